@@ -1,0 +1,53 @@
+# Two commands do everything, each from a fresh clone:  make run   make test
+# They need Python 3.11 or newer, git and make. `make help` lists the rest.
+
+# The first of these that is installed. Another one: make PYTHON=/path/to/python3.12 run
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PY := .venv/bin/python
+WORKSHOP := $(PY) -m workshop_lib
+ARGS ?=
+
+.PHONY: run test lab check stop reset lint format notebooks benchmarks clean help venv
+
+run: venv  ## the main job: every notebook, headless; then open results/latest/index.html
+	@$(WORKSHOP) run $(ARGS)
+
+test: venv  ## format, lint, types, and every test, the notebooks included
+	@$(MAKE) --no-print-directory lint
+	@$(PY) -m pytest $(ARGS)
+
+lab: venv  ## JupyterLab on the notebooks, with the engines running
+	@$(WORKSHOP) lab $(ARGS)
+
+check: venv  ## is everything reachable?
+	@$(WORKSHOP) check $(ARGS)
+
+stop: venv  ## stop the local engines
+	@$(WORKSHOP) stop
+
+reset: venv  ## stop the local engines and delete their data
+	@$(WORKSHOP) reset
+
+lint: venv  ## format, lint and types only
+	@$(PY) -m ruff format --check --quiet . || { echo "Not formatted. 'make format' does it."; exit 1; }
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m mypy
+
+format: venv  ## put the code into the project's format
+	@$(PY) -m ruff check --fix --quiet --select I .
+	@$(PY) -m ruff format --quiet .
+
+benchmarks: venv  ## speed, as paired ratios (not part of the tests)
+	@$(PY) -m pytest tests/benchmarks -p no:cacheprovider -q -s $(ARGS)
+
+clean: venv  ## stop the engines, delete their data, the results and the environment
+	@$(WORKSHOP) reset --yes
+	@rm -rf .venv .venv.lock results build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+help:
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+venv:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Install one, or name it: make PYTHON=/path/to/python3 run" >&2; exit 1; }
+	@"$(PYTHON)" scripts/bootstrap.py

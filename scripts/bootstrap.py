@@ -1,0 +1,84 @@
+"""Make `.venv` ready: a virtual environment with the pinned packages, built once, by one builder.
+
+Needs the standard library only, because it runs before anything is installed.
+Run by the Makefile: `python3 scripts/bootstrap.py`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+OLDEST = (3, 11)
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "ready"
+
+
+def main() -> int:
+    """Build the environment unless it is already what the pinned files ask for.
+
+    Returns an exit code.
+    """
+    if sys.version_info < OLDEST:
+        return fail(
+            f"Python {sys.version.split()[0]} is too old: the workshop needs 3.11 or newer. "
+            "Name a newer one: make PYTHON=/path/to/python3.12 run"
+        )
+    try:
+        with (ROOT / ".venv.lock").open("w") as lock:
+            # Two commands in a fresh clone would otherwise build the same folder at the same time.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return 0 if STAMP.is_file() and STAMP.read_text() == wanted() else build()
+    except OSError as error:
+        return fail(
+            f"The folder {ROOT} cannot be written ({error}). Clone into a folder of your own."
+        )
+
+
+def wanted() -> str:
+    """What the environment was made from: it changes with a pin, the Python or the place."""
+    digest = hashlib.sha256()
+    for name in ("pyproject.toml", "constraints.txt"):
+        digest.update((ROOT / name).read_bytes())
+    return f"{digest.hexdigest()} {sys.version_info[:3]} {VENV}\n"
+
+
+def build() -> int:
+    """Create the environment and install into it. Returns an exit code."""
+    print(
+        f"Setting up {VENV.name} with Python {sys.version.split()[0]} (once; a few minutes) …",
+        flush=True,
+    )
+    shutil.rmtree(VENV, ignore_errors=True)
+    if subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=False).returncode != 0:
+        return fail(
+            "Python could not create a virtual environment. On Debian and Ubuntu the venv module "
+            "is a package of its own: apt install python3-venv"
+        )
+    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
+    # No proxy for the build tool: setuptools is pinned like everything else.
+    environment = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
+    install = [*pip, "--editable", f"{ROOT}[test]"]
+    if subprocess.run(install, env=environment, check=False).returncode != 0:
+        return fail(
+            "pip could not install the packages (its message is above). Is there a network?"
+        )
+    STAMP.write_text(wanted())
+    return 0
+
+
+def fail(message: str) -> int:
+    """Say what went wrong. Returns the exit code for it."""
+    print(message, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,599 @@
+"""What goes into the cache comes out again, type and value; anything else is noticed."""
+
+import struct
+import zlib
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
+from enum import IntEnum, StrEnum
+from io import BytesIO
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings, strategies as st
+
+from workshop_lib.cache.codec import (
+    MAX_DEPTH,
+    CorruptEntry,
+    Entry,
+    Uncacheable,
+    canonical,
+    decode,
+    decode_value,
+    encode,
+    encode_value,
+)
+
+quick = settings(max_examples=60, deadline=None)
+
+# --- every supported type ---
+
+offsets = st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, minutes=59))
+zones = st.one_of(
+    st.none(),
+    st.just(UTC),
+    st.builds(timezone, offsets),
+    st.builds(timezone, offsets, st.text(max_size=5)),
+    st.sampled_from(["UTC", "Europe/Berlin", "America/New_York"]).map(ZoneInfo),
+)
+
+
+def in_a_zone(moment: Any, zone: tzinfo | None, fold: int) -> Any:
+    return moment.replace(tzinfo=zone, fold=fold)
+
+
+folds = st.integers(0, 1)
+by_type: dict[str, st.SearchStrategy[object]] = {
+    "None": st.none(),
+    "bool": st.booleans(),
+    "int": st.integers() | st.integers(-(2**65), 2**65) | st.just(-(2**63)) | st.just(2**64 - 1),
+    "float": st.floats(),
+    "Decimal": st.decimals()
+    | st.builds(
+        lambda *parts: Decimal(parts),
+        folds,
+        st.lists(st.integers(0, 9), max_size=30).map(tuple),
+        st.integers(-40, 40) | st.sampled_from(["n", "N"]),
+    ),
+    "str": st.text(),
+    "bytes": st.binary(),
+    "date": st.dates(),
+    "time": st.builds(in_a_zone, st.times(), zones, folds),
+    "datetime": st.builds(in_a_zone, st.datetimes(), zones, folds),
+    "timedelta": st.timedeltas(),
+    "UUID": st.uuids(),
+}
+scalars = st.one_of(*by_type.values())
+hashable = scalars.filter(lambda value: not (type(value) is Decimal and value.is_snan()))
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(hashable, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> Entry:
+    """Draw an answer whose columns are each of one type and None, or of any types."""
+    kinds = draw(st.lists(st.sampled_from([*by_type.values(), values]), max_size=5))
+    rows = draw(st.lists(st.tuples(*(st.none() | kind for kind in kinds)), max_size=6))
+    names = draw(st.tuples(*(st.text(max_size=8) for _ in kinds)))
+    seconds = st.floats(0, 1e10)
+    return Entry(names, rows, draw(seconds), draw(seconds))
+
+
+def exactly(value: object) -> object:
+    """Return what is equal only for values of the same type that nothing could tell apart."""
+    if type(value) in (list, tuple):
+        return type(value), [exactly(part) for part in value]  # type: ignore[attr-defined]
+    if type(value) is dict:
+        return dict, [(exactly(key), exactly(item)) for key, item in value.items()]
+    if type(value) is float:
+        return float, struct.pack(">d", value)
+    return type(value), repr(value)  # a datetime's repr shows fold, zone and the zone's name
+
+
+def entry_of(*column: object) -> Entry:
+    return Entry(("it",), [(value,) for value in column], 0.25, 1_700_000_000.5)
+
+
+def forged(frame: bytes, body: bytes) -> bytes:
+    """Return the body under the frame's own header, with a checksum that fits."""
+    return frame[:4] + zlib.crc32(body).to_bytes(4, "little") + body
+
+
+ENTRY = encode(entry_of(1))
+VALUE = encode_value(1)
+
+EXAMPLES = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    2**63 - 1,
+    -(2**63),
+    2**64 - 1,
+    2**64,
+    -(2**63) - 1,
+    10**1000,
+    1.0,
+    -0.0,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    5e-324,
+    Decimal("12.50"),
+    Decimal("-0"),
+    Decimal("0E-10"),
+    Decimal("1E+500000"),
+    Decimal("NaN"),
+    Decimal("sNaN"),
+    Decimal("-NaN123"),
+    Decimal("-Infinity"),
+    "",
+    "Zürich Ω 日本語 🪐 مرحبا",
+    "\x00\n",
+    "2024-01-01",
+    "12.50",
+    b"",
+    b"\x00\xff",
+    date(1, 1, 1),
+    date(9999, 12, 31),
+    time(23, 59, 59, 999999),
+    time(1, 2, tzinfo=UTC),
+    time(1, 2, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
+    datetime(1, 1, 1),  # noqa: DTZ001 - a naive one is a value of its own
+    datetime(2024, 2, 29, 12, 0, 0, 1),  # noqa: DTZ001
+    datetime(2024, 10, 27, 2, 30, fold=1),  # noqa: DTZ001
+    datetime.min.replace(tzinfo=UTC),
+    datetime.max.replace(tzinfo=UTC),
+    datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+    datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=5, minutes=45))),
+    datetime(2024, 1, 1, tzinfo=timezone(timedelta(seconds=-1, microseconds=1))),
+    datetime(2024, 1, 1, tzinfo=timezone(timedelta(0), "Zulu")),
+    datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
+    datetime(2024, 1, 1, tzinfo=ZoneInfo("UTC")),
+    timedelta.min,
+    timedelta.max,
+    timedelta(microseconds=-1),
+    UUID(int=0),
+    UUID(int=2**128 - 1),
+    [],
+    (),
+    {},
+    [1, [2.5, (None, {"a": [Decimal("1.0")]})]],
+    (date(2024, 1, 1), b"x"),
+    {"b": 1, "a": 2, 3: "three", None: (), Decimal("1.5"): [], date(2024, 1, 1): True},
+    ["list", [1]],
+]
+
+
+@pytest.mark.parametrize("value", EXAMPLES, ids=lambda value: f"{value!r:.40}")
+def test_a_column_brings_back(value: object) -> None:
+    (row,) = decode(encode(entry_of(value))).rows
+    assert exactly(row) == exactly((value,))
+
+
+@pytest.mark.parametrize("value", EXAMPLES, ids=lambda value: f"{value!r:.40}")
+def test_a_single_value_comes_back(value: object) -> None:
+    assert exactly(decode_value(encode_value(value))) == exactly(value)
+
+
+def test_a_column_of_every_type_mixed_comes_back() -> None:
+    entry = entry_of(*EXAMPLES)
+    assert exactly(decode(encode(entry)).rows) == exactly(entry.rows)
+
+
+@quick
+@given(entries())
+def test_any_answer_comes_back(entry: Entry) -> None:
+    back = decode(encode(entry))
+    assert exactly(back.rows) == exactly(entry.rows)
+    assert (back.columns, back.cost_seconds, back.created_at) == (
+        entry.columns,
+        entry.cost_seconds,
+        entry.created_at,
+    )
+
+
+@pytest.mark.parametrize("kind", by_type)
+def test_any_column_of_one_type_comes_back(kind: str) -> None:
+    @settings(max_examples=40, deadline=None)
+    @given(st.lists(by_type[kind] | st.none()))
+    def comes_back(column: list[object]) -> None:
+        entry = entry_of(*column)
+        assert exactly(decode(encode(entry)).rows) == exactly(entry.rows)
+
+    comes_back()
+
+
+@quick
+@given(values)
+def test_any_single_value_comes_back(value: object) -> None:
+    assert exactly(decode_value(encode_value(value))) == exactly(value)
+
+
+def test_an_answer_without_rows_keeps_its_columns() -> None:
+    entry = Entry(("id", "name"), [], 0.1, 2.0)
+    assert decode(encode(entry)) == entry
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_an_answer_without_columns_keeps_its_count_of_rows(count: int) -> None:
+    entry = Entry((), [()] * count, 0.1, 2.0)
+    assert decode(encode(entry)) == entry
+
+
+def test_two_columns_may_share_a_name() -> None:
+    entry = Entry(("n", "n"), [(1, "a")], 0.1, 2.0)
+    assert decode(encode(entry)) == entry
+
+
+def test_500_rows_with_some_none_take_about_half_of_what_they_take_as_json() -> None:
+    columns = ("id", "name", "email", "price", "hired", "active")
+    rows: list[tuple[object, ...]] = [
+        (i, f"user-{i}", f"{i}@example.com", Decimal(i) / 4, date(2024, 1, 1), i % 2 == 0)
+        for i in range(498)
+    ]
+    rows += [(498, "a", None, None, None, None), (499, "b", None, None, None, None)]
+    as_json = msgspec.json.encode([dict(zip(columns, row, strict=True)) for row in rows])
+    assert len(encode(Entry(columns, rows, 0.1, 2.0))) < 0.55 * len(as_json)
+
+
+# --- what would not come back ---
+
+
+class Planet(IntEnum):
+    """A whole number with a name."""
+
+    EARTH = 3
+
+
+class Colour(StrEnum):
+    """A text with a name."""
+
+    RED = "red"
+
+
+class Nickname(str):
+    """A text with a class of its own."""
+
+    __slots__ = ()
+
+
+class Local(tzinfo):
+    """A zone that only its own program knows."""
+
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        return timedelta(hours=1)
+
+    def dst(self, _: datetime | None) -> timedelta:
+        return timedelta(0)
+
+    def tzname(self, _: datetime | None) -> str:
+        return "Local"
+
+
+Point = namedtuple("Point", "x y")
+
+STRANGERS = [
+    Planet.EARTH,
+    Colour.RED,
+    Nickname("Al"),
+    Point(1, 2),
+    OrderedDict(a=1),
+    np.int64(1),
+    np.float64(1.0),
+    pd.Timestamp("2024-01-01"),
+    pd.NaT,
+    bytearray(b"x"),
+    memoryview(b"x"),
+    {1},
+    frozenset({1}),
+    1j,
+    range(3),
+    object(),
+    int,
+    datetime(2024, 1, 1, tzinfo=Local()),
+    "half a pair: \ud83e",
+]
+
+
+@pytest.mark.parametrize("nest", [lambda v: v, lambda v: [v], lambda v: {"k": (v,)}])
+@pytest.mark.parametrize("stranger", STRANGERS, ids=lambda value: type(value).__name__)
+def test_a_value_that_would_come_back_as_something_else_is_refused(
+    stranger: object, nest: Callable[[object], object]
+) -> None:
+    with pytest.raises(Uncacheable):
+        encode_value(nest(stranger))
+
+
+@pytest.mark.parametrize("neighbour", [None, 1, "a"])
+@pytest.mark.parametrize("stranger", STRANGERS, ids=lambda value: type(value).__name__)
+def test_one_such_value_in_a_column_is_refused(stranger: object, neighbour: object) -> None:
+    with pytest.raises(Uncacheable):
+        encode(entry_of(neighbour, stranger, neighbour))
+
+
+def test_the_refusal_names_the_column_and_the_type() -> None:
+    entry = Entry(("id", "price"), [(1, np.float64(2.5))], 0.1, 2.0)
+    with pytest.raises(Uncacheable, match=r"Column 'price' holds a numpy\.float64.*Turn it into"):
+        encode(entry)
+
+
+def test_the_refusal_of_half_a_surrogate_pair_names_the_column() -> None:
+    with pytest.raises(Uncacheable, match=r"Column 'it' cannot be encoded.*surrogate"):
+        encode(entry_of("\ud800"))
+
+
+def test_a_column_name_that_is_no_text_is_refused() -> None:
+    with pytest.raises(Uncacheable, match="column's name"):
+        encode(Entry(("\ud800",), [(1,)], 0.1, 2.0))
+
+
+def test_a_zone_without_a_name_is_refused() -> None:
+    counts = struct.pack(">6l", 0, 0, 0, 0, 1, 4)
+    file = BytesIO(b"TZif" + bytes(16) + counts + bytes(6) + b"UTC\0")
+    with pytest.raises(Uncacheable, match="ZoneInfo"):
+        encode_value(datetime(2024, 1, 1, tzinfo=ZoneInfo.from_file(file)))
+
+
+def test_rows_that_are_not_plain_tuples_are_refused() -> None:
+    with pytest.raises(Uncacheable, match=r"row is a .*Point"):
+        encode(Entry(("x", "y"), [(1, 2), Point(1, 2)], 0.1, 2.0))
+
+
+@pytest.mark.parametrize("rows", [[(1,)], [(1, 2), (1, 2, 3)], [(1, 2), ()]])
+def test_rows_of_another_width_than_the_columns_are_refused(rows: list[tuple[int, ...]]) -> None:
+    with pytest.raises(Uncacheable, match="where there are 2 columns"):
+        encode(Entry(("a", "b"), [*rows], 0.1, 2.0))
+
+
+def nested(levels: int, wrap: Callable[[object], object]) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = wrap(value)
+    return value
+
+
+WRAPS = [lambda v: [v], lambda v: (v,), lambda v: {"k": v}]
+
+
+@pytest.mark.parametrize("wrap", WRAPS, ids=["list", "tuple", "dict"])
+def test_nesting_within_the_limit_comes_back(wrap: Callable[[object], object]) -> None:
+    value = nested(MAX_DEPTH, wrap)
+    assert decode_value(encode_value(value)) == value
+
+
+@pytest.mark.parametrize("wrap", WRAPS, ids=["list", "tuple", "dict"])
+def test_absurd_nesting_is_refused(wrap: Callable[[object], object]) -> None:
+    with pytest.raises(Uncacheable, match="nested more than"):
+        encode(entry_of(nested(100_000, wrap)))
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    loop: dict[str, object] = {}
+    loop["self"] = [loop]
+    with pytest.raises(Uncacheable, match="contains itself"):
+        encode_value(loop)
+
+
+# --- what is not a frame ---
+
+
+@pytest.mark.parametrize("read", [decode, decode_value])
+@given(data=st.binary())
+def test_foreign_bytes_are_corrupt(read: Callable[[bytes], object], data: bytes) -> None:
+    with pytest.raises(CorruptEntry):
+        read(data)
+
+
+@pytest.mark.parametrize("read", [decode, decode_value])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xc1", b"null", b"[[1]]", b"\x80\x04K\x01.", msgspec.msgpack.encode([[1]])],
+    ids=["nothing", "one byte", "JSON null", "JSON", "pickle", "MessagePack"],
+)
+def test_what_other_programs_write_is_corrupt(read: Callable[[bytes], object], data: bytes) -> None:
+    with pytest.raises(CorruptEntry, match="Delete the key"):
+        read(data)
+
+
+@quick
+@given(entries(), st.data())
+def test_a_truncated_entry_is_corrupt(entry: Entry, data: st.DataObject) -> None:
+    frame = encode(entry)
+    with pytest.raises(CorruptEntry):
+        decode(frame[: data.draw(st.integers(0, len(frame) - 1))])
+
+
+@quick
+@given(entries(), st.data())
+def test_one_flipped_bit_is_noticed(entry: Entry, data: st.DataObject) -> None:
+    frame = bytearray(encode(entry))
+    bit = data.draw(st.integers(0, len(frame) * 8 - 1))
+    frame[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(CorruptEntry):
+        decode(bytes(frame))
+
+
+@quick
+@given(values, st.binary(min_size=1))
+def test_bytes_after_the_end_are_noticed(value: object, rest: bytes) -> None:
+    with pytest.raises(CorruptEntry):
+        decode_value(encode_value(value) + rest)
+
+
+def test_another_version_is_corrupt() -> None:
+    frame = ENTRY[:3] + bytes([ENTRY[3] + 1]) + ENTRY[4:]
+    with pytest.raises(CorruptEntry, match="another version"):
+        decode(frame)
+
+
+def test_an_answer_is_not_a_value() -> None:
+    with pytest.raises(CorruptEntry, match="The bytes begin with"):
+        decode_value(ENTRY)
+
+
+def test_a_value_is_not_an_answer() -> None:
+    with pytest.raises(CorruptEntry, match="The bytes begin with"):
+        decode(VALUE)
+
+
+# --- forged frames: the checksum fits ---
+
+
+def forged_entry(names: list[str], *columns: tuple[str, object]) -> bytes:
+    body = [names, 0.1, 2.0, [[name, msgspec.msgpack.encode(data)] for name, data in columns]]
+    return forged(ENTRY, msgspec.msgpack.encode(body))
+
+
+def test_the_forger_of_these_tests_can_make_a_good_entry() -> None:
+    entry = Entry(("a", "b"), [(1, "x")], 0.1, 2.0)
+    assert decode(forged_entry(["a", "b"], ("int", [1]), ("str", ["x"]))) == entry
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        forged_entry(["a", "b"], ("int", [1, 2]), ("int", [1])),
+        forged_entry(["a", "b"], ("int", [1])),
+        forged_entry(["a"], ("int", [1]), ("int", [2])),
+        forged_entry(["a"], ("int", ["1"])),
+        forged_entry(["a"], ("complex", [1])),
+        forged_entry(["a"], ("tagged", [["date", "yesterday"]])),
+        forged(ENTRY, msgspec.msgpack.encode([["a"], 0.1])),
+        forged(ENTRY, b""),
+    ],
+    ids=[
+        "columns of two lengths",
+        "a column too few",
+        "a column too many",
+        "a column of another type",
+        "a column of an unknown type",
+        "a value that is none",
+        "an unfinished body",
+        "no body",
+    ],
+)
+def test_an_answer_that_does_not_add_up_is_corrupt(frame: bytes) -> None:
+    with pytest.raises(CorruptEntry):
+        decode(frame)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        ["no such type", 1],
+        ["date", "2024-02-30"],
+        ["Decimal", "twelve"],
+        ["UUID", b"short"],
+        ["timedelta", [10**12, 0, 0]],
+        ["ZoneInfo", "Mars/Olympus_Mons"],
+        ["ZoneInfo", "../../etc/passwd"],
+        ["ZoneInfo", "Europe"],
+        ["timezone", [10**15, "far"]],
+        ["time", ["00:00:00", 0, 1]],
+        ["dict", [[["list", []], 1]]],
+        ["dict", [[1]]],
+        ["list", 1],
+        [1, 2, 3],
+        [[], 1],
+        {},
+    ],
+    ids=repr,
+)
+def test_a_value_that_none_of_the_types_has_is_corrupt(packed: object) -> None:
+    with pytest.raises(CorruptEntry):
+        decode_value(forged(VALUE, msgspec.msgpack.encode(packed)))
+
+
+def deep_on_the_wire(levels: int) -> bytes:
+    return b"\x92\xa4list\x91" * levels + b"\xc0"
+
+
+@pytest.mark.parametrize("body", [b"\x91" * 10**6 + b"\xc0", deep_on_the_wire(10**5)])
+def test_absurd_nesting_on_the_wire_is_corrupt(body: bytes) -> None:
+    with pytest.raises(CorruptEntry):
+        decode_value(forged(VALUE, body))
+
+
+@quick
+@given(values, st.data())
+def test_any_damage_under_a_fitting_checksum_raises_corrupt_or_nothing(
+    value: object, data: st.DataObject
+) -> None:
+    body = bytearray(encode_value(value)[8:])
+    body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        decode_value(forged(VALUE, bytes(body)))
+    except CorruptEntry:
+        return
+
+
+# --- bytes for keys ---
+
+
+def test_every_example_has_canonical_bytes_of_its_own() -> None:
+    assert len({canonical(value) for value in EXAMPLES}) == len(EXAMPLES)
+
+
+LOOKALIKES = [
+    1,
+    True,
+    1.0,
+    "1",
+    b"1",
+    Decimal(1),
+    Decimal("1.0"),
+    [1],
+    (1,),
+    {"1": 1},
+    {1: 1},
+    "None",
+    None,
+    "[1]",
+    date(1, 1, 1),
+    datetime(1, 1, 1),  # noqa: DTZ001
+    datetime(1, 1, 1, tzinfo=UTC),
+]
+
+
+def test_values_that_look_alike_have_canonical_bytes_of_their_own() -> None:
+    assert len({canonical(value) for value in LOOKALIKES}) == len(LOOKALIKES)
+
+
+@quick
+@given(values, values)
+def test_two_values_share_canonical_bytes_only_if_nothing_tells_them_apart(
+    one: object, other: object
+) -> None:
+    assume(exactly(one) != exactly(other))
+    assert canonical([one]) != canonical([other])
+
+
+@quick
+@given(st.dictionaries(hashable, values, min_size=2), st.randoms())
+def test_the_order_of_a_dict_does_not_change_its_canonical_bytes(
+    value: dict[object, object], random: Any
+) -> None:
+    items = list(value.items())
+    random.shuffle(items)
+    assert canonical({"p": dict(items)}) == canonical({"p": value})
+
+
+@pytest.mark.parametrize("stranger", STRANGERS, ids=lambda value: type(value).__name__)
+def test_a_value_that_cannot_be_kept_cannot_be_part_of_a_key(stranger: object) -> None:
+    with pytest.raises(Uncacheable, match="A part of the key"):
+        canonical((stranger,))

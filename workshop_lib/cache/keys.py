@@ -1,0 +1,115 @@
+"""Build every key that the workshop puts into the cache.
+
+A key reads from the general to the particular, as the field writes them, with colons between:
+namespace, version of the key's format, what is kept, which one.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import TypeAlias
+from uuid import UUID
+
+from workshop_lib.cache.codec import canonical
+
+Params: TypeAlias = Mapping[str, object] | Sequence[object] | None
+"""A query's parameters: by name, by position, or none."""
+
+_VERSION = "v1"  # raise it when a key is built differently: old entries are then never found
+_QUERY = "query"
+_PLAIN_NAME = r"(?!-?\d+$)[A-Za-z0-9_-]{1,40}"
+
+
+def query_key(namespace: str, sql: str, params: Params = None, *, scope: str = "") -> str:
+    """Return the key of a query's answer: the same for the same text, parameters and scope.
+
+    `scope` tells apart what the text does not: the database, the schema, or the role that asks.
+
+    >>> query_key("workshop", "SELECT * FROM users WHERE user_id = %s", (7,))
+    'workshop:v1:query:select-from-users-where-user-id:060611fe7fadc7c1439f771a5073ef4c'
+
+    Raises ValueError for a bad namespace, TypeError for a parameter that cannot be told apart from
+    others by its type and value.
+    """
+    # Only the ends are stripped: white space within may belong to a literal, as in 'New  York'.
+    text = sql.strip()
+    identity = canonical((scope, text, _plain(params)))
+    return f"{_prefix(namespace)}:{_QUERY}:{_slug(text)}:{_digest(identity)}"
+
+
+def record_key(namespace: str, table: str, *primary_key: object) -> str:
+    """Return the key of one record of a table.
+
+    Whole numbers, short plain names and UUIDs stand in it to be read; anything else as its type
+    and a digest, so that no two records share a key.
+
+    >>> record_key("workshop", "planet", 3)
+    'workshop:v1:planet:3'
+
+    Raises ValueError for a bad namespace or no primary key, TypeError as `query_key` does.
+    """
+    if not primary_key:
+        raise ValueError(
+            f"A record of {table!r} has no key without its primary key. Pass its value, as in "
+            f"record_key(namespace, {table!r}, 3)."
+        )
+    return ":".join((_prefix(namespace), _part(table), *map(_part, primary_key)))
+
+
+def match_all(namespace: str) -> str:
+    """Return the pattern by which SCAN finds the namespace's keys, and no others.
+
+    >>> match_all("workshop")
+    'workshop:v1:*'
+
+    Raises ValueError for a bad namespace.
+    """
+    return f"{_prefix(namespace)}:*"  # nothing to escape: a namespace holds no glob character
+
+
+def _prefix(namespace: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", namespace):
+        raise ValueError(
+            f"{namespace!r} cannot be a namespace: it would make keys ambiguous or hard to type. "
+            "Use 1 to 40 of the letters A-Z and a-z, digits, _ and -."
+        )
+    return f"{namespace}:{_VERSION}"
+
+
+def _plain(params: Params) -> object:
+    """Return the parameters as a dict, a tuple or None, as the driver treats them."""
+    if params is None:
+        return None
+    if isinstance(params, Mapping):
+        return dict(params)
+    if isinstance(params, Sequence) and not isinstance(params, str | bytes | bytearray):
+        return tuple(params)
+    raise TypeError(
+        f"A {type(params).__name__} cannot be a query's parameters. Pass a tuple, a list or a "
+        "dict; one value alone is a tuple too, as in (7,)."
+    )
+
+
+@lru_cache(maxsize=1024)  # a workshop has few texts and asks for their keys at every read
+def _slug(sql: str) -> str:
+    """Return what a person can read of the SQL: lower case and hyphens, at most 40 characters."""
+    without_placeholders = re.sub(r"%(\(\w+\))?s", " ", sql)
+    words = re.findall(r"[a-z0-9]+", without_placeholders.lower())
+    return "-".join(words)[:40].rstrip("-") or "sql"
+
+
+def _part(value: object) -> str:
+    """Return what stands for the value between two colons: never the same for another value."""
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return str(value)
+    # Digits alone would read as the number, and a table `query` as the other kind of key.
+    if type(value) is str and value != _QUERY and re.fullmatch(_PLAIN_NAME, value):
+        return value
+    if type(value) is UUID:
+        return f"UUID~{value}"
+    return f"{type(value).__name__}~{_digest(canonical(value))}"
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()

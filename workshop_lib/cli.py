@@ -1,0 +1,195 @@
+"""The `workshop` command: thin, each command calls one room."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from workshop_lib.errors import WorkshopError
+from workshop_lib.settings import CHECKOUT, load_settings
+
+
+class _Commands(click.Group):
+    """Turns the workshop's own errors into one clear message and exit code 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except WorkshopError as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """How a cache in front of a database really behaves: run, check and control the workshop."""
+    # A plain `kill` should clean up like Ctrl-C does.
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+@click.option("--size", type=click.Choice(["quick", "full"]), default="quick", show_default=True,
+              help="how much each notebook does")  # fmt: skip
+@click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE",
+              help="a notebook's parameter; may be repeated")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1, 16), default=1, show_default=True,
+              help="notebooks at the same time; more than one disturbs the figures")  # fmt: skip
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path),
+              help="folder for the results  [default: a new one below results/]")  # fmt: skip
+def run(
+    names: tuple[str, ...],
+    size: str,
+    parameters: tuple[str, ...],
+    workers: int,
+    out: Path | None,
+) -> None:
+    """Run notebooks headless (all, or the NAMED ones: 02 or 02_cache_a_query)."""
+    from workshop_lib import report, runner, services
+
+    chosen = runner.choose(names, runner.find_notebooks())
+    runner.parse_parameters(parameters, chosen)
+    with services.session(load_settings().values):
+        outcomes, folder = runner.run(
+            names,
+            size=size,
+            parameters=parameters,
+            workers=workers,
+            out=out,
+            say=click.echo,
+            progress=sys.stderr.isatty(),
+        )
+        page = report.write_report(folder)
+    failed = sum(not outcome.ok for outcome in outcomes)
+    shown = runner.RESULTS / "latest" / "index.html" if out is None else page
+    click.echo(f"{len(outcomes) - failed} of {len(outcomes)} passed. Report: {_near(shown)}")
+    sys.exit(1 if failed else 0)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="machine-readable")
+def check(as_json: bool) -> None:
+    """Check Python, settings and every service; exit code 1 if any check fails."""
+    from workshop_lib.checks import Check, check_deployment
+
+    def show(one: Check) -> None:
+        colour = {True: "green", False: "red", None: "yellow"}[one.ok]
+        mark = click.style(one.mark, fg=colour)
+        click.echo(f"{mark} {one.name:<42} {one.seconds * 1000:6.0f} ms  {one.detail}")
+        if one.advice:
+            click.echo(f"    what to do: {one.advice}")
+
+    report = check_deployment(
+        on_check=(lambda _: None) if as_json else show, workshop_linger_seconds=0.0
+    )
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    sys.exit(0 if report.ok else 1)
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("jupyter_options", nargs=-1, type=click.UNPROCESSED)
+def lab(jupyter_options: tuple[str, ...]) -> None:
+    """Open JupyterLab on the notebooks, with the engines running (options go to JupyterLab)."""
+    from workshop_lib import services
+
+    words = [sys.executable, "-m", "jupyterlab", f"--notebook-dir={CHECKOUT / 'notebooks'}"]
+    if os.geteuid() == 0:
+        words.append("--allow-root")
+    # The kernels of this JupyterLab need not keep the engines alive: this command does.
+    environment = {
+        **os.environ,
+        "WORKSHOP_LINGER_SECONDS": "0",
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
+    with services.session(load_settings().values) as endpoints:
+        click.echo(f"Services: {', '.join(e.label for e in endpoints.all)}. Ctrl-C ends it all.")
+        process = subprocess.Popen([*words, *jupyter_options], env=environment)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            # JupyterLab got the same Ctrl-C; a second signal ends it without its question.
+            process.terminate()
+            code = process.wait()
+    sys.exit(0 if code in {0, -signal.SIGTERM} else code)
+
+
+@main.command()
+def status() -> None:
+    """Show the local engines and who uses them."""
+    from workshop_lib.services import embedded
+    from workshop_lib.services.state import state_folder
+
+    found = embedded.status(state_folder(load_settings().values.workshop_state_dir))
+    if found.keeper_pid is None:
+        click.echo(f"The local engines are not running (their state: {found.folder}).")
+        return
+    for engine in found.engines:
+        place = f"127.0.0.1:{engine.port}  pid {engine.pid}" if engine.port else engine.message
+        kind = "  (emulation)" if engine.emulated else ""
+        click.echo(f"{engine.name:<10} {engine.status:<7} {place}{kind}")
+    click.echo(f"used by: {', '.join(found.users) or 'nobody; they will end by themselves'}")
+    click.echo(f"state:   {found.folder}")
+
+
+@main.command()
+def stop() -> None:
+    """Stop the local engines, whoever uses them; their data stays."""
+    from workshop_lib.services import embedded
+    from workshop_lib.services.state import state_folder
+
+    stopped = embedded.stop(state_folder(load_settings().values.workshop_state_dir))
+    click.echo("The local engines are stopped." if stopped else "No local engines were running.")
+
+
+@main.command()
+@click.option("--yes", is_flag=True, help="do not ask")
+def reset(yes: bool) -> None:
+    """Delete what the workshop made: local engines and data, and its own part of your services."""
+    from workshop_lib.services import embedded
+    from workshop_lib.services.state import state_folder
+    from workshop_lib.workshop import wipe_namespace
+
+    settings = load_settings().values
+    own = settings.uses_external
+    folder = state_folder(settings.workshop_state_dir)
+    what = f"the local engines and their data in {folder.path}"
+    if own:
+        what = (
+            f"schema, keys and objects named {settings.workshop_namespace!r} in {own}; and {what}"
+        )
+    if not yes:
+        click.confirm(f"Delete {what}?", abort=True)
+    if own:
+        gone = wipe_namespace(settings.workshop_namespace)
+        click.echo(", ".join(f"{count} {kind}" for kind, count in gone.items()) + " deleted.")
+    embedded.reset(folder)
+    click.echo("Reset. The next run starts afresh.")
+
+
+@main.command()
+def env() -> None:
+    """Print shell exports for the services: eval "$(workshop env)"; psql "$DATABASE_URL"."""
+    from workshop_lib import services
+
+    settings = load_settings().values
+    endpoints = services.resolve(settings)
+    for name, value in services.exports(settings, endpoints).items():
+        click.echo(f"export {name}={shlex.quote(value)}")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+def _near(path: Path) -> str:
+    return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)

@@ -1,0 +1,335 @@
+"""The database as a notebook uses it: a pool of connections, queries, transactions that retry."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import psycopg2
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection, cursor as Cursor
+from psycopg2.extras import execute_values, register_uuid
+from sqlalchemy import event
+from sqlalchemy.exc import InvalidatePoolError, TimeoutError as QueueTimeout
+from sqlalchemy.pool import QueuePool
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_fixed,
+    wait_random_exponential,
+)
+
+from workshop_lib.dsql import CONNECTION_LIFE_S, MAX_ROWS_PER_TRANSACTION, is_conflict
+from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError
+from workshop_lib.rows import Params, Row, Rows
+from workshop_lib.services import DatabaseEndpoint
+
+T = TypeVar("T")
+Query = str | sql.Composable
+
+CONFLICT_ATTEMPTS = 10
+CONFLICT_WAIT_S = 0.005
+CONFLICT_WAIT_MAX_S = 0.25
+COMING_UP_S = 2.0
+"""How long a server that refuses connections may take to come (back) up."""
+RECYCLE_S = CONNECTION_LIFE_S * 5 // 6
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStats:
+    """Counters since the database object was made.
+
+    Attributes:
+        queries: statements sent by `query`.
+        transactions: committed by `run_transaction`.
+        conflicts: attempts that a concurrent transaction made void.
+        connections: opened.
+
+    """
+
+    queries: int = 0
+    transactions: int = 0
+    conflicts: int = 0
+    connections: int = 0
+
+
+class Database:
+    """A pooled PostgreSQL or Aurora DSQL database, seen through one schema.
+
+    Args:
+        endpoint: where it is.
+        schema: the schema that unqualified table names refer to.
+        pool_min: connections kept open when nobody uses them.
+        pool_max: connections open at most.
+        pool_timeout_s: longest wait for a free connection, seconds.
+
+    """
+
+    def __init__(
+        self,
+        endpoint: DatabaseEndpoint,
+        schema: str = "workshop",
+        *,
+        pool_min: int = 5,
+        pool_max: int = 30,
+        pool_timeout_s: float = 30.0,
+    ) -> None:
+        self.endpoint = endpoint
+        self.schema = schema
+        self._limits = (pool_max, pool_timeout_s)
+        self._counts = Counter[str]()
+        self._counts_lock = threading.Lock()
+        self._pool = QueuePool(
+            self.connect,  # type: ignore[arg-type]  # a psycopg2 connection is a DBAPI connection
+            pool_size=pool_min,
+            max_overflow=pool_max - pool_min,
+            timeout=pool_timeout_s,
+            recycle=RECYCLE_S,
+        )
+        # A connection that broke is replaced; the pool need not log a traceback about it as well.
+        logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+        event.listen(self._pool, "checkout", _refuse_dead)
+
+    @property
+    def identity(self) -> str:
+        """Which database and schema this is, stable over restarts and new ports."""
+        return f"{self.endpoint.identity}/{self.schema}"
+
+    def query(self, statement: Query, params: Params = None) -> Rows:
+        """Run one statement in a transaction of its own.
+
+        Args:
+            statement: SQL with %s or %(name)s placeholders.
+            params: the values for them.
+
+        Returns:
+            The rows; none for a statement that returns nothing.
+
+        Raises:
+            psycopg2.Error: the database refused the statement.
+            PoolTimeoutError, ServiceUnreachableError: there was no connection to run it on.
+
+        """
+        started = time.perf_counter()
+        with self.connection() as connection, connection.cursor() as cursor:
+            cursor.execute(statement, params)
+            columns, rows = _fetch(cursor)
+        self._count("queries")
+        return Rows(columns, rows, time.perf_counter() - started)
+
+    def run_transaction(self, work: Callable[[Cursor], T]) -> T:
+        """Run `work` in one transaction and commit it; run it again after a conflict.
+
+        Aurora DSQL finds conflicts when a transaction commits, so everything in it may have to
+        happen again: `work` must do nothing but talk to the database, through the cursor it gets.
+        At most 10 attempts, with random waits that grow from 5 to 250 ms.
+
+        Returns:
+            What `work` returned in the attempt that was committed.
+
+        Raises:
+            psycopg2.Error: any other database error, or the conflict of the last attempt.
+
+        """
+        for attempt in Retrying(
+            retry=retry_if_exception(self._is_conflict),
+            wait=wait_random_exponential(multiplier=CONFLICT_WAIT_S, max=CONFLICT_WAIT_MAX_S),
+            stop=stop_after_attempt(CONFLICT_ATTEMPTS),
+            reraise=True,
+        ):
+            with attempt:
+                answer = self._attempt(work)
+        self._count("transactions")
+        return answer
+
+    def insert_rows(
+        self,
+        table: str,
+        columns: Sequence[str],
+        rows: Iterable[Row],
+        *,
+        rows_per_transaction: int = MAX_ROWS_PER_TRANSACTION,
+        progress: Callable[[int], object] = lambda _: None,
+    ) -> int:
+        """Insert many rows in transactions that DSQL accepts; rows that exist already stay.
+
+        Args:
+            table: its name, unqualified.
+            columns: the names of the columns that `rows` holds.
+            rows: one tuple a row.
+            rows_per_transaction: at most 3,000, DSQL's limit.
+            progress: called with the number of rows dealt with after each transaction.
+
+        Returns:
+            How many rows are new.
+
+        """
+        size = min(rows_per_transaction, MAX_ROWS_PER_TRANSACTION)
+        statement = sql.SQL("INSERT INTO {} ({}) VALUES %s ON CONFLICT DO NOTHING").format(
+            sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
+        )
+
+        def insert(cursor: Cursor) -> int:
+            execute_values(cursor, statement, batch, page_size=size)
+            return cursor.rowcount
+
+        new, stream = 0, iter(rows)
+        while batch := list(islice(stream, size)):
+            new += self.run_transaction(insert)
+            progress(len(batch))
+        return new
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Borrow a pooled connection, in autocommit mode; it is rolled back on return.
+
+        Raises:
+            PoolTimeoutError: all connections were in use for the whole wait.
+            ServiceUnreachableError: the database gave no connection.
+
+        """
+        try:
+            borrowed = self._pool.connect()
+        except QueueTimeout:
+            limit, seconds = self._limits
+            raise PoolTimeoutError(
+                f"All {limit} connections of the pool were in use for {seconds:g} s. Return them "
+                "sooner (keep transactions short), or raise DSQL_POOL_MAX or DSQL_POOL_TIMEOUT."
+            ) from None
+        try:
+            yield borrowed.dbapi_connection  # type: ignore[misc]
+        finally:
+            borrowed.close()
+
+    def connect(self) -> Connection:
+        """A new psycopg2 connection of the caller's own, in autocommit mode, outside the pool.
+
+        On Aurora DSQL each connection signs in with a token made for it.
+
+        Raises:
+            ServiceUnreachableError: the database did not answer or refused the sign-in.
+
+        """
+        try:
+            for attempt in Retrying(
+                retry=retry_if_exception(_is_coming_up),
+                wait=wait_fixed(0.05),
+                stop=stop_after_delay(COMING_UP_S),
+                reraise=True,
+            ):
+                with attempt:
+                    opened = self._open()
+        except psycopg2.OperationalError as error:
+            raise _unreachable(self.endpoint, error) from None
+        self._count("connections")
+        return opened
+
+    def stats(self) -> DatabaseStats:
+        """The counters so far."""
+        with self._counts_lock:
+            return DatabaseStats(**self._counts)
+
+    def close(self) -> None:
+        """Close the pool's idle connections; borrowed ones close on their return."""
+        self._pool.dispose()
+
+    def _open(self) -> Connection:
+        token = self.endpoint.token
+        arguments: dict[str, Any] = dict(self.endpoint.arguments)
+        if token:
+            arguments["password"] = token()
+        opened: Connection = psycopg2.connect(**arguments)
+        opened.autocommit = True
+        # psycopg2 gives memoryview and str for these two; rows should hold bytes and UUID.
+        psycopg2.extensions.register_type(_BYTES, opened)
+        register_uuid(conn_or_curs=opened)
+        with opened.cursor() as cursor:
+            cursor.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(self.schema)))
+        return opened
+
+    def _attempt(self, work: Callable[[Cursor], T]) -> T:
+        with self.connection() as connection:
+            connection.autocommit = False
+            try:
+                with connection.cursor() as cursor:
+                    answer = work(cursor)
+                connection.commit()
+                return answer
+            finally:
+                if not connection.closed:
+                    connection.rollback()
+                    connection.autocommit = True
+
+    def _is_conflict(self, error: BaseException) -> bool:
+        if not is_conflict(error):
+            return False
+        self._count("conflicts")
+        return True
+
+    def _count(self, what: str) -> None:
+        with self._counts_lock:
+            self._counts[what] += 1
+
+
+def _fetch(cursor: Cursor) -> tuple[tuple[str, ...], list[Row]]:
+    if cursor.description is None:
+        return (), []
+    return tuple(column[0] for column in cursor.description), cursor.fetchall()
+
+
+def _refuse_dead(connection: Connection, record: object, proxy: object) -> None:
+    """Replace connections whose server went away, at no round trip for the healthy ones.
+
+    An idle connection has nothing to say. If its socket is readable, the server has closed it or
+    left a message, and only then is it worth a question.
+    """
+    del record, proxy
+    if not connection.closed:
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        if not poll.poll(0):
+            return
+        with contextlib.suppress(psycopg2.Error), connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            return
+    raise InvalidatePoolError("the server closed this connection")
+
+
+def _is_coming_up(error: BaseException) -> bool:
+    signs = ("Connection refused", "starting up", "shutting down", "in recovery mode")
+    return isinstance(error, psycopg2.OperationalError) and any(s in str(error) for s in signs)
+
+
+def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreachableError:
+    said = " ".join(str(error).split())
+    if "password authentication failed" in said or "access denied" in said:
+        advice = "The sign-in was refused: check the user and password, or the token's Region."
+    elif "timeout expired" in said:
+        advice = (
+            "Silence usually means a firewall: on AWS, a security group that does not allow "
+            "port 5432 from here."
+        )
+    elif endpoint.embedded:
+        advice = "`workshop status` shows the local engines; open_workshop() starts them again."
+    else:
+        advice = "Is the address right, and is the server running?"
+    return ServiceUnreachableError(
+        f"No connection to the database at {endpoint.address} ({endpoint.label}): {said}. {advice}"
+    )
+
+
+def _to_bytes(value: str | bytes | None, cursor: Cursor) -> bytes | None:
+    return None if value is None else bytes(psycopg2.BINARY(value, cursor))
+
+
+_BYTES = psycopg2.extensions.new_type((17,), "WORKSHOP_BYTES", _to_bytes)

@@ -1,0 +1,39 @@
+"""The workshop's data: tables, seeded generators, and loading that can be repeated."""
+
+from workshop_lib.dataset.generators import TODAY
+from workshop_lib.dataset.load import (
+    Loaded,
+    Sizes,
+    create_schema,
+    create_table,
+    drop_everything,
+    ensure_table,
+    list_objects,
+    load_objects,
+    load_table,
+)
+from workshop_lib.dataset.schema import (
+    COMPLEX_QUERY,
+    REPORT_QUERY,
+    SIMPLE_QUERY,
+    TABLES,
+    find_table,
+)
+
+__all__ = [
+    "COMPLEX_QUERY",
+    "REPORT_QUERY",
+    "SIMPLE_QUERY",
+    "TABLES",
+    "TODAY",
+    "Loaded",
+    "Sizes",
+    "create_schema",
+    "create_table",
+    "drop_everything",
+    "ensure_table",
+    "find_table",
+    "list_objects",
+    "load_objects",
+    "load_table",
+]

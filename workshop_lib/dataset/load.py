@@ -1,0 +1,299 @@
+"""Fill the tables and the bucket; doing it again changes nothing, doing it differently replaces it.
+
+The state after a load depends on the recipe (seed and sizes) alone: an interrupted load goes on
+where it stopped, a larger size adds, a smaller one removes, another seed starts afresh.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from psycopg2 import errors, sql
+from psycopg2.extensions import cursor as Cursor
+from tqdm.auto import tqdm
+
+from workshop_lib.database import Database
+from workshop_lib.dataset import generators, schema
+from workshop_lib.dataset.schema import LOADED, Table, find_table
+from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
+from workshop_lib.errors import DataError
+from workshop_lib.rows import Row
+from workshop_lib.settings import CHECKOUT
+
+DATA = CHECKOUT / "data"
+LIMITS = {"users": 100_000, "orders": 1_000_000, "transactions": 1_000_000, "objects": 10_000}
+UPLOADS_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much data a learner asks for; the defaults are those of the workshop's text.
+
+    Attributes:
+        seed: another seed gives other rows of the same kind.
+        users, orders, transactions: rows.
+        objects: objects in the bucket.
+
+    """
+
+    seed: int = 42
+    users: int = 500
+    orders: int = 2_500
+    transactions: int = 1_000
+    objects: int = 200
+
+    def check(self) -> None:
+        """Refuse what cannot be built.
+
+        Raises:
+            DataError: a size is out of range; the text says which and what is allowed.
+
+        """
+        for name, most in LIMITS.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise DataError(f"{name} is {value!r}; it must be a whole number, 1 to {most:,}.")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise DataError(f"seed is {self.seed!r}; it must be a whole number from 0 up.")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a load did to one table or bucket.
+
+    Attributes:
+        name: of the table, or "objects".
+        rows: how many are there now.
+        new, removed: rows added and deleted by this load.
+        seconds: how long it took.
+
+    """
+
+    name: str
+    rows: int
+    new: int
+    removed: int
+    seconds: float
+
+
+Source = Callable[[], Iterable[Row]]
+
+
+def create_schema(database: Database) -> None:
+    """Create the database schema that holds the workshop's tables."""
+    name = sql.Identifier(database.schema)
+    _create(database, sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(name))
+
+
+def create_table(database: Database, name: str) -> None:
+    """Create one of the workshop's tables if it is not there yet.
+
+    Raises:
+        DataError: the workshop has no table of that name.
+
+    """
+    _create(database, sql.SQL(find_table(name).ddl))
+
+
+def load_table(database: Database, name: str, sizes: Sizes | None = None) -> Loaded:
+    """Create a table if need be and bring its rows to exactly what the sizes and the seed ask for.
+
+    Args:
+        database: where.
+        name: "planet", "users1", "users", "orders", "type" or "transactions".
+        sizes: rows and seed; the workshop's defaults if left out.
+
+    Raises:
+        DataError: an unknown table, or a size out of range.
+
+    """
+    sizes = sizes or Sizes()
+    sizes.check()
+    table = find_table(name)
+    recipe, count, source = _recipe(name, sizes)
+    create_table(database, LOADED.name)
+    create_table(database, name)
+    started = time.perf_counter()
+    new, removed = _bring_to(database, table, recipe, count, source)
+    return Loaded(name, _count(database, table), new, removed, time.perf_counter() - started)
+
+
+def ensure_table(database: Database, name: str) -> None:
+    """Load a table with the default sizes, unless it holds a finished load of any size."""
+    create_table(database, LOADED.name)
+    create_table(database, name)
+    _, rows, complete = _loaded(database, name)
+    if not complete or _count(database, find_table(name)) != rows:
+        load_table(database, name)
+
+
+def load_objects(s3: Any, bucket: str, prefix: str, sizes: Sizes | None = None) -> Loaded:
+    """Put the workshop's objects under the prefix; objects that are right already stay.
+
+    Args:
+        s3: a boto3 S3 client.
+        bucket: the bucket's name.
+        prefix: ends with a slash; only objects under it are ever touched.
+        sizes: number of objects and seed.
+
+    """
+    sizes = sizes or Sizes()
+    sizes.check()
+    started = time.perf_counter()
+    wanted = {prefix + name: body for name, body in generators.objects(sizes.objects, sizes.seed)}
+    present = set(list_objects(s3, bucket, prefix))
+    surplus = present - wanted.keys()
+
+    def put(key: str) -> int:
+        if key in present and _body(s3, bucket, key) == wanted[key]:
+            return 0
+        s3.put_object(Bucket=bucket, Key=key, Body=wanted[key])
+        return 1
+
+    with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
+        new = sum(tqdm(pool.map(put, wanted), total=len(wanted), desc="objects", leave=False))
+        list(pool.map(lambda key: s3.delete_object(Bucket=bucket, Key=key), surplus))
+    return Loaded("objects", len(wanted), new, len(surplus), time.perf_counter() - started)
+
+
+def list_objects(s3: Any, bucket: str, prefix: str) -> Iterator[str]:
+    """The keys under a prefix."""
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        yield from (item["Key"] for item in page.get("Contents", ()))
+
+
+def drop_everything(database: Database) -> list[str]:
+    """Drop the workshop's tables and their schema, one DDL statement at a time.
+
+    Returns:
+        The names of the tables that were there.
+
+    """
+    present = database.query(
+        "SELECT tablename FROM pg_tables WHERE schemaname = %s ORDER BY tablename",
+        (database.schema,),
+    )
+    ours = [str(name) for (name,) in present if name in schema.TABLES]
+    for table in ours:
+        database.query(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(table)))
+    if len(ours) == len(present):
+        name = sql.Identifier(database.schema)
+        database.query(sql.SQL("DROP SCHEMA IF EXISTS {}").format(name))
+    return ours
+
+
+def _recipe(name: str, sizes: Sizes) -> tuple[str, int, Source]:
+    """What the rows depend on, how many they are, and the rows."""
+    seed = sizes.seed
+    if name == "planet":
+        return "planets.csv", 8, lambda: _from_csv("planets.csv")
+    if name == "users1":
+        return "users1.csv", 10, lambda: _from_csv("users1.csv")
+    if name == "type":
+        return "types", len(generators.TYPE_NAMES), generators.types
+    if name == "users":
+        return f"seed {seed}", sizes.users, lambda: generators.users(sizes.users, seed)
+    if name == "orders":
+        recipe = f"seed {seed}, {sizes.users} users"
+        return recipe, sizes.orders, lambda: generators.orders(sizes.orders, seed, sizes.users)
+    if name == "transactions":
+        count = sizes.transactions
+        return f"seed {seed}", count, lambda: generators.transactions(count, seed)
+    raise DataError(f"The workshop has no rows for a table {name!r}.")
+
+
+def _bring_to(
+    database: Database, table: Table, recipe: str, count: int, source: Source
+) -> tuple[int, int]:
+    """Make the table hold exactly the recipe's rows. Returns rows added and removed."""
+    made_from, rows, complete = _loaded(database, table.name)
+    if (made_from, rows, complete) == (recipe, count, True) and _count(database, table) == count:
+        return 0, 0
+    # The old recipe stays on record until its last row is gone: should this be interrupted, the
+    # next load must know that what it finds is not its own.
+    _note(database, table, made_from, rows, complete=False)
+    removed = _delete_above(database, table, count if made_from == recipe else 0)
+    _note(database, table, recipe, count, complete=False)
+    with tqdm(total=count, desc=table.name, unit="row", unit_scale=True, leave=False) as bar:
+        new = database.insert_rows(table.name, table.columns, source(), progress=bar.update)
+    _note(database, table, recipe, count, complete=True)
+    return new, removed
+
+
+def _delete_above(database: Database, table: Table, key: int) -> int:
+    """Delete the rows whose key is larger, in transactions that DSQL accepts."""
+    name, column = sql.Identifier(table.name), sql.Identifier(table.key)
+    statement = sql.SQL(
+        "DELETE FROM {name} WHERE {key} IN (SELECT {key} FROM {name} WHERE {key} > %s LIMIT %s)"
+    ).format(name=name, key=column)
+
+    def delete(cursor: Cursor) -> int:
+        cursor.execute(statement, (key, MAX_ROWS_PER_TRANSACTION))
+        return cursor.rowcount
+
+    removed = 0
+    while gone := database.run_transaction(delete):
+        removed += gone
+    return removed
+
+
+def _loaded(database: Database, table: str) -> tuple[str, int, bool]:
+    found = database.query(
+        "SELECT recipe, row_count, complete FROM workshop_loaded WHERE table_name = %s", (table,)
+    )
+    if not found:
+        return "", 0, False
+    recipe, rows, complete = found[0]
+    return str(recipe), int(str(rows)), bool(complete)
+
+
+def _note(database: Database, table: Table, recipe: str, rows: int, *, complete: bool) -> None:
+    def write(cursor: Cursor) -> None:
+        cursor.execute(
+            "INSERT INTO workshop_loaded (table_name, recipe, row_count, complete) "
+            "VALUES (%(name)s, %(recipe)s, %(rows)s, %(complete)s) "
+            "ON CONFLICT (table_name) DO UPDATE SET recipe = EXCLUDED.recipe, "
+            "row_count = EXCLUDED.row_count, complete = EXCLUDED.complete",
+            {"name": table.name, "recipe": recipe, "rows": rows, "complete": complete},
+        )
+
+    database.run_transaction(write)
+
+
+def _count(database: Database, table: Table) -> int:
+    found = database.query(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table.name)))
+    return int(str(found[0][0]))
+
+
+def _create(database: Database, statement: sql.Composable) -> None:
+    """Run a CREATE … IF NOT EXISTS; of two at once, both may find nothing, and one then fails."""
+    try:
+        database.query(statement)
+    except (errors.UniqueViolation, errors.DuplicateTable, errors.DuplicateSchema):
+        database.query(statement)
+
+
+def _body(s3: Any, bucket: str, key: str) -> bytes:
+    return bytes(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+
+
+def _from_csv(file: str) -> Iterator[Row]:
+    with (DATA / file).open(newline="", encoding="utf-8") as stream:
+        for line in csv.DictReader(stream):
+            yield tuple(_TYPES.get(name, str)(text) for name, text in line.items())
+
+
+_TYPES: dict[str, Callable[[str], object]] = {
+    "id": int,
+    "age": int,
+    "salary": Decimal,
+    "hire_date": date.fromisoformat,
+    "is_active": "true".__eq__,
+}

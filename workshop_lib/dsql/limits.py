@@ -1,0 +1,10 @@
+"""The limits of Aurora DSQL that the workshop keeps to everywhere.
+
+Source: Aurora DSQL User Guide, "Cluster quotas and database limits", as of autumn 2026.
+"""
+
+MAX_ROWS_PER_TRANSACTION = 3_000
+"""Rows that one transaction may insert, update and delete together."""
+
+CONNECTION_LIFE_S = 3_600
+"""A connection is closed by the service after this long; recycle earlier."""

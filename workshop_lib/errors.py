@@ -1,0 +1,44 @@
+"""The few errors of the workshop: each says what happened, the likely cause and the next step."""
+
+from __future__ import annotations
+
+
+class WorkshopError(Exception):
+    """A foreseen mistake or fault. Its text is written for the person who meets it."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Show the sentence alone in a notebook: IPython calls this instead of drawing a traceback.
+
+        Returns:
+            The lines to show.
+
+        """
+        return [f"{type(self).__name__}: {self}"]
+
+
+class SettingsError(WorkshopError, ValueError):
+    """A setting is missing, malformed or contradicts another one."""
+
+
+class EngineError(WorkshopError, RuntimeError):
+    """A local engine could not be started, found or stopped."""
+
+
+class ServiceUnreachableError(WorkshopError, ConnectionError):
+    """A database, cache or object store gave no answer, or refused this client."""
+
+
+class PoolTimeoutError(WorkshopError, TimeoutError):
+    """No connection became free within the pool's wait limit."""
+
+
+class DataError(WorkshopError, ValueError):
+    """A data set was asked for that does not exist or is out of range."""
+
+
+class ResultError(WorkshopError, ValueError):
+    """A measurement could not be recorded or read back."""
+
+
+class RunError(WorkshopError, ValueError):
+    """A run was asked for that cannot start: an unknown notebook, parameter or value."""

@@ -1,0 +1,136 @@
+"""What a notebook measured, in one JSON file: read by summaries, reports, comparisons and tests."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tempfile
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from workshop_lib.errors import ResultError
+
+FORMAT = 1
+PACKAGES = ("psycopg2-binary", "redis", "boto3", "msgspec", "pandas", "matplotlib", "papermill")
+Value = int | float | str | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One figure.
+
+    Attributes:
+        value: a finite number, a text or a truth value.
+        unit: "s", "µs", "rows", …; "" for a pure number.
+        n: how many samples stand behind it.
+        low, high: the ends of its interval, where it has one.
+
+    """
+
+    value: Value
+    unit: str = ""
+    n: int = 1
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """One notebook's result.
+
+    Attributes:
+        notebook: its name, for example "02_cache_a_query".
+        namespace: whose tables and keys it used.
+        services: label, version and kind of each service.
+        started: when, UTC, ISO 8601.
+        parameters: the notebook's parameters by name, where the run knows them.
+        size: "quick", "full", or "interactive".
+        distances_ms: emulated round-trip time between the app and each service.
+        measurements: by name.
+
+    """
+
+    notebook: str
+    namespace: str
+    services: dict[str, dict[str, Any]]
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    parameters: dict[str, Any] = field(default_factory=dict)
+    size: str = "interactive"
+    distances_ms: dict[str, float] = field(
+        default_factory=lambda: {"database": 0.0, "cache": 0.0, "store": 0.0}
+    )
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+
+    def record(self, name: str, measurement: Measurement) -> None:
+        """Keep a figure under a name, replacing an earlier one of that name.
+
+        Raises:
+            ResultError: a value that is not a finite number, a text or a truth value.
+
+        """
+        numbers = (measurement.value, measurement.low, measurement.high)
+        for number in numbers:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ResultError(f"{name} is {number}; only finite numbers can be recorded.")
+        value: object = measurement.value  # a notebook may pass anything
+        if not isinstance(value, int | float | str | bool):
+            kind = type(value).__name__
+            raise ResultError(
+                f"{name} is a {kind}; record a number, a text or a truth value (float(x) helps)."
+            )
+        self.measurements[name] = measurement
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole result, with the machine and the package versions, as JSON takes it."""
+        return {
+            "format": FORMAT,
+            **asdict(self),
+            "machine": {
+                "system": f"{platform.system()} {platform.machine()}",
+                "python": platform.python_version(),
+                "cpus": os.cpu_count(),
+            },
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file in one step, so that a reader never meets half of it.
+
+    Raises:
+        ResultError: the place cannot be written.
+
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+        Path(draft).chmod(0o644)
+        Path(draft).replace(path)
+    except OSError as error:
+        raise ResultError(
+            f"The result {path} cannot be written: {error}. Free the disk or choose another folder."
+        ) from None
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """One result file.
+
+    Raises:
+        ResultError: it is missing, damaged, or of another format.
+
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path} is not a result: {error}.") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ResultError(f"{path} is not a result of format {FORMAT}; run the notebook again.")
+    return content

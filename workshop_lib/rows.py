@@ -1,0 +1,50 @@
+"""The rows a query returned, the same whether they came from the database or from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+Row = tuple[object, ...]
+Params = Mapping[str, object] | Sequence[object] | None
+"""Values for the placeholders of a statement: %(name)s takes a mapping, %s a sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Columns and rows of one result.
+
+    Attributes:
+        columns: the column names, in order.
+        rows: one tuple a row, with Python types (Decimal, date, UUID, …).
+        seconds: from asking until the last row was here, waiting for a connection included.
+
+    """
+
+    columns: tuple[str, ...]
+    rows: list[Row]
+    seconds: float
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    def as_dicts(self) -> list[dict[str, object]]:
+        """Each row as a dict from column name to value."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The result as a pandas frame; Decimal and date columns stay objects."""
+        return pd.DataFrame(self.rows, columns=list(self.columns))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows for a result: the first ten rows."""
+        shown = self.to_frame().head(10).to_html(index=False)
+        return f"{shown}<p>{len(self.rows):,} rows × {len(self.columns)} columns</p>"

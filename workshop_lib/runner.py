@@ -1,0 +1,449 @@
+"""Run notebooks headless through papermill, each in a namespace of its own, and keep results."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from workshop_lib.errors import RunError, WorkshopError
+from workshop_lib.results import read_result, write_json
+from workshop_lib.settings import CHECKOUT
+
+NOTEBOOKS = CHECKOUT / "notebooks"
+RESULTS = CHECKOUT / "results"
+CELL_LIMIT_S = 600
+KERNEL_START_S = 90
+SIZES = ("quick", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class Notebook:
+    """A notebook as found on disk.
+
+    Attributes:
+        name: the file's name without its ending.
+        title: its first heading.
+        parameters: the literals of its parameters cell, by name.
+        quick: the values that make a quick run of it.
+
+    """
+
+    path: Path
+    name: str
+    title: str
+    parameters: dict[str, Any]
+    quick: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One notebook to run, with the values to run it with."""
+
+    notebook: Notebook
+    size: str
+    parameters: dict[str, Any]
+    out: Path
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
+class CellError:
+    """Where and why a notebook stopped.
+
+    Attributes:
+        cell: its number among all cells, from 1; 0 if no cell was reached.
+        source: the cell's code.
+        error: the exception's name and text.
+        traceback: as a terminal shows it, without colours.
+
+    """
+
+    cell: int
+    source: str
+    error: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one notebook went.
+
+    Attributes:
+        parameters: all of them, with the values of this run.
+        left_behind: why its tables, keys and objects could not be deleted; empty if they were.
+
+    """
+
+    name: str
+    title: str
+    ok: bool
+    seconds: float
+    error: CellError | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    left_behind: str = ""
+
+
+def find_notebooks(folder: Path = NOTEBOOKS) -> list[Notebook]:
+    """All numbered notebooks, in order."""
+    return [_read(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
+
+
+def choose(names: Iterable[str], found: list[Notebook]) -> list[Notebook]:
+    """The notebooks that these names mean: a number ("02"), a name, or a file's path.
+
+    Raises:
+        RunError: a name means none of them; the text lists those that exist.
+
+    """
+    names = list(names)
+    if not names:
+        return found
+    chosen = []
+    for name in names:
+        wanted = Path(name).name.removesuffix(".ipynb")
+        number = f"{int(wanted):02d}_" if wanted.isdecimal() else None
+        match = [
+            n
+            for n in found
+            if n.name == wanted or (number is not None and n.name.startswith(number))
+        ]
+        if not match:
+            known = "\n  ".join(n.name for n in found)
+            raise RunError(f"There is no notebook {name!r}. There are:\n  {known}")
+        chosen += [n for n in match if n not in chosen]
+    return sorted(chosen, key=lambda n: n.name)
+
+
+def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, dict[str, Any]]:
+    """Read NAME=VALUE words as values for the notebooks that have a parameter of that name.
+
+    Returns:
+        By notebook name, the values for it, of the same type as its defaults.
+
+    Raises:
+        RunError: a word that is not NAME=VALUE, a name that no chosen notebook has (the text
+            lists those they have), or a value of another type.
+
+    """
+    values: dict[str, dict[str, Any]] = {notebook.name: {} for notebook in chosen}
+    for word in given:
+        name, sign, text = word.partition("=")
+        if not sign or not name:
+            raise RunError(f"{word!r} is not of the form NAME=VALUE.")
+        takers = [notebook for notebook in chosen if name in notebook.parameters]
+        if not takers:
+            known = "\n  ".join(f"{n.name}: {', '.join(n.parameters) or '(none)'}" for n in chosen)
+            raise RunError(f"No chosen notebook has a parameter {name!r}. They have:\n  {known}")
+        for notebook in takers:
+            values[notebook.name][name] = _convert(name, text, notebook.parameters[name])
+    return values
+
+
+def run(
+    names: Iterable[str] = (),
+    *,
+    size: str = "quick",
+    parameters: Iterable[str] = (),
+    workers: int = 1,
+    out: Path | None = None,
+    say: Callable[[str], object] = print,
+    progress: bool = False,
+) -> tuple[list[Outcome], Path]:
+    """Run notebooks and leave their results in a folder.
+
+    Everything that can be wrong with the request is found before anything starts.
+
+    Args:
+        names: which; all if empty.
+        size: "quick" or "full".
+        parameters: NAME=VALUE words, which win over the size's values.
+        workers: notebooks at the same time; more than one disturbs what they measure.
+        out: the folder for the results; a new one below `results/` if left out.
+        say: gets a line for each finished notebook.
+        progress: draw a progress bar over the cells.
+
+    Returns:
+        The outcomes in the notebooks' order, and the folder.
+
+    Raises:
+        RunError: the request cannot be carried out.
+
+    """
+    if size not in SIZES:
+        raise RunError(f"The size is {size!r}; it must be one of {', '.join(SIZES)}.")
+    if workers < 1:
+        raise RunError(f"workers is {workers}; it must be at least 1.")
+    chosen = choose(names, find_notebooks())
+    given = parse_parameters(parameters, chosen)
+    folder = _new_folder(out)
+    stamp = f"run_{secrets.token_hex(4)}"
+    jobs = [
+        Job(
+            notebook,
+            size,
+            {**(notebook.quick if size == "quick" else {}), **given[notebook.name]},
+            folder,
+            f"{stamp}_{notebook.name[:2]}",
+        )
+        for notebook in chosen
+    ]
+    say(f"{len(jobs)} notebooks, {size} size, into {_near(folder)}")
+    outcomes: dict[str, Outcome] = {}
+    # spawn: a forked child would share the parent's sockets and locks.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_follow_parent)
+    try:
+        futures = {pool.submit(_execute, job, progress and workers == 1): job for job in jobs}
+        for done in as_completed(futures):
+            outcome = _outcome(done, futures[done])
+            outcomes[outcome.name] = outcome
+            say(describe(outcome))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    ordered = [outcomes[job.notebook.name] for job in jobs]
+    if out is None:
+        _point_latest_to(folder)
+    return ordered, folder
+
+
+def describe(outcome: Outcome) -> str:
+    """One line for a success; for a failure also the cell, its code and its error."""
+    line = f"{'✓' if outcome.ok else '✗'} {outcome.name:<28} {outcome.seconds:6.1f} s"
+    if outcome.left_behind:
+        line += f"\n  its tables, keys and objects are still there: {outcome.left_behind}"
+    if outcome.error is None:
+        return line
+    code = "\n".join(f"    | {row}" for row in outcome.error.source.splitlines())
+    return f"{line}\n  cell {outcome.error.cell}: {outcome.error.error}\n{code}"
+
+
+def _read(path: Path) -> Notebook:
+    content = nbformat.read(path, as_version=4)
+    title, parameters = path.stem, {}
+    for cell in content.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("# ") and title == path.stem:
+            title = cell.source.splitlines()[0][2:]
+        if "parameters" in cell.metadata.get("tags", ()):
+            parameters = _literals(cell.source)
+    quick = dict(content.metadata.get("workshop", {}).get("quick", {}))
+    return Notebook(path, path.stem, title, parameters, quick)
+
+
+def _literals(source: str) -> dict[str, Any]:
+    """The names and values assigned in a parameters cell, where every value is a literal."""
+    found = {}
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            found[statement.targets[0].id] = ast.literal_eval(statement.value)
+    return found
+
+
+def _convert(name: str, text: str, default: Any) -> Any:
+    """The text as a value of the default's type.
+
+    Raises:
+        RunError: it is not one.
+
+    """
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if text in {"true", "false"} else text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default):
+        kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(
+            type(default), f"a {type(default).__name__}"
+        )
+        raise RunError(f"{name} takes {kind}, like its default {default!r}; {text!r} is not one.")
+    return value
+
+
+def _new_folder(out: Path | None) -> Path:
+    """The folder for a run, made.
+
+    Raises:
+        RunError: it cannot be written.
+
+    """
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    folder = out or RESULTS / f"{stamp}-{secrets.token_hex(2)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"The results folder {folder} cannot be written: {error}. Choose another with --out."
+        ) from None
+    return folder.resolve()
+
+
+def _point_latest_to(folder: Path) -> None:
+    """Swing `results/latest` to this run in one step; of two runs at once the later one wins."""
+    draft = RESULTS / f".latest-{secrets.token_hex(4)}"
+    draft.symlink_to(folder.name, target_is_directory=True)
+    draft.replace(RESULTS / "latest")
+
+
+def _follow_parent() -> None:
+    """Die with the command that started this worker; a notebook's kernel then dies as well."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _execute(job: Job, progress: bool) -> Outcome:
+    """Run one notebook in this worker process and write what it left."""
+    import papermill  # noqa: PLC0415 -- takes half a second that only workers need to spend
+
+    executed = job.out / f"{job.notebook.name}.ipynb"
+    result_file = job.out / f"{job.notebook.name}.json"
+    result_file.unlink(missing_ok=True)
+    bar = {"desc": job.notebook.name[:24], "leave": False} if progress else False
+    started, error = time.perf_counter(), None
+    with _kernel_environment(job, result_file):
+        try:
+            papermill.execute_notebook(
+                str(job.notebook.path),
+                str(executed),
+                job.parameters,
+                kernel_name="python3",
+                cwd=str(job.notebook.path.parent),
+                progress_bar=bar,
+                start_timeout=KERNEL_START_S,
+                execution_timeout=CELL_LIMIT_S,
+                request_save_on_cell_execute=False,
+            )
+        except papermill.PapermillExecutionError as stopped:
+            error = _cell_error(stopped, executed)
+        except Exception as stopped:  # noqa: BLE001 -- a dead kernel, a full disk: report it
+            error = CellError(0, "", f"{type(stopped).__name__}: {stopped}", "")
+        seconds = time.perf_counter() - started
+        left_behind = _clear_up(job)
+    outcome = Outcome(
+        job.notebook.name,
+        job.notebook.title,
+        error is None,
+        seconds,
+        error,
+        {**job.notebook.parameters, **job.parameters},
+        left_behind,
+    )
+    _write_result(outcome, job, result_file)
+    return outcome
+
+
+@contextmanager
+def _kernel_environment(job: Job, result_file: Path) -> Iterator[None]:
+    """What a kernel inherits: its own namespace, no personal start-up files, no leftovers."""
+    from workshop_lib.services.state import cache_folder  # noqa: PLC0415
+
+    scratch = tempfile.mkdtemp(prefix="workshop-")
+    # matplotlib's font list takes seconds to build: it is kept from run to run.
+    fonts = cache_folder("matplotlib")
+    os.environ.update(
+        WORKSHOP_NAMESPACE=job.namespace,
+        WORKSHOP_RESULT_FILE=str(result_file),
+        WORKSHOP_LINGER_SECONDS="0",
+        TQDM_DISABLE="1",
+        IPYTHONDIR=scratch,
+        JUPYTER_RUNTIME_DIR=scratch,
+        JUPYTER_PREFER_ENV_PATH="1",
+        MPLCONFIGDIR=str(fonts),
+        PYDEVD_DISABLE_FILE_VALIDATION="1",
+    )
+    try:
+        yield
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _clear_up(job: Job) -> str:
+    """Delete the tables, keys and objects of this run. Returns why that failed, or nothing."""
+    from workshop_lib.workshop import wipe_namespace  # noqa: PLC0415 -- as papermill above
+
+    try:
+        wipe_namespace(job.namespace)
+    except Exception as error:  # noqa: BLE001 -- any client's error; it is reported, not lost
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _cell_error(stopped: Any, executed: Path) -> CellError:
+    """Find the failed cell in the executed notebook: papermill counts only executed cells."""
+    number = 0
+    content = json.loads(executed.read_text(encoding="utf-8"))
+    for place, cell in enumerate(content["cells"], start=1):
+        if any(output["output_type"] == "error" for output in cell.get("outputs", ())):
+            number = place
+    text = "\n".join(stopped.traceback)
+    return CellError(number, stopped.source, f"{stopped.ename}: {stopped.evalue}", _plain(text))
+
+
+def _plain(text: str) -> str:
+    """The text without terminal colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _write_result(outcome: Outcome, job: Job, file: Path) -> None:
+    """Complete what the notebook recorded with what only the runner knows."""
+    try:
+        recorded = read_result(file)
+    except WorkshopError:
+        recorded = {"format": 1, "notebook": outcome.name, "measurements": {}, "services": {}}
+    recorded |= {
+        "title": outcome.title,
+        "ok": outcome.ok,
+        "seconds": round(outcome.seconds, 3),
+        "size": job.size,
+        "parameters": outcome.parameters,
+        "error": asdict(outcome.error) if outcome.error else None,
+    }
+    write_json(file, recorded)
+
+
+def _outcome(done: Future[Outcome], job: Job) -> Outcome:
+    """What the worker returned; a worker that died is a failed notebook, not a lost one."""
+    try:
+        return done.result()
+    except Exception as error:  # noqa: BLE001 -- e.g. BrokenProcessPool
+        said = f"{type(error).__name__}: {error}"
+        outcome = Outcome(
+            job.notebook.name, job.notebook.title, False, 0.0, CellError(0, "", said, "")
+        )
+        _write_result(outcome, job, job.out / f"{job.notebook.name}.json")
+        return outcome
+
+
+def _near(path: Path) -> str:
+    """The path as seen from the checkout, if it lies below it."""
+    return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
+
+
+def load_outcomes(folder: Path) -> Mapping[str, dict[str, Any]]:
+    """The results of a run by notebook name."""
+    return {file.stem: read_result(file) for file in sorted(folder.glob("[0-9][0-9]_*.json"))}

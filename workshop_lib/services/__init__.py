@@ -1,0 +1,21 @@
+"""Where the servers are: embedded engines, servers of one's own, or AWS; all end as Endpoints."""
+
+from workshop_lib.services.endpoints import (
+    CacheEndpoint,
+    DatabaseEndpoint,
+    Endpoint,
+    Endpoints,
+    StoreEndpoint,
+)
+from workshop_lib.services.resolve import exports, resolve, session
+
+__all__ = [
+    "CacheEndpoint",
+    "DatabaseEndpoint",
+    "Endpoint",
+    "Endpoints",
+    "StoreEndpoint",
+    "exports",
+    "resolve",
+    "session",
+]

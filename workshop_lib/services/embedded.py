@@ -1,0 +1,247 @@
+"""Attach to this checkout's local engines, starting them if need be; list, stop and delete them."""
+
+from __future__ import annotations
+
+import atexit
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from workshop_lib.errors import EngineError
+from workshop_lib.services.engines import ENGINES, EngineState
+from workshop_lib.services.state import (
+    StateFolder,
+    log_tail,
+    python,
+    wait_until,
+)
+from workshop_lib.settings import CHECKOUT, Settings
+
+ATTACH_S = 75.0
+KEEPER_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """This process's hold on the local engines.
+
+    Attributes:
+        engines: the engines that were asked for, by name, all of them up.
+        secrets: their passwords.
+
+    """
+
+    folder: StateFolder
+    lease: Path
+    engines: dict[str, EngineState]
+    secrets: dict[str, str]
+
+    def release(self) -> None:
+        """Let go. The keeper ends the engines when nobody holds them any more."""
+        self.lease.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What `workshop status` shows."""
+
+    folder: Path
+    keeper_pid: int | None
+    engines: list[EngineState]
+    users: list[str]
+
+
+def attach(folder: StateFolder, names: Iterable[str], settings: Settings) -> Attachment:
+    """Have these engines running and keep them so until `release`.
+
+    Args:
+        folder: whose engines.
+        names: of "postgres", "valkey", "s3".
+        settings: for the cache's memory and the linger time.
+
+    Raises:
+        EngineError: an engine did not come up, or the state folder cannot be used.
+
+    """
+    names = list(names)
+    folder.prepare()
+    with folder.locked():
+        secrets = folder.secrets()
+        lease = folder.take_lease(_command(), settings.workshop_linger_seconds)
+        try:
+            if folder.keeper() is None:
+                _clear_remains(folder)
+                _start_keeper(folder)
+            engines = _wait_for(folder, names, settings.workshop_cache_mb)
+        except BaseException:
+            lease.unlink(missing_ok=True)
+            raise
+    attachment = Attachment(folder, lease, engines, secrets)
+    atexit.register(attachment.release)
+    return attachment
+
+
+def set_wanted(folder: StateFolder, **changes: Any) -> int:
+    """Tell the keeper what should run. Returns the number of this request.
+
+    Args:
+        folder: whose engines.
+        changes: engine names with True or False, and `cache_mb`.
+
+    """
+    wanted = {**folder.read(folder.wanted_file), **changes}
+    wanted["attempt"] = int(wanted.get("attempt", 0)) + 1
+    folder.write(folder.wanted_file, wanted)
+    return int(wanted["attempt"])
+
+
+def status(folder: StateFolder) -> EngineStatus:
+    """What runs now and who uses it. Starts nothing."""
+    keeper = folder.keeper()
+    return EngineStatus(
+        folder=folder.path,
+        keeper_pid=keeper.pid if keeper else None,
+        engines=list(_reports(folder).values()) if keeper else [],
+        users=[f"{lease['command']} (pid {lease['pid']})" for lease in folder.live_leases()],
+    )
+
+
+def stop(folder: StateFolder) -> bool:
+    """End the engines now, whoever uses them. Returns whether any were running.
+
+    Raises:
+        EngineError: they could not be stopped.
+
+    """
+    if not folder.path.is_dir():
+        return False
+    with folder.locked():
+        return _end_keeper(folder)
+
+
+def reset(folder: StateFolder) -> None:
+    """Stop the engines and delete their data, passwords and logs."""
+    if not folder.path.is_dir():
+        return
+    with folder.locked():
+        _end_keeper(folder)
+        folder.delete()
+
+
+def wait_gone(folder: StateFolder, seconds: float = 20.0) -> bool:
+    """Wait for the keeper to leave once nobody uses the engines.
+
+    Returns:
+        True if it has left; False, at once, while somebody else still uses them.
+
+    """
+    return wait_until(lambda: folder.keeper() is None or bool(folder.live_leases()), seconds) and (
+        folder.keeper() is None
+    )
+
+
+def _end_keeper(folder: StateFolder) -> bool:
+    keeper = folder.keeper()
+    if keeper is not None:
+        keeper.terminate()
+        try:
+            keeper.wait(30)
+        except psutil.TimeoutExpired:
+            keeper.kill()
+    found = _clear_remains(folder)
+    return keeper is not None or found
+
+
+def _wait_for(folder: StateFolder, names: list[str], cache_mb: int) -> dict[str, EngineState]:
+    attempt = set_wanted(folder, **dict.fromkeys(names, True), cache_mb=cache_mb)
+    end = time.monotonic() + ATTACH_S
+    while time.monotonic() < end:
+        reports = {name: _reports(folder).get(name, EngineState(name, "down")) for name in names}
+        if folder.read(folder.state_file).get("attempt", 0) >= attempt:
+            for report in reports.values():
+                if report.status == "failed":
+                    raise EngineError(report.message)
+            if all(r.status == "up" and _answers(folder, r) for r in reports.values()):
+                return reports
+        if folder.keeper() is None:
+            raise EngineError(
+                "The local engines' keeper ended while they were starting. The end of its log "
+                f"({folder.logs / 'keeper.log'}):\n{log_tail(folder.logs / 'keeper.log')}"
+            )
+        time.sleep(0.02)
+    raise EngineError(
+        f"The local engines did not come up within {ATTACH_S:.0f} s. `workshop status` shows "
+        f"them; their logs are in {folder.logs}."
+    )
+
+
+def _answers(folder: StateFolder, report: EngineState) -> bool:
+    """Ask the engine itself: the keeper may not have noticed yet that it was killed."""
+    engine = ENGINES[report.name](folder)
+    engine.port = report.port
+    return engine.answers()
+
+
+def _reports(folder: StateFolder) -> dict[str, EngineState]:
+    found = folder.read(folder.state_file).get("engines", {})
+    return {name: EngineState(**report) for name, report in found.items()}
+
+
+def _start_keeper(folder: StateFolder) -> None:
+    folder.wanted_file.unlink(missing_ok=True)
+    with (folder.logs / "keeper.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*python(), "-m", "workshop_lib.services.keeper", str(folder.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=CHECKOUT,
+        )
+    started = wait_until(lambda: process.poll() is not None or folder.keeper(), KEEPER_S)
+    if not started or process.poll() is not None:
+        raise EngineError(
+            "The local engines' keeper did not start. Its log "
+            f"({folder.logs / 'keeper.log'}):\n{log_tail(folder.logs / 'keeper.log')}"
+        )
+    # The keeper outlives this process on purpose; Python need not warn about that.
+    process.returncode = 0
+
+
+def _clear_remains(folder: StateFolder) -> bool:
+    """Stop what a killed keeper and a killed guard left behind. Returns whether there was any."""
+    remains = [find_engine(folder, report) for report in _reports(folder).values()]
+    living = [process for process in remains if process]
+    for process in living:
+        process.terminate()
+    _, stubborn = psutil.wait_procs(living, timeout=10)
+    for process in stubborn:
+        process.kill()
+    psutil.wait_procs(stubborn, timeout=5)
+    folder.state_file.unlink(missing_ok=True)
+    return bool(living)
+
+
+def find_engine(folder: StateFolder, report: EngineState) -> psutil.Process | None:
+    """The engine's process if it still runs: same number, and a program that is this engine's."""
+    try:
+        process = psutil.Process(report.pid) if report.pid else None
+        ours = process is not None and any(
+            str(place) in word
+            for place in (folder.path, folder.postgres_data)
+            for word in process.cmdline()
+        )
+    except psutil.Error:
+        return None
+    return process if ours else None
+
+
+def _command() -> str:
+    """What to call this process in `workshop status`."""
+    return "a notebook" if "ipykernel" in sys.modules else " ".join(sys.argv[:2])[:60] or "python"

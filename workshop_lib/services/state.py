@@ -1,0 +1,248 @@
+"""The state folder of the local engines: who runs, who uses them, what is wanted, the passwords."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import psutil
+from filelock import FileLock, Timeout
+
+from workshop_lib.errors import EngineError
+from workshop_lib.settings import CHECKOUT
+
+APPLICATION = "cache-aside-workshop"
+ROOT_BASE = Path("/var/lib") / APPLICATION
+"""Where root keeps state: its home is closed to the user that PostgreSQL has to run as."""
+LOCK_WAIT_S = 90.0
+_lease_numbers = itertools.count()
+NEEDED_BYTES = 300 * 1024 * 1024
+"""A fresh PostgreSQL takes about 40 MB, its write-ahead log up to 200 MB more."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateFolder:
+    """Paths below one state folder, and the only readers and writers of the files in it."""
+
+    path: Path
+
+    @property
+    def lock_file(self) -> Path:
+        """Held while engines are started, attached to or stopped."""
+        return self.path / "lock"
+
+    @property
+    def state_file(self) -> Path:
+        """What runs now; the keeper writes it, everybody reads it."""
+        return self.path / "state.json"
+
+    @property
+    def wanted_file(self) -> Path:
+        """What should run; users write it under the lock, the keeper follows it."""
+        return self.path / "wanted.json"
+
+    @property
+    def leases(self) -> Path:
+        """One file for each process that has the workshop open."""
+        return self.path / "leases"
+
+    @property
+    def logs(self) -> Path:
+        """The engines' and the keeper's output."""
+        return self.path / "logs"
+
+    @property
+    def postgres_data(self) -> Path:
+        """PostgreSQL's data directory. Root's lies where the unprivileged user can enter."""
+        if os.geteuid() == 0:
+            return ROOT_BASE / "postgres" / _short_hash(self.path)
+        return self.path / "postgres"
+
+    def prepare(self) -> None:
+        """Create the folder, closed to others.
+
+        Raises:
+            EngineError: the place is read-only, full, or belongs to somebody else.
+
+        """
+        try:
+            for folder in (self.path, self.leases, self.logs):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.path.stat().st_uid != os.geteuid():
+                raise EngineError(
+                    f"The state folder {self.path} belongs to another user. "
+                    "Name one of your own in WORKSHOP_STATE_DIR."
+                )
+            self.path.chmod(0o700)
+            with tempfile.TemporaryFile(dir=self.path) as probe:
+                probe.write(b"x")
+        except OSError as error:
+            raise EngineError(
+                f"The state folder {self.path} cannot be written: {error}. "
+                "Free the disk, or name another folder in WORKSHOP_STATE_DIR."
+            ) from None
+        free = shutil.disk_usage(self.path).free
+        if free < NEEDED_BYTES:
+            raise EngineError(
+                f"Only {free / 1e6:.0f} MB are free where the local engines keep their state "
+                f"({self.path}); they need {NEEDED_BYTES / 1e6:.0f} MB. "
+                "Free the disk, or name another folder in WORKSHOP_STATE_DIR."
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder's lock; the system releases it if this process dies.
+
+        Raises:
+            EngineError: another process held it for LOCK_WAIT_S seconds.
+
+        """
+        try:
+            with FileLock(self.lock_file, timeout=LOCK_WAIT_S):
+                yield
+        except Timeout:
+            raise EngineError(
+                f"Another process has been starting or stopping the engines for {LOCK_WAIT_S:.0f} "
+                f"seconds (lock {self.lock_file}). `workshop status` shows what runs."
+            ) from None
+
+    def read(self, file: Path) -> dict[str, Any]:
+        """The content of one of the folder's JSON files; empty where it is missing or damaged."""
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def write(self, file: Path, content: dict[str, Any]) -> None:
+        """Replace a file in one step, readable by its owner only."""
+        handle, name = tempfile.mkstemp(dir=self.path, prefix=file.name)
+        with os.fdopen(handle, "w") as stream:
+            json.dump(content, stream)
+        Path(name).replace(file)
+
+    def secrets(self) -> dict[str, str]:
+        """The passwords of this folder's engines, made on first use; never shown or logged."""
+        file = self.path / "secrets.json"
+        known = self.read(file)
+        names = ("owner", "admin", "valkey", "s3_key", "s3_secret")
+        if not all(isinstance(known.get(name), str) for name in names):
+            known = {name: secrets.token_hex(20) for name in names}
+            self.write(file, known)
+        return known
+
+    def keeper(self) -> psutil.Process | None:
+        """The process that keeps this folder's engines, if it is alive."""
+        state = self.read(self.state_file)
+        return find_process(state.get("pid"), state.get("created"))
+
+    def take_lease(self, command: str, linger_s: float) -> Path:
+        """Record that this process uses the engines, and for how long they should outlive it."""
+        me = psutil.Process()
+        # One process may hold several: a check and an open workshop, for example.
+        lease = self.leases / f"{me.pid}-{next(_lease_numbers)}.json"
+        self.write(
+            lease,
+            {
+                "pid": me.pid,
+                "created": me.create_time(),
+                "command": command,
+                "linger_s": linger_s,
+            },
+        )
+        return lease
+
+    def live_leases(self) -> list[dict[str, Any]]:
+        """The leases whose process is alive. Those of dead processes are deleted on the way."""
+        alive = []
+        for file in sorted(self.leases.glob("*.json")):
+            lease = self.read(file)
+            if find_process(lease.get("pid"), lease.get("created")):
+                alive.append(lease)
+            elif lease:
+                file.unlink(missing_ok=True)
+        return alive
+
+    def delete(self) -> None:
+        """Remove everything that the engines of this folder ever wrote."""
+        shutil.rmtree(self.postgres_data, ignore_errors=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+        for parent in (self.postgres_data.parent, self.path.parent):
+            with contextlib.suppress(OSError):  # other checkouts may have theirs there
+                parent.rmdir()
+
+
+def state_folder(chosen: Path | None) -> StateFolder:
+    """The state folder of this checkout, or the chosen one. Nothing is created."""
+    if chosen is not None:
+        return StateFolder(chosen.expanduser().resolve())
+    base = ROOT_BASE if os.geteuid() == 0 else platformdirs.user_state_path(APPLICATION)
+    return StateFolder(base / _short_hash(CHECKOUT))
+
+
+def cache_folder(name: str) -> Path:
+    """A folder for files that only save time, shared by all checkouts of this user; made."""
+    folder = platformdirs.user_cache_path(APPLICATION) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no home, or a read-only one
+        folder = Path(tempfile.gettempdir()) / f"{APPLICATION}-{os.geteuid()}" / name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def find_process(pid: object, created: object) -> psutil.Process | None:
+    """The living process with this id and start time (Unix seconds), or None.
+
+    The start time tells a process from a later one that was given the same number; two seconds
+    are allowed for a clock that was corrected meanwhile.
+    """
+    if not isinstance(pid, int) or not isinstance(created, int | float):
+        return None
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - created) < 2.0
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None
+
+
+def log_tail(file: Path, lines: int = 12) -> str:
+    """The last lines of a log, for an error message."""
+    try:
+        return "\n".join(file.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(no log)"
+
+
+def wait_until(condition: Any, seconds: float, step_s: float = 0.02) -> bool:
+    """Ask again and again until the condition holds. Returns whether it did in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(step_s)
+    return True
+
+
+def _short_hash(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+
+
+def python() -> list[str]:
+    """How to start this Python for a helper process."""
+    return [sys.executable]

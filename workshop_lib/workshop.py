@@ -1,0 +1,307 @@
+"""Open the workshop: settings, clients and the results of this run in one object."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import boto3
+import pandas as pd
+import psycopg2
+import redis
+from botocore.exceptions import BotoCoreError, ClientError
+
+from workshop_lib import dataset
+from workshop_lib.cache.query_cache import clear_namespace
+from workshop_lib.database import Database
+from workshop_lib.dataset import Loaded, Sizes
+from workshop_lib.errors import ResultError, ServiceUnreachableError
+from workshop_lib.measure import Samples
+from workshop_lib.results import Measurement, Result, Value, write_json
+from workshop_lib.services import CacheEndpoint, Endpoints, StoreEndpoint, resolve
+from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
+
+_open: dict[str, Workshop] = {}
+
+
+class Workshop:
+    """One open workshop. Made by `open_workshop`.
+
+    Attributes:
+        database: the database, pooled (`query`, `run_transaction`, …).
+        valkey: the cache, a redis.Redis.
+        s3: the object store, a boto3 client.
+        bucket: the bucket's name.
+        namespace: names the schema, and begins every cache key and object name of this workshop.
+        endpoints: where the services are.
+        settings: the settings in force; `loaded.origins()` says where each came from.
+        result: what has been recorded so far.
+
+    """
+
+    def __init__(self, loaded: LoadedSettings, endpoints: Endpoints, notebook: str) -> None:
+        self.loaded = loaded
+        self.settings = loaded.values
+        self.endpoints = endpoints
+        self.namespace = self.settings.workshop_namespace
+        self.default_ttl = self.settings.valkey_ttl
+        self.database = Database(
+            endpoints.database,
+            self.namespace,
+            pool_min=self.settings.dsql_pool_min,
+            pool_max=self.settings.dsql_pool_max,
+            pool_timeout_s=self.settings.dsql_pool_timeout,
+        )
+        self.valkey = redis.Redis(**endpoints.cache.arguments)
+        self.s3 = boto3.client("s3", **endpoints.store.arguments)
+        self.bucket = endpoints.store.bucket
+        self.result = Result(notebook, self.namespace, _describe(endpoints))
+        self._result_file = self.settings.workshop_result_file or (
+            CHECKOUT / "results" / "interactive" / f"{notebook}.json"
+        )
+
+    @property
+    def object_prefix(self) -> str:
+        """What the names of this workshop's objects begin with."""
+        return f"{self.namespace}/"
+
+    def connect(self) -> psycopg2.extensions.connection:
+        """A new psycopg2 connection of your own, in autocommit mode: close it when done."""
+        return self.database.connect()
+
+    def load_table(self, name: str, sizes: Sizes | None = None) -> Loaded:
+        """Bring one of the workshop's tables to exactly these rows; again changes nothing."""
+        return dataset.load_table(self.database, name, sizes)
+
+    def load_objects(self, sizes: Sizes | None = None) -> Loaded:
+        """Bring the workshop's objects in the bucket to exactly these; again changes nothing."""
+        return dataset.load_objects(self.s3, self.bucket, self.object_prefix, sizes)
+
+    def record(
+        self,
+        name: str,
+        value: Value,
+        unit: str = "",
+        n: int = 1,
+        interval: tuple[float, float] | None = None,
+    ) -> None:
+        """Keep a figure under a name: for the summary, the report and comparisons.
+
+        Args:
+            name: for example "hit_p50".
+            value: a number, a text or a truth value.
+            unit: "s", "µs", "rows", …; "" for a pure number.
+            n: how many samples stand behind it.
+            interval: its ends, in the same unit.
+
+        """
+        low, high = interval or (None, None)
+        self.result.record(name, Measurement(value, unit, n, low, high))
+        try:
+            write_json(self._result_file, self.result.to_json())
+        except ResultError as error:
+            # A full or read-only disk should not end a lesson: the figure is kept in memory.
+            warnings.warn(str(error), stacklevel=2)
+
+    def record_samples(self, name: str, samples: Samples) -> None:
+        """Keep p50 (with its interval), p95, p99, mean, minimum and maximum of samples, in µs."""
+        n = len(samples)
+        low, high = samples.interval(50)
+        self.record(f"{name}_p50", samples.median * 1e6, "µs", n, (low * 1e6, high * 1e6))
+        for q in (95, 99):
+            self.record(f"{name}_p{q}", samples.percentile(q) * 1e6, "µs", n)
+        self.record(f"{name}_mean", samples.mean * 1e6, "µs", n)
+        self.record(f"{name}_min", min(samples.seconds) * 1e6, "µs", n)
+        self.record(f"{name}_max", max(samples.seconds) * 1e6, "µs", n)
+
+    def recorded(self, name: str) -> Value:
+        """The value recorded under a name in this notebook.
+
+        Raises:
+            KeyError: nothing was; the text lists the names that are known.
+
+        """
+        found = self.result.measurements.get(name)
+        if found is None:
+            known = ", ".join(self.result.measurements) or "none yet"
+            raise KeyError(f"nothing is recorded under {name!r}; recorded: {known}")
+        return found.value
+
+    def summary(self) -> pd.DataFrame:
+        """All that was recorded in this notebook: one row a figure."""
+        return pd.DataFrame(
+            [
+                {"figure": name, "value": m.value, "unit": m.unit, "samples": m.n}
+                for name, m in self.result.measurements.items()
+            ]
+        )
+
+    def clear_cache(self) -> int:
+        """Delete this workshop's own cache keys. Returns how many there were."""
+        return clear_namespace(self.valkey, self.namespace)
+
+    def wipe(self) -> dict[str, int]:
+        """Delete this workshop's own tables, keys and objects, and nothing else.
+
+        Returns:
+            How many of each there were.
+
+        """
+        tables = dataset.drop_everything(self.database)
+        found = list(dataset.list_objects(self.s3, self.bucket, self.object_prefix))
+        for name in found:
+            self.s3.delete_object(Bucket=self.bucket, Key=name)
+        return {"tables": len(tables), "keys": self.clear_cache(), "objects": len(found)}
+
+    def close(self) -> None:
+        """Close all connections and let go of the local engines. Doing it twice is harmless."""
+        self.database.close()
+        self.valkey.close()
+        self.s3.close()
+        self.endpoints.release()
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {"service": kind, "what it is": info["label"], "version": info["version"]}
+            for kind, info in self.result.services.items()
+        ]
+        return str(pd.DataFrame(rows).to_html(index=False))
+
+    def _greet(self) -> None:
+        """Make sure that all three services answer; note their versions; make schema and bucket.
+
+        Raises:
+            ServiceUnreachableError: one does not answer or refuses us.
+
+        """
+        services = self.result.services
+        version = self.database.query("SHOW server_version")[0][0]
+        services["database"]["version"] = f"PostgreSQL {version}"
+        dataset.create_schema(self.database)
+        services["cache"]["version"] = greet_cache(self.valkey, self.endpoints.cache)
+        greet_store(self.s3, self.endpoints.store)
+
+
+def open_workshop(
+    notebook: str = "interactive", needs: Iterable[str] = (), **settings: Any
+) -> Workshop:
+    """Open the workshop, starting the local engines if need be. The one set-up call of a notebook.
+
+    Calling it again with the same notebook name closes the first workshop and starts its results
+    afresh.
+
+    Args:
+        notebook: the name under which results are kept.
+        needs: tables that have to be there and filled; "objects" for the objects in the bucket.
+        settings: values that win over the environment, for example valkey_ttl=5.
+
+    Raises:
+        SettingsError: a setting is not usable.
+        EngineError: a local engine did not start.
+        ServiceUnreachableError: a service does not answer.
+
+    """
+    loaded = load_settings(**settings)
+    if notebook in _open:
+        _open.pop(notebook).close()
+    workshop = Workshop(loaded, resolve(loaded.values), notebook)
+    try:
+        workshop._greet()
+        for name in needs:
+            if name == "objects":
+                workshop.load_objects()
+            else:
+                dataset.ensure_table(workshop.database, name)
+    except BaseException:
+        workshop.close()
+        raise
+    _open[notebook] = workshop
+    return workshop
+
+
+def wipe_namespace(namespace: str) -> dict[str, int]:
+    """Delete a namespace's tables, keys and objects. Returns how many of each there were.
+
+    Raises:
+        WorkshopError: a service does not answer.
+
+    """
+    loaded = load_settings(workshop_namespace=namespace)
+    workshop = Workshop(loaded, resolve(loaded.values), "wipe")
+    try:
+        return workshop.wipe()
+    finally:
+        workshop.close()
+
+
+def greet_cache(valkey: redis.Redis, endpoint: CacheEndpoint) -> str:
+    """Ask the cache for its version.
+
+    Raises:
+        ServiceUnreachableError: it does not answer or refuses us.
+
+    """
+    try:
+        info: Any = valkey.info("server")
+    except redis.AuthenticationError as error:
+        raise ServiceUnreachableError(
+            f"The cache at {endpoint.address} ({endpoint.label}) refuses the sign-in: {error}. "
+            "Check the user and password in VALKEY_URL."
+        ) from None
+    except redis.RedisError as error:
+        raise ServiceUnreachableError(
+            f"No answer from the cache at {endpoint.address} ({endpoint.label}): {error}. "
+            "Is the address right (and rediss:// where it speaks TLS)? On AWS, does a security "
+            "group allow port 6379 from here?"
+        ) from None
+    if "valkey_version" in info:
+        return f"Valkey {info['valkey_version']}"
+    return f"Redis-compatible {info.get('redis_version', '?')}"
+
+
+def greet_store(s3: Any, endpoint: StoreEndpoint) -> None:
+    """Make sure that the bucket is there, creating the local one.
+
+    Raises:
+        ServiceUnreachableError: the store does not answer, refuses us, or has no such bucket.
+
+    """
+    try:
+        if endpoint.create_bucket:
+            with contextlib.suppress(
+                s3.exceptions.BucketAlreadyOwnedByYou, s3.exceptions.BucketAlreadyExists
+            ):
+                s3.create_bucket(Bucket=endpoint.bucket)
+        s3.head_bucket(Bucket=endpoint.bucket)
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        reason = {
+            "404": "it has no bucket of that name: create it, or correct BUCKET_NAME",
+            "403": "it refuses these credentials for that bucket: check them and their permissions",
+        }.get(code, f"it answers {error}")
+        raise ServiceUnreachableError(
+            f"The object store at {endpoint.address} ({endpoint.label}) is there, but for the "
+            f"bucket {endpoint.bucket!r} {reason}."
+        ) from None
+    except BotoCoreError as error:
+        raise ServiceUnreachableError(
+            f"No answer from the object store at {endpoint.address} ({endpoint.label}): {error}. "
+            "Is the address in AWS_ENDPOINT_URL_S3 right, and are credentials set?"
+        ) from None
+
+
+def _describe(endpoints: Endpoints) -> dict[str, dict[str, Any]]:
+    """The services as a result file keeps them: never an address's credentials."""
+    named = zip(("database", "cache", "store"), endpoints.all, strict=True)
+    return {
+        kind: {
+            "label": endpoint.label,
+            "version": "",
+            "embedded": endpoint.embedded,
+            "emulated": endpoint.emulated,
+            "region": endpoints.aws_region,
+        }
+        for kind, endpoint in named
+    }
