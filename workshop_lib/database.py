@@ -41,7 +41,7 @@ CONFLICT_ATTEMPTS = 10
 CONFLICT_WAIT_S = 0.005
 CONFLICT_WAIT_MAX_S = 0.25
 COMING_UP_S = 2.0
-"""How long a server that refuses connections may take to come (back) up."""
+"""How long the local server, when it refuses connections, may take to come back up, seconds."""
 RECYCLE_S = CONNECTION_LIFE_S * 5 // 6
 
 
@@ -220,11 +220,13 @@ class Database:
             ServiceUnreachableError: the database did not answer or refused the sign-in.
 
         """
+        # Only the local engine is restarted within moments: elsewhere a refusal is final.
+        patience = COMING_UP_S if self.endpoint.embedded else 0
         try:
             for attempt in Retrying(
                 retry=retry_if_exception(_is_coming_up),
                 wait=wait_fixed(0.05),
-                stop=stop_after_delay(COMING_UP_S),
+                stop=stop_after_delay(patience),
                 reraise=True,
             ):
                 with attempt:

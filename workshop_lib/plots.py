@@ -8,7 +8,7 @@ from typing import Any
 
 from IPython.display import Image, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from workshop_lib.measure import Samples, readable
 
@@ -36,13 +36,16 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     """Every sample as a dot, with p50 (and its 95 % interval), p95 and p99, one line a subject.
 
     Args:
-        samples: by the name that the line gets.
+        samples: by the name that the line gets. What follows the last comma of a name is its kind
+            ("by key, cache"); lines of one kind share a colour and a marker.
         title: of the picture.
 
     """
     figure, axes = _canvas(8.0, 1.1 + 0.85 * len(samples))
-    for line, found in enumerate(samples.values()):
-        colour, marker = COLOURS[line % len(COLOURS)], MARKERS[line % len(MARKERS)]
+    kinds = list(dict.fromkeys(name.rpartition(", ")[2] for name in samples))
+    for line, (name, found) in enumerate(samples.items()):
+        number = kinds.index(name.rpartition(", ")[2])
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         micros = [s * 1e6 for s in found.seconds]
         # Spread the dots over the line's height in a fixed pattern, so that none hides another.
         heights = [line - 0.28 + 0.56 * (i * 0.618 % 1) for i in range(len(micros))]
@@ -64,6 +67,8 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     axes.set_yticks(range(len(samples)), labels)
     axes.set_ylim(len(samples) - 0.45, -0.6)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: readable(value / 1e6)))
     axes.set_xlabel("time until the answer is here (log scale) · bar: p50 and its 95 % interval, "
                     "dotted: p95, dashed: p99", fontsize=9)  # fmt: skip
@@ -137,6 +142,31 @@ def bars(
     axes.set_title(title)
     if len(groups) > 1:
         axes.legend(frameon=False, ncols=min(len(groups), 3))
+    return figure
+
+
+def durations(seconds: Mapping[str, float], title: str, limit_s: float | None = None) -> Figure:
+    """One horizontal bar a thing that took time; a line marks what is worth a look.
+
+    Args:
+        seconds: by name.
+        title: of the picture.
+        limit_s: where the line is drawn, if it lies within the picture.
+
+    """
+    figure, axes = _canvas(8.0, 0.9 + 0.32 * len(seconds))
+    values = [value * 1000 for value in seconds.values()]
+    drawn = axes.barh(range(len(seconds)), values, color=COLOURS[0], height=0.7)
+    axes.bar_label(drawn, [readable(value) for value in seconds.values()], padding=3, fontsize=9)
+    axes.set_yticks(range(len(seconds)), list(seconds))
+    axes.invert_yaxis()
+    axes.grid(visible=True, axis="x", color="#dddddd", linewidth=0.7)
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.15)
+    if limit_s is not None and limit_s * 1000 < max(values):
+        axes.axvline(limit_s * 1000, color="black", linestyle="--", linewidth=1.2)
+    axes.set_xlabel("time (ms)")
+    axes.set_title(title)
     return figure
 
 

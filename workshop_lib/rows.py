@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
-Row = tuple[object, ...]
-Params = Mapping[str, object] | Sequence[object] | None
+Row: TypeAlias = tuple[object, ...]
+Params: TypeAlias = Mapping[str, object] | Sequence[object] | None
 """Values for the placeholders of a statement: %(name)s takes a mapping, %s a sequence."""
 
 
@@ -42,6 +44,8 @@ class Rows:
 
     def to_frame(self) -> pd.DataFrame:
         """The result as a pandas frame; Decimal and date columns stay objects."""
+        import pandas as pd  # noqa: PLC0415 -- the engines' keeper reads this room, too
+
         return pd.DataFrame(self.rows, columns=list(self.columns))
 
     def _repr_html_(self) -> str:

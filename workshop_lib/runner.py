@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import nbformat
+from traitlets.config import Config
 
 from workshop_lib.errors import RunError, WorkshopError
 from workshop_lib.results import read_result, write_json
@@ -28,6 +29,7 @@ from workshop_lib.settings import CHECKOUT
 
 NOTEBOOKS = CHECKOUT / "notebooks"
 RESULTS = CHECKOUT / "results"
+_terminal: TextIO | None = None
 CELL_LIMIT_S = 600
 KERNEL_START_S = 90
 SIZES = ("quick", "full")
@@ -207,7 +209,12 @@ def run(
     say(f"{len(jobs)} notebooks, {size} size, into {_near(folder)}")
     outcomes: dict[str, Outcome] = {}
     # spawn: a forked child would share the parent's sockets and locks.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_follow_parent)
+    pool = ProcessPoolExecutor(
+        workers,
+        get_context("spawn"),
+        initializer=_prepare_worker,
+        initargs=(folder / "kernels.log",),
+    )
     try:
         futures = {pool.submit(_execute, job, progress and workers == 1): job for job in jobs}
         for done in as_completed(futures):
@@ -216,6 +223,7 @@ def run(
             say(describe(outcome))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        _drop_if_empty(folder / "kernels.log")
     ordered = [outcomes[job.notebook.name] for job in jobs]
     if out is None:
         _point_latest_to(folder)
@@ -304,8 +312,16 @@ def _point_latest_to(folder: Path) -> None:
     draft.replace(RESULTS / "latest")
 
 
-def _follow_parent() -> None:
-    """Die with the command that started this worker; a notebook's kernel then dies as well."""
+def _prepare_worker(log: Path) -> None:
+    """Die with the command that started this worker, and keep the kernels' chatter off the terminal.
+
+    A kernel ends when its worker does. What kernels write to standard error goes into a log beside
+    the results; the progress bar keeps the terminal.
+    """
+    global _terminal  # noqa: PLW0603 -- one worker process, one terminal
+    _terminal = os.fdopen(os.dup(2), "w")
+    with log.open("a") as stream:
+        os.dup2(stream.fileno(), 2)
     parent = os.getppid()
 
     def watch() -> None:
@@ -323,7 +339,7 @@ def _execute(job: Job, progress: bool) -> Outcome:
     executed = job.out / f"{job.notebook.name}.ipynb"
     result_file = job.out / f"{job.notebook.name}.json"
     result_file.unlink(missing_ok=True)
-    bar = {"desc": job.notebook.name[:24], "leave": False} if progress else False
+    bar = {"desc": job.notebook.name[:24], "leave": False, "file": _terminal} if progress else False
     started, error = time.perf_counter(), None
     with _kernel_environment(job, result_file):
         try:
@@ -337,6 +353,8 @@ def _execute(job: Job, progress: bool) -> Outcome:
                 start_timeout=KERNEL_START_S,
                 execution_timeout=CELL_LIMIT_S,
                 request_save_on_cell_execute=False,
+                # Unix sockets: no ports that two runs could both pick, and nobody can listen in.
+                config=Config({"KernelManager": {"transport": "ipc"}}),
             )
         except papermill.PapermillExecutionError as stopped:
             error = _cell_error(stopped, executed)
@@ -437,6 +455,11 @@ def _outcome(done: Future[Outcome], job: Job) -> Outcome:
         )
         _write_result(outcome, job, job.out / f"{job.notebook.name}.json")
         return outcome
+
+
+def _drop_if_empty(log: Path) -> None:
+    if log.exists() and not log.stat().st_size:
+        log.unlink()
 
 
 def _near(path: Path) -> str:

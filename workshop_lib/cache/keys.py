@@ -8,13 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TypeAlias
 from uuid import UUID
 
 from workshop_lib.cache.codec import canonical
-
-Params: TypeAlias = Mapping[str, object] | Sequence[object] | None
-"""A query's parameters: by name, by position, or none."""
+from workshop_lib.rows import Params
 
 _VERSION = "v1"  # raise it when a key is built differently: old entries are then never found
 _QUERY = "query"
@@ -61,20 +58,24 @@ def match_all(namespace: str) -> str:
     """Return the pattern by which SCAN finds the namespace's keys, and no others.
 
     >>> match_all("workshop")
-    'workshop:v1:*'
+    'workshop:*'
 
     Raises ValueError for a bad namespace.
     """
-    return f"{_prefix(namespace)}:*"  # nothing to escape: a namespace holds no glob character
+    return f"{_checked(namespace)}:*"  # nothing to escape: a namespace holds no glob character
 
 
 def _prefix(namespace: str) -> str:
+    return f"{_checked(namespace)}:{_VERSION}"
+
+
+def _checked(namespace: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", namespace):
         raise ValueError(
             f"{namespace!r} cannot be a namespace: it would make keys ambiguous or hard to type. "
             "Use 1 to 40 of the letters A-Z and a-z, digits, _ and -."
         )
-    return f"{namespace}:{_VERSION}"
+    return namespace
 
 
 def _plain(params: Params) -> object:

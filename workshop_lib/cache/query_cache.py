@@ -119,7 +119,7 @@ class CacheStats:
         hits, misses: answers from the cache and from the database.
         errors: times the cache gave no answer or took no entry (misses, too).
         corrupt: entries that could not be read; treated as misses and overwritten.
-        uncacheable: results with a type that would not come back equal; not stored.
+        uncacheable: results or parameters of a type that would not come back equal; not stored.
         bytes_read, bytes_written: sizes of entries.
         seconds_saved: database time that hits did not spend, less what the hits took.
 
@@ -175,7 +175,13 @@ class QueryCache:
 
         """
         started = time.perf_counter()
-        key = self.key(statement, params)
+        try:
+            key = self.key(statement, params)
+        except Uncacheable:  # a parameter that no key can stand for: the database may know it
+            self._count(misses=1, uncacheable=1)
+            found = self._database.query(statement, params)
+            seconds = time.perf_counter() - started
+            return Answer(found.columns, found.rows, "database", seconds, found.seconds)
         entry = self._read(key)
         if entry is not None:
             seconds = time.perf_counter() - started

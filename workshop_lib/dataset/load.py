@@ -17,13 +17,13 @@ from typing import Any
 
 from psycopg2 import errors, sql
 from psycopg2.extensions import cursor as Cursor
-from tqdm.auto import tqdm
 
 from workshop_lib.database import Database
 from workshop_lib.dataset import generators, schema
 from workshop_lib.dataset.schema import LOADED, Table, find_table
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
+from workshop_lib.progress import progress_bar
 from workshop_lib.rows import Row
 from workshop_lib.settings import CHECKOUT
 
@@ -157,8 +157,14 @@ def load_objects(s3: Any, bucket: str, prefix: str, sizes: Sizes | None = None) 
         s3.put_object(Bucket=bucket, Key=key, Body=wanted[key])
         return 1
 
-    with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
-        new = sum(tqdm(pool.map(put, wanted), total=len(wanted), desc="objects", leave=False))
+    new = 0
+    with (
+        ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool,
+        progress_bar(len(wanted), "objects", "object") as bar,
+    ):
+        for uploaded in pool.map(put, wanted):
+            new += uploaded
+            bar.update()
         list(pool.map(lambda key: s3.delete_object(Bucket=bucket, Key=key), surplus))
     return Loaded("objects", len(wanted), new, len(surplus), time.perf_counter() - started)
 
@@ -221,7 +227,7 @@ def _bring_to(
     _note(database, table, made_from, rows, complete=False)
     removed = _delete_above(database, table, count if made_from == recipe else 0)
     _note(database, table, recipe, count, complete=False)
-    with tqdm(total=count, desc=table.name, unit="row", unit_scale=True, leave=False) as bar:
+    with progress_bar(count, table.name) as bar:
         new = database.insert_rows(table.name, table.columns, source(), progress=bar.update)
     _note(database, table, recipe, count, complete=True)
     return new, removed

@@ -1,0 +1,72 @@
+"""One set of real engines for the whole test session, in a state folder of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workshop_lib import Workshop, open_workshop
+from workshop_lib.services import embedded
+from workshop_lib.services.state import StateFolder
+from workshop_lib.settings import Settings
+
+FOREIGN = {name.upper() for name in Settings.model_fields} | {"WORKSHOP_CONFIG"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
+    """A state folder for this session: the learner's own engines and settings are left alone."""
+    folder = StateFolder(tmp_path_factory.mktemp("state with a space").resolve())
+    before = dict(os.environ)
+    for name in FOREIGN:
+        os.environ.pop(name, None)
+    os.environ |= {
+        "WORKSHOP_STATE_DIR": str(folder.path),
+        "WORKSHOP_LINGER_SECONDS": "0",
+        "WORKSHOP_CONFIG": str(folder.path / "none.toml"),
+        "TQDM_DISABLE": "1",
+    }
+    (folder.path / "none.toml").write_text("")
+    yield folder
+    embedded.reset(folder)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def shared(state: StateFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    """One open workshop, in a namespace of its own, for all tests that only use it."""
+    workshop = open_workshop(
+        "tests",
+        workshop_namespace=f"test_{secrets.token_hex(4)}",
+        workshop_result_file=tmp_path_factory.mktemp("result") / "tests.json",
+        dsql_pool_min=2,
+        dsql_pool_max=20,
+        dsql_pool_timeout=5.0,
+    )
+    yield workshop
+    workshop.wipe()
+    workshop.close()
+
+
+@pytest.fixture
+def ws(shared: Workshop) -> Iterator[Workshop]:
+    """The open workshop with no keys in its cache."""
+    shared.clear_cache()
+    yield shared
+    shared.clear_cache()
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """An environment without a single setting of the workshop, and an empty settings file."""
+    for name in FOREIGN:
+        monkeypatch.delenv(name, raising=False)
+    empty = tmp_path / "workshop.toml"
+    empty.write_text("")
+    monkeypatch.setenv("WORKSHOP_CONFIG", str(empty))
+    return monkeypatch

@@ -1,0 +1,107 @@
+import math
+
+import pytest
+from hypothesis import given, strategies as st
+
+from workshop_lib.measure import (
+    Samples,
+    improvement,
+    percentile,
+    percentile_interval,
+    readable,
+    speed_up,
+    speed_up_interval,
+    time_shuffled,
+)
+
+numbers = st.lists(st.floats(0, 1e6), min_size=1, max_size=200)
+
+
+@pytest.mark.parametrize(
+    ("q", "expected"), [(1, 10), (20, 10), (21, 20), (50, 30), (99, 50), (100, 50)]
+)
+def test_percentiles_are_nearest_rank(q, expected):
+    assert percentile([50, 10, 40, 20, 30], q) == expected
+
+
+@given(numbers, st.floats(0.01, 100))
+def test_at_least_q_percent_of_the_values_do_not_exceed_the_percentile(values, q):
+    found = percentile(values, q)
+    at_most = sum(value <= found for value in values)
+    assert found in values
+    assert at_most >= q / 100 * len(values) - 1e-9
+    smaller = [value for value in values if value < found]
+    assert len(smaller) < math.ceil(q / 100 * len(values))
+
+
+@given(numbers, st.floats(1, 99))
+def test_the_interval_of_a_percentile_contains_it(values, q):
+    low, high = percentile_interval(values, q)
+    assert low <= percentile(values, q) <= high
+
+
+def test_the_interval_of_a_median_has_the_tabled_ranks():
+    # Conover, Practical Nonparametric Statistics: for n = 100 the 95 % ranks are 40 and 61.
+    values = list(range(1, 101))
+    assert percentile_interval(values, 50) == (40, 61)
+
+
+@pytest.mark.parametrize("q", [0, -1, 101])
+def test_a_percentile_outside_its_range_is_refused(q):
+    with pytest.raises(ValueError, match="lies in"):
+        percentile([1.0], q)
+
+
+def test_a_percentile_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="measure at least one"):
+        percentile([], 50)
+
+
+def test_each_subject_is_called_repeats_plus_warm_up_times_and_only_repeats_are_counted():
+    calls = {"a": 0, "b": 0}
+
+    def call(name):
+        calls[name] += 1
+
+    found = time_shuffled({"a": lambda: call("a"), "b": lambda: call("b")}, 20, warm_up=3)
+    assert calls == {"a": 23, "b": 23}
+    assert [len(samples) for samples in found.values()] == [20, 20]
+
+
+def test_subjects_are_called_in_shuffled_order_and_the_same_one_for_the_same_seed():
+    def order(seed):
+        seen = []
+        time_shuffled({n: lambda n=n: seen.append(n) for n in "ab"}, 50, warm_up=0, seed=seed)
+        return "".join(seen)
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+    assert "ab" * 50 != order(1) != "a" * 50 + "b" * 50
+
+
+def test_an_error_in_a_subject_ends_the_measurement():
+    with pytest.raises(ZeroDivisionError):
+        time_shuffled({"bad": lambda: 1 / 0}, 1)
+
+
+def test_speed_up_and_improvement_compare_medians():
+    slow, fast = Samples("slow", (4.0, 4.0, 100.0)), Samples("fast", (1.0, 1.0, 1.0))
+    assert speed_up(slow, fast) == 4.0
+    assert improvement(slow, fast) == 0.75
+    assert improvement(fast, slow) == -3.0
+
+
+def test_the_interval_of_a_speed_up_contains_it_and_is_reproducible():
+    slow = Samples("slow", tuple(1 + i / 100 for i in range(50)))
+    fast = Samples("fast", tuple(0.5 + i / 100 for i in range(50)))
+    low, high = speed_up_interval(slow, fast)
+    assert low <= speed_up(slow, fast) <= high
+    assert (low, high) == speed_up_interval(slow, fast)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0000005, "0.5 µs"), (0.00123, "1.23 ms"), (1.5, "1.50 s"), (0, "0.0 µs")],
+)
+def test_durations_are_written_in_a_unit_that_fits(seconds, text):
+    assert readable(seconds) == text

@@ -1,0 +1,81 @@
+import json
+
+import pytest
+
+from workshop_lib.errors import ResultError
+from workshop_lib.results import Measurement, Result, read_result, write_json
+
+
+def result():
+    return Result("02_cache_a_query", "workshop", {"database": {"label": "x"}})
+
+
+def test_a_recorded_figure_comes_back_with_unit_and_sample_count(tmp_path):
+    kept = result()
+    kept.record("hit_p50", Measurement(31.2, "µs", 900, 30.0, 32.0))
+    write_json(tmp_path / "a.json", kept.to_json())
+    back = read_result(tmp_path / "a.json")
+    assert back["measurements"]["hit_p50"] == {
+        "value": 31.2, "unit": "µs", "n": 900, "low": 30.0, "high": 32.0,
+    }  # fmt: skip
+    assert back["notebook"] == "02_cache_a_query"
+    assert back["distances_ms"] == {"database": 0.0, "cache": 0.0, "store": 0.0}
+    assert back["versions"]["redis"]
+    assert back["machine"]["cpus"] >= 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_that_is_not_finite_is_refused(value):
+    with pytest.raises(ResultError, match="finite"):
+        result().record("x", Measurement(value))
+
+
+def test_a_figure_of_another_type_is_refused_with_a_hint():
+    with pytest.raises(ResultError, match=r"float\(x\) helps"):
+        result().record("x", Measurement([1, 2]))
+
+
+def test_a_damaged_result_is_refused_by_name(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ResultError, match=r"a\.json is not a result"):
+        read_result(tmp_path / "a.json")
+
+
+def test_a_result_of_another_format_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(ResultError, match="format 1"):
+        read_result(tmp_path / "a.json")
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultError, match="cannot be written"):
+        write_json(tmp_path / "file" / "a.json", {})
+
+
+def test_writing_leaves_no_draft_behind(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    write_json(tmp_path / "a.json", {"x": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 2}
+
+
+def test_the_workshop_writes_each_figure_at_once_and_can_read_it_back(ws):
+    ws.record("answer", 42, "rows", 3)
+    kept = json.loads(ws.settings.workshop_result_file.read_text())
+    assert kept["measurements"]["answer"]["value"] == 42
+    assert ws.recorded("answer") == 42
+    assert kept["services"]["cache"]["version"].startswith("Valkey")
+    assert "answer" in set(ws.summary()["figure"])
+
+
+def test_asking_for_a_figure_that_was_not_recorded_lists_those_that_were(ws):
+    ws.record("known", 1)
+    with pytest.raises(KeyError, match="known"):
+        ws.recorded("unknown")
+
+
+def test_no_password_stands_in_a_result(ws, state):
+    ws.record("x", 1)
+    text = ws.settings.workshop_result_file.read_text()
+    assert [name for name, secret in state.secrets().items() if secret in text] == []
