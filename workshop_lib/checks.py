@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import boto3
 import redis
 
 from workshop_lib.database import Database
@@ -24,7 +23,7 @@ from workshop_lib.services import Endpoints, resolve
 from workshop_lib.services.diagnose import probes
 from workshop_lib.services.state import NEEDED_BYTES, state_folder
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
-from workshop_lib.workshop import greet_cache, greet_store
+from workshop_lib.workshop import greet_cache, greet_store, store_client
 
 LIMIT_S = 10.0
 ENGINES_LIMIT_S = 90.0
@@ -268,7 +267,7 @@ def _cache(endpoints: Endpoints) -> str:
 
 def _store(endpoints: Endpoints, namespace: str) -> str:
     store = endpoints.store
-    client = boto3.client("s3", **store.arguments)
+    client = store_client(store)
     try:
         greet_store(client, store)
         key, body = f"{namespace}/check-{time.time_ns()}", b"written by a check"

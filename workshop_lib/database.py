@@ -15,7 +15,11 @@ from typing import Any, TypeVar
 
 import psycopg2
 from psycopg2 import sql
-from psycopg2.extensions import connection as Connection, cursor as Cursor
+from psycopg2.extensions import (
+    TRANSACTION_STATUS_IDLE,
+    connection as Connection,
+    cursor as Cursor,
+)
 from psycopg2.extras import execute_values, register_uuid
 from sqlalchemy import event
 from sqlalchemy.exc import InvalidatePoolError, TimeoutError as QueueTimeout
@@ -198,8 +202,9 @@ class Database:
             ServiceUnreachableError: the database gave no connection.
 
         """
+        pool = self._pool
         try:
-            borrowed = self._pool.connect()
+            borrowed = pool.connect()
         except QueueTimeout:
             limit, seconds = self._limits
             raise PoolTimeoutError(
@@ -209,6 +214,9 @@ class Database:
         try:
             yield borrowed.dbapi_connection  # type: ignore[misc]
         finally:
+            closed_meanwhile = pool is not self._pool
+            if closed_meanwhile or not _tidy_up(borrowed.dbapi_connection):
+                borrowed.invalidate()
             borrowed.close()
 
     def connect(self) -> Connection:
@@ -243,7 +251,9 @@ class Database:
 
     def close(self) -> None:
         """Close the pool's idle connections; borrowed ones close on their return."""
-        self._pool.dispose()
+        # The pool would take the borrowed ones back and keep them: a new one takes its place.
+        old, self._pool = self._pool, self._pool.recreate()
+        old.dispose()
 
     def _open(self) -> Connection:
         token = self.endpoint.token
@@ -287,6 +297,26 @@ def _fetch(cursor: Cursor) -> tuple[tuple[str, ...], list[Row]]:
     if cursor.description is None:
         return (), []
     return tuple(column[0] for column in cursor.description), cursor.fetchall()
+
+
+def _tidy_up(connection: Any) -> bool:
+    """End any transaction and go back to autocommit, at no round trip where it is so already.
+
+    Returns:
+        Whether the connection is fit for the next borrower.
+
+    """
+    try:
+        if not connection.autocommit:
+            connection.rollback()
+            connection.autocommit = True
+        if connection.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+            # A BEGIN sent as a statement: rollback() knows nothing of it.
+            with connection.cursor() as cursor:
+                cursor.execute("ROLLBACK")
+    except psycopg2.Error:
+        return False
+    return True
 
 
 def _refuse_dead(connection: Connection, record: object, proxy: object) -> None:

@@ -99,7 +99,7 @@ def _number(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
+        return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -118,7 +118,9 @@ def _pictures(executed: Path) -> list[Picture]:
 
 def _export(executed: Path) -> Path:
     """The notebook as a page that needs no network: nothing is fetched from elsewhere."""
-    exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="")
+    exporter = HTMLExporter(
+        template_name="lab", template_file=str(TEMPLATES / "notebook.html.j2")
+    )
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     body, _ = exporter.from_filename(str(executed), {"metadata": {"name": executed.stem}})
     page = executed.with_suffix(".html")

@@ -165,6 +165,7 @@ def run(
     parameters: Iterable[str] = (),
     workers: int = 1,
     out: Path | None = None,
+    notebooks: Path = NOTEBOOKS,
     say: Callable[[str], object] = print,
     progress: bool = False,
 ) -> tuple[list[Outcome], Path]:
@@ -178,6 +179,7 @@ def run(
         parameters: NAME=VALUE words, which win over the size's values.
         workers: notebooks at the same time; more than one disturbs what they measure.
         out: the folder for the results; a new one below `results/` if left out.
+        notebooks: the folder that they are in.
         say: gets a line for each finished notebook.
         progress: draw a progress bar over the cells.
 
@@ -192,7 +194,7 @@ def run(
         raise RunError(f"The size is {size!r}; it must be one of {', '.join(SIZES)}.")
     if workers < 1:
         raise RunError(f"workers is {workers}; it must be at least 1.")
-    chosen = choose(names, find_notebooks())
+    chosen = choose(names, find_notebooks(notebooks))
     given = parse_parameters(parameters, chosen)
     folder = _new_folder(out)
     stamp = f"run_{secrets.token_hex(4)}"
@@ -273,7 +275,7 @@ def _convert(name: str, text: str, default: Any) -> Any:
         return text
     try:
         value = ast.literal_eval(text.capitalize() if text in {"true", "false"} else text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError):
         value = text
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -55,7 +55,7 @@ class Workshop:
             pool_timeout_s=self.settings.dsql_pool_timeout,
         )
         self.valkey = redis.Redis(**endpoints.cache.arguments)
-        self.s3 = boto3.client("s3", **endpoints.store.arguments)
+        self.s3 = store_client(endpoints.store)
         self.bucket = endpoints.store.bucket
         self.result = Result(notebook, self.namespace, _describe(endpoints))
         self._result_file = self.settings.workshop_result_file or (
@@ -259,6 +259,14 @@ def greet_cache(valkey: redis.Redis, endpoint: CacheEndpoint) -> str:
     if "valkey_version" in info:
         return f"Valkey {info['valkey_version']}"
     return f"Redis-compatible {info.get('redis_version', '?')}"
+
+
+def store_client(endpoint: StoreEndpoint) -> Any:
+    """A boto3 S3 client for the endpoint.
+
+    A session of its own, because boto3's shared one remembers the first credentials it met.
+    """
+    return boto3.Session().client("s3", **endpoint.arguments)
 
 
 def greet_store(s3: Any, endpoint: StoreEndpoint) -> None:

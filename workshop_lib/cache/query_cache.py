@@ -201,7 +201,8 @@ class QueryCache:
         """What is stored for a statement, or None. Counts neither as a hit nor as a miss.
 
         Raises:
-            redis.RedisError: the cache gave no answer.
+            CorruptEntry: it cannot be read; `fetch` would overwrite it.
+            redis.RedisError: the cache gave no answer, or holds a list or hash under the key.
 
         """
         key = self.key(statement, params)

@@ -6,6 +6,7 @@ where it stopped, a larger size adds, a smaller one removes, another seed starts
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -189,7 +190,8 @@ def drop_everything(database: Database) -> list[str]:
     ours = [str(name) for (name,) in present if name in schema.TABLES]
     for table in ours:
         database.query(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(table)))
-    if len(ours) == len(present):
+    # Whatever else a learner made in it stays, and so does the schema then.
+    with contextlib.suppress(errors.DependentObjectsStillExist):
         name = sql.Identifier(database.schema)
         database.query(sql.SQL("DROP SCHEMA IF EXISTS {}").format(name))
     return ours

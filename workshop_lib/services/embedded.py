@@ -75,10 +75,7 @@ def attach(folder: StateFolder, names: Iterable[str], settings: Settings) -> Att
         secrets = folder.secrets()
         lease = folder.take_lease(_command(), settings.workshop_linger_seconds)
         try:
-            if folder.keeper() is None:
-                _clear_remains(folder)
-                _start_keeper(folder)
-            engines = _wait_for(folder, names, settings.workshop_cache_mb)
+            engines = _bring_up(folder, names, settings.workshop_cache_mb)
         except BaseException:
             lease.unlink(missing_ok=True)
             raise
@@ -146,6 +143,24 @@ def wait_gone(folder: StateFolder, seconds: float = 20.0) -> bool:
     )
 
 
+class _KeeperGoneError(EngineError):
+    """The keeper was there a moment ago and is not any more."""
+
+
+def _bring_up(folder: StateFolder, names: list[str], cache_mb: int) -> dict[str, EngineState]:
+    """Have a keeper bring the engines up; a second one if the first was dying when we came."""
+    for last_try in (False, True):
+        if folder.keeper() is None:
+            _clear_remains(folder)
+            _start_keeper(folder)
+        try:
+            return _wait_for(folder, names, cache_mb)
+        except _KeeperGoneError:
+            if last_try:
+                raise
+    raise AssertionError("unreachable")
+
+
 def _end_keeper(folder: StateFolder) -> bool:
     keeper = folder.keeper()
     if keeper is not None:
@@ -170,7 +185,7 @@ def _wait_for(folder: StateFolder, names: list[str], cache_mb: int) -> dict[str,
             if all(r.status == "up" and _answers(folder, r) for r in reports.values()):
                 return reports
         if folder.keeper() is None:
-            raise EngineError(
+            raise _KeeperGoneError(
                 "The local engines' keeper ended while they were starting. The end of its log "
                 f"({folder.logs / 'keeper.log'}):\n{log_tail(folder.logs / 'keeper.log')}"
             )

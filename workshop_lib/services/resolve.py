@@ -177,12 +177,12 @@ def _external_database(settings: Settings) -> DatabaseEndpoint | None:
         return None
     try:
         found: dict[str, Any] = parse_dsn(settings.database_url.get_secret_value())
-    except psycopg2.ProgrammingError as error:
+        host, port = str(found.get("host", "localhost")), int(found.get("port", 5432))
+    except (psycopg2.ProgrammingError, ValueError) as error:
         raise SettingsError(
             f"DATABASE_URL is not a PostgreSQL address ({str(error).strip()}). Its form is "
             "postgresql://user:password@host:port/database"
         ) from None
-    host, port = str(found.get("host", "localhost")), int(found.get("port", 5432))
     return DatabaseEndpoint(
         label="PostgreSQL of your own (DATABASE_URL)",
         address=f"{host}:{port}",
@@ -215,7 +215,7 @@ def _dsql(host: str, region: str) -> DatabaseEndpoint:
 
 def _token_maker(host: str, region: str) -> Callable[[], str]:
     """A function that signs a new password. The client is kept: building one takes 40 ms."""
-    client: Any = boto3.client("dsql", region_name=region)
+    client: Any = boto3.Session().client("dsql", region_name=region)
 
     def token() -> str:
         try:

@@ -1,0 +1,397 @@
+"""Answers from the cache are the database's own; whatever goes wrong there costs only time."""
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import psycopg2
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from workshop_lib import QueryCache
+from workshop_lib.cache import query_cache
+from workshop_lib.cache.codec import CorruptEntry
+from workshop_lib.cache.query_cache import CacheStats
+from workshop_lib.database import Database
+
+EVERY_TYPE = """
+SELECT 1::int AS "int", 9223372036854775807::bigint AS "bigint", 12.50::numeric AS "numeric",
+       'NaN'::numeric AS "no number", 123456789012345678901234567890.10::numeric AS "long numeric",
+       99999999999999999999999999::numeric AS "beyond 64 bits",
+       'NaN'::float8 AS "nan", 'Infinity'::float8 AS "inf", 0.1::float8 AS "float8",
+       date '2026-06-30' AS "date", timestamp '2026-06-30 12:34:56.789012' AS "timestamp",
+       timestamptz '2026-06-30 12:34:56+02' AS "timestamptz", time '12:34:56.5' AS "time",
+       interval '3 days 4 hours' AS "interval",
+       '5f0c6b1e-8b0a-4a0e-9a4e-0d4b3b1c2d3e'::uuid AS "uuid", '\\x00ff'::bytea AS "bytea",
+       true AS "boolean", NULL AS "null", NULL::int AS "null int", '' AS "empty",
+       'García, Öztürk, 東京, עברית, 🪐' AS "text",
+       '{"b": [1, 2.5, null, true], "a": {"ü": "x"}}'::jsonb AS "jsonb",
+       ARRAY[1, NULL, 3] AS "array"
+"""
+NUMBERS = "SELECT n, n * %s AS product FROM generate_series(1, 20) AS n"
+
+
+@dataclass
+class Parts:
+    """A source of a test's own making."""
+
+    database: Any
+    valkey: Any
+    namespace: str
+    default_ttl: float = 30.0
+
+
+class BrokenWrites:
+    """A cache that reads but takes nothing, as one without memory left does."""
+
+    def __init__(self, valkey: redis.Redis) -> None:
+        self.get = valkey.get
+
+    def set(self, *args: Any, **kwargs: Any) -> None:
+        raise redis.ResponseError("OOM command not allowed when used memory > 'maxmemory'.")
+
+
+@pytest.fixture
+def cache(ws):
+    return QueryCache(ws)
+
+
+@pytest.fixture
+def dead_cache(ws) -> Iterator[QueryCache]:
+    """A cache behind a port on which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        client = redis.Redis(
+            host="127.0.0.1",
+            port=taken.getsockname()[1],
+            socket_connect_timeout=0.5,
+            retry=Retry(NoBackoff(), 0),
+        )
+        yield QueryCache(Parts(ws.database, client, ws.namespace))
+        client.close()
+
+
+@contextmanager
+def database_queries(ws, expected: int) -> Iterator[None]:
+    before = ws.database.stats().queries
+    yield
+    assert ws.database.stats().queries - before == expected
+
+
+def exactly(rows: list[tuple[object, ...]]) -> list[list[tuple[type, str]]]:
+    """The rows in a form in which NaN equals NaN, and 12.5 does not equal 12.50."""
+    return [[(type(value), repr(value)) for value in row] for row in rows]
+
+
+# --- hits and misses ---
+
+
+def test_a_hit_equals_the_miss_in_every_type_and_value(ws, cache):
+    miss, hit = cache.fetch(EVERY_TYPE), cache.fetch(EVERY_TYPE)
+    assert (miss.source, hit.source) == ("database", "cache")
+    assert len(miss.columns) == 23
+    assert hit.columns == miss.columns
+    assert exactly(hit.rows) == exactly(miss.rows) == exactly(ws.database.query(EVERY_TYPE).rows)
+
+
+def test_one_miss_fills_the_cache_for_nine_hits(ws, cache):
+    with database_queries(ws, 1):
+        sources = [cache.fetch(NUMBERS, (3,)).source for _ in range(10)]
+    assert sources == ["database"] + ["cache"] * 9
+    stats = cache.stats()
+    assert (stats.misses, stats.hits, stats.hit_ratio) == (1, 9, 0.9)
+    assert (stats.errors, stats.corrupt, stats.uncacheable) == (0, 0, 0)
+
+
+def test_bytes_are_counted_as_stored(ws, cache):
+    for _ in range(4):
+        cache.fetch(NUMBERS, (3,))
+    size = ws.valkey.strlen(cache.key(NUMBERS, (3,)))
+    assert (cache.stats().bytes_written, cache.stats().bytes_read) == (size, 3 * size)
+
+
+def test_an_unused_cache_has_counted_nothing(cache):
+    assert cache.stats() == CacheStats()
+    assert cache.stats().hit_ratio == 0.0
+
+
+def test_an_empty_result_is_kept_with_its_columns(ws, cache):
+    statement = "SELECT 1 AS a, 'x' AS b WHERE false"
+    with database_queries(ws, 1):
+        miss, hit = cache.fetch(statement), cache.fetch(statement)
+    assert (hit.source, hit.columns, hit.rows) == ("cache", ("a", "b"), [])
+    assert (miss.columns, miss.rows) == (hit.columns, hit.rows)
+
+
+def test_an_answer_reads_like_rows(cache):
+    for answer in (cache.fetch(NUMBERS, (2,)), cache.fetch(NUMBERS, (2,))):
+        assert len(answer) == 20
+        assert next(iter(answer)) == (1, 2)
+        assert answer.as_dicts()[1] == {"n": 2, "product": 4}
+        assert list(answer.to_frame()["product"]) == [2 * n for n in range(1, 21)]
+        assert "20 rows × 2 columns" in answer._repr_html_()
+
+
+def test_a_hit_carries_what_the_filling_query_cost(cache):
+    miss = cache.fetch("SELECT pg_sleep(0.05)::text AS slept")
+    hit = cache.fetch("SELECT pg_sleep(0.05)::text AS slept")
+    assert miss.cost_seconds >= 0.05
+    assert hit.cost_seconds == miss.cost_seconds
+    assert miss.seconds >= miss.cost_seconds
+
+
+def test_time_saved_is_the_query_s_cost_less_what_the_hits_took(cache):
+    statement = "SELECT pg_sleep(0.05)::text AS slept"
+    cost = cache.fetch(statement).cost_seconds
+    assert cache.stats().seconds_saved == 0.0
+    spent = sum(cache.fetch(statement).seconds for _ in range(3))
+    assert cache.stats().seconds_saved == pytest.approx(3 * cost - spent)
+
+
+# --- what belongs to the key ---
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((1,), (2,)),
+        ((1,), ("1",)),
+        ((1,), (True,)),
+        ((Decimal("1.0"),), (Decimal("1.00"),)),
+        (("",), (None,)),
+        ({"value": 1}, {"value": 2}),
+    ],
+)
+def test_parameters_of_another_value_or_type_have_entries_of_their_own(cache, first, second):
+    statement = "SELECT pg_typeof(%(value)s)::text, %(value)s::text"
+    if isinstance(first, tuple):
+        statement = statement.replace("%(value)s", "%s", 1).replace(", %(value)s::text", "")
+    assert cache.fetch(statement, first).source == "database"
+    assert cache.fetch(statement, second).source == "database"
+    assert cache.fetch(statement, first).source == "cache"
+    assert cache.stats().misses == 2
+
+
+def test_another_schema_has_entries_of_its_own(ws, cache):
+    elsewhere = Database(ws.endpoints.database, "another_schema", pool_min=1, pool_max=1)
+    other = QueryCache(Parts(elsewhere, ws.valkey, ws.namespace))
+    statement = "SELECT current_setting('search_path')"
+    assert cache.fetch(statement).rows == [(ws.namespace,)]
+    assert other.fetch(statement).rows == [("another_schema",)]
+    assert (cache.stats().misses, other.stats().misses) == (1, 1)
+    elsewhere.close()
+
+
+def test_another_database_has_entries_of_its_own(ws):
+    @dataclass
+    class Planted:
+        identity: str
+
+        def query(self, statement, params=None):
+            return ws.database.query("SELECT %s::text", (self.identity,))
+
+    caches = [QueryCache(Parts(Planted(i), ws.valkey, ws.namespace)) for i in ("east", "west")]
+    for _ in range(2):
+        assert [c.fetch("SELECT here()").rows for c in caches] == [[("east",)], [("west",)]]
+    assert [(c.stats().misses, c.stats().hits) for c in caches] == [(1, 1), (1, 1)]
+
+
+def test_another_namespace_has_entries_of_its_own(ws, cache):
+    other = QueryCache(Parts(ws.database, ws.valkey, f"{ws.namespace}_2"))
+    cache.fetch(NUMBERS, (1,))
+    assert other.fetch(NUMBERS, (1,)).source == "database"
+    assert other.clear() == 1
+
+
+def test_two_cache_objects_of_one_workshop_share_entries(ws, cache):
+    cache.fetch(NUMBERS, (1,))
+    assert QueryCache(ws).fetch(NUMBERS, (1,)).source == "cache"
+
+
+# --- time to live ---
+
+
+def test_an_entry_is_stored_with_its_time_to_live(ws):
+    cache = QueryCache(ws, ttl=12.5)
+    cache.fetch(NUMBERS, (1,))
+    assert 2_500 < ws.valkey.pttl(cache.key(NUMBERS, (1,))) <= 12_500
+
+
+def test_the_time_to_live_is_the_settings_where_none_is_given(ws, cache):
+    assert cache.ttl == ws.settings.valkey_ttl == 30.0
+    cache.fetch(NUMBERS, (1,))
+    assert 20_000 < ws.valkey.pttl(cache.key(NUMBERS, (1,))) <= 30_000
+
+
+def test_an_expired_entry_is_a_miss_and_is_filled_again(ws):
+    cache = QueryCache(ws, ttl=0.02)
+    cache.fetch(NUMBERS, (1,))
+    ws.database.query("SELECT pg_sleep(0.03)")
+    assert cache.fetch(NUMBERS, (1,)).source == "database"
+    assert cache.stats().misses == 2
+
+
+@pytest.mark.parametrize("ttl", [0, -1, 0.0001, float("nan"), float("inf"), "30"])
+def test_a_time_to_live_that_is_none_is_refused(ws, ttl):
+    with pytest.raises(ValueError, match=r"it must be a number of seconds, at least 0\.001"):
+        QueryCache(ws, ttl=ttl)
+
+
+# --- entries that are not ours ---
+
+
+SPOILS = {
+    "garbage": lambda valkey, key: valkey.set(key, b"\x00garbage"),
+    "nothing": lambda valkey, key: valkey.set(key, b""),
+    "a cut entry": lambda valkey, key: valkey.set(key, valkey.get(key)[:-3]),
+    "a changed byte": lambda valkey, key: valkey.setrange(key, 20, b"\x00"),
+    "a list": lambda valkey, key: (valkey.delete(key), valkey.rpush(key, "x")),
+    "a hash": lambda valkey, key: (valkey.delete(key), valkey.hset(key, "x", "y")),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+def test_a_spoilt_entry_is_a_miss_and_is_overwritten(ws, cache, spoil):
+    expected = cache.fetch(NUMBERS, (7,)).rows
+    spoil(ws.valkey, cache.key(NUMBERS, (7,)))
+    with database_queries(ws, 1):
+        after = [cache.fetch(NUMBERS, (7,)) for _ in range(2)]
+    assert [answer.source for answer in after] == ["database", "cache"]
+    assert [answer.rows for answer in after] == [expected, expected]
+    stats = cache.stats()
+    assert (stats.corrupt, stats.errors, stats.misses, stats.hits) == (1, 0, 2, 1)
+
+
+# --- what cannot be kept ---
+
+
+def test_a_result_that_would_not_come_back_equal_is_answered_but_not_kept(ws, cache):
+    statement = "SELECT int4range(1, 5) AS span"
+    with database_queries(ws, 2):
+        answers = [cache.fetch(statement) for _ in range(2)]
+    assert [a.source for a in answers] == ["database", "database"]
+    assert answers[0].rows[0][0].upper == 5
+    assert ws.valkey.exists(cache.key(statement)) == 0
+    stats = cache.stats()
+    assert (stats.uncacheable, stats.misses, stats.bytes_written) == (2, 2, 0)
+
+
+def test_a_parameter_without_a_key_is_answered_but_not_kept(ws, cache):
+    span = ws.database.query("SELECT int4range(1, 5)")[0][0]
+    answers = [cache.fetch("SELECT upper(%s::int4range)", (span,)) for _ in range(2)]
+    assert [(a.source, a.rows) for a in answers] == [("database", [(5,)])] * 2
+    assert list(ws.valkey.scan_iter(f"{ws.namespace}:*")) == []
+    assert (cache.stats().uncacheable, cache.stats().misses) == (2, 2)
+
+
+def test_an_error_of_the_database_reaches_the_caller_and_is_not_kept(ws, cache):
+    for _ in range(2):
+        with pytest.raises(psycopg2.errors.DivisionByZero):
+            cache.fetch("SELECT 1 / %s", (0,))
+    assert list(ws.valkey.scan_iter(f"{ws.namespace}:*")) == []
+    assert cache.stats() == CacheStats()
+
+
+# --- a cache that fails ---
+
+
+def test_without_a_cache_the_database_answers_and_the_cache_is_left_alone_for_a_while(
+    dead_cache, monkeypatch
+):
+    monkeypatch.setattr(query_cache, "REST_S", 60.0)
+    answers = [dead_cache.fetch(NUMBERS, (1,)) for _ in range(3)]
+    assert [a.source for a in answers] == ["database"] * 3
+    assert [a.rows[0] for a in answers] == [(1, 1)] * 3
+    stats = dead_cache.stats()
+    assert (stats.hits, stats.misses, stats.errors) == (0, 3, 3)
+
+
+def test_a_resting_cache_is_not_asked(ws, dead_cache, monkeypatch):
+    monkeypatch.setattr(query_cache, "REST_S", 60.0)
+    dead_cache.fetch(NUMBERS, (1,))
+    dead_cache._valkey = ws.valkey
+    assert dead_cache.fetch(NUMBERS, (1,)).source == "database"
+    assert ws.valkey.exists(dead_cache.key(NUMBERS, (1,))) == 0
+
+
+def test_after_its_rest_the_cache_is_used_again(ws, dead_cache, monkeypatch):
+    monkeypatch.setattr(query_cache, "REST_S", 0.0)
+    dead_cache.fetch(NUMBERS, (1,))
+    dead_cache._valkey = ws.valkey
+    assert [dead_cache.fetch(NUMBERS, (1,)).source for _ in range(2)] == ["database", "cache"]
+    # Both the read and the write of the first fetch had failed.
+    assert dead_cache.stats().errors == 2
+
+
+def test_a_cache_without_memory_left_still_answers(ws):
+    cache = QueryCache(Parts(ws.database, BrokenWrites(ws.valkey), ws.namespace))
+    answers = [cache.fetch(NUMBERS, (1,)) for _ in range(2)]
+    assert [a.source for a in answers] == ["database", "database"]
+    stats = cache.stats()
+    assert (stats.misses, stats.errors, stats.bytes_written) == (2, 2, 0)
+
+
+def test_inspecting_a_cache_that_is_down_is_an_error(dead_cache):
+    with pytest.raises(redis.ConnectionError):
+        dead_cache.inspect(NUMBERS, (1,))
+
+
+# --- looking at entries, and removing them ---
+
+
+def test_inspect_tells_what_is_stored_without_counting(ws, cache):
+    assert cache.inspect(NUMBERS, (1,)) is None
+    cost = cache.fetch(NUMBERS, (1,)).cost_seconds
+    found, key = cache.inspect(NUMBERS, (1,)), cache.key(NUMBERS, (1,))
+    assert (found.key, found.size, found.rows) == (key, ws.valkey.strlen(key), 20)
+    assert found.cost_seconds == cost
+    assert 20 < found.ttl_seconds <= 30
+    assert 0 <= found.age_seconds < 10
+    assert (cache.stats().hits, cache.stats().misses) == (0, 1)
+
+
+def test_inspect_says_what_is_wrong_with_a_spoilt_entry(ws, cache):
+    ws.valkey.set(cache.key(NUMBERS, (1,)), b"\x00garbage")
+    with pytest.raises(CorruptEntry, match="another program or another version wrote them"):
+        cache.inspect(NUMBERS, (1,))
+
+
+def test_delete_removes_one_entry_and_says_whether_it_was_there(cache):
+    cache.fetch(NUMBERS, (1,))
+    cache.fetch(NUMBERS, (2,))
+    assert [cache.delete(NUMBERS, (1,)) for _ in range(2)] == [True, False]
+    assert [cache.fetch(NUMBERS, (n,)).source for n in (1, 2)] == ["database", "cache"]
+
+
+def test_clear_removes_this_namespace_s_keys_and_no_others(ws, cache):
+    longer = QueryCache(Parts(ws.database, ws.valkey, f"{ws.namespace}_2"))
+    longer.fetch(NUMBERS, (0,))
+    for n in range(12):
+        cache.fetch(NUMBERS, (n,))
+    assert cache.clear() == 12
+    assert cache.clear() == 0
+    assert longer.fetch(NUMBERS, (0,)).source == "cache"
+    assert longer.clear() == 1
+
+
+# --- many at once ---
+
+
+def test_every_fetch_of_many_threads_is_counted_and_right(ws, cache):
+    def fetch(n: int) -> tuple[int, list[tuple[object, ...]]]:
+        return n % 5, cache.fetch(NUMBERS, (n % 5,)).rows
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(fetch, range(400)))
+    for factor, rows in answers:
+        assert rows == [(n, n * factor) for n in range(1, 21)]
+    stats = cache.stats()
+    assert stats.hits + stats.misses == 400
+    assert 5 <= stats.misses <= 5 * 8
+    assert (stats.errors, stats.corrupt) == (0, 0)

@@ -1,0 +1,434 @@
+"""Queries, transactions that run again, and a pool that survives what happens to connections."""
+
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from uuid import UUID
+
+import psycopg2
+import pytest
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+
+from workshop_lib import database as room
+from workshop_lib.database import Database, DatabaseStats
+from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError
+
+
+@pytest.fixture
+def table(ws) -> Iterator[str]:
+    """A table with one row, (1, 0)."""
+    name = f"t_{secrets.token_hex(4)}"
+    ws.database.query(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, n INTEGER NOT NULL)")
+    ws.database.query(f"INSERT INTO {name} VALUES (1, 0)")
+    yield name
+    ws.database.query(f"DROP TABLE {name}")
+
+
+@pytest.fixture
+def pool(ws) -> Iterator[Database]:
+    """A pool of one connection, for what its next borrower finds."""
+    database = Database(
+        ws.endpoints.database, ws.namespace, pool_min=1, pool_max=1, pool_timeout_s=0.05
+    )
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def no_waits(monkeypatch):
+    monkeypatch.setattr(room, "CONFLICT_WAIT_S", 0)
+    monkeypatch.setattr(room, "CONFLICT_WAIT_MAX_S", 0)
+
+
+def increment(table):
+    """Read and write in two statements, as an application does."""
+
+    def work(cursor):
+        cursor.execute(f"SELECT n FROM {table} WHERE id = 1")
+        (n,) = cursor.fetchone()
+        cursor.execute(f"UPDATE {table} SET n = %s WHERE id = 1", (n + 1,))
+        return n + 1
+
+    return work
+
+
+def value(database, table) -> object:
+    return database.query(f"SELECT n FROM {table} WHERE id = 1")[0][0]
+
+
+# --- queries ---
+
+
+def test_a_query_returns_columns_and_rows_in_order(ws):
+    found = ws.database.query("SELECT n AS a, -n AS b FROM generate_series(1, 3) AS n ORDER BY n")
+    assert found.columns == ("a", "b")
+    assert found.rows == [(1, -1), (2, -2), (3, -3)]
+    assert found.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "params", "answer"),
+    [
+        ("SELECT %s + %s", (1, 2), 3),
+        ("SELECT %s + %s", [1, 2], 3),
+        ("SELECT %(a)s - %(b)s", {"b": 1, "a": 5}, 4),
+        ("SELECT %s::int", (None,), None),
+        ("SELECT '100%'", None, "100%"),
+        ("SELECT %s", ("'; DROP TABLE x; --",), "'; DROP TABLE x; --"),
+    ],
+)
+def test_parameters_go_by_position_or_by_name(ws, statement, params, answer):
+    assert ws.database.query(statement, params).rows == [(answer,)]
+
+
+def test_no_rows_still_have_columns(ws):
+    found = ws.database.query("SELECT 1 AS a WHERE false")
+    assert (found.columns, found.rows, len(found)) == (("a",), [], 0)
+
+
+def test_a_statement_that_returns_nothing_has_neither_columns_nor_rows(ws, table):
+    found = ws.database.query(f"UPDATE {table} SET n = 7")
+    assert (found.columns, found.rows) == ((), [])
+    assert value(ws.database, table) == 7
+
+
+@pytest.mark.parametrize(
+    ("literal", "expected"),
+    [
+        ("'\\x00ff'::bytea", b"\x00\xff"),
+        ("''::bytea", b""),
+        ("NULL::bytea", None),
+        (
+            "'5f0c6b1e-8b0a-4a0e-9a4e-0d4b3b1c2d3e'::uuid",
+            UUID("5f0c6b1e-8b0a-4a0e-9a4e-0d4b3b1c2d3e"),
+        ),
+        ("12.50::numeric", Decimal("12.50")),
+        ("date '2026-06-30'", date(2026, 6, 30)),
+        ("timestamptz '2026-06-30 14:00+02'", datetime(2026, 6, 30, 12, tzinfo=UTC)),
+        ("true", True),
+    ],
+)
+def test_values_have_their_python_types(ws, literal, expected):
+    found = ws.database.query(f"SELECT {literal}")[0][0]
+    assert (type(found), str(found)) == (type(expected), str(expected))
+
+
+def test_bytes_and_uuids_go_in_as_parameters_too(ws):
+    given = (b"\x00\xff", UUID(int=7))
+    assert ws.database.query("SELECT %s::bytea, %s::uuid", given).rows == [given]
+
+
+def test_unqualified_names_mean_the_workshop_s_own_schema(ws, table):
+    assert ws.database.query("SELECT current_schema()").rows == [(ws.namespace,)]
+    assert value(ws.database, f"{ws.namespace}.{table}") == 0
+
+
+def test_a_refused_statement_is_the_database_s_own_error_and_costs_no_connection(pool):
+    for _ in range(3):
+        with pytest.raises(psycopg2.errors.UndefinedTable, match="no_such_table"):
+            pool.query("SELECT * FROM no_such_table")
+    assert pool.query("SELECT 1").rows == [(1,)]
+    assert pool.stats().connections == 1
+
+
+# --- transactions ---
+
+
+def test_a_transaction_commits_all_it_did_and_returns_what_its_work_returned(ws, table):
+    def work(cursor):
+        cursor.execute(f"INSERT INTO {table} VALUES (2, 20)")
+        cursor.execute(f"INSERT INTO {table} VALUES (3, 30)")
+        return "done"
+
+    assert ws.database.run_transaction(work) == "done"
+    found = ws.database.query(f"SELECT * FROM {table} ORDER BY id")
+    assert found.rows == [(1, 0), (2, 20), (3, 30)]
+
+
+def test_an_error_in_a_transaction_undoes_all_of_it_and_is_not_tried_again(ws, table):
+    attempts = []
+
+    def work(cursor):
+        attempts.append(1)
+        cursor.execute(f"INSERT INTO {table} VALUES (2, 20)")
+        raise ValueError("changed my mind")
+
+    with pytest.raises(ValueError, match="changed my mind"):
+        ws.database.run_transaction(work)
+    assert len(attempts) == 1
+    assert ws.database.query(f"SELECT * FROM {table}").rows == [(1, 0)]
+
+
+def test_an_error_of_the_database_other_than_a_conflict_is_not_tried_again(ws, table):
+    before, attempts = ws.database.stats(), []
+
+    def work(cursor):
+        attempts.append(1)
+        cursor.execute(f"INSERT INTO {table} VALUES (1, 1)")
+
+    with pytest.raises(psycopg2.errors.UniqueViolation):
+        ws.database.run_transaction(work)
+    after = ws.database.stats()
+    assert len(attempts) == 1
+    assert (after.conflicts, after.transactions) == (before.conflicts, before.transactions)
+
+
+def test_a_conflict_runs_the_work_again_on_what_the_other_transaction_wrote(ws, table, no_waits):
+    before, attempts, other = ws.database.stats(), [], ws.connect()
+
+    def work(cursor):
+        attempts.append(1)
+        cursor.execute(f"SELECT n FROM {table} WHERE id = 1")
+        (n,) = cursor.fetchone()
+        if len(attempts) == 1:
+            with other.cursor() as elsewhere:
+                elsewhere.execute(f"UPDATE {table} SET n = 100 WHERE id = 1")
+        cursor.execute(f"UPDATE {table} SET n = %s WHERE id = 1", (n + 1,))
+
+    ws.database.run_transaction(work)
+    other.close()
+    after = ws.database.stats()
+    assert len(attempts) == 2
+    assert after.conflicts - before.conflicts == 1
+    assert after.transactions - before.transactions == 1
+    assert value(ws.database, table) == 101
+
+
+def test_ten_conflicts_in_a_row_are_reported_and_leave_nothing_behind(ws, table, no_waits):
+    before, attempts, other = ws.database.stats(), [], ws.connect()
+
+    def work(cursor):
+        attempts.append(1)
+        cursor.execute(f"SELECT n FROM {table} WHERE id = 1")
+        with other.cursor() as elsewhere:
+            elsewhere.execute(f"UPDATE {table} SET n = n + 100 WHERE id = 1")
+        cursor.execute(f"UPDATE {table} SET n = -1 WHERE id = 1")
+
+    with pytest.raises(psycopg2.errors.SerializationFailure):
+        ws.database.run_transaction(work)
+    other.close()
+    after = ws.database.stats()
+    assert len(attempts) == 10
+    assert after.conflicts - before.conflicts == 10
+    assert after.transactions == before.transactions
+    assert value(ws.database, table) == 1000
+
+
+def test_no_increment_of_many_threads_is_lost(ws, table, monkeypatch):
+    monkeypatch.setattr(room, "CONFLICT_ATTEMPTS", 10_000)
+    monkeypatch.setattr(room, "CONFLICT_WAIT_S", 0.001)
+    monkeypatch.setattr(room, "CONFLICT_WAIT_MAX_S", 0.02)
+    before = ws.database.stats()
+    with ThreadPoolExecutor(16) as threads:
+        work = [increment(table)] * 400
+        answers = list(threads.map(ws.database.run_transaction, work))
+    assert value(ws.database, table) == 400
+    assert sorted(answers) == list(range(1, 401))
+    assert ws.database.stats().transactions - before.transactions == 400
+
+
+# --- what a borrowed connection is like, and how it comes back ---
+
+
+def state_of(database: Database) -> tuple[bool, int]:
+    with database.connection() as connection:
+        return connection.autocommit, connection.get_transaction_status()
+
+
+def test_after_a_transaction_the_connection_is_back_in_autocommit_with_nothing_open(pool):
+    pool.run_transaction(lambda cursor: cursor.execute("SELECT 1"))
+    assert state_of(pool) == (True, TRANSACTION_STATUS_IDLE)
+    with pytest.raises(psycopg2.errors.DivisionByZero):
+        pool.run_transaction(lambda cursor: cursor.execute("SELECT 1 / 0"))
+    assert state_of(pool) == (True, TRANSACTION_STATUS_IDLE)
+    assert pool.stats().connections == 1
+
+
+def test_a_transaction_begun_by_hand_does_not_swallow_the_next_statement(pool, table):
+    pool.query("BEGIN")
+    pool.query(f"INSERT INTO {table} VALUES (2, 20)")
+    with pool.connection() as connection, connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute(f"INSERT INTO {table} VALUES (3, 30)")
+    assert state_of(pool) == (True, TRANSACTION_STATUS_IDLE)
+    assert pool.query(f"SELECT id FROM {table} ORDER BY id").rows == [(1,), (2,)]
+
+
+def test_a_borrower_who_leaves_autocommit_does_not_change_it_for_the_next_one(pool, table):
+    with pool.connection() as connection, connection.cursor() as cursor:
+        connection.autocommit = False
+        cursor.execute(f"INSERT INTO {table} VALUES (2, 20)")
+    assert state_of(pool) == (True, TRANSACTION_STATUS_IDLE)
+    pool.query(f"INSERT INTO {table} VALUES (3, 30)")
+    assert pool.query(f"SELECT id FROM {table} ORDER BY id").rows == [(1,), (3,)]
+
+
+def test_the_server_sees_no_open_transaction_after_success_or_failure(ws, pool, table):
+    pool.run_transaction(increment(table))
+    with pytest.raises(psycopg2.errors.UniqueViolation):
+        pool.run_transaction(lambda cursor: cursor.execute(f"INSERT INTO {table} VALUES (1, 1)"))
+    pool.query("BEGIN")
+    (pid,) = pool.query("SELECT pg_backend_pid()")[0]
+    seen = ws.database.query("SELECT state FROM pg_stat_activity WHERE pid = %s", (pid,))
+    assert seen.rows == [("idle",)]
+
+
+def test_a_pool_with_all_connections_in_use_says_so_and_works_again_afterwards(pool):
+    with (
+        pool.connection(),
+        pytest.raises(PoolTimeoutError, match=r"All 1 connections .* 0\.05 s.*DSQL_POOL_MAX"),
+    ):
+        pool.query("SELECT 1")
+    assert pool.query("SELECT 1").rows == [(1,)]
+
+
+def test_the_pool_reuses_its_connections(pool):
+    sessions = {pool.query("SELECT pg_backend_pid()")[0][0] for _ in range(5)}
+    assert len(sessions) == 1
+    assert pool.stats() == DatabaseStats(queries=5, connections=1)
+
+
+def test_a_connection_whose_server_process_was_ended_is_replaced_unnoticed(ws, pool):
+    (pid,) = pool.query("SELECT pg_backend_pid()")[0]
+    ended = ws.database.query("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+    assert ended.rows == [(True,)]
+    assert pool.query("SELECT pg_backend_pid() <> %s", (pid,)).rows == [(True,)]
+    assert pool.stats() == DatabaseStats(queries=2, connections=2)
+
+
+def test_a_transaction_whose_server_process_is_ended_fails_and_the_next_one_works(ws, pool):
+    def end_ourselves(cursor):
+        cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with pytest.raises(psycopg2.OperationalError):
+        pool.run_transaction(end_ourselves)
+    pool.run_transaction(lambda cursor: cursor.execute("SELECT 1"))
+    assert pool.stats() == DatabaseStats(transactions=1, connections=2)
+
+
+def test_statements_transactions_and_conflicts_are_counted_exactly(pool):
+    for _ in range(3):
+        pool.query("SELECT 1")
+    for _ in range(2):
+        pool.run_transaction(lambda cursor: cursor.execute("SELECT 1"))
+    pool.connect().close()
+    assert pool.stats() == DatabaseStats(queries=3, transactions=2, conflicts=0, connections=2)
+
+
+def test_closing_closes_idle_connections_at_once_and_borrowed_ones_on_their_return(ws):
+    database = Database(ws.endpoints.database, ws.namespace, pool_min=2, pool_max=2)
+    with database.connection() as borrowed:
+        with database.connection() as idle:
+            pass
+        database.close()
+        assert (borrowed.closed, idle.closed) == (0, 1)
+    assert borrowed.closed == 1
+    database.close()
+
+
+def test_a_connection_of_one_s_own_follows_the_same_rules_outside_the_pool(pool):
+    with pool.connection():
+        own = pool.connect()
+    with own.cursor() as cursor:
+        cursor.execute("SELECT current_schema(), '\\x01'::bytea")
+        assert cursor.fetchone() == (pool.schema, b"\x01")
+    assert own.autocommit
+    own.close()
+
+
+def test_identity_names_database_and_schema_but_no_port(ws):
+    assert ws.database.identity == f"embedded/postgres/{ws.namespace}"
+
+
+# --- inserting many rows ---
+
+
+def test_rows_go_in_by_transactions_of_at_most_3000(ws, table):
+    before, steps = ws.database.stats(), []
+    rows = ((n, n * n % 1_000) for n in range(2, 7_002))
+    new = ws.database.insert_rows(table, ("id", "n"), rows, progress=steps.append)
+    assert new == 7_000
+    assert steps == [3_000, 3_000, 1_000]
+    assert ws.database.stats().transactions - before.transactions == 3
+    by_transaction = ws.database.query(f"SELECT xmin::text FROM {table} WHERE id > 1")
+    assert sorted(Counter(by_transaction.rows).values()) == [1_000, 3_000, 3_000]
+    checksum = ws.database.query(f"SELECT count(*), sum(n) FROM {table}")
+    assert checksum.rows == [(7_001, sum(n * n % 1_000 for n in range(2, 7_002)))]
+
+
+def test_inserting_again_adds_nothing_and_changes_nothing(ws, table):
+    rows = [(n, 5) for n in range(1, 11)]
+    assert ws.database.insert_rows(table, ("id", "n"), rows) == 9
+    assert ws.database.insert_rows(table, ("id", "n"), rows) == 0
+    assert value(ws.database, table) == 0
+
+
+def test_a_smaller_number_of_rows_a_transaction_can_be_chosen_but_no_larger_one(ws, table):
+    for chosen, expected in ((4, [4, 4, 2]), (10_000, [3_000, 2])):
+        steps: list[int] = []
+        rows = [(n, 0) for n in range(sum(expected))]
+        ws.database.insert_rows(
+            table, ("id", "n"), rows, rows_per_transaction=chosen, progress=steps.append
+        )
+        assert steps == expected
+
+
+def test_no_rows_are_no_transaction(ws, table):
+    before = ws.database.stats().transactions
+    assert ws.database.insert_rows(table, ("id", "n"), []) == 0
+    assert ws.database.stats().transactions == before
+
+
+# --- a database that cannot be reached ---
+
+
+def unreachable(endpoint, **arguments) -> str:
+    """What is said when this database is asked for something."""
+    changed = replace(
+        endpoint, embedded=False, arguments={**endpoint.arguments, **arguments}, address="there:1"
+    )
+    database = Database(changed, pool_min=1, pool_max=1)
+    with pytest.raises(ServiceUnreachableError) as refused:
+        database.query("SELECT 1")
+    assert database.stats() == DatabaseStats()
+    return str(refused.value)
+
+
+def test_a_wrong_password_is_called_that_and_is_not_repeated(ws):
+    said = unreachable(ws.endpoints.database, password="hush-hush")
+    assert "No connection to the database at there:1 (local PostgreSQL 16)" in said
+    assert "check the user and password" in said
+    assert "hush-hush" not in said
+
+
+def test_a_closed_port_asks_whether_the_address_is_right_at_once(ws):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        said = unreachable(ws.endpoints.database, port=taken.getsockname()[1])
+    assert "Connection refused" in said
+    assert "Is the address right, and is the server running?" in said
+    assert ws.endpoints.database.arguments["password"] not in said
+
+
+def test_a_local_engine_that_stays_away_points_to_workshop_status(ws, monkeypatch):
+    monkeypatch.setattr(room, "COMING_UP_S", 0.1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        arguments = {**ws.endpoints.database.arguments, "port": port}
+        database = Database(replace(ws.endpoints.database, arguments=arguments))
+        with pytest.raises(ServiceUnreachableError, match="`workshop status`"):
+            database.query("SELECT 1")
+
+
+def test_a_server_that_says_nothing_is_given_up_after_its_time_limit(ws):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        said = unreachable(ws.endpoints.database, port=port, connect_timeout=2)
+    assert "timeout expired" in said
+    assert "security group" in said
