@@ -117,10 +117,8 @@ def _pictures(executed: Path) -> list[Picture]:
 
 
 def _export(executed: Path) -> Path:
-    """The notebook as a page that needs no network: nothing is fetched from elsewhere."""
-    exporter = HTMLExporter(
-        template_name="lab", template_file=str(TEMPLATES / "notebook.html.j2")
-    )
+    """The notebook as a page that needs no network."""
+    exporter = HTMLExporter(template_name="lab", template_file=str(TEMPLATES / "notebook.html.j2"))
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     body, _ = exporter.from_filename(str(executed), {"metadata": {"name": executed.stem}})
     page = executed.with_suffix(".html")

@@ -33,6 +33,8 @@ _terminal: TextIO | None = None
 CELL_LIMIT_S = 600
 KERNEL_START_S = 90
 SIZES = ("quick", "full")
+ADDED_TAGS = frozenset({"injected-parameters", "papermill-error-cell-tag"})
+"""What papermill marks the cells with that it adds to a notebook."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +345,7 @@ def _execute(job: Job, progress: bool) -> Outcome:
     result_file.unlink(missing_ok=True)
     bar = {"desc": job.notebook.name[:24], "leave": False, "file": _terminal} if progress else False
     started, error = time.perf_counter(), None
-    with _kernel_environment(job, result_file):
+    with _kernel_environment(job, result_file) as scratch:
         try:
             papermill.execute_notebook(
                 str(job.notebook.path),
@@ -355,8 +357,9 @@ def _execute(job: Job, progress: bool) -> Outcome:
                 start_timeout=KERNEL_START_S,
                 execution_timeout=CELL_LIMIT_S,
                 request_save_on_cell_execute=False,
-                # Unix sockets: no ports that two runs could both pick, and nobody can listen in.
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                # Unix sockets in this job's own folder: two kernels that start at the same moment
+                # can pick the same TCP ports (or the same default socket names), and then hang.
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{scratch}/kernel"}}),
             )
         except papermill.PapermillExecutionError as stopped:
             error = _cell_error(stopped, executed)
@@ -378,7 +381,7 @@ def _execute(job: Job, progress: bool) -> Outcome:
 
 
 @contextmanager
-def _kernel_environment(job: Job, result_file: Path) -> Iterator[None]:
+def _kernel_environment(job: Job, result_file: Path) -> Iterator[str]:
     """What a kernel inherits: its own namespace, no personal start-up files, no leftovers."""
     from workshop_lib.services.state import cache_folder  # noqa: PLC0415
 
@@ -397,7 +400,7 @@ def _kernel_environment(job: Job, result_file: Path) -> Iterator[None]:
         PYDEVD_DISABLE_FILE_VALIDATION="1",
     )
     try:
-        yield
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -414,10 +417,11 @@ def _clear_up(job: Job) -> str:
 
 
 def _cell_error(stopped: Any, executed: Path) -> CellError:
-    """Find the failed cell in the executed notebook: papermill counts only executed cells."""
+    """Find the failed cell's place in the notebook as it was before papermill added cells to it."""
     number = 0
     content = json.loads(executed.read_text(encoding="utf-8"))
-    for place, cell in enumerate(content["cells"], start=1):
+    own = [c for c in content["cells"] if ADDED_TAGS.isdisjoint(c["metadata"].get("tags", ()))]
+    for place, cell in enumerate(own, start=1):
         if any(output["output_type"] == "error" for output in cell.get("outputs", ())):
             number = place
     text = "\n".join(stopped.traceback)

@@ -58,9 +58,17 @@ def test_other_seeds_and_later_blocks_differ(make):
 
 
 def test_the_first_rows_of_the_default_seed_are_these_on_every_machine():
-    assert next(generators.users(1, 42)) == (
-        1, "PLACEHOLDER",
-    )  # fmt: skip
+    login = datetime(2026, 4, 30, 18, 25, tzinfo=UTC)
+    user = (1, "Luis Rossi", "user1@example.com", "Sales", "analyst", login)
+    assert list(generators.users(1, 42)) == [user]
+    assert list(generators.orders(1, 42, 500)) == [
+        (1, 92, date(2026, 6, 2), Decimal("6.84"), "store")
+    ]
+    assert list(generators.transactions(1, 42)) == [
+        (1, 9, date(2026, 5, 29), 672, Decimal("460.98"))
+    ]
+    ((name, body),) = generators.objects(1, 42)
+    assert (name, body[49:64]) == ("filename1.txt", b"ILHRYnboG3s4B6I")
 
 
 def test_users_have_the_columns_types_and_ranges_of_their_table():

@@ -114,6 +114,10 @@ def _caller(region: str | None) -> str:
     limits = Config(
         connect_timeout=ANSWER_S, read_timeout=ANSWER_S, retries={"total_max_attempts": 1}
     )
-    arn = boto3.Session().client("sts", region_name=region, config=limits).get_caller_identity()["Arn"]
+    arn = (
+        boto3.Session()
+        .client("sts", region_name=region, config=limits)
+        .get_caller_identity()["Arn"]
+    )
     # The account number is nobody's business in a saved notebook.
     return "signed in as " + str(arn).rsplit(":", 1)[-1]

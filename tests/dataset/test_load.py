@@ -1,0 +1,408 @@
+"""What is there after a load depends on seed and sizes alone, whatever happened before."""
+
+import csv
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import date
+from decimal import Decimal
+
+import psycopg2
+import pytest
+from psycopg2 import sql
+
+from workshop_lib import database as database_room
+from workshop_lib.database import Database
+from workshop_lib.dataset import (
+    Sizes,
+    create_schema,
+    create_table,
+    drop_everything,
+    ensure_table,
+    find_table,
+    generators,
+    list_objects,
+    load as room,
+    load_objects,
+    load_table,
+)
+from workshop_lib.errors import DataError
+
+SMALL = Sizes(users=100, orders=250, transactions=100)
+
+
+class Interrupted(Exception):  # noqa: N818 -- it plays a KeyboardInterrupt
+    """What ends a load in its middle."""
+
+
+@pytest.fixture
+def database(shared) -> Iterator[Database]:
+    """A schema of this test's own."""
+    own = Database(
+        shared.endpoints.database, f"test_{secrets.token_hex(4)}", pool_min=1, pool_max=4
+    )
+    create_schema(own)
+    yield own
+    own.query(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(own.schema)))
+    own.close()
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    """Transactions of 40 rows instead of 3,000."""
+    monkeypatch.setattr(room, "MAX_ROWS_PER_TRANSACTION", 40)
+    monkeypatch.setattr(database_room, "MAX_ROWS_PER_TRANSACTION", 40)
+
+
+@contextmanager
+def interrupted_at(database: Database, number: int) -> Iterator[None]:
+    """Interrupt the load inside the block before its transaction of this number, from 1."""
+    original, made = database.run_transaction, []
+
+    def run_transaction(work):
+        made.append(work)
+        if len(made) == number:
+            raise Interrupted
+        return original(work)
+
+    database.run_transaction = run_transaction
+    try:
+        yield
+    finally:
+        database.run_transaction = original
+
+
+def content(database: Database, name: str) -> list[tuple[object, ...]]:
+    order = sql.SQL("SELECT * FROM {} ORDER BY {}")
+    table = find_table(name)
+    return database.query(
+        order.format(sql.Identifier(name), sql.Identifier(table.key)),
+    ).rows
+
+
+def exists(database: Database, name: str) -> bool:
+    found = database.query("SELECT to_regclass(%s) IS NOT NULL", (name,))
+    return bool(found[0][0])
+
+
+# --- tables ---
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("users", lambda s: generators.users(s.users, s.seed)),
+        ("orders", lambda s: generators.orders(s.orders, s.seed, s.users)),
+        ("transactions", lambda s: generators.transactions(s.transactions, s.seed)),
+    ],
+)
+def test_a_table_is_brought_to_exactly_what_sizes_and_seed_ask_for(database, name, rows):
+    steps = [
+        (Sizes(users=50, orders=50, transactions=50), 50, 0),  # from nothing
+        (Sizes(users=50, orders=50, transactions=50), 0, 0),  # again
+        (Sizes(users=50, orders=80, transactions=80), 30, 0),  # more
+        (Sizes(users=50, orders=20, transactions=20), 0, 60),  # fewer
+        (Sizes(users=50, orders=20, transactions=20, seed=7), 20, 20),  # other rows
+    ]
+    if name == "users":
+        steps = [(Sizes(s.seed, s.orders, s.orders), new, removed) for s, new, removed in steps]
+    for sizes, new, removed in steps:
+        loaded = load_table(database, name, sizes)
+        expected = list(rows(sizes))
+        assert (loaded.name, loaded.rows) == (name, len(expected))
+        assert (loaded.new, loaded.removed) == (new, removed)
+        assert content(database, name) == expected
+
+
+def test_orders_for_another_number_of_users_are_other_orders(database):
+    load_table(database, "orders", Sizes(users=50, orders=30))
+    loaded = load_table(database, "orders", Sizes(users=60, orders=30))
+    assert (loaded.new, loaded.removed) == (30, 30)
+    assert content(database, "orders") == list(generators.orders(30, 42, 60))
+
+
+def test_the_default_sizes_are_those_of_the_text(database):
+    assert load_table(database, "users").rows == 500
+    assert load_table(database, "orders").rows == 2_500
+    assert load_table(database, "transactions").rows == 1_000
+    assert load_table(database, "planet").rows == 8
+    assert load_table(database, "users1").rows == 10
+    assert load_table(database, "type").rows == 10
+
+
+@pytest.mark.parametrize("name", ["planet", "users1", "type"])
+def test_a_fixed_table_is_loaded_once(database, name):
+    first, again = load_table(database, name), load_table(database, name)
+    assert (first.new, first.removed) == (first.rows, 0)
+    assert (again.new, again.removed, again.rows) == (0, 0, first.rows)
+
+
+def test_tables_from_files_hold_what_the_files_say_in_their_columns_types(database):
+    load_table(database, "planet")
+    load_table(database, "users1")
+    with (room.DATA / "users1.csv").open(newline="", encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
+    found = database.query("SELECT * FROM users1 ORDER BY id").as_dicts()
+    assert [{name: str(value) for name, value in row.items()} for row in found] == [
+        {**line, "is_active": line["is_active"].capitalize()} for line in lines
+    ]
+    first = {name: type(value) for name, value in found[0].items()}
+    assert (first["salary"], first["hire_date"], first["is_active"]) == (Decimal, date, bool)
+    assert [name for _, name in content(database, "planet")] == [
+        "Mercury", "Venus", "Earth", "Mars", "Jupiter", "Saturn", "Uranus", "Neptune",
+    ]  # fmt: skip
+
+
+def test_rows_that_a_learner_deleted_come_back(database):
+    load_table(database, "users", SMALL)
+    database.query("DELETE FROM users WHERE user_id IN (3, 100)")
+    assert load_table(database, "users", SMALL).new == 2
+    assert content(database, "users") == list(generators.users(100, 42))
+
+
+def test_rows_that_a_learner_added_go(database):
+    load_table(database, "type")
+    database.query("INSERT INTO type VALUES (11, 'mine')")
+    assert load_table(database, "type").removed == 1
+    assert content(database, "type") == list(generators.types())
+
+
+def test_no_transaction_of_a_load_touches_more_than_3000_rows(database, monkeypatch):
+    touched = []
+    original = database.run_transaction
+
+    def run_transaction(work):
+        def counted(cursor):
+            answer = work(cursor)
+            touched.append(cursor.rowcount)
+            return answer
+
+        return original(counted)
+
+    monkeypatch.setattr(database, "run_transaction", run_transaction)
+    load_table(database, "transactions", Sizes(transactions=7_000))
+    assert [n for n in touched if n > 1] == [3_000, 3_000, 1_000]
+    touched.clear()
+    load_table(database, "transactions", Sizes(transactions=500))
+    assert [n for n in touched if n > 1] == [3_000, 3_000, 500]
+    assert content(database, "transactions") == list(generators.transactions(500, 42))
+
+
+# --- loads that are interrupted ---
+
+
+def test_an_interrupted_load_is_completed_by_the_next_one(database, small_steps):
+    # A note, a look for rows to delete, a note, and the first 40 rows come before this one.
+    with interrupted_at(database, 5), pytest.raises(Interrupted):
+        load_table(database, "users", SMALL)
+    assert content(database, "users") == list(generators.users(40, 42))
+    loaded = load_table(database, "users", SMALL)
+    assert (loaded.new, loaded.rows) == (60, 100)
+    assert content(database, "users") == list(generators.users(100, 42))
+
+
+@pytest.mark.parametrize("afterwards", [1, 2])
+def test_a_load_of_another_seed_never_leaves_a_mixture_wherever_it_is_interrupted(
+    database, small_steps, afterwards
+):
+    rows = {seed: list(generators.users(100, seed)) for seed in (1, 2)}
+    sizes = {seed: Sizes(seed=seed, users=100) for seed in (1, 2)}
+    load_table(database, "users", sizes[1])
+    for number in range(1, 1_000):
+        try:
+            with interrupted_at(database, number):
+                load_table(database, "users", sizes[2])
+        except Interrupted:
+            left = set(content(database, "users"))
+            assert left <= set(rows[1]) or left <= set(rows[2])
+            load_table(database, "users", sizes[afterwards])
+            assert content(database, "users") == rows[afterwards]
+            load_table(database, "users", sizes[1])
+        else:
+            break
+    # Note, delete 40 + 40 + 20 and find none, note, insert 40 + 40 + 20, note: ten transactions.
+    assert number == 11
+    assert content(database, "users") == rows[2]
+
+
+def test_an_interrupted_shrinking_is_completed_by_the_next_load(database, small_steps):
+    load_table(database, "users", SMALL)
+    with interrupted_at(database, 3), pytest.raises(Interrupted):
+        load_table(database, "users", Sizes(users=10))
+    assert len(content(database, "users")) == 60
+    load_table(database, "users", SMALL)
+    assert content(database, "users") == list(generators.users(100, 42))
+
+
+def test_an_interrupted_load_is_not_taken_for_a_finished_one(database, small_steps):
+    with interrupted_at(database, 7), pytest.raises(Interrupted):
+        load_table(database, "users", SMALL)  # all rows are there, but not the note that says so
+    ensure_table(database, "users")
+    assert content(database, "users") == list(generators.users(500, 42))
+
+
+def test_two_loads_of_one_table_at_once_end_with_exactly_its_rows(database, small_steps):
+    load_table(database, "users", Sizes(seed=7, users=300))
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda _: load_table(database, "users", SMALL), range(2)))
+    assert content(database, "users") == list(generators.users(100, 42))
+    assert load_table(database, "users", SMALL).new == 0
+
+
+def test_a_table_is_created_by_many_at_once(database):
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: create_table(database, "orders"), range(8)))
+    assert exists(database, "orders")
+
+
+# --- ensure_table ---
+
+
+def test_ensure_table_loads_the_defaults_where_nothing_is(database):
+    ensure_table(database, "users")
+    assert content(database, "users") == list(generators.users(500, 42))
+
+
+def test_ensure_table_leaves_a_finished_load_of_any_size_alone(database):
+    load_table(database, "users", Sizes(seed=7, users=30))
+    ensure_table(database, "users")
+    assert content(database, "users") == list(generators.users(30, 7))
+
+
+def test_ensure_table_mends_a_table_that_lost_rows(database):
+    load_table(database, "users", Sizes(users=30))
+    database.query("DELETE FROM users WHERE user_id = 3")
+    ensure_table(database, "users")
+    assert content(database, "users") == list(generators.users(500, 42))
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        (Sizes(users=0), "users is 0; it must be a whole number, 1 to 100,000"),
+        (Sizes(orders=1_000_001), "orders is 1000001; it must be a whole number, 1 to 1,000,000"),
+        (Sizes(transactions=-5), "transactions is -5"),
+        (Sizes(objects=10_001), "objects is 10001; it must be a whole number, 1 to 10,000"),
+        (Sizes(users=1.5), "users is 1.5"),  # type: ignore[arg-type]
+        (Sizes(seed=-1), "seed is -1; it must be a whole number from 0 up"),
+    ],
+)
+def test_sizes_out_of_range_are_refused_before_anything_changes(database, shared, sizes, said):
+    with pytest.raises(DataError) as refused:
+        load_table(database, "users", sizes)
+    assert said in str(refused.value)
+    assert not exists(database, "users")
+    with pytest.raises(DataError):
+        load_objects(shared.s3, shared.bucket, "refused/", sizes)
+    assert list(list_objects(shared.s3, shared.bucket, "refused/")) == []
+
+
+def test_an_unknown_table_is_refused_with_the_known_ones(database):
+    for ask in (load_table, create_table, ensure_table):
+        with pytest.raises(DataError, match="no table 'user' in the workshop.*users1, users"):
+            ask(database, "user")
+
+
+def test_the_workshop_s_own_record_of_loads_cannot_be_loaded(database):
+    with pytest.raises(DataError, match="no rows for a table 'workshop_loaded'"):
+        load_table(database, "workshop_loaded")
+
+
+# --- dropping it all ---
+
+
+def test_dropping_everything_takes_the_workshop_s_tables_and_their_schema(database):
+    load_table(database, "type")
+    assert drop_everything(database) == ["type", "workshop_loaded"]
+    found = database.query("SELECT 1 FROM pg_namespace WHERE nspname = %s", (database.schema,))
+    assert found.rows == []
+    assert drop_everything(database) == []
+
+
+@pytest.mark.parametrize(
+    "foreign", ["TABLE mine AS SELECT 7 AS n", "VIEW mine AS SELECT 7 AS n"], ids=["table", "view"]
+)
+def test_what_a_learner_made_in_the_schema_stays_and_the_schema_with_it(database, foreign):
+    load_table(database, "type")
+    database.query(f"CREATE {foreign}")
+    assert drop_everything(database) == ["type", "workshop_loaded"]
+    assert database.query("SELECT n FROM mine").rows == [(7,)]
+    assert not exists(database, "type")
+
+
+def test_a_table_with_the_workshop_s_name_in_another_schema_is_left_alone(database, shared):
+    shared.load_table("type")
+    load_table(database, "type")
+    drop_everything(database)
+    assert shared.database.query("SELECT count(*) FROM type").rows == [(10,)]
+    with pytest.raises(psycopg2.errors.UndefinedTable):
+        database.query("SELECT * FROM type")
+
+
+# --- objects ---
+
+
+@pytest.fixture
+def prefix(shared) -> Iterator[str]:
+    """A place in the bucket of this test's own."""
+    name = f"test_{secrets.token_hex(4)}"
+    yield f"{name}/"
+    for key in list(list_objects(shared.s3, shared.bucket, name)):
+        shared.s3.delete_object(Bucket=shared.bucket, Key=key)
+
+
+@pytest.fixture
+def store(shared, prefix):
+    """Loads, lists and reads objects below the prefix."""
+
+    class Store:
+        def load(self, **sizes):
+            done = load_objects(shared.s3, shared.bucket, prefix, Sizes(**sizes))
+            return done.rows, done.new, done.removed
+
+        def put(self, key, body):
+            shared.s3.put_object(Bucket=shared.bucket, Key=key, Body=body)
+
+        def content(self, within=prefix):
+            return {
+                key.removeprefix(prefix): shared.s3.get_object(Bucket=shared.bucket, Key=key)[
+                    "Body"
+                ].read()
+                for key in list_objects(shared.s3, shared.bucket, within)
+            }
+
+    return Store()
+
+
+def test_two_hundred_objects_are_put_once(store):
+    assert store.load() == (200, 200, 0)
+    assert store.content() == dict(generators.objects(200, 42))
+    assert store.load() == (200, 0, 0)
+
+
+def test_objects_are_added_removed_and_replaced_as_asked(store):
+    assert store.load(objects=5) == (5, 5, 0)
+    assert store.load(objects=8) == (8, 3, 0)
+    assert store.load(objects=3) == (3, 0, 5)
+    assert store.load(objects=3, seed=7) == (3, 3, 0)
+    assert store.content() == dict(generators.objects(3, 7))
+
+
+def test_a_wrong_body_is_put_right_and_a_surplus_object_removed(store, prefix):
+    store.load(objects=3)
+    store.put(f"{prefix}filename2.txt", b"wrong")
+    store.put(f"{prefix}of a learner.txt", b"surplus")
+    assert store.load(objects=3) == (3, 1, 1)
+    assert store.content() == dict(generators.objects(3, 42))
+
+
+def test_objects_outside_the_prefix_are_left_alone(store, prefix):
+    neighbour = f"{prefix[:-1]}2/filename1.txt"
+    store.put(neighbour, b"somebody else's")
+    store.load(objects=2)
+    assert store.load(objects=1) == (1, 0, 1)
+    assert store.content(neighbour) == {neighbour: b"somebody else's"}

@@ -1,0 +1,177 @@
+"""Every notebook runs headless, alone, twice and beside another, with the values it must have."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import psycopg2
+import pytest
+
+from workshop_lib import runner
+from workshop_lib.services import embedded
+from workshop_lib.services.engines import HOST, OWNER
+
+
+@pytest.fixture(scope="module")
+def owner(shared, state):
+    """A connection as PostgreSQL's superuser, to look over the notebooks' shoulders."""
+    connection = psycopg2.connect(
+        host=HOST,
+        port=shared.endpoints.database.port,
+        user=OWNER,
+        password=state.secrets()["owner"],
+        dbname="postgres",
+    )
+    connection.autocommit = True
+    yield connection.cursor()
+    connection.close()
+
+
+@pytest.fixture(scope="module")
+def executed(shared, owner, tmp_path_factory):
+    """One quick run of everything, two at a time; PostgreSQL notes every statement it is sent."""
+    folder = tmp_path_factory.mktemp("run")
+    owner.execute("ALTER ROLE admin SET log_statement = 'all'")
+    try:
+        outcomes, _ = runner.run(out=folder, workers=2, say=lambda _: None)
+    finally:
+        owner.execute("ALTER ROLE admin RESET log_statement")
+    return folder, outcomes
+
+
+@pytest.fixture(scope="module")
+def figures(executed):
+    folder, _ = executed
+    return {
+        file.stem: {
+            name: m["value"] for name, m in json.loads(file.read_text())["measurements"].items()
+        }
+        for file in folder.glob("*.json")
+    }
+
+
+def test_all_notebooks_pass(executed):
+    _, outcomes = executed
+    assert [runner.describe(outcome) for outcome in outcomes if not outcome.ok] == []
+    assert [o.name for o in outcomes] == [n.name for n in runner.find_notebooks()]
+
+
+def test_no_cell_writes_an_error_or_a_warning(executed):
+    folder, _ = executed
+    found = []
+    for file in folder.glob("*.ipynb"):
+        for cell in nbformat.read(file, as_version=4).cells:
+            for output in cell.get("outputs", ()):
+                if output.output_type == "error" or output.get("name") == "stderr":
+                    found += [(file.stem, cell.id, output.get("text", output))]
+    assert found == []
+
+
+def test_the_deployment_checks_all_pass_and_the_broken_ones_fail(figures):
+    found = figures["00_check_the_deployment"]
+    assert found["checks"] == found["checks_passed"] == 11
+    assert found["silence_ended_after"] >= 2_000 > found["refused_after"]
+
+
+def test_the_data_has_the_promised_sizes_and_loading_again_changes_nothing(figures):
+    found = figures["01_seed_the_data"]
+    sizes = {name: found[f"{name}_rows"] for name in ("users", "orders", "type", "transactions")}
+    assert sizes == {"users": 500, "orders": 2_500, "type": 10, "transactions": 1_000}
+    assert found["objects"] == 200
+    assert found["new_rows_second_time"] == 0
+
+
+def test_nine_of_ten_requests_are_hits_and_the_database_sees_one(figures):
+    found = figures["02_cache_a_query"]
+    assert (found["hits"], found["misses"], found["queries_seen_by_database"]) == (9, 1, 1)
+    assert found["rows_simple"] == 10
+    assert found["hit_equals_miss"] is True
+    assert found["empty_answer_cached"] is True
+    assert found["corrupt_entries_survived"] == 1
+
+
+def test_the_report_query_gains_from_the_cache_and_the_lookup_by_key_hardly_does(figures):
+    found = figures["02_cache_a_query"]
+    # Wide bounds: the ratio is what the lesson claims, the exact value is the machine's.
+    assert found["report_speed_up"] > 1.5
+    assert 0.2 < found["by_key_speed_up"] < 5
+    assert found["report_speed_up"] > found["by_key_speed_up"]
+
+
+def test_each_notebook_leaves_its_result_its_page_and_its_pictures(executed):
+    folder, outcomes = executed
+    for outcome in outcomes:
+        result = json.loads((folder / f"{outcome.name}.json").read_text())
+        assert result["ok"] is True
+        assert result["size"] == "quick"
+        assert result["measurements"]
+        assert result["parameters"] == outcome.parameters
+        cells = nbformat.read(folder / f"{outcome.name}.ipynb", as_version=4).cells
+        outputs = [output for cell in cells for output in cell.get("outputs", ())]
+        pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+        assert pictures
+        assert all(o.metadata["image/png"]["alt"] for o in pictures)
+
+
+def test_nothing_of_a_run_is_left_in_database_cache_or_store(executed, shared):
+    _, outcomes = executed
+    assert [outcome.left_behind for outcome in outcomes if outcome.left_behind] == []
+    schemas = shared.database.query(
+        "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'run%%'", ()
+    )
+    assert schemas.rows == []
+    assert list(shared.valkey.scan_iter(match="run*")) == []
+    listed = shared.s3.list_objects_v2(Bucket=shared.bucket, Prefix="run")
+    assert listed.get("KeyCount", 0) == 0
+
+
+def test_every_statement_of_the_notebooks_is_accepted_by_the_dsql_linter(executed, state):
+    statements = sent_statements((state.logs / "postgres.log").read_text(errors="replace"))
+    assert len(statements) > 30
+    assert [s for s in statements if s.startswith("CREATE TABLE")]
+    linter = Path(sys.executable).with_name("dsql-lint")
+    text = ";\n".join(statements) + ";\n"
+    done = subprocess.run(
+        [linter, "--format", "json", "-"], input=text, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def sent_statements(log: str) -> list[str]:
+    """The different statements in PostgreSQL's log, long lists of rows cut to the first."""
+    found = re.findall(
+        r"LOG:  (?:statement|execute [^:]+): (.*?)(?=\n\d{4}-\d\d-\d\d |\Z)", log, re.DOTALL
+    )
+    shortened = (re.sub(r"(VALUES \(.*?\)),\(.*\)", r"\1", s, flags=re.DOTALL) for s in found)
+    return sorted({statement.strip() for statement in shortened})
+
+
+@pytest.mark.parametrize("name", [n.name for n in runner.find_notebooks()])
+def test_it_runs_alone_and_twice_in_one_kernel(name, shared, tmp_path):
+    """Run All, and Run All again, in a namespace that has never seen another notebook."""
+    original = next(n for n in runner.find_notebooks() if n.name == name)
+    once = nbformat.read(original.path, as_version=4)
+    body = [cell.source for cell in once.cells if cell.cell_type == "code"]
+    quick = "\n".join(f"{key} = {value!r}" for key, value in original.quick.items())
+    marked = next(i for i, c in enumerate(c for c in once.cells if c.cell_type == "code")
+                  if "parameters" in c.metadata.get("tags", []))  # fmt: skip
+    body.insert(marked + 1, quick)
+    twice = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in body + body],
+        metadata={"kernelspec": once.metadata.kernelspec},
+    )
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    nbformat.write(twice, folder / f"{name}.ipynb")
+    outcomes, _ = runner.run(out=tmp_path / "out", say=lambda _: None, notebooks=folder)
+    assert [runner.describe(outcome) for outcome in outcomes if not outcome.ok] == []
+
+
+def test_no_engine_was_harmed(executed, state):
+    reports = {engine.name: engine.status for engine in embedded.status(state).engines}
+    assert reports == {"postgres": "up", "valkey": "up", "s3": "up"}

@@ -1,0 +1,147 @@
+"""Every notebook keeps to the workshop's form."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from workshop_lib.runner import NOTEBOOKS, find_notebooks
+
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+FORBIDDEN = {"input", "getpass", "exec", "eval", "breakpoint"}
+MOST_LINES, MEDIAN_LINES = 15, 5
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    content = nbformat.read(path, as_version=4)
+    nbformat.validate(content)
+    return content
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts(notebook):
+    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def lines(cell):
+    return [line for line in cell.source.splitlines() if line.strip()]
+
+
+def test_there_are_notebooks_and_their_numbers_are_unique():
+    numbers = [path.stem[:2] for path in PATHS]
+    assert numbers[:3] == ["00", "01", "02"]
+    assert len(set(numbers)) == len(numbers)
+    assert [n.name for n in find_notebooks()] == [path.stem for path in PATHS]
+
+
+def test_no_output_and_no_execution_count_is_committed(notebook):
+    left = [c.id for c in code(notebook) if c.outputs or c.execution_count is not None]
+    assert left == []
+
+
+def test_the_kernel_is_the_environments_python(notebook):
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert set(notebook.metadata) == {"kernelspec", "language_info", "workshop"}
+    assert notebook.metadata.workshop.minutes > 0
+
+
+def test_it_opens_with_title_reason_time_level_and_needs(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown"
+    title, reason, facts = [part for part in first.source.split("\n\n") if part][:3]
+    assert re.fullmatch(r"# \d\d · [A-Z].+", title)
+    assert len(reason) > 40
+    minutes = notebook.metadata.workshop.minutes
+    assert re.match(rf"\*\*{minutes} minutes · level: \w+ · needs: ", facts)
+
+
+def test_it_says_what_you_will_do_what_happened_and_what_matters_in_production(notebook):
+    headings = re.findall(r"^## (.+)$", "\n".join(texts(notebook)), re.MULTILINE)
+    assert headings[0] == "What you will do"
+    assert headings.index("What happened here") < headings.index("In production")
+    assert headings[-1] == "In production"
+    assert "Further reading:" in texts(notebook)[-1]
+
+
+def test_one_cell_holds_the_parameters_as_literals_with_unit_and_range(notebook):
+    tagged = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for statement in ast.parse(tagged[0].source).body:
+        assert isinstance(statement, ast.Assign)
+        ast.literal_eval(statement.value)
+    assert all(re.search(r"=.+  # .{10,}", line) for line in lines(tagged[0]))
+    quick = notebook.metadata.workshop.get("quick", {})
+    assert set(quick) <= {s.targets[0].id for s in ast.parse(tagged[0].source).body}
+
+
+def test_it_opens_the_workshop_once_under_its_own_name(notebook, path):
+    calls = [
+        node
+        for cell in code(notebook)
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "open_workshop"
+    ]
+    assert len(calls) == 1
+    assert calls[0].args[0].value == path.stem
+
+
+def test_cells_are_short(notebook):
+    counts = sorted(len(lines(cell)) for cell in code(notebook))
+    assert counts[-1] <= MOST_LINES
+    assert counts[len(counts) // 2] <= MEDIAN_LINES
+
+
+def test_it_imports_from_the_package_itself_and_never_from_its_rooms(notebook):
+    modules = [
+        node.module
+        for cell in code(notebook)
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.ImportFrom)
+    ]
+    assert [m for m in modules if m.startswith("workshop_lib.")] == []
+
+
+def test_it_uses_nothing_that_hangs_or_harms_a_headless_run(notebook):
+    source = "\n".join(cell.source for cell in code(notebook))
+    tree = ast.parse(source)  # a magic or a shell command would not parse
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert names & FORBIDDEN == set()
+    assert attributes & {"flushall", "flushdb", "keys_all", "Thread"} == set()
+    assert not re.search(r"\.valkey\.keys\(|asyncio\.run\(", source)
+
+
+def test_every_picture_is_shown_with_words_for_those_who_cannot_see_it(notebook):
+    drawn = shown = 0
+    for cell in code(notebook):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "show":
+                assert len(node.args) == 2
+                shown += 1
+            elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "figure":
+                drawn += 1
+    assert drawn == shown >= 1
+
+
+def test_no_measured_figure_stands_in_the_text(notebook):
+    # A duration in prose is a promise about another machine. Limits and TTLs are in the code.
+    measured = re.compile(r"\d+([.,]\d+)?\s?(µs|ms)\b")
+    assert [text for text in texts(notebook) if measured.search(text)] == []
+
+
+def test_before_a_measurement_the_learner_is_asked_what_to_expect(notebook):
+    asked = [text for text in texts(notebook) if re.search(r"\*\*[^*]+[?.]\*\*", text)]
+    assert len(asked) >= 2

@@ -1,0 +1,85 @@
+"""The walls of the house hold: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from workshop_lib.settings import CHECKOUT
+
+HOUSE = CHECKOUT / "workshop_lib"
+CLIENTS = {"psycopg2", "redis", "boto3", "botocore", "sqlalchemy"}
+PURE = ["cache/keys.py", "cache/codec.py", "measure.py", "dataset/generators.py", "rows.py"]
+AWS_WORDS = {"dsql_endpoint", "valkey_endpoint", "aws_region"}
+
+
+def imports(file):
+    """The modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse((HOUSE / file).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms(under=""):
+    return sorted(str(p.relative_to(HOUSE)) for p in (HOUSE / under).rglob("*.py"))
+
+
+def tops(file):
+    return {module.split(".")[0] for module in imports(file)}
+
+
+@pytest.mark.parametrize("file", PURE)
+def test_a_pure_room_imports_no_client_and_does_no_input_or_output(file):
+    assert tops(file) & (CLIENTS | {"os", "pathlib", "socket", "subprocess", "requests"}) == set()
+    calls = {
+        getattr(node.func, "id", "")
+        for node in ast.walk(ast.parse((HOUSE / file).read_text()))
+        if isinstance(node, ast.Call)
+    }
+    assert "open" not in calls
+
+
+@pytest.mark.parametrize("file", rooms("cache"))
+def test_a_cache_knows_no_database_driver_and_no_aws(file):
+    assert tops(file) & {"psycopg2", "boto3", "botocore", "sqlalchemy"} == set()
+    ours = {m for m in imports(file) if m.startswith("workshop_lib.")}
+    allowed = ("workshop_lib.cache", "workshop_lib.rows", "workshop_lib.errors")
+    assert [m for m in ours if not m.startswith(allowed)] == []
+
+
+@pytest.mark.parametrize("file", rooms("services"))
+def test_services_know_nothing_of_caching_or_data(file):
+    inner = ("workshop_lib.cache", "workshop_lib.dataset", "workshop_lib.database")
+    assert [module for module in imports(file) if module.startswith(inner)] == []
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in rooms() if not f.startswith("services/") and f != "settings.py"]
+)
+def test_nobody_outside_services_asks_whether_this_is_aws_or_local(file):
+    names = {
+        node.attr
+        for node in ast.walk(ast.parse((HOUSE / file).read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+    allowed = {"aws_region"} if file == "workshop.py" else set()  # noted in the result
+    assert names & AWS_WORDS - allowed == set()
+
+
+@pytest.mark.parametrize("file", rooms())
+def test_a_room_says_in_its_first_line_what_it_is_for(file):
+    text = ast.get_docstring(ast.parse((HOUSE / file).read_text()))
+    assert text
+    assert text.splitlines()[0].endswith((".", ":")), file
+
+
+def test_the_list_of_names_for_notebooks_is_complete_and_loads():
+    import workshop_lib
+
+    for name in workshop_lib.__all__:
+        assert getattr(workshop_lib, name) is not None

@@ -1,0 +1,141 @@
+"""Pictures that can be read: units on the axes, a text for those who cannot see, nothing piled up."""
+
+import struct
+from base64 import b64decode
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.figure import Figure
+
+from workshop_lib import plots
+from workshop_lib.measure import Samples
+
+FAST = Samples("fast", tuple(n * 1e-6 for n in range(20, 60)))
+SLOW = Samples("slow", tuple(n * 1e-3 for n in range(2, 42)))
+
+
+def latencies():
+    return plots.latencies({"by key, cache": FAST, "by key, database": SLOW}, "A title")
+
+
+def requests():
+    return plots.requests(
+        [0.004, 0.00003, 0.00004], ["database", "cache", "cache"], "A title"
+    )
+
+
+def bars():
+    groups = {"cache": [1.0, 2.0, 3.0], "database": [4.0, 5.0, 6.0]}
+    return plots.bars(groups, ["p50", "p95", "p99"], "A title", "percentile", "time (µs)")
+
+
+def durations():
+    return plots.durations({"one": 0.010, "two": 0.020}, "A title", limit_s=0.015)
+
+
+PICTURES = {
+    "latencies": (latencies, "time until the answer is here (log scale)", ""),
+    "requests": (requests, "request", "time until the answer is here (µs)"),
+    "bars": (bars, "percentile", "time (µs)"),
+    "durations": (durations, "time (ms)", ""),
+}
+pictures = pytest.mark.parametrize(("draw", "x", "y"), PICTURES.values(), ids=PICTURES)
+
+
+def texts(figure: Figure) -> list[str]:
+    """The words written into a picture."""
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+@pictures
+def test_a_picture_has_a_title_and_units_on_its_axes(draw, x, y):
+    figure = draw()
+    assert type(figure) is Figure
+    (axes,) = figure.axes
+    assert axes.get_title() == "A title"
+    assert axes.get_xlabel().startswith(x)
+    assert axes.get_ylabel() == y
+
+
+@pictures
+def test_no_picture_is_kept_by_pyplot(draw, x, y):
+    before = plt.get_fignums()
+    for _ in range(3):
+        draw()
+    assert plt.get_fignums() == before
+
+
+def test_latencies_show_every_sample_and_the_median_of_each_subject():
+    (axes,) = latencies().axes
+    assert [len(dots.get_offsets()) for dots in axes.collections] == [40, 40]
+    assert texts(latencies()) == ["p50 39.0 µs", "p50 21.00 ms"]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["by key, cache\n(n = 40)", "by key, database\n(n = 40)"]
+    # For each: the interval, the p50, the p95 and the p99.
+    assert len(axes.lines) == 2 * 4
+    assert axes.get_xscale() == "log"
+
+
+def test_lines_of_one_kind_share_a_colour():
+    samples = {
+        "by key, cache": FAST, "by key, database": SLOW, "report, cache": FAST,
+    }  # fmt: skip
+    (axes,) = plots.latencies(samples, "A title").axes
+    first, second, third = (tuple(dots.get_facecolor()[0]) for dots in axes.collections)
+    assert first == third != second
+
+
+def test_requests_are_bars_in_their_order_coloured_by_source():
+    (axes,) = requests().axes
+    places = {round(bar.get_x() + bar.get_width() / 2): bar for bar in axes.patches}
+    assert {n: round(bar.get_height()) for n, bar in places.items()} == {1: 4000, 2: 30, 3: 40}
+    assert places[2].get_facecolor() == places[3].get_facecolor() != places[1].get_facecolor()
+    assert places[2].get_hatch() != places[1].get_hatch()
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["answered by the database (1)", "answered by the cache (2)"]
+    assert sorted(texts(requests())) == ["30.0 µs", "4.00 ms", "40.0 µs"]
+
+
+def test_bars_stand_side_by_side_in_groups():
+    (axes,) = bars().axes
+    assert [bar.get_height() for bar in axes.patches] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["p50", "p95", "p99"]
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches)
+    assert all(end <= start + 1e-9 for (_, end), (start, _) in zip(edges, edges[1:], strict=False))
+
+
+def test_a_single_series_needs_no_legend():
+    (axes,) = plots.bars({"only": [1.0]}, ["a"], "A title", "x", "y (s)").axes
+    assert axes.get_legend() is None
+
+
+def test_durations_mark_their_limit_only_within_the_picture():
+    (axes,) = durations().axes
+    assert [bar.get_width() for bar in axes.patches] == [10.0, 20.0]
+    assert [line.get_xdata()[0] for line in axes.lines] == [15.0]
+    (without,) = plots.durations({"one": 0.010}, "A title", limit_s=5.0).axes
+    assert list(without.lines) == []
+
+
+def test_colours_are_six_of_okabe_and_ito_s_each_with_a_marker_and_a_hatch():
+    okabe_ito = {
+        "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000",
+    }  # fmt: skip
+    assert set(plots.COLOURS) <= okabe_ito
+    for distinct in (plots.COLOURS, plots.MARKERS, plots.HATCHES):
+        assert len(distinct) == len(set(distinct)) == 6
+
+
+@pictures
+def test_a_shown_picture_is_a_png_with_a_text_for_those_who_cannot_see_it(draw, x, y, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", shown.append)
+    plots.show(draw(), "Hits take 30 µs, misses 4 ms.")
+    ((data, metadata),) = [image._repr_mimebundle_() for image in shown]
+    assert list(data) == ["image/png"]
+    assert metadata["image/png"]["alt"] == "Hits take 30 µs, misses 4 ms."
+    png = b64decode(data["image/png"])
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", png[16:24])
+    assert 700 < width < 1_100
+    assert 100 < height < 1_100
