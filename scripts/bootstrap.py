@@ -63,8 +63,9 @@ def build() -> int:
             "is a package of its own: apt install python3-venv"
         )
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
-    # No proxy for the build tool: setuptools is pinned like everything else.
-    environment = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
+    # In the environment, so that the pins hold for the build of this package as well; as a URL,
+    # because pip splits the variable at blanks.
+    environment = {**os.environ, "PIP_CONSTRAINT": (ROOT / "constraints.txt").as_uri()}
     install = [*pip, "--editable", f"{ROOT}[test]"]
     if subprocess.run(install, env=environment, check=False).returncode != 0:
         return fail(
