@@ -1,7 +1,8 @@
-"""Pictures that can be read: units on the axes, a text for those who cannot see, nothing piled up."""
+"""Pictures that can be read: units on the axes, and a text for those who cannot see them."""
 
 import struct
 from base64 import b64decode
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import pytest
@@ -19,9 +20,7 @@ def latencies():
 
 
 def requests():
-    return plots.requests(
-        [0.004, 0.00003, 0.00004], ["database", "cache", "cache"], "A title"
-    )
+    return plots.requests([0.004, 0.00003, 0.00004], ["database", "cache", "cache"], "A title")
 
 
 def bars():
@@ -101,7 +100,7 @@ def test_bars_stand_side_by_side_in_groups():
     assert [bar.get_height() for bar in axes.patches] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["p50", "p95", "p99"]
     edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches)
-    assert all(end <= start + 1e-9 for (_, end), (start, _) in zip(edges, edges[1:], strict=False))
+    assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(edges))
 
 
 def test_a_single_series_needs_no_legend():

@@ -1,7 +1,6 @@
 """A request for a run is understood or refused at once; a run leaves results and nothing else."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +152,7 @@ def test_a_bad_request_is_refused_before_anything_is_made(tmp_path, request_, sa
 
 def test_a_results_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be written.*Choose another with --out"):
+    with pytest.raises(RunError, match=r"cannot be written.*Choose another with --out"):
         runner.run(["00"], out=tmp_path / "file" / "out", say=lambda _: None)
 
 
@@ -219,7 +218,7 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def done(shared, tmp_path_factory) -> Iterator[Run]:
+def done(shared, tmp_path_factory) -> Run:
     """Two notebooks, one of which fails, run with two workers."""
     folder = tmp_path_factory.mktemp("my notebooks")
     said: list[str] = []
@@ -238,7 +237,7 @@ def done(shared, tmp_path_factory) -> Iterator[Run]:
         notebooks=folder,
         say=said.append,
     )
-    yield Run(outcomes, out, said)
+    return Run(outcomes, out, said)
 
 
 def test_every_notebook_has_an_outcome_in_order_though_one_failed(done):

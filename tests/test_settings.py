@@ -76,7 +76,7 @@ def test_a_pasted_port_and_blanks_are_taken_off_endpoints(clean_environment):
 
 def test_an_unknown_key_in_the_file_is_refused_with_the_known_ones(clean_environment, tmp_path):
     (tmp_path / "workshop.toml").write_text("valkey_tll = 5\n")
-    with pytest.raises(SettingsError, match="no such setting.*valkey_ttl"):
+    with pytest.raises(SettingsError, match=r"no such setting.*valkey_ttl"):
         load_settings()
 
 

@@ -317,7 +317,7 @@ def _point_latest_to(folder: Path) -> None:
 
 
 def _prepare_worker(log: Path) -> None:
-    """Die with the command that started this worker, and keep the kernels' chatter off the terminal.
+    """Die with the command that started this worker; keep the kernels' chatter off the terminal.
 
     A kernel ends when its worker does. What kernels write to standard error goes into a log beside
     the results; the progress bar keeps the terminal.

@@ -231,6 +231,7 @@ def wipe_namespace(namespace: str) -> dict[str, int]:
     loaded = load_settings(workshop_namespace=namespace)
     workshop = Workshop(loaded, resolve(loaded.values), "wipe")
     try:
+        workshop._greet()  # nothing may have been made yet, not even the bucket
         return workshop.wipe()
     finally:
         workshop.close()

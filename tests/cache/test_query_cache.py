@@ -53,7 +53,7 @@ class BrokenWrites:
     def __init__(self, valkey: redis.Redis) -> None:
         self.get = valkey.get
 
-    def set(self, *args: Any, **kwargs: Any) -> None:
+    def set(self, *_: Any, **__: Any) -> None:
         raise redis.ResponseError("OOM command not allowed when used memory > 'maxmemory'.")
 
 
@@ -193,7 +193,7 @@ def test_another_database_has_entries_of_its_own(ws):
     class Planted:
         identity: str
 
-        def query(self, statement, params=None):
+        def query(self, *_):
             return ws.database.query("SELECT %s::text", (self.identity,))
 
     caches = [QueryCache(Parts(Planted(i), ws.valkey, ws.namespace)) for i in ("east", "west")]

@@ -1,4 +1,4 @@
-"""Every statement the workshop keeps is one that Aurora DSQL accepts, as AWS's own linter sees it."""
+"""Every statement of the workshop is one that Aurora DSQL accepts, as AWS's own linter sees it."""
 
 import json
 import re

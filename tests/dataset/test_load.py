@@ -303,7 +303,7 @@ def test_sizes_out_of_range_are_refused_before_anything_changes(database, shared
 
 def test_an_unknown_table_is_refused_with_the_known_ones(database):
     for ask in (load_table, create_table, ensure_table):
-        with pytest.raises(DataError, match="no table 'user' in the workshop.*users1, users"):
+        with pytest.raises(DataError, match=r"no table 'user' in the workshop.*users1, users"):
             ask(database, "user")
 
 

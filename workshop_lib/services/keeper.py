@@ -112,9 +112,10 @@ class Keeper:
             return EngineState(engine.name, "failed", message=str(error))
         pid = engine.process.pid if engine.process else 0
         self.guard.watch(pid)
+        created = psutil.Process(pid).create_time()
         # The same port again after a restart lets open connections pools recover by themselves.
         self.folder.write(self.folder.path / "ports.json", {**ports, engine.name: engine.port})
-        return EngineState(engine.name, "up", engine.port, pid, engine.emulated)
+        return EngineState(engine.name, "up", engine.port, pid, created, engine.emulated)
 
     def _stop(self, engine: Engine) -> None:
         pid = engine.process.pid if engine.process else 0

@@ -1,0 +1,279 @@
+"""The `workshop` command: understood or refused in one message, and nothing started in vain."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import psycopg2
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from workshop_lib.cli import main
+from workshop_lib.dataset import list_objects
+from workshop_lib.services.state import StateFolder
+
+
+@pytest.fixture
+def workshop() -> Iterator:
+    """Runs a command in this process; the process's own signal handling is put back."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: str) -> Result:
+        done = CliRunner().invoke(main, list(words), prog_name="workshop")
+        assert isinstance(done.exception, SystemExit | None), done.exception
+        return done
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch) -> Path:
+    """A state folder in which nothing has been started."""
+    folder = tmp_path / "state"
+    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(folder))
+    return folder
+
+
+def test_help_lists_the_commands(workshop):
+    done = workshop("--help")
+    assert done.exit_code == 0
+    for name in ("check", "env", "lab", "reset", "run", "status", "stop"):
+        assert f"\n  {name} " in done.output
+    assert workshop("-h").output == done.output
+
+
+@pytest.mark.parametrize("name", ["check", "env", "lab", "reset", "run", "status", "stop"])
+def test_each_command_explains_itself_and_starts_nothing(workshop, nowhere, name):
+    done = workshop(name, "--help")
+    assert done.exit_code == 0
+    assert done.output.startswith(f"Usage: workshop {name}")
+    assert not nowhere.exists()
+
+
+# --- requests that are refused ---
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "99"], "There is no notebook '99'. There are:\n  00_check_the_deployment\n"),
+        (["run", "00", "-p", "no_such=1"], "No chosen notebook has a parameter 'no_such'"),
+        (["run", "00", "-p", "no_such"], "'no_such' is not of the form NAME=VALUE"),
+        (["run", "--size", "huge"], "'huge' is not one of 'quick', 'full'"),
+        (["run", "--workers", "0"], "0 is not in the range 1<=x<=16"),
+        (["dance"], "No such command 'dance'"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_and_nothing_is_started(
+    workshop, nowhere, words, said
+):
+    done = workshop(*words)
+    assert done.exit_code in {1, 2}
+    assert said in done.output
+    assert "Traceback" not in done.output
+    assert not nowhere.exists()
+    assert "The local engines are not running" in workshop("status").output
+
+
+@pytest.mark.parametrize("command", ["env", "lab", "reset", "run", "status", "stop"])
+def test_an_unusable_setting_is_one_clear_message(workshop, nowhere, monkeypatch, command):
+    monkeypatch.setenv("VALKEY_TTL", "soon")
+    done = workshop(command)
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: A setting is not usable. VALKEY_TTL='soon' (from env")
+    assert len(done.output.splitlines()) == 1
+    assert not nowhere.exists()
+
+
+def test_the_command_itself_shows_no_traceback_either(nowhere, monkeypatch):
+    monkeypatch.setenv("VALKEY_TTL", "soon")
+    done = subprocess.run(
+        [sys.executable, "-m", "workshop_lib", "status"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: A setting is not usable.")
+    assert "Traceback" not in done.stderr
+
+
+# --- the local engines ---
+
+
+def test_status_of_nothing_says_so_and_starts_nothing(workshop, nowhere):
+    done = workshop("status")
+    assert done.exit_code == 0
+    assert done.output == f"The local engines are not running (their state: {nowhere}).\n"
+    assert not nowhere.exists()
+
+
+def test_status_shows_engines_with_their_ports_and_who_uses_them(ws, workshop):
+    lines = workshop("status").output.splitlines()
+    for name, endpoint in zip(("postgres", "valkey", "s3"), ws.endpoints.all, strict=True):
+        (line,) = [line for line in lines if line.startswith(name)]
+        assert line.split()[1:3] == ["up", endpoint.address]
+    assert any(line.startswith("used by: ") and "pid" in line for line in lines)
+
+
+def test_stopping_or_resetting_nothing_is_no_error(workshop, nowhere):
+    stopped, reset = workshop("stop"), workshop("reset", "--yes")
+    assert (stopped.exit_code, stopped.output) == (0, "No local engines were running.\n")
+    assert (reset.exit_code, reset.output) == (0, "Reset. The next run starts afresh.\n")
+
+
+def test_reset_deletes_the_state_folder_s_content(workshop, nowhere):
+    StateFolder(nowhere).prepare()
+    secrets = StateFolder(nowhere).secrets()
+    assert workshop("reset", "--yes").exit_code == 0
+    StateFolder(nowhere).prepare()
+    assert StateFolder(nowhere).secrets() != secrets
+
+
+def test_reset_asks_first_and_does_nothing_without_a_yes(workshop, nowhere):
+    StateFolder(nowhere).prepare()
+    secrets = StateFolder(nowhere).secrets()
+    done = workshop("reset")
+    assert done.exit_code == 1
+    assert f"Delete the local engines and their data in {nowhere}?" in done.output
+    assert StateFolder(nowhere).secrets() == secrets
+
+
+@pytest.fixture
+def not_local(ws, workshop, monkeypatch, tmp_path) -> pytest.MonkeyPatch:
+    """Settings under which the running engines are somebody's own servers."""
+    for name, value in exports(workshop, ws, monkeypatch).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORKSHOP_NAMESPACE", f"{ws.namespace}_mine")
+    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(tmp_path / "state"))
+    return monkeypatch
+
+
+def test_reset_deletes_only_its_own_part_of_services_that_are_not_local(ws, workshop, not_local):
+    mine, others = f"{ws.namespace}_mine", f"{ws.namespace}_other"
+    for namespace in (mine, others):
+        ws.valkey.set(f"{namespace}:v1:planet:3", b"Earth")
+        ws.database.query(f"CREATE SCHEMA {namespace}")
+        ws.database.query(f"CREATE TABLE {namespace}.planet (id int)")
+        ws.s3.put_object(Bucket=ws.bucket, Key=f"{namespace}/a", Body=b"a")
+    asked = workshop("reset")
+    assert f"named '{mine}' in the database, the cache, the object store" in asked.output
+    done = workshop("reset", "--yes")
+    assert done.output.startswith("1 tables, 1 keys, 1 objects deleted.\n")
+
+    def left(namespace):
+        return (
+            len(ws.database.query("SELECT 1 FROM pg_tables WHERE schemaname = %s", (namespace,))),
+            ws.valkey.exists(f"{namespace}:v1:planet:3"),
+            len(list(list_objects(ws.s3, ws.bucket, f"{namespace}/"))),
+        )
+
+    assert (left(mine), left(others)) == ((0, 0, 0), (1, 1, 1))
+    ws.database.query(f"DROP SCHEMA {others} CASCADE")
+    ws.valkey.delete(f"{others}:v1:planet:3")
+    ws.s3.delete_object(Bucket=ws.bucket, Key=f"{others}/a")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("BUCKET_NAME", "no-such-bucket", "it has no bucket of that name"),
+        ("VALKEY_URL", "redis://127.0.0.1:1", "No answer from the cache at 127.0.0.1:1"),
+        ("DATABASE_URL", "postgresql://127.0.0.1:1/x", "No connection to the database at 127.0"),
+    ],
+)
+def test_reset_says_so_in_a_message_when_a_service_cannot_be_cleared(
+    workshop, not_local, name, value, said
+):
+    not_local.setenv(name, value)
+    done = workshop("reset", "--yes")
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: ")
+    assert said in done.output
+
+
+# --- how to reach the services ---
+
+
+def exports(workshop, ws, monkeypatch) -> dict[str, str]:
+    """What `workshop env` prints, as a shell would understand it."""
+    monkeypatch.setenv("WORKSHOP_NAMESPACE", ws.namespace)
+    done = workshop("env")
+    assert done.exit_code == 0
+    words = [shlex.split(line) for line in done.output.splitlines()]
+    assert [word[0] for word in words] == ["export"] * len(words)
+    return dict(word[1].split("=", 1) for word in words)
+
+
+def test_env_prints_exports_that_a_shell_takes_and_nothing_else(ws, workshop):
+    done = workshop("env")
+    lines = done.stdout.splitlines()
+    assert [line.partition("=")[0] for line in lines] == [
+        f"export {name}"
+        for name in (
+            "DATABASE_URL", "VALKEY_URL", "AWS_ENDPOINT_URL_S3", "BUCKET_NAME",
+            "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION",
+        )
+    ]  # fmt: skip
+    assert done.stderr == ""
+    shell = subprocess.run(
+        ["/bin/sh", "-c", f'{done.stdout}\nprintf %s "$BUCKET_NAME"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (shell.stdout, shell.stderr) == (ws.bucket, "")
+
+
+def test_env_s_addresses_reach_the_workshop_s_own_services(ws, workshop, monkeypatch):
+    found = exports(workshop, ws, monkeypatch)
+    connection = psycopg2.connect(found["DATABASE_URL"])
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_schema()")
+        assert cursor.fetchone() == (ws.namespace,)
+    connection.close()
+    key = f"{ws.namespace}:v1:env:1"
+    ws.valkey.set(key, b"here")
+    with redis.Redis.from_url(found["VALKEY_URL"]) as valkey:
+        assert valkey.get(key) == b"here"
+    ws.s3.put_object(Bucket=ws.bucket, Key=f"{ws.namespace}/env", Body=b"here")
+    store = boto3.client(
+        "s3",
+        endpoint_url=found["AWS_ENDPOINT_URL_S3"],
+        aws_access_key_id=found["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=found["AWS_SECRET_ACCESS_KEY"],
+        region_name=found["AWS_DEFAULT_REGION"],
+    )
+    got = store.get_object(Bucket=found["BUCKET_NAME"], Key=f"{ws.namespace}/env")
+    assert got["Body"].read() == b"here"
+    store.close()
+
+
+# --- checks ---
+
+
+def test_check_as_json_parses_and_finds_everything_in_order(ws, workshop):
+    done = workshop("check", "--json")
+    report = json.loads(done.stdout)
+    assert [c["name"] for c in report["checks"] if c["ok"] is not True] == []
+    assert (report["ok"], done.exit_code) == (True, 0)
+    names = [c["name"] for c in report["checks"]]
+    assert names[:5] == ["Python", "Packages", "Settings", "Disk", "Services"]
+    assert names[-3:] == ["Database answers", "Cache answers", "Object store is writable"]
+
+
+def test_check_says_what_is_wrong_and_what_was_not_checked(workshop, nowhere, monkeypatch):
+    monkeypatch.setenv("VALKEY_TTL", "soon")
+    done = workshop("check")
+    assert done.exit_code == 1
+    assert "✗ Settings" in done.output
+    assert "VALKEY_TTL='soon'" in done.output
+    assert "– Everything else" in done.output
+    assert not nowhere.exists()
