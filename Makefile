@@ -8,7 +8,7 @@ PY := .venv/bin/python
 WORKSHOP := $(PY) -m workshop_lib
 ARGS ?=
 
-.PHONY: run test lab check stop reset lint format notebooks benchmarks clean help venv
+.PHONY: run test lab check stop reset lint format clean help venv
 
 run: venv  ## the main job: every notebook, headless; then open results/latest/index.html
 	@$(WORKSHOP) run $(ARGS)
@@ -37,9 +37,6 @@ lint: venv  ## format, lint and types only
 format: venv  ## put the code into the project's format
 	@$(PY) -m ruff check --fix --quiet --select I .
 	@$(PY) -m ruff format --quiet .
-
-benchmarks: venv  ## speed, as paired ratios (not part of the tests)
-	@$(PY) -m pytest tests/benchmarks -p no:cacheprovider -q -s $(ARGS)
 
 clean: venv  ## stop the engines, delete their data, the results and the environment
 	@$(WORKSHOP) reset --yes

@@ -6,6 +6,7 @@ import ast
 
 import pytest
 
+import workshop_lib
 from workshop_lib.settings import CHECKOUT
 
 HOUSE = CHECKOUT / "workshop_lib"
@@ -79,7 +80,5 @@ def test_a_room_says_in_its_first_line_what_it_is_for(file):
 
 
 def test_the_list_of_names_for_notebooks_is_complete_and_loads():
-    import workshop_lib
-
     for name in workshop_lib.__all__:
         assert getattr(workshop_lib, name) is not None

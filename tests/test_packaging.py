@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.settings import CHECKOUT, Settings
 
 CARD = {"jupyterlab", "pandas", "matplotlib", "psycopg2-binary", "redis", "boto3", "papermill"}
 
@@ -91,8 +91,6 @@ def test_the_readme_names_every_notebook_with_its_minutes():
 
 
 def test_the_readme_names_every_setting():
-    from workshop_lib.settings import Settings
-
     text = (CHECKOUT / "README.md").read_text()
     assert [name for name in Settings.model_fields if f"`{name.upper()}`" not in text] == []
 

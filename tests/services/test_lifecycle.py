@@ -27,12 +27,12 @@ from workshop_lib.services import embedded, resolve
 from workshop_lib.services.endpoints import Endpoints
 from workshop_lib.services.engines import ObjectStore
 from workshop_lib.services.state import StateFolder, state_folder, wait_until
-from workshop_lib.settings import load_settings
+from workshop_lib.settings import CHECKOUT, load_settings
 
 OPEN = """
     import sys, time
     from workshop_lib.services import resolve
-    from workshop_lib.settings import load_settings
+    from workshop_lib.settings import CHECKOUT, load_settings
     endpoints = resolve(load_settings().values)
     print("open", *(endpoint.port for endpoint in endpoints.all), flush=True)
 """
@@ -138,7 +138,7 @@ def test_a_wrong_password_is_refused_by_all_three(folder):
     with pytest.raises(redis.AuthenticationError):
         redis.Redis(**{**endpoints.cache.arguments, "password": "guess"}).ping()
     with pytest.raises(redis.AuthenticationError):
-        redis.Redis(host="127.0.0.1", port=endpoints.cache.port).ping()
+        redis.Redis(**{**endpoints.cache.arguments, "password": None}).ping()
     wrong = {**endpoints.store.arguments, "aws_secret_access_key": "guess-guess"}
     with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
         boto3.client("s3", **wrong).list_buckets()
@@ -400,11 +400,9 @@ def test_a_lock_that_is_held_for_too_long_is_a_clear_error(tmp_path, monkeypatch
 
 
 def test_each_checkout_has_a_state_folder_of_its_own_outside_the_work_tree():
-    from workshop_lib.settings import CHECKOUT
-
     chosen = state_folder(None).path
     assert CHECKOUT not in chosen.parents
-    assert chosen != state_folder(Path("/tmp/other")).path
+    assert chosen != state_folder(Path("elsewhere")).path
 
 
 def test_a_kernel_survives_interrupt_and_restart_on_the_same_engines(folder, monkeypatch):

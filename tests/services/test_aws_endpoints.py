@@ -1,0 +1,97 @@
+"""What the settings for AWS turn into, as far as that can be seen without an account."""
+
+import certifi
+import pytest
+
+from workshop_lib.errors import ServiceUnreachableError
+from workshop_lib.services import diagnose, resolve
+from workshop_lib.settings import load_settings
+
+CLUSTER = "abcdefghij.dsql.us-east-1.on.aws"
+CACHE = "mine.serverless.use1.cache.amazonaws.com"
+
+
+@pytest.fixture
+def aws(clean_environment, tmp_path):
+    """Settings of a deployment on AWS, with credentials that sign but open nothing."""
+    for name, value in {
+        "AWS_REGION": "us-east-1",
+        "DSQL_ENDPOINT": CLUSTER,
+        "VALKEY_ENDPOINT": CACHE,
+        "BUCKET_NAME": "my-bucket",
+        "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": "not-a-real-secret",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        clean_environment.setenv(name, value)
+    return clean_environment
+
+
+def test_dsql_is_reached_as_admin_with_verified_tls_and_no_stored_password(aws):
+    database = resolve(load_settings().values).database
+    arguments = dict(database.arguments)
+    assert arguments.pop("connect_timeout") <= 10
+    assert arguments == {
+        "host": CLUSTER,
+        "port": 5432,
+        "user": "admin",
+        "dbname": "postgres",
+        "sslmode": "verify-full",
+        "sslrootcert": certifi.where(),
+    }
+    assert (database.tls, database.embedded, database.emulated) == (True, False, False)
+
+
+def test_a_token_is_made_for_each_connection_without_network_and_lasts_15_minutes(aws):
+    token = resolve(load_settings().values).database.token()
+    assert token.startswith(f"{CLUSTER}/?Action=DbConnectAdmin")
+    assert "X-Amz-Expires=900" in token
+    assert "not-a-real-secret" not in token
+
+
+def test_without_credentials_making_a_token_says_how_to_sign_in(aws):
+    aws.delenv("AWS_ACCESS_KEY_ID")
+    aws.delenv("AWS_SECRET_ACCESS_KEY")
+    endpoints = resolve(load_settings().values)
+    with pytest.raises(ServiceUnreachableError, match="aws sts get-caller-identity"):
+        endpoints.database.token()
+
+
+def test_the_cache_is_reached_over_tls_with_bounded_waits(aws):
+    cache = resolve(load_settings().values).cache
+    assert (cache.arguments["host"], cache.arguments["port"]) == (CACHE, 6379)
+    assert cache.arguments["ssl"] is True
+    assert "ssl_cert_reqs" not in cache.arguments  # the client's default is to verify
+    assert cache.arguments["socket_timeout"] <= 5
+
+
+def test_the_bucket_is_amazon_s3s_own(aws):
+    store = resolve(load_settings().values).store
+    assert (store.bucket, store.create_bucket, store.tls) == ("my-bucket", False, True)
+    assert "endpoint_url" not in store.arguments
+    assert "aws_secret_access_key" not in store.arguments
+
+
+def test_no_secret_stands_in_what_is_shown_of_endpoints(aws):
+    assert "not-a-real-secret" not in repr(resolve(load_settings().values))
+
+
+def test_the_checks_ask_for_identity_names_ports_certificates_and_a_token(aws):
+    names = [probe.name for probe in diagnose.probes(resolve(load_settings().values))]
+    assert names[0] == "AWS identity"
+    assert names[-1] == "Sign-in token for the database"
+    for kind in ("Name of", "Port of", "Certificate of"):
+        assert len([name for name in names if name.startswith(kind)]) == 3
+
+
+def test_the_token_itself_is_never_shown(aws):
+    probe = diagnose.probes(resolve(load_settings().values))[-1]
+    assert "Action=" not in probe.ask()
+
+
+def test_silence_on_a_port_is_explained_with_security_groups(aws):
+    ports = [p for p in diagnose.probes(resolve(load_settings().values)) if "Port of" in p.name]
+    assert all("security group" in probe.advice for probe in ports)
+    assert ["5432" in p.advice for p in ports] == [True, False, False]

@@ -1,0 +1,149 @@
+import ssl
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from socket import create_server
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from workshop_lib import check_deployment, checks
+from workshop_lib.services import diagnose
+from workshop_lib.services.endpoints import CacheEndpoint
+
+
+def endpoint(**changes):
+    given = {"label": "a cache", "address": "x:1", "host": "127.0.0.1", "port": 1, "arguments": {}}
+    return CacheEndpoint(**{**given, **changes})
+
+
+def find(report, start):
+    return next(check for check in report.checks if check.name.startswith(start))
+
+
+def test_all_checks_pass_on_the_local_engines(ws):
+    report = check_deployment()
+    assert report.ok
+    assert [check.mark for check in report.checks] == ["✓"] * 11
+    found = {check.name: check.detail for check in report.checks}
+    assert found["Database answers"].startswith("PostgreSQL 16")
+    assert "repeatable read" in found["Database answers"]
+    assert "volatile-lru" in found["Cache answers"]
+    assert "64 MiB" in found["Cache answers"]
+
+
+def test_each_check_is_reported_as_soon_as_it_is_answered(ws):
+    seen = []
+    report = check_deployment(on_check=seen.append)
+    assert seen == report.checks
+
+
+def test_a_setting_that_is_not_usable_is_a_failed_check_and_ends_the_round(ws, monkeypatch):
+    monkeypatch.setenv("VALKEY_TTL", "soon")
+    report = check_deployment()
+    assert [check.mark for check in report.checks] == ["✓", "✓", "✗", "–"]
+    assert "VALKEY_TTL" in report.checks[2].detail
+    assert not report.ok
+
+
+def test_engines_that_cannot_start_are_a_failed_check_with_what_to_do(ws, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(tmp_path / "file" / "state"))
+    report = check_deployment()
+    failed = report.failed().checks
+    assert [check.name for check in failed] == ["Services", "Database, cache, object store"]
+    assert "WORKSHOP_STATE_DIR" in failed[0].detail
+
+
+def test_a_database_that_refuses_is_told_from_one_that_is_silent(ws):
+    refused = check_deployment(database_url="postgresql://a@127.0.0.1:9/x")
+    with create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        url = f"postgresql://a@127.0.0.1:{port}/x?connect_timeout=2"
+        hanging = check_deployment(database_url=url)
+    assert "Connection refused" in find(refused, "Database answers").detail
+    assert find(refused, "Port of PostgreSQL").ok is False
+    silence = find(hanging, "Database answers")
+    assert "timeout expired" in silence.detail
+    assert "security group" in silence.detail
+    assert find(hanging, "Port of PostgreSQL").ok is True
+
+
+def test_the_other_services_are_still_checked_when_one_is_down(ws):
+    report = check_deployment(valkey_url="redis://127.0.0.1:9")
+    found = {check.name: check.ok for check in report.checks}
+    assert found["Database answers"] is True
+    assert found["Cache answers"] is False
+    assert found["Object store is writable"] is True
+
+
+def test_a_check_that_hangs_is_called_off_after_its_limit():
+    hold = threading.Event()
+    round_ = checks._Round(lambda _: None)
+    started = time.monotonic()
+    assert round_.ask("slow", hold.wait, "advice", limit_s=0.1) is None
+    assert time.monotonic() - started < 5
+    hold.set()
+    (check,) = round_.report.checks
+    assert (check.ok, check.detail, check.advice) == (False, "no answer within 0.1 s", "advice")
+
+
+def test_an_unknown_name_is_told_from_a_closed_port():
+    with pytest.raises(OSError, match=r"[Nn]ame"):
+        diagnose._look_up(endpoint(host="no-such-host.invalid"))
+    with pytest.raises(ConnectionRefusedError):
+        diagnose._knock(endpoint(port=9))
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path):
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    _self_signed(certificate, key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with create_server(("127.0.0.1", 0)) as listener:
+        served = threading.Thread(target=_serve_once, args=(listener, context))
+        served.start()
+        with pytest.raises(ssl.SSLCertVerificationError, match=r"self.signed certificate"):
+            diagnose._shake_hands(endpoint(host="localhost", port=listener.getsockname()[1]))
+        served.join()
+
+
+def _serve_once(listener, context):
+    raw, _ = listener.accept()
+    try:
+        context.wrap_socket(raw, server_side=True).close()
+    except ssl.SSLError:
+        raw.close()
+
+
+def _self_signed(certificate, key):
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(hours=1))
+        .sign(private, hashes.SHA256())
+    )
+    certificate.write_bytes(made.public_bytes(Encoding.PEM))
+    key.write_bytes(
+        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+def test_the_table_in_a_notebook_escapes_what_servers_say():
+    report = checks.Report([checks.Check("x", False, "<script>alert(1)</script>", 0.1, "a < b")])
+    page = report._repr_html_()
+    assert "<script>" not in page
+    assert "a &lt; b" in page
+
+
+def test_packages_that_are_not_as_pinned_are_named(monkeypatch):
+    monkeypatch.setattr(checks, "version", lambda _: "0.0.1")
+    with pytest.raises(RuntimeError, match=r"redis 0\.0\.1 \(pinned: \d"):
+        checks._packages()
