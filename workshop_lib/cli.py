@@ -58,15 +58,19 @@ def run(
     chosen = runner.choose(names, runner.find_notebooks())
     runner.parse_parameters(parameters, chosen)
     with services.session(load_settings().values):
-        outcomes, folder = runner.run(
-            names,
-            size=size,
-            parameters=parameters,
-            workers=workers,
-            out=out,
-            say=click.echo,
-            progress=sys.stderr.isatty(),
-        )
+        try:
+            outcomes, folder = runner.run(
+                names,
+                size=size,
+                parameters=parameters,
+                workers=workers,
+                out=out,
+                say=click.echo,
+                progress=sys.stderr.isatty(),
+            )
+        except KeyboardInterrupt:
+            click.echo("Interrupted. What had finished is in the results folder.", err=True)
+            sys.exit(128 + signal.SIGINT)
         page = report.write_report(folder)
     failed = sum(not outcome.ok for outcome in outcomes)
     shown = runner.RESULTS / "latest" / "index.html" if out is None else page

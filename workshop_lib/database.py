@@ -195,7 +195,7 @@ class Database:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
-        """Borrow a pooled connection, in autocommit mode; it is rolled back on return.
+        """Borrow a pooled connection, in autocommit mode; a transaction left open is rolled back.
 
         Raises:
             PoolTimeoutError: all connections were in use for the whole wait.
@@ -272,15 +272,10 @@ class Database:
     def _attempt(self, work: Callable[[Cursor], T]) -> T:
         with self.connection() as connection:
             connection.autocommit = False
-            try:
-                with connection.cursor() as cursor:
-                    answer = work(cursor)
-                connection.commit()
-                return answer
-            finally:
-                if not connection.closed:
-                    connection.rollback()
-                    connection.autocommit = True
+            with connection.cursor() as cursor:
+                answer = work(cursor)
+            connection.commit()
+            return answer
 
     def _is_conflict(self, error: BaseException) -> bool:
         if not is_conflict(error):

@@ -329,12 +329,15 @@ def test_after_its_rest_the_cache_is_used_again(ws, dead_cache, monkeypatch):
     assert dead_cache.stats().errors == 2
 
 
-def test_a_cache_without_memory_left_still_answers(ws):
+def test_a_cache_without_memory_left_takes_nothing_but_still_gives_what_it_has(ws, monkeypatch):
+    monkeypatch.setattr(query_cache, "REST_S", 60.0)
+    QueryCache(ws).fetch(NUMBERS, (2,))
     cache = QueryCache(Parts(ws.database, BrokenWrites(ws.valkey), ws.namespace))
     answers = [cache.fetch(NUMBERS, (1,)) for _ in range(2)]
     assert [a.source for a in answers] == ["database", "database"]
     stats = cache.stats()
     assert (stats.misses, stats.errors, stats.bytes_written) == (2, 2, 0)
+    assert cache.fetch(NUMBERS, (2,)).source == "cache"
 
 
 def test_inspecting_a_cache_that_is_down_is_an_error(dead_cache):

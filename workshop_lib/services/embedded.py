@@ -246,4 +246,8 @@ def _clear_remains(folder: StateFolder) -> bool:
 
 def _command() -> str:
     """What to call this process in `workshop status`."""
-    return "a notebook" if "ipykernel" in sys.modules else " ".join(sys.argv[:2])[:60] or "python"
+    if "ipykernel" in sys.modules:
+        return "a notebook"
+    program, *words = sys.argv or ["python"]
+    name = "workshop" if "workshop" in program else Path(program).name or "python"
+    return " ".join([name, *words[:1]])[:60]
