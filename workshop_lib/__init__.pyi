@@ -1,7 +1,10 @@
 # The one list of what a cell may use; `__init__.py` imports each name from its room on first use.
 
-from . import measure as measure, plots as plots
-from .cache.query_cache import Answer, CacheStats, EntryInfo, QueryCache
+from . import measure as measure, plots as plots, simulate as simulate
+from .cache.cached import cached
+from .cache.query_cache import Answer, EntryInfo, NullCache, QueryCache
+from .cache.record_cache import RecordCache
+from .cache.stats import CacheStats
 from .checks import check_deployment
 from .database import Database
 from .dataset import (
@@ -15,7 +18,8 @@ from .dataset import (
     create_table,
 )
 from .errors import WorkshopError
-from .measure import Samples, readable, speed_up, speed_up_interval, time_shuffled
+from .exercises import exercise
+from .measure import Samples, on_schedule, readable, speed_up, speed_up_interval, time_shuffled
 from .rows import Rows
 from .settings import load_settings
 from .workshop import Workshop, open_workshop
@@ -31,19 +35,25 @@ __all__ = [
     "Database",
     "EntryInfo",
     "Loaded",
+    "NullCache",
     "QueryCache",
+    "RecordCache",
     "Rows",
     "Samples",
     "Sizes",
     "Workshop",
     "WorkshopError",
+    "cached",
     "check_deployment",
     "create_table",
+    "exercise",
     "load_settings",
     "measure",
+    "on_schedule",
     "open_workshop",
     "plots",
     "readable",
+    "simulate",
     "speed_up",
     "speed_up_interval",
     "time_shuffled",

@@ -55,16 +55,18 @@ def run(
     """Run notebooks headless (all, or the NAMED ones: 02 or 02_cache_a_query)."""
     from workshop_lib import report, runner, services
 
+    # Whatever can be wrong with the request is said before anything starts.
     chosen = runner.choose(names, runner.find_notebooks())
     runner.parse_parameters(parameters, chosen)
+    folder = runner.new_folder(out)
     with services.session(load_settings().values):
         try:
-            outcomes, folder = runner.run(
+            outcomes, _ = runner.run(
                 names,
                 size=size,
                 parameters=parameters,
                 workers=workers,
-                out=out,
+                out=folder,
                 say=click.echo,
                 progress=sys.stderr.isatty(),
             )

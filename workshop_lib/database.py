@@ -54,7 +54,7 @@ class DatabaseStats:
     """Counters since the database object was made.
 
     Attributes:
-        queries: statements sent by `query`.
+        queries: statements that `query` ran with success.
         transactions: committed by `run_transaction`.
         conflicts: attempts that a concurrent transaction made void.
         connections: opened.

@@ -13,7 +13,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from time import perf_counter_ns
+from time import perf_counter, perf_counter_ns, sleep
+from typing import TypeVar
+
+T = TypeVar("T")
 
 CONFIDENCE = 0.95
 
@@ -127,6 +130,26 @@ def time_shuffled(
         call()
         found[name].append((perf_counter_ns() - started) / 1e9)
     return {name: Samples(name, tuple(seconds)) for name, seconds in found.items()}
+
+
+def on_schedule(times: Sequence[float], call: Callable[[int], T]) -> list[T]:
+    """Make one call after another, each at its time or, if the one before it took longer, late.
+
+    Args:
+        times: when, in seconds from now, ascending.
+        call: gets the number of the call, from 0.
+
+    Returns:
+        What the calls returned, in order.
+
+    """
+    answers, started = [], perf_counter()
+    for number, planned in enumerate(times):
+        ahead = planned - (perf_counter() - started)
+        if ahead > 0:
+            sleep(ahead)
+        answers.append(call(number))
+    return answers
 
 
 def speed_up(slow: Samples, fast: Samples) -> float:

@@ -70,7 +70,7 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: readable(value / 1e6)))
-    axes.set_xlabel("time until the answer is here (log scale) · bar: p50 and its 95 % interval, "
+    axes.set_xlabel("time until the answer is here (log scale)\nbar: p50 and its 95 % interval, "
                     "dotted: p95, dashed: p99", fontsize=9)  # fmt: skip
     axes.set_title(title)
     return figure
@@ -142,6 +142,51 @@ def bars(
     axes.set_title(title)
     if len(groups) > 1:
         axes.legend(frameon=False, ncols=min(len(groups), 3))
+    return figure
+
+
+def lines(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    title: str,
+    x_label: str,
+    y_label: str,
+    *,
+    log_x: bool = False,
+    steps: bool = False,
+) -> Figure:
+    """Lines over a common axis, told apart by colour and marker.
+
+    Args:
+        x: the common values.
+        series: by name, one value for each x.
+        title: of the picture.
+        x_label, y_label: with units.
+        log_x: a logarithmic x axis.
+        steps: hold each value until the next instead of joining them.
+
+    """
+    figure, axes = _canvas(8.0, 3.8)
+    for number, (name, values) in enumerate(series.items()):
+        axes.plot(
+            x,
+            values,
+            label=name,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)] if len(x) <= 40 else None,
+            linestyle=("-", "--", ":", "-.")[number % 4],
+            drawstyle="steps-post" if steps else "default",
+            markersize=7,
+            alpha=0.9,
+        )
+    if log_x:
+        axes.set_xscale("log")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_ylim(bottom=0)
+    axes.set_title(title)
+    if len(series) > 1:
+        axes.legend(frameon=False)
     return figure
 
 

@@ -198,7 +198,7 @@ def run(
         raise RunError(f"workers is {workers}; it must be at least 1.")
     chosen = choose(names, find_notebooks(notebooks))
     given = parse_parameters(parameters, chosen)
-    folder = _new_folder(out)
+    folder = new_folder(out)
     stamp = f"run_{secrets.token_hex(4)}"
     jobs = [
         Job(
@@ -229,7 +229,7 @@ def run(
         pool.shutdown(wait=True, cancel_futures=True)
         _drop_if_empty(folder / "kernels.log")
     ordered = [outcomes[job.notebook.name] for job in jobs]
-    if out is None:
+    if folder.parent == RESULTS:
         _point_latest_to(folder)
     return ordered, folder
 
@@ -289,8 +289,8 @@ def _convert(name: str, text: str, default: Any) -> Any:
     return value
 
 
-def _new_folder(out: Path | None) -> Path:
-    """The folder for a run, made.
+def new_folder(out: Path | None) -> Path:
+    """The folder for a run, made: the given one, or a new one below `results/`.
 
     Raises:
         RunError: it cannot be written.

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
+from workshop_lib.cache import codec, json_codec
 from workshop_lib.cache.codec import (
     MAX_DEPTH,
     CorruptEntry,
@@ -31,6 +32,7 @@ from workshop_lib.cache.codec import (
 )
 
 quick = settings(max_examples=60, deadline=None)
+both = pytest.mark.parametrize("form", [codec, json_codec], ids=["frame", "JSON"])
 
 # --- every supported type ---
 
@@ -89,7 +91,8 @@ def entries(draw: st.DrawFn) -> Entry:
     rows = draw(st.lists(st.tuples(*(st.none() | kind for kind in kinds)), max_size=6))
     names = draw(st.tuples(*(st.text(max_size=8) for _ in kinds)))
     seconds = st.floats(0, 1e10)
-    return Entry(names, rows, draw(seconds), draw(seconds))
+    until = draw(seconds | st.just(float("inf")))
+    return Entry(names, rows, draw(seconds), draw(seconds), until)
 
 
 def exactly(value: object) -> object:
@@ -179,9 +182,10 @@ EXAMPLES = [
 ]
 
 
+@both
 @pytest.mark.parametrize("value", EXAMPLES, ids=lambda value: f"{value!r:.40}")
-def test_a_column_brings_back(value: object) -> None:
-    (row,) = decode(encode(entry_of(value))).rows
+def test_a_column_brings_back(value: object, form: Any) -> None:
+    (row,) = form.decode(form.encode(entry_of(value))).rows
     assert exactly(row) == exactly((value,))
 
 
@@ -190,30 +194,34 @@ def test_a_single_value_comes_back(value: object) -> None:
     assert exactly(decode_value(encode_value(value))) == exactly(value)
 
 
-def test_a_column_of_every_type_mixed_comes_back() -> None:
+@both
+def test_a_column_of_every_type_mixed_comes_back(form: Any) -> None:
     entry = entry_of(*EXAMPLES)
-    assert exactly(decode(encode(entry)).rows) == exactly(entry.rows)
+    assert exactly(form.decode(form.encode(entry)).rows) == exactly(entry.rows)
 
 
+@both
 @quick
-@given(entries())
-def test_any_answer_comes_back(entry: Entry) -> None:
-    back = decode(encode(entry))
+@given(entry=entries())
+def test_any_answer_comes_back(entry: Entry, form: Any) -> None:
+    back = form.decode(form.encode(entry))
     assert exactly(back.rows) == exactly(entry.rows)
-    assert (back.columns, back.cost_seconds, back.created_at) == (
+    assert (back.columns, back.cost_seconds, back.created_at, back.fresh_until) == (
         entry.columns,
         entry.cost_seconds,
         entry.created_at,
+        entry.fresh_until,
     )
 
 
+@both
 @pytest.mark.parametrize("kind", by_type)
-def test_any_column_of_one_type_comes_back(kind: str) -> None:
+def test_any_column_of_one_type_comes_back(kind: str, form: Any) -> None:
     @settings(max_examples=40, deadline=None)
     @given(st.lists(by_type[kind] | st.none()))
     def comes_back(column: list[object]) -> None:
         entry = entry_of(*column)
-        assert exactly(decode(encode(entry)).rows) == exactly(entry.rows)
+        assert exactly(form.decode(form.encode(entry)).rows) == exactly(entry.rows)
 
     comes_back()
 
@@ -224,20 +232,23 @@ def test_any_single_value_comes_back(value: object) -> None:
     assert exactly(decode_value(encode_value(value))) == exactly(value)
 
 
-def test_an_answer_without_rows_keeps_its_columns() -> None:
+@both
+def test_an_answer_without_rows_keeps_its_columns(form: Any) -> None:
     entry = Entry(("id", "name"), [], 0.1, 2.0)
-    assert decode(encode(entry)) == entry
+    assert form.decode(form.encode(entry)) == entry
 
 
+@both
 @pytest.mark.parametrize("count", [0, 3])
-def test_an_answer_without_columns_keeps_its_count_of_rows(count: int) -> None:
+def test_an_answer_without_columns_keeps_its_count_of_rows(count: int, form: Any) -> None:
     entry = Entry((), [()] * count, 0.1, 2.0)
-    assert decode(encode(entry)) == entry
+    assert form.decode(form.encode(entry)) == entry
 
 
-def test_two_columns_may_share_a_name() -> None:
+@both
+def test_two_columns_may_share_a_name(form: Any) -> None:
     entry = Entry(("n", "n"), [(1, "a")], 0.1, 2.0)
-    assert decode(encode(entry)) == entry
+    assert form.decode(form.encode(entry)) == entry
 
 
 def test_500_rows_with_some_none_take_about_half_of_what_they_take_as_json() -> None:
@@ -319,17 +330,21 @@ def test_a_value_that_would_come_back_as_something_else_is_refused(
         encode_value(nest(stranger))
 
 
+@both
 @pytest.mark.parametrize("neighbour", [None, 1, "a"])
 @pytest.mark.parametrize("stranger", STRANGERS, ids=lambda value: type(value).__name__)
-def test_one_such_value_in_a_column_is_refused(stranger: object, neighbour: object) -> None:
+def test_one_such_value_in_a_column_is_refused(
+    stranger: object, neighbour: object, form: Any
+) -> None:
     with pytest.raises(Uncacheable):
-        encode(entry_of(neighbour, stranger, neighbour))
+        form.encode(entry_of(neighbour, stranger, neighbour))
 
 
-def test_the_refusal_names_the_column_and_the_type() -> None:
+@both
+def test_the_refusal_names_the_column_and_the_type(form: Any) -> None:
     entry = Entry(("id", "price"), [(1, np.float64(2.5))], 0.1, 2.0)
     with pytest.raises(Uncacheable, match=r"Column 'price' holds a numpy\.float64.*Turn it into"):
-        encode(entry)
+        form.encode(entry)
 
 
 def test_the_refusal_of_half_a_surrogate_pair_names_the_column() -> None:
@@ -340,6 +355,8 @@ def test_the_refusal_of_half_a_surrogate_pair_names_the_column() -> None:
 def test_a_column_name_that_is_no_text_is_refused() -> None:
     with pytest.raises(Uncacheable, match="column's name"):
         encode(Entry(("\ud800",), [(1,)], 0.1, 2.0))
+    with pytest.raises(Uncacheable, match="column or its name"):
+        json_codec.encode(Entry(("\ud800",), [(1,)], 0.1, 2.0))
 
 
 def test_a_zone_without_a_name_is_refused() -> None:
@@ -349,15 +366,19 @@ def test_a_zone_without_a_name_is_refused() -> None:
         encode_value(datetime(2024, 1, 1, tzinfo=ZoneInfo.from_file(file)))
 
 
-def test_rows_that_are_not_plain_tuples_are_refused() -> None:
+@both
+def test_rows_that_are_not_plain_tuples_are_refused(form: Any) -> None:
     with pytest.raises(Uncacheable, match=r"row is a .*Point"):
-        encode(Entry(("x", "y"), [(1, 2), Point(1, 2)], 0.1, 2.0))
+        form.encode(Entry(("x", "y"), [(1, 2), Point(1, 2)], 0.1, 2.0))
 
 
+@both
 @pytest.mark.parametrize("rows", [[(1,)], [(1, 2), (1, 2, 3)], [(1, 2), ()]])
-def test_rows_of_another_width_than_the_columns_are_refused(rows: list[tuple[int, ...]]) -> None:
+def test_rows_of_another_width_than_the_columns_are_refused(
+    rows: list[tuple[int, ...]], form: Any
+) -> None:
     with pytest.raises(Uncacheable, match="where there are 2 columns"):
-        encode(Entry(("a", "b"), [*rows], 0.1, 2.0))
+        form.encode(Entry(("a", "b"), [*rows], 0.1, 2.0))
 
 
 def nested(levels: int, wrap: Callable[[object], object]) -> object:
@@ -376,10 +397,11 @@ def test_nesting_within_the_limit_comes_back(wrap: Callable[[object], object]) -
     assert decode_value(encode_value(value)) == value
 
 
+@both
 @pytest.mark.parametrize("wrap", WRAPS, ids=["list", "tuple", "dict"])
-def test_absurd_nesting_is_refused(wrap: Callable[[object], object]) -> None:
+def test_absurd_nesting_is_refused(wrap: Callable[[object], object], form: Any) -> None:
     with pytest.raises(Uncacheable, match="nested more than"):
-        encode(entry_of(nested(100_000, wrap)))
+        form.encode(entry_of(nested(100_000, wrap)))
 
 
 def test_a_value_that_contains_itself_is_refused() -> None:
@@ -392,14 +414,14 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 # --- what is not a frame ---
 
 
-@pytest.mark.parametrize("read", [decode, decode_value])
+@pytest.mark.parametrize("read", [decode, decode_value, json_codec.decode])
 @given(data=st.binary())
 def test_foreign_bytes_are_corrupt(read: Callable[[bytes], object], data: bytes) -> None:
     with pytest.raises(CorruptEntry):
         read(data)
 
 
-@pytest.mark.parametrize("read", [decode, decode_value])
+@pytest.mark.parametrize("read", [decode, decode_value, json_codec.decode])
 @pytest.mark.parametrize(
     "data",
     [b"", b"\xc1", b"null", b"[[1]]", b"\x80\x04K\x01.", msgspec.msgpack.encode([[1]])],
@@ -410,12 +432,13 @@ def test_what_other_programs_write_is_corrupt(read: Callable[[bytes], object], d
         read(data)
 
 
+@both
 @quick
-@given(entries(), st.data())
-def test_a_truncated_entry_is_corrupt(entry: Entry, data: st.DataObject) -> None:
-    frame = encode(entry)
+@given(entry=entries(), data=st.data())
+def test_a_truncated_entry_is_corrupt(entry: Entry, data: st.DataObject, form: Any) -> None:
+    frame = form.encode(entry)
     with pytest.raises(CorruptEntry):
-        decode(frame[: data.draw(st.integers(0, len(frame) - 1))])
+        form.decode(frame[: data.draw(st.integers(0, len(frame) - 1))])
 
 
 @quick
@@ -455,12 +478,13 @@ def test_a_value_is_not_an_answer() -> None:
 
 
 def forged_entry(names: list[str], *columns: tuple[str, object]) -> bytes:
-    body = [names, 0.1, 2.0, [[name, msgspec.msgpack.encode(data)] for name, data in columns]]
+    written = [[name, msgspec.msgpack.encode(data)] for name, data in columns]
+    body = [names, [0.1, 2.0, 3.0], written]
     return forged(ENTRY, msgspec.msgpack.encode(body))
 
 
 def test_the_forger_of_these_tests_can_make_a_good_entry() -> None:
-    entry = Entry(("a", "b"), [(1, "x")], 0.1, 2.0)
+    entry = Entry(("a", "b"), [(1, "x")], 0.1, 2.0, 3.0)
     assert decode(forged_entry(["a", "b"], ("int", [1]), ("str", ["x"]))) == entry
 
 
@@ -473,7 +497,8 @@ def test_the_forger_of_these_tests_can_make_a_good_entry() -> None:
         forged_entry(["a"], ("int", ["1"])),
         forged_entry(["a"], ("complex", [1])),
         forged_entry(["a"], ("tagged", [["date", "yesterday"]])),
-        forged(ENTRY, msgspec.msgpack.encode([["a"], 0.1])),
+        forged(ENTRY, msgspec.msgpack.encode([["a"], [0.1, 2.0], []])),
+        forged(ENTRY, msgspec.msgpack.encode([["a"], [0.1, 2.0, 3.0]])),
         forged(ENTRY, b""),
     ],
     ids=[
@@ -483,6 +508,7 @@ def test_the_forger_of_these_tests_can_make_a_good_entry() -> None:
         "a column of another type",
         "a column of an unknown type",
         "a value that is none",
+        "a time too few",
         "an unfinished body",
         "no body",
     ],
@@ -538,6 +564,61 @@ def test_any_damage_under_a_fitting_checksum_raises_corrupt_or_nothing(
     body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     try:
         decode_value(forged(VALUE, bytes(body)))
+    except CorruptEntry:
+        return
+
+
+# --- what is only in JSON ---
+
+
+def test_json_is_written_to_be_read() -> None:
+    entry = Entry(("id", "name", "price"), [(1, "Café", Decimal("12.50"))], 0.004, 2.0)
+    assert json_codec.encode(entry).decode() == (
+        '{"columns":["id","name","price"],"cost_seconds":0.004,"created_at":2.0,'
+        '"fresh_until":null,"rows":[[1,"Café",["Decimal","12.50"]]]}'
+    )
+
+
+def test_what_looks_like_a_mark_of_ours_comes_back_as_it_is() -> None:
+    values = [["$bytes", "00"], {"$bytes": "00"}, ["Decimal", "1"], "$nan", {"$nan": 1.5}]
+    entry = entry_of(*values)
+    assert exactly(json_codec.decode(json_codec.encode(entry)).rows) == exactly(entry.rows)
+
+
+GOOD_JSON = json_codec.encode(Entry(("a",), [(1,)], 0.1, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("part", "forgery"),
+    [
+        (b"[[1]]", b"[[1,2]]"),
+        (b"[[1]]", b"[[]]"),
+        (b"[[1]]", b"[1]"),
+        (b"[[1]]", b'[[["date","yesterday"]]]'),
+        (b"[[1]]", b'[[{"$bytes":"0"}]]'),
+        (b"[[1]]", b'[[{"$nan":"00"}]]'),
+        (b"[[1]]", b'[[{"$other":"00"}]]'),
+        (b"[[1]]", b"[[{}]]"),
+        (b"[[1]]", b"[[" + b"[" * 100_000 + b"]" * 100_000 + b"]]"),
+        (b'["a"]', b'["a","b"]'),
+        (b'["a"]', b"[1]"),
+        (b"0.1", b'"0.1"'),
+        (b"}", b',"more":1}'),
+    ],
+    ids=lambda part: part.decode()[:20],
+)
+def test_json_that_is_no_answer_is_corrupt(part: bytes, forgery: bytes) -> None:
+    with pytest.raises(CorruptEntry, match="no answer in JSON"):
+        json_codec.decode(GOOD_JSON.replace(part, forgery, 1))
+
+
+@quick
+@given(entries(), st.data())
+def test_any_damage_to_json_raises_corrupt_or_nothing(entry: Entry, data: st.DataObject) -> None:
+    text = bytearray(json_codec.encode(entry))
+    text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        json_codec.decode(bytes(text))
     except CorruptEntry:
         return
 

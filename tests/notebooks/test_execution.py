@@ -103,6 +103,33 @@ def test_the_report_query_gains_from_the_cache_and_the_lookup_by_key_hardly_does
     assert found["report_speed_up"] > found["by_key_speed_up"]
 
 
+def test_a_record_survives_its_hash_and_absence_is_asked_for_once(figures):
+    found = figures["03_cache_a_record"]
+    assert found["hit_equals_miss"] is True
+    assert found["queries_for_absent_record"] == 1
+    assert found["pipeline_speed_up"] > 1.5
+
+
+def test_measured_hit_ratios_are_those_of_the_replayed_stream(figures):
+    found = figures["04_expire_and_refresh"]
+    pairs = [
+        (found[name], found[name.replace("measured", "replayed")])
+        for name in found
+        if name.startswith("hit_ratio_measured")
+    ]
+    assert len(pairs) == 4
+    # The stream is the same; only requests that fall on the edge of a TTL may differ.
+    assert all(abs(measured - replayed) <= 0.1 for measured, replayed in pairs), pairs
+    assert pairs[0][0] < pairs[-1][0]
+
+
+def test_the_old_value_was_seen_and_the_race_is_open_without_the_lock_only(figures):
+    found = figures["04_expire_and_refresh"]
+    assert found["stale_for"] > 0
+    assert found["naive_race_leaves_old_value"] is True
+    assert found["lock_race_leaves_old_value"] is False
+
+
 def test_each_notebook_leaves_its_result_its_page_and_its_pictures(executed):
     folder, outcomes = executed
     for outcome in outcomes:
@@ -149,27 +176,6 @@ def sent_statements(log: str) -> list[str]:
     )
     shortened = (re.sub(r"(VALUES \(.*?\)),\(.*\)", r"\1", s, flags=re.DOTALL) for s in found)
     return sorted({statement.strip() for statement in shortened})
-
-
-@pytest.mark.parametrize("name", [n.name for n in runner.find_notebooks()])
-def test_it_runs_alone_and_twice_in_one_kernel(name, shared, tmp_path):
-    """Run All, and Run All again, in a namespace that has never seen another notebook."""
-    original = next(n for n in runner.find_notebooks() if n.name == name)
-    once = nbformat.read(original.path, as_version=4)
-    body = [cell.source for cell in once.cells if cell.cell_type == "code"]
-    quick = "\n".join(f"{key} = {value!r}" for key, value in original.quick.items())
-    marked = next(i for i, c in enumerate(c for c in once.cells if c.cell_type == "code")
-                  if "parameters" in c.metadata.get("tags", []))  # fmt: skip
-    body.insert(marked + 1, quick)
-    twice = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source) for source in body + body],
-        metadata={"kernelspec": once.metadata.kernelspec},
-    )
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    nbformat.write(twice, folder / f"{name}.ipynb")
-    outcomes, _ = runner.run(out=tmp_path / "out", say=lambda _: None, notebooks=folder)
-    assert [runner.describe(outcome) for outcome in outcomes if not outcome.ok] == []
 
 
 def test_no_engine_was_harmed(executed, state):

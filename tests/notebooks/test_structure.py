@@ -133,7 +133,7 @@ def test_every_picture_is_shown_with_words_for_those_who_cannot_see_it(notebook)
                 shown += 1
             elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "figure":
                 drawn += 1
-    assert drawn == shown >= 1
+    assert shown >= max(drawn, 1)
 
 
 def test_no_measured_figure_stands_in_the_text(notebook):

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from math import inf
 from types import NoneType
 from typing import Any, TypeVar
 from uuid import UUID
@@ -45,6 +46,8 @@ class Entry:
     """What the database query took when the entry was filled."""
     created_at: float
     """When the entry was filled, in seconds of Unix time."""
+    fresh_until: float = inf
+    """When it should no longer be served without asking, in seconds of Unix time."""
 
 
 def encode(entry: Entry) -> bytes:
@@ -59,7 +62,8 @@ def encode(entry: Entry) -> bytes:
         _encode_column(values, f"Column {name!r}")
         for name, values in zip(entry.columns or ("",), _turn_to_columns(entry), strict=True)
     ]
-    body = _Body(entry.columns, entry.cost_seconds, entry.created_at, columns)
+    times = (entry.cost_seconds, entry.created_at, entry.fresh_until)
+    body = _Body(entry.columns, times, columns)
     return _seal(_ENTRY, _dump(body, "A column's name or the entry's time"))
 
 
@@ -79,7 +83,7 @@ def encode_value(value: object) -> bytes:
 
     Raises Uncacheable, naming the type, for what would not come back equal.
     """
-    return _seal(_VALUE, _dump(_pack(value, "The value"), "The value"))
+    return _seal(_VALUE, _dump(pack(value, "The value"), "The value"))
 
 
 def decode_value(data: bytes) -> object:
@@ -87,7 +91,7 @@ def decode_value(data: bytes) -> object:
 
     Raises CorruptEntry, and nothing else, for bytes that it did not make in this version.
     """
-    return _unseal(_VALUE, data, lambda body: _unpack(_ANY.decode(body)))
+    return _unseal(_VALUE, data, lambda body: unpack(_ANY.decode(body)))
 
 
 def canonical(value: object) -> bytes:
@@ -104,7 +108,7 @@ def canonical(value: object) -> bytes:
     Raises Uncacheable, naming the type, as `encode_value` does.
     """
     where = "A part of the key"
-    return _dump(_pack(value, where, sort_dicts=True), where)
+    return _dump(pack(value, where, sort_dicts=True), where)
 
 
 # The first byte opens no MessagePack, JSON, text or pickle. The last one is the version: raise it
@@ -115,13 +119,14 @@ _VALUE = b"\xc1WV\x01"
 
 class _Body(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     names: tuple[str, ...]
-    cost_seconds: float
-    created_at: float
+    times: tuple[float, float, float]
+    """cost_seconds, created_at and fresh_until."""
     columns: list[tuple[str, bytes]]
     """For each column the name of its decoder, and its values as a MessagePack array."""
 
 
-def _turn_to_columns(entry: Entry) -> list[tuple[object, ...]]:
+def check_rows(entry: Entry) -> None:
+    """Raise Uncacheable, with the reason, for rows that are no tuples as long as the columns."""
     width = len(entry.columns)
     if odd := set(map(type, entry.rows)) - {tuple}:
         raise Uncacheable(
@@ -133,6 +138,11 @@ def _turn_to_columns(entry: Entry) -> list[tuple[object, ...]]:
             f"A row has {odd_widths.pop()} values where there are {width} columns. Take the "
             "columns and the rows from the same query."
         )
+
+
+def _turn_to_columns(entry: Entry) -> list[tuple[object, ...]]:
+    check_rows(entry)
+    width = len(entry.columns)
     if not width:  # as `SELECT FROM t` answers: a column of None keeps the count of rows
         return [(None,) * len(entry.rows)]
     return list(zip(*entry.rows, strict=True)) or [()] * width
@@ -142,19 +152,25 @@ def _encode_column(values: tuple[object, ...], where: str) -> tuple[str, bytes]:
     kinds = set(map(type, values)) - {NoneType}
     kind = kinds.pop() if kinds else NoneType
     uniform = not kinds and kind in _COLUMN_DECODERS
-    if uniform and (kind is not datetime or all(map(_is_plain_datetime, values))):
+    if uniform and (kind is not datetime or all(map(is_plain_datetime, values))):
         with suppress(OverflowError):  # MessagePack's integers end at 64 bits
             return kind.__name__, _dump(values, where)
-    return _TAGGED, _dump([_pack(value, where) for value in values], where)
+    return _TAGGED, _dump([pack(value, where) for value in values], where)
 
 
-def _is_plain_datetime(value: Any) -> bool:
-    """Say whether MessagePack's own datetime keeps all of it: it knows no zone but UTC, no fold."""
+def is_plain_datetime(value: Any) -> bool:
+    """Say whether its ISO text or MessagePack's datetime keeps all of it: no zone but UTC, no fold.
+
+    None is as plain.
+    """
     return value is None or (not value.fold and (value.tzinfo is None or value.tzinfo is UTC))
 
 
-def _pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False) -> object:
-    """Return the value if MessagePack keeps it exactly, or else [the type's name, its parts]."""
+def pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False) -> object:
+    """Return the value if MessagePack keeps it exactly, or else [the type's name, its parts].
+
+    Raises Uncacheable, naming `where` and the type, for what would not come back equal.
+    """
     kind = type(value)
     if kind in _KEPT_AS_IS or (type(value) is int and -(2**63) <= value < 2**64):
         return value
@@ -163,7 +179,7 @@ def _pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False
         raise Uncacheable(f"{deep} Keep a flatter value.")
 
     def inner(part: object) -> object:
-        return _pack(part, where, depth + 1, sort_dicts=sort_dicts)
+        return pack(part, where, depth + 1, sort_dicts=sort_dicts)
 
     if type(value) is list or type(value) is tuple:
         return [kind.__name__, [inner(part) for part in value]]
@@ -180,8 +196,8 @@ def _pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False
             f"{where} holds a {_name(kind)}, which would not come back as one. Turn it into a "
             "plain Python value first, or read this straight from the database."
         )
-    pack, _ = _SCALARS[kind]
-    return [kind.__name__, pack(value)]
+    write, _ = _SCALARS[kind]
+    return [kind.__name__, write(value)]
 
 
 def _name(kind: type) -> str:
@@ -230,15 +246,16 @@ def _parse_entry(body: bytes) -> Entry:
         rows = [()] * len(rows)
     elif len(parts.names) != len(columns):
         raise ValueError(f"{len(parts.names)} names for {len(columns)} columns")
-    return Entry(parts.names, rows, parts.cost_seconds, parts.created_at)
+    return Entry(parts.names, rows, *parts.times)
 
 
 def _decode_column(decoder: str, data: bytes) -> list[Any]:
     values: list[Any] = _DECODERS[decoder].decode(data)
-    return [_unpack(value) for value in values] if decoder == _TAGGED else values
+    return [unpack(value) for value in values] if decoder == _TAGGED else values
 
 
-def _unpack(packed: Any) -> object:
+def unpack(packed: Any) -> object:
+    """Return the value that `pack` was given. Raises anything for what `pack` did not make."""
     if type(packed) is int or type(packed) in _KEPT_AS_IS:
         return packed
     name, parts = packed
@@ -258,14 +275,14 @@ def _unpack_timezone(parts: tuple[int, str]) -> timezone:
 
 def _unpack_clock(kind: Any, parts: tuple[str, int, object]) -> object:
     clock, fold, zone = parts
-    return kind.fromisoformat(clock).replace(fold=fold, tzinfo=_unpack(zone))
+    return kind.fromisoformat(clock).replace(fold=fold, tzinfo=unpack(zone))
 
 
 _ENCODER = msgspec.msgpack.Encoder(uuid_format="bytes")
 _ANY = msgspec.msgpack.Decoder()
 _BODY = msgspec.msgpack.Decoder(_Body)
 
-_TAGGED = "tagged"  # the name for a column of mixed or nested values, which `_pack` wrote
+_TAGGED = "tagged"  # the name for a column of mixed or nested values, which `pack` wrote
 _COLUMN_DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
     NoneType: msgspec.msgpack.Decoder(list[None]),
     bool: msgspec.msgpack.Decoder(list[bool | None]),
@@ -294,9 +311,9 @@ _SCALARS: dict[type, tuple[Callable[[Any], object], Callable[[Any], object]]] = 
     ZoneInfo: (lambda zone: zone.key, ZoneInfo),
 }
 _UNPACKERS: dict[str, Callable[[Any], object]] = {
-    "list": lambda parts: [_unpack(part) for part in parts],
-    "tuple": lambda parts: tuple(_unpack(part) for part in parts),
-    "dict": lambda items: {_unpack(key): _unpack(value) for key, value in items},
+    "list": lambda parts: [unpack(part) for part in parts],
+    "tuple": lambda parts: tuple(unpack(part) for part in parts),
+    "dict": lambda items: {unpack(key): unpack(value) for key, value in items},
     "time": lambda parts: _unpack_clock(time, parts),
     "datetime": lambda parts: _unpack_clock(datetime, parts),
     **{kind.__name__: unpack for kind, (_, unpack) in _SCALARS.items()},

@@ -5,7 +5,7 @@ namespace, version of the key's format, what is kept, which one.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from uuid import UUID
@@ -15,6 +15,8 @@ from workshop_lib.rows import Params
 
 _VERSION = "v1"  # raise it when a key is built differently: old entries are then never found
 _QUERY = "query"
+_TAG = "tag"
+_CALL = "call"
 _PLAIN_NAME = r"(?!-?\d+$)[A-Za-z0-9_-]{1,40}"
 
 
@@ -35,6 +37,18 @@ def query_key(namespace: str, sql: str, params: Params = None, *, scope: str = "
     return f"{_prefix(namespace)}:{_QUERY}:{_slug(text)}:{_digest(identity)}"
 
 
+def call_key(namespace: str, function: str, arguments: object) -> str:
+    """Return the key of what a function returned for these arguments.
+
+    >>> call_key("workshop", "prices.of", ((7,), {}))
+    'workshop:v1:call:prices-of:adcc24ee52ab8f1ea4de9e1f0d07ee39'
+
+    Raises ValueError for a bad namespace, TypeError as `query_key` does.
+    """
+    identity = canonical((function, arguments))
+    return f"{_prefix(namespace)}:{_CALL}:{_slug(function)}:{_digest(identity)}"
+
+
 def record_key(namespace: str, table: str, *primary_key: object) -> str:
     """Return the key of one record of a table.
 
@@ -52,6 +66,43 @@ def record_key(namespace: str, table: str, *primary_key: object) -> str:
             f"record_key(namespace, {table!r}, 3)."
         )
     return ":".join((_prefix(namespace), _part(table), *map(_part, primary_key)))
+
+
+def lock_key(key: str) -> str:
+    """Return the key of the lock that the loader of an entry holds.
+
+    The braces make a cluster hash it by the entry's own key, so that both lie in the same slot and
+    one script may touch them together. It begins with the namespace, as all keys of ours do.
+
+    >>> lock_key("workshop:v1:planet:3")
+    'workshop:lock:{workshop:v1:planet:3}'
+    """
+    namespace, _, _ = key.partition(":")
+    return f"{namespace}:lock:{{{key}}}"
+
+
+def tag_key(namespace: str, tag: str) -> str:
+    """Return the key of the set that lists a tag's entries.
+
+    >>> tag_key("workshop", "orders")
+    'workshop:v1:tag:orders'
+
+    Raises ValueError for a bad namespace.
+    """
+    return f"{_prefix(namespace)}:{_TAG}:{_part(tag)}"
+
+
+def tag_keys(namespace: str, tags: Iterable[str]) -> list[str]:
+    """Return the key of each tag.
+
+    >>> tag_keys("workshop", ["orders", "users"])
+    ['workshop:v1:tag:orders', 'workshop:v1:tag:users']
+
+    Raises ValueError for a bad namespace, TypeError for one text in place of a list.
+    """
+    if isinstance(tags, str):
+        raise TypeError(f"The tags are one text, {tags!r}. Pass a list of names, as in [{tags!r}].")
+    return [tag_key(namespace, tag) for tag in tags]
 
 
 def match_all(namespace: str) -> str:
@@ -104,8 +155,12 @@ def _part(value: object) -> str:
     """Return what stands for the value between two colons: never the same for another value."""
     if type(value) is int and -(2**63) <= value < 2**63:
         return str(value)
-    # Digits alone would read as the number, and a table `query` as the other kind of key.
-    if type(value) is str and value != _QUERY and re.fullmatch(_PLAIN_NAME, value):
+    # Digits alone would read as the number, and a table `query` as another kind of key.
+    if (
+        type(value) is str
+        and value not in {_QUERY, _TAG, _CALL}
+        and re.fullmatch(_PLAIN_NAME, value)
+    ):
         return value
     if type(value) is UUID:
         return f"UUID~{value}"

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import pandas as pd
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
 
-from workshop_lib.cache import codec, keys
-from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable
+from workshop_lib.cache import keys
+from workshop_lib.cache.codec import Entry, Uncacheable
+from workshop_lib.cache.mechanism import Mechanism, Policy
+from workshop_lib.cache.stats import CacheStats
+from workshop_lib.cache.storage import Codec, NullStorage, Storage, StringStorage
 from workshop_lib.rows import Params, Row, Rows
 
-REST_S = 1.0
-"""After the cache failed to answer, how long queries go straight to the database."""
+if TYPE_CHECKING:
+    import pandas as pd
+
 SCAN_COUNT = 500
 
 
@@ -59,7 +59,8 @@ class Answer:
 
     Attributes:
         columns, rows: as in Rows.
-        source: "cache" or "database".
+        source: "cache", "database" (loaded just now, by this or a simultaneous request), or "stale"
+            (older than its TTL, because the database did not answer).
         seconds: from asking until the answer was here, on a miss including the database and the
             write to the cache: what a user of the application waits for.
         cost_seconds: what the database query took when the entry was filled.
@@ -96,7 +97,7 @@ class EntryInfo:
 
     Attributes:
         size: bytes of the stored value.
-        ttl_seconds: until it expires.
+        ttl_seconds: until the server removes it.
         age_seconds: since it was filled.
         rows: in the stored result.
         cost_seconds: what the database query took when it was filled.
@@ -111,36 +112,6 @@ class EntryInfo:
     cost_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class CacheStats:
-    """Counters since the cache object was made.
-
-    Attributes:
-        hits, misses: answers from the cache and from the database.
-        errors: times the cache gave no answer or took no entry (misses, too).
-        corrupt: entries that could not be read; treated as misses and overwritten.
-        uncacheable: results or parameters of a type that would not come back equal; not stored.
-        bytes_read, bytes_written: sizes of entries.
-        seconds_saved: database time that hits did not spend, less what the hits took.
-
-    """
-
-    hits: int = 0
-    misses: int = 0
-    errors: int = 0
-    corrupt: int = 0
-    uncacheable: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    seconds_saved: float = 0.0
-
-    @property
-    def hit_ratio(self) -> float:
-        """Hits among all answers, 0 to 1; 0 before the first answer."""
-        answers = self.hits + self.misses
-        return self.hits / answers if answers else 0.0
-
-
 class QueryCache:
     """Results of queries, kept in Valkey under the statement and its parameters.
 
@@ -149,81 +120,99 @@ class QueryCache:
     Args:
         source: an open workshop.
         ttl: time to live of an entry, seconds; VALKEY_TTL if left out.
+        codec: how entries are written; a typed binary frame if left out.
+        behaviour: the other attributes of Policy by name, for example jitter=0.1.
 
     Raises:
-        ValueError: a ttl that is not a positive number of seconds.
+        ValueError: a ttl or another number out of its range.
 
     """
 
-    def __init__(self, source: Source, ttl: float | None = None) -> None:
-        self.ttl = source.default_ttl if ttl is None else ttl
-        if not isinstance(self.ttl, int | float) or not 0.001 <= self.ttl < float("inf"):
-            raise ValueError(f"ttl is {ttl!r}; it must be a number of seconds, at least 0.001")
+    def __init__(
+        self,
+        source: Source,
+        ttl: float | None = None,
+        *,
+        codec: Codec | None = None,
+        **behaviour: Any,
+    ) -> None:
+        self.policy = Policy(ttl=source.default_ttl if ttl is None else ttl, **behaviour)
         self._database = source.database
-        self._valkey = source.valkey
+        self._valkey: Any = source.valkey
         self._namespace = source.namespace
-        self._counts: Counter[str] = Counter()
-        self._seconds_saved = 0.0
-        self._lock = threading.Lock()
-        self._resting_until = 0.0
+        self._mechanism = Mechanism(self._storage(source.valkey, codec), self.policy)
 
-    def fetch(self, statement: str, params: Params = None) -> Answer:
+    @property
+    def ttl(self) -> float:
+        """Time to live of an entry, seconds."""
+        return self.policy.ttl
+
+    def fetch(self, statement: str, params: Params = None, tags: Iterable[str] = ()) -> Answer:
         """The statement's result, from the cache if it is there, else from the database.
+
+        Args:
+            statement: SQL with placeholders.
+            params: the values for them.
+            tags: names under which `invalidate_tag` finds the entry if this fetch fills it, for
+                example of tables. Whoever fetches the same should give the same tags.
 
         Raises:
             psycopg2.Error: the database refused the statement. Errors are never cached.
 
         """
-        started = time.perf_counter()
         try:
             key = self.key(statement, params)
         except Uncacheable:  # a parameter that no key can stand for: the database may know it
-            self._count(misses=1, uncacheable=1)
-            found = self._database.query(statement, params)
-            seconds = time.perf_counter() - started
-            return Answer(found.columns, found.rows, "database", seconds, found.seconds)
-        entry = self._read(key)
-        if entry is not None:
-            seconds = time.perf_counter() - started
-            self._count(hits=1, saved=entry.cost_seconds - seconds)
-            return Answer(entry.columns, entry.rows, "cache", seconds, entry.cost_seconds)
-        found = self._database.query(statement, params)
-        self._write(key, Entry(found.columns, found.rows, found.seconds, time.time()))
-        self._count(misses=1)
-        seconds = time.perf_counter() - started
-        return Answer(found.columns, found.rows, "database", seconds, found.seconds)
+            return self._uncached(statement, params)
+        tag_keys = keys.tag_keys(self._namespace, tags)
+        fetched = self._mechanism.fetch(key, lambda: self._load(statement, params), tag_keys)
+        entry = fetched.entry
+        return Answer(
+            entry.columns, entry.rows, fetched.source, fetched.seconds, entry.cost_seconds
+        )
 
     def key(self, statement: str, params: Params = None) -> str:
         """The key under which this statement's result is kept."""
         return keys.query_key(self._namespace, statement, params, scope=self._database.identity)
 
     def inspect(self, statement: str, params: Params = None) -> EntryInfo | None:
-        """What is stored for a statement, or None. Counts neither as a hit nor as a miss.
-
-        Raises:
-            CorruptEntry: it cannot be read; `fetch` would overwrite it.
-            redis.RedisError: the cache gave no answer, or holds a list or hash under the key.
-
-        """
-        key = self.key(statement, params)
-        data, ttl_ms = self._valkey.get(key), self._valkey.pttl(key)
-        if not isinstance(data, bytes):
-            return None
-        entry = codec.decode(data)
-        age, left = time.time() - entry.created_at, int(str(ttl_ms)) / 1000
-        return EntryInfo(key, len(data), left, age, len(entry.rows), entry.cost_seconds)
-
-    def delete(self, statement: str, params: Params = None) -> bool:
-        """Remove one entry. Returns whether it was there.
+        """What is stored for a statement; None if nothing that can be read. Counts nothing.
 
         Raises:
             redis.RedisError: the cache gave no answer.
 
         """
-        return bool(self._valkey.delete(self.key(statement, params)))
+        key = self.key(statement, params)
+        found = self._mechanism.storage.get(key)
+        entry = found.entry
+        if entry is None:
+            return None
+        age, ttl_ms = time.time() - entry.created_at, max(0, self._valkey.pttl(key))
+        return EntryInfo(key, found.size, ttl_ms / 1000, age, len(entry.rows), entry.cost_seconds)
+
+    def invalidate(self, statement: str, params: Params = None) -> bool:
+        """Remove one entry, and keep loads that are under way from storing. Call it after COMMIT.
+
+        Returns:
+            Whether there was an entry.
+
+        Raises:
+            ServiceUnreachableError: the cache did not answer; try again.
+
+        """
+        return self._mechanism.invalidate(self.key(statement, params))
+
+    def invalidate_tag(self, tag: str) -> int:
+        """Remove all entries that were filled under a tag. Returns how many there were.
+
+        Raises:
+            ServiceUnreachableError: the cache did not answer; try again.
+
+        """
+        return self._mechanism.invalidate_tag(keys.tag_key(self._namespace, tag))
 
     def clear(self) -> int:
-        """Remove this namespace's entries and no others, found with SCAN. Returns how many.
+        """Remove this namespace's keys and no others, found with SCAN. Returns how many.
 
         Raises:
             redis.RedisError: the cache gave no answer.
@@ -233,56 +222,35 @@ class QueryCache:
 
     def stats(self) -> CacheStats:
         """The counters so far."""
-        with self._lock:
-            return CacheStats(**self._counts, seconds_saved=self._seconds_saved)
+        return self._mechanism.stats()
 
-    def _read(self, key: str) -> Entry | None:
-        if time.monotonic() < self._resting_until:
-            self._count(errors=1)
-            return None
-        try:
-            data = self._valkey.get(key)
-        except ResponseError as error:
-            # Somebody else's list or hash under our key: the write that follows replaces it.
-            self._count(**{"corrupt" if str(error).startswith("WRONGTYPE") else "errors": 1})
-            return None
-        except RedisError:
-            self._failed()
-            return None
-        if not isinstance(data, bytes):
-            return None
-        try:
-            entry = codec.decode(data)
-        except CorruptEntry:
-            self._count(corrupt=1)
-            return None
-        self._count(bytes_read=len(data))
-        return entry
+    @staticmethod
+    def _storage(valkey: Redis, codec: Codec | None) -> Storage:
+        return StringStorage(valkey, codec) if codec else StringStorage(valkey)
 
-    def _write(self, key: str, entry: Entry) -> None:
-        if time.monotonic() < self._resting_until:
-            return
-        try:
-            data = codec.encode(entry)
-            # One command: there is no moment at which the entry exists without its TTL.
-            self._valkey.set(key, data, px=max(1, round(self.ttl * 1000)))
-        except Uncacheable:
-            self._count(uncacheable=1)
-        except ResponseError:  # for example no memory left: the server is up, the entry is not
-            self._count(errors=1)
-        except RedisError:
-            self._failed()
-        else:
-            self._count(bytes_written=len(data))
+    def _load(self, statement: str, params: Params) -> Entry:
+        found = self._database.query(statement, params)
+        return Entry(found.columns, found.rows, found.seconds, time.time())
 
-    def _failed(self) -> None:
-        self._resting_until = time.monotonic() + REST_S
-        self._count(errors=1)
+    def _uncached(self, statement: str, params: Params) -> Answer:
+        found = self._database.query(statement, params)
+        self._mechanism.counters.add(misses=1, uncacheable=1)
+        return Answer(found.columns, found.rows, "database", found.seconds, found.seconds)
 
-    def _count(self, *, saved: float = 0.0, **more: int) -> None:
-        with self._lock:
-            self._counts.update(more)
-            self._seconds_saved += saved
+
+class NullCache(QueryCache):
+    """A query cache that keeps nothing: the same face, every answer from the database.
+
+    Requests at the same moment do not share a load, either.
+    """
+
+    def __init__(self, source: Source, ttl: float | None = None, **behaviour: Any) -> None:
+        super().__init__(source, ttl, **{**behaviour, "single_flight": False})
+
+    @staticmethod
+    def _storage(valkey: Redis, codec: Codec | None) -> Storage:
+        del valkey, codec
+        return NullStorage()
 
 
 def clear_namespace(valkey: Redis, namespace: str) -> int:

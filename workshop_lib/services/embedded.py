@@ -19,7 +19,6 @@ from workshop_lib.services.state import (
     StateFolder,
     find_process,
     log_tail,
-    python,
     wait_until,
 )
 from workshop_lib.settings import CHECKOUT, Settings
@@ -213,7 +212,7 @@ def _start_keeper(folder: StateFolder) -> None:
     folder.wanted_file.unlink(missing_ok=True)
     with (folder.logs / "keeper.log").open("wb") as log:
         process = subprocess.Popen(
-            [*python(), "-m", "workshop_lib.services.keeper", str(folder.path)],
+            [sys.executable, "-m", "workshop_lib.services.keeper", str(folder.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

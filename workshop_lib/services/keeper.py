@@ -23,7 +23,7 @@ import psutil
 from workshop_lib.errors import EngineError
 from workshop_lib.services import guard
 from workshop_lib.services.engines import ENGINES, Engine, EngineState, Valkey
-from workshop_lib.services.state import StateFolder, python
+from workshop_lib.services.state import StateFolder
 
 STEP_S = 0.05
 LEASES_EVERY_S = 0.2
@@ -209,7 +209,7 @@ class Guard:
     @staticmethod
     def _spawn() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [*python(), "-I", "-S", str(guard.__file__)],
+            [sys.executable, "-I", "-S", str(guard.__file__)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

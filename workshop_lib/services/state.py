@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -241,8 +240,3 @@ def wait_until(condition: Any, seconds: float, step_s: float = 0.02) -> bool:
 
 def _short_hash(path: Path) -> str:
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-
-
-def python() -> list[str]:
-    """How to start this Python for a helper process."""
-    return [sys.executable]

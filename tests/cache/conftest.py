@@ -1,0 +1,167 @@
+"""A database that can be slow or out of order, and an ear on the cache server's line."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from workshop_lib.cache import mechanism
+from workshop_lib.rows import Rows
+
+
+@dataclass
+class Parts:
+    """A source of a test's own making."""
+
+    database: Any
+    valkey: Any
+    namespace: str
+    default_ttl: float = 30.0
+
+
+@dataclass
+class OneValue:
+    """A database that holds one value under every question, and counts the questions."""
+
+    value: object = 1
+    seconds: float = 0.0
+    """What an answer takes, and is said to take."""
+    error: Exception | None = None
+    """Raised in place of an answer."""
+    identity: str = "one value"
+    queries: int = 0
+    asked: threading.Event = field(default_factory=threading.Event)
+    answering: threading.Event = field(default_factory=threading.Event)
+    """Cleared, it keeps those who have asked waiting for an answer."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.answering.set()
+
+    def query(self, statement: str, params: Any = None) -> Rows:
+        del statement
+        with self._lock:
+            self.queries += 1
+        seen = self.value  # as at the moment of asking: a slow reader comes home with it
+        self.asked.set()
+        assert self.answering.wait(20)
+        time.sleep(self.seconds)
+        if self.error is not None:
+            raise self.error
+        return Rows(("id", "v"), [(params[0] if params else 0, seen)], self.seconds)
+
+
+class Switchable:
+    """A Valkey client that can be exchanged for another one, as if the server came back."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+
+@pytest.fixture
+def database() -> Iterator[OneValue]:
+    one = OneValue()
+    yield one
+    one.answering.set()
+
+
+@pytest.fixture
+def source(ws, database) -> Parts:
+    return Parts(database, ws.valkey, ws.namespace)
+
+
+@pytest.fixture
+def parts() -> type[Parts]:
+    return Parts
+
+
+@pytest.fixture
+def rest(monkeypatch) -> Callable[[float], None]:
+    """Sets how long a cache that failed is left alone, seconds."""
+    return lambda seconds: monkeypatch.setattr(mechanism, "REST_S", seconds)
+
+
+@pytest.fixture
+def switch() -> Iterator[Switchable]:
+    """A client of a port on which nobody listens, for now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        client = client_of(taken.getsockname()[1])
+        yield Switchable(client)
+        client.close()
+
+
+@pytest.fixture
+def hanging() -> Iterator[redis.Redis]:
+    """A client of a server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        client = client_of(deaf.getsockname()[1])
+        yield client
+        client.close()
+
+
+def client_of(port: int) -> redis.Redis:
+    return redis.Redis(
+        host="127.0.0.1",
+        port=port,
+        socket_connect_timeout=0.5,
+        socket_timeout=0.1,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+@pytest.fixture
+def at_once() -> Callable[..., list[Any]]:
+    """Calls a function in so many threads at one moment; returns the answers or errors."""
+
+    def call(threads: int, function: Callable[[], Any]) -> list[Any]:
+        start = threading.Barrier(threads)
+
+        def one(_: int) -> Any:
+            start.wait(20)
+            try:
+                return function()
+            except BaseException as error:  # noqa: BLE001 - what was raised is what is looked at
+                return error
+
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(one, range(threads)))
+
+    return call
+
+
+@pytest.fixture
+def commands(ws) -> Callable[[], Any]:
+    """Everything that the server is told within a `with`: who says it, and the words."""
+
+    @contextmanager
+    def listen() -> Iterator[list[tuple[str, list[str]]]]:
+        heard: list[tuple[str, list[str]]] = []
+        end = secrets.token_hex(8)
+        with ws.valkey.monitor() as monitor:
+            yield heard
+            ws.valkey.echo(end)
+            while True:
+                line = monitor.connection.read_response().decode("latin-1")
+                if end in line:
+                    return
+                speaker = re.search(r"\[\d+ (.*?)\]", line).group(1)
+                heard.append((speaker, re.findall(r'"((?:[^"\\]|\\.)*)"', line)))
+
+    return listen

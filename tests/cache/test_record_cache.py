@@ -1,0 +1,461 @@
+"""A record from the cache is the database's own, whole or by field, and never without an end."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import psycopg2
+import pytest
+
+from workshop_lib.cache.query_cache import QueryCache
+from workshop_lib.cache.record_cache import RecordCache
+from workshop_lib.cache.stats import CacheStats
+from workshop_lib.errors import ServiceUnreachableError
+
+COLUMNS = """
+    id int PRIMARY KEY, name text, price numeric, ratio float8, born date, seen timestamptz,
+    at time, long interval, mark uuid, raw bytea, good boolean, nothing text, data jsonb,
+    parts int[]
+"""
+ROWS = """
+    (1, 'García', 12.50, 0.1, '2026-06-30', '2026-06-30 12:34:56.789+00', '12:30', '3 days 4 hours',
+     '5f0c6b1e-8b0a-4a0e-9a4e-0d4b3b1c2d3e', '\\x00ff', true, NULL, '{"b": [1, null]}', '{1,NULL}'),
+    (2, '', 'NaN', 'Infinity', NULL, NULL, NULL, NULL, NULL, NULL, false, NULL, NULL, '{}'),
+    (3, 'a:b', 1.0, 1, NULL, NULL, NULL, NULL, NULL, '', NULL, NULL, '"x"', NULL),
+    (4, '🪐', 1.00, -0.0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[]', NULL)
+"""
+
+
+@pytest.fixture(scope="module")
+def table(shared) -> Iterator[None]:
+    shared.database.query(f'CREATE TABLE "order" ({COLUMNS})')
+    shared.database.query(f'INSERT INTO "order" VALUES {ROWS}')
+    yield
+    shared.database.query('DROP TABLE "order"')
+
+
+@pytest.fixture
+def orders(ws, table) -> RecordCache:
+    """Records of a table whose name is one of SQL's own words."""
+    return RecordCache(ws, "order", ttl=30, absent_ttl=5)
+
+
+@contextmanager
+def database_queries(ws, expected: int) -> Iterator[None]:
+    before = ws.database.stats().queries
+    yield
+    assert ws.database.stats().queries - before == expected
+
+
+def row(ws, number: int) -> dict[str, object]:
+    (found,) = ws.database.query('SELECT * FROM "order" WHERE id = %s', (number,)).as_dicts()
+    return found
+
+
+def exactly(record: dict[str, object]) -> list[tuple[str, type, str]]:
+    return [(name, type(value), repr(value)) for name, value in record.items()]
+
+
+# --- one record ---
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_hit_equals_the_miss_in_every_field_and_type(ws, orders, number):
+    with database_queries(ws, 1):
+        miss, hit = orders.fetch(number), orders.fetch(number)
+    assert (miss.source, hit.source) == ("database", "cache")
+    assert len(miss.record) == 14
+    assert exactly(hit.record) == exactly(miss.record) == exactly(row(ws, number))
+
+
+def test_each_field_is_stored_so_that_a_person_can_read_it(ws, orders):
+    orders.get(1)
+    stored = ws.valkey.hgetall(orders.key(1))
+    about = json.loads(stored.pop(b"@"))
+    assert about[3] == list(row(ws, 1))
+    assert {name.decode(): value.decode() for name, value in stored.items()} == {
+        "id": "i:1",
+        "name": "s:García",
+        "price": "d:12.50",
+        "ratio": "f:0.1",
+        "born": "D:2026-06-30",
+        "seen": "t:2026-06-30T12:34:56.789000+00:00",
+        "mark": "u:5f0c6b1e-8b0a-4a0e-9a4e-0d4b3b1c2d3e",
+        "raw": "x:00ff",
+        "good": "b:true",
+        "nothing": "n:",
+        **{name: stored[name.encode()].decode() for name in ("at", "long", "data", "parts")},
+    }
+    assert all(stored[name].startswith(b"v:") for name in (b"at", b"long", b"data", b"parts"))
+
+
+def test_a_record_s_key_reads_as_what_it_is(ws, orders):
+    assert orders.key(3) == f"{ws.namespace}:v1:order:3"
+    orders.get(3)
+    assert list(ws.valkey.scan_iter(f"{ws.namespace}:*")) == [orders.key(3).encode()]
+
+
+def test_one_miss_fills_the_cache_for_all_later_hits(ws, orders):
+    with database_queries(ws, 1):
+        answers = [orders.fetch(1) for _ in range(10)]
+    assert [a.source for a in answers] == ["database"] + ["cache"] * 9
+    assert all(a.seconds > 0 for a in answers)
+    stats = orders.stats()
+    assert (stats.misses, stats.hits, stats.hit_ratio, stats.errors) == (1, 9, 0.9, 0)
+    stored = ws.valkey.hgetall(orders.key(1))
+    size = sum(len(name) + len(value) for name, value in stored.items())
+    assert (stats.bytes_written, stats.bytes_read) == (size, 9 * size)
+
+
+def test_a_record_is_the_reader_s_own(orders):
+    orders.get(1)["name"] = "changed"
+    orders.get(1)["data"]["b"] = "changed"
+    assert orders.get(1)["name"] == "García"
+    assert orders.get(1)["data"] == {"b": [1, None]}
+
+
+def test_an_unused_cache_has_counted_nothing(orders):
+    assert orders.stats() == CacheStats()
+
+
+def test_an_absent_record_is_cached_on_purpose_for_a_time_of_its_own(ws, orders):
+    with database_queries(ws, 1):
+        answers = [orders.fetch(999) for _ in range(5)]
+    assert [a.record for a in answers] == [None] * 5
+    assert [a.source for a in answers] == ["database"] + ["cache"] * 4
+    orders.get(1)
+    assert 0 < ws.valkey.pttl(orders.key(999)) <= 5_000 < ws.valkey.pttl(orders.key(1)) <= 30_000
+
+
+def test_an_absent_record_is_found_after_its_insertion_and_an_invalidation(ws, orders):
+    assert orders.get(5) is None
+    ws.database.query('INSERT INTO "order" (id, name) VALUES (5, %s)', ("new",))
+    assert orders.get(5) is None
+    assert orders.invalidate(5) is True
+    assert orders.get(5)["name"] == "new"
+    ws.database.query('DELETE FROM "order" WHERE id = 5')
+    assert [orders.invalidate(5), orders.invalidate(5)] == [True, False]
+    assert orders.get(5) is None
+
+
+@pytest.mark.parametrize(
+    "bad", ["Order", "or der", 'order"', "order; --", "", "1st", "a" * 64, "ö", "order\n"]
+)
+def test_a_name_that_is_not_plain_sql_is_refused(ws, bad):
+    for names in ({"table": bad}, {"table": "order", "key": bad}):
+        with pytest.raises(ValueError, match="is not a plain SQL name"):
+            RecordCache(ws, **names)
+
+
+def test_a_primary_key_never_becomes_part_of_the_statement(ws, orders):
+    with pytest.raises(psycopg2.errors.InvalidTextRepresentation):
+        orders.get("1; DROP TABLE x")
+    assert orders.stats() == CacheStats()
+
+
+def test_primary_keys_of_several_types_have_records_of_their_own(source, database):
+    people = RecordCache(source, "people")
+    keys = [3, "3", Decimal(3), date(2026, 6, 30), UUID(int=3), ("EU", 3), "EU:3"]
+    for n, key in enumerate(keys):
+        database.value = n
+        assert people.get(key)["v"] == n
+    assert [people.get(key)["v"] for key in keys] == list(range(len(keys)))
+    with pytest.raises(TypeError, match="A part of the key holds a set"):
+        people.get({3})
+
+
+def test_a_table_of_a_hundred_columns_comes_back(ws):
+    columns = ", ".join(f"c{n} int" for n in range(100))
+    ws.database.query(f"CREATE TABLE wide (id int, {columns})")
+    values = ", ".join(str(n * n) for n in range(100))
+    ws.database.query(f"INSERT INTO wide VALUES (1, {values})")
+    wide = RecordCache(ws, "wide")
+    miss, hit = wide.fetch(1), wide.fetch(1)
+    assert (miss.source, hit.source, len(hit.record)) == ("database", "cache", 101)
+    assert hit.record == miss.record == {"id": 1} | {f"c{n}": n * n for n in range(100)}
+    ws.database.query("DROP TABLE wide")
+
+
+def test_a_value_that_would_not_come_back_equal_is_answered_but_not_kept(ws, source, database):
+    database.value = {1, 2}
+    things = RecordCache(source, "thing")
+    assert [things.fetch(1).source for _ in range(2)] == ["database", "database"]
+    assert ws.valkey.exists(things.key(1)) == 0
+    assert (things.stats().uncacheable, things.stats().bytes_written) == (2, 0)
+
+
+# --- some fields ---
+
+
+def test_only_the_fields_asked_for_travel(ws, orders, commands):
+    orders.get(1)
+    with commands() as heard, database_queries(ws, 0):
+        found = orders.get_fields(1, ["price", "nothing", "seen"])
+    assert exactly(found) == exactly({
+        "price": Decimal("12.50"),
+        "nothing": None,
+        "seen": datetime(2026, 6, 30, 12, 34, 56, 789000, tzinfo=UTC),
+    })  # fmt: skip
+    assert [words for _, words in heard] == [
+        ["HMGET", orders.key(1), "@", "price", "nothing", "seen"]
+    ]
+    stats = orders.stats()
+    stored = ws.valkey.hmget(orders.key(1), ["@", "price", "nothing", "seen"])
+    assert (stats.hits, stats.misses, stats.bytes_read) == (1, 1, sum(map(len, stored)))
+    assert stats.seconds_saved != 0.0
+
+
+def test_fields_of_a_record_that_is_not_cached_are_loaded_with_the_whole(ws, orders):
+    with database_queries(ws, 1):
+        assert orders.get_fields(3, ["name"]) == {"name": "a:b"}
+        assert orders.get(3)["price"] == Decimal("1.0")
+    assert (orders.stats().misses, orders.stats().hits) == (1, 1)
+
+
+@pytest.mark.parametrize("cached_before", [True, False])
+def test_a_field_that_the_record_has_not_got_is_a_key_error(ws, orders, cached_before):
+    if cached_before:
+        orders.get(1)
+    with pytest.raises(KeyError, match="colour"):
+        orders.get_fields(1, ["name", "colour"])
+
+
+def test_fields_of_an_absent_record_are_none(ws, orders):
+    with database_queries(ws, 1):
+        assert [orders.get_fields(999, ["name"]) for _ in range(3)] == [None] * 3
+    assert (orders.stats().misses, orders.stats().hits) == (1, 2)
+
+
+def test_fields_beyond_their_time_are_loaded_again(source, database):
+    things = RecordCache(source, "thing", ttl=0.03, stale_if_error=60)
+    things.get(1)
+    threading.Event().wait(0.05)
+    database.value = 2
+    assert things.get_fields(1, ["v"]) == {"v": 2}
+    threading.Event().wait(0.05)
+    database.value = 3
+    assert things.get_many([1]) == {1: {"id": 1, "v": 3}}
+
+
+# --- many records ---
+
+
+def test_all_cached_records_come_in_one_round_trip(ws, orders, commands):
+    for number in (1, 2, 3):
+        orders.get(number)
+    with commands() as heard, database_queries(ws, 0):
+        found = orders.get_many([3, 1, 2, 3, 1])
+    assert list(found) == [3, 1, 2]
+    for number, record in found.items():
+        assert exactly(record) == exactly(row(ws, number))
+    assert [words for _, words in heard] == [["HGETALL", orders.key(n)] for n in (3, 1, 2)]
+    assert (orders.stats().hits, orders.stats().misses) == (3, 3)
+
+
+def test_missing_records_are_loaded_and_absent_ones_are_none(ws, orders):
+    orders.get(2)
+    orders.get(998)
+    with database_queries(ws, 3):
+        found = orders.get_many([1, 2, 998, 999, 4])
+    assert {number: record and record["id"] for number, record in found.items()} == {
+        1: 1, 2: 2, 998: None, 999: None, 4: 4,
+    }  # fmt: skip
+    assert list(found) == [1, 2, 998, 999, 4]
+    with database_queries(ws, 0):
+        assert exactly(found[1]) == exactly(orders.get_many([1])[1])
+        orders.get_many([1, 2, 998, 999, 4])
+
+
+def test_no_records_are_no_question(orders, commands):
+    with commands() as heard:
+        assert orders.get_many([]) == {}
+    assert heard == []
+
+
+@pytest.mark.parametrize("read", ["get_many", "get_fields"])
+def test_without_a_cache_the_database_answers(parts, database, switch, rest, read):
+    rest(60.0)
+    things = RecordCache(parts(database, switch, "nowhere"), "thing")
+    if read == "get_many":
+        assert things.get_many([1, 2]) == {1: {"id": 1, "v": 1}, 2: {"id": 2, "v": 1}}
+    else:
+        assert things.get_fields(1, ["v"]) == {"v": 1}
+    assert things.stats().hits == 0
+    assert things.stats().errors > 0
+
+
+# --- what somebody else has spoilt ---
+
+
+SPOILS = {
+    "a list": lambda valkey, key: (valkey.delete(key), valkey.rpush(key, "x")),
+    "a string": lambda valkey, key: valkey.set(key, "x", px=5_000),
+    "a spoilt field": lambda valkey, key: valkey.hset(key, "price", "d:twelve"),
+    "a field of no type": lambda valkey, key: valkey.hset(key, "price", "12.50"),
+    "a field missing": lambda valkey, key: valkey.hdel(key, "price"),
+    "no mark": lambda valkey, key: valkey.hdel(key, "@"),
+    "a spoilt mark": lambda valkey, key: valkey.hset(key, "@", '["0.1",0,null,["id"],true]'),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+@pytest.mark.parametrize("read", ["get", "get_fields", "get_many"])
+def test_a_spoilt_record_is_a_miss_and_is_overwritten(ws, orders, spoil, read):
+    orders.get(1)
+    spoil(ws.valkey, orders.key(1))
+    for queries in (1, 0):
+        with database_queries(ws, queries):
+            found = {
+                "get": lambda: orders.get(1),
+                "get_fields": lambda: orders.get_fields(1, ["price", "name"]),
+                "get_many": lambda: orders.get_many([1])[1],
+            }[read]()
+        assert (found["price"], found["name"]) == (Decimal("12.50"), "García")
+    stats = orders.stats()
+    assert (stats.corrupt, stats.errors, stats.misses, stats.hits) == (1, 0, 2, 1)
+    assert 0 < ws.valkey.pttl(orders.key(1)) <= 30_000
+
+
+# --- writing ---
+
+
+def test_a_record_put_is_a_hit_with_all_its_types(ws, orders):
+    record = row(ws, 1)
+    with database_queries(ws, 0):
+        orders.put(1, record)
+        answer = orders.fetch(1)
+    assert answer.source == "cache"
+    assert exactly(answer.record) == exactly(record)
+    assert 20_000 < ws.valkey.pttl(orders.key(1)) <= 30_000
+
+
+def test_a_put_replaces_the_older_record_and_all_its_fields(ws, orders):
+    orders.get(1)
+    orders.put(1, {"id": 1, "name": "new"})
+    assert orders.get(1) == {"id": 1, "name": "new"}
+    assert ws.valkey.hlen(orders.key(1)) == 3
+
+
+def test_a_put_replaces_what_is_not_a_record(ws, orders):
+    ws.valkey.rpush(orders.key(1), "x")
+    orders.put(1, {"id": 1})
+    assert orders.get(1) == {"id": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "counted"), [("x" * 2_000, "too_large"), ({1, 2}, "uncacheable")]
+)
+def test_a_put_that_cannot_be_stored_takes_the_older_record_away(ws, source, value, counted):
+    things = RecordCache(source, "thing", max_bytes=1_000)
+    things.get(1)
+    things.put(1, {"id": 1, "v": value})
+    assert ws.valkey.exists(things.key(1)) == 0
+    assert getattr(things.stats(), counted) == 1
+
+
+def test_an_update_changes_its_fields_and_neither_the_others_nor_the_ttl(ws, orders):
+    before = orders.get(1)
+    ws.valkey.pexpire(orders.key(1), 9_000)
+    with database_queries(ws, 0):
+        assert orders.update(1, price=Decimal("13.00"), nothing="now something") is True
+        after = orders.fetch(1)
+    assert after.source == "cache"
+    changed = {**before, "price": Decimal("13.00"), "nothing": "now something"}
+    assert exactly(after.record) == exactly(changed)
+    assert 0 < ws.valkey.pttl(orders.key(1)) <= 9_000
+
+
+def test_an_update_of_a_record_that_is_not_cached_makes_no_part_of_one(ws, orders):
+    assert orders.update(1, price=Decimal(1)) is False
+    assert ws.valkey.exists(orders.key(1)) == 0
+
+
+def test_an_update_of_an_absent_record_removes_its_absence(ws, orders):
+    assert orders.get(6) is None
+    ws.database.query('INSERT INTO "order" (id, name) VALUES (6, %s)', ("new",))
+    assert orders.update(6, name="new") is False
+    assert orders.get(6)["name"] == "new"
+    ws.database.query('DELETE FROM "order" WHERE id = 6')
+
+
+def test_an_update_of_a_field_that_the_cached_record_lacks_removes_the_record(ws, orders):
+    orders.put(1, {"id": 1, "name": "from before the column was added"})
+    assert orders.update(1, name="x", price=Decimal(1)) is False
+    assert ws.valkey.exists(orders.key(1)) == 0
+
+
+def test_an_update_that_cannot_be_stored_removes_the_record(ws, orders):
+    orders.get(1)
+    assert orders.update(1, name={1, 2}) is False
+    assert ws.valkey.exists(orders.key(1)) == 0
+    assert orders.stats().uncacheable == 1
+
+
+def test_an_update_where_something_else_lies_removes_that(ws, orders):
+    ws.valkey.rpush(orders.key(1), "x")
+    assert orders.update(1, name="x") is False
+    assert ws.valkey.exists(orders.key(1)) == 0
+
+
+def test_writing_to_a_cache_that_is_down_is_an_error(parts, database, switch, rest):
+    rest(60.0)
+    things = RecordCache(parts(database, switch, "nowhere"), "thing")
+    for write in (
+        lambda: things.put(1, {"id": 1}),
+        lambda: things.update(1, v=2),
+        lambda: things.invalidate(1),
+        lambda: things.invalidate_tag("t"),
+    ):
+        with pytest.raises(ServiceUnreachableError):
+            write()
+
+
+@pytest.mark.parametrize("single_flight", [True, False])
+def test_no_observer_ever_sees_a_record_without_an_end(ws, source, single_flight):
+    things, key = RecordCache(source, "thing", single_flight=single_flight), None
+    key = things.key(1)
+    seen: list[int] = []
+    done = threading.Event()
+
+    def observe() -> None:
+        while not done.is_set():
+            seen.append(ws.valkey.pttl(key))
+
+    observer = threading.Thread(target=observe)
+    observer.start()
+    writes: list[Any] = [
+        lambda n: things.put(1, {"id": 1, "v": n}),
+        lambda n: things.update(1, v=n),
+        lambda _: things.invalidate(1),
+        lambda _: things.get(1),
+    ]
+    for n in range(300):
+        writes[n % 4](n)
+        end = ws.valkey.pttl(key)
+        assert end > 0 or (end == -2 and n % 4 == 2)
+    done.set()
+    observer.join()
+    assert len(seen) > 50
+    assert -1 not in seen
+    assert max(seen) > 0
+
+
+def test_a_tag_covers_records_and_queries_alike(ws, orders):
+    cache = QueryCache(ws)
+    orders.fetch(1, tags=["order"])
+    orders.fetch(2)
+    cache.fetch('SELECT count(*) FROM "order"', tags=["order"])
+    assert orders.invalidate_tag("order") == 2
+    assert [orders.fetch(n).source for n in (1, 2)] == ["database", "cache"]
+
+
+def test_two_cache_objects_of_one_table_share_records(ws, orders):
+    orders.get(1)
+    assert RecordCache(ws, "order").fetch(1).source == "cache"

@@ -1,0 +1,535 @@
+import doctest
+import math
+from collections import Counter
+from functools import cache
+from itertools import pairwise
+from statistics import fmean, stdev
+
+import cachetools
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from workshop_lib import simulate
+from workshop_lib.simulate import (
+    POLICIES,
+    EarlyReplay,
+    Replay,
+    TtlReplay,
+    che_lru_hit_ratio,
+    hit_ratio_by_capacity,
+    poisson_times,
+    replay,
+    replay_early,
+    replay_ttl,
+    scan_stream,
+    shifting_stream,
+    should_refresh_early,
+    stack_distances,
+    stale_share,
+    steps,
+    ttl_hit_ratio,
+    ttl_hit_ratio_mix,
+    zipf_probabilities,
+    zipf_stream,
+)
+
+traces = st.lists(st.integers(0, 12), max_size=150)
+capacities = st.integers(1, 14)
+policies = st.sampled_from(POLICIES)
+unhurried = settings(deadline=None)
+
+
+@pytest.mark.parametrize("room", ["streams", "eviction", "expiry", "theory"])
+def test_the_examples_in_the_docstrings_are_true(room):
+    found = doctest.testmod(getattr(simulate, room))
+    assert found.attempted > 3
+    assert found.failed == 0
+
+
+# --- streams
+
+
+@given(st.integers(1, 50), st.floats(0, 3))
+def test_zipf_probabilities_add_up_to_one_and_never_rise(keys, exponent):
+    shares = zipf_probabilities(keys, exponent)
+    assert len(shares) == keys
+    assert math.fsum(shares) == pytest.approx(1)
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_zipf_probabilities_have_the_stated_ratios():
+    first, second, third = zipf_probabilities(3, 2.0)
+    assert (first / second, first / third) == (pytest.approx(4), pytest.approx(9))
+    assert zipf_probabilities(4, 0) == [0.25] * 4
+
+
+def test_a_zipf_stream_asks_for_each_key_as_often_as_its_probability_says():
+    n = 100_000
+    seen = Counter(zipf_stream(n, 50, 0.9, seed=3))
+    for key, p in enumerate(zipf_probabilities(50, 0.9)):
+        assert abs(seen[key] - n * p) < 4 * math.sqrt(n * p * (1 - p)), key
+
+
+@pytest.mark.parametrize("make", [zipf_stream, scan_stream, shifting_stream])
+def test_a_stream_is_reproducible_by_its_seed_and_stays_among_its_keys(make):
+    stream = make(5_000, 40, 0.8, seed=7)
+    assert stream == make(5_000, 40, 0.8, seed=7) != make(5_000, 40, 0.8, seed=8)
+    assert len(stream) == 5_000
+    assert set(stream) == set(range(40))
+    assert type(stream[0]) is int
+    assert make(0, 40, 0.8) == []
+
+
+def test_a_scan_visits_every_key_in_turn_and_makes_up_its_share_of_the_requests():
+    only_key_0_is_hot = 60.0
+    stream = scan_stream(20_000, 100, only_key_0_is_hot, share=0.3, seed=1)
+    scanned = [key for key in stream if key]
+    assert scanned == [1 + i % 99 for i in range(len(scanned))]
+    assert len(scanned) / 20_000 == pytest.approx(0.3, abs=0.015)
+    assert set(scan_stream(100, 100, only_key_0_is_hot, share=0)) == {0}
+
+
+@pytest.mark.parametrize("keys", [2, 3, 10, 1_000])
+def test_the_hot_key_moves_every_period_and_is_not_hot_again_at_once(keys):
+    stream = shifting_stream(500, keys, 60.0, period=100)
+    hot = [set(stream[start : start + 100]) for start in range(0, 500, 100)]
+    assert all(len(keys_of_period) == 1 for keys_of_period in hot)
+    assert all(before != after for before, after in pairwise(hot))
+
+
+def test_poisson_times_ascend_and_are_as_many_and_as_variable_as_they_should_be():
+    times = poisson_times(50, 1_000, seed=5)
+    assert times == sorted(times) == poisson_times(50, 1_000, seed=5)
+    assert 0 <= times[0] <= times[-1] <= 1_000
+    per_second = Counter(math.floor(t) for t in times)
+    counts = [per_second[second] for second in range(1_000)]
+    assert fmean(counts) == pytest.approx(50, abs=4 * math.sqrt(50 / 1_000))
+    assert stdev(counts) ** 2 == pytest.approx(50, rel=0.2)
+    assert poisson_times(0, 10) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: zipf_stream(-1, 5), "0 requests or more"),
+        (lambda: zipf_stream(5, 0), "at least 1 key"),
+        (lambda: zipf_probabilities(5, -1), "exponent is 0"),
+        (lambda: zipf_probabilities(5, math.nan), "exponent is 0"),
+        (lambda: scan_stream(5, 5, share=1.5), "between 0 and 1"),
+        (lambda: shifting_stream(5, 5, period=0), "at least 1 request"),
+        (lambda: poisson_times(-1, 5), "not negative"),
+    ],
+)
+def test_a_stream_that_cannot_be_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# --- who stays in a full cache
+
+
+def observed(cache_class, trace, capacity):
+    """Hit and evicted key of each request, as cachetools has them."""
+    evicted = []
+
+    class Watched(cache_class):
+        def popitem(self):
+            key, value = super().popitem()
+            evicted.append(key)
+            return key, value
+
+    cached, found = Watched(maxsize=capacity), []
+    for key in trace:
+        evicted.clear()
+        hit = key in cached
+        if hit:
+            cached[key]
+        else:
+            cached[key] = None
+        found.append((hit, evicted[0] if evicted else None))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("policy", "cache_class"),
+    [
+        ("lru", cachetools.LRUCache),
+        ("lfu", cachetools.LFUCache),
+        ("fifo", cachetools.FIFOCache),
+    ],
+)
+@unhurried
+@given(traces, capacities)
+def test_hits_and_evicted_keys_are_those_of_cachetools(policy, cache_class, trace, capacity):
+    assert list(steps(trace, capacity, policy)) == observed(cache_class, trace, capacity)
+
+
+@pytest.mark.parametrize(
+    ("policy", "cache_class"), [("lru", cachetools.LRUCache), ("lfu", cachetools.LFUCache)]
+)
+def test_a_long_stream_too_goes_as_it_does_in_cachetools(policy, cache_class):
+    stream = scan_stream(30_000, 500, 0.9, share=0.1, seed=2)
+    assert list(steps(stream, 60, policy)) == observed(cache_class, stream, 60)
+
+
+@pytest.mark.parametrize(
+    ("policy", "evicted"),
+    [
+        # when 3 comes and the cache holds 1 and 2; when 4 comes
+        ("lru", [2, 1]),
+        ("fifo", [1, 2]),
+        ("lfu", [2, 3]),
+        ("belady", [2, 3]),
+    ],
+)
+def test_each_policy_evicts_what_its_name_says(policy, evicted):
+    trace = [1, 1, 2, 1, 3, 4, 1]
+    assert [s.evicted for s in steps(trace, 2, policy) if s.evicted is not None][:2] == evicted
+
+
+def test_among_equally_used_entries_lfu_evicts_the_one_that_reached_its_count_first():
+    # 1, 2 and 3 have two uses each; the second ones came in the order 2, 3, 1
+    *_, last = steps([1, 2, 3, 2, 3, 1, 4], 3, "lfu")
+    assert last.evicted == 2
+
+
+def test_lfu_forgets_the_count_of_an_evicted_key():
+    # in the end 1 goes, not 2: its use before its eviction counts no more
+    trace = [1, 2, 2, 3, 1, 3]
+    assert [s.evicted for s in steps(trace, 2, "lfu")] == [None, None, None, 1, 3, 1]
+
+
+@unhurried
+@given(traces, capacities, policies, st.integers(0, 3))
+def test_every_policy_keeps_its_books(trace, capacity, policy, seed):
+    found = replay(trace, capacity, policy, seed=seed)
+    assert found == replay(trace, capacity, policy, seed=seed)
+    assert found.policy == policy
+    assert found.hits + found.misses == found.requests == len(trace)
+    assert found.misses >= len(set(trace))
+    assert found.evictions == max(found.misses - capacity, 0)
+    held = set()
+    for key, step in zip(trace, steps(trace, capacity, policy, seed=seed), strict=True):
+        assert step.hit == (key in held)
+        assert (step.evicted is not None) == (not step.hit and len(held) == capacity)
+        held.discard(step.evicted)
+        held.add(key)
+        assert len(held) <= capacity
+
+
+@unhurried
+@given(traces, capacities)
+def test_no_policy_beats_belady(trace, capacity):
+    best = replay(trace, capacity, "belady").hits
+    assert all(replay(trace, capacity, policy).hits <= best for policy in POLICIES)
+
+
+@unhurried
+@given(st.lists(st.integers(0, 4), max_size=11), st.integers(1, 3))
+def test_belady_is_as_good_as_trying_every_eviction(trace, capacity):
+    @cache
+    def best(at, held):
+        if at == len(trace):
+            return 0
+        if trace[at] in held:
+            return 1 + best(at + 1, held)
+        if len(held) < capacity:
+            return best(at + 1, held | {trace[at]})
+        return max(best(at + 1, held - {out} | {trace[at]}) for out in held)
+
+    assert replay(trace, capacity, "belady").hits == best(0, frozenset())
+
+
+@unhurried
+@given(traces, capacities)
+def test_a_larger_lru_cache_never_has_fewer_hits(trace, capacity):
+    smaller, larger = (replay(trace, size, "lru").hits for size in (capacity, capacity + 1))
+    assert smaller <= larger
+
+
+def test_a_larger_fifo_cache_may_have_fewer_hits():
+    # Belady, Nelson and Shedler 1969
+    trace = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 4, 5]
+    assert [replay(trace, size, "fifo").misses for size in (3, 4)] == [9, 10]
+
+
+@unhurried
+@given(traces, st.lists(capacities, max_size=5), policies)
+def test_hit_ratios_by_capacity_are_those_of_replaying_each(trace, sizes, policy):
+    expected = [replay(trace, size, policy).hit_ratio for size in sizes]
+    assert hit_ratio_by_capacity(trace, sizes, policy) == expected
+
+
+@unhurried
+@given(traces)
+def test_a_stack_distance_counts_the_distinct_keys_since_the_last_request(trace):
+    for now, found in enumerate(stack_distances(trace)):
+        earlier = [at for at in range(now) if trace[at] == trace[now]]
+        assert found == (len(set(trace[earlier[-1] : now])) if earlier else None)
+
+
+def test_valkeys_sampling_comes_close_to_lru_and_stays_above_chance():
+    stream = zipf_stream(60_000, 5_000, 0.9, seed=4)
+    ratio = {policy: replay(stream, 500, policy).hit_ratio for policy in POLICIES}
+    assert ratio["sampled-lru"] == pytest.approx(ratio["lru"], abs=0.01)
+    assert ratio["random"] + 0.01 < ratio["sampled-lru"]
+
+
+def test_a_sample_of_a_small_cache_finds_the_least_recently_used_entry():
+    *_, last = steps([1, 2, 3, 4, 5, 1, 6], 5, "sampled-lru")
+    assert last.evicted == 2
+
+
+def test_a_scan_hurts_lru_more_than_lfu():
+    def loss(policy):
+        calm, scanned = (
+            replay(scan_stream(30_000, 2_000, 1.0, share=share), 200, policy).hit_ratio
+            for share in (0, 0.3)
+        )
+        return 1 - scanned / calm
+
+    assert loss("lru") > loss("lfu") + 0.02
+
+
+def test_a_hot_set_that_moves_hurts_lfu_more_than_lru():
+    stream = shifting_stream(30_000, 2_000, 1.0, period=3_000)
+    assert replay(stream, 200, "lru").hit_ratio > replay(stream, 200, "lfu").hit_ratio + 0.05
+
+
+def test_a_replay_of_nothing_has_no_hits():
+    assert replay([], 3, "lfu") == Replay("lfu", 0, 0, 0)
+    assert replay([], 3, "lfu").hit_ratio == 0
+
+
+def test_an_unknown_policy_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'mru'.*belady, fifo, lfu, lru, random, sampled-lru"):
+        replay([1], 1, "mru")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_cache_without_room_is_refused_before_the_first_request(policy):
+    with pytest.raises(ValueError, match="at least 1 entry"):
+        steps([1], 0, policy)
+    with pytest.raises(ValueError, match="at least 1 entry"):
+        hit_ratio_by_capacity([1], [1, 0], policy)
+
+
+# --- theory
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.6, 0.9, 1.2])
+@pytest.mark.parametrize("capacity", [20, 200, 800])
+def test_ches_approximation_is_within_two_points_of_a_replay(exponent, capacity):
+    stream = zipf_stream(60_000, 1_000, exponent, seed=11)
+    warm = [step.hit for step in steps(stream, capacity, "lru")][10_000:]
+    expected = che_lru_hit_ratio(zipf_probabilities(1_000, exponent), capacity)
+    assert fmean(warm) == pytest.approx(expected, abs=0.02)
+
+
+def test_ches_hit_ratio_rises_with_the_capacity_to_one_when_all_fits():
+    shares = [*zipf_probabilities(100, 0.8), 0.0]
+    ratios = [che_lru_hit_ratio(shares, capacity) for capacity in range(1, 102)]
+    assert ratios == sorted(ratios)
+    assert ratios[98] < 1 == ratios[99] == ratios[100]
+
+
+RUNS = 40
+
+
+def mean_of_runs(measure):
+    """The mean of independent runs and four standard errors of it; the same every time."""
+    found = [measure(seed) for seed in range(RUNS)]
+    return fmean(found), 4 * stdev(found) / math.sqrt(RUNS)
+
+
+@pytest.mark.parametrize(("rate", "ttl"), [(0.05, 10), (0.3, 30), (5, 1), (2, 20)])
+def test_the_hit_ratio_under_a_ttl_is_within_four_standard_errors_of_the_simulation(rate, ttl):
+    def simulated(seed):
+        times = poisson_times(rate, 2_000 / rate, seed)
+        return replay_ttl(times, [0] * len(times), ttl).hit_ratio
+
+    mean, margin = mean_of_runs(simulated)
+    assert margin < 0.01
+    assert ttl_hit_ratio(rate, ttl) == pytest.approx(mean, abs=margin)
+
+
+def test_the_hit_ratio_of_many_keys_is_within_four_standard_errors_of_the_simulation():
+    shares, total_rate, ttl = zipf_probabilities(50, 1.0), 10.0, 5.0
+
+    def simulated(seed):
+        times = poisson_times(total_rate, 400, seed)
+        found = replay_ttl(times, zipf_stream(len(times), 50, 1.0, seed + 1_000), ttl)
+        # Until one TTL has passed, keys are missing because the cache began empty.
+        begun = sum(t < 100 for t in times)
+        loads = sum(t >= 100 for t in found.load_times)
+        return 1 - loads / (len(times) - begun)
+
+    mean, margin = mean_of_runs(simulated)
+    expected = ttl_hit_ratio_mix([total_rate * share for share in shares], ttl)
+    assert margin < 0.01
+    assert expected == pytest.approx(mean, abs=margin)
+
+
+@pytest.mark.parametrize(
+    ("update_rate", "ttl", "rate"), [(0.02, 30, 1.0), (0.5, 2, 3.0), (2.0, 10, 0.2), (0.1, 5, 5.0)]
+)
+def test_the_stale_share_is_within_four_standard_errors_of_the_simulation(update_rate, ttl, rate):
+    seconds = 15_000 / rate
+
+    def simulated(seed):
+        times = poisson_times(rate, seconds, seed)
+        updates = {0: poisson_times(update_rate, seconds, seed + 1_000)}
+        found = replay_ttl(times, [0] * len(times), ttl, updates=updates)
+        assert found.longest_stale_s <= ttl
+        return found.stale_ratio
+
+    mean, margin = mean_of_runs(simulated)
+    assert margin < 0.01
+    assert stale_share(update_rate, ttl, rate) == pytest.approx(mean, abs=margin)
+
+
+@given(st.floats(0, 100), st.floats(0, 1e4), st.floats(0, 1e3))
+def test_never_more_answers_are_stale_than_come_from_the_cache(update_rate, ttl, rate):
+    share = stale_share(update_rate, ttl, rate)
+    assert 0 <= share <= ttl_hit_ratio(rate, ttl) <= 1
+    assert share <= stale_share(2 * update_rate, ttl, rate) * (1 + 1e-6)
+
+
+def test_formulas_at_their_ends():
+    assert ttl_hit_ratio(5, 0) == ttl_hit_ratio(0, 5) == stale_share(0, 30, 1) == 0
+    assert stale_share(1e6, 30, 1) == pytest.approx(ttl_hit_ratio(1, 30))
+    below, above = (stale_share(x, 1, 1) for x in (0.99999e-4, 1.00001e-4))
+    assert below / above == pytest.approx(0.99999 / 1.00001, rel=1e-7)
+    assert ttl_hit_ratio_mix([3.0] * 7, 2) == pytest.approx(ttl_hit_ratio(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: che_lru_hit_ratio([0.5, 0.5], 0), "at least 1 entry"),
+        (lambda: che_lru_hit_ratio([0.5, 0.6], 1), "add up to 1, not to 1.1"),
+        (lambda: che_lru_hit_ratio([-0.5, 1.5], 1), "not negative"),
+        (lambda: ttl_hit_ratio(-1, 5), "rate_per_s is 0 or more"),
+        (lambda: ttl_hit_ratio_mix([1, 1], -5), "ttl_s is 0 or more"),
+        (lambda: ttl_hit_ratio_mix([], 5), "at least one rate"),
+        (lambda: stale_share(-1, 5, 1), "update_rate_per_s is 0 or more"),
+    ],
+)
+def test_a_formula_refuses_what_makes_no_sense(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# --- expiry over time
+
+
+def test_a_ttl_counts_from_the_fill_and_ends_at_its_last_moment():
+    found = replay_ttl([0, 4, 9.99, 10, 15, 21], [0] * 6, ttl_s=10)
+    assert found == TtlReplay(6, 3, 0, 0.0, (0, 10, 21))
+    assert (found.misses, found.hit_ratio, found.stale_ratio) == (3, 0.5, 0)
+
+
+def test_each_key_expires_on_its_own():
+    found = replay_ttl([0, 5, 9, 11, 12, 16], [1, 2, 1, 2, 1, 2], ttl_s=10)
+    assert found.load_times == (0, 5, 12, 16)
+
+
+@pytest.mark.parametrize(
+    ("updates", "stale", "longest"),
+    [
+        ([], 0, 0),
+        ([0], 0, 0),  # the fill of the same moment saw it
+        ([3], 2, 5),
+        ([3, 7], 2, 5),  # the answer has been wrong since the first that it missed
+        ([4], 2, 4),  # an update comes before a request of the same moment
+        ([5], 1, 3),
+        ([9], 0, 0),  # nobody asked before the entry expired
+    ],
+)
+def test_an_answer_is_stale_if_an_update_came_after_its_fill(updates, stale, longest):
+    found = replay_ttl([0, 4, 8, 10, 11], [7] * 5, 10, updates={7: updates, 8: [1, 2]})
+    assert (found.stale, found.longest_stale_s) == (stale, longest)
+
+
+@unhurried
+@given(st.floats(2, 50), st.floats(0, 1), st.integers(0, 5))
+def test_a_jittered_ttl_is_never_longer_than_asked_nor_shorter_than_its_share(ttl, jitter, seed):
+    tick = 0.5
+    times = [i * tick for i in range(400)]
+    loads = replay_ttl(times, [0] * 400, ttl, jitter=jitter, seed=seed).load_times
+    gaps = [later - earlier for earlier, later in pairwise(loads)]
+    assert all(ttl * (1 - jitter) - 1e-9 <= gap < ttl + tick for gap in gaps)
+
+
+def test_keys_filled_together_expire_together_unless_jittered():
+    # 500 keys, each read twice a second for five minutes
+    times = [i / 1_000 for i in range(300_000)]
+    keys = [i % 500 for i in range(300_000)]
+
+    def busiest_second(jitter):
+        loads = replay_ttl(times, keys, 60, jitter=jitter, seed=1).load_times
+        return max(Counter(math.floor(t) for t in loads if t >= 1).values())
+
+    assert busiest_second(0) == 500
+    assert busiest_second(0.5) < 50
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: replay_ttl([2, 1], [0, 0], 5), "times of requests must ascend"),
+        (lambda: replay_ttl([1], [0, 0], 5), "1 times, 2 keys"),
+        (lambda: replay_ttl([1], [0], 0), "longer than 0 seconds"),
+        (lambda: replay_ttl([1], [0], 5, jitter=1.1), "between 0 and 1"),
+        (lambda: replay_ttl([1], [0], 5, updates={3: [2, 1]}), "updates of key 3 must ascend"),
+        (lambda: replay_early([2, 1], 5, 1), "must ascend"),
+        (lambda: replay_early([1], -5, 1), "longer than 0 seconds"),
+        (lambda: replay_early([1], 5, -1), "0 or more"),
+        (lambda: should_refresh_early(0, 1, 1, -1, 0.5), "0 or more"),
+        (lambda: should_refresh_early(0, 1, 1, 1, 0), r"lies in \(0, 1\]"),
+    ],
+)
+def test_a_replay_on_time_refuses_what_makes_no_sense(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# --- early refresh
+
+
+def test_the_chance_of_an_early_refresh_falls_exponentially_with_the_time_left():
+    draws = [(i + 1) / 1_000 for i in range(1_000)]
+    for left, cost, beta in [(1, 1, 1), (3, 1, 1), (3, 1, 2), (0.1, 0.5, 1), (5, 2, 0.5)]:
+        yes = sum(should_refresh_early(100 - left, 100, cost, beta, u) for u in draws)
+        assert yes == pytest.approx(1_000 * math.exp(-left / (cost * beta)), abs=1)
+
+
+@given(st.floats(0, 100), st.floats(0, 10), st.floats(1e-9, 1))
+def test_without_beta_a_refresh_is_due_exactly_at_the_end(now, cost, u):
+    assert should_refresh_early(now, 50, cost, 0, u) == (now >= 50)
+
+
+@given(st.floats(50, 100), st.floats(0, 10), st.floats(0, 10), st.floats(1e-9, 1))
+def test_an_expired_entry_is_always_due(now, cost, beta, u):
+    assert should_refresh_early(now, 50, cost, beta, u)
+
+
+def test_without_early_refresh_every_reader_during_the_load_asks_the_database():
+    # 10 readers a second, 3 s of load, so 30 loads; then 20 s of TTL
+    times = [i / 10 for i in range(400)]
+    found = replay_early(times, 20, 3, beta=0)
+    assert isinstance(found, EarlyReplay)
+    assert found.loads_per_expiry == (30, 30)
+    assert found.waited == len(found.load_times) == 60
+    # the last load of the first herd is done at 2.9 + 3 s, and what it filled stays for 20 s
+    assert found.load_times[30] == pytest.approx(25.9)
+
+
+def test_early_refresh_leaves_a_few_loads_of_each_herd_and_nobody_waits():
+    times = poisson_times(100, 600, seed=3)
+    plain, early = (replay_early(times, 10, 0.5, beta=beta) for beta in (0, 1))
+    assert fmean(plain.loads_per_expiry[1:]) == pytest.approx(50, abs=3)
+    assert fmean(early.loads_per_expiry[1:]) < 4
+    assert early.waited == early.loads_per_expiry[0]  # those of the empty cache only
+    assert sum(early.loads_per_expiry) == len(early.load_times)
+    assert plain.waited > 30 * early.waited

@@ -1,0 +1,344 @@
+"""Cache-aside for records: one row of a table as one hash, read and updated field by field."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import msgspec
+from redis.exceptions import ResponseError
+
+from workshop_lib.cache import keys
+from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable
+from workshop_lib.cache.fields import decode_field, encode_field
+from workshop_lib.cache.mechanism import Mechanism, Policy
+from workshop_lib.cache.query_cache import Source
+from workshop_lib.cache.stats import CacheStats
+from workshop_lib.cache.storage import NOTHING, Found, StringStorage
+
+Record = dict[str, object]
+META = b"@"
+"""The field that says when the hash was filled, what that cost, and which fields it has."""
+
+_ACQUIRE = """
+local locked = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
+return {locked and 1 or 0, redis.pcall('HGETALL', KEYS[1])}
+"""
+_WRITE = """
+if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('DEL', KEYS[2])
+return 1
+"""
+# Only a hash that has these fields is updated: one made of the changed fields alone would pass for
+# whole. One without them says "no such record", or is from before a column was added: it goes.
+_UPDATE = """
+redis.call('DEL', KEYS[2])
+for i = 1, #ARGV, 2 do
+  if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 0 then
+    redis.call('DEL', KEYS[1])
+    return 0
+  end
+end
+redis.call('HSET', KEYS[1], unpack(ARGV))
+return 1
+"""
+
+
+class _About(msgspec.Struct, array_like=True, frozen=True):
+    """What the field META says, as JSON."""
+
+    cost_seconds: float
+    created_at: float
+    fresh_until: float | None
+    """None if only the server's own TTL counts."""
+    columns: tuple[str, ...]
+    present: bool
+    """Whether there is such a record."""
+
+
+_ABOUT = msgspec.json.Decoder(_About)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """A record and where it came from.
+
+    Attributes:
+        record: the fields asked for by name; None if there is no such record.
+        source: "cache", "database" or "stale".
+        seconds: from asking until the answer was here.
+
+    """
+
+    record: Record | None
+    source: str
+    seconds: float
+
+
+class HashStorage(StringStorage):
+    """Each entry is one hash: a field for each column, and one about the entry itself."""
+
+    def get(self, key: str) -> Found:
+        """See Storage."""
+        try:
+            return self.parse(self.valkey.hgetall(key))
+        except ResponseError as error:
+            if "WRONGTYPE" in str(error):  # somebody else's string or list
+                return Found(None, corrupt=True)
+            raise
+
+    def acquire(self, key: str, token: str, lock_ms: int) -> tuple[bool, Found]:
+        """See Storage."""
+        places = (key, keys.lock_key(key))
+        locked, flat = self.scripts.run(_ACQUIRE, places, (token, lock_ms))
+        if not isinstance(flat, list):  # an error inside the script: not a hash
+            return bool(locked), Found(None, corrupt=True)
+        return bool(locked), self.parse(dict(zip(flat[::2], flat[1::2], strict=True)))
+
+    def pack(self, entry: Entry) -> tuple[Any, int]:
+        """See Storage."""
+        until = None if entry.fresh_until == inf else entry.fresh_until
+        about = _About(entry.cost_seconds, entry.created_at, until, entry.columns, bool(entry.rows))
+        flat = [META, msgspec.json.encode(about)]
+        for row in entry.rows[:1]:
+            for name, value in zip(entry.columns, row, strict=True):
+                flat += [name.encode(), encode_field(value)]
+        return flat, sum(map(len, flat))
+
+    def unpack(self, packed: Any) -> Entry:
+        """See Storage."""
+        return _read(dict(zip(packed[::2], packed[1::2], strict=True)))
+
+    def complete(self, key: str, token: str, packed: Any, ttl_ms: int) -> bool:
+        """See Storage."""
+        places = (key, keys.lock_key(key))
+        return bool(self.scripts.run(_WRITE, places, (token, ttl_ms, *packed)))
+
+    def put(self, key: str, packed: Any, ttl_ms: int) -> None:
+        """See Storage."""
+        self.complete(key, "", packed, ttl_ms)
+
+    def update(self, key: str, changes: Record) -> bool:
+        """Change some fields of a hash that has them. Returns whether it was there."""
+        flat = [part for name, v in changes.items() for part in (name, encode_field(v))]
+        return bool(self.scripts.run(_UPDATE, (key, keys.lock_key(key)), flat))
+
+    def get_fields(self, key: str, names: Sequence[str]) -> Found:
+        """An entry of these columns only; none if one of them is not there, or is not ours."""
+        try:
+            about, *values = self.valkey.hmget(key, [META, *names])
+        except ResponseError as error:
+            if "WRONGTYPE" in str(error):
+                return NOTHING
+            raise
+        size = sum(len(value) for value in (about, *values) if value)
+        try:
+            known = _ABOUT.decode(about or b"")
+            if known.present and None in values:
+                return NOTHING
+            return Found(_make(known, names, values), size)
+        except (CorruptEntry, ValueError):
+            return NOTHING
+
+    def parse(self, fields: dict[bytes, bytes]) -> Found:
+        """What the fields of a hash hold."""
+        if not fields:
+            return NOTHING
+        size = sum(len(name) + len(value) for name, value in fields.items())
+        try:
+            return Found(_read(fields), size)
+        except (CorruptEntry, KeyError, ValueError):
+            return Found(None, size, corrupt=True)
+
+
+def _read(fields: dict[bytes, bytes]) -> Entry:
+    about = _ABOUT.decode(fields[META])
+    return _make(about, about.columns, (fields[name.encode()] for name in about.columns))
+
+
+def _make(about: _About, columns: Sequence[str], fields: Iterable[bytes]) -> Entry:
+    """The entry of these columns."""
+    rows = [tuple(map(decode_field, fields))] if about.present else []
+    until = inf if about.fresh_until is None else about.fresh_until
+    return Entry(tuple(columns), rows, about.cost_seconds, about.created_at, until)
+
+
+class RecordCache:
+    """Rows of one table by primary key, each kept as a hash such as `workshop:v1:planet:3`.
+
+    A row that does not exist is kept, too, for `absent_ttl` seconds.
+
+    Args:
+        source: an open workshop.
+        table: its name.
+        key: its primary key column.
+        ttl: time to live of a record, seconds; VALKEY_TTL if left out.
+        absent_ttl: time to live of "there is no such record", seconds; the TTL if left out.
+        behaviour: the other attributes of Policy by name, for example jitter=0.1.
+
+    Raises:
+        ValueError: a name that is not a plain SQL name, or a number out of its range.
+
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        table: str,
+        key: str = "id",
+        ttl: float | None = None,
+        absent_ttl: float | None = None,
+        **behaviour: Any,
+    ) -> None:
+        for name in (table, key):
+            if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name):
+                raise ValueError(f"{name!r} is not a plain SQL name (small letters, digits and _)")
+        ttl = source.default_ttl if ttl is None else ttl
+        self.policy = Policy(ttl=ttl, empty_ttl=absent_ttl, **behaviour)
+        self._source = source
+        self._table = table
+        # Names checked above, in quotes as some are SQL's own (user, order); values are parameters.
+        self._select = f'SELECT * FROM "{table}" WHERE "{key}" = %s'  # noqa: S608
+        self._storage = HashStorage(source.valkey)
+        self._mechanism = Mechanism(self._storage, self.policy)
+
+    def get(self, primary_key: object) -> Record | None:
+        """The record, from the cache if it is there, else from the database; None if none exists.
+
+        Raises:
+            psycopg2.Error: the database refused the question.
+            TypeError: no key can stand for a value of the primary key's type.
+
+        """
+        return self.fetch(primary_key).record
+
+    def fetch(self, primary_key: object, tags: Iterable[str] = ()) -> Fetch:
+        """As `get`, with where the answer came from and how long it took.
+
+        If the record is loaded, `invalidate_tag` finds it under these tags.
+        """
+        tag_keys = keys.tag_keys(self._source.namespace, tags)
+        fetched = self._mechanism.fetch(
+            self.key(primary_key), lambda: self._load(primary_key), tag_keys
+        )
+        return Fetch(_record(fetched.entry), fetched.source, fetched.seconds)
+
+    def get_fields(self, primary_key: object, names: Sequence[str]) -> Record | None:
+        """Some fields of a record; only these travel if the record is in the cache.
+
+        Raises:
+            KeyError: the record has no field of that name.
+
+        """
+        started, key = time.perf_counter(), self.key(primary_key)
+        found = self._mechanism.attempt(lambda: self._storage.get_fields(key, names), NOTHING)
+        if found.fresh is None:
+            whole = self.get(primary_key)
+            return None if whole is None else {name: whole[name] for name in names}
+        self._count_hits([found], time.perf_counter() - started)
+        return _record(found.fresh)
+
+    def get_many(self, primary_keys: Iterable[object]) -> dict[object, Record | None]:
+        """Many records: one round trip for all that are in the cache, then the missing ones.
+
+        A pipeline without a transaction: on a cluster the keys lie in different slots.
+        """
+        started, wanted = time.perf_counter(), list(dict.fromkeys(primary_keys))
+
+        def read() -> list[Any]:
+            pipeline = self._storage.valkey.pipeline(transaction=False)
+            for primary_key in wanted:
+                pipeline.hgetall(self.key(primary_key))
+            return list(pipeline.execute(raise_on_error=False))
+
+        answers: list[Any] = self._mechanism.attempt(read, [{}] * len(wanted))
+        found = {
+            primary_key: self._storage.parse(fields)
+            for primary_key, fields in zip(wanted, answers, strict=True)
+            if isinstance(fields, dict)  # else an error, as of another type: `get` deals with it
+        }
+        hits = {key: known.fresh for key, known in found.items() if known.fresh}
+        self._count_hits([found[key] for key in hits], time.perf_counter() - started)
+        return {key: _record(hits[key]) if key in hits else self.get(key) for key in wanted}
+
+    def put(self, primary_key: object, record: Record) -> None:
+        """Write through: keep a record that has just been committed to the database.
+
+        Of two writers of one record the slower may put the older one. Where that can be, both
+        should invalidate.
+
+        Raises:
+            ServiceUnreachableError: the cache did not answer; try again, or invalidate.
+
+        """
+        entry = Entry(tuple(record), [tuple(record.values())], 0.0, time.time())
+        self._mechanism.put(self.key(primary_key), entry)
+
+    def update(self, primary_key: object, **changes: object) -> bool:
+        """Write through some fields that have just been committed; the TTL goes on.
+
+        A record in the cache that cannot take them is removed.
+
+        Returns:
+            Whether the record was in the cache. If not, nothing is kept.
+
+        Raises:
+            ServiceUnreachableError: as `put`.
+
+        """
+        key = self.key(primary_key)
+        try:
+            updated = self._mechanism.attempt(lambda: self._storage.update(key, changes), None)
+        except Uncacheable:
+            self._mechanism.counters.add(uncacheable=1)
+            updated = None
+        if updated is None:  # or readers would see the old values for a whole TTL
+            self._mechanism.invalidate(key)
+        return bool(updated)
+
+    def invalidate(self, primary_key: object) -> bool:
+        """Remove a record, and keep loads that are under way from storing. Call it after COMMIT.
+
+        Raises:
+            ServiceUnreachableError: the cache did not answer; try again.
+
+        """
+        return self._mechanism.invalidate(self.key(primary_key))
+
+    def invalidate_tag(self, tag: str) -> int:
+        """Remove all entries that were filled under a tag. Returns how many there were.
+
+        Raises:
+            ServiceUnreachableError: the cache did not answer; try again.
+
+        """
+        return self._mechanism.invalidate_tag(keys.tag_key(self._source.namespace, tag))
+
+    def key(self, primary_key: object) -> str:
+        """The key under which this record is kept."""
+        return keys.record_key(self._source.namespace, self._table, primary_key)
+
+    def stats(self) -> CacheStats:
+        """The counters so far."""
+        return self._mechanism.stats()
+
+    def _load(self, primary_key: object) -> Entry:
+        found = self._source.database.query(self._select, (primary_key,))
+        return Entry(found.columns, found.rows, found.seconds, time.time())
+
+    def _count_hits(self, found: Sequence[Found], seconds: float) -> None:
+        if found:
+            saved = sum(known.entry.cost_seconds for known in found if known.entry) - seconds
+            size = sum(known.size for known in found)
+            self._mechanism.counters.add(hits=len(found), bytes_read=size, saved=saved)
+
+
+def _record(entry: Entry) -> Record | None:
+    return dict(zip(entry.columns, entry.rows[0], strict=True)) if entry.rows else None

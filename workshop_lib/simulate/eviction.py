@@ -1,0 +1,378 @@
+"""Who stays in a full cache: a stream of requests replayed with each replacement policy.
+
+Every policy fills on every miss, as cache-aside does, and evicts one entry when the cache is full:
+
+- `belady`: the entry whose next request is farthest away. Nobody can know that; nothing can do
+  better (Belady 1966). Among entries never asked for again, the lowest key number goes.
+- `lru`: the least recently used.
+- `lfu`: the least frequently used, counted since its fill (an evicted key's count is forgotten).
+  Among equals, the one that reached its count first, which is the least recently used of them.
+- `fifo`: the one filled first.
+- `random`: any, each as likely.
+- `sampled-lru`: what Valkey does for `allkeys-lru` (its documentation, "Key eviction", and
+  `evict.c`): look at 5 entries at random, remember the 16 that had been idle longest when they were
+  looked at, evict the most idle of these. Its clock has seconds; here it counts requests.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import insort
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import accumulate
+from typing import NamedTuple, Protocol
+
+POLICIES = ("belady", "fifo", "lfu", "lru", "random", "sampled-lru")
+SAMPLES = 5
+POOL = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What became of a stream of requests.
+
+    Attributes:
+        policy: one of `POLICIES`.
+        requests: how many there were.
+        hits: how many found their key in the cache.
+        evictions: entries that had to make room.
+
+    """
+
+    policy: str
+    requests: int
+    hits: int
+    evictions: int
+
+    @property
+    def misses(self) -> int:
+        """Requests that had to ask the database, the first one for each key included."""
+        return self.requests - self.hits
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits by requests, 0 to 1; 0 without requests."""
+        return self.hits / self.requests if self.requests else 0.0
+
+
+class Step(NamedTuple):
+    """What one request did: whether it hit, and the key evicted to make room, if any."""
+
+    hit: bool
+    evicted: int | None
+
+
+HIT = Step(hit=True, evicted=None)
+FILL = Step(hit=False, evicted=None)
+
+
+def replay(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) -> Replay:
+    """Send a stream of requests to a cache that begins empty.
+
+    Args:
+        stream: the key number of each request.
+        capacity: entries that the cache holds.
+        policy: one of `POLICIES`.
+        seed: for the policies that choose at random.
+
+    Raises:
+        ValueError: a capacity below 1, or an unknown policy.
+
+    >>> replay([1, 2, 1, 3, 1], capacity=2, policy="lru")
+    Replay(policy='lru', requests=5, hits=2, evictions=1)
+    """
+    hits = evictions = 0
+    for hit, evicted in steps(stream, capacity, policy, seed=seed):
+        if hit:
+            hits += 1
+        elif evicted is not None:
+            evictions += 1
+    return Replay(policy, len(stream), hits, evictions)
+
+
+def steps(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) -> Iterator[Step]:
+    """The same as `replay`, one request at a time.
+
+    Returns:
+        An iterator of one `Step` a request.
+
+    Raises:
+        ValueError: a capacity below 1, or an unknown policy.
+
+    >>> [step.evicted for step in steps([1, 2, 1, 3], capacity=2, policy="fifo")]
+    [None, None, None, 1]
+    """
+    _require_room(capacity)
+    return _walk(stream, capacity, _choose(policy, stream, seed))
+
+
+def hit_ratio_by_capacity(
+    stream: Sequence[int], capacities: Sequence[int], policy: str, *, seed: int = 0
+) -> list[float]:
+    """The hit ratio for each capacity, in the order asked for.
+
+    All answers for LRU come from one pass over the stream (see `stack_distances`); every other
+    policy is replayed once a capacity.
+
+    Raises:
+        ValueError: a capacity below 1, or an unknown policy.
+
+    >>> hit_ratio_by_capacity([1, 2, 1, 3, 1], [1, 2, 3], "lru")
+    [0.0, 0.4, 0.4]
+    """
+    for capacity in capacities:
+        _require_room(capacity)
+    if policy != "lru":
+        return [replay(stream, capacity, policy, seed=seed).hit_ratio for capacity in capacities]
+    places = Counter(place for place in stack_distances(stream) if place is not None)
+    deepest = max(places, default=0)
+    hits = list(accumulate(places[place] for place in range(deepest + 1)))
+    return [hits[min(capacity, deepest)] / max(len(stream), 1) for capacity in capacities]
+
+
+def stack_distances(stream: Sequence[int]) -> list[int | None]:
+    """How far down the list of recently used keys each request finds its own.
+
+    1 is the key of the request before; a request hits in an LRU cache exactly if its distance is at
+    most the capacity (Mattson, Gecsei, Slutz and Traiger 1970). The distance is the number of keys
+    whose last request is not older than that of this one's; a Fenwick tree over the positions of
+    those last requests counts them in O(log n) (Bennett and Kruskal 1975, Fenwick 1994).
+
+    Returns:
+        One distance a request; None where the key comes for the first time.
+
+    >>> stack_distances([7, 8, 8, 7])
+    [None, None, 1, 2]
+    """
+    tree = [0] * (len(stream) + 1)
+    last: dict[int, int] = {}
+    distances: list[int | None] = []
+    for now, key in enumerate(stream, start=1):
+        before = last.get(key)
+        if before is None:
+            distances.append(None)
+        else:
+            older = 0
+            at = before - 1
+            while at:
+                older += tree[at]
+                at &= at - 1
+            distances.append(len(last) - older)
+            _mark(tree, before, -1)
+        last[key] = now
+        _mark(tree, now, 1)
+    return distances
+
+
+def _mark(tree: list[int], at: int, change: int) -> None:
+    """Add to one position of a Fenwick tree."""
+    size = len(tree)
+    while at < size:
+        tree[at] += change
+        at += at & -at
+
+
+class _Order(Protocol):
+    """In which order a policy parts with its keys; told of each request once, by `used` or `add`.
+
+    `evict` is only called when there are keys, and always followed by `add`.
+    """
+
+    def used(self, key: int) -> None: ...
+    def add(self, key: int) -> None: ...
+    def evict(self) -> int: ...
+
+
+def _require_room(capacity: int) -> None:
+    if capacity < 1:
+        raise ValueError(f"a cache holds at least 1 entry; a capacity of {capacity} is too small")
+
+
+def _walk(stream: Sequence[int], capacity: int, order: _Order) -> Iterator[Step]:
+    held: set[int] = set()
+    for key in stream:
+        if key in held:
+            order.used(key)
+            yield HIT
+        elif len(held) < capacity:
+            held.add(key)
+            order.add(key)
+            yield FILL
+        else:
+            evicted = order.evict()
+            held.remove(evicted)
+            held.add(key)
+            order.add(key)
+            yield Step(False, evicted)
+
+
+def _choose(policy: str, stream: Sequence[int], seed: int) -> _Order:
+    match policy:
+        case "belady":
+            return _Belady(stream)
+        case "fifo":
+            return _Fifo()
+        case "lfu":
+            return _Lfu()
+        case "lru":
+            return _Lru()
+        case "random":
+            return _Random(random.Random(seed))
+        case "sampled-lru":
+            return _SampledLru(random.Random(seed))
+    raise ValueError(f"no policy is called {policy!r}; there are {', '.join(POLICIES)}")
+
+
+class _Belady:
+    """A heap with the farthest next request on top.
+
+    Each request leaves an entry that says when its key comes next. Once that moment has passed, the
+    entry lies below those of all keys held, whose next request is still to come: it never surfaces.
+    """
+
+    def __init__(self, stream: Sequence[int]) -> None:
+        never = len(stream)
+        following: dict[int, int] = {}
+        upcoming = []
+        for now in range(len(stream) - 1, -1, -1):
+            upcoming.append(following.get(stream[now], never))
+            following[stream[now]] = now
+        self._upcoming = reversed(upcoming)
+        self._farthest: list[tuple[int, int]] = []
+
+    def used(self, key: int) -> None:
+        heappush(self._farthest, (-next(self._upcoming), key))
+
+    add = used
+
+    def evict(self) -> int:
+        return heappop(self._farthest)[1]
+
+
+class _Fifo:
+    """A queue."""
+
+    def __init__(self) -> None:
+        self._queue: OrderedDict[int, None] = OrderedDict()
+
+    def used(self, key: int) -> None:
+        pass
+
+    def add(self, key: int) -> None:
+        self._queue[key] = None
+
+    def evict(self) -> int:
+        return self._queue.popitem(last=False)[0]
+
+
+class _Lru(_Fifo):
+    """A queue that a key joins anew whenever it is used."""
+
+    def used(self, key: int) -> None:
+        self._queue.move_to_end(key)
+
+
+class _Lfu:
+    """A queue for every number of uses, in constant time (Shah, Mitra and Matani 2010)."""
+
+    def __init__(self) -> None:
+        self._uses: dict[int, int] = {}
+        self._queues: defaultdict[int, OrderedDict[int, None]] = defaultdict(OrderedDict)
+        self._fewest = 1
+
+    def used(self, key: int) -> None:
+        uses = self._uses[key]
+        self._leave(key, uses)
+        if uses == self._fewest and uses not in self._queues:
+            self._fewest += 1
+        self._join(key, uses + 1)
+
+    def add(self, key: int) -> None:
+        self._fewest = 1
+        self._join(key, 1)
+
+    def evict(self) -> int:
+        key = next(iter(self._queues[self._fewest]))
+        self._leave(key, self._fewest)
+        del self._uses[key]
+        return key
+
+    def _join(self, key: int, uses: int) -> None:
+        self._uses[key] = uses
+        self._queues[uses][key] = None
+
+    def _leave(self, key: int, uses: int) -> None:
+        queue = self._queues[uses]
+        del queue[key]
+        if not queue:
+            del self._queues[uses]
+
+
+class _Random:
+    """A list; the last one takes the place of the one drawn."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._keys: list[int] = []
+
+    def used(self, key: int) -> None:
+        pass
+
+    def add(self, key: int) -> None:
+        self._keys.append(key)
+
+    def evict(self) -> int:
+        at = self._rng.randrange(len(self._keys))
+        last = self._keys.pop()
+        if at == len(self._keys):
+            return last
+        evicted, self._keys[at] = self._keys[at], last
+        return evicted
+
+
+class _SampledLru:
+    """Entries with the time of their last use, and a pool of (idle when looked at, key)."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._now = 0
+        self._last_use: dict[int, int] = {}
+        self._keys: list[int] = []
+        self._place: dict[int, int] = {}
+        self._pool: list[tuple[int, int]] = []
+
+    def used(self, key: int) -> None:
+        self._now += 1
+        self._last_use[key] = self._now
+
+    def add(self, key: int) -> None:
+        self.used(key)
+        self._place[key] = len(self._keys)
+        self._keys.append(key)
+
+    def evict(self) -> int:
+        while True:
+            self._look_at_some()
+            while self._pool:
+                # As in Valkey, what was seen is not looked at again: the key may have been used
+                # since, and only one that is gone is passed over.
+                key = self._pool.pop()[1]
+                if key in self._last_use:
+                    self._remove(key)
+                    return key
+
+    def _look_at_some(self) -> None:
+        for key in self._rng.sample(self._keys, min(SAMPLES, len(self._keys))):
+            insort(self._pool, (self._now - self._last_use[key], key))
+            if len(self._pool) > POOL:
+                del self._pool[0]
+
+    def _remove(self, key: int) -> None:
+        del self._last_use[key]
+        place, last = self._place.pop(key), self._keys.pop()
+        if last != key:
+            self._keys[place] = last
+            self._place[last] = place
