@@ -21,16 +21,17 @@ FOREIGN = {name.upper() for name in Settings.model_fields} | {"WORKSHOP_CONFIG"}
 def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
     """A state folder for this session: the learner's own engines and settings are left alone."""
     folder = StateFolder(tmp_path_factory.mktemp("state with a space").resolve())
+    settings = tmp_path_factory.mktemp("settings") / "none.toml"
+    settings.write_text("")
     before = dict(os.environ)
     for name in FOREIGN:
         os.environ.pop(name, None)
     os.environ |= {
         "WORKSHOP_STATE_DIR": str(folder.path),
         "WORKSHOP_LINGER_SECONDS": "0",
-        "WORKSHOP_CONFIG": str(folder.path / "none.toml"),
+        "WORKSHOP_CONFIG": str(settings),
         "TQDM_DISABLE": "1",
     }
-    (folder.path / "none.toml").write_text("")
     yield folder
     embedded.reset(folder)
     os.environ.clear()

@@ -1,4 +1,5 @@
 import math
+import time
 
 import pytest
 from hypothesis import given, strategies as st
@@ -57,15 +58,41 @@ def test_a_percentile_of_nothing_is_refused():
         percentile([], 50)
 
 
-def test_each_subject_is_called_repeats_plus_warm_up_times_and_only_repeats_are_counted():
+def test_only_the_repeats_are_counted_and_neither_warm_up_nor_the_first_of_a_block():
     calls = {"a": 0, "b": 0}
 
     def call(name):
         calls[name] += 1
 
     found = time_shuffled({"a": lambda: call("a"), "b": lambda: call("b")}, 20, warm_up=3)
-    assert calls == {"a": 23, "b": 23}
+    # 20 counted in two blocks, each with one uncounted call before it
+    assert calls == {"a": 25, "b": 25}
     assert [len(samples) for samples in found.values()] == [20, 20]
+
+
+def test_each_counted_call_follows_one_of_its_own_kind():
+    calls = []
+    time_shuffled({n: lambda n=n: calls.append(n) for n in "abc"}, 20, warm_up=0, block=5)
+    assert len(calls) == 3 * 4 * 6  # four blocks of five, each with one call before it
+    blocks = [calls[at : at + 6] for at in range(0, len(calls), 6)]
+    assert all(len(set(block)) == 1 for block in blocks)
+
+
+def test_what_is_done_before_a_call_is_not_timed_and_done_each_time():
+    done = []
+    found = time_shuffled(
+        {"a": lambda: done.append("call")}, 4, warm_up=1, before={"a": lambda: time.sleep(0.01)}
+    )
+    assert done == ["call"] * 6  # the warm-up, the uncounted first of the block, four counted
+    assert max(found["a"].seconds) < 0.01
+
+
+def test_the_interval_of_blocks_is_wider_than_that_of_independent_samples():
+    alike = tuple(float(block) for block in range(20) for _ in range(10))
+    low, high = Samples("independent", alike).interval(50)
+    wide_low, wide_high = Samples("blocks", alike, 10).interval(50)
+    assert wide_high - wide_low > high - low
+    assert wide_low <= Samples("blocks", alike).median <= wide_high
 
 
 def test_subjects_are_called_in_shuffled_order_and_the_same_one_for_the_same_seed():

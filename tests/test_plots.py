@@ -70,9 +70,16 @@ def test_latencies_show_every_sample_and_the_median_of_each_subject():
     assert texts(latencies()) == ["p50 39.0 µs", "p50 21.00 ms"]
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["by key, cache\n(n = 40)", "by key, database\n(n = 40)"]
-    # For each: the interval, the p50, the p95 and the p99.
-    assert len(axes.lines) == 2 * 4
+    # For each: the interval, the p50 and the p95; 40 samples are too few for a p99.
+    assert len(axes.lines) == 2 * 3
     assert axes.get_xscale() == "log"
+
+
+def test_a_p99_is_drawn_of_enough_samples_only():
+    many = {"many": Samples("many", tuple(1e-6 * n for n in range(1, 501)))}
+    few = {"few": Samples("few", tuple(1e-6 * n for n in range(1, 500)))}
+    assert len(plots.latencies(many, "A title").axes[0].lines) == 4
+    assert len(plots.latencies(few, "A title").axes[0].lines) == 3
 
 
 def test_lines_of_one_kind_share_a_colour():

@@ -177,7 +177,7 @@ def test_a_failure_shows_its_cell_code_and_error():
 
 def test_what_was_left_behind_is_said_even_of_a_success():
     said = runner.describe(Outcome("02_cache", "Cache", True, 1.0, left_behind="no answer"))
-    assert said.splitlines()[1] == "  its tables, keys and objects are still there: no answer"
+    assert said.splitlines()[1] == "  not cleared up after it: no answer"
 
 
 # --- a real run ---
@@ -275,9 +275,10 @@ def test_the_results_say_how_each_notebook_went(done):
 
 
 def test_the_executed_notebooks_are_kept_beside_the_results(done):
-    assert sorted(path.name for path in done.folder.iterdir()) == [
+    # Beside them there may be a log of what the kernels had to say.
+    assert {path.name for path in done.folder.iterdir()} - {"kernels.log"} == {
         "00_passes.ipynb", "00_passes.json", "01_fails.ipynb", "01_fails.json",
-    ]  # fmt: skip
+    }  # fmt: skip
     executed = nbformat.read(done.folder / "00_passes.ipynb", as_version=4)
     streams = [o.text for c in executed.cells for o in c.get("outputs", ()) if "text" in o]
     assert streams == ["a=b cache\n"]

@@ -58,8 +58,10 @@ def run(
     # Whatever can be wrong with the request is said before anything starts.
     chosen = runner.choose(names, runner.find_notebooks())
     runner.parse_parameters(parameters, chosen)
+    settings = load_settings().values
     folder = runner.new_folder(out)
-    with services.session(load_settings().values):
+    with services.session(settings):
+        runner.sweep()
         try:
             outcomes, _ = runner.run(
                 names,
@@ -71,7 +73,9 @@ def run(
                 progress=sys.stderr.isatty(),
             )
         except KeyboardInterrupt:
-            click.echo("Interrupted. What had finished is in the results folder.", err=True)
+            if list(folder.glob("*.json")):
+                report.write_report(folder)
+            click.echo(f"Interrupted. What had finished is in {_near(folder)}.", err=True)
             sys.exit(128 + signal.SIGINT)
         page = report.write_report(folder)
     failed = sum(not outcome.ok for outcome in outcomes)
@@ -132,9 +136,8 @@ def lab(jupyter_options: tuple[str, ...]) -> None:
 def status() -> None:
     """Show the local engines and who uses them."""
     from workshop_lib.services import embedded
-    from workshop_lib.services.state import state_folder
 
-    found = embedded.status(state_folder(load_settings().values.workshop_state_dir))
+    found = embedded.status(_state_folder())
     if found.keeper_pid is None:
         click.echo(f"The local engines are not running (their state: {found.folder}).")
         return
@@ -150,9 +153,8 @@ def status() -> None:
 def stop() -> None:
     """Stop the local engines, whoever uses them; their data stays."""
     from workshop_lib.services import embedded
-    from workshop_lib.services.state import state_folder
 
-    stopped = embedded.stop(state_folder(load_settings().values.workshop_state_dir))
+    stopped = embedded.stop(_state_folder())
     click.echo("The local engines are stopped." if stopped else "No local engines were running.")
 
 
@@ -177,8 +179,10 @@ def reset(yes: bool) -> None:
     if own:
         gone = wipe_namespace(settings.workshop_namespace)
         click.echo(", ".join(f"{count} {kind}" for kind, count in gone.items()) + " deleted.")
-    embedded.reset(folder)
-    click.echo("Reset. The next run starts afresh.")
+    found = embedded.reset(folder)
+    click.echo(
+        "Reset. The next run starts afresh." if found or own else "There was nothing to reset."
+    )
 
 
 @main.command()
@@ -190,6 +194,18 @@ def env() -> None:
     endpoints = services.resolve(settings)
     for name, value in services.exports(settings, endpoints).items():
         click.echo(f"export {name}={shlex.quote(value)}")
+
+
+def _state_folder() -> Any:
+    """The state folder, even if another setting is not usable: stopping must always work."""
+    from workshop_lib.services.state import state_folder
+
+    try:
+        return state_folder(load_settings().values.workshop_state_dir)
+    except WorkshopError as error:
+        click.echo(f"({error})", err=True)
+        named = os.environ.get("WORKSHOP_STATE_DIR")
+        return state_folder(Path(named) if named else None)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -344,7 +344,7 @@ def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreach
     elif "timeout expired" in said:
         advice = (
             "Silence usually means a firewall: on AWS, a security group that does not allow "
-            "port 5432 from here."
+            f"port {endpoint.port} from here."
         )
     elif endpoint.embedded:
         advice = "`workshop status` shows the local engines; open_workshop() starts them again."

@@ -19,6 +19,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 CONFIDENCE = 0.95
+P99_SAMPLES = 500
+"""Of fewer samples, a 99th percentile is the luck of the largest few."""
+BLOCK = 10
+"""Calls of one subject in a row: enough to settle, few enough to shuffle."""
+RESAMPLES = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +33,14 @@ class Samples:
     Attributes:
         name: what was timed.
         seconds: each duration, in the order in which they were measured.
+        block: how many of them were measured in one go; these are alike, so intervals take them
+            together.
 
     """
 
     name: str
     seconds: tuple[float, ...]
+    block: int = 1
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -56,8 +64,22 @@ class Samples:
         return math.fsum(self.seconds) / len(self.seconds)
 
     def interval(self, q: float = 50) -> tuple[float, float]:
-        """A 95 % confidence interval of the q-th percentile, seconds."""
-        return percentile_interval(self.seconds, q)
+        """A 95 % confidence interval of the q-th percentile, seconds.
+
+        Independent samples: by order statistics. Samples in blocks: by resampling whole blocks
+        (the block bootstrap of Künsch 1989), seeded and so reproducible.
+        """
+        if self.block == 1:
+            return percentile_interval(self.seconds, q)
+        rng = random.Random(0)
+        found = sorted(percentile(self.resampled(rng), q) for _ in range(RESAMPLES))
+        return percentile(found, 2.5), percentile(found, 97.5)
+
+    def resampled(self, rng: random.Random) -> list[float]:
+        """As many durations again, drawn by whole blocks with replacement."""
+        size = self.block
+        blocks = [self.seconds[at : at + size] for at in range(0, len(self.seconds), size)]
+        return [seconds for block in rng.choices(blocks, k=len(blocks)) for seconds in block]
 
 
 def percentile(values: Sequence[float], q: float) -> float:
@@ -102,34 +124,52 @@ def time_shuffled(
     *,
     warm_up: int = 5,
     seed: int = 0,
+    block: int = BLOCK,
+    before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, Samples]:
-    """Time several things against each other, each `repeats` times, in a shuffled order.
+    """Time several things against each other, each `repeats` times, in shuffled short blocks.
 
-    Shuffling spreads whatever else the machine does over all of them alike. The first `warm_up`
-    calls of each are made but not counted.
+    Shuffling spreads whatever else the machine does over all of them alike. But what ran a moment
+    ago matters, too: a fast answer after a slow query meets cold processor caches. So each block
+    repeats one subject and begins with a call that is not counted: every counted call follows one
+    of its own kind.
 
     Args:
         subjects: what to call, by name. A call that raises ends the measurement with its error.
-        repeats: calls counted for each.
-        warm_up: calls before that.
+        repeats: calls counted for each; rounded up to whole blocks.
+        warm_up: calls of each before all blocks.
         seed: of the shuffling.
+        block: counted calls in a row.
+        before: by name, what to do before each call of a subject, not timed.
 
     Returns:
         Samples by name, in the order given.
 
     """
-    for call in subjects.values():
+    prepare = before or {}
+    for name, call in subjects.items():
         for _ in range(warm_up):
+            prepare.get(name, _nothing)()
             call()
-    order = list(subjects) * repeats
+    size = min(block, repeats)
+    order = list(subjects) * math.ceil(repeats / size)
     random.Random(seed).shuffle(order)
     found: dict[str, list[float]] = {name: [] for name in subjects}
     for name in order:
-        call = subjects[name]
-        started = perf_counter_ns()
-        call()
-        found[name].append((perf_counter_ns() - started) / 1e9)
-    return {name: Samples(name, tuple(seconds)) for name, seconds in found.items()}
+        timed = [_time(subjects[name], prepare.get(name, _nothing)) for _ in range(size + 1)]
+        found[name] += timed[1:]
+    return {name: Samples(name, tuple(seconds), size) for name, seconds in found.items()}
+
+
+def _time(call: Callable[[], object], before: Callable[[], object]) -> float:
+    before()
+    started = perf_counter_ns()
+    call()
+    return (perf_counter_ns() - started) / 1e9
+
+
+def _nothing() -> None:
+    pass
 
 
 def on_schedule(times: Sequence[float], call: Callable[[int], T]) -> list[T]:
@@ -161,8 +201,8 @@ def speed_up(slow: Samples, fast: Samples) -> float:
     return slow.median / fast.median
 
 
-def speed_up_interval(slow: Samples, fast: Samples, resamples: int = 500) -> tuple[float, float]:
-    """A 95 % interval for `speed_up`, by the percentile bootstrap (Efron and Tibshirani 1993).
+def speed_up_interval(slow: Samples, fast: Samples) -> tuple[float, float]:
+    """A 95 % interval for `speed_up`, by resampling blocks as `Samples.interval` does.
 
     Returns:
         Its ends; deterministic, because the resampling is seeded.
@@ -170,9 +210,8 @@ def speed_up_interval(slow: Samples, fast: Samples, resamples: int = 500) -> tup
     """
     rng = random.Random(0)
     ratios = sorted(
-        percentile(rng.choices(slow.seconds, k=len(slow)), 50)
-        / percentile(rng.choices(fast.seconds, k=len(fast)), 50)
-        for _ in range(resamples)
+        percentile(slow.resampled(rng), 50) / percentile(fast.resampled(rng), 50)
+        for _ in range(RESAMPLES)
     )
     return percentile(ratios, 2.5), percentile(ratios, 97.5)
 

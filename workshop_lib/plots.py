@@ -8,9 +8,9 @@ from typing import Any
 
 from IPython.display import Image, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from workshop_lib.measure import Samples, readable
+from workshop_lib.measure import P99_SAMPLES, Samples, readable
 
 # Okabe and Ito 2008, "Color Universal Design"; black is left for text.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -53,7 +53,7 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
         middle, (low, high) = found.median * 1e6, found.interval(50)
         axes.plot([low * 1e6, high * 1e6], [line, line], color="black", linewidth=3, zorder=3)
         axes.plot(middle, line, "|", color="black", markersize=20, markeredgewidth=2.5, zorder=4)
-        for q, style in ((95, ":"), (99, "--")):
+        for q, style in ((95, ":"), (99, "--")) if len(found) >= P99_SAMPLES else ((95, ":"),):
             value = found.percentile(q) * 1e6
             axes.plot([value] * 2, [line - 0.36, line + 0.36], style, color="black", linewidth=1.2)
         axes.annotate(
@@ -71,7 +71,7 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: readable(value / 1e6)))
     axes.set_xlabel("time until the answer is here (log scale)\nbar: p50 and its 95 % interval, "
-                    "dotted: p95, dashed: p99", fontsize=9)  # fmt: skip
+                    f"dotted: p95, dashed: p99 (of {P99_SAMPLES} or more)", fontsize=9)  # fmt: skip
     axes.set_title(title)
     return figure
 
@@ -141,7 +141,31 @@ def bars(
     axes.set_ylabel(y_label)
     axes.set_title(title)
     if len(groups) > 1:
-        axes.legend(frameon=False, ncols=min(len(groups), 3))
+        # Below the axis: within it, it would cover bars.
+        axes.legend(
+            frameon=False, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=9
+        )
+    return figure
+
+
+def histogram(values: Sequence[int], title: str, x_label: str, y_label: str) -> Figure:
+    """How often each number occurs, or each range of numbers where there are many.
+
+    Args:
+        values: whole numbers.
+        title: of the picture.
+        x_label, y_label: with units.
+
+    """
+    figure, axes = _canvas(8.0, 3.6)
+    low, high = min(values), max(values)
+    step = max(1, -(-(high - low + 1) // 30))
+    edges = [low - 0.5 + step * n for n in range((high - low) // step + 2)]
+    axes.hist(values, bins=edges, color=COLOURS[0], edgecolor="white")
+    axes.xaxis.set_major_locator(MaxNLocator(15, integer=True))
+    axes.set_xlabel(x_label if step == 1 else f"{x_label} (in steps of {step})")
+    axes.set_ylabel(y_label)
+    axes.set_title(title)
     return figure
 
 

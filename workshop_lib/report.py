@@ -11,7 +11,7 @@ import nbformat
 from nbconvert import HTMLExporter
 
 from workshop_lib.measure import readable
-from workshop_lib.results import read_result
+from workshop_lib.results import read_result, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 DETAILS = ("_p95", "_p99", "_mean", "_min", "_max")
@@ -90,17 +90,9 @@ def _figure(name: str, measured: dict[str, Any]) -> Figure:
     value, unit = measured["value"], measured["unit"]
     interval = ""
     if measured["low"] is not None:
-        interval = f"{_number(measured['low'])} – {_number(measured['high'])} {unit}".strip()
-    shown = f"{_number(value)} {unit}".strip()
-    return Figure(name.replace("_", " "), shown, interval, f"{measured['n']:,}")
-
-
-def _number(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        interval = f"{shown(measured['low'])} – {shown(measured['high'])} {unit}".strip()
+    text = f"{shown(value)} {unit}".strip()
+    return Figure(name.replace("_", " "), text, interval, f"{measured['n']:,}")
 
 
 def _pictures(executed: Path) -> list[Picture]:

@@ -99,6 +99,19 @@ class Result:
         }
 
 
+def shown(value: object) -> str:
+    """A recorded value as a person reads it.
+
+    >>> shown(70649.86), shown(0.123456), shown(True), shown(2500)
+    ('70,650', '0.123', 'yes', '2,500')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file in one step, so that a reader never meets half of it.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 import re
 import secrets
@@ -46,6 +47,7 @@ class Notebook:
         title: its first heading.
         parameters: the literals of its parameters cell, by name.
         quick: the values that make a quick run of it.
+        ranges: smallest and largest value, for the parameters whose comment says so.
 
     """
 
@@ -54,6 +56,7 @@ class Notebook:
     title: str
     parameters: dict[str, Any]
     quick: dict[str, Any]
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,11 @@ def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, 
             known = "\n  ".join(f"{n.name}: {', '.join(n.parameters) or '(none)'}" for n in chosen)
             raise RunError(f"No chosen notebook has a parameter {name!r}. They have:\n  {known}")
         for notebook in takers:
-            values[notebook.name][name] = _convert(name, text, notebook.parameters[name])
+            value = _convert(name, text, notebook.parameters[name])
+            low, high = notebook.ranges.get(name, (-math.inf, math.inf))
+            if isinstance(value, int | float) and not low <= value <= high:
+                raise RunError(f"{name} must be {low:,g} to {high:,g}; {value!r} is not.")
+            values[notebook.name][name] = value
     return values
 
 
@@ -234,27 +241,44 @@ def run(
     return ordered, folder
 
 
+def sweep() -> int:
+    """Delete what killed runs left in the local database, cache and store.
+
+    Only if nobody else uses the local engines: a run that is under way keeps its own.
+
+    Returns:
+        How many namespaces were cleared.
+
+    """
+    from workshop_lib.workshop import abandoned_namespaces, wipe_namespace  # noqa: PLC0415
+
+    found = abandoned_namespaces()
+    for namespace in found:
+        wipe_namespace(namespace)
+    return len(found)
+
+
 def describe(outcome: Outcome) -> str:
     """One line for a success; for a failure also the cell, its code and its error."""
     line = f"{'✓' if outcome.ok else '✗'} {outcome.name:<28} {outcome.seconds:6.1f} s"
-    if outcome.left_behind:
-        line += f"\n  its tables, keys and objects are still there: {outcome.left_behind}"
+    left = f"\n  not cleared up after it: {outcome.left_behind}" if outcome.left_behind else ""
     if outcome.error is None:
-        return line
+        return line + left
     code = "\n".join(f"    | {row}" for row in outcome.error.source.splitlines())
-    return f"{line}\n  cell {outcome.error.cell}: {outcome.error.error}\n{code}"
+    return f"{line}\n  cell {outcome.error.cell}: {outcome.error.error}\n{code}{left}"
 
 
 def _read(path: Path) -> Notebook:
     content = nbformat.read(path, as_version=4)
-    title, parameters = path.stem, {}
+    title, parameters, ranges = path.stem, {}, {}
     for cell in content.cells:
         if cell.cell_type == "markdown" and cell.source.startswith("# ") and title == path.stem:
             title = cell.source.splitlines()[0][2:]
         if "parameters" in cell.metadata.get("tags", ()):
             parameters = _literals(cell.source)
+            ranges = _ranges(cell.source)
     quick = dict(content.metadata.get("workshop", {}).get("quick", {}))
-    return Notebook(path, path.stem, title, parameters, quick)
+    return Notebook(path, path.stem, title, parameters, quick, ranges)
 
 
 def _literals(source: str) -> dict[str, Any]:
@@ -263,6 +287,20 @@ def _literals(source: str) -> dict[str, Any]:
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
             found[statement.targets[0].id] = ast.literal_eval(statement.value)
+    return found
+
+
+def _ranges(source: str) -> dict[str, tuple[float, float]]:
+    """What the comments of a parameters cell end with: "1 to 3600", or "0 or more"."""
+    found = {}
+    for line in source.splitlines():
+        name = line.partition("=")[0].strip()
+        both = re.search(r"([\d.]+) to ([\d.]+)$", line)
+        least = re.search(r"([\d.]+) or more$", line)
+        if both:
+            found[name] = (float(both[1]), float(both[2]))
+        elif least:
+            found[name] = (float(least[1]), math.inf)
     return found
 
 
@@ -365,8 +403,9 @@ def _execute(job: Job, progress: bool) -> Outcome:
             error = _cell_error(stopped, executed)
         except Exception as stopped:  # noqa: BLE001 -- a dead kernel, a full disk: report it
             error = CellError(0, "", f"{type(stopped).__name__}: {stopped}", "")
-        seconds = time.perf_counter() - started
-        left_behind = _clear_up(job)
+        finally:  # after a Ctrl-C as well
+            seconds = time.perf_counter() - started
+            left_behind = _clear_up(job)
     outcome = Outcome(
         job.notebook.name,
         job.notebook.title,

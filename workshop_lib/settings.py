@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -166,6 +168,16 @@ class LoadedSettings:
             )
             for name, field in Settings.model_fields.items()
         ]
+
+    def _repr_html_(self) -> str:
+        rows = ((o.name, o.value, o.source, o.description) for o in self.origins())
+        head = _cells(("setting", "value", "from", "what it is"), "th")
+        return f"<table>{head}{''.join(_cells(row, 'td') for row in rows)}</table>"
+
+
+def _cells(texts: Iterable[str], kind: str) -> str:
+    inner = (f"<{kind} style='text-align:left'>{html.escape(text)}</{kind}>" for text in texts)
+    return f"<tr>{''.join(inner)}</tr>"
 
 
 def load_settings(**overrides: object) -> LoadedSettings:

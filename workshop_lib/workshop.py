@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -18,9 +20,10 @@ from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.errors import ResultError, ServiceUnreachableError
-from workshop_lib.measure import Samples
-from workshop_lib.results import Measurement, Result, Value, write_json
+from workshop_lib.measure import P99_SAMPLES, Samples
+from workshop_lib.results import Measurement, Result, Value, shown, write_json
 from workshop_lib.services import CacheEndpoint, Endpoints, StoreEndpoint, resolve
+from workshop_lib.services.state import state_folder
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
 
 _open: dict[str, Workshop] = {}
@@ -110,7 +113,7 @@ class Workshop:
         n = len(samples)
         low, high = samples.interval(50)
         self.record(f"{name}_p50", samples.median * 1e6, "µs", n, (low * 1e6, high * 1e6))
-        for q in (95, 99):
+        for q in (95, 99) if n >= P99_SAMPLES else (95,):
             self.record(f"{name}_p{q}", samples.percentile(q) * 1e6, "µs", n)
         self.record(f"{name}_mean", samples.mean * 1e6, "µs", n)
         self.record(f"{name}_min", min(samples.seconds) * 1e6, "µs", n)
@@ -129,14 +132,31 @@ class Workshop:
             raise KeyError(f"nothing is recorded under {name!r}; recorded: {known}")
         return found.value
 
-    def summary(self) -> pd.DataFrame:
-        """All that was recorded in this notebook: one row a figure."""
+    def summary(self, pattern: str = "") -> pd.DataFrame:
+        """What was recorded in this notebook, ready to read: one row a figure.
+
+        Args:
+            pattern: a regular expression; only figures whose name it matches are shown.
+
+        """
         return pd.DataFrame(
             [
-                {"figure": name, "value": m.value, "unit": m.unit, "samples": m.n}
+                {
+                    "value": shown(m.value),
+                    "unit": m.unit,
+                    "95 % interval": "" if m.low is None else f"{shown(m.low)} – {shown(m.high)}",
+                    "samples": f"{m.n:,}",
+                }
                 for name, m in self.result.measurements.items()
-            ]
+                if re.search(pattern, name)
+            ],
+            index=[n for n in self.result.measurements if re.search(pattern, n)],
         )
+
+    @property
+    def tables(self) -> pd.DataFrame:
+        """The workshop's tables that are there, with their rows."""
+        return dataset.count_tables(self.database)
 
     def clear_cache(self) -> int:
         """Delete this workshop's own cache keys. Returns how many there were."""
@@ -219,6 +239,30 @@ def open_workshop(
         raise
     _open[notebook] = workshop
     return workshop
+
+
+def abandoned_namespaces() -> list[str]:
+    """The namespaces of runs that were killed; none while another process may still run one.
+
+    Raises:
+        WorkshopError: a service does not answer.
+
+    """
+    loaded = load_settings()
+    folder = state_folder(loaded.values.workshop_state_dir)
+    endpoints = resolve(loaded.values)
+    database = Database(endpoints.database, pool_min=1)
+    try:
+        others = {lease["pid"] for lease in folder.live_leases()} - {os.getpid()}
+        if others or not endpoints.database.embedded:
+            return []
+        found = database.query(
+            "SELECT nspname FROM pg_namespace WHERE nspname ~ %s", ("^run_[0-9a-f]{8}_",)
+        )
+        return [str(name) for (name,) in found]
+    finally:
+        database.close()
+        endpoints.release()
 
 
 def wipe_namespace(namespace: str) -> dict[str, int]:

@@ -153,14 +153,18 @@ def commands(ws) -> Callable[[], Any]:
     @contextmanager
     def listen() -> Iterator[list[tuple[str, list[str]]]]:
         heard: list[tuple[str, list[str]]] = []
-        end = secrets.token_hex(8)
+        begin, end = secrets.token_hex(8), secrets.token_hex(8)
         with ws.valkey.monitor() as monitor:
+
+            def next_line() -> str:
+                return monitor.connection.read_response().decode("latin-1")
+
+            ws.valkey.echo(begin)  # on a connection that may have to be opened first
+            while begin not in next_line():
+                pass
             yield heard
             ws.valkey.echo(end)
-            while True:
-                line = monitor.connection.read_response().decode("latin-1")
-                if end in line:
-                    return
+            while end not in (line := next_line()):
                 speaker = re.search(r"\[\d+ (.*?)\]", line).group(1)
                 heard.append((speaker, re.findall(r'"((?:[^"\\]|\\.)*)"', line)))
 

@@ -12,7 +12,15 @@ from uuid import UUID
 import pytest
 from hypothesis import assume, example, given, settings, strategies as st
 
-from workshop_lib.cache.keys import match_all, query_key, record_key
+from workshop_lib.cache.keys import (
+    call_key,
+    lock_key,
+    match_all,
+    query_key,
+    record_key,
+    tag_key,
+    tag_keys,
+)
 
 quick = settings(max_examples=100, deadline=None)
 
@@ -231,8 +239,9 @@ def test_a_table_with_an_unusual_name_has_its_records_too() -> None:
     assert len(keys) == 4
 
 
-def test_a_table_called_query_does_not_meet_the_queries() -> None:
-    assert not record_key("w", "query", "select-1", 3).startswith("w:v1:query:")
+@pytest.mark.parametrize("kind", ["query", "call", "tag"])
+def test_a_table_called_like_another_kind_of_key_does_not_meet_it(kind: str) -> None:
+    assert not record_key("w", kind, "select-1", 3).startswith(f"w:v1:{kind}:")
 
 
 def test_a_record_without_a_primary_key_is_refused() -> None:
@@ -243,6 +252,39 @@ def test_a_record_without_a_primary_key_is_refused() -> None:
 def test_a_primary_key_of_a_class_of_its_own_is_refused() -> None:
     with pytest.raises(TypeError, match="Planet"):
         record_key("w", "planet", Planet.EARTH)
+
+
+# --- calls, tags and locks ---
+
+
+def test_a_call_has_a_key_of_its_function_and_its_arguments() -> None:
+    keys = {
+        call_key("w", function, arguments)
+        for function in ("m.f", "m.g", "m_f")
+        for arguments in ((), (1,), ("1",), {"n": 1}, {"n": True})
+    }
+    assert len(keys) == 15
+    assert all(re.fullmatch(r"w:v1:call:m-[fg]:[0-9a-f]{32}", key) for key in keys)
+
+
+def test_a_tag_can_have_any_name() -> None:
+    names = ["orders", "orders:eu", "Größe", "query", "3", "", "*"]
+    assert len(set(tag_keys("w", names))) == len(names)
+    assert tag_key("w", "orders") == "w:v1:tag:orders"
+    assert all(fnmatchcase(key, match_all("w")) for key in tag_keys("w", names))
+
+
+def test_one_text_is_no_list_of_tags() -> None:
+    with pytest.raises(TypeError, match=r"Pass a list of names, as in \['orders'\]"):
+        tag_keys("w", "orders")
+
+
+@pytest.mark.parametrize(
+    "key", [query_key("w", SQL, (7,)), record_key("w", "planet", 3), call_key("w", "m.f", (1,))]
+)
+def test_a_lock_s_key_names_its_entry_and_is_found_with_the_namespace(key: str) -> None:
+    assert lock_key(key) == f"w:lock:{{{key}}}"
+    assert fnmatchcase(lock_key(key), match_all("w"))
 
 
 awkward = st.text("a1:-~* é", max_size=4)

@@ -125,7 +125,7 @@ def test_orders_for_another_number_of_users_are_other_orders(database):
 def test_the_default_sizes_are_those_of_the_text(database):
     assert load_table(database, "users").rows == 500
     assert load_table(database, "orders").rows == 2_500
-    assert load_table(database, "transactions").rows == 1_000
+    assert load_table(database, "transactions").rows == 7_000
     assert load_table(database, "planet").rows == 8
     assert load_table(database, "users1").rows == 10
     assert load_table(database, "type").rows == 10

@@ -81,9 +81,10 @@ def test_the_deployment_checks_all_pass_and_the_broken_ones_fail(figures):
 def test_the_data_has_the_promised_sizes_and_loading_again_changes_nothing(figures):
     found = figures["01_seed_the_data"]
     sizes = {name: found[f"{name}_rows"] for name in ("users", "orders", "type", "transactions")}
-    assert sizes == {"users": 500, "orders": 2_500, "type": 10, "transactions": 1_000}
+    assert sizes == {"users": 500, "orders": 2_500, "type": 10, "transactions": 7_000}
     assert found["objects"] == 200
     assert found["new_rows_second_time"] == 0
+    assert found["commits_for_transactions"] == 3  # 3,000 + 3,000 + 1,000
 
 
 def test_nine_of_ten_requests_are_hits_and_the_database_sees_one(figures):
@@ -93,6 +94,9 @@ def test_nine_of_ten_requests_are_hits_and_the_database_sees_one(figures):
     assert found["hit_equals_miss"] is True
     assert found["empty_answer_cached"] is True
     assert found["corrupt_entries_survived"] == 1
+    # The first request by key and of the report; the complex query was cached before. So
+    # everything that was timed was a hit.
+    assert found["misses_while_measuring"] == 2
 
 
 def test_the_report_query_gains_from_the_cache_and_the_lookup_by_key_hardly_does(figures):

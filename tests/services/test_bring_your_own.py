@@ -143,3 +143,24 @@ def test_the_exports_are_all_a_shell_needs(own):
     assert {line.split("=")[0].removeprefix("export ") for line in lines} >= {
         "DATABASE_URL", "VALKEY_URL", "AWS_ENDPOINT_URL_S3", "BUCKET_NAME",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "mysql://u:S3CRET@127.0.0.1/db"),
+        ("DATABASE_URL", "postgresql://u:S3CRET%zz@127.0.0.1/db"),
+        ("DATABASE_URL", "postgresql://u:my@S3CRET@127.0.0.1:9/db"),
+        ("VALKEY_URL", "redis://:S3CRET@127.0.0.1:port/0"),
+        ("VALKEY_URL", "ftp://:S3CRET@127.0.0.1/0"),
+        ("AWS_ENDPOINT_URL_S3", "http://key:S3CRET@127.0.0.1:9"),
+    ],
+)
+def test_a_malformed_address_is_not_repeated_for_it_may_hold_a_password(
+    own, monkeypatch, name, value
+):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as refused:
+        resolve(load_settings().values)
+    assert "S3CRET" not in str(refused.value)
+    assert name in str(refused.value)

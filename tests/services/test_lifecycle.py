@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError
 from jupyter_client import KernelManager
 
 from workshop_lib.errors import EngineError
-from workshop_lib.services import embedded, resolve
+from workshop_lib.services import embedded, exports, resolve
 from workshop_lib.services.endpoints import Endpoints
 from workshop_lib.services.engines import ObjectStore
 from workshop_lib.services.state import StateFolder, state_folder, wait_until
@@ -481,3 +481,49 @@ def test_where_rclone_cannot_run_an_emulation_stands_in_and_says_so(tmp_path):
     finally:
         store.stop()
         embedded.reset(folder)
+
+
+def test_a_folder_that_the_workshop_did_not_make_is_never_used_changed_or_deleted(tmp_path):
+    (tmp_path / "Documents").mkdir()
+    (tmp_path / "Documents" / "thesis.txt").write_text("years of work")
+    tmp_path.chmod(0o755)
+    stranger = StateFolder(tmp_path)
+    with pytest.raises(EngineError, match="was not made by the workshop"):
+        stranger.prepare()
+    assert embedded.reset(stranger) is False
+    assert embedded.stop(stranger) is False
+    stranger.delete()
+    assert (tmp_path / "Documents" / "thesis.txt").read_text() == "years of work"
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_stopping_does_not_wait_for_the_process_that_started_the_engines(folder):
+    with opener("time.sleep(60)") as process:
+        process.stdout.readline()
+        started = time.monotonic()
+        embedded.stop(folder)
+        assert time.monotonic() - started < 15
+        assert process.poll() is None
+        process.kill()
+
+
+def test_an_engine_that_runs_but_is_silent_is_named_instead_of_waited_for(folder, monkeypatch):
+    monkeypatch.setattr(embedded, "FROZEN_S", 0.5)
+    attach()
+    frozen = engine_pids(folder)["valkey"]
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        with pytest.raises(EngineError, match=r"valkey runs .* has not answered"):
+            attach()
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+
+
+def test_addresses_that_workshop_env_printed_are_the_local_engines_themselves(folder, monkeypatch):
+    first = attach()
+    for name, value in exports(load_settings().values, first).items():
+        monkeypatch.setenv(name, value)
+    embedded.stop(folder)
+    again = attach()
+    assert [endpoint.embedded for endpoint in again.all] == [True, True, True]
+    assert read_version(again) == 16

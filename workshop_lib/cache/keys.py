@@ -41,7 +41,7 @@ def call_key(namespace: str, function: str, arguments: object) -> str:
     """Return the key of what a function returned for these arguments.
 
     >>> call_key("workshop", "prices.of", ((7,), {}))
-    'workshop:v1:call:prices-of:adcc24ee52ab8f1ea4de9e1f0d07ee39'
+    'workshop:v1:call:prices-of:2700aac1094bf668c7a1d22968aa092d'
 
     Raises ValueError for a bad namespace, TypeError as `query_key` does.
     """

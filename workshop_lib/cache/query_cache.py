@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import Redis
@@ -158,8 +160,10 @@ class QueryCache:
 
         Raises:
             psycopg2.Error: the database refused the statement. Errors are never cached.
+            ValueError: the statement changes something: it must reach the database every time.
 
         """
+        _require_question(statement)
         try:
             key = self.key(statement, params)
         except Uncacheable:  # a parameter that no key can stand for: the database may know it
@@ -251,6 +255,25 @@ class NullCache(QueryCache):
     def _storage(valkey: Redis, codec: Codec | None) -> Storage:
         del valkey, codec
         return NullStorage()
+
+
+@lru_cache(maxsize=1024)  # a program has few statements and sends them often
+def _require_question(statement: str) -> None:
+    """Refuse what is not a question.
+
+    Raises:
+        ValueError: the statement does something else than select.
+
+    """
+    text = re.sub(r"--[^\n]*|/\*.*?\*/", " ", statement, flags=re.DOTALL).lstrip(" \t\r\n(")
+    verb = text.split(None, 1)[0].lower() if text.strip() else "nothing"
+    writes = re.search(r"\b(insert\s+into|delete\s+from|update\s+\S+\s+set)\b", text, re.IGNORECASE)
+    if verb not in {"select", "values", "table", "show"} and not (verb == "with" and not writes):
+        raise ValueError(
+            f"Only a question can be cached, and this statement begins with {verb!r}"
+            f"{' and writes' if verb == 'with' else ''}. Send it with database.query or "
+            "run_transaction, and invalidate what it changes."
+        )
 
 
 def clear_namespace(valkey: Redis, namespace: str) -> int:

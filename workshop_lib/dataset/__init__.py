@@ -4,6 +4,7 @@ from workshop_lib.dataset.generators import TODAY
 from workshop_lib.dataset.load import (
     Loaded,
     Sizes,
+    count_tables,
     create_schema,
     create_table,
     drop_everything,
@@ -28,6 +29,7 @@ __all__ = [
     "TODAY",
     "Loaded",
     "Sizes",
+    "count_tables",
     "create_schema",
     "create_table",
     "drop_everything",

@@ -16,6 +16,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
+import pandas as pd
 from psycopg2 import errors, sql
 from psycopg2.extensions import cursor as Cursor
 
@@ -47,7 +48,7 @@ class Sizes:
     seed: int = 42
     users: int = 500
     orders: int = 2_500
-    transactions: int = 1_000
+    transactions: int = 7_000
     objects: int = 200
 
     def check(self) -> None:
@@ -73,6 +74,7 @@ class Loaded:
         name: of the table, or "objects".
         rows: how many are there now.
         new, removed: rows added and deleted by this load.
+        commits: transactions that the rows took; none for objects.
         seconds: how long it took.
 
     """
@@ -81,6 +83,7 @@ class Loaded:
     rows: int
     new: int
     removed: int
+    commits: int
     seconds: float
 
 
@@ -122,8 +125,9 @@ def load_table(database: Database, name: str, sizes: Sizes | None = None) -> Loa
     create_table(database, LOADED.name)
     create_table(database, name)
     started = time.perf_counter()
-    new, removed = _bring_to(database, table, recipe, count, source)
-    return Loaded(name, _count(database, table), new, removed, time.perf_counter() - started)
+    new, removed, commits = _bring_to(database, table, recipe, count, source)
+    seconds = time.perf_counter() - started
+    return Loaded(name, _count(database, table), new, removed, commits, seconds)
 
 
 def ensure_table(database: Database, name: str) -> None:
@@ -167,13 +171,24 @@ def load_objects(s3: Any, bucket: str, prefix: str, sizes: Sizes | None = None) 
             new += uploaded
             bar.update()
         list(pool.map(lambda key: s3.delete_object(Bucket=bucket, Key=key), surplus))
-    return Loaded("objects", len(wanted), new, len(surplus), time.perf_counter() - started)
+    return Loaded("objects", len(wanted), new, len(surplus), 0, time.perf_counter() - started)
 
 
 def list_objects(s3: Any, bucket: str, prefix: str) -> Iterator[str]:
     """The keys under a prefix."""
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         yield from (item["Key"] for item in page.get("Contents", ()))
+
+
+def count_tables(database: Database) -> pd.DataFrame:
+    """The workshop's tables that are there, with their number of rows."""
+    present = database.query(
+        "SELECT tablename FROM pg_tables WHERE schemaname = %s ORDER BY tablename",
+        (database.schema,),
+    )
+    names = [str(n) for (n,) in present if n in schema.TABLES and n != LOADED.name]
+    counts = [_count(database, find_table(name)) for name in names]
+    return pd.DataFrame({"rows": counts}, index=names)
 
 
 def drop_everything(database: Database) -> list[str]:
@@ -219,20 +234,27 @@ def _recipe(name: str, sizes: Sizes) -> tuple[str, int, Source]:
 
 def _bring_to(
     database: Database, table: Table, recipe: str, count: int, source: Source
-) -> tuple[int, int]:
-    """Make the table hold exactly the recipe's rows. Returns rows added and removed."""
+) -> tuple[int, int, int]:
+    """Make the table hold exactly the recipe's rows. Returns rows added, removed, and commits."""
     made_from, rows, complete = _loaded(database, table.name)
     if (made_from, rows, complete) == (recipe, count, True) and _count(database, table) == count:
-        return 0, 0
+        return 0, 0, 0
     # The old recipe stays on record until its last row is gone: should this be interrupted, the
     # next load must know that what it finds is not its own.
     _note(database, table, made_from, rows, complete=False)
     removed = _delete_above(database, table, count if made_from == recipe else 0)
+    batches = 0
+
+    def batch_done(rows: int) -> None:
+        nonlocal batches
+        batches += 1
+        bar.update(rows)
+
     _note(database, table, recipe, count, complete=False)
     with progress_bar(count, table.name) as bar:
-        new = database.insert_rows(table.name, table.columns, source(), progress=bar.update)
+        new = database.insert_rows(table.name, table.columns, source(), progress=batch_done)
     _note(database, table, recipe, count, complete=True)
-    return new, removed
+    return new, removed, batches
 
 
 def _delete_above(database: Database, table: Table, key: int) -> int:

@@ -95,7 +95,8 @@ def _look_up(endpoint: Endpoint) -> str:
 
 
 def _knock(endpoint: Endpoint) -> str:
-    socket.create_connection((endpoint.host, endpoint.port), timeout=ANSWER_S).close()
+    patience = min(ANSWER_S, float(endpoint.arguments.get("connect_timeout", ANSWER_S)))
+    socket.create_connection((endpoint.host, endpoint.port), timeout=patience).close()
     return "open"
 
 

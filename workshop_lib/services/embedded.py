@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from workshop_lib.settings import CHECKOUT, Settings
 
 ATTACH_S = 75.0
 KEEPER_S = 20.0
+FROZEN_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +118,25 @@ def stop(folder: StateFolder) -> bool:
         EngineError: they could not be stopped.
 
     """
-    if not folder.path.is_dir():
+    if not folder.ours:
         return False
     with folder.locked():
         return _end_keeper(folder)
 
 
-def reset(folder: StateFolder) -> None:
-    """Stop the engines and delete their data, passwords and logs."""
-    if not folder.path.is_dir():
-        return
+def reset(folder: StateFolder) -> bool:
+    """Stop the engines and delete their data, passwords and logs.
+
+    Returns:
+        Whether there were any; a folder that the workshop did not make is left alone.
+
+    """
+    if not folder.ours:
+        return False
     with folder.locked():
         _end_keeper(folder)
         folder.delete()
+    return True
 
 
 def wait_gone(folder: StateFolder, seconds: float = 20.0) -> bool:
@@ -164,10 +172,10 @@ def _bring_up(folder: StateFolder, names: list[str], cache_mb: int) -> dict[str,
 def _end_keeper(folder: StateFolder) -> bool:
     keeper = folder.keeper()
     if keeper is not None:
+        created = keeper.create_time()
         keeper.terminate()
-        try:
-            keeper.wait(30)
-        except psutil.TimeoutExpired:
+        # Not keeper.wait(): its parent may not have reaped it, and a zombie has ended, too.
+        if not wait_until(lambda: find_process(keeper.pid, created) is None, 30):
             keeper.kill()
     found = _clear_remains(folder)
     return keeper is not None or found
@@ -176,14 +184,17 @@ def _end_keeper(folder: StateFolder) -> bool:
 def _wait_for(folder: StateFolder, names: list[str], cache_mb: int) -> dict[str, EngineState]:
     attempt = set_wanted(folder, **dict.fromkeys(names, True), cache_mb=cache_mb)
     end = time.monotonic() + ATTACH_S
+    up_since: dict[str, float] = {}
     while time.monotonic() < end:
         reports = {name: _reports(folder).get(name, EngineState(name, "down")) for name in names}
         if folder.read(folder.state_file).get("attempt", 0) >= attempt:
             for report in reports.values():
                 if report.status == "failed":
                     raise EngineError(report.message)
-            if all(r.status == "up" and _answers(folder, r) for r in reports.values()):
+            silent = [r for r in reports.values() if r.status != "up" or not _answers(folder, r)]
+            if not silent:
                 return reports
+            _refuse_frozen(silent, up_since)
         if folder.keeper() is None:
             raise _KeeperGoneError(
                 "The local engines' keeper ended while they were starting. The end of its log "
@@ -194,6 +205,17 @@ def _wait_for(folder: StateFolder, names: list[str], cache_mb: int) -> dict[str,
         f"The local engines did not come up within {ATTACH_S:.0f} s. `workshop status` shows "
         f"them; their logs are in {folder.logs}."
     )
+
+
+def _refuse_frozen(silent: list[EngineState], up_since: dict[str, float]) -> None:
+    """Give up on an engine that runs and does not answer."""
+    now = time.monotonic()
+    for report in silent:
+        if report.status == "up" and now - up_since.setdefault(report.name, now) > FROZEN_S:
+            raise EngineError(
+                f"{report.name} runs (pid {report.pid}) but has not answered for {FROZEN_S:.0f} s. "
+                "`workshop stop` ends it; the next opening starts it again."
+            )
 
 
 def _answers(folder: StateFolder, report: EngineState) -> bool:
@@ -225,8 +247,8 @@ def _start_keeper(folder: StateFolder) -> None:
             "The local engines' keeper did not start. Its log "
             f"({folder.logs / 'keeper.log'}):\n{log_tail(folder.logs / 'keeper.log')}"
         )
-    # The keeper outlives this process on purpose; Python need not warn about that.
-    process.returncode = 0
+    # The keeper may outlive this process; if it does not, somebody has to take note of its end.
+    threading.Thread(target=process.wait, name="keeper", daemon=True).start()
 
 
 def _clear_remains(folder: StateFolder) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,7 @@ CACHE_TIMEOUT_S = 1.0
 """A cache that takes longer than this to answer is worse than none."""
 TOKEN_LIFE_S = 900
 EMBEDDED_BUCKET = "workshop"
+ESCAPES = "write special characters of a password as %XX, for example @ as %40."
 
 
 def resolve(settings: Settings) -> Endpoints:
@@ -45,6 +47,7 @@ def resolve(settings: Settings) -> Endpoints:
         SettingsError: a URL is malformed.
 
     """
+    settings = _without_our_own(settings)
     database = _external_database(settings)
     cache = _external_cache(settings)
     store = _external_store(settings)
@@ -103,6 +106,28 @@ def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:
         "AWS_DEFAULT_REGION": store.get("region_name", ""),
     }
     return {name: str(value) for name, value in found.items() if value}
+
+
+def _without_our_own(settings: Settings) -> Settings:
+    """Leave out addresses that `workshop env` printed: they are the local engines themselves.
+
+    Taken for somebody's own servers, they would fail as soon as the engines end or change ports.
+    The random passwords tell.
+    """
+    folder = state_folder(settings.workshop_state_dir)
+    known = folder.read(folder.path / "secrets.json") if folder.ours else {}
+    ours: dict[str, None] = {}
+    for name, secret in (
+        ("database_url", "admin"),
+        ("valkey_url", "valkey"),
+        ("redis_url", "valkey"),
+    ):
+        url = getattr(settings, name)
+        if url is not None and secret in known and known[secret] in url.get_secret_value():
+            ours[name] = None
+    if known and os.environ.get("AWS_SECRET_ACCESS_KEY") == known.get("s3_secret"):
+        ours |= {"aws_endpoint_url_s3": None, "bucket_name": None}
+    return settings.model_copy(update=ours)
 
 
 def _held(attachment: Attachment | None) -> Attachment:
@@ -178,11 +203,15 @@ def _external_database(settings: Settings) -> DatabaseEndpoint | None:
     try:
         found: dict[str, Any] = parse_dsn(settings.database_url.get_secret_value())
         host, port = str(found.get("host", "localhost")), int(found.get("port", 5432))
-    except (psycopg2.ProgrammingError, ValueError) as error:
+        readable = "@" not in host
+    except (psycopg2.ProgrammingError, ValueError):
+        readable = False
+    if not readable:
+        # The library's own message repeats the text, and with it the password.
         raise SettingsError(
-            f"DATABASE_URL is not a PostgreSQL address ({str(error).strip()}). Its form is "
-            "postgresql://user:password@host:port/database"
-        ) from None
+            "DATABASE_URL is not a PostgreSQL address. Its form is "
+            f"postgresql://user:password@host:port/database; {ESCAPES}"
+        )
     return DatabaseEndpoint(
         label="PostgreSQL of your own (DATABASE_URL)",
         address=f"{host}:{port}",
@@ -249,14 +278,17 @@ def _external_cache(settings: Settings) -> CacheEndpoint | None:
     url = settings.cache_url.get_secret_value()
     try:
         found = redis.connection.parse_url(url)
-    except ValueError as error:
+        host, port = str(found.get("host", "localhost")), int(found.get("port", 6379))
+        readable = "@" not in host
+    except ValueError:
+        readable = False
+    if not readable:
         raise SettingsError(
-            f"VALKEY_URL is not a cache address ({error}). Its form is "
-            "redis://:password@host:port/0 (rediss:// for TLS)"
-        ) from None
+            "VALKEY_URL is not a cache address. Its form is redis://:password@host:port/0 "
+            f"(rediss:// for TLS); {ESCAPES}"
+        )
     tls = url.startswith(("rediss:", "valkeys:"))
     found.pop("connection_class", None)
-    host, port = str(found.get("host", "localhost")), int(found.get("port", 6379))
     return CacheEndpoint(
         label="Valkey of your own (VALKEY_URL)",
         address=f"{host}:{port}",
@@ -273,9 +305,10 @@ def _external_store(settings: Settings) -> StoreEndpoint | None:
     url = settings.aws_endpoint_url_s3
     region = settings.aws_region or "us-east-1"
     place = urlsplit(url or f"https://s3.{region}.amazonaws.com")
-    if not place.hostname or place.scheme not in {"http", "https"}:
+    if not place.hostname or place.username or place.scheme not in {"http", "https"}:
         raise SettingsError(
-            f"AWS_ENDPOINT_URL_S3 is {url!r}; its form is http://host:port or https://host"
+            "AWS_ENDPOINT_URL_S3 is not an address; its form is http://host:port or https://host "
+            "(keys go into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
         )
     arguments: dict[str, Any] = {"region_name": region, "config": _store_manners(plain=bool(url))}
     if url:

@@ -25,6 +25,8 @@ from workshop_lib.errors import EngineError
 from workshop_lib.settings import CHECKOUT
 
 APPLICATION = "cache-aside-workshop"
+MARK = ".made-by-cache-aside-workshop"
+"""The file that tells a state folder from any other folder."""
 ROOT_BASE = Path("/var/lib") / APPLICATION
 """Where root keeps state: its home is closed to the user that PostgreSQL has to run as."""
 LOCK_WAIT_S = 90.0
@@ -71,14 +73,27 @@ class StateFolder:
             return ROOT_BASE / "postgres" / _short_hash(self.path)
         return self.path / "postgres"
 
+    @property
+    def ours(self) -> bool:
+        """Whether it carries the workshop's mark: only then is it ever changed or deleted."""
+        try:
+            return (self.path / MARK).is_file()
+        except OSError:
+            return False
+
     def prepare(self) -> None:
         """Create the folder, closed to others.
 
         Raises:
-            EngineError: the place is read-only, full, or belongs to somebody else.
+            EngineError: the place is read-only, full, in other use, or belongs to somebody else.
 
         """
         try:
+            if self.path.exists() and not self.ours and any(self.path.iterdir()):
+                raise EngineError(
+                    f"The folder {self.path} is not empty and was not made by the workshop. "
+                    "Name a new or an empty one in WORKSHOP_STATE_DIR."
+                )
             for folder in (self.path, self.leases, self.logs):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.path.stat().st_uid != os.geteuid():
@@ -87,6 +102,7 @@ class StateFolder:
                     "Name one of your own in WORKSHOP_STATE_DIR."
                 )
             self.path.chmod(0o700)
+            (self.path / MARK).touch()
             with tempfile.TemporaryFile(dir=self.path) as probe:
                 probe.write(b"x")
         except OSError as error:
@@ -168,7 +184,7 @@ class StateFolder:
     def live_leases(self) -> list[dict[str, Any]]:
         """The leases whose process is alive. Those of dead processes are deleted on the way."""
         alive = []
-        for file in sorted(self.leases.glob("*.json")):
+        for file in self._lease_files():
             lease = self.read(file)
             if find_process(lease.get("pid"), lease.get("created")):
                 alive.append(lease)
@@ -176,8 +192,16 @@ class StateFolder:
                 file.unlink(missing_ok=True)
         return alive
 
+    def _lease_files(self) -> list[Path]:
+        try:
+            return sorted(self.leases.glob("*.json"))
+        except OSError:  # somebody else's folder
+            return []
+
     def delete(self) -> None:
-        """Remove everything that the engines of this folder ever wrote."""
+        """Remove everything that this folder's engines ever wrote; a stranger's folder stays."""
+        if not self.ours:
+            return
         shutil.rmtree(self.postgres_data, ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)
         for parent in (self.postgres_data.parent, self.path.parent):
