@@ -217,7 +217,8 @@ def run(
         )
         for notebook in chosen
     ]
-    say(f"{len(jobs)} notebooks, {size} size, into {_near(folder)}")
+    count = "1 notebook" if len(jobs) == 1 else f"{len(jobs)} notebooks"
+    say(f"{count}, {size} size, into {_near(folder)}")
     outcomes: dict[str, Outcome] = {}
     # spawn: a forked child would share the parent's sockets and locks.
     pool = ProcessPoolExecutor(

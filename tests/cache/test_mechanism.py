@@ -416,6 +416,19 @@ def test_an_error_of_the_load_reaches_all_who_wait_and_leaves_nothing_behind(
     assert through.stats().bytes_written > 0
 
 
+def test_a_codec_that_breaks_leaves_no_lock_behind(source, keys_left):
+    class Broken:
+        decode = staticmethod(json_codec.decode)
+
+        def encode(self, entry: Entry) -> bytes:
+            raise ZeroDivisionError
+
+    cache = QueryCache(source, codec=Broken(), lock_seconds=30)
+    with pytest.raises(ZeroDivisionError):
+        cache.fetch(ASK)
+    assert keys_left() == []
+
+
 def test_an_interrupt_of_the_loading_thread_concerns_nobody_else(
     ws, source, database, at_once, gathered
 ):

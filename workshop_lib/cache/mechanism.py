@@ -306,10 +306,10 @@ class Mechanism:
             # Before loading: an invalidation by tag that comes meanwhile must find this key.
             registered = self._registered(key, tags)
             entry, ttl_ms = self._timed(load())
+            loaded = self._loaded(entry)
         except BaseException:
             self._release(key, token)
             raise
-        loaded = self._loaded(entry)
         stored = None
         if loaded.storable and registered:
             stored = self.attempt(
