@@ -126,8 +126,13 @@ class Database:
         """
         started = time.perf_counter()
         with self.connection() as connection, connection.cursor() as cursor:
-            cursor.execute(statement, params)
-            columns, rows = _fetch(cursor)
+            try:
+                cursor.execute(statement, params)
+                columns, rows = _fetch(cursor)
+            except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+                if connection.closed:  # in the middle of the question: the server went away
+                    raise _unreachable(self.endpoint, error) from None
+                raise
         self._count("queries")
         return Rows(columns, rows, time.perf_counter() - started)
 

@@ -420,7 +420,7 @@ def test_a_codec_that_breaks_leaves_no_lock_behind(source, keys_left):
     class Broken:
         decode = staticmethod(json_codec.decode)
 
-        def encode(self, entry: Entry) -> bytes:
+        def encode(self, _: Entry) -> bytes:
             raise ZeroDivisionError
 
     cache = QueryCache(source, codec=Broken(), lock_seconds=30)
