@@ -440,6 +440,6 @@ def test_a_server_that_says_nothing_is_given_up_after_its_time_limit(ws):
 
 
 def test_a_database_that_goes_away_in_mid_query_is_a_connection_error(ws):
-    with pytest.raises(ServiceUnreachableError, match="terminating connection"):
+    with pytest.raises(ServiceUnreachableError, match="server closed the connection"):
         ws.database.query("SELECT pg_terminate_backend(pg_backend_pid())")
     assert ws.database.query("SELECT 1").rows == [(1,)]

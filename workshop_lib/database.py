@@ -343,7 +343,7 @@ def _is_coming_up(error: BaseException) -> bool:
 
 
 def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreachableError:
-    said = " ".join(str(error).split())
+    said = " ".join(str(error).split()).rstrip(".")
     if "password authentication failed" in said or "access denied" in said:
         advice = "The sign-in was refused: check the user and password, or the token's Region."
     elif "timeout expired" in said:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -47,8 +48,14 @@ class Engine(ABC):
         self.process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
-    def start(self, preferred_port: int) -> None:
+    def start(
+        self, preferred_port: int, on_spawn: Callable[[int], object] = lambda _: None
+    ) -> None:
         """Start the server on the preferred port if it is free, else on another one.
+
+        Args:
+            preferred_port: 0 for any.
+            on_spawn: told the process's number at once, long before it answers.
 
         Raises:
             EngineError: it did not come up; the text ends with the last lines of its log.
@@ -69,6 +76,7 @@ class Engine(ABC):
                     start_new_session=True,
                     **self.identity(),  # type: ignore[call-overload]
                 )
+            on_spawn(self.process.pid)
             wait_until(lambda: self.process.poll() is not None or self.answers(), START_S)
             if self.running and self.answers():
                 return self.after_start()

@@ -54,6 +54,7 @@ class Keeper:
         try:
             while not self.ending:
                 self._follow()
+                self.guard.replace_if_dead()
                 if self._abandoned() and self._leave():
                     return
                 time.sleep(STEP_S)
@@ -105,13 +106,23 @@ class Keeper:
 
     def _start(self, engine: Engine) -> EngineState:
         ports = self.folder.read(self.folder.path / "ports.json")
+        spawned: list[int] = []
+
+        def watch(pid: int) -> None:
+            """Tell the guard at once: the keeper may be killed while the engine starts."""
+            spawned.append(pid)
+            self.guard.watch(pid)
+
         try:
-            engine.start(int(ports.get(engine.name, 0)))
+            engine.start(int(ports.get(engine.name, 0)), on_spawn=watch)
         except (EngineError, OSError) as error:
             engine.stop()
             return EngineState(engine.name, "failed", message=str(error))
+        finally:
+            for ended in spawned:
+                if engine.process is None or engine.process.pid != ended:
+                    self.guard.forget(ended)
         pid = engine.process.pid if engine.process else 0
-        self.guard.watch(pid)
         created = psutil.Process(pid).create_time()
         # The same port again after a restart lets open connections pools recover by themselves.
         self.folder.write(self.folder.path / "ports.json", {**ports, engine.name: engine.port})
@@ -185,6 +196,11 @@ class Guard:
         self.pids.discard(pid)
         self._tell(f"-{pid}\n")
 
+    def replace_if_dead(self) -> None:
+        """Have a guard again after the first was killed; what it was told last may be lost."""
+        if self.process.poll() is not None:
+            self._tell("")
+
     def close(self) -> None:
         """Let the guard end: it stops whatever is still on its list."""
         with contextlib.suppress(OSError):
@@ -194,6 +210,8 @@ class Guard:
 
     def _tell(self, line: str) -> None:
         try:
+            if self.process.poll() is not None:
+                raise BrokenPipeError
             self._write(line)
         except OSError:
             self.process.wait()
