@@ -139,6 +139,7 @@ class Workshop:
             pattern: a regular expression; only figures whose name it matches are shown.
 
         """
+        chosen = {n: m for n, m in self.result.measurements.items() if re.search(pattern, n)}
         return pd.DataFrame(
             [
                 {
@@ -147,10 +148,9 @@ class Workshop:
                     "95 % interval": "" if m.low is None else f"{shown(m.low)} – {shown(m.high)}",
                     "samples": f"{m.n:,}",
                 }
-                for name, m in self.result.measurements.items()
-                if re.search(pattern, name)
+                for m in chosen.values()
             ],
-            index=[n for n in self.result.measurements if re.search(pattern, n)],
+            index=list(chosen),
         )
 
     @property

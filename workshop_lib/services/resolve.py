@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -202,16 +202,13 @@ def _external_database(settings: Settings) -> DatabaseEndpoint | None:
         return None
     try:
         found: dict[str, Any] = parse_dsn(settings.database_url.get_secret_value())
-        host, port = str(found.get("host", "localhost")), int(found.get("port", 5432))
-        readable = "@" not in host
+        host, port = _host_and_port(found, 5432)
     except (psycopg2.ProgrammingError, ValueError):
-        readable = False
-    if not readable:
         # The library's own message repeats the text, and with it the password.
         raise SettingsError(
             "DATABASE_URL is not a PostgreSQL address. Its form is "
             f"postgresql://user:password@host:port/database; {ESCAPES}"
-        )
+        ) from None
     return DatabaseEndpoint(
         label="PostgreSQL of your own (DATABASE_URL)",
         address=f"{host}:{port}",
@@ -278,15 +275,12 @@ def _external_cache(settings: Settings) -> CacheEndpoint | None:
     url = settings.cache_url.get_secret_value()
     try:
         found = redis.connection.parse_url(url)
-        host, port = str(found.get("host", "localhost")), int(found.get("port", 6379))
-        readable = "@" not in host
+        host, port = _host_and_port(found, 6379)
     except ValueError:
-        readable = False
-    if not readable:
         raise SettingsError(
             "VALKEY_URL is not a cache address. Its form is redis://:password@host:port/0 "
             f"(rediss:// for TLS); {ESCAPES}"
-        )
+        ) from None
     tls = url.startswith(("rediss:", "valkeys:"))
     found.pop("connection_class", None)
     return CacheEndpoint(
@@ -323,6 +317,19 @@ def _external_store(settings: Settings) -> StoreEndpoint | None:
         tls=place.scheme == "https",
         bucket=settings.bucket_name,
     )
+
+
+def _host_and_port(found: Mapping[str, Any], port: int) -> tuple[str, int]:
+    """Where a parsed address points; `port` if it names none.
+
+    Raises:
+        ValueError: the host holds an @, so it is the end of a password that was not escaped.
+
+    """
+    host = str(found.get("host", "localhost"))
+    if "@" in host:
+        raise ValueError("not a host name")
+    return host, int(found.get("port", port))
 
 
 def _cache_manners() -> dict[str, Any]:
