@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.settings import CHECKOUT, load_settings
+
+if TYPE_CHECKING:
+    from workshop_lib.services.embedded import EngineStatus
 
 
 class _Commands(click.Group):
@@ -140,13 +143,11 @@ def status() -> None:
     found = embedded.status(_state_folder())
     if found.keeper_pid is None:
         click.echo(f"The local engines are not running (their state: {found.folder}).")
-        return
-    for engine in found.engines:
-        place = f"127.0.0.1:{engine.port}  pid {engine.pid}" if engine.port else engine.message
-        kind = "  (emulation)" if engine.emulated else ""
-        click.echo(f"{engine.name:<10} {engine.status:<7} {place}{kind}")
-    click.echo(f"used by: {', '.join(found.users) or 'nobody; they will end by themselves'}")
-    click.echo(f"state:   {found.folder}")
+    else:
+        _show_engines(found)
+    for sandbox in found.private:
+        click.echo("\nthe sandbox of a notebook:")
+        _show_engines(sandbox)
 
 
 @main.command()
@@ -194,6 +195,15 @@ def env() -> None:
     endpoints = services.resolve(settings)
     for name, value in services.exports(settings, endpoints).items():
         click.echo(f"export {name}={shlex.quote(value)}")
+
+
+def _show_engines(found: EngineStatus) -> None:
+    for engine in found.engines:
+        place = f"127.0.0.1:{engine.port}  pid {engine.pid}" if engine.port else engine.message
+        kind = "  (emulation)" if engine.emulated else ""
+        click.echo(f"{engine.name:<10} {engine.status:<7} {place}{kind}")
+    click.echo(f"used by: {', '.join(found.users) or 'nobody; they will end by themselves'}")
+    click.echo(f"state:   {found.folder}")
 
 
 def _state_folder() -> Any:

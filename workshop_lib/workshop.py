@@ -22,10 +22,13 @@ from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.errors import ResultError, ServiceUnreachableError
 from workshop_lib.measure import P99_SAMPLES, Samples
 from workshop_lib.results import Measurement, Result, Value, shown, write_json
+from workshop_lib.sandbox import Sandbox
 from workshop_lib.services import CacheEndpoint, Endpoints, StoreEndpoint, resolve
 from workshop_lib.services.state import state_folder
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
 
+MOST_CACHES = 16
+MOST_TIMEOUT_S = 60.0
 _open: dict[str, Workshop] = {}
 
 
@@ -61,6 +64,7 @@ class Workshop:
         self.s3 = store_client(endpoints.store)
         self.bucket = endpoints.store.bucket
         self.result = Result(notebook, self.namespace, _describe(endpoints))
+        self._sandbox: Sandbox | None = None
         self._result_file = self.settings.workshop_result_file or (
             CHECKOUT / "results" / "interactive" / f"{notebook}.json"
         )
@@ -81,6 +85,39 @@ class Workshop:
     def load_objects(self, sizes: Sizes | None = None) -> Loaded:
         """Bring the workshop's objects in the bucket to exactly these; again changes nothing."""
         return dataset.load_objects(self.s3, self.bucket, self.object_prefix, sizes)
+
+    def sandbox(
+        self, *, database: bool = True, caches: int = 1, cache_timeout_s: float = 1.0
+    ) -> Sandbox:
+        """Engines for this notebook alone: to reconfigure, stop and freeze, disturbing nobody.
+
+        They are local also where the workshop runs on AWS. One sandbox at a time: a new one ends
+        the one before. All ends with the workshop, or with the kernel.
+
+        Args:
+            database: with a PostgreSQL, in whose empty schema `load_table` makes tables.
+            caches: how many Valkeys.
+            cache_timeout_s: how long their clients wait for an answer, seconds.
+
+        Raises:
+            ValueError: an argument is out of range.
+            EngineError: the engines did not start.
+
+        """
+        if not 1 <= caches <= MOST_CACHES:
+            raise ValueError(f"caches is {caches}; it must be from 1 to {MOST_CACHES}")
+        if not 0 < cache_timeout_s <= MOST_TIMEOUT_S:
+            raise ValueError(
+                f"cache_timeout_s is {cache_timeout_s}; it must be above 0 and at most "
+                f"{MOST_TIMEOUT_S:g} seconds"
+            )
+        if self._sandbox is not None:
+            self._sandbox.close()
+        self._sandbox = Sandbox(
+            self.settings, database=database, caches=caches, cache_timeout_s=cache_timeout_s
+        )
+        self.result.services.update(self._sandbox.describe())
+        return self._sandbox
 
     def record(
         self,
@@ -177,6 +214,8 @@ class Workshop:
 
     def close(self) -> None:
         """Close all connections and let go of the local engines. Doing it twice is harmless."""
+        if self._sandbox is not None:
+            self._sandbox.close()
         self.database.close()
         self.valkey.close()
         self.s3.close()

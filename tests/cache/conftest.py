@@ -18,7 +18,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from workshop_lib.cache import mechanism
+from workshop_lib.cache import breaker
 from workshop_lib.rows import Rows
 
 
@@ -94,7 +94,7 @@ def parts() -> type[Parts]:
 @pytest.fixture
 def rest(monkeypatch) -> Callable[[float], None]:
     """Sets how long a cache that failed is left alone, seconds."""
-    return lambda seconds: monkeypatch.setattr(mechanism, "REST_S", seconds)
+    return lambda seconds: monkeypatch.setattr(breaker, "REST_S", seconds)
 
 
 @pytest.fixture

@@ -26,9 +26,10 @@ from redis.retry import Retry
 from workshop_lib.cache import json_codec, keys, mechanism
 from workshop_lib.cache.cached import cached
 from workshop_lib.cache.codec import Entry
-from workshop_lib.cache.mechanism import Flights, Mechanism, Policy
+from workshop_lib.cache.mechanism import Mechanism, Policy
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import HashStorage, RecordCache
+from workshop_lib.cache.single_flight import Flights
 from workshop_lib.cache.stats import CacheStats
 from workshop_lib.cache.storage import StringStorage
 from workshop_lib.errors import ServiceUnreachableError

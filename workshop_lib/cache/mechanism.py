@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import random
 import secrets
-import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError as LostConnection, RedisError, TimeoutError as Slow
 
+from workshop_lib.cache.breaker import Breaker
 from workshop_lib.cache.codec import Entry, Uncacheable
+from workshop_lib.cache.single_flight import Flight, Flights
 from workshop_lib.cache.stats import CacheStats, Counters
 from workshop_lib.cache.storage import NOTHING, Found, Storage
 from workshop_lib.errors import ServiceUnreachableError
@@ -28,8 +29,6 @@ from workshop_lib.simulate import should_refresh_early
 
 T = TypeVar("T")
 
-REST_S = 1.0
-"""After the cache server failed to answer, how long requests go straight to the source."""
 POLL_S = 0.003
 """How soon a request that waits for another process asks again; later ones come more slowly."""
 POLL_MAX_S = 0.05
@@ -121,7 +120,7 @@ class Mechanism:
         self.counters = Counters()
         self._stale_on = stale_on
         self._flights = Flights()
-        self._resting_until = 0.0
+        self._breaker = Breaker()
 
     def fetch(
         self,
@@ -206,10 +205,10 @@ class Mechanism:
     # --- looking
 
     def _look(self, key: str) -> Found:
-        if self._resting:
+        if not self._breaker.allows():
             self.counters.add(errors=1)
             return NOTHING
-        found = self.attempt(lambda: self.storage.get(key), NOTHING)
+        found = self._ask(lambda: self.storage.get(key), NOTHING)
         self.counters.add(corrupt=int(found.corrupt), bytes_read=found.size if found.entry else 0)
         return found
 
@@ -262,7 +261,7 @@ class Mechanism:
         return self._timed(load())[0]
 
     def _lead(
-        self, key: str, flight: _Flight, load: Callable[[], Entry], tags: Collection[str]
+        self, key: str, flight: Flight, load: Callable[[], Entry], tags: Collection[str]
     ) -> Entry:
         """Load for all threads that have joined the flight."""
         try:
@@ -392,22 +391,22 @@ class Mechanism:
     # --- staying up
 
     def attempt(self, work: Callable[[], T], otherwise: T) -> T:
-        """Ask the cache server, or go without it; after a failure it gets a rest."""
-        if self._resting:
-            return otherwise
+        """Ask the cache server, or go without it where it failed a moment ago."""
+        return self._ask(work, otherwise) if self._breaker.allows() else otherwise
+
+    def _ask(self, work: Callable[[], T], otherwise: T) -> T:
+        """What the cache server answers; something else if it does not."""
         try:
-            return work()
+            answer = work()
         except (LostConnection, Slow):
-            self._resting_until = time.monotonic() + REST_S
+            self._breaker.failed()
             self.counters.add(errors=1)
             return otherwise
         except RedisError:  # for example no memory left: the server is up, this request failed
             self.counters.add(errors=1)
-            return otherwise
-
-    @property
-    def _resting(self) -> bool:
-        return time.monotonic() < self._resting_until
+            answer = otherwise
+        self._breaker.worked()
+        return answer
 
     @staticmethod
     def _insist(work: Callable[[], T]) -> T:
@@ -439,44 +438,6 @@ class _Loaded:
     size: int = 0
     storable: bool = False
     incommunicable: bool = False
-
-
-@dataclass(slots=True)
-class _Flight:
-    """One load under way in this process, and how it ended (see _Loaded)."""
-
-    done: threading.Event = field(default_factory=threading.Event)
-    started: float = field(default_factory=time.monotonic)
-    packed: Any = None
-    incommunicable: bool = False
-    error: Exception | None = None
-
-
-class Flights:
-    """Lets the threads of one process share a load (single-flight)."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._under_way: dict[str, _Flight] = {}
-
-    def join(self, key: str, patience_s: float) -> tuple[_Flight, bool]:
-        """The load under way, and whether the caller is the one to do it, and to call `land`.
-
-        A load that has taken longer than `patience_s` is given up, and the caller begins another.
-        """
-        with self._lock:
-            flight = self._under_way.get(key)
-            if flight is not None and time.monotonic() - flight.started <= patience_s:
-                return flight, False
-            flight = self._under_way[key] = _Flight()
-            return flight, True
-
-    def land(self, key: str, flight: _Flight) -> None:
-        """End a load: whoever comes now looks into the cache again."""
-        with self._lock:
-            if self._under_way.get(key) is flight:
-                del self._under_way[key]
-        flight.done.set()
 
 
 def _is_number(value: object) -> bool:

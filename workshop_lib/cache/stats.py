@@ -18,7 +18,7 @@ class CacheStats:
         stale: answers older than their TTL, given because loading failed.
         coalesced: misses that did not load because another request was loading already.
         early: entries refreshed before their time, so that nobody had to wait for it later.
-        errors: times the cache server gave no answer or took no entry.
+        errors: requests that had to do without the cache server, and entries that it did not take.
         corrupt: entries that could not be read; treated as misses and overwritten.
         uncacheable: results or parameters of a type that would not come back equal; not stored.
         too_large: results above the size limit; not stored.

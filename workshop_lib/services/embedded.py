@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from workshop_lib.errors import EngineError
-from workshop_lib.services.engines import ENGINES, EngineState
+from workshop_lib.services.engines import EngineState, make_engine
 from workshop_lib.services.state import (
     StateFolder,
     find_process,
@@ -51,12 +51,13 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """What `workshop status` shows."""
+    """What `workshop status` shows; in `private` the same of sandboxes."""
 
     folder: Path
     keeper_pid: int | None
     engines: list[EngineState]
     users: list[str]
+    private: list[EngineStatus]
 
 
 def attach(folder: StateFolder, names: Iterable[str], settings: Settings) -> Attachment:
@@ -100,14 +101,21 @@ def set_wanted(folder: StateFolder, **changes: Any) -> int:
     return int(wanted["attempt"])
 
 
+def reports(folder: StateFolder) -> dict[str, EngineState]:
+    """What the keeper last said of each engine, by name."""
+    found = folder.read(folder.state_file).get("engines", {})
+    return {name: EngineState(**report) for name, report in found.items()}
+
+
 def status(folder: StateFolder) -> EngineStatus:
     """What runs now and who uses it. Starts nothing."""
     keeper = folder.keeper()
     return EngineStatus(
         folder=folder.path,
         keeper_pid=keeper.pid if keeper else None,
-        engines=list(_reports(folder).values()) if keeper else [],
+        engines=list(reports(folder).values()) if keeper else [],
         users=[f"{lease['command']} (pid {lease['pid']})" for lease in folder.live_leases()],
+        private=[one for folder in folder.private_folders if (one := status(folder)).keeper_pid],
     )
 
 
@@ -120,8 +128,9 @@ def stop(folder: StateFolder) -> bool:
     """
     if not folder.ours:
         return False
+    stopped = [stop(private) for private in folder.private_folders]
     with folder.locked():
-        return _end_keeper(folder)
+        return _end_keeper(folder) or any(stopped)
 
 
 def reset(folder: StateFolder) -> bool:
@@ -133,6 +142,8 @@ def reset(folder: StateFolder) -> bool:
     """
     if not folder.ours:
         return False
+    for private in folder.private_folders:
+        reset(private)
     with folder.locked():
         _end_keeper(folder)
         folder.delete()
@@ -146,6 +157,8 @@ def wait_gone(folder: StateFolder, seconds: float = 20.0) -> bool:
         True if it has left; False, at once, while somebody else still uses them.
 
     """
+    for private in folder.private_folders:
+        wait_gone(private, seconds)
     return wait_until(lambda: folder.keeper() is None or bool(folder.live_leases()), seconds) and (
         folder.keeper() is None
     )
@@ -186,14 +199,15 @@ def _wait_for(folder: StateFolder, names: list[str], cache_mb: int) -> dict[str,
     end = time.monotonic() + ATTACH_S
     up_since: dict[str, float] = {}
     while time.monotonic() < end:
-        reports = {name: _reports(folder).get(name, EngineState(name, "down")) for name in names}
+        found = reports(folder)
+        asked = {name: found.get(name, EngineState(name, "down")) for name in names}
         if folder.read(folder.state_file).get("attempt", 0) >= attempt:
-            for report in reports.values():
+            for report in asked.values():
                 if report.status == "failed":
                     raise EngineError(report.message)
-            silent = [r for r in reports.values() if r.status != "up" or not _answers(folder, r)]
+            silent = [r for r in asked.values() if r.status != "up" or not _answers(folder, r)]
             if not silent:
-                return reports
+                return asked
             _refuse_frozen(silent, up_since)
         if folder.keeper() is None:
             raise _KeeperGoneError(
@@ -220,14 +234,9 @@ def _refuse_frozen(silent: list[EngineState], up_since: dict[str, float]) -> Non
 
 def _answers(folder: StateFolder, report: EngineState) -> bool:
     """Ask the engine itself: the keeper may not have noticed yet that it was killed."""
-    engine = ENGINES[report.name](folder)
+    engine = make_engine(report.name, folder)
     engine.port = report.port
     return engine.answers()
-
-
-def _reports(folder: StateFolder) -> dict[str, EngineState]:
-    found = folder.read(folder.state_file).get("engines", {})
-    return {name: EngineState(**report) for name, report in found.items()}
 
 
 def _start_keeper(folder: StateFolder) -> None:
@@ -253,7 +262,7 @@ def _start_keeper(folder: StateFolder) -> None:
 
 def _clear_remains(folder: StateFolder) -> bool:
     """Stop what a killed keeper and a killed guard left behind. Returns whether there was any."""
-    remains = [find_process(report.pid, report.created) for report in _reports(folder).values()]
+    remains = [find_process(report.pid, report.created) for report in reports(folder).values()]
     living = [process for process in remains if process]
     for process in living:
         process.terminate()

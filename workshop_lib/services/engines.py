@@ -39,11 +39,12 @@ OWNER = "workshop_owner"
 class Engine(ABC):
     """One server process and what the keeper may do with it."""
 
-    name: ClassVar[str]
+    kind: ClassVar[str]
     emulated = False
 
-    def __init__(self, folder: StateFolder) -> None:
+    def __init__(self, folder: StateFolder, name: str = "") -> None:
         self.folder = folder
+        self.name = name or self.kind
         self.log = folder.logs / f"{self.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.port = 0
@@ -100,6 +101,7 @@ class Engine(ABC):
             # SIGINT is PostgreSQL's fast shutdown; Valkey and the store end on it as well.
             with contextlib.suppress(OSError):
                 os.kill(self.process.pid, number)
+                os.kill(self.process.pid, signal.SIGCONT)  # it may have been frozen
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_S)
                 break
@@ -131,7 +133,7 @@ class Engine(ABC):
 class Postgres(Engine):
     """PostgreSQL 16, DSQL's major version, with DSQL's isolation level as the default."""
 
-    name = "postgres"
+    kind = "postgres"
 
     def command(self) -> list[str]:
         """Listen on loopback only, with no Unix socket."""
@@ -259,12 +261,12 @@ class Postgres(Engine):
 class Valkey(Engine):
     """Valkey 9 with ElastiCache's default eviction policy; nothing is saved to disk."""
 
-    name = "valkey"
+    kind = "valkey"
     megabytes = 64
 
     def command(self) -> list[str]:
         """Everything stands in a private file: the password must not show in `ps`."""
-        folder = self.folder.path / "valkey"
+        folder = self.folder.path / self.name
         folder.mkdir(mode=0o700, exist_ok=True)
         config = folder / "valkey.conf"
         config.touch(mode=0o600)
@@ -303,7 +305,7 @@ class Valkey(Engine):
 class ObjectStore(Engine):
     """An S3 store on local disk (rclone); an emulation (moto) where rclone's binary cannot run."""
 
-    name = "s3"
+    kind = "s3"
 
     program = Path(sys.executable).with_name("rclone")
 
@@ -342,8 +344,13 @@ class ObjectStore(Engine):
             connection.close()
 
 
-ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (Postgres, Valkey, ObjectStore)}
-"""The engines by name, in the order in which they start."""
+ENGINES: dict[str, type[Engine]] = {kind.kind: kind for kind in (Postgres, Valkey, ObjectStore)}
+"""The kinds of engine, in the order in which they start."""
+
+
+def make_engine(name: str, folder: StateFolder) -> Engine:
+    """The engine with this name: a kind, or a further one of a kind, such as "valkey-2"."""
+    return ENGINES[name.partition("-")[0]](folder, name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -22,7 +23,7 @@ import psutil
 
 from workshop_lib.errors import EngineError
 from workshop_lib.services import guard
-from workshop_lib.services.engines import ENGINES, Engine, EngineState, Valkey
+from workshop_lib.services.engines import ENGINES, Engine, EngineState, Valkey, make_engine
 from workshop_lib.services.state import StateFolder
 
 STEP_S = 0.05
@@ -36,9 +37,10 @@ class Keeper:
 
     def __init__(self, folder: StateFolder) -> None:
         self.folder = folder
-        self.engines = {name: kind(folder) for name, kind in ENGINES.items()}
-        self.reports = {name: EngineState(name, "down") for name in ENGINES}
-        self.restarts: dict[str, deque[float]] = {name: deque() for name in ENGINES}
+        self.engines: dict[str, Engine] = {}
+        self.reports: dict[str, EngineState] = {}
+        self.restarts: dict[str, deque[float]] = {}
+        self._know(() if folder.temporary else ENGINES)
         self.guard = Guard()
         self.ending = False
         self.linger_s = 0.0
@@ -71,12 +73,21 @@ class Keeper:
         Valkey.megabytes = int(wanted.get("cache_mb", Valkey.megabytes))
         if wanted.get("attempt", 0) != self.attempt:
             self.attempt = int(wanted["attempt"])
+            self._know(name for name in wanted if name.partition("-")[0] in ENGINES)
             self._forgive()
         for name, engine in self.engines.items():
             before = self.reports[name]
             self.reports[name] = self._one(engine, bool(wanted.get(name)), before)
             if self.reports[name] != before:
                 self._publish()
+
+    def _know(self, names: Iterable[str]) -> None:
+        """Be ready for these engines, of which some may be the second or third of their kind."""
+        for name in names:
+            if name not in self.engines:
+                self.engines[name] = make_engine(name, self.folder)
+                self.reports[name] = EngineState(name, "down")
+                self.restarts[name] = deque()
 
     def _forgive(self) -> None:
         """Somebody asks anew: what failed before deserves another try."""
@@ -239,7 +250,10 @@ class Guard:
 def main() -> None:
     """Keep the folder named on the command line."""
     os.umask(0o077)
-    Keeper(StateFolder(Path(sys.argv[1]))).run()
+    folder = StateFolder(Path(sys.argv[1]))
+    Keeper(folder).run()
+    if folder.temporary:
+        folder.delete()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from psycopg2.extensions import parse_dsn
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as LostConnection
 from redis.retry import Retry
 
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
@@ -57,8 +58,8 @@ def resolve(settings: Settings) -> Endpoints:
     if missing:
         attachment = embedded.attach(state_folder(settings.workshop_state_dir), missing, settings)
     return Endpoints(
-        database=database or _embedded_database(_held(attachment)),
-        cache=cache or _embedded_cache(_held(attachment)),
+        database=database or embedded_database(_held(attachment)),
+        cache=cache or embedded_cache(_held(attachment)),
         store=store or _embedded_store(_held(attachment)),
         aws_region=settings.aws_region,
         release=attachment.release if attachment else lambda: None,
@@ -108,6 +109,44 @@ def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value}
 
 
+def embedded_database(held: Attachment) -> DatabaseEndpoint:
+    """How to reach the local PostgreSQL that is held."""
+    port = held.engines["postgres"].port
+    return DatabaseEndpoint(
+        label="local PostgreSQL 16",
+        address=f"{HOST}:{port}",
+        host=HOST,
+        port=port,
+        arguments={
+            "host": HOST,
+            "port": port,
+            "user": "admin",
+            "password": held.secrets["admin"],
+            "dbname": "postgres",
+            "connect_timeout": CONNECT_S,
+        },
+        embedded=True,
+    )
+
+
+def embedded_cache(held: Attachment, name: str = "valkey") -> CacheEndpoint:
+    """How to reach the local Valkey of this name that is held."""
+    port = held.engines[name].port
+    return CacheEndpoint(
+        label="local Valkey",
+        address=f"{HOST}:{port}",
+        host=HOST,
+        port=port,
+        arguments={
+            "host": HOST,
+            "port": port,
+            "password": held.secrets["valkey"],
+            **_cache_manners(),
+        },
+        embedded=True,
+    )
+
+
 def _without_our_own(settings: Settings) -> Settings:
     """Leave out addresses that `workshop env` printed: they are the local engines themselves.
 
@@ -133,42 +172,6 @@ def _without_our_own(settings: Settings) -> Settings:
 def _held(attachment: Attachment | None) -> Attachment:
     assert attachment is not None  # noqa: S101 -- resolve attaches whenever one is missing
     return attachment
-
-
-def _embedded_database(held: Attachment) -> DatabaseEndpoint:
-    port = held.engines["postgres"].port
-    return DatabaseEndpoint(
-        label="local PostgreSQL 16",
-        address=f"{HOST}:{port}",
-        host=HOST,
-        port=port,
-        arguments={
-            "host": HOST,
-            "port": port,
-            "user": "admin",
-            "password": held.secrets["admin"],
-            "dbname": "postgres",
-            "connect_timeout": CONNECT_S,
-        },
-        embedded=True,
-    )
-
-
-def _embedded_cache(held: Attachment) -> CacheEndpoint:
-    port = held.engines["valkey"].port
-    return CacheEndpoint(
-        label="local Valkey",
-        address=f"{HOST}:{port}",
-        host=HOST,
-        port=port,
-        arguments={
-            "host": HOST,
-            "port": port,
-            "password": held.secrets["valkey"],
-            **_cache_manners(),
-        },
-        embedded=True,
-    )
 
 
 def _embedded_store(held: Attachment) -> StoreEndpoint:
@@ -333,11 +336,14 @@ def _host_and_port(found: Mapping[str, Any], port: int) -> tuple[str, int]:
 
 
 def _cache_manners() -> dict[str, Any]:
-    """Bounded waits; one more try, for a connection that the server closed while it was idle."""
+    """Bounded waits; one more try, for a connection that the server closed while it was idle.
+
+    Not after silence: the second try would double the wait.
+    """
     return {
         "socket_connect_timeout": CACHE_TIMEOUT_S,
         "socket_timeout": CACHE_TIMEOUT_S,
-        "retry": Retry(NoBackoff(), 1),
+        "retry": Retry(NoBackoff(), 1, supported_errors=(LostConnection,)),
     }
 
 

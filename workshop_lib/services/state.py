@@ -30,6 +30,8 @@ MARK = ".made-by-cache-aside-workshop"
 ROOT_BASE = Path("/var/lib") / APPLICATION
 """Where root keeps state: its home is closed to the user that PostgreSQL has to run as."""
 LOCK_WAIT_S = 90.0
+PRIVATE = "private"
+"""Below a checkout's state folder: one state folder for each notebook with engines of its own."""
 _lease_numbers = itertools.count()
 NEEDED_BYTES = 300 * 1024 * 1024
 """A fresh PostgreSQL takes about 40 MB, its write-ahead log up to 200 MB more."""
@@ -72,6 +74,20 @@ class StateFolder:
         if os.geteuid() == 0:
             return ROOT_BASE / "postgres" / _short_hash(self.path)
         return self.path / "postgres"
+
+    @property
+    def temporary(self) -> bool:
+        """Whether it belongs to one notebook, and goes when that notebook's engines end."""
+        return self.path.parent.name == PRIVATE
+
+    @property
+    def private_folders(self) -> list[StateFolder]:
+        """The temporary state folders of notebooks that have, or had, engines of their own."""
+        try:
+            below = sorted((self.path / PRIVATE).iterdir())
+        except OSError:
+            return []
+        return [folder for folder in map(StateFolder, below) if folder.ours]
 
     @property
     def ours(self) -> bool:

@@ -1,0 +1,43 @@
+"""The circuit breaker: after the cache failed, requests go without it, and one at a time tries."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+REST_S = 1.0
+"""After a failure, how long nobody asks; then one request tries for all of them, seconds."""
+
+
+class Breaker:
+    """Keeps requests from waiting, one after another, for a server that does not answer.
+
+    The pattern is Nygard's ("Release It!", 2007, "Circuit Breaker"). Closed, it lets all through;
+    the first failure opens it.
+    """
+
+    def __init__(self) -> None:
+        self._open = False
+        self._next_try = 0.0
+        self._lock = threading.Lock()
+
+    def allows(self) -> bool:
+        """Whether this request may ask the server. One that may has to report how it went."""
+        if not self._open:
+            return True
+        with self._lock:
+            now = time.monotonic()
+            if self._open and now < self._next_try:
+                return False
+            self._next_try = now + REST_S
+            return True
+
+    def failed(self) -> None:
+        """The server did not answer."""
+        with self._lock:
+            self._open = True
+            self._next_try = time.monotonic() + REST_S
+
+    def worked(self) -> None:
+        """The server answered."""
+        self._open = False

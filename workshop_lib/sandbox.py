@@ -1,0 +1,144 @@
+"""A cache and a database of a notebook's own, to reconfigure, fill, stop and freeze."""
+
+from __future__ import annotations
+
+import atexit
+from typing import Any, Literal
+
+import redis
+
+from workshop_lib import dataset
+from workshop_lib.database import Database
+from workshop_lib.dataset import Loaded, Sizes
+from workshop_lib.errors import WorkshopError
+from workshop_lib.services.private import open_private
+from workshop_lib.settings import Settings
+
+Service = Literal["cache", "database"]
+ENGINE_OF = {"cache": "valkey", "database": "postgres"}
+
+
+class Sandbox:
+    """Real local engines that nobody else uses, also where the workshop runs on AWS.
+
+    There, nobody may stop a service or change its configuration to see what happens. Caches take
+    a sandbox in the place of a workshop: `QueryCache(box)`. Made by `Workshop.sandbox`.
+
+    Attributes:
+        valkey: its cache, a redis.Redis; the first of `valkeys`.
+        valkeys: all of its caches.
+        namespace: names the schema, and begins every cache key.
+        default_ttl: time to live of cached entries where none is given, seconds.
+
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        database: bool = True,
+        caches: int = 1,
+        cache_timeout_s: float = 1.0,
+    ) -> None:
+        self.namespace = settings.workshop_namespace
+        self.default_ttl = settings.valkey_ttl
+        self._engines = open_private(settings, database=database, caches=caches)
+        atexit.register(self.close)
+        timeouts = {"socket_timeout": cache_timeout_s, "socket_connect_timeout": cache_timeout_s}
+        self.valkeys = tuple(
+            redis.Redis(**{**endpoint.arguments, **timeouts}) for endpoint in self._engines.caches
+        )
+        self.valkey = self.valkeys[0]
+        self._database = None
+        if self._engines.database is not None:
+            self._database = Database(
+                self._engines.database,
+                self.namespace,
+                pool_min=settings.dsql_pool_min,
+                pool_max=settings.dsql_pool_max,
+                pool_timeout_s=settings.dsql_pool_timeout,
+            )
+            dataset.create_schema(self._database)
+
+    @property
+    def database(self) -> Database:
+        """Its database.
+
+        Raises:
+            WorkshopError: the sandbox was opened without one.
+
+        """
+        if self._database is None:
+            raise WorkshopError(
+                "This sandbox has no database. Open it with ws.sandbox(database=True)."
+            )
+        return self._database
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Its services as a result file keeps them, by kind."""
+        server: Any = self.valkey.info("server")
+        found = {"sandbox cache": (self._engines.caches[0].label, server["valkey_version"])}
+        if self._engines.database is not None:
+            version = self.database.query("SHOW server_version")[0][0]
+            found["sandbox database"] = (self._engines.database.label, version)
+        return {
+            kind: {
+                "label": label,
+                "version": f"{'Valkey' if 'cache' in kind else 'PostgreSQL'} {version}",
+                "embedded": True,
+                "emulated": False,
+                "region": None,
+            }
+            for kind, (label, version) in found.items()
+        }
+
+    def load_table(self, name: str, sizes: Sizes | None = None) -> Loaded:
+        """Bring one of the workshop's tables to exactly these rows, in this database."""
+        return dataset.load_table(self.database, name, sizes)
+
+    def stop(self, service: Service) -> None:
+        """End the cache or the database: connections break, new ones are refused.
+
+        Raises:
+            WorkshopError: there is no such service here, or it could not be ended.
+
+        """
+        self._engines.stop(self._engine(service))
+
+    def start(self, service: Service) -> None:
+        """Start what was stopped, at the same address.
+
+        A cache is empty then, and configured as at first; a database has what was committed.
+
+        Raises:
+            WorkshopError: there is no such service here, or it did not come up.
+
+        """
+        self._engines.start(self._engine(service))
+
+    def freeze_cache(self) -> None:
+        """Halt the cache: connections stay open, and nothing is answered."""
+        self._engines.freeze("valkey")
+
+    def thaw_cache(self) -> None:
+        """Let a halted cache go on."""
+        self._engines.thaw("valkey")
+
+    def close(self) -> None:
+        """End the engines and delete what they wrote. Doing it twice is harmless."""
+        atexit.unregister(self.close)
+        if self._database is not None:
+            self._database.close()
+        for valkey in self.valkeys:
+            valkey.close()
+        self._engines.close()
+
+    def _engine(self, service: str) -> str:
+        if service not in ENGINE_OF:
+            raise WorkshopError(
+                f"A sandbox has no service {service!r}. What can be stopped and started is "
+                f"{' or '.join(map(repr, ENGINE_OF))}."
+            )
+        if service == "database":
+            _ = self.database
+        return ENGINE_OF[service]
