@@ -8,7 +8,7 @@ PY := .venv/bin/python
 WORKSHOP := $(PY) -m workshop_lib
 ARGS ?=
 
-.PHONY: run test lab check stop reset lint format clean help venv
+.PHONY: run test benchmarks lab check stop reset lint format clean help venv
 
 run: venv  ## the main job: every notebook, headless; then open results/latest/index.html
 	@$(WORKSHOP) run $(ARGS)
@@ -16,6 +16,9 @@ run: venv  ## the main job: every notebook, headless; then open results/latest/i
 test: venv  ## format, lint, types, and every test, the notebooks included
 	@$(MAKE) --no-print-directory lint
 	@$(PY) -m pytest $(ARGS)
+
+benchmarks: venv  ## the speed goals, as ratios to others measured at the same time; a minute
+	@$(PY) -m pytest -n 0 tests/benchmarks/bench_*.py $(ARGS)
 
 lab: venv  ## JupyterLab on the notebooks, with the engines running
 	@$(WORKSHOP) lab $(ARGS)

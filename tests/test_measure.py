@@ -4,9 +4,12 @@ import time
 import pytest
 from hypothesis import given, strategies as st
 
+from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.measure import (
     Samples,
     improvement,
+    moment,
+    on_schedule,
     percentile,
     percentile_interval,
     readable,
@@ -132,3 +135,28 @@ def test_the_interval_of_a_speed_up_contains_it_and_is_reproducible():
 )
 def test_durations_are_written_in_a_unit_that_fits(seconds, text):
     assert readable(seconds) == text
+
+
+def test_a_moment_says_when_how_long_and_from_where():
+    before = time.time()
+    one = moment(lambda: time.sleep(0.01) or "cache")
+    assert before <= one.at <= time.time()
+    assert 0.01 <= one.seconds < 5
+    assert (one.source, one.end) == ("cache", one.at + one.seconds)
+
+
+def test_a_moment_notes_a_foreseen_failure_and_raises_any_other():
+    def gone():
+        raise ServiceUnreachableError("no answer")
+
+    assert moment(gone).source == "error"
+    with pytest.raises(ZeroDivisionError):
+        moment(lambda: str(1 / 0))
+
+
+def test_calls_on_a_schedule_keep_their_order_and_none_is_early():
+    started = time.perf_counter()
+    planned = [0.0, 0.01, 0.03]
+    made = on_schedule(planned, lambda n: (n, time.perf_counter() - started))
+    assert [n for n, _ in made] == [0, 1, 2]
+    assert all(at >= time for (_, at), time in zip(made, planned, strict=True))

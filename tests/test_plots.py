@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from workshop_lib import plots
-from workshop_lib.measure import Samples
+from workshop_lib.measure import Moment, Samples
 
 FAST = Samples("fast", tuple(n * 1e-6 for n in range(20, 60)))
 SLOW = Samples("slow", tuple(n * 1e-3 for n in range(2, 42)))
@@ -130,6 +130,76 @@ def test_colours_are_six_of_okabe_and_ito_s_each_with_a_marker_and_a_hatch():
     assert set(plots.COLOURS) <= okabe_ito
     for distinct in (plots.COLOURS, plots.MARKERS, plots.HATCHES):
         assert len(distinct) == len(set(distinct)) == 6
+
+
+CALM = [Moment(1_000.0 + n / 10, 0.0001, "cache") for n in range(10)]
+TROUBLE = [*CALM[:4], Moment(1_000.4, 0.02, "database"), Moment(1_000.5, 0.03, "error")]
+
+
+def legend_of(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_a_time_line_has_a_panel_a_run_and_a_dot_a_request():
+    figure = plots.timeline(
+        {"calm": CALM, "trouble": TROUBLE}, "A title", {"trouble": [(1_000.35, 1_000.55)]}
+    )
+    calm, trouble = figure.axes
+    assert figure.get_suptitle() == "A title"
+    assert [axes.get_title(loc="left") for axes in (calm, trouble)] == ["calm", "trouble"]
+    assert legend_of(calm) == ["cache (10)"]
+    assert legend_of(trouble) == ["cache (4)", "database (1)", "error (1)"]
+    times = [
+        tuple(round(float(x), 3) for x, _ in dots.get_offsets()) for dots in trouble.collections
+    ]
+    assert times == [(0.0, 0.1, 0.2, 0.3), (0.4,), (0.5,)]
+    waits = [
+        tuple(round(float(y), 3) for _, y in dots.get_offsets()) for dots in trouble.collections
+    ]
+    assert waits[1:] == [(20.0,), (30.0,)]
+    assert len(calm.patches) == 0
+    (shade,) = trouble.patches
+    assert [round(float(x), 2) for x in (shade.get_x(), shade.get_width())] == [0.35, 0.2]
+    assert "grey: trouble" in trouble.get_xlabel()
+
+
+def test_a_time_line_tells_sources_apart_by_colour_and_marker():
+    assert len({colour for colour, _ in plots.LOOKS.values()}) == len(plots.LOOKS)
+    assert len({marker for _, marker in plots.LOOKS.values()}) == len(plots.LOOKS)
+
+
+def test_waits_draws_a_line_a_request_ordered_by_when_it_was_served():
+    late = [Moment(5.00, 0.30, "database"), Moment(5.01, 0.10, "database")]
+    figure = plots.waits({"naive": late, "shared": late[:1]}, "A title")
+    naive, shared = figure.axes
+    drawn = [[tuple(map(round, line.get_xdata())), line.get_ydata()[0]] for line in naive.lines]
+    assert drawn == [[(10, 110), 1], [(0, 300), 2]]
+    assert len(shared.lines) == 1
+    assert naive.get_xlabel() == "time since the first asked (ms)"
+
+
+def test_dots_draw_each_value_and_leave_out_what_there_is_not():
+    figure = plots.dots(
+        ["lru", "none"],
+        {"steady": {"measured": [0.5, 0.4], "on paper": [0.6, None]}},
+        "A title",
+        "hit ratio",
+        {"steady": 0.7},
+    )
+    (axes,) = figure.axes
+    found = [[tuple(map(float, xy)) for xy in dots.get_offsets()] for dots in axes.collections]
+    assert found == [[(0.5, 0.0), (0.4, 1.0)], [(0.6, 0.0)]]
+    assert [line.get_xdata()[0] for line in axes.lines] == [0.7]
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["measured", "on paper", "best possible"]
+
+
+def test_streams_are_a_dot_a_request():
+    figure = plots.streams({"one": [3, 1, 2], "two": [0]}, "A title")
+    one, _ = figure.axes
+    (cloud,) = one.collections
+    assert [tuple(map(int, xy)) for xy in cloud.get_offsets()] == [(0, 3), (1, 1), (2, 2)]
+    assert one.get_ylabel().startswith("key number")
 
 
 @pictures

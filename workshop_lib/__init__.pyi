@@ -6,6 +6,7 @@ from .cache.query_cache import Answer, EntryInfo, NullCache, QueryCache
 from .cache.record_cache import RecordCache
 from .cache.stats import CacheStats
 from .checks import check_deployment
+from .crowd import Crowd, read_at_once
 from .database import Database
 from .dataset import (
     COMPLEX_QUERY,
@@ -19,8 +20,19 @@ from .dataset import (
 )
 from .errors import WorkshopError
 from .exercises import exercise
-from .measure import Samples, on_schedule, readable, speed_up, speed_up_interval, time_shuffled
+from .measure import (
+    Moment,
+    Samples,
+    moment,
+    on_schedule,
+    readable,
+    speed_up,
+    speed_up_interval,
+    time_shuffled,
+)
+from .progress import with_progress
 from .rows import Rows
+from .sandbox import Sandbox
 from .settings import load_settings
 from .workshop import Workshop, open_workshop
 
@@ -32,14 +44,17 @@ __all__ = [
     "TODAY",
     "Answer",
     "CacheStats",
+    "Crowd",
     "Database",
     "EntryInfo",
     "Loaded",
+    "Moment",
     "NullCache",
     "QueryCache",
     "RecordCache",
     "Rows",
     "Samples",
+    "Sandbox",
     "Sizes",
     "Workshop",
     "WorkshopError",
@@ -49,12 +64,15 @@ __all__ = [
     "exercise",
     "load_settings",
     "measure",
+    "moment",
     "on_schedule",
     "open_workshop",
     "plots",
+    "read_at_once",
     "readable",
     "simulate",
     "speed_up",
     "speed_up_interval",
     "time_shuffled",
+    "with_progress",
 ]

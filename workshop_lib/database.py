@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -99,12 +100,13 @@ class Database:
             max_overflow=pool_max - pool_min,
             timeout=pool_timeout_s,
             recycle=RECYCLE_S,
+            reset_on_return=None,  # _tidy_up does that, and only where it is needed
         )
         # A connection that broke is replaced; the pool need not log a traceback about it as well.
         logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
         event.listen(self._pool, "checkout", _refuse_dead)
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Which database and schema this is, stable over restarts and new ports."""
         return f"{self.endpoint.identity}/{self.schema}"
@@ -296,7 +298,7 @@ class Database:
 def _fetch(cursor: Cursor) -> tuple[tuple[str, ...], list[Row]]:
     if cursor.description is None:
         return (), []
-    return tuple(column[0] for column in cursor.description), cursor.fetchall()
+    return tuple([column.name for column in cursor.description]), cursor.fetchall()
 
 
 def _tidy_up(connection: Any) -> bool:

@@ -13,8 +13,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from time import perf_counter, perf_counter_ns, sleep
+from time import perf_counter, perf_counter_ns, sleep, time
 from typing import TypeVar
+
+from workshop_lib.errors import WorkshopError
 
 T = TypeVar("T")
 
@@ -170,6 +172,40 @@ def _time(call: Callable[[], object], before: Callable[[], object]) -> float:
 
 def _nothing() -> None:
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One call on the time line of an experiment.
+
+    Attributes:
+        at: when it was made, Unix seconds, so that several processes share the line.
+        seconds: how long its maker waited for the answer.
+        source: where the answer came from, such as "cache"; "error" if there was none.
+
+    """
+
+    at: float
+    seconds: float
+    source: str
+
+    @property
+    def end(self) -> float:
+        """When the answer was there, Unix seconds."""
+        return self.at + self.seconds
+
+
+def moment(call: Callable[[], str]) -> Moment:
+    """Make a call that says where its answer came from.
+
+    A WorkshopError, such as a database that does not answer, is noted, not raised.
+    """
+    at, started = time(), perf_counter()
+    try:
+        source = call()
+    except WorkshopError:
+        source = "error"
+    return Moment(at, perf_counter() - started, source)
 
 
 def on_schedule(times: Sequence[float], call: Callable[[int], T]) -> list[T]:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from workshop_lib.measure import P99_SAMPLES, Samples, readable
+from workshop_lib.measure import P99_SAMPLES, Moment, Samples, readable
 
 # Okabe and Ito 2008, "Color Universal Design"; black is left for text.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 HATCHES = ("", "//", "..", "xx", "--", "++")
+LOOKS = {
+    "cache": (COLOURS[0], "o"),
+    "database": (COLOURS[1], "s"),
+    "stale": (COLOURS[2], "^"),
+    "error": (COLOURS[5], "X"),
+}
+"""Colour and marker of an answer, by where it came from."""
 ROOMY = {"dpi": 110, "facecolor": "white", "bbox_inches": "tight"}
 
 
@@ -214,6 +221,142 @@ def lines(
     return figure
 
 
+def timeline(
+    panels: Mapping[str, Sequence[Moment]],
+    title: str,
+    spans: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> Figure:
+    """When each request was made and how long it waited: one dot a request, one panel a run.
+
+    Args:
+        panels: the requests of each run, by the panel's title.
+        title: of the picture.
+        spans: by the panel's title, from when to when (Unix seconds) there was trouble; shaded, or
+            a line where it took no time.
+
+    """
+    figure, all_axes = _panels(8.0, 0.9 + 2.3 * len(panels), rows=len(panels))
+    for axes, (name, moments) in zip(all_axes, panels.items(), strict=True):
+        start = min(m.at for m in moments)
+        for low, high in (spans or {}).get(name, ()):
+            axes.axvspan(low - start, high - start, color="#dddddd", zorder=0)
+        for source, (colour, marker) in LOOKS.items():
+            chosen = [m for m in moments if m.source == source]
+            if not chosen:
+                continue
+            axes.scatter(
+                [m.at - start for m in chosen],
+                [m.seconds * 1e3 for m in chosen],
+                s=16,
+                color=colour,
+                marker=marker,
+                alpha=0.6,
+                linewidths=0,
+                label=f"{source} ({len(chosen):,})",
+            )
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: readable(value / 1e3)))
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    all_axes[-1].set_xlabel("time since the first request (s)" + "; grey: trouble" * bool(spans))
+    figure.supylabel("wait for the answer (log scale)", fontsize=10)
+    figure.suptitle(title)
+    return figure
+
+
+def streams(panels: Mapping[str, Sequence[int]], title: str) -> Figure:
+    """Which key each request asks for: one dot a request, one panel a stream.
+
+    Args:
+        panels: the key numbers of each stream, by the panel's title.
+        title: of the picture.
+
+    """
+    figure, all_axes = _panels(8.4, 3.4, columns=len(panels))
+    for axes, (name, stream) in zip(all_axes, panels.items(), strict=True):
+        axes.scatter(range(len(stream)), stream, s=3, color=COLOURS[0], alpha=0.5, linewidths=0)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("request")
+    all_axes[0].set_ylabel("key number (0: the hottest at first)")
+    figure.suptitle(title)
+    return figure
+
+
+def waits(runs: Mapping[str, Sequence[Moment]], title: str) -> Figure:
+    """From when to when each of many simultaneous requests waited: one line a request.
+
+    Args:
+        runs: the requests of each run, by its panel's title.
+        title: of the picture.
+
+    """
+    figure, all_axes = _panels(8.0, 4.2, columns=len(runs), grid="x")
+    for number, (axes, (name, moments)) in enumerate(zip(all_axes, runs.items(), strict=True)):
+        start = min(m.at for m in moments)
+        ordered = sorted(moments, key=lambda m: m.end)
+        for row, one in enumerate(ordered, start=1):
+            axes.plot(
+                [(one.at - start) * 1e3, (one.end - start) * 1e3],
+                [row, row],
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
+                markevery=[1],
+                markersize=4,
+                linewidth=1.2,
+            )
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("time since the first asked (ms)")
+    all_axes[0].set_ylabel("readers, by when they were served")
+    figure.suptitle(title)
+    return figure
+
+
+def dots(
+    rows: Sequence[str],
+    panels: Mapping[str, Mapping[str, Sequence[float | None]]],
+    title: str,
+    x_label: str,
+    limits: Mapping[str, float] | None = None,
+) -> Figure:
+    """Values side by side on one line a subject; the first series is filled, the others hollow.
+
+    Args:
+        rows: the subjects.
+        panels: by panel, the series by name, with one value (or None) for each subject.
+        title: of the picture.
+        x_label: with its unit.
+        limits: by panel, the best value possible; a dashed line.
+
+    """
+    figure, all_axes = _panels(8.4, 1.6 + 0.32 * len(rows), columns=len(panels), grid="both")
+    for axes, (panel, series) in zip(all_axes, panels.items(), strict=True):
+        for number, (name, values) in enumerate(series.items()):
+            found = [(value, row) for row, value in enumerate(values) if value is not None]
+            axes.scatter(
+                [value for value, _ in found],
+                [row for _, row in found],
+                s=64 if number else 36,
+                marker=MARKERS[number % len(MARKERS)],
+                facecolors="none" if number else COLOURS[0],
+                edgecolors=COLOURS[number % len(COLOURS)],
+                linewidths=1.4,
+                label=name,
+                zorder=3,
+            )
+        if limits:
+            axes.axvline(
+                limits[panel], color="black", linestyle="--", lw=1.2, label="best possible"
+            )
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_title(panel, fontsize=10)
+        axes.set_xlabel(x_label)
+    handles, names = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
 def durations(seconds: Mapping[str, float], title: str, limit_s: float | None = None) -> Figure:
     """One horizontal bar a thing that took time; a line marks what is worth a look.
 
@@ -240,10 +383,24 @@ def durations(seconds: Mapping[str, float], title: str, limit_s: float | None = 
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Any]:
+    """An empty picture with one panel."""
+    figure, (axes,) = _panels(width, height, grid="x" if height < width / 3 else "y")
+    return figure, axes
+
+
+def _panels(
+    width: float,
+    height: float,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    grid: Literal["x", "y", "both"] = "y",
+) -> tuple[Figure, Sequence[Any]]:
     """An empty picture. No pyplot: its figures would pile up in a long session."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x" if height < width / 3 else "y", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    return figure, axes
+    panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis=grid, color="#dddddd", linewidth=0.7)
+        axes.set_axisbelow(True)
+    return figure, panels

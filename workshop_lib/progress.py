@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
+
+T = TypeVar("T")
 
 SHOW_AFTER_S = 1.0
 
@@ -32,3 +35,18 @@ def progress_bar(total: int, label: str, unit: str = "row") -> Any:
         # In notebooks tqdm does not read this variable by itself; headless runs set it.
         disable=bool(os.environ.get("TQDM_DISABLE")),
     )
+
+
+def with_progress(items: Collection[T], label: str, unit: str = "request") -> Iterator[T]:
+    """The items one by one, behind a progress bar.
+
+    Args:
+        items: what to work on.
+        label: what is being done.
+        unit: one item.
+
+    """
+    with progress_bar(len(items), label, unit) as bar:
+        for item in items:
+            yield item
+            bar.update(1)

@@ -66,6 +66,7 @@ def write_report(folder: Path) -> Path:
         seconds=sum(s.result["seconds"] for s in sections),
         size=sections[0].result["size"] if sections else "",
         first=first,
+        services={kind: s for one in sections for kind, s in one.result["services"].items()},
         readable=readable,
     )
     page = folder / "index.html"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import redis
 
 from workshop_lib import dataset
+from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.errors import WorkshopError
@@ -27,6 +28,7 @@ class Sandbox:
     Attributes:
         valkey: its cache, a redis.Redis; the first of `valkeys`.
         valkeys: all of its caches.
+        cache_arguments: what redis.Redis needs to reach each of them, passwords included.
         namespace: names the schema, and begins every cache key.
         default_ttl: time to live of cached entries where none is given, seconds.
 
@@ -45,9 +47,8 @@ class Sandbox:
         self._engines = open_private(settings, database=database, caches=caches)
         atexit.register(self.close)
         timeouts = {"socket_timeout": cache_timeout_s, "socket_connect_timeout": cache_timeout_s}
-        self.valkeys = tuple(
-            redis.Redis(**{**endpoint.arguments, **timeouts}) for endpoint in self._engines.caches
-        )
+        self.cache_arguments = [{**e.arguments, **timeouts} for e in self._engines.caches]
+        self.valkeys = tuple(redis.Redis(**arguments) for arguments in self.cache_arguments)
         self.valkey = self.valkeys[0]
         self._database = None
         if self._engines.database is not None:
@@ -58,7 +59,11 @@ class Sandbox:
                 pool_max=settings.dsql_pool_max,
                 pool_timeout_s=settings.dsql_pool_timeout,
             )
-            dataset.create_schema(self._database)
+            try:
+                dataset.create_schema(self._database)
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def database(self) -> Database:
@@ -95,6 +100,18 @@ class Sandbox:
     def load_table(self, name: str, sizes: Sizes | None = None) -> Loaded:
         """Bring one of the workshop's tables to exactly these rows, in this database."""
         return dataset.load_table(self.database, name, sizes)
+
+    def clear(self) -> int:
+        """Delete the keys of all its caches and begin their statistics anew.
+
+        Returns:
+            How many keys there were.
+
+        """
+        gone = sum(clear_namespace(valkey, self.namespace) for valkey in self.valkeys)
+        for valkey in self.valkeys:
+            valkey.config_resetstat()
+        return gone
 
     def stop(self, service: Service) -> None:
         """End the cache or the database: connections break, new ones are refused.

@@ -29,11 +29,13 @@ def run(source, name="<cell>"):
     return names
 
 
-WRONG = {
-    known: answers
-    for file in sorted(ANSWERS.glob("nb*.py"))
-    for known, answers in run(file.read_text(), str(file))["WRONG"].items()
-}
+def collected(name):
+    """What the files of answers keep under this name, by exercise."""
+    files = [run(file.read_text(), str(file)) for file in sorted(ANSWERS.glob("nb*.py"))]
+    return {known: answers for file in files for known, answers in file.get(name, {}).items()}
+
+
+WRONG, RIGHT = collected("WRONG"), collected("RIGHT")
 
 
 @pytest.fixture(params=EXERCISES, ids=lambda known: known.id)
@@ -93,6 +95,20 @@ def test_a_wrong_answer_is_told_what_is_wrong_with_it(known, opened, answer, fra
     verdict = known.check(answer, opened)
     assert verdict.state == "wrong"
     assert fragment in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("known", "answer"),
+    [
+        pytest.param(known, answer, id=f"{known.id}-{answer.__name__}")
+        for known in EXERCISES
+        for answer in RIGHT.get(known.id, ())
+    ],
+    indirect=["known"],
+)
+def test_an_answer_that_is_right_in_another_way_is_right(known, opened, answer):
+    verdict = known.check(answer, opened)
+    assert (verdict.state, verdict.message) == ("right", known.praise)
 
 
 def test_there_are_hints_and_each_call_shows_the_next(known):

@@ -134,6 +134,64 @@ def test_the_old_value_was_seen_and_the_race_is_open_without_the_lock_only(figur
     assert found["lock_race_leaves_old_value"] is False
 
 
+KINDS = ("hot_and_cold", "scan", "shifting")
+
+
+def test_no_policy_beats_belady_and_caches_evict_as_exact_algorithms_do(figures):
+    found = figures["05_choose_an_eviction_policy"]
+    for kind in KINDS:
+        ratios = {
+            name.rpartition("_")[2]: value
+            for name, value in found.items()
+            if name.startswith(f"hit_ratio_{kind}_")
+        }
+        assert len(ratios) == 8
+        assert 0 < max(ratios.values()) <= found[f"best_possible_{kind}"]
+        # With a TTL on every key the two families choose among the same candidates.
+        for how in ("lru", "lfu", "random"):
+            assert abs(ratios[f"volatile-{how}"] - ratios[f"allkeys-{how}"]) <= 0.05
+    assert found["evictions_volatile_lru"] > 20
+    assert found["refused_noeviction"] > 20
+
+
+def test_a_cache_full_of_keys_without_ttl_answers_nothing_and_harms_nobody(figures):
+    found = figures["05_choose_an_eviction_policy"]
+    assert (found["hits_when_full"], found["errors_when_full"]) == (0, 100)
+    assert found["answers_right_when_full"] is True
+    assert found["hits_when_cured"] == 50
+    assert found["sessions_lost_allkeys"] > 0
+    hot = "hit_ratio_hot_and_cold_volatile-ttl"
+    assert found["ranked_volatile_ttl"] > found[hot]
+
+
+def test_single_flight_sends_one_query_and_the_naive_way_sends_many(figures):
+    found = figures["06_stay_up_under_stress"]
+    assert (found["queries_single_flight"], found["queries_processes_single_flight"]) == (1, 1)
+    assert found["queries_naive"] > 2
+    assert found["queries_processes_each_for_itself"] > 2
+
+
+def test_a_cache_that_is_away_costs_time_and_no_answers(figures):
+    found = figures["06_stay_up_under_stress"]
+    assert found["errors_cache_stopped"] == found["errors_cache_frozen"] == 0
+    assert found["last_read_cache_stopped"] == found["last_read_cache_frozen"] == "cache"
+
+
+def test_a_database_that_is_away_is_an_error_or_a_stale_answer(figures):
+    found = figures["06_stay_up_under_stress"]
+    assert found["errors_database_plain"] > 0
+    assert found["stale_database_plain"] == 0
+    assert found["errors_database_stale_if_error"] == 0
+    assert found["stale_database_stale_if_error"] > 0
+
+
+def test_garbage_and_what_is_too_large_are_survived(figures):
+    found = figures["06_stay_up_under_stress"]
+    assert found["reads_of_unreadable_entries"] >= 2
+    assert found["errors_spoilt"] == 0
+    assert (found["too_large"], found["hits_below_limit"]) == (20, 19)
+
+
 def test_each_notebook_leaves_its_result_its_page_and_its_pictures(executed):
     folder, outcomes = executed
     for outcome in outcomes:

@@ -65,7 +65,7 @@ def record_key(namespace: str, table: str, *primary_key: object) -> str:
             f"A record of {table!r} has no key without its primary key. Pass its value, as in "
             f"record_key(namespace, {table!r}, 3)."
         )
-    return ":".join((_prefix(namespace), _part(table), *map(_part, primary_key)))
+    return ":".join((_table_prefix(namespace, table), *map(_part, primary_key)))
 
 
 def lock_key(key: str) -> str:
@@ -116,6 +116,12 @@ def match_all(namespace: str) -> str:
     return f"{_checked(namespace)}:*"  # nothing to escape: a namespace holds no glob character
 
 
+@lru_cache(maxsize=1024)
+def _table_prefix(namespace: str, table: str) -> str:
+    return f"{_prefix(namespace)}:{_part(table)}"
+
+
+@lru_cache(maxsize=1024)
 def _prefix(namespace: str) -> str:
     return f"{_checked(namespace)}:{_VERSION}"
 
@@ -131,8 +137,8 @@ def _checked(namespace: str) -> str:
 
 def _plain(params: Params) -> object:
     """Return the parameters as a dict, a tuple or None, as the driver treats them."""
-    if params is None:
-        return None
+    if params is None or type(params) is tuple:
+        return params
     if isinstance(params, Mapping):
         return dict(params)
     if isinstance(params, Sequence) and not isinstance(params, str | bytes | bytearray):

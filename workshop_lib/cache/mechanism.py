@@ -145,8 +145,10 @@ class Mechanism:
         if entry is not None:
             entry = self._refresh_if_due(key, entry, load, tags)
             seconds = time.perf_counter() - started
-            self.counters.add(hits=1, saved=entry.cost_seconds - seconds)
+            self.counters.add(hits=1, bytes_read=found.size, saved=entry.cost_seconds - seconds)
             return Fetched(entry, "cache", seconds)
+        if found.entry is not None:  # read, but too old
+            self.counters.add(bytes_read=found.size)
         fill = self._load_together if self.policy.single_flight else self._load_and_store
         try:
             entry = fill(key, load, tags)
@@ -209,7 +211,8 @@ class Mechanism:
             self.counters.add(errors=1)
             return NOTHING
         found = self._ask(lambda: self.storage.get(key), NOTHING)
-        self.counters.add(corrupt=int(found.corrupt), bytes_read=found.size if found.entry else 0)
+        if found.corrupt:
+            self.counters.add(corrupt=1)
         return found
 
     def _refresh_if_due(
@@ -254,10 +257,10 @@ class Mechanism:
             if flight.packed is not None:
                 self.counters.add(coalesced=1)
                 return self.storage.unpack(flight.packed)
-            entry = self._look(key).fresh
-            if entry is not None:
-                self.counters.add(coalesced=1)
-                return entry
+            found = self._look(key)
+            if found.fresh is not None:
+                self.counters.add(coalesced=1, bytes_read=found.size)
+                return found.fresh
         return self._timed(load())[0]
 
     def _lead(
@@ -357,7 +360,8 @@ class Mechanism:
         ttl *= 1 - policy.jitter * random.random()
         kept = max(1, round((ttl + policy.stale_if_error) * 1000))
         needed = policy.stale_if_error or policy.early_refresh
-        return replace(entry, created_at=now, fresh_until=now + ttl if needed else inf), kept
+        until = now + ttl if needed else inf
+        return Entry(entry.columns, entry.rows, entry.cost_seconds, now, until), kept
 
     def _loaded(self, entry: Entry) -> _Loaded:
         try:
@@ -366,7 +370,8 @@ class Mechanism:
             self.counters.add(uncacheable=1)
             return _Loaded(entry, incommunicable=True)
         storable = size <= self.policy.max_bytes
-        self.counters.add(too_large=int(not storable))
+        if not storable:
+            self.counters.add(too_large=1)
         return _Loaded(entry, packed, size, storable)
 
     def _registered(self, key: str, tags: Collection[str]) -> bool:

@@ -151,7 +151,7 @@ class HashStorage(StringStorage):
         """What the fields of a hash hold."""
         if not fields:
             return NOTHING
-        size = sum(len(name) + len(value) for name, value in fields.items())
+        size = sum(map(len, fields)) + sum(map(len, fields.values()))
         try:
             return Found(_read(fields), size)
         except (CorruptEntry, KeyError, ValueError):

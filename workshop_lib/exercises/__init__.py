@@ -5,8 +5,16 @@ from workshop_lib.exercises.engine import Exercise
 from workshop_lib.exercises.nb02 import EXERCISES as OF_NOTEBOOK_02
 from workshop_lib.exercises.nb03 import EXERCISES as OF_NOTEBOOK_03
 from workshop_lib.exercises.nb04 import EXERCISES as OF_NOTEBOOK_04
+from workshop_lib.exercises.nb05 import EXERCISES as OF_NOTEBOOK_05
+from workshop_lib.exercises.nb06 import EXERCISES as OF_NOTEBOOK_06
 
-EXERCISES: tuple[Exercise, ...] = (*OF_NOTEBOOK_02, *OF_NOTEBOOK_03, *OF_NOTEBOOK_04)
+EXERCISES: tuple[Exercise, ...] = (
+    *OF_NOTEBOOK_02,
+    *OF_NOTEBOOK_03,
+    *OF_NOTEBOOK_04,
+    *OF_NOTEBOOK_05,
+    *OF_NOTEBOOK_06,
+)
 """All exercises, in the order of the notebooks; each notebook's are in a room of their own."""
 
 

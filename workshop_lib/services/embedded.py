@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Attachment:
     folder: StateFolder
     lease: Path
     engines: dict[str, EngineState]
-    secrets: dict[str, str]
+    secrets: dict[str, str] = field(repr=False)
 
     def release(self) -> None:
         """Let go. The keeper ends the engines when nobody holds them any more."""
@@ -130,7 +130,7 @@ def stop(folder: StateFolder) -> bool:
         return False
     stopped = [stop(private) for private in folder.private_folders]
     with folder.locked():
-        return _end_keeper(folder) or any(stopped)
+        return (not _vanished(folder) and _end_keeper(folder)) or any(stopped)
 
 
 def reset(folder: StateFolder) -> bool:
@@ -145,8 +145,9 @@ def reset(folder: StateFolder) -> bool:
     for private in folder.private_folders:
         reset(private)
     with folder.locked():
-        _end_keeper(folder)
-        folder.delete()
+        if not _vanished(folder):
+            _end_keeper(folder)
+            folder.delete()
     return True
 
 
@@ -159,9 +160,14 @@ def wait_gone(folder: StateFolder, seconds: float = 20.0) -> bool:
     """
     for private in folder.private_folders:
         wait_gone(private, seconds)
-    return wait_until(lambda: folder.keeper() is None or bool(folder.live_leases()), seconds) and (
-        folder.keeper() is None
-    )
+    keeper = folder.keeper()
+    if keeper is not None:
+        # The process, not what its file says: it deletes a temporary folder last of all.
+        created = keeper.create_time()
+        wait_until(
+            lambda: find_process(keeper.pid, created) is None or bool(folder.live_leases()), seconds
+        )
+    return folder.keeper() is None
 
 
 class _KeeperGoneError(EngineError):
@@ -180,6 +186,14 @@ def _bring_up(folder: StateFolder, names: list[str], cache_mb: int) -> dict[str,
             if last_try:
                 raise
     raise AssertionError("unreachable")
+
+
+def _vanished(folder: StateFolder) -> bool:
+    """Whether a temporary folder went with its keeper before we got its lock."""
+    if folder.ours:
+        return False
+    folder.let_go()
+    return True
 
 
 def _end_keeper(folder: StateFolder) -> bool:

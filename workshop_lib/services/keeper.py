@@ -165,7 +165,8 @@ class Keeper:
     def _leave(self) -> bool:
         """Stop everything unless somebody came in at the last moment. Returns whether it did."""
         try:
-            with self.folder.locked():
+            # No waiting: whoever holds the lock may be waiting for this process to end.
+            with self.folder.locked(wait_s=0):
                 if self.folder.live_leases():
                     return False
                 self._stop_all()

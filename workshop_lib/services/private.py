@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock
+import psutil
 
 from workshop_lib.errors import EngineError
 from workshop_lib.services import embedded
@@ -20,7 +19,13 @@ from workshop_lib.services.embedded import Attachment
 from workshop_lib.services.endpoints import CacheEndpoint, DatabaseEndpoint
 from workshop_lib.services.engines import EngineState
 from workshop_lib.services.resolve import embedded_cache, embedded_database
-from workshop_lib.services.state import LOCK_WAIT_S, PRIVATE, StateFolder, state_folder, wait_until
+from workshop_lib.services.state import (
+    PRIVATE,
+    StateFolder,
+    find_process,
+    state_folder,
+    wait_until,
+)
 from workshop_lib.settings import Settings
 
 T = TypeVar("T", DatabaseEndpoint, CacheEndpoint)
@@ -113,9 +118,10 @@ class PrivateEngines:
         return embedded.reports(self.attachment.folder).get(name, EngineState(name, "down"))
 
     def _signal(self, name: str, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            if pid := self._report(name).pid:
-                os.kill(pid, number)
+        report = self._report(name)
+        if process := find_process(report.pid, report.created):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
 
 def open_private(settings: Settings, *, database: bool, caches: int) -> PrivateEngines:
@@ -139,6 +145,7 @@ def open_private(settings: Settings, *, database: bool, caches: int) -> PrivateE
     with _swept(home) as base:
         folder = StateFolder(Path(tempfile.mkdtemp(dir=base)))
         try:
+            folder.prepare(temporary=True)
             held = embedded.attach(folder, names, brief)
         except BaseException:
             embedded.reset(folder)
@@ -155,7 +162,7 @@ def _swept(home: StateFolder) -> Iterator[Path]:
     """The folder for private state folders, locked, without those whose keeper was killed."""
     base = home.path / PRIVATE
     base.mkdir(mode=0o700, exist_ok=True)
-    with FileLock(base / "lock", timeout=LOCK_WAIT_S):
+    with StateFolder(base).locked():
         for old in home.private_folders:
             if old.keeper() is None and not old.live_leases():
                 embedded.reset(old)

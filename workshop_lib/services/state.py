@@ -32,6 +32,8 @@ ROOT_BASE = Path("/var/lib") / APPLICATION
 LOCK_WAIT_S = 90.0
 PRIVATE = "private"
 """Below a checkout's state folder: one state folder for each notebook with engines of its own."""
+TEMPORARY = ".temporary"
+"""The file that marks such a folder."""
 _lease_numbers = itertools.count()
 NEEDED_BYTES = 300 * 1024 * 1024
 """A fresh PostgreSQL takes about 40 MB, its write-ahead log up to 200 MB more."""
@@ -78,7 +80,7 @@ class StateFolder:
     @property
     def temporary(self) -> bool:
         """Whether it belongs to one notebook, and goes when that notebook's engines end."""
-        return self.path.parent.name == PRIVATE
+        return (self.path / TEMPORARY).exists()
 
     @property
     def private_folders(self) -> list[StateFolder]:
@@ -97,8 +99,11 @@ class StateFolder:
         except OSError:
             return False
 
-    def prepare(self) -> None:
+    def prepare(self, *, temporary: bool = False) -> None:
         """Create the folder, closed to others.
+
+        Args:
+            temporary: its keeper is to delete it when it leaves.
 
         Raises:
             EngineError: the place is read-only, full, in other use, or belongs to somebody else.
@@ -119,6 +124,8 @@ class StateFolder:
                 )
             self.path.chmod(0o700)
             (self.path / MARK).touch()
+            if temporary:
+                (self.path / TEMPORARY).touch()
             with tempfile.TemporaryFile(dir=self.path) as probe:
                 probe.write(b"x")
         except OSError as error:
@@ -135,19 +142,23 @@ class StateFolder:
             )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, wait_s: float | None = None) -> Iterator[None]:
         """Hold the folder's lock; the system releases it if this process dies.
 
+        Args:
+            wait_s: how long to wait for it, seconds; LOCK_WAIT_S if left out.
+
         Raises:
-            EngineError: another process held it for LOCK_WAIT_S seconds.
+            EngineError: another process held it for all that time.
 
         """
+        patience = LOCK_WAIT_S if wait_s is None else wait_s
         try:
-            with FileLock(self.lock_file, timeout=LOCK_WAIT_S):
+            with FileLock(self.lock_file, timeout=patience):
                 yield
         except Timeout:
             raise EngineError(
-                f"Another process has been starting or stopping the engines for {LOCK_WAIT_S:.0f} "
+                f"Another process has been starting or stopping the engines for {patience:.0f} "
                 f"seconds (lock {self.lock_file}). `workshop status` shows what runs."
             ) from None
 
@@ -218,11 +229,21 @@ class StateFolder:
         """Remove everything that this folder's engines ever wrote; a stranger's folder stays."""
         if not self.ours:
             return
-        shutil.rmtree(self.postgres_data, ignore_errors=True)
+        data = self.postgres_data
+        # Beside the data lie the drafts of a first start that was killed.
+        for path in (data, data.with_name(f"{data.name}.new")):
+            shutil.rmtree(path, ignore_errors=True)
+        data.with_name(f"{data.name}.password").unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
         for parent in (self.postgres_data.parent, self.path.parent):
             with contextlib.suppress(OSError):  # other checkouts may have theirs there
                 parent.rmdir()
+
+    def let_go(self) -> None:
+        """Remove the empty folder that locking a vanished one has made again."""
+        with contextlib.suppress(OSError):
+            self.lock_file.unlink()
+            self.path.rmdir()
 
 
 def state_folder(chosen: Path | None) -> StateFolder:

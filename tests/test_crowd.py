@@ -1,0 +1,49 @@
+"""Readers in several processes, with real processes, a real cache and a real database."""
+
+import os
+
+import pytest
+
+from workshop_lib import WorkshopError, crowd, read_at_once
+
+SLOW = "SELECT count(*) FROM transactions a JOIN transactions b ON a.type = b.type WHERE a.id <= %s"
+
+
+@pytest.fixture(scope="module")
+def box(shared):
+    sandbox = shared.sandbox()
+    sandbox.load_table("transactions")
+    yield sandbox
+    sandbox.close()
+
+
+def test_with_single_flight_one_query_reaches_the_database_for_all_processes(box):
+    box.clear()
+    found = read_at_once(box, SLOW, (500,), processes=3, readers=5)
+    assert found.queries == 1
+    assert len(found.moments) == 15
+
+
+def test_without_it_there_are_many(box):
+    box.clear()
+    found = read_at_once(box, SLOW, (500,), processes=2, readers=5, single_flight=False)
+    assert 2 <= found.queries <= 10
+    assert len(found.moments) == 10
+
+
+def test_a_warm_cache_needs_no_query(box):
+    box.clear()
+    read_at_once(box, SLOW, (500,), processes=1, readers=1)
+    found = read_at_once(box, SLOW, (500,), processes=2, readers=2)
+    assert found.queries == 0
+    assert {m.source for m in found.moments} == {"cache"}
+
+
+def test_processes_that_do_not_get_ready_are_a_clear_error(box, monkeypatch):
+    monkeypatch.setattr(crowd, "_read", _fall_over)
+    with pytest.raises(WorkshopError, match="Not all of 2 processes were ready"):
+        read_at_once(box, SLOW, (500,), processes=2, readers=1)
+
+
+def _fall_over(_asked):
+    os._exit(3)

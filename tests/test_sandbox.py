@@ -1,0 +1,618 @@
+"""A sandbox in a learner's hands: alone, broken on purpose, and mended."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+
+from workshop_lib import Workshop, dataset, open_workshop
+from workshop_lib.cache import breaker
+from workshop_lib.cache.cached import cached
+from workshop_lib.cache.query_cache import QueryCache
+from workshop_lib.cache.record_cache import RecordCache
+from workshop_lib.errors import ServiceUnreachableError, WorkshopError
+from workshop_lib.sandbox import Sandbox
+from workshop_lib.services import embedded, private
+from workshop_lib.services.state import StateFolder, wait_until
+from workshop_lib.settings import load_settings
+
+TIMEOUT_S = 0.5
+"""How long the sandbox's clients wait for an answer of the cache, seconds."""
+SOON = 15.0
+ASK = "SELECT v FROM thing WHERE id = %s"
+
+
+@pytest.fixture(scope="module")
+def workshops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Workshop]]:
+    """Opens workshops with a namespace of their own."""
+    opened: list[Workshop] = []
+
+    def one(name: str = "sandboxes", **settings: Any) -> Workshop:
+        namespace = f"test_{secrets.token_hex(4)}"
+        results = tmp_path_factory.mktemp("result") / "sandboxes.json"
+        settings = {"dsql_pool_min": 2, "dsql_pool_timeout": 5.0, **settings}
+        opened.append(
+            open_workshop(
+                name, workshop_namespace=namespace, workshop_result_file=results, **settings
+            )
+        )
+        return opened[-1]
+
+    yield one
+    for workshop in opened:
+        workshop.close()
+    assert [left(box) for box in boxes_of(opened)] == [[]] * len(boxes_of(opened))
+
+
+def boxes_of(workshops: list[Workshop]) -> list[Sandbox]:
+    return [workshop._sandbox for workshop in workshops if workshop._sandbox is not None]
+
+
+@pytest.fixture(scope="module")
+def own(workshops) -> Workshop:
+    """A workshop with the sandbox that most tests share."""
+    return workshops()
+
+
+@pytest.fixture(scope="module")
+def shared_box(own) -> Sandbox:
+    box = own.sandbox(caches=2, cache_timeout_s=TIMEOUT_S)
+    box.database.query("CREATE TABLE thing (id int PRIMARY KEY, v int)")
+    box.database.query("INSERT INTO thing VALUES (1, 7)")
+    return box
+
+
+@pytest.fixture
+def box(shared_box) -> Iterator[Sandbox]:
+    """The sandbox, all of it running, its caches empty, and one thing with the value 7."""
+    shared_box.database.query("UPDATE thing SET v = 7 WHERE id = 1")
+    for valkey in shared_box.valkeys:
+        valkey.flushall()
+    yield shared_box
+    shared_box.thaw_cache()
+    shared_box.start("cache")
+    shared_box.start("database")
+
+
+@pytest.fixture(scope="module")
+def another(workshops) -> Workshop:
+    """A workshop whose sandboxes are opened and closed by tests."""
+    return workshops("sandboxes, one after another")
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """The time as circuit breakers see it: it moves only when a test moves it."""
+    clock = SimpleNamespace(now=1_000.0)
+    monkeypatch.setattr(breaker, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def folder_of(box: Sandbox) -> StateFolder:
+    return box._engines.attachment.folder
+
+
+def left(box: Sandbox, seconds: float = SOON) -> list[str]:
+    """What is there of a sandbox after so many seconds at most: files, and ports that answer."""
+    places = (folder_of(box).path, folder_of(box).postgres_data)
+
+    def found() -> list[str]:
+        files = [str(place) for place in places if place.exists()]
+        return [*files, *("a cache" for valkey in box.valkeys if answers(valkey))]
+
+    wait_until(lambda: not found(), seconds)
+    return found()
+
+
+def answers(valkey: redis.Redis) -> bool:
+    try:
+        return bool(valkey.ping())
+    except redis.RedisError:
+        return False
+
+
+def seconds_of(action: Callable[[], object], error: type[Exception]) -> float:
+    """How long it takes until the action fails with this error."""
+    started = time.monotonic()
+    with pytest.raises(error):
+        action()
+    return time.monotonic() - started
+
+
+# --- nobody else's ---
+
+
+def test_its_engines_are_others_than_the_workshop_s(own, box):
+    servers = [valkey.info("server") for valkey in (own.valkey, *box.valkeys)]
+    assert len({server["process_id"] for server in servers}) == 3
+    assert len({server["tcp_port"] for server in servers}) == 3
+    ask = "SELECT inet_server_addr()::text, inet_server_port(), pg_postmaster_start_time()"
+    ours, its = (place.database.query(ask)[0] for place in (own, box))
+    assert ours[1:] != its[1:]
+    assert its[0].partition("/")[0] == "127.0.0.1"
+
+
+def test_what_is_configured_and_written_in_it_does_not_touch_the_workshop(own, box):
+    before = own.valkey.config_get("maxmemory*")
+    box.valkey.config_set("maxmemory", "9mb")
+    box.valkey.config_set("maxmemory-policy", "allkeys-lfu")
+    box.valkey.set(f"{own.namespace}:k", "v")
+    assert own.valkey.config_get("maxmemory*") == before
+    assert own.valkey.exists(f"{own.namespace}:k") == 0
+    assert "thing" not in own.tables.index
+    assert box.valkeys[1].config_get("maxmemory")["maxmemory"] == before["maxmemory"]
+    box.stop("cache")
+    box.start("cache")
+    assert box.valkey.config_get("maxmemory*") == before
+
+
+def test_its_clients_cannot_sign_in_to_the_workshop_s_cache_nor_the_other_way_round(own, box):
+    theirs, its = own.endpoints.cache.arguments, box._engines.caches[0].arguments
+    for arguments in (
+        {**theirs, "password": its["password"]},
+        {**its, "password": theirs["password"]},
+    ):
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis(**arguments).ping()
+
+
+def test_it_takes_the_place_of_a_workshop(own, box):
+    assert (box.namespace, box.default_ttl) == (own.namespace, own.settings.valkey_ttl)
+    cache = QueryCache(box)
+    assert cache.ttl == own.settings.valkey_ttl
+    assert [cache.fetch(ASK, (1,)).source for _ in range(2)] == ["database", "cache"]
+    assert cache.key(ASK, (1,)) != QueryCache(own).key(ASK, (1,))
+    assert own.valkey.exists(cache.key(ASK, (1,))) == 0
+
+
+def test_its_database_takes_the_workshop_s_tables(own, box):
+    loaded = box.load_table("planet")
+    assert loaded.rows == box.database.query("SELECT count(*) FROM planet")[0][0]
+    assert RecordCache(box, "planet").get(3) == {"id": 3, "name": "Earth"}
+    assert "planet" not in own.tables.index
+
+
+def test_it_has_as_many_caches_as_asked_for(another):
+    box = another.sandbox(database=False, caches=3, cache_timeout_s=0.25)
+    assert len(box.valkeys) == 3
+    assert box.valkey is box.valkeys[0]
+    for number, valkey in enumerate(box.valkeys):
+        valkey.set("k", number)
+        assert valkey.get_connection_kwargs()["socket_timeout"] == 0.25
+    assert [valkey.get("k") for valkey in box.valkeys] == [b"0", b"1", b"2"]
+
+
+def test_it_is_local_also_where_the_workshop_runs_on_aws():
+    on_aws = load_settings(
+        aws_region="us-east-1",
+        dsql_endpoint="abcdefghij.dsql.us-east-1.on.aws",
+        valkey_endpoint="mine.serverless.use1.cache.amazonaws.com",
+        bucket_name="mine",
+    )
+    box = Sandbox(on_aws.values, database=False)
+    try:
+        assert box.valkey.ping() is True
+        assert box.valkey.get_connection_kwargs()["host"] == "127.0.0.1"
+    finally:
+        box.close()
+    assert left(box) == []
+
+
+def test_the_result_file_names_its_services_and_no_secret(own, box):
+    services = own.result.services
+    assert list(services) == ["database", "cache", "store", "sandbox cache", "sandbox database"]
+    cache, database = services["sandbox cache"], services["sandbox database"]
+    assert cache["label"] == "local Valkey, this notebook's own"
+    assert cache["version"] == f"Valkey {box.valkey.info('server')['valkey_version']}"
+    assert database["label"] == "local PostgreSQL 16, this notebook's own"
+    assert database["version"].startswith("PostgreSQL 16.")
+    assert {cache["embedded"], database["embedded"]} == {True}
+    assert cache.keys() == database.keys() == services["cache"].keys()
+    text = json.dumps(own.result.to_json()) + own._repr_html_() + repr(box)
+    assert [secret for secret in folder_of(box).secrets().values() if secret in text] == []
+
+
+def test_clearing_it_empties_all_its_caches_and_begins_their_statistics_anew(box):
+    for valkey in box.valkeys:
+        valkey.set(f"{box.namespace}:k", "v")
+        valkey.get(f"{box.namespace}:k")
+    assert [valkey.info("stats")["keyspace_hits"] > 0 for valkey in box.valkeys] == [True, True]
+    assert box.clear() == 2
+    assert [valkey.dbsize() for valkey in box.valkeys] == [0, 0]
+    assert [valkey.info("stats")["keyspace_hits"] for valkey in box.valkeys] == [0, 0]
+    assert box.clear() == 0
+
+
+# --- stop, start ---
+
+
+def test_a_database_that_was_stopped_has_what_was_committed_at_the_same_address(box):
+    before = box.database.endpoint.address
+    box.database.query("UPDATE thing SET v = 8 WHERE id = 1")
+    box.stop("database")
+    assert seconds_of(lambda: box.database.query(ASK, (1,)), ServiceUnreachableError) < 1.5
+    box.start("database")
+    assert box.database.query(ASK, (1,))[0] == (8,)
+    assert box.database.endpoint.address == before
+
+
+def test_a_transaction_that_was_open_when_the_database_stopped_is_undone(box):
+    with box.database.connection() as connection, connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("UPDATE thing SET v = 9 WHERE id = 1")
+        box.stop("database")
+        box.start("database")
+    assert box.database.query(ASK, (1,))[0] == (7,)
+
+
+def test_a_cache_that_was_stopped_refuses_and_comes_back_empty(box):
+    box.valkey.set("k", "v")
+    box.valkeys[1].set("k", "second")
+    box.stop("cache")
+    assert seconds_of(box.valkey.ping, redis.ConnectionError) < TIMEOUT_S
+    assert box.valkeys[1].get("k") == b"second"
+    box.start("cache")
+    assert box.valkey.get("k") is None
+    box.valkey.set("k", "v")
+    assert box.valkey.get("k") == b"v"
+
+
+def test_stopping_and_starting_twice_are_harmless(box):
+    for service in ("cache", "database"):
+        for act in (box.stop, box.stop, box.start, box.start):
+            act(service)
+    assert box.valkey.ping() is True
+    assert box.database.query("SELECT 1")[0] == (1,)
+
+
+# --- freeze, thaw ---
+
+
+def test_a_frozen_cache_is_silent_for_the_timeout_and_not_for_twice_as_long(box):
+    box.valkey.set("k", "v")
+    box.freeze_cache()
+    waits = [seconds_of(lambda: box.valkey.get("k"), redis.TimeoutError) for _ in range(2)]
+    assert min(waits) > 0.9 * TIMEOUT_S
+    assert min(waits) < 1.6 * TIMEOUT_S
+    box.thaw_cache()
+    assert box.valkey.get("k") == b"v"
+
+
+def test_freezing_concerns_the_first_cache_alone(box):
+    box.freeze_cache()
+    assert box.valkeys[1].ping() is True
+    assert not answers(box.valkey)
+
+
+def test_a_frozen_cache_can_be_stopped_and_started(box):
+    box.freeze_cache()
+    box.stop("cache")
+    box.start("cache")
+    assert box.valkey.ping() is True
+
+
+# --- caches through all that ---
+
+
+def query_reader(box: Sandbox, **behaviour: Any) -> tuple[Any, Callable[[], int]]:
+    cache = QueryCache(box, **behaviour)
+    return cache, lambda: cache.fetch(ASK, (1,)).rows[0][0]
+
+
+def record_reader(box: Sandbox, **behaviour: Any) -> tuple[Any, Callable[[], int]]:
+    cache = RecordCache(box, "thing", **behaviour)
+    return cache, lambda: cache.get(1)["v"]
+
+
+def function_reader(box: Sandbox, **behaviour: Any) -> tuple[Any, Callable[[], int]]:
+    function = cached(box, **behaviour)(lambda n: box.database.query(ASK, (n,))[0][0])
+    return function, lambda: function(1)
+
+
+READERS = {"query": query_reader, "record": record_reader, "function": function_reader}
+every_reader = pytest.mark.parametrize("make", READERS.values(), ids=READERS)
+
+
+@every_reader
+def test_while_its_cache_is_stopped_the_database_answers_and_then_caching_resumes(box, clock, make):
+    cache, read = make(box, ttl=60)
+    assert [read(), read()] == [7, 7]
+    box.stop("cache")
+    box.database.query("UPDATE thing SET v = 8 WHERE id = 1")
+    assert [read() for _ in range(5)] == [8] * 5
+    assert (cache.stats().hits, cache.stats().misses, cache.stats().errors) == (1, 6, 5)
+    box.start("cache")
+    clock.now += breaker.REST_S
+    assert [read() for _ in range(3)] == [8] * 3
+    assert (cache.stats().hits, cache.stats().misses, cache.stats().errors) == (3, 7, 5)
+
+
+@every_reader
+def test_a_frozen_cache_costs_one_wait_and_is_used_again_when_thawed(box, clock, make):
+    cache, read = make(box, ttl=60)
+    assert [read(), read()] == [7, 7]
+    box.freeze_cache()
+    started = time.monotonic()
+    assert [read() for _ in range(10)] == [7] * 10
+    assert 0.9 * TIMEOUT_S < time.monotonic() - started < 5 * TIMEOUT_S
+    assert (cache.stats().hits, cache.stats().errors) == (1, 10)
+    box.thaw_cache()
+    clock.now += breaker.REST_S
+    assert [read() for _ in range(3)] == [7] * 3
+    assert (cache.stats().hits, cache.stats().errors) == (4, 10)
+
+
+@every_reader
+def test_what_is_cached_is_answered_while_the_database_is_stopped(box, make):
+    cache, read = make(box, ttl=60)
+    assert read() == 7
+    box.stop("database")
+    assert [read() for _ in range(5)] == [7] * 5
+    assert (cache.stats().hits, cache.stats().stale) == (5, 0)
+
+
+@every_reader
+def test_with_stale_if_error_what_has_expired_is_still_better_than_nothing(box, make):
+    cache, read = make(box, ttl=0.05, stale_if_error=60)
+    assert read() == 7
+    box.database.query("UPDATE thing SET v = 8 WHERE id = 1")
+    box.stop("database")
+    time.sleep(0.1)
+    assert [read() for _ in range(3)] == [7] * 3
+    assert (cache.stats().stale, cache.stats().hits, cache.stats().misses) == (3, 0, 1)
+    box.start("database")
+    assert read() == 8
+    assert (cache.stats().stale, cache.stats().misses) == (3, 2)
+
+
+@every_reader
+def test_without_it_an_unreachable_database_is_said_to_be_one_and_quickly(box, make):
+    cache, read = make(box, ttl=0.05)
+    assert read() == 7
+    box.stop("database")
+    time.sleep(0.1)
+    assert seconds_of(read, ServiceUnreachableError) < 1.5
+    box.start("database")
+    assert read() == 7
+    assert (cache.stats().stale, cache.stats().misses) == (0, 2)
+
+
+def test_a_stale_answer_says_that_it_is_one(box):
+    cache = QueryCache(box, ttl=0.05, stale_if_error=60)
+    cache.fetch(ASK, (1,))
+    box.stop("database")
+    time.sleep(0.1)
+    answer = cache.fetch(ASK, (1,))
+    assert (answer.source, answer.rows) == ("stale", [(7,)])
+
+
+def test_a_change_that_the_stopped_cache_cannot_be_told_is_reported_to_the_writer(box):
+    cache = QueryCache(box)
+    cache.fetch(ASK, (1,))
+    box.stop("cache")
+    with pytest.raises(ServiceUnreachableError, match="try again when the cache answers"):
+        cache.invalidate(ASK, (1,))
+
+
+def test_readers_at_work_through_every_trouble_of_the_cache_get_right_answers_only(
+    box, monkeypatch
+):
+    monkeypatch.setattr(breaker, "REST_S", 0.05)
+    readers = [make(box, ttl=60) for make in READERS.values()]
+    enough, wrong, rounds = threading.Event(), [], [0, 0, 0]
+
+    def go_on(number: int) -> None:
+        while not enough.is_set():
+            try:
+                answer = readers[number][1]()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is wrong
+                answer = error
+            if answer != 7:
+                wrong.append(answer)
+            rounds[number] += 1
+
+    threads = [threading.Thread(target=go_on, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for trouble, remedy in (
+            (lambda: box.stop("cache"), lambda: box.start("cache")),
+            (box.freeze_cache, box.thaw_cache),
+        ):
+            trouble()
+            before = list(rounds)
+            assert wait_until(
+                lambda b=before: all(n > m for n, m in zip(rounds, b, strict=True)), SOON
+            )
+            remedy()
+            hits = [cache.stats().hits for cache, _ in readers]
+            assert wait_until(
+                lambda h=hits: all(
+                    c.stats().hits > n for (c, _), n in zip(readers, h, strict=True)
+                ),
+                SOON,
+            )
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join(SOON)
+    assert wrong == []
+
+
+# --- its end ---
+
+
+def test_a_new_sandbox_ends_the_one_before_and_no_other_workshop_s(another, box):
+    first = another.sandbox(database=False)
+    second = another.sandbox(database=False)
+    assert left(first) == []
+    assert second.valkey.ping() is True
+    assert box.valkey.ping() is True
+    with pytest.raises(WorkshopError, match="This sandbox is closed"):
+        first.stop("cache")
+
+
+def test_closing_it_leaves_nothing_and_twice_is_harmless(another):
+    box = another.sandbox()
+    box.load_table("planet")
+    started = time.monotonic()
+    box.close()
+    in_time = time.monotonic() - started < private.GONE_S
+    assert left(box, 0 if in_time else SOON) == []
+    box.close()
+    for act in (box.stop, box.start):
+        for service in ("cache", "database"):
+            with pytest.raises(WorkshopError, match=r"This sandbox is closed.* Run the cell"):
+                act(service)
+    box.freeze_cache()
+    box.thaw_cache()
+    assert seconds_of(box.valkey.ping, redis.ConnectionError) < 1.5
+    assert seconds_of(lambda: box.database.query("SELECT 1"), ServiceUnreachableError) < 1.5
+
+
+def test_closing_the_workshop_closes_it_even_with_a_frozen_cache_and_a_stopped_database(
+    workshops,
+):
+    workshop = workshops("sandboxes, closed with their workshop")
+    box = workshop.sandbox()
+    box.freeze_cache()
+    box.stop("database")
+    started = time.monotonic()
+    workshop.close()
+    assert time.monotonic() - started < 4
+    assert left(box) == []
+    workshop.close()
+
+
+def test_opening_the_workshop_of_that_name_again_closes_it(workshops):
+    box = workshops("sandboxes, opened again").sandbox(database=False)
+    workshops("sandboxes, opened again")
+    assert left(box) == []
+
+
+def test_it_ends_with_the_process_that_opened_it_even_with_a_frozen_cache(tmp_path):
+    code = """
+        from workshop_lib.sandbox import Sandbox
+        from workshop_lib.settings import load_settings
+        box = Sandbox(load_settings().values)
+        box.freeze_cache()
+        print(box._engines.attachment.folder.path, flush=True)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        folder = StateFolder(Path(process.stdout.readline().strip()))
+        data = folder.postgres_data
+        started = time.monotonic()
+        assert process.wait(SOON) == 0
+        assert time.monotonic() - started < 8
+        assert process.stderr.read() == ""
+    assert wait_until(lambda: not folder.path.exists() and not data.exists(), SOON)
+
+
+def test_workshop_status_shows_it_and_workshop_stop_ends_it(state):
+    # In a state folder of its own: `stop` ends everybody's engines.
+    home = StateFolder(state.path.with_name(f"{state.path.name} too"))
+    box = Sandbox(load_settings(workshop_state_dir=str(home.path)).values, database=False)
+    (shown,) = embedded.status(home).private
+    found = {engine.name: engine.status for engine in shown.engines}
+    assert found == {"valkey": "up"}
+    assert embedded.stop(home) is True
+    assert left(box) == []
+    with pytest.raises(WorkshopError, match="This sandbox is closed"):
+        box.start("cache")
+    box.close()
+    embedded.reset(home)
+    assert not home.path.exists()
+
+
+# --- what cannot be ---
+
+
+@pytest.mark.parametrize("service", ["valkey", "postgres", "s3", "", "valkey-2"])
+@pytest.mark.parametrize("act", ["stop", "start"])
+def test_a_service_that_it_does_not_have_is_named_in_a_clear_error(box, act, service):
+    with pytest.raises(WorkshopError, match=rf"no service '{service}'.* 'cache' or 'database'"):
+        getattr(box, act)(service)
+
+
+def test_one_without_a_database_says_how_to_have_one(another):
+    box = another.sandbox(database=False)
+    for act in (
+        lambda: box.database,
+        lambda: box.load_table("planet"),
+        lambda: box.stop("database"),
+        lambda: box.start("database"),
+        lambda: QueryCache(box),
+    ):
+        with pytest.raises(WorkshopError, match=r"has no database.* ws\.sandbox\(database=True\)"):
+            act()
+    assert box.valkey.ping() is True
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"caches": 0},
+        {"caches": -1},
+        {"caches": 17},
+        {"cache_timeout_s": 0},
+        {"cache_timeout_s": -1.0},
+        {"cache_timeout_s": 60.1},
+        {"cache_timeout_s": float("nan")},
+        {"cache_timeout_s": float("inf")},
+    ],
+    ids=str,
+)
+def test_an_argument_out_of_range_is_refused_by_name_and_leaves_the_last_one_open(own, box, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"^{name} is {value}; it must be "):
+        own.sandbox(**wrong)
+    assert own._sandbox is box
+    assert box.valkey.ping() is True
+
+
+def test_where_its_schema_cannot_be_made_its_engines_end(monkeypatch):
+    folders: list[StateFolder] = []
+    attach = embedded.attach
+
+    def noting(folder: StateFolder, *arguments: Any) -> Any:
+        folders.append(folder)
+        return attach(folder, *arguments)
+
+    def refuse(_: object) -> None:
+        raise ServiceUnreachableError("no")
+
+    monkeypatch.setattr(embedded, "attach", noting)
+    monkeypatch.setattr(dataset, "create_schema", refuse)
+    with pytest.raises(ServiceUnreachableError):
+        Sandbox(load_settings().values)
+    (folder,) = folders
+    try:
+        assert wait_until(lambda: not folder.path.exists(), 5)
+        assert not folder.postgres_data.exists()
+    finally:
+        embedded.reset(folder)
+
+
+def test_after_an_opening_that_failed_the_next_one_works(another, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded, "ATTACH_S", 0.0)
+        with pytest.raises(WorkshopError):
+            another.sandbox(database=False)
+    assert another.sandbox(database=False).valkey.ping() is True
