@@ -104,8 +104,10 @@ class Workshop:
             EngineError: the engines did not start.
 
         """
-        if not 1 <= caches <= MOST_CACHES:
-            raise ValueError(f"caches is {caches}; it must be from 1 to {MOST_CACHES}")
+        if not isinstance(caches, int) or not 1 <= caches <= MOST_CACHES:
+            raise ValueError(
+                f"caches is {caches!r}; it must be a whole number from 1 to {MOST_CACHES}"
+            )
         if not 0 < cache_timeout_s <= MOST_TIMEOUT_S:
             raise ValueError(
                 f"cache_timeout_s is {cache_timeout_s}; it must be above 0 and at most "

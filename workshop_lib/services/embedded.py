@@ -255,6 +255,7 @@ def _answers(folder: StateFolder, report: EngineState) -> bool:
 
 def _start_keeper(folder: StateFolder) -> None:
     folder.wanted_file.unlink(missing_ok=True)
+    folder.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder.logs / "keeper.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "workshop_lib.services.keeper", str(folder.path)],

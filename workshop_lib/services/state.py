@@ -235,9 +235,8 @@ class StateFolder:
             shutil.rmtree(path, ignore_errors=True)
         data.with_name(f"{data.name}.password").unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
-        for parent in (self.postgres_data.parent, self.path.parent):
-            with contextlib.suppress(OSError):  # other checkouts may have theirs there
-                parent.rmdir()
+        with contextlib.suppress(OSError):  # other checkouts may have theirs there
+            self.path.parent.rmdir()
 
     def let_go(self) -> None:
         """Remove the empty folder that locking a vanished one has made again."""
