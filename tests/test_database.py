@@ -204,7 +204,7 @@ def test_a_conflict_runs_the_work_again_on_what_the_other_transaction_wrote(ws, 
     assert value(ws.database, table) == 101
 
 
-def test_ten_conflicts_in_a_row_are_reported_and_leave_nothing_behind(ws, table, no_waits):
+def test_thirty_conflicts_in_a_row_are_reported_and_leave_nothing_behind(ws, table, no_waits):
     before, attempts, other = ws.database.stats(), [], ws.connect()
 
     def work(cursor):
@@ -218,10 +218,10 @@ def test_ten_conflicts_in_a_row_are_reported_and_leave_nothing_behind(ws, table,
         ws.database.run_transaction(work)
     other.close()
     after = ws.database.stats()
-    assert len(attempts) == 10
-    assert after.conflicts - before.conflicts == 10
+    assert len(attempts) == 30
+    assert after.conflicts - before.conflicts == 30
     assert after.transactions == before.transactions
-    assert value(ws.database, table) == 1000
+    assert value(ws.database, table) == 3000
 
 
 def test_no_increment_of_many_threads_is_lost(ws, table, monkeypatch):

@@ -197,6 +197,38 @@ def env() -> None:
         click.echo(f"export {name}={shlex.quote(value)}")
 
 
+@main.command()
+@click.argument("what", type=click.Choice(["install", "remove"]))
+def rules(what: str) -> None:
+    """Install Aurora DSQL's rules in the PostgreSQL that DATABASE_URL names, or remove them."""
+    import psycopg2
+
+    from workshop_lib.database import Database
+    from workshop_lib.dsql import install_rules, remove_rules
+    from workshop_lib.services.resolve import external_database
+
+    # Whoever installs rules need not keep them meanwhile.
+    settings = load_settings(dsql_rules="off").values
+    endpoint = external_database(settings)
+    if endpoint is None or settings.database_url is None:
+        raise WorkshopError(
+            "DATABASE_URL is not set. The local engine has the rules, and Aurora DSQL is where "
+            "they come from; this command is for a PostgreSQL of your own."
+        )
+    database = Database(endpoint, pool_min=1)
+    try:
+        with database.connection() as connection:
+            (install_rules if what == "install" else remove_rules)(connection)
+    except psycopg2.errors.InsufficientPrivilege as error:
+        raise WorkshopError(
+            f"The user of DATABASE_URL may not do that: {str(error).strip()}. "
+            "Sign in as that server's superuser."
+        ) from None
+    finally:
+        database.close()
+    click.echo(f"The rules are {'installed' if what == 'install' else 'removed'}.")
+
+
 def _show_engines(found: EngineStatus) -> None:
     for engine in found.engines:
         place = f"127.0.0.1:{engine.port}  pid {engine.pid}" if engine.port else engine.message

@@ -34,7 +34,14 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from workshop_lib.dsql import CONNECTION_LIFE_S, MAX_ROWS_PER_TRANSACTION, is_conflict
+from workshop_lib.dsql import (
+    CONNECTION_LIFE_S,
+    MAX_ROWS_PER_TRANSACTION,
+    RuledConnection,
+    RuledCursor,
+    is_conflict,
+    set_rules,
+)
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
@@ -42,7 +49,7 @@ from workshop_lib.services import DatabaseEndpoint
 T = TypeVar("T")
 Query = str | sql.Composable
 
-CONFLICT_ATTEMPTS = 10
+CONFLICT_ATTEMPTS = 30
 CONFLICT_WAIT_S = 0.005
 CONFLICT_WAIT_MAX_S = 0.25
 COMING_UP_S = 2.0
@@ -143,7 +150,7 @@ class Database:
 
         Aurora DSQL finds conflicts when a transaction commits, so everything in it may have to
         happen again: `work` must do nothing but talk to the database, through the cursor it gets.
-        At most 10 attempts, with random waits that grow from 5 to 250 ms.
+        At most 30 attempts (a hot row needs them), with random waits that grow from 5 to 250 ms.
 
         Returns:
             What `work` returned in the attempt that was committed.
@@ -267,8 +274,12 @@ class Database:
         arguments: dict[str, Any] = dict(self.endpoint.arguments)
         if token:
             arguments["password"] = token()
+        if self.endpoint.dsql_rules:
+            arguments |= {"connection_factory": RuledConnection, "cursor_factory": RuledCursor}
         opened: Connection = psycopg2.connect(**arguments)
         opened.autocommit = True
+        if token is None:  # not DSQL itself
+            set_rules(opened, on=self.endpoint.dsql_rules)
         # psycopg2 gives memoryview and str for these two; rows should hold bytes and UUID.
         psycopg2.extensions.register_type(_BYTES, opened)
         register_uuid(conn_or_curs=opened)

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     aws_endpoint_url_s3: str | None = Field(None, description="an S3-compatible store of your own")
     bucket_name: str | None = Field(None, description="the bucket for the workshop's objects")
 
+    dsql_rules: Literal["auto", "on", "off"] = Field(
+        "auto", description="keep Aurora DSQL's rules: auto is on for the local engine only"
+    )
     workshop_namespace: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")] = Field(
         "workshop", description="schema, key prefix and object prefix of this learner or run"
     )

@@ -324,11 +324,15 @@ def test_dropping_everything_takes_the_workshop_s_tables_and_their_schema(databa
 
 
 @pytest.mark.parametrize(
-    "foreign", ["TABLE mine AS SELECT 7 AS n", "VIEW mine AS SELECT 7 AS n"], ids=["table", "view"]
+    "foreign",
+    ["TABLE mine (n INT DEFAULT 7)", "VIEW mine AS SELECT 7 AS n"],
+    ids=["table", "view"],
 )
 def test_what_a_learner_made_in_the_schema_stays_and_the_schema_with_it(database, foreign):
     load_table(database, "type")
     database.query(f"CREATE {foreign}")
+    if foreign.startswith("TABLE"):
+        database.query("INSERT INTO mine DEFAULT VALUES")
     assert drop_everything(database) == ["type", "workshop_loaded"]
     assert database.query("SELECT n FROM mine").rows == [(7,)]
     assert not exists(database, "type")

@@ -96,8 +96,9 @@ def opener(then: str = "") -> subprocess.Popen[str]:
 
 
 def write_row(endpoints: Endpoints, number: int) -> None:
-    with psycopg2.connect(**endpoints.database.arguments) as connection:
-        cursor = connection.cursor()
+    connection = psycopg2.connect(**endpoints.database.arguments)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
         cursor.execute("CREATE TABLE IF NOT EXISTS kept (n int)")
         cursor.execute("INSERT INTO kept VALUES (%s)", (number,))
     connection.close()

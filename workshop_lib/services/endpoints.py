@@ -35,8 +35,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseEndpoint(Endpoint):
-    """A PostgreSQL-compatible database. `token` makes a fresh password for each connection."""
+    """A PostgreSQL-compatible database.
 
+    Attributes:
+        token: makes a fresh password for each connection.
+        dsql_rules: connections keep Aurora DSQL's rules, on a server that does not by itself.
+
+    """
+
+    dsql_rules: bool = False
     token: Callable[[], str] | None = field(default=None, repr=False)
 
     @property

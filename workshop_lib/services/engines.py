@@ -25,6 +25,7 @@ import psutil
 import psycopg2
 from psycopg2 import sql
 
+from workshop_lib.dsql import install_rules
 from workshop_lib.errors import EngineError
 from workshop_lib.services.state import ROOT_BASE, StateFolder, log_tail, wait_until
 
@@ -210,7 +211,7 @@ class Postgres(Engine):
         return True
 
     def after_start(self) -> None:
-        """Create the role that notebooks use, with this folder's password."""
+        """Create the role that notebooks use, with this folder's password and DSQL's rules."""
         with contextlib.closing(self._connect()) as connection:
             connection.autocommit = True
             cursor = connection.cursor()
@@ -222,6 +223,8 @@ class Postgres(Engine):
                 cursor.execute("GRANT pg_monitor TO admin")
             password = sql.Literal(self.folder.secrets()["admin"])
             cursor.execute(sql.SQL("ALTER ROLE admin PASSWORD {}").format(password))
+            install_rules(connection)
+            cursor.execute("ALTER ROLE admin SET workshop.dsql_rules = 'on'")
 
     def _connect(self) -> psycopg2.extensions.connection:
         return psycopg2.connect(

@@ -152,7 +152,7 @@ def open_private(settings: Settings, *, database: bool, caches: int) -> PrivateE
             raise
     return PrivateEngines(
         attachment=held,
-        database=_own(embedded_database(held)) if database else None,
+        database=_own(embedded_database(held, settings.dsql_rules)) if database else None,
         caches=tuple(_own(embedded_cache(held, name)) for name in valkeys),
     )
 

@@ -49,7 +49,7 @@ def resolve(settings: Settings) -> Endpoints:
 
     """
     settings = _without_our_own(settings)
-    database = _external_database(settings)
+    database = external_database(settings)
     cache = _external_cache(settings)
     store = _external_store(settings)
     wanted = {"postgres": database, "valkey": cache, "s3": store}
@@ -58,7 +58,7 @@ def resolve(settings: Settings) -> Endpoints:
     if missing:
         attachment = embedded.attach(state_folder(settings.workshop_state_dir), missing, settings)
     return Endpoints(
-        database=database or embedded_database(_held(attachment)),
+        database=database or embedded_database(_held(attachment), settings.dsql_rules),
         cache=cache or embedded_cache(_held(attachment)),
         store=store or _embedded_store(_held(attachment)),
         aws_region=settings.aws_region,
@@ -109,8 +109,8 @@ def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value}
 
 
-def embedded_database(held: Attachment) -> DatabaseEndpoint:
-    """How to reach the local PostgreSQL that is held."""
+def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint:
+    """How to reach the local PostgreSQL that is held; `rules` is the setting DSQL_RULES."""
     port = held.engines["postgres"].port
     return DatabaseEndpoint(
         label="local PostgreSQL 16",
@@ -126,6 +126,7 @@ def embedded_database(held: Attachment) -> DatabaseEndpoint:
             "connect_timeout": CONNECT_S,
         },
         embedded=True,
+        dsql_rules=rules != "off",
     )
 
 
@@ -198,7 +199,8 @@ def _embedded_store(held: Attachment) -> StoreEndpoint:
     )
 
 
-def _external_database(settings: Settings) -> DatabaseEndpoint | None:
+def external_database(settings: Settings) -> DatabaseEndpoint | None:
+    """Where the settings say that the database is; None if it is the local engine."""
     if settings.dsql_endpoint:
         return _dsql(settings.dsql_endpoint, str(settings.aws_region))
     if not settings.database_url:
@@ -219,6 +221,7 @@ def _external_database(settings: Settings) -> DatabaseEndpoint | None:
         port=port,
         arguments={"connect_timeout": CONNECT_S, **found, "host": host, "port": port},
         tls=found.get("sslmode") in {"verify-full", "verify-ca"},
+        dsql_rules=settings.dsql_rules == "on",
     )
 
 

@@ -1,0 +1,84 @@
+"""DSQL's rules in a PostgreSQL of one's own: installed, kept, and removed without a trace."""
+
+import contextlib
+
+import psycopg2
+import pytest
+from click.testing import CliRunner
+
+from workshop_lib.cli import main
+from workshop_lib.services import embedded
+from workshop_lib.services.engines import HOST, OWNER
+from workshop_lib.services.state import StateFolder
+from workshop_lib.settings import load_settings
+
+OURS = """
+SELECT nspname FROM pg_namespace WHERE nspname IN ('dsql_rules', 'sys')
+UNION ALL SELECT evtname FROM pg_event_trigger
+UNION ALL SELECT tgname FROM pg_trigger WHERE tgname LIKE 'dsql%'
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A PostgreSQL that stands for a learner's own: address and password of its superuser."""
+    folder = StateFolder(tmp_path_factory.mktemp("own server").resolve())
+    held = embedded.attach(folder, ["postgres"], load_settings().values)
+    yield held.engines["postgres"].port, held.secrets
+    held.release()
+    embedded.reset(folder)
+
+
+@pytest.fixture
+def workshop(server, monkeypatch):
+    """Runs the command as one of that server's users."""
+    port, secrets = server
+
+    def run(*words, user=OWNER):
+        password = secrets["owner" if user == OWNER else user]
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://{user}:{password}@{HOST}:{port}/postgres")
+        return CliRunner().invoke(main, list(words))
+
+    return run
+
+
+@pytest.fixture
+def cursor(server):
+    port, secrets = server
+    arguments = {"host": HOST, "port": port, "dbname": "postgres"}
+    with contextlib.closing(
+        psycopg2.connect(user=OWNER, password=secrets["owner"], **arguments)
+    ) as connection:
+        connection.autocommit = True
+        yield connection.cursor()
+
+
+def test_rules_are_removed_without_a_trace_and_installed_again(workshop, cursor):
+    cursor.execute("CREATE TABLE IF NOT EXISTS mine (id INT)")
+    done = workshop("rules", "install")
+    assert (done.exit_code, done.output) == (0, "The rules are installed.\n")
+    cursor.execute("SET workshop.dsql_rules = 'on'")
+    with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
+        cursor.execute("TRUNCATE mine")
+    assert workshop("rules", "remove").output == "The rules are removed.\n"
+    cursor.execute(OURS)
+    assert cursor.fetchall() == []
+    cursor.execute("TRUNCATE mine")
+    assert workshop("rules", "remove").exit_code == 0
+    for _ in range(2):
+        assert workshop("rules", "install").exit_code == 0
+    with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
+        cursor.execute("TRUNCATE mine")
+
+
+def test_who_is_no_superuser_is_told_so(workshop):
+    done = workshop("rules", "install", user="admin")
+    assert done.exit_code == 1
+    assert "Sign in as that server's superuser" in done.output
+
+
+def test_without_a_server_of_one_s_own_there_is_nothing_to_do(monkeypatch):
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    done = CliRunner().invoke(main, ["rules", "install"])
+    assert done.exit_code == 1
+    assert "DATABASE_URL is not set" in done.output

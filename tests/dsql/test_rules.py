@@ -1,0 +1,255 @@
+"""What the server refuses to any client, statement by statement, alone and in a transaction."""
+
+import io
+
+import psycopg2
+import pytest
+from psycopg2 import errors
+
+MANY = "INSERT INTO numbers SELECT i, 0 FROM generate_series(%s, %s) i"
+
+# What is refused, DSQL's SQLSTATE and DSQL's message.
+BY_THE_SERVER = {
+    "TRUNCATE numbers": ("0A000", "unsupported statement: Truncate"),
+    "CREATE TEMP TABLE t (id INT)": (
+        "0A000", "TEMPORARY or TEMP table not supported for CREATE TABLE"),
+    "CREATE UNLOGGED TABLE t (id INT)": ("0A000", "UNLOGGED table not supported"),
+    "CREATE TABLE t AS SELECT 1 AS id": ("0A000", "unsupported statement: CreateTableAs"),
+    "SELECT 1 AS id INTO t": ("0A000", "unsupported statement: CreateTableAs"),
+    "CREATE MATERIALIZED VIEW v AS SELECT 1": ("0A000", "unsupported statement: CreateTableAs"),
+    "CREATE EXTENSION IF NOT EXISTS plpgsql": ("0A000", "unsupported statement: CreateExtension"),
+    "CREATE TRIGGER t AFTER INSERT ON numbers EXECUTE FUNCTION dsql_rules.after_change()": (
+        "0A000", "CREATE TRIGGER not supported"),
+    "CREATE TYPE mood AS ENUM ('sad')": ("0A000", "CREATE TYPE not supported"),
+    "CREATE TYPE pair AS (a INT, b INT)": ("0A000", "CREATE TYPE not supported"),
+    "CREATE TYPE span AS RANGE (subtype = int4)": ("0A000", "CREATE TYPE not supported"),
+    "CREATE FUNCTION f() RETURNS INT LANGUAGE plpgsql AS 'BEGIN RETURN 1; END'": (
+        "0A000", "CREATE FUNCTION with language plpgsql not supported"),
+    "CREATE TABLE t (id SERIAL)": ("42704", 'type "serial" does not exist'),
+    "CREATE TABLE t (id BIGSERIAL PRIMARY KEY)": ("42704", 'type "bigserial" does not exist'),
+    "CREATE TABLE t (id INT, tags TEXT[])": ("0A000", "array types are not supported"),
+    "CREATE TABLE t (id INT GENERATED ALWAYS AS IDENTITY)": ("0A000", "must be bigint"),
+    "CREATE TABLE t (id BIGINT GENERATED ALWAYS AS IDENTITY (CACHE 5))": (
+        "0A000", "CACHE must be 1 or at least 65536"),
+    "CREATE SEQUENCE s AS INT": ("0A000", "must be bigint"),
+    "CREATE INDEX ON numbers (n)": (
+        "0A000", "unsupported mode. please use CREATE INDEX ASYNC."),
+}  # fmt: skip
+BY_OUR_CONNECTION = {
+    "SAVEPOINT a": ("0A000", "unsupported transaction statement: SAVEPOINT"),
+    "/* first */ savepoint a": ("0A000", "unsupported transaction statement: SAVEPOINT"),
+    "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE": (
+        "0A000", 'setting configuration parameter "TRANSACTION" not supported'),
+    "VACUUM numbers": ("0A000", "unsupported VACUUM statement"),
+    "LISTEN here": ("0A000", "unsupported statement: Listen"),
+    "NOTIFY here": ("0A000", "unsupported statement: Notify"),
+    "ALTER SYSTEM SET work_mem = '1MB'": ("0A000", "unsupported statement: AlterSystem"),
+    "-- why not\nCREATE DATABASE other": ("0A000", "unsupported statement: Createdb"),
+    "MERGE INTO numbers USING numbers m ON FALSE WHEN MATCHED THEN DELETE": (
+        "0A000", "unsupported statement: Merge"),
+}  # fmt: skip
+ALLOWED = [
+    "CREATE TABLE t (id BIGINT GENERATED ALWAYS AS IDENTITY (CACHE 65536) PRIMARY KEY, j JSONB)",
+    "CREATE TABLE t (id BIGINT PRIMARY KEY REFERENCES numbers (id))",
+    "CREATE TABLE t (id UUID PRIMARY KEY DEFAULT gen_random_uuid(), a INT UNIQUE)",
+    "CREATE VIEW t AS SELECT id FROM numbers",
+    "CREATE DOMAIN t AS INT CHECK (VALUE > 0)",
+    "CREATE SEQUENCE t CACHE 1",
+    "CREATE FUNCTION t() RETURNS INT LANGUAGE sql AS 'SELECT 1'",
+    "ALTER TABLE numbers ADD COLUMN t INT",
+]  # fmt: skip
+
+
+def refused(cursor, statement, code, message):
+    with pytest.raises(psycopg2.Error, match=message.replace(".", r"\.")) as caught:
+        cursor.execute(statement)
+    assert caught.value.pgcode == code
+
+
+@pytest.mark.parametrize(("statement", "error"), BY_THE_SERVER.items(), ids=BY_THE_SERVER)
+@pytest.mark.parametrize("ours", [False, True], ids=["any client", "ours"])
+def test_the_server_refuses_it_to_any_client(client, numbers, statement, error, ours):
+    with client(ours=ours).cursor() as cursor:
+        refused(cursor, statement, *error)
+    in_transaction = client(ours=ours, autocommit=False)
+    with in_transaction.cursor() as cursor:
+        refused(cursor, statement, *error)
+        with pytest.raises(errors.InFailedSqlTransaction):
+            cursor.execute("SELECT 1")
+    in_transaction.rollback()
+
+
+@pytest.mark.parametrize(("statement", "error"), BY_OUR_CONNECTION.items(), ids=BY_OUR_CONNECTION)
+def test_our_connections_refuse_what_no_trigger_sees(client, numbers, statement, error):
+    with client(ours=True).cursor() as cursor:
+        refused(cursor, statement, *error)
+        cursor.execute("SELECT 1")
+    in_transaction = client(ours=True, autocommit=False)
+    with in_transaction.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        refused(cursor, statement, *error)
+        with pytest.raises(errors.InFailedSqlTransaction):
+            cursor.execute("SELECT 1")
+    in_transaction.rollback()
+
+
+@pytest.mark.parametrize("statement", ALLOWED)
+@pytest.mark.parametrize("ours", [False, True], ids=["any client", "ours"])
+def test_what_dsql_allows_is_allowed(client, numbers, statement, ours):
+    connection = client(ours=ours, autocommit=False)
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+    connection.rollback()
+
+
+# --- rows, bytes, age ---
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["any client", "ours"])
+@pytest.mark.parametrize("autocommit", [True, False], ids=["alone", "in a transaction"])
+def test_three_thousand_rows_pass_and_one_more_does_not(client, numbers, ours, autocommit):
+    connection = client(ours=ours, autocommit=autocommit)
+    with connection.cursor() as cursor:
+        with pytest.raises(psycopg2.Error, match="transaction row limit exceeded") as caught:
+            cursor.execute(MANY, (1, 3001))
+        assert caught.value.pgcode == "54000"
+        connection.rollback()
+        cursor.execute(MANY, (1, 3000))
+        if not autocommit:
+            connection.commit()
+        cursor.execute("SELECT count(*) FROM numbers")
+        assert cursor.fetchone() == (3000,)
+    connection.rollback()
+
+
+def test_the_limit_counts_inserts_updates_and_deletes_of_all_statements_together(client, numbers):
+    connection = client(autocommit=False)
+    with connection.cursor() as cursor:
+        cursor.execute(MANY, (1, 1000))
+        cursor.execute("UPDATE numbers SET n = 1")
+        cursor.execute("DELETE FROM numbers WHERE id <= 1000")
+        with pytest.raises(psycopg2.Error, match="transaction row limit exceeded"):
+            cursor.execute(MANY, (1, 1))
+        with pytest.raises(errors.InFailedSqlTransaction):
+            cursor.execute("SELECT 1")
+    connection.rollback()
+
+
+def test_each_transaction_has_a_limit_of_its_own(client, numbers):
+    connection = client(autocommit=False)
+    with connection.cursor() as cursor:
+        for start in (0, 3000):
+            cursor.execute(MANY, (start + 1, start + 3000))
+            connection.commit()
+        cursor.execute("SELECT count(*) FROM numbers")
+        assert cursor.fetchone() == (6000,)
+    connection.rollback()
+
+
+def test_copy_counts_as_well(client, numbers):
+    lines = "".join(f"{n}\t0\n" for n in range(3001))
+    with (
+        client().cursor() as cursor,
+        pytest.raises(psycopg2.Error, match="transaction row limit exceeded"),
+    ):
+        cursor.copy_expert("COPY numbers FROM STDIN", io.StringIO(lines))
+
+
+LIMITS = {
+    "bytes": ("workshop.most_bytes", "transaction size limit 10mb exceeded"),
+    "seconds": ("workshop.most_seconds", "transaction age limit of 300s exceeded"),
+}
+
+
+@pytest.mark.parametrize(("setting", "message"), LIMITS.values(), ids=LIMITS)
+def test_what_is_too_large_or_too_old_fails_at_commit(client, numbers, setting, message):
+    connection = client(autocommit=False)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET {setting} = 0")
+        connection.commit()
+        cursor.execute(MANY, (1, 10))
+        cursor.execute("SELECT count(*) FROM numbers")
+        assert cursor.fetchone() == (10,)
+    with pytest.raises(psycopg2.Error, match=message) as caught:
+        connection.commit()
+    assert caught.value.pgcode == "54000"
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM numbers")
+        assert cursor.fetchone() == (0,)
+    connection.rollback()
+
+
+def test_ten_mebibytes_are_the_limit(client):
+    connection = client(autocommit=False)
+    fill = "INSERT INTO large SELECT i, repeat(md5(i::text), 256) FROM generate_series(1, %s) i"
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE large (id BIGINT PRIMARY KEY, t TEXT)")
+        connection.commit()
+        cursor.execute("ALTER TABLE large ALTER COLUMN t SET STORAGE EXTERNAL")
+        connection.commit()
+        cursor.execute(fill, (1400,))  # 8 KiB each
+        with pytest.raises(psycopg2.Error, match="transaction size limit"):
+            connection.commit()
+        cursor.execute(fill, (1100,))
+        connection.commit()
+
+
+# --- definitions ---
+
+
+def test_a_transaction_defines_one_thing(client):
+    connection = client(autocommit=False)
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE one (id INT)")
+        refused(
+            cursor,
+            "CREATE TABLE two (id INT)",
+            "0A000",
+            "multiple ddl statements not supported in a transaction",
+        )
+    connection.rollback()
+
+
+def test_definitions_and_changes_do_not_mix_in_either_order(client, numbers):
+    mixed = ("0A000", "ddl and dml are not supported in the same transaction")
+    connection = client(autocommit=False)
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE one (id INT)")
+        refused(cursor, "INSERT INTO one VALUES (1)", *mixed)
+        connection.rollback()
+        cursor.execute("INSERT INTO numbers VALUES (1, 1)")
+        refused(cursor, "CREATE TABLE one (id INT)", *mixed)
+    connection.rollback()
+
+
+def test_an_index_is_made_asynchronously_and_its_job_can_be_waited_for(client, numbers):
+    with client(ours=True).cursor() as cursor:
+        cursor.execute("CREATE INDEX ASYNC numbers_n ON numbers (n)")
+        assert [column.name for column in cursor.description] == ["job_id"]
+        ((job,),) = cursor.fetchall()
+        cursor.execute("CALL sys.wait_for_job(%s)", (job,))
+        cursor.execute("SELECT status, object_name FROM sys.jobs WHERE job_id = %s", (job,))
+        status, name = cursor.fetchone()
+        assert status == "completed"
+        assert name.endswith("numbers_n")
+        cursor.execute("SELECT indexname FROM pg_indexes WHERE indexname = 'numbers_n'")
+        assert cursor.fetchall() == [("numbers_n",)]
+        with pytest.raises(psycopg2.Error, match="does not exist"):
+            cursor.execute("CALL sys.wait_for_job('no such job')")
+        cursor.execute("DROP INDEX numbers_n")
+
+
+def test_nobody_else_writes_into_the_list_of_jobs(client):
+    with client().cursor() as cursor, pytest.raises(errors.InsufficientPrivilege):
+        cursor.execute("DELETE FROM sys.jobs")
+
+
+# --- on and off ---
+
+
+def test_the_rules_can_be_switched_off_for_a_session(client, numbers):
+    with client().cursor() as cursor:
+        cursor.execute("SET workshop.dsql_rules = 'off'")
+        cursor.execute(MANY, (1, 3001))
+        assert cursor.rowcount == 3001
+        cursor.execute("TRUNCATE numbers")

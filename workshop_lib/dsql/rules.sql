@@ -1,0 +1,308 @@
+-- What Aurora DSQL refuses, refused by a plain PostgreSQL 16 for any client of the server.
+--
+-- Run by a superuser; again changes nothing. The rules hold where the setting workshop.dsql_rules is
+-- on: for a role (ALTER ROLE … SET), a database, or a session. docs/dsql-rules.md lists them all.
+
+CREATE SCHEMA IF NOT EXISTS dsql_rules;
+CREATE SCHEMA IF NOT EXISTS sys;
+GRANT USAGE ON SCHEMA dsql_rules, sys TO PUBLIC;
+
+
+-- ---------------------------------------------------------------- on, off, and what a transaction did
+
+CREATE OR REPLACE FUNCTION dsql_rules.active() RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT coalesce(current_setting('workshop.dsql_rules', true), '') = 'on'
+$$;
+
+-- What this transaction has done so far: a number that goes when the transaction ends, and goes back
+-- when a savepoint is rolled back.
+CREATE OR REPLACE FUNCTION dsql_rules.noted(what text) RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT coalesce(nullif(current_setting('dsql_rules.' || what, true), ''), '0')::bigint
+$$;
+
+CREATE OR REPLACE FUNCTION dsql_rules.note(what text, value bigint) RETURNS void LANGUAGE sql AS $$
+    SELECT set_config('dsql_rules.' || what, value::text, true)
+$$;
+
+-- A limit that a test may lower.
+CREATE OR REPLACE FUNCTION dsql_rules.most(what text, usual bigint) RETURNS bigint
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce(nullif(current_setting('workshop.most_' || what, true), '')::bigint, usual)
+$$;
+
+CREATE OR REPLACE FUNCTION dsql_rules.refuse(code text, message text) RETURNS text
+LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = code, MESSAGE = message;
+END
+$$;
+
+
+-- ---------------------------------------------------------------- errors that appear at COMMIT
+
+-- A row here is a transaction that will fail when it commits: the trigger is deferred until then.
+CREATE UNLOGGED TABLE IF NOT EXISTS dsql_rules.doomed (code text, message text);
+GRANT INSERT ON dsql_rules.doomed TO PUBLIC;
+
+CREATE OR REPLACE FUNCTION dsql_rules.fail() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = NEW.code, MESSAGE = NEW.message;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION dsql_rules.doom(code text, message text) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO dsql_rules.doomed VALUES (code, message)
+$$;
+
+DROP TRIGGER IF EXISTS at_commit ON dsql_rules.doomed;
+CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON dsql_rules.doomed
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dsql_rules.fail();
+
+
+-- ---------------------------------------------------------------- changing rows
+
+CREATE OR REPLACE FUNCTION dsql_rules.after_change() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    row_count bigint;
+    byte_count bigint;
+    age interval := clock_timestamp() - transaction_timestamp();
+BEGIN
+    IF NOT dsql_rules.active() THEN
+        RETURN NULL;
+    END IF;
+    IF dsql_rules.noted('ddl') > 0 THEN
+        PERFORM dsql_rules.refuse(
+            '0A000', 'ddl and dml are not supported in the same transaction');
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        SELECT count(*), coalesce(sum(pg_column_size(r)), 0) INTO row_count, byte_count
+          FROM old_rows r;
+    ELSE
+        SELECT count(*), coalesce(sum(pg_column_size(r)), 0) INTO row_count, byte_count
+          FROM new_rows r;
+    END IF;
+    row_count := row_count + dsql_rules.noted('rows');
+    byte_count := byte_count + dsql_rules.noted('bytes');
+    IF row_count > dsql_rules.most('rows', 3000) THEN
+        PERFORM dsql_rules.refuse('54000', 'transaction row limit exceeded');
+    END IF;
+    IF byte_count > dsql_rules.most('bytes', 10 * 1024 * 1024) THEN
+        PERFORM dsql_rules.doom('54000', 'transaction size limit 10mb exceeded');
+    END IF;
+    IF age > make_interval(secs => dsql_rules.most('seconds', 300)) THEN
+        PERFORM dsql_rules.doom('54000', 'transaction age limit of 300s exceeded');
+    END IF;
+    PERFORM dsql_rules.note('rows', row_count),
+            dsql_rules.note('bytes', byte_count),
+            dsql_rules.note('dml', 1);
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION dsql_rules.before_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF dsql_rules.active() THEN
+        PERFORM dsql_rules.refuse('0A000', 'unsupported statement: Truncate');
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- Triggers for each kind of change: only these see the changed rows, and only by statement.
+CREATE OR REPLACE FUNCTION dsql_rules.attach(target regclass) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = target AND tgname = 'dsql_rules_insert') THEN
+        RETURN;
+    END IF;
+    PERFORM dsql_rules.note('inner', 1);
+    EXECUTE format('CREATE TRIGGER dsql_rules_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS '
+        'new_rows FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.after_change()', target);
+    EXECUTE format('CREATE TRIGGER dsql_rules_update AFTER UPDATE ON %s REFERENCING NEW TABLE AS '
+        'new_rows FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.after_change()', target);
+    EXECUTE format('CREATE TRIGGER dsql_rules_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS '
+        'old_rows FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.after_change()', target);
+    EXECUTE format('CREATE TRIGGER dsql_rules_truncate BEFORE TRUNCATE ON %s '
+        'FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.before_truncate()', target);
+    PERFORM dsql_rules.note('inner', 0);
+END
+$$;
+
+
+-- ---------------------------------------------------------------- defining tables
+
+CREATE OR REPLACE FUNCTION dsql_rules.before_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $$
+DECLARE
+    problem text := CASE TG_TAG
+        WHEN 'CREATE TABLE AS' THEN 'unsupported statement: CreateTableAs'
+        WHEN 'SELECT INTO' THEN 'unsupported statement: CreateTableAs'
+        WHEN 'CREATE MATERIALIZED VIEW' THEN 'unsupported statement: CreateTableAs'
+        WHEN 'CREATE EXTENSION' THEN 'unsupported statement: CreateExtension'
+        WHEN 'CREATE TRIGGER' THEN 'CREATE TRIGGER not supported'
+        WHEN 'CREATE TYPE' THEN 'CREATE TYPE not supported'
+        WHEN 'CREATE FOREIGN TABLE' THEN 'CREATE FOREIGN TABLE not supported'
+        WHEN 'CREATE INDEX' THEN 'unsupported mode. please use CREATE INDEX ASYNC.'
+    END;
+BEGIN
+    IF NOT dsql_rules.active() OR dsql_rules.noted('inner') > 0 THEN
+        RETURN;
+    END IF;
+    IF dsql_rules.noted('ddl') > 0 THEN
+        PERFORM dsql_rules.refuse(
+            '0A000', 'multiple ddl statements not supported in a transaction');
+    END IF;
+    IF dsql_rules.noted('dml') > 0 THEN
+        PERFORM dsql_rules.refuse(
+            '0A000', 'ddl and dml are not supported in the same transaction');
+    END IF;
+    IF problem IS NOT NULL AND NOT (TG_TAG = 'CREATE INDEX' AND dsql_rules.noted('async') > 0) THEN
+        PERFORM dsql_rules.refuse('0A000', problem);
+    END IF;
+    PERFORM dsql_rules.note('ddl', 1);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION dsql_rules.check_table(target oid) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    kind "char" := (SELECT relpersistence FROM pg_class WHERE oid = target);
+    counter record;
+    culprit name;
+BEGIN
+    IF kind = 't' THEN
+        PERFORM dsql_rules.refuse(
+            '0A000', 'TEMPORARY or TEMP table not supported for CREATE TABLE');
+    ELSIF kind = 'u' THEN
+        PERFORM dsql_rules.refuse('0A000', 'UNLOGGED table not supported for CREATE TABLE');
+    END IF;
+    SELECT a.attname INTO culprit FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+     WHERE a.attrelid = target AND a.attnum > 0 AND t.typcategory = 'A' LIMIT 1;
+    IF culprit IS NOT NULL THEN
+        PERFORM dsql_rules.refuse(
+            '0A000', format('column "%s": array types are not supported for columns', culprit));
+    END IF;
+    -- The sequences that belong to columns of the table: of serial columns and of identity columns.
+    FOR counter IN
+        SELECT a.attidentity, q.seqtypid, q.seqcache
+          FROM pg_depend d
+          JOIN pg_sequence q ON q.seqrelid = d.objid
+          JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+         WHERE d.classid = 'pg_class'::regclass AND d.refobjid = target AND d.deptype IN ('a', 'i')
+    LOOP
+        IF counter.attidentity = '' THEN
+            PERFORM dsql_rules.refuse('42704', format('type "%s" does not exist',
+                CASE counter.seqtypid WHEN 'int8'::regtype THEN 'bigserial'
+                    WHEN 'int2'::regtype THEN 'smallserial' ELSE 'serial' END));
+        END IF;
+        PERFORM dsql_rules.check_sequence(counter.seqtypid, counter.seqcache);
+    END LOOP;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION dsql_rules.check_sequence(kind oid, cached bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF kind <> 'int8'::regtype THEN
+        PERFORM dsql_rules.refuse('0A000', 'sequences and identity columns must be bigint');
+    ELSIF cached <> 1 AND cached < 65536 THEN
+        PERFORM dsql_rules.refuse('0A000', 'CACHE must be 1 or at least 65536');
+    END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION dsql_rules.after_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $$
+DECLARE
+    made record;
+    spoken name;
+BEGIN
+    IF NOT dsql_rules.active() OR dsql_rules.noted('inner') > 0 THEN
+        RETURN;
+    END IF;
+    FOR made IN SELECT * FROM pg_event_trigger_ddl_commands() LOOP
+        IF made.object_type = 'table' AND made.command_tag IN ('CREATE TABLE', 'ALTER TABLE') THEN
+            PERFORM dsql_rules.check_table(made.objid);
+            IF made.command_tag = 'CREATE TABLE' THEN
+                PERFORM dsql_rules.attach(made.objid::regclass);
+            END IF;
+        ELSIF made.command_tag = 'CREATE SEQUENCE' AND NOT EXISTS (
+            SELECT FROM pg_depend WHERE objid = made.objid AND deptype IN ('a', 'i')) THEN
+            PERFORM dsql_rules.check_sequence(seqtypid, seqcache)
+               FROM pg_sequence WHERE seqrelid = made.objid;
+        ELSIF made.command_tag = 'CREATE INDEX' THEN
+            PERFORM set_config('dsql_rules.index', made.object_identity, true);
+        ELSIF made.command_tag IN ('CREATE FUNCTION', 'CREATE PROCEDURE') THEN
+            SELECT l.lanname INTO spoken FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+             WHERE p.oid = made.objid;
+            IF spoken <> 'sql' THEN
+                PERFORM dsql_rules.refuse('0A000',
+                    format('%s with language %s not supported', made.command_tag, spoken));
+            END IF;
+        END IF;
+    END LOOP;
+END
+$$;
+
+DROP EVENT TRIGGER IF EXISTS dsql_rules_before;
+DROP EVENT TRIGGER IF EXISTS dsql_rules_after;
+CREATE EVENT TRIGGER dsql_rules_before ON ddl_command_start
+    EXECUTE FUNCTION dsql_rules.before_ddl();
+CREATE EVENT TRIGGER dsql_rules_after ON ddl_command_end
+    EXECUTE FUNCTION dsql_rules.after_ddl();
+
+
+-- ---------------------------------------------------------------- CREATE INDEX ASYNC
+
+CREATE TABLE IF NOT EXISTS sys.jobs (
+    job_id text PRIMARY KEY,
+    status text NOT NULL,
+    details text,
+    job_type text NOT NULL,
+    object_name text NOT NULL,
+    start_time timestamptz NOT NULL,
+    update_time timestamptz NOT NULL
+);
+GRANT SELECT ON sys.jobs TO PUBLIC;
+
+-- With its owner's rights: nobody else may write into sys.jobs.
+CREATE OR REPLACE FUNCTION dsql_rules.note_job(made text) RETURNS text
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO sys.jobs
+    VALUES (substr(md5(random()::text || clock_timestamp()), 1, 26), 'completed', '',
+            'INDEX_BUILD', made, transaction_timestamp(), clock_timestamp())
+    RETURNING job_id
+$$;
+
+-- Our own connections send this in the place of CREATE INDEX ASYNC, which PostgreSQL cannot parse.
+-- The index is there at once: the job is never seen at work.
+CREATE OR REPLACE FUNCTION dsql_rules.create_index(statement text) RETURNS text
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM dsql_rules.note('async', 1);
+    EXECUTE statement;
+    PERFORM dsql_rules.note('async', 0);
+    RETURN dsql_rules.note_job(current_setting('dsql_rules.index', true));
+END
+$$;
+
+CREATE OR REPLACE PROCEDURE sys.wait_for_job(wanted text) LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM sys.jobs WHERE job_id = wanted) THEN
+        RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = format('job %s does not exist', wanted);
+    END IF;
+END
+$$;
+
+
+-- ---------------------------------------------------------------- tables of an earlier time
+
+DO $$
+DECLARE
+    found regclass;
+BEGIN
+    FOR found IN
+        SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.relkind = 'r' AND c.relpersistence = 'p'
+           AND n.nspname !~ '^(pg_|information_schema$|dsql_rules$|sys$)'
+    LOOP
+        PERFORM dsql_rules.attach(found);
+    END LOOP;
+END
+$$;
