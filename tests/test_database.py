@@ -2,6 +2,8 @@
 
 import secrets
 import socket
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -443,3 +445,56 @@ def test_a_database_that_goes_away_in_mid_query_is_a_connection_error(ws):
     with pytest.raises(ServiceUnreachableError, match="server closed the connection"):
         ws.database.query("SELECT pg_terminate_backend(pg_backend_pid())")
     assert ws.database.query("SELECT 1").rows == [(1,)]
+
+
+def test_a_pool_that_is_used_up_says_who_holds_its_connections(ws):
+    small = Database(
+        ws.endpoints.database, ws.namespace, pool_min=1, pool_max=1, pool_timeout_s=0.1
+    )
+    taken, enough = threading.Event(), threading.Event()
+
+    def hold():
+        with small.connection():
+            taken.set()
+            enough.wait(10)
+
+    holder = threading.Thread(target=hold, name="the slow report")
+    holder.start()
+    taken.wait(10)
+    try:
+        with pytest.raises(
+            PoolTimeoutError, match=r"Held by the slow report for \d+\.\d s, at test"
+        ):
+            small.query("SELECT 1")
+    finally:
+        enough.set()
+        holder.join()
+    assert small.query("SELECT 1").rows == [(1,)]
+    assert small._holders == {}
+    small.close()
+
+
+def test_a_connection_that_has_reached_its_age_is_replaced(ws, monkeypatch):
+    monkeypatch.setattr(room, "RECYCLE_S", 0.05)
+    short = Database(ws.endpoints.database, ws.namespace, pool_min=1, pool_max=1)
+    (first,) = short.query("SELECT pg_backend_pid()").rows[0]
+    time.sleep(0.06)
+    monkeypatch.setattr(room, "RECYCLE_S", 3600)
+    (second,) = short.query("SELECT pg_backend_pid()").rows[0]
+    (third,) = short.query("SELECT pg_backend_pid()").rows[0]
+    assert first != second == third
+    short.close()
+
+
+def test_ages_differ_so_that_not_all_connections_end_at_once():
+    class Record:
+        def __init__(self):
+            self.info = {}
+
+    records = [Record() for _ in range(100)]
+    for record in records:
+        room._set_end(None, record)
+    ends = [record.info["ends"] - time.monotonic() for record in records]
+    assert 0.8 * room.RECYCLE_S - 1 <= min(ends) < max(ends) <= room.RECYCLE_S
+    assert max(ends) - min(ends) > 0.1 * room.RECYCLE_S
+    assert room.RECYCLE_S < 3600

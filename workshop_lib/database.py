@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import select
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg2
@@ -23,7 +26,7 @@ from psycopg2.extensions import (
 )
 from psycopg2.extras import execute_values, register_uuid
 from sqlalchemy import event
-from sqlalchemy.exc import InvalidatePoolError, TimeoutError as QueueTimeout
+from sqlalchemy.exc import DisconnectionError, InvalidatePoolError, TimeoutError as QueueTimeout
 from sqlalchemy.pool import QueuePool
 from tenacity import (
     Retrying,
@@ -37,9 +40,11 @@ from tenacity import (
 from workshop_lib.dsql import (
     CONNECTION_LIFE_S,
     MAX_ROWS_PER_TRANSACTION,
+    Findings,
     RuledConnection,
     RuledCursor,
     is_conflict,
+    lint,
     set_rules,
 )
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError
@@ -52,9 +57,13 @@ Query = str | sql.Composable
 CONFLICT_ATTEMPTS = 30
 CONFLICT_WAIT_S = 0.005
 CONFLICT_WAIT_MAX_S = 0.25
+MOST_HOLDERS = 5
+"""Of those who hold connections while another waits in vain, how many an error names."""
 COMING_UP_S = 2.0
 """How long the local server, when it refuses connections, may take to come back up, seconds."""
-RECYCLE_S = CONNECTION_LIFE_S * 5 // 6
+RECYCLE_S = CONNECTION_LIFE_S * 5 / 6
+RECYCLE_JITTER = 0.2
+"""A connection is replaced at this age, or up to this share earlier: not all at the same moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +115,13 @@ class Database:
             pool_size=pool_min,
             max_overflow=pool_max - pool_min,
             timeout=pool_timeout_s,
-            recycle=RECYCLE_S,
             reset_on_return=None,  # _tidy_up does that, and only where it is needed
         )
         # A connection that broke is replaced; the pool need not log a traceback about it as well.
         logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+        event.listen(self._pool, "connect", _set_end)
         event.listen(self._pool, "checkout", _refuse_dead)
+        self._holders: dict[int, tuple[int, float]] = {}
 
     @cached_property
     def identity(self) -> str:
@@ -223,11 +233,14 @@ class Database:
             limit, seconds = self._limits
             raise PoolTimeoutError(
                 f"All {limit} connections of the pool were in use for {seconds:g} s. Return them "
-                "sooner (keep transactions short), or raise DSQL_POOL_MAX or DSQL_POOL_TIMEOUT."
+                "sooner (keep transactions short), or raise DSQL_POOL_MAX or DSQL_POOL_TIMEOUT. "
+                f"Held by {_describe_holders(list(self._holders.values()))}."
             ) from None
+        self._holders[id(borrowed)] = (threading.get_ident(), time.monotonic())
         try:
             yield borrowed.dbapi_connection  # type: ignore[misc]
         finally:
+            self._holders.pop(id(borrowed), None)
             closed_meanwhile = pool is not self._pool
             if closed_meanwhile or not _tidy_up(borrowed.dbapi_connection):
                 borrowed.invalidate()
@@ -257,6 +270,16 @@ class Database:
             raise _unreachable(self.endpoint, error) from None
         self._count("connections")
         return opened
+
+    @staticmethod
+    def lint(statements: str) -> Findings:
+        """What Aurora DSQL would refuse in these statements, asked of AWS's linter; runs nothing.
+
+        Raises:
+            WorkshopError: the linter could not be run.
+
+        """
+        return lint(statements)
 
     def stats(self) -> DatabaseStats:
         """The counters so far."""
@@ -332,13 +355,21 @@ def _tidy_up(connection: Any) -> bool:
     return True
 
 
-def _refuse_dead(connection: Connection, record: object, proxy: object) -> None:
-    """Replace connections whose server went away, at no round trip for the healthy ones.
+def _set_end(connection: object, record: Any) -> None:
+    """Note when a new connection is to be replaced, well before DSQL ends it."""
+    del connection
+    record.info["ends"] = time.monotonic() + RECYCLE_S * (1 - RECYCLE_JITTER * random.random())
 
-    An idle connection has nothing to say. If its socket is readable, the server has closed it or
-    left a message, and only then is it worth a question.
+
+def _refuse_dead(connection: Connection, record: Any, proxy: object) -> None:
+    """Replace connections that are too old, and those whose server went away.
+
+    At no round trip for the healthy ones: an idle connection has nothing to say. If its socket is
+    readable, the server has closed it or left a message, and only then is it worth a question.
     """
-    del record, proxy
+    del proxy
+    if time.monotonic() > record.info["ends"]:
+        raise DisconnectionError("this connection has reached its age")
     if not connection.closed:
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLIN)
@@ -348,6 +379,25 @@ def _refuse_dead(connection: Connection, record: object, proxy: object) -> None:
             cursor.execute("SELECT 1")
             return
     raise InvalidatePoolError("the server closed this connection")
+
+
+def _describe_holders(holders: Sequence[tuple[int, float]]) -> str:
+    """Who has the connections: each thread, since when, and the line of code it is at now."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    frames, now, found = sys._current_frames(), time.monotonic(), []
+    for ident, since in sorted(holders, key=lambda holder: holder[1])[:MOST_HOLDERS]:
+        frame = frames.get(ident)
+        while frame is not None and _is_plumbing(frame.f_code.co_filename) and frame.f_back:
+            frame = frame.f_back
+        place = f", at {Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
+        found.append(f"{names.get(ident, 'a thread that ended')} for {now - since:.1f} s{place}")
+    more = len(holders) - len(found)
+    return "; ".join(found) + (f"; and {more} more" if more > 0 else "")
+
+
+def _is_plumbing(file: str) -> bool:
+    """Whether a line of this file says nothing about who waits."""
+    return any(part in file for part in ("threading.py", "sqlalchemy", "contextlib.py", __file__))
 
 
 def _is_coming_up(error: BaseException) -> bool:
