@@ -47,7 +47,7 @@ from workshop_lib.dsql import (
     lint,
     set_rules,
 )
-from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError
+from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, SettingsError
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
 
@@ -302,7 +302,11 @@ class Database:
         opened: Connection = psycopg2.connect(**arguments)
         opened.autocommit = True
         if token is None:  # not DSQL itself
-            set_rules(opened, on=self.endpoint.dsql_rules)
+            try:
+                set_rules(opened, on=self.endpoint.dsql_rules)
+            except SettingsError:
+                opened.close()
+                raise
         # psycopg2 gives memoryview and str for these two; rows should hold bytes and UUID.
         psycopg2.extensions.register_type(_BYTES, opened)
         register_uuid(conn_or_curs=opened)

@@ -1,14 +1,18 @@
 """DSQL's rules in a PostgreSQL of one's own: installed, kept, and removed without a trace."""
 
 import contextlib
+from dataclasses import replace
 
 import psycopg2
 import pytest
 from click.testing import CliRunner
 
 from workshop_lib.cli import main
+from workshop_lib.database import Database
+from workshop_lib.errors import SettingsError
 from workshop_lib.services import embedded
 from workshop_lib.services.engines import HOST, OWNER
+from workshop_lib.services.resolve import external_database
 from workshop_lib.services.state import StateFolder
 from workshop_lib.settings import load_settings
 
@@ -69,6 +73,31 @@ def test_rules_are_removed_without_a_trace_and_installed_again(workshop, cursor)
         assert workshop("rules", "install").exit_code == 0
     with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
         cursor.execute("TRUNCATE mine")
+
+
+def test_the_setting_decides_for_our_connections(workshop, cursor):
+    cursor.execute("CREATE TABLE IF NOT EXISTS mine (id INT)")
+    assert workshop("rules", "install").exit_code == 0
+
+    def database(rules):
+        return Database(external_database(load_settings(dsql_rules=rules).values), "public")
+
+    for rules in ("auto", "off"):  # a server of one's own has rules only if asked
+        assert database(rules).query("TRUNCATE mine").rows == []
+    with pytest.raises(psycopg2.errors.FeatureNotSupported, match="SAVEPOINT"):
+        database("on").query("SAVEPOINT a")
+    assert workshop("rules", "remove").exit_code == 0
+    with pytest.raises(SettingsError, match="workshop rules install"):
+        database("on").query("SELECT 1")
+
+
+def test_off_holds_for_the_local_engine_as_well(shared):
+    endpoint = replace(shared.endpoints.database, dsql_rules=False)
+    unruled = Database(endpoint, shared.namespace, pool_min=1)
+    unruled.query("CREATE TEMP TABLE t (id INT)")
+    unruled.close()
+    assert shared.endpoints.database.dsql_rules is True
+    assert load_settings().values.dsql_rules == "auto"
 
 
 def test_who_is_no_superuser_is_told_so(workshop):

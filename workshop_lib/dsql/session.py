@@ -21,6 +21,8 @@ from psycopg2.extensions import (
     cursor as Cursor,
 )
 
+from workshop_lib.errors import SettingsError
+
 CONFLICT = ("40001", "change conflicts with another transaction (OC000)")
 LOCK_WAIT_MS = 100
 """How long the second writer of a row waits for the first, milliseconds. On DSQL nobody waits."""
@@ -58,10 +60,26 @@ _IGNORED = re.compile(r"(\s+|--[^\n]*(\n|$)|/\*.*?\*/)*", re.DOTALL)
 
 
 def set_rules(connection: Connection, *, on: bool) -> None:
-    """Switch the rules of a new connection on, as far as they are installed there, or off."""
-    wait = f"; SET lock_timeout = {LOCK_WAIT_MS}" if on else ""
+    """Switch the rules of a new connection on or off.
+
+    Raises:
+        SettingsError: they are to be on and are not installed in this server.
+
+    """
     with connection.cursor(cursor_factory=Cursor) as cursor:
-        cursor.execute(f"SET workshop.dsql_rules = '{'on' if on else 'off'}'{wait}")
+        if not on:
+            cursor.execute("SET workshop.dsql_rules = 'off'")
+            return
+        cursor.execute(
+            f"SET workshop.dsql_rules = 'on'; SET lock_timeout = {LOCK_WAIT_MS}; "
+            "SELECT to_regnamespace('dsql_rules') IS NOT NULL"
+        )
+        (installed,) = cursor.fetchone() or (False,)
+    if not installed:
+        raise SettingsError(
+            "DSQL_RULES is on, and this PostgreSQL has not got the rules. `workshop rules install` "
+            "installs them, signed in as its superuser; DSQL_RULES=off goes without them."
+        )
 
 
 class RuledConnection(Connection):
