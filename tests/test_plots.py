@@ -2,6 +2,7 @@
 
 import struct
 from base64 import b64decode
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -215,3 +216,79 @@ def test_a_shown_picture_is_a_png_with_a_text_for_those_who_cannot_see_it(draw, 
     width, height = struct.unpack(">II", png[16:24])
     assert 700 < width < 1_100
     assert 100 < height < 1_100
+
+
+@pytest.fixture
+def noted() -> Iterator[Callable[..., None]]:
+    """Sets notes, which are gone after the test."""
+    owners: set[object] = set()
+
+    def note(owner: object, text: str = "") -> None:
+        owners.add(owner)
+        plots.set_note(owner, text)
+
+    yield note
+    for owner in owners:
+        plots.set_note(owner)
+
+
+def notes(figure: Figure) -> list[str]:
+    return [line for text in figure.texts for line in text.get_text().splitlines()]
+
+
+def shown_alt(figure: Figure, monkeypatch) -> str:
+    shown = []
+    monkeypatch.setattr(plots, "display", shown.append)
+    plots.show(figure, "A picture.")
+    (image,) = shown
+    return image._repr_mimebundle_()[1]["image/png"]["alt"]
+
+
+@pictures
+def test_a_picture_carries_the_notes_that_were_in_force_when_it_was_drawn(draw, x, y, noted):
+    before = draw()
+    noted("one", "emulated distance: cache 5 ms")
+    during = draw()
+    noted("one")
+    assert [notes(picture) for picture in (before, during, draw())] == [
+        [], ["emulated distance: cache 5 ms"], [],
+    ]  # fmt: skip
+
+
+def test_a_shown_picture_has_its_notes_once_and_in_its_text_as_well(noted, monkeypatch):
+    noted("one", "emulated distance: cache 5 ms")
+    drawn = bars()
+    expected = "A picture. Emulated distance: cache 5 ms."
+    assert shown_alt(drawn, monkeypatch) == shown_alt(drawn, monkeypatch) == expected
+    noted("one")
+    assert shown_alt(drawn, monkeypatch) == expected
+    assert notes(drawn) == ["emulated distance: cache 5 ms"]
+    assert shown_alt(bars(), monkeypatch) == "A picture."
+
+
+def test_a_picture_of_one_s_own_gets_the_note_when_it_is_shown(noted, monkeypatch):
+    noted("one", "a note")
+    own = Figure()
+    own.subplots().plot([1, 2])
+    assert shown_alt(own, monkeypatch) == "A picture. A note."
+    assert notes(own) == ["a note"]
+
+
+def test_notes_of_several_owners_stand_below_each_other_and_the_same_one_once(noted):
+    noted("one", "a note")
+    noted("two", "another")
+    noted("three", "a note")
+    assert notes(bars()) == ["a note", "another"]
+    noted("two", "changed")
+    assert notes(bars()) == ["a note", "changed"]
+
+
+def test_the_note_is_within_what_is_shown_and_covers_nothing(noted, monkeypatch):
+    sizes = []
+    for text in ("", "a note"):
+        noted("one", text)
+        shown = []
+        monkeypatch.setattr(plots, "display", shown.append)
+        plots.show(bars(), "A picture.")
+        sizes.append(struct.unpack(">II", shown[0].data[16:24])[1])
+    assert sizes[1] > sizes[0] + 5

@@ -36,6 +36,8 @@ def result(name: str, title: str, seconds: float, error: dict | None = None) -> 
     """A result as the runner completes it."""
     made = Result(name, "run_1", SERVICES, parameters={}, size="quick")
     made.measurements = {} if error else FIGURES
+    for far in () if error else (0.005, 0.02):
+        made.note_distance({"database": far, "cache": 0.0005, "store": 0.0})
     extra = {"title": title, "ok": error is None, "seconds": seconds, "error": error}
     return {**made.to_json(), **extra, "parameters": {"rows": 10, "query": BAD}}
 
@@ -127,6 +129,12 @@ def test_the_services_are_listed_with_versions_and_emulations_are_called_so(page
     text = " ".join(Elements(page).text.split())
     assert "database local PostgreSQL 16 PostgreSQL 16.14" in text
     assert "store local S3 emulation (emulated) –" in text
+
+
+def test_emulated_distances_are_named_where_there_were_any(page):
+    text = " ".join(Elements(page).text.split())
+    (found,) = re.findall(r"emulated distances: (.*? 20 ms, \S+ \S+ ms)", text)
+    assert found == "database 5 ms, cache 0.5 ms; database 20 ms, cache 0.5 ms"
 
 
 def test_a_failure_shows_its_cell_code_and_error(page):

@@ -15,6 +15,7 @@ from workshop_lib.simulate import (
     EarlyReplay,
     Replay,
     TtlReplay,
+    break_even,
     che_lru_hit_ratio,
     hit_ratio_by_capacity,
     poisson_times,
@@ -533,3 +534,24 @@ def test_early_refresh_leaves_a_few_loads_of_each_herd_and_nobody_waits():
     assert early.waited == early.loads_per_expiry[0]  # those of the empty cache only
     assert sum(early.loads_per_expiry) == len(early.load_times)
     assert plain.waited > 30 * early.waited
+
+
+# --- break-even
+
+
+def test_at_the_break_even_a_cache_is_as_fast_as_the_database_alone():
+    for hit, fill, database in [(1, 1, 9), (0.08, 0.08, 0.3), (2, 0, 5), (0, 0, 3)]:
+        ratio = break_even(hit, fill, database)
+        mean = ratio * hit + (1 - ratio) * (hit + database + fill)
+        assert mean == pytest.approx(database)
+    assert break_even(hit=1, fill=1, database=9) == 0.2
+
+
+@pytest.mark.parametrize(("hit", "database"), [(5, 5), (6, 5), (0, 0)])
+def test_a_hit_that_is_no_faster_than_the_database_never_breaks_even(hit, database):
+    assert break_even(hit, 1, database) is None
+
+
+def test_a_negative_time_has_no_break_even():
+    with pytest.raises(ValueError, match="fill is 0 or more; -1 is not"):
+        break_even(1, -1, 2)

@@ -18,6 +18,7 @@ from .dataset import (
     Sizes,
     create_table,
 )
+from .dsql import read_token
 from .errors import WorkshopError
 from .exercises import exercise
 from .measure import (
@@ -31,6 +32,7 @@ from .measure import (
     time_shuffled,
 )
 from .progress import with_progress
+from .published import published_figures
 from .rows import Rows
 from .sandbox import Sandbox
 from .settings import load_settings
@@ -68,7 +70,9 @@ __all__ = [
     "on_schedule",
     "open_workshop",
     "plots",
+    "published_figures",
     "read_at_once",
+    "read_token",
     "readable",
     "simulate",
     "speed_up",

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -38,11 +38,15 @@ from tenacity import (
 )
 
 from workshop_lib.dsql import (
+    CONNECTION_BURST,
     CONNECTION_LIFE_S,
+    CONNECTIONS_PER_SECOND,
     MAX_ROWS_PER_TRANSACTION,
     Findings,
+    Rate,
     RuledConnection,
     RuledCursor,
+    find_fault,
     is_conflict,
     lint,
     set_rules,
@@ -108,6 +112,7 @@ class Database:
         self.endpoint = endpoint
         self.schema = schema
         self._limits = (pool_max, pool_timeout_s)
+        self._rate = Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST)
         self._counts = Counter[str]()
         self._counts_lock = threading.Lock()
         self._pool = QueuePool(
@@ -246,15 +251,29 @@ class Database:
                 borrowed.invalidate()
             borrowed.close()
 
-    def connect(self) -> Connection:
+    def connect(self, token: str | None = None) -> Connection:
         """A new psycopg2 connection of the caller's own, in autocommit mode, outside the pool.
 
-        On Aurora DSQL each connection signs in with a token made for it.
+        On Aurora DSQL each connection signs in with a token made for it. A cluster takes 100 new
+        connections a second, after a burst of 1,000; so does this object, and others wait.
+
+        Args:
+            token: sign in with this one. Other servers know no tokens: there it is checked here
+                for what DSQL would find in it (emulated), and the sign-in is as always.
 
         Raises:
             ServiceUnreachableError: the database did not answer or refused the sign-in.
+            PoolTimeoutError: too many connections were opened just before.
+            WorkshopError: this is no token.
 
         """
+        if token and not self.endpoint.token and (fault := find_fault(token, self.endpoint.host)):
+            raise ServiceUnreachableError(
+                f"No connection to the database at {self.endpoint.address}: access denied. The "
+                f"token is not valid: {fault}. Make a new one. (Emulated: {self.endpoint.label} "
+                "knows no tokens, so this was found out here.)"
+            )
+        self._wait_for_turn()
         # Only the local engine is restarted within moments: elsewhere a refusal is final.
         patience = COMING_UP_S if self.endpoint.embedded else 0
         try:
@@ -265,11 +284,17 @@ class Database:
                 reraise=True,
             ):
                 with attempt:
-                    opened = self._open()
+                    opened = self._open(token)
         except psycopg2.OperationalError as error:
             raise _unreachable(self.endpoint, error) from None
         self._count("connections")
         return opened
+
+    def go_through(self, host: str, port: int) -> None:
+        """From now on connect to the same database by this address; the pool connects anew."""
+        arguments = {**self.endpoint.arguments, "host": host, "port": port}
+        self.endpoint = replace(self.endpoint, arguments=arguments)
+        self.close()
 
     @staticmethod
     def lint(statements: str) -> Findings:
@@ -292,16 +317,29 @@ class Database:
         old, self._pool = self._pool, self._pool.recreate()
         old.dispose()
 
-    def _open(self) -> Connection:
-        token = self.endpoint.token
+    def _wait_for_turn(self) -> None:
+        """Do not open connections faster than a cluster takes them."""
+        patience = self._limits[1]
+        reserved, wait = self._rate.reserve(patience)
+        if not reserved:
+            raise PoolTimeoutError(
+                f"So many connections to the database were opened that the next one would have to "
+                f"wait for {wait:.1f} s, which is longer than DSQL_POOL_TIMEOUT ({patience:g} s). "
+                f"Aurora DSQL takes {CONNECTIONS_PER_SECOND} new ones a second. Keep connections "
+                "open and use them again: ws.database does."
+            )
+        if wait:
+            time.sleep(wait)
+
+    def _open(self, token: str | None) -> Connection:
         arguments: dict[str, Any] = dict(self.endpoint.arguments)
-        if token:
-            arguments["password"] = token()
+        if self.endpoint.token:
+            arguments["password"] = token or self.endpoint.token()
         if self.endpoint.dsql_rules:
             arguments |= {"connection_factory": RuledConnection, "cursor_factory": RuledCursor}
         opened: Connection = psycopg2.connect(**arguments)
         opened.autocommit = True
-        if token is None:  # not DSQL itself
+        if self.endpoint.token is None:  # not DSQL itself
             try:
                 set_rules(opened, on=self.endpoint.dsql_rules)
             except SettingsError:
@@ -405,7 +443,11 @@ def _is_plumbing(file: str) -> bool:
 
 
 def _is_coming_up(error: BaseException) -> bool:
-    signs = ("Connection refused", "starting up", "shutting down", "in recovery mode")
+    signs = (
+        *("Connection refused", "starting up", "shutting down", "in recovery mode"),
+        # A proxy before the server cannot refuse, only hang up.
+        *("closed the connection unexpectedly", "Connection reset by peer"),
+    )
     return isinstance(error, psycopg2.OperationalError) and any(s in str(error) for s in signs)
 
 

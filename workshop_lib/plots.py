@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from IPython.display import Image, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
 
+from workshop_lib.dsql import Step
 from workshop_lib.measure import P99_SAMPLES, Moment, Samples, readable
+from workshop_lib.published import PublishedFigure
 
 # Okabe and Ito 2008, "Color Universal Design"; black is left for text.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+STEP_WIDTH = 96
+"""Characters that fit side by side in a picture of transactions."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 HATCHES = ("", "//", "..", "xx", "--", "++")
 LOOKS = {
@@ -24,6 +36,21 @@ LOOKS = {
 }
 """Colour and marker of an answer, by where it came from."""
 ROOMY = {"dpi": 110, "facecolor": "white", "bbox_inches": "tight"}
+NOTE = "note"
+_notes: dict[object, str] = {}
+
+
+def set_note(owner: object, text: str = "") -> None:
+    """Have every picture that is drawn or shown from now on carry a note below it.
+
+    Args:
+        owner: whose note; each has one at most.
+        text: the note; empty for none any more.
+
+    """
+    _notes.pop(owner, None)
+    if text:
+        _notes[owner] = text
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -34,6 +61,7 @@ def show(figure: Figure, alt: str) -> None:
         alt: what the picture shows, in a sentence or two.
 
     """
+    alt = " ".join([alt, *(f"{note[:1].upper()}{note[1:]}." for note in _sign(figure))])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Description": alt}, **ROOMY)  # type: ignore[arg-type]
     display(Image(buffer.getvalue(), format="png", alt=alt))
@@ -74,9 +102,12 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     axes.set_yticks(range(len(samples)), labels)
     axes.set_ylim(len(samples) - 0.45, -0.6)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.margins(x=0.1)  # room for the words at the first and the last dot
+    low, high = axes.get_xlim()
+    # Labels that stand side by side: where the axis is long, fewer of them.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: readable(value / 1e6)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(value / 1e6)))
     axes.set_xlabel("time until the answer is here (log scale)\nbar: p50 and its 95 % interval, "
                     f"dotted: p95, dashed: p99 (of {P99_SAMPLES} or more)", fontsize=9)  # fmt: skip
     axes.set_title(title)
@@ -120,6 +151,8 @@ def bars(
     title: str,
     x_label: str,
     y_label: str,
+    *,
+    log_y: bool = False,
 ) -> Figure:
     """Bars side by side: one group a label, one colour and hatch a series.
 
@@ -128,6 +161,7 @@ def bars(
         labels: what stands under the groups.
         title: of the picture.
         x_label, y_label: with units.
+        log_y: a logarithmic y axis, where small bars stand beside large ones.
 
     """
     figure, axes = _canvas(8.0, 3.6)
@@ -144,6 +178,10 @@ def bars(
             edgecolor="white",
         )
     axes.set_xticks(range(len(labels)), labels)
+    if log_y:
+        _set_log_y(axes)
+    else:
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(title)
@@ -184,6 +222,7 @@ def lines(
     y_label: str,
     *,
     log_x: bool = False,
+    log_y: bool = False,
     steps: bool = False,
 ) -> Figure:
     """Lines over a common axis, told apart by colour and marker.
@@ -193,7 +232,7 @@ def lines(
         series: by name, one value for each x.
         title: of the picture.
         x_label, y_label: with units.
-        log_x: a logarithmic x axis.
+        log_x, log_y: a logarithmic axis.
         steps: hold each value until the next instead of joining them.
 
     """
@@ -212,9 +251,15 @@ def lines(
         )
     if log_x:
         axes.set_xscale("log")
+        axes.set_xticks(x, [f"{value:,g}" for value in x])
+        axes.xaxis.set_minor_locator(NullLocator())
+    if log_y:
+        _set_log_y(axes)
+    else:
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.set_ylim(bottom=0)
     axes.set_title(title)
     if len(series) > 1:
         axes.legend(frameon=False)
@@ -311,6 +356,125 @@ def waits(runs: Mapping[str, Sequence[Moment]], title: str) -> Figure:
     return figure
 
 
+def stages(
+    times: Mapping[str, Mapping[str, float]], title: str, label: str = "time (ms)"
+) -> Figure:
+    """What a call spends its time on: one bar a way of doing it, cut into its stages.
+
+    Args:
+        times: by way, the seconds of each stage by its name, in order.
+        title: of the picture.
+        label: of the time axis.
+
+    """
+    names = list(dict.fromkeys(name for way in times.values() for name in way))
+    figure, axes = _canvas(8.0, 1.7 + 0.5 * len(times))
+    ends = [0.0] * len(times)
+    for number, name in enumerate(names):
+        widths = [way.get(name, 0.0) * 1e3 for way in times.values()]
+        axes.barh(range(len(times)), widths, left=ends, height=0.6, label=name, edgecolor="white",
+                  color=COLOURS[number], hatch=HATCHES[number])  # fmt: skip
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    for row, end in enumerate(ends):
+        axes.annotate(f" {readable(end / 1e3)}", (end, row), va="center", fontsize=9)
+    axes.set_yticks(range(len(times)), list(times))
+    axes.invert_yaxis()
+    axes.grid(visible=True, axis="x", color="#dddddd", linewidth=0.7)
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.12)
+    axes.set_xlabel(label)
+    axes.set_title(title)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def beside_published(
+    measured: Mapping[str, Samples], published: Sequence[PublishedFigure], title: str
+) -> Figure:
+    """One's own figures above, published ones below, apart but with one time axis.
+
+    Args:
+        measured: by name; p50 is drawn, with a line from p5 to p95.
+        published: all from one document.
+        title: of the picture.
+
+    """
+    sizes = [len(measured), len(published)]
+    figure = Figure(figsize=(8.0, 2.0 + 0.36 * sum(sizes)), layout="constrained")
+    _sign(figure)
+    own, theirs = figure.subplots(2, 1, sharex=True, height_ratios=[n + 0.6 for n in sizes])
+    for row, found in enumerate(measured.values()):
+        ends = [found.percentile(5) * 1e3, found.percentile(95) * 1e3]
+        own.plot(ends, [row, row], color=COLOURS[0], linewidth=2)
+        own.plot(found.median * 1e3, row, "o", color=COLOURS[0], markersize=8)
+        own.annotate(f"   {readable(found.median)}", (ends[1], row), va="center", fontsize=9)
+    for row, one in enumerate(published):
+        ends = [one.low_s * 1e3, one.high_s * 1e3]
+        theirs.plot(ends, [row, row], color=COLOURS[1], linewidth=5, marker="|", markersize=14)
+        low, high = _round(one.low_s), _round(one.high_s)
+        words = high if low == high else f"{low} to {high}"
+        theirs.annotate(f"  {words}", (ends[1], row), va="center", fontsize=9)
+    own.set_title("measured by you: p50, and from p5 to p95", fontsize=10, loc="left")
+    source = textwrap.fill(f"published, not measured here: {published[0].source}", 70)
+    theirs.set_title(source, fontsize=10, loc="left")
+    labels = (list(measured), [one.subject for one in published])
+    for axes, names, count in zip((own, theirs), labels, sizes, strict=True):
+        axes.set_yticks(range(count), names)
+        axes.set_ylim(count - 0.4, -0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.7)
+        axes.set_axisbelow(True)
+    theirs.set_xscale("log")
+    low, high = theirs.get_xlim()
+    theirs.set_xlim(low, high * 3)  # room for the words
+    theirs.xaxis.set_minor_formatter(NullFormatter())
+    theirs.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(value / 1e3)))
+    theirs.set_xlabel("time (log scale)")
+    figure.suptitle(title)
+    return figure
+
+
+def transactions(steps: Sequence[Step], title: str) -> Figure:
+    """What each player of `Workshop.play` sent and got: a column a player, time downwards.
+
+    Args:
+        steps: in order.
+        title: of the picture.
+
+    """
+    players = list(dict.fromkeys(step.who for step in steps))
+    wrapped = [textwrap.wrap(step.statement, STEP_WIDTH // len(players)) for step in steps]
+    answers = [textwrap.wrap(step.outcome, STEP_WIDTH // len(players)) for step in steps]
+    heights = [len(said) + len(got) + 1 for said, got in zip(wrapped, answers, strict=True)]
+    figure = Figure(figsize=(9.0, 0.8 + 0.165 * sum(heights)), layout="constrained")
+    _sign(figure)
+    axes = figure.subplots()
+    axes.set(xlim=(0, len(players)), ylim=(sum(heights), -2.5))
+    axes.axis("off")
+    for column, player in enumerate(players):
+        axes.text(column + 0.03, -1.2, player, fontsize=11, fontweight="bold", va="center")
+        axes.plot([column + 0.02] * 2, [0, sum(heights)], color="#dddddd", linewidth=1)
+    top = 0
+    for number, (step, said, got, height) in enumerate(
+        zip(steps, wrapped, answers, heights, strict=True), start=1
+    ):
+        column, failed = players.index(step.who), bool(step.code)
+        axes.plot(column + 0.02, top + 0.5, "X" if failed else "o", markersize=8 if failed else 5,
+                  color=COLOURS[5] if failed else COLOURS[0], clip_on=False)  # fmt: skip
+        look: dict[str, Any] = {
+            "x": column + 0.05,
+            "va": "top",
+            "fontsize": 8.5,
+            "family": "monospace",
+        }
+        axes.text(y=top, s=f"{number}. " + "\n   ".join(said), **look)
+        axes.text(y=top + len(said), s="   → " + "\n     ".join(got), **look,
+                  color=COLOURS[5] if failed else "#555555")  # fmt: skip
+        top += height
+    figure.suptitle(title)
+    return figure
+
+
 def dots(
     rows: Sequence[str],
     panels: Mapping[str, Mapping[str, Sequence[float | None]]],
@@ -398,9 +562,39 @@ def _panels(
 ) -> tuple[Figure, Sequence[Any]]:
     """An empty picture. No pyplot: its figures would pile up in a long session."""
     figure = Figure(figsize=(width, height), layout="constrained")
+    _sign(figure)
     panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis=grid, color="#dddddd", linewidth=0.7)
         axes.set_axisbelow(True)
     return figure, panels
+
+
+def _set_log_y(axes: Any) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _round(seconds: float) -> str:
+    """A round number of seconds, as it stands at an axis: 500 µs, 2 ms."""
+    for unit, size in (("µs", 1e-6), ("ms", 1e-3)):
+        if seconds < size * 999.5:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"
+
+
+def _sign(figure: Figure) -> list[str]:
+    """Write the notes that are in force below a picture, once. Returns those that it carries."""
+    written = next((text for text in figure.texts if text.get_gid() == NOTE), None)
+    carried = written.get_text().splitlines() if written else []
+    notes = list(dict.fromkeys([*carried, *_notes.values()]))
+    if written:
+        written.set_text("\n".join(notes))
+    elif notes:
+        # Below the edge: what is shown or saved is cut to what was drawn, not to the canvas.
+        figure.text(0.01, -0.01, "\n".join(notes), va="top", fontsize=8, gid=NOTE)
+    return notes

@@ -11,7 +11,7 @@ import nbformat
 from nbconvert import HTMLExporter
 
 from workshop_lib.measure import readable
-from workshop_lib.results import read_result, shown
+from workshop_lib.results import described, read_result, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 DETAILS = ("_p95", "_p99", "_mean", "_min", "_max")
@@ -46,6 +46,7 @@ class Section:
     details: list[Figure]
     pictures: list[Picture]
     page: str
+    distances: str
 
 
 def write_report(folder: Path) -> Path:
@@ -84,6 +85,7 @@ def _section(file: Path) -> Section:
         details=[figure for name, figure in figures if name.endswith(DETAILS)],
         pictures=_pictures(executed) if executed.exists() else [],
         page=_export(executed).name if executed.exists() else "",
+        distances="; ".join(described(one) for one in result.get("distances", ())),
     )
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -50,7 +51,8 @@ class Result:
         started: when, UTC, ISO 8601.
         parameters: the notebook's parameters by name, where the run knows them.
         size: "quick", "full", or "interactive".
-        distances_ms: emulated round-trip time between the app and each service.
+        distances: the emulated round-trip times that were in force, by service in
+            milliseconds; each distinct setting once.
         measurements: by name.
 
     """
@@ -61,9 +63,7 @@ class Result:
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     parameters: dict[str, Any] = field(default_factory=dict)
     size: str = "interactive"
-    distances_ms: dict[str, float] = field(
-        default_factory=lambda: {"database": 0.0, "cache": 0.0, "store": 0.0}
-    )
+    distances: list[dict[str, float]] = field(default_factory=list)
     measurements: dict[str, Measurement] = field(default_factory=dict)
 
     def record(self, name: str, measurement: Measurement) -> None:
@@ -84,6 +84,12 @@ class Result:
                 f"{name} is a {kind}; record a number, a text or a truth value (float(x) helps)."
             )
         self.measurements[name] = measurement
+
+    def note_distance(self, seconds: Mapping[str, float]) -> None:
+        """Keep that these round-trip times, by service, were in force; once each, in order."""
+        setting = {f"{service}_ms": round(s * 1e3, 6) for service, s in seconds.items()}
+        if any(setting.values()) and setting not in self.distances:
+            self.distances.append(setting)
 
     def to_json(self) -> dict[str, Any]:
         """The whole result, with the machine and the package versions, as JSON takes it."""
@@ -110,6 +116,15 @@ def shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def described(distance: Mapping[str, float]) -> str:
+    """A distance as kept in a result, as a person reads it; empty if there is none.
+
+    >>> described({"database_ms": 5.0, "cache_ms": 0.0, "store_ms": 0.5})
+    'database 5 ms, store 0.5 ms'
+    """
+    return ", ".join(f"{name.removesuffix('_ms')} {ms:g} ms" for name, ms in distance.items() if ms)
 
 
 def write_json(path: Path, content: Any) -> None:

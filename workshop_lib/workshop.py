@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pandas as pd
@@ -19,14 +23,21 @@ from workshop_lib import dataset
 from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
+from workshop_lib.dsql import Step, play
 from workshop_lib.errors import ResultError, ServiceUnreachableError
 from workshop_lib.measure import P99_SAMPLES, Samples
-from workshop_lib.results import Measurement, Result, Value, shown, write_json
+from workshop_lib.results import Measurement, Result, Value, described, shown, write_json
 from workshop_lib.sandbox import Sandbox
 from workshop_lib.services import CacheEndpoint, Endpoints, StoreEndpoint, resolve
+from workshop_lib.services.dial import Dial
 from workshop_lib.services.state import state_folder
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
 
+STAND_IN_SIGNING = {
+    "region_name": "us-east-1",
+    "aws_access_key_id": "stand-in",
+    "aws_secret_access_key": "stand-in",
+}
 MOST_CACHES = 16
 MOST_TIMEOUT_S = 60.0
 _open: dict[str, Workshop] = {}
@@ -64,6 +75,11 @@ class Workshop:
         self.s3 = store_client(endpoints.store)
         self.bucket = endpoints.store.bucket
         self.result = Result(notebook, self.namespace, _describe(endpoints))
+        self._dials = {
+            "database": Dial("database", endpoints.database, self.database.go_through),
+            "cache": Dial("cache", endpoints.cache, partial(_reroute_cache, self.valkey)),
+            "store": Dial("store", endpoints.store, _steering(self.s3)),
+        }
         self._sandbox: Sandbox | None = None
         self._result_file = self.settings.workshop_result_file or (
             CHECKOUT / "results" / "interactive" / f"{notebook}.json"
@@ -74,9 +90,36 @@ class Workshop:
         """What the names of this workshop's objects begin with."""
         return f"{self.namespace}/"
 
-    def connect(self) -> psycopg2.extensions.connection:
-        """A new psycopg2 connection of your own, in autocommit mode: close it when done."""
-        return self.database.connect()
+    def connect(self, token: str | None = None) -> psycopg2.extensions.connection:
+        """A new psycopg2 connection of your own, in autocommit mode: close it when done.
+
+        Args:
+            token: sign in with this one; as `Database.connect`.
+
+        """
+        return self.database.connect(token)
+
+    def play(self, script: Iterable[Sequence[Any]]) -> list[Step]:
+        """Play transactions against each other in one cell; see `plots.transactions`.
+
+        Args:
+            script: in order, who sends which statement with which values for its placeholders:
+                `("Ann", "SELECT n FROM counters WHERE id = %s", 1)`; BEGIN is a statement, too.
+
+        Returns:
+            What came of each. An error of the database is noted, and the play goes on.
+
+        """
+        return play(self.connect, script)
+
+    @cached_property
+    def dsql(self) -> Any:
+        """A boto3 client that makes sign-in tokens, with your credentials on AWS.
+
+        Elsewhere with stand-in credentials: what it signs has the form of a token and opens
+        nothing on AWS.
+        """
+        return boto3.client("dsql", **(self.endpoints.database.signing or STAND_IN_SIGNING))
 
     def load_table(self, name: str, sizes: Sizes | None = None) -> Loaded:
         """Bring one of the workshop's tables to exactly these rows; again changes nothing."""
@@ -120,6 +163,64 @@ class Workshop:
         )
         self.result.services.update(self._sandbox.describe())
         return self._sandbox
+
+    @property
+    def distances(self) -> dict[str, float]:
+        """The emulated round-trip time to each service now, seconds; 0 where there is none."""
+        return {service: dial.seconds for service, dial in self._dials.items()}
+
+    def set_distance(
+        self,
+        *,
+        database: float | None = None,
+        cache: float | None = None,
+        store: float | None = None,
+    ) -> None:
+        """Put services at a distance, as if a network lay between; others keep theirs.
+
+        A proxy holds back each reply by the round-trip time; connecting takes one more. It is for
+        this workshop's own clients (`database`, `valkey`, `s3` and all that was made with them),
+        from their next question on; other notebooks notice nothing. A connection of your own from
+        `connect()` goes the way that was in force when it was made. Every plot that is drawn
+        meanwhile says so, and the result keeps the distances that were in force.
+
+        Args:
+            database, cache, store: the round-trip time, 0 to 0.4 seconds; 0 for none.
+
+        Raises:
+            ValueError: a time is out of range; nothing was changed.
+            WorkshopError: the service is not a local engine; nothing was changed.
+            EngineError: the proxy did not start.
+
+        """
+        given = {"database": database, "cache": cache, "store": store}
+        asked = {service: seconds for service, seconds in given.items() if seconds is not None}
+        for service, seconds in asked.items():
+            self._dials[service].check(seconds)
+        try:
+            for service, seconds in asked.items():
+                self._dials[service].set(seconds)
+        finally:
+            self._tell_distance()
+
+    @contextmanager
+    def at_distance(
+        self,
+        *,
+        database: float | None = None,
+        cache: float | None = None,
+        store: float | None = None,
+    ) -> Iterator[None]:
+        """`set_distance` for the length of a with block; what was before is in force after it.
+
+        Draw the plots of what you measure within the block: then they carry the distance.
+        """
+        before = self.distances
+        try:
+            self.set_distance(database=database, cache=cache, store=store)
+            yield
+        finally:
+            self.set_distance(**before)
 
     def record(
         self,
@@ -218,6 +319,9 @@ class Workshop:
         """Close all connections and let go of the local engines. Doing it twice is harmless."""
         if self._sandbox is not None:
             self._sandbox.close()
+        for dial in self._dials.values():
+            dial.close()
+        self._tell_distance()
         self.database.close()
         self.valkey.close()
         self.s3.close()
@@ -229,6 +333,17 @@ class Workshop:
             for kind, info in self.result.services.items()
         ]
         return str(pd.DataFrame(rows).to_html(index=False))
+
+    def _tell_distance(self) -> None:
+        """Have the result keep, and the plots say, how far away the services are."""
+        distances = self.distances
+        self.result.note_distance(distances)
+        note = described({service: seconds * 1e3 for service, seconds in distances.items()})
+        if note or "workshop_lib.plots" in sys.modules:
+            # Not at the top: matplotlib takes a second that few openings need to spend.
+            from workshop_lib import plots  # noqa: PLC0415
+
+            plots.set_note(id(self), note and f"emulated distance: {note}")
 
     def _greet(self) -> None:
         """Make sure that all three services answer; note their versions; make schema and bucket.
@@ -384,6 +499,40 @@ def greet_store(s3: Any, endpoint: StoreEndpoint) -> None:
             f"No answer from the object store at {endpoint.address} ({endpoint.label}): {error}. "
             "Is the address in AWS_ENDPOINT_URL_S3 right, and are credentials set?"
         ) from None
+
+
+def _reroute_cache(valkey: redis.Redis, host: str, port: int) -> None:
+    """Have a client, and whatever shares its pool, connect by this address from now on.
+
+    Connections in use go on as they are; they connect anew once they are given back.
+    """
+    pool: Any = valkey.connection_pool
+    with pool._lock:  # no connection may change hands meanwhile
+        pool.connection_kwargs.update(host=host, port=port)
+        for connection in (*pool._available_connections, *pool._in_use_connections):
+            connection.host, connection.port = host, port
+            connection.mark_for_reconnect()
+        pool.disconnect(inuse_connections=False)
+
+
+def _steering(s3: Any) -> Callable[[str, int], None]:
+    """What has a client send its requests to a given address from then on.
+
+    Hooked in once, here: botocore can miss a hook that comes while another thread sends a request.
+    """
+    place = ""
+
+    def steer(request: Any, **_: Any) -> None:
+        # Before it is signed: the address is part of what the signature covers.
+        if place:
+            request.url = urlsplit(request.url)._replace(netloc=place).geturl()
+
+    def reroute(host: str, port: int) -> None:
+        nonlocal place
+        place = f"{host}:{port}"
+
+    s3.meta.events.register("before-sign.s3", steer)
+    return reroute
 
 
 def _describe(endpoints: Endpoints) -> dict[str, dict[str, Any]]:

@@ -8,3 +8,9 @@ MAX_ROWS_PER_TRANSACTION = 3_000
 
 CONNECTION_LIFE_S = 3_600
 """A connection is closed by the service after this long; recycle earlier."""
+
+CONNECTIONS_PER_SECOND = 100
+"""New connections that a cluster takes, in the long run."""
+
+CONNECTION_BURST = 1_000
+"""New connections that it takes at once, after a time without."""

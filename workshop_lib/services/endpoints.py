@@ -38,13 +38,16 @@ class DatabaseEndpoint(Endpoint):
     """A PostgreSQL-compatible database.
 
     Attributes:
-        token: makes a fresh password for each connection.
+        token: makes a fresh password for each connection; None where there are no tokens.
+        signing: arguments of a boto3 client by which tokens are made by hand; empty where the
+            server knows none.
         dsql_rules: connections keep Aurora DSQL's rules, on a server that does not by itself.
 
     """
 
     dsql_rules: bool = False
     token: Callable[[], str] | None = field(default=None, repr=False)
+    signing: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def identity(self) -> str:

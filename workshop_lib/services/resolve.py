@@ -242,6 +242,7 @@ def _dsql(host: str, region: str) -> DatabaseEndpoint:
         },
         tls=True,
         token=_token_maker(host, region),
+        signing={"region_name": region},
     )
 
 

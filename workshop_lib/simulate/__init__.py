@@ -24,6 +24,7 @@ from workshop_lib.simulate.streams import (
     zipf_stream,
 )
 from workshop_lib.simulate.theory import (
+    break_even,
     che_lru_hit_ratio,
     stale_share,
     ttl_hit_ratio,
@@ -36,6 +37,7 @@ __all__ = [
     "Replay",
     "Step",
     "TtlReplay",
+    "break_even",
     "che_lru_hit_ratio",
     "hit_ratio_by_capacity",
     "poisson_times",

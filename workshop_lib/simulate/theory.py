@@ -114,6 +114,30 @@ def stale_share(update_rate_per_s: float, ttl_s: float, request_rate_per_s: floa
     return ttl_hit_ratio(request_rate_per_s, ttl_s) * stale_hits
 
 
+def break_even(hit: float, fill: float, database: float) -> float | None:
+    """The hit ratio above which cache-aside answers sooner on average than the database alone.
+
+    A hit costs a look into the cache; a miss the look, the database and the filling. With hit
+    ratio h the mean is hit + (1 - h) · (database + fill), to be less than database.
+
+    Args:
+        hit: time of a look into the cache; any unit, the same for all three.
+        fill: time to put an answer into the cache.
+        database: time of the database's answer.
+
+    Returns:
+        The ratio; None if a hit is no faster than the database, so that no ratio is enough.
+
+    Raises:
+        ValueError: a time is negative.
+
+    >>> break_even(hit=1, fill=1, database=9)
+    0.2
+    """
+    _not_negative(hit=hit, fill=fill, database=database)
+    return None if hit >= database else (hit + fill) / (database + fill)
+
+
 def _not_negative(**values: float) -> None:
     for name, value in values.items():
         if not value >= 0:

@@ -1,0 +1,99 @@
+"""Transactions played against each other: the steps, and the picture of them."""
+
+import pytest
+
+from workshop_lib import plots
+from workshop_lib.dsql import play
+
+
+@pytest.fixture
+def row(numbers, client):
+    """A table with one row (1, 0)."""
+    with client().cursor() as cursor:
+        cursor.execute("INSERT INTO numbers VALUES (1, 0)")
+
+
+def outcomes(steps):
+    return [(step.who, step.outcome) for step in steps]
+
+
+READ = "SELECT n FROM numbers WHERE id = 1"
+WRITE = "UPDATE numbers SET n = %s WHERE id = 1"
+
+
+def test_two_play_in_turn_each_on_a_connection_of_their_own(row, client):
+    steps = play(lambda: client(ours=True), [
+        ("Ann", "BEGIN"), ("Bob", "BEGIN"),
+        ("Ann", WRITE, 7), ("Ann", READ), ("Bob", READ),
+        ("Ann", "COMMIT"), ("Bob", READ), ("Bob", "COMMIT"), ("Bob", READ),
+    ])  # fmt: skip
+    assert outcomes(steps) == [
+        ("Ann", "ok"), ("Bob", "ok"), ("Ann", "ok"), ("Ann", "7"), ("Bob", "0"),
+        ("Ann", "ok"), ("Bob", "0"), ("Bob", "ok"), ("Bob", "7"),
+    ]  # fmt: skip
+    assert steps[2].statement == "UPDATE numbers SET n = 7 WHERE id = 1"
+
+
+def test_a_conflict_is_noted_at_commit_and_the_play_goes_on(row, client):
+    steps = play(lambda: client(ours=True), [
+        ("Ann", "BEGIN"), ("Bob", "BEGIN"), ("Ann", WRITE, 1), ("Bob", WRITE, 2),
+        ("Ann", "COMMIT"), ("Bob", "COMMIT"), ("Bob", READ),
+    ])  # fmt: skip
+    assert [step.code for step in steps] == ["", "", "", "", "", "40001", ""]
+    assert steps[5].outcome == "40001: change conflicts with another transaction (OC000)"
+    assert steps[6].outcome == "1"
+
+
+def test_write_skew_passes_and_for_update_makes_one_of_the_two_fail(row, client):
+    def skew(lock):
+        with client().cursor() as cursor:
+            cursor.execute("INSERT INTO numbers VALUES (2, 0) ON CONFLICT DO NOTHING")
+        look = f"SELECT n FROM numbers WHERE id = %s {lock}"
+        change = "UPDATE numbers SET n = 1 WHERE id = %s"
+        return [step.code for step in play(lambda: client(ours=True), [
+            ("Ann", "BEGIN"), ("Bob", "BEGIN"),
+            ("Ann", look, 1), ("Ann", look, 2), ("Bob", look, 1), ("Bob", look, 2),
+            ("Ann", change, 1), ("Bob", change, 2), ("Ann", "COMMIT"), ("Bob", "COMMIT"),
+        ])]  # fmt: skip
+
+    assert skew("") == [""] * 10
+    assert skew("FOR UPDATE") == [""] * 9 + ["40001"]
+
+
+def test_a_commit_of_an_aborted_transaction_is_seen_to_be_a_rollback(row, client):
+    steps = play(lambda: client(ours=True), [
+        ("Ann", "BEGIN"), ("Ann", "SELECT 1 / 0"), ("Ann", READ), ("Ann", "COMMIT"),
+    ])  # fmt: skip
+    assert [step.code for step in steps] == ["", "22012", "25P02", ""]
+    assert steps[-1].outcome == "ROLLBACK"
+
+
+def test_what_is_not_committed_at_the_end_is_rolled_back(row, client):
+    play(lambda: client(ours=True), [("Ann", "BEGIN"), ("Ann", WRITE, 5)])
+    with client().cursor() as cursor:
+        cursor.execute(READ)
+        assert cursor.fetchone() == (0,)
+
+
+def test_many_rows_are_cut_short_and_none_are_said_so(row, client):
+    steps = play(lambda: client(ours=True), [
+        ("Ann", "SELECT n, n + 1 FROM generate_series(1, 5) AS t (n)"),
+        ("Ann", "SELECT 1 WHERE false"),
+    ])  # fmt: skip
+    assert [step.outcome for step in steps] == ["1 2, 2 3, 3 4 and 2 more", "no rows"]
+
+
+def test_a_percent_sign_without_values_is_left_alone(row, client):
+    (step,) = play(lambda: client(ours=True), [("Ann", "SELECT 'a%' LIKE '%'")])
+    assert (step.statement, step.outcome) == ("SELECT 'a%' LIKE '%'", "True")
+
+
+def test_the_picture_has_a_column_a_player_and_marks_what_failed(row, client):
+    steps = play(lambda: client(ours=True), [("Ann", "BEGIN"), ("Bob", "SELECT 1 / 0")])
+    figure = plots.transactions(steps, "A title")
+    written = "\n".join(text.get_text() for text in figure.axes[0].texts)
+    assert "1. BEGIN" in written
+    assert "2. SELECT 1 / 0" in written
+    assert "22012: division by zero" in written
+    markers = [line.get_marker() for line in figure.axes[0].lines if line.get_marker() != "None"]
+    assert markers == ["o", "X"]

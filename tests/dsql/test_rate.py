@@ -1,0 +1,89 @@
+"""New connections keep to the rate that Aurora DSQL takes: 100 a second, after a burst of 1,000."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from workshop_lib.database import Database
+from workshop_lib.dsql import Rate
+from workshop_lib.errors import PoolTimeoutError
+
+
+class Clock:
+    now = 50.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_burst_passes_at_once_and_what_follows_waits_its_turn():
+    rate = Rate(per_second=100, burst=3, clock=Clock())
+    waits = [rate.reserve(10) for _ in range(6)]
+    assert [reserved for reserved, _ in waits] == [True] * 6
+    assert [wait for _, wait in waits] == pytest.approx([0, 0, 0, 0.01, 0.02, 0.03])
+
+
+def test_after_a_time_without_the_burst_is_there_again_and_no_more():
+    clock = Clock()
+    rate = Rate(per_second=100, burst=3, clock=clock)
+    for _ in range(3):
+        rate.reserve(10)
+    clock.now += 0.02  # two more may pass
+    assert [rate.reserve(0)[0] for _ in range(3)] == [True, True, False]
+    clock.now += 3600
+    assert [rate.reserve(0)[0] for _ in range(4)] == [True, True, True, False]
+
+
+def test_what_would_wait_too_long_is_told_so_and_takes_nothing_from_others():
+    rate = Rate(per_second=10, burst=1, clock=Clock())
+    assert rate.reserve(1) == (True, 0)
+    for _ in range(5):
+        assert rate.reserve(0.05) == (False, pytest.approx(0.1))
+    assert rate.reserve(1) == (True, pytest.approx(0.1))
+
+
+def test_in_the_long_run_the_rate_is_kept_whatever_the_pattern():
+    clock = Clock()
+    rate = Rate(per_second=100, burst=10, clock=clock)
+    passed = 0
+    for step in range(2_000):
+        clock.now += 0.005 * (step % 3)
+        passed += rate.reserve(0)[0]
+    assert passed == pytest.approx(100 * (clock.now - 50) + 10, abs=1)
+
+
+def test_many_threads_get_turns_of_their_own():
+    rate = Rate(per_second=100, burst=1, clock=Clock())
+    with ThreadPoolExecutor(16) as threads:
+        waits = sorted(wait for _, wait in threads.map(lambda _: rate.reserve(1e9), range(400)))
+    assert waits == pytest.approx([n / 100 for n in range(400)])
+
+
+@pytest.fixture
+def narrow(ws):
+    """A database that may open two connections at once, then one an hour."""
+    database = Database(ws.endpoints.database, ws.namespace, pool_min=2, pool_timeout_s=0.5)
+    database._rate = Rate(per_second=1 / 3600, burst=2)
+    yield database
+    database.close()
+
+
+def test_too_many_new_connections_are_a_clear_error_at_once_and_open_ones_go_on(narrow):
+    with narrow.connection(), narrow.connection():
+        pass
+    started = time.monotonic()
+    with pytest.raises(
+        PoolTimeoutError, match=r"longer than DSQL_POOL_TIMEOUT \(0\.5 s\).*100 new"
+    ):
+        narrow.connect()
+    assert time.monotonic() - started < 0.4
+    assert narrow.query("SELECT 1").rows == [(1,)]
+
+
+def test_a_connection_waits_for_its_turn(narrow):
+    narrow._rate = Rate(per_second=10, burst=1)
+    started = time.monotonic()
+    for _ in range(3):
+        narrow.connect().close()
+    assert time.monotonic() - started >= 0.2
