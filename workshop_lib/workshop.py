@@ -302,14 +302,17 @@ class Workshop:
         """Delete this workshop's own cache keys. Returns how many there were."""
         return clear_namespace(self.valkey, self.namespace)
 
-    def wipe(self) -> dict[str, int]:
+    def wipe(self, *, of_others: bool = False) -> dict[str, int]:
         """Delete this workshop's own tables, keys and objects, and nothing else.
+
+        Args:
+            of_others: also tables of other names that are in its schema.
 
         Returns:
             How many of each there were.
 
         """
-        tables = dataset.drop_everything(self.database)
+        tables = dataset.drop_everything(self.database, of_others=of_others)
         found = list(dataset.list_objects(self.s3, self.bucket, self.object_prefix))
         for name in found:
             self.s3.delete_object(Bucket=self.bucket, Key=name)
@@ -422,7 +425,9 @@ def abandoned_namespaces() -> list[str]:
 
 
 def wipe_namespace(namespace: str) -> dict[str, int]:
-    """Delete a namespace's tables, keys and objects. Returns how many of each there were.
+    """Delete a run's namespace: tables, keys and objects. Returns how many of each there were.
+
+    A run has it to itself, so whatever table is there goes, also one that a changed cell made.
 
     Raises:
         WorkshopError: a service does not answer.
@@ -432,7 +437,7 @@ def wipe_namespace(namespace: str) -> dict[str, int]:
     workshop = Workshop(loaded, resolve(loaded.values), "wipe")
     try:
         workshop._greet()  # nothing may have been made yet, not even the bucket
-        return workshop.wipe()
+        return workshop.wipe(of_others=True)
     finally:
         workshop.close()
 

@@ -338,6 +338,17 @@ def test_what_a_learner_made_in_the_schema_stays_and_the_schema_with_it(database
     assert not exists(database, "type")
 
 
+def test_tables_that_a_notebook_made_go_and_those_of_others_only_if_asked(database):
+    load_table(database, "type")
+    for name in ("counters", "mine"):
+        database.query(f"CREATE TABLE {name} (n INT)")
+    assert drop_everything(database) == ["counters", "type", "workshop_loaded"]
+    assert exists(database, "mine")
+    assert drop_everything(database, of_others=True) == ["mine"]
+    found = database.query("SELECT 1 FROM pg_namespace WHERE nspname = %s", (database.schema,))
+    assert found.rows == []
+
+
 def test_a_table_with_the_workshop_s_name_in_another_schema_is_left_alone(database, shared):
     shared.load_table("type")
     load_table(database, "type")

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from workshop_lib.dataset.schema import MADE_IN_NOTEBOOKS, TABLES
 from workshop_lib.runner import NOTEBOOKS, find_notebooks
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -122,6 +123,12 @@ def test_it_uses_nothing_that_hangs_or_harms_a_headless_run(notebook):
     assert names & FORBIDDEN == set()
     assert attributes & {"flushall", "flushdb", "keys_all", "Thread"} == set()
     assert not re.search(r"\.valkey\.keys\(|asyncio\.run\(", source)
+
+
+def test_a_table_that_it_makes_is_known_to_the_one_who_clears_up(notebook):
+    source = "\n".join(cell.source for cell in code(notebook))
+    made = set(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", source))
+    assert made <= MADE_IN_NOTEBOOKS | set(TABLES)
 
 
 def test_every_picture_is_shown_with_words_for_those_who_cannot_see_it(notebook):

@@ -191,8 +191,13 @@ def count_tables(database: Database) -> pd.DataFrame:
     return pd.DataFrame({"rows": counts}, index=names)
 
 
-def drop_everything(database: Database) -> list[str]:
+def drop_everything(database: Database, *, of_others: bool = False) -> list[str]:
     """Drop the workshop's tables and their schema, one DDL statement at a time.
+
+    Args:
+        database: with the schema.
+        of_others: drop tables in it that are not the workshop's, too. If not, they stay, and so
+            does the schema.
 
     Returns:
         The names of the tables that were there.
@@ -202,7 +207,8 @@ def drop_everything(database: Database) -> list[str]:
         "SELECT tablename FROM pg_tables WHERE schemaname = %s ORDER BY tablename",
         (database.schema,),
     )
-    ours = [str(name) for (name,) in present if name in schema.TABLES]
+    known = {*schema.TABLES, *schema.MADE_IN_NOTEBOOKS}
+    ours = [str(name) for (name,) in present if of_others or name in known]
     for table in ours:
         database.query(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(table)))
     # Whatever else a learner made in it stays, and so does the schema then.

@@ -135,6 +135,9 @@ TABLES = {
     table.name: table for table in (PLANET, USERS1, USERS, ORDERS, TYPE, TRANSACTIONS, LOADED)
 }
 
+MADE_IN_NOTEBOOKS = frozenset({"readings", "counters", "on_call", "migrated"})
+"""Tables that a notebook itself makes and fills, to show how: notebook 07."""
+
 SIMPLE_QUERY = "SELECT * FROM users1"
 
 COMPLEX_QUERY = """

@@ -7,6 +7,8 @@ from workshop_lib.exercises.nb03 import EXERCISES as OF_NOTEBOOK_03
 from workshop_lib.exercises.nb04 import EXERCISES as OF_NOTEBOOK_04
 from workshop_lib.exercises.nb05 import EXERCISES as OF_NOTEBOOK_05
 from workshop_lib.exercises.nb06 import EXERCISES as OF_NOTEBOOK_06
+from workshop_lib.exercises.nb07 import EXERCISES as OF_NOTEBOOK_07
+from workshop_lib.exercises.nb08 import EXERCISES as OF_NOTEBOOK_08
 
 EXERCISES: tuple[Exercise, ...] = (
     *OF_NOTEBOOK_02,
@@ -14,6 +16,8 @@ EXERCISES: tuple[Exercise, ...] = (
     *OF_NOTEBOOK_04,
     *OF_NOTEBOOK_05,
     *OF_NOTEBOOK_06,
+    *OF_NOTEBOOK_07,
+    *OF_NOTEBOOK_08,
 )
 """All exercises, in the order of the notebooks; each notebook's are in a room of their own."""
 
