@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -306,6 +307,40 @@ def test_a_connection_whose_server_process_was_ended_is_replaced_unnoticed(ws, p
     assert ended.rows == [(True,)]
     assert pool.query("SELECT pg_backend_pid() <> %s", (pid,)).rows == [(True,)]
     assert pool.stats() == DatabaseStats(queries=2, connections=2)
+
+
+def test_all_server_processes_ended_at_once_are_survived_by_the_next_query_of_each_thread(ws):
+    database = Database(ws.endpoints.database, ws.namespace, pool_min=8)
+    with ExitStack() as stack:
+        held = [stack.enter_context(database.connection()) for _ in range(8)]
+        pids = [connection.info.backend_pid for connection in held]
+    ended = ws.database.query(
+        "SELECT count(*) FROM unnest(%s) AS p (id) WHERE pg_terminate_backend(p.id, 5000)", (pids,)
+    )
+    assert ended.rows == [(8,)]
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda n: database.query("SELECT %s", (n,))[0][0], range(40)))
+    assert answers == list(range(40))
+    database.close()
+
+
+def test_each_new_connection_signs_in_with_a_new_token_and_queries_need_none(ws):
+    password, made = ws.endpoints.database.arguments["password"], []
+
+    def token():
+        made.append(len(made))
+        return password if len(made) != 2 else "a token that ended"
+
+    endpoint = replace(ws.endpoints.database, token=token)
+    database = Database(endpoint, ws.namespace, pool_min=1)
+    pids = [database.query("SELECT pg_backend_pid()")[0][0] for _ in range(5)]
+    assert len(made) == len(set(pids)) == 1
+    ws.database.query("SELECT pg_terminate_backend(%s, 5000)", (pids[0],))
+    with pytest.raises(ServiceUnreachableError, match="The sign-in was refused"):
+        database.query("SELECT 1")
+    assert database.query("SELECT 1").rows == [(1,)]  # the next token is a good one
+    assert len(made) == 3
+    database.close()
 
 
 def test_a_transaction_whose_server_process_is_ended_fails_and_the_next_one_works(ws, pool):

@@ -10,10 +10,12 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import redis
 
@@ -255,6 +257,29 @@ def test_a_transaction_that_was_open_when_the_database_stopped_is_undone(box):
         box.stop("database")
         box.start("database")
     assert box.database.query(ASK, (1,))[0] == (7,)
+
+
+def alive(process):
+    """Whether it runs; one that has ended may not have been buried yet."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_server_that_dies_and_starts_over_is_survived_by_the_next_query(box):
+    asked = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+    sessions = [psutil.Process(pid) for (pid,) in box.database.query(asked)]
+    sessions[0].kill()  # PostgreSQL then ends all other sessions, and recovers
+    assert wait_until(lambda: not any(map(alive, sessions)), SOON)
+    assert box.database.query(ASK, (1,)).rows == [(7,)]
+    box.database.run_transaction(lambda cursor: cursor.execute(ASK, (1,)))
+
+
+def test_a_server_that_is_restarted_is_survived_by_the_next_query_of_each_thread(box):
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: box.database.query(ASK, (1,)), range(40)))
+        box.stop("database")
+        box.start("database")
+        answers = list(threads.map(lambda _: box.database.query(ASK, (1,)).rows, range(40)))
+    assert answers == [[(7,)]] * 40
 
 
 def test_a_cache_that_was_stopped_refuses_and_comes_back_empty(box):

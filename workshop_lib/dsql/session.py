@@ -124,6 +124,14 @@ class RuledCursor(Cursor):
         for one in vars_list:
             self.execute(query, one)
 
+    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
+        """As psycopg2's; a row that another transaction is writing is a conflict at once."""
+        try:
+            super().copy_expert(sql, file, size)
+        except (LockNotAvailable, SerializationFailure):
+            self.connection.rollback()  # nothing more can be asked of this transaction
+            self._refuse(*CONFLICT)
+
     @property
     def _alone(self) -> bool:
         """Whether the next statement is a transaction of its own, or there is nothing to save."""
