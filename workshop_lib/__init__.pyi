@@ -2,6 +2,7 @@
 
 from . import measure as measure, plots as plots, simulate as simulate
 from .cache.cached import cached
+from .cache.object_cache import ObjectAnswer, ObjectCache
 from .cache.query_cache import Answer, EntryInfo, NullCache, QueryCache
 from .cache.record_cache import RecordCache
 from .cache.stats import CacheStats
@@ -31,6 +32,7 @@ from .measure import (
     speed_up_interval,
     time_shuffled,
 )
+from .objects import ObjectStore
 from .progress import with_progress
 from .published import published_figures
 from .rows import Rows
@@ -52,6 +54,9 @@ __all__ = [
     "Loaded",
     "Moment",
     "NullCache",
+    "ObjectAnswer",
+    "ObjectCache",
+    "ObjectStore",
     "QueryCache",
     "RecordCache",
     "Rows",

@@ -26,6 +26,7 @@ from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.dsql import Step, play
 from workshop_lib.errors import ResultError, ServiceUnreachableError
 from workshop_lib.measure import P99_SAMPLES, Samples
+from workshop_lib.objects import ObjectStore, store_error
 from workshop_lib.results import Measurement, Result, Value, described, shown, write_json
 from workshop_lib.sandbox import Sandbox
 from workshop_lib.services import CacheEndpoint, Endpoints, StoreEndpoint, resolve
@@ -51,6 +52,7 @@ class Workshop:
         valkey: the cache, a redis.Redis.
         s3: the object store, a boto3 client.
         bucket: the bucket's name.
+        objects: this workshop's own objects in it (`get`, `put`, …).
         namespace: names the schema, and begins every cache key and object name of this workshop.
         endpoints: where the services are.
         settings: the settings in force; `loaded.origins()` says where each came from.
@@ -74,6 +76,7 @@ class Workshop:
         self.valkey = redis.Redis(**endpoints.cache.arguments)
         self.s3 = store_client(endpoints.store)
         self.bucket = endpoints.store.bucket
+        self.objects = ObjectStore(self.s3, endpoints.store, self.object_prefix)
         self.result = Result(notebook, self.namespace, _describe(endpoints))
         self._dials = {
             "database": Dial("database", endpoints.database, self.database.go_through),
@@ -489,21 +492,8 @@ def greet_store(s3: Any, endpoint: StoreEndpoint) -> None:
             ):
                 s3.create_bucket(Bucket=endpoint.bucket)
         s3.head_bucket(Bucket=endpoint.bucket)
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        reason = {
-            "404": "it has no bucket of that name: create it, or correct BUCKET_NAME",
-            "403": "it refuses these credentials for that bucket: check them and their permissions",
-        }.get(code, f"it answers {error}")
-        raise ServiceUnreachableError(
-            f"The object store at {endpoint.address} ({endpoint.label}) is there, but for the "
-            f"bucket {endpoint.bucket!r} {reason}."
-        ) from None
-    except BotoCoreError as error:
-        raise ServiceUnreachableError(
-            f"No answer from the object store at {endpoint.address} ({endpoint.label}): {error}. "
-            "Is the address in AWS_ENDPOINT_URL_S3 right, and are credentials set?"
-        ) from None
+    except (ClientError, BotoCoreError) as error:
+        raise store_error(error, endpoint) from None
 
 
 def _reroute_cache(valkey: redis.Redis, host: str, port: int) -> None:

@@ -17,6 +17,8 @@ _VERSION = "v1"  # raise it when a key is built differently: old entries are the
 _QUERY = "query"
 _TAG = "tag"
 _CALL = "call"
+_OBJECT = "object"
+_PLAIN_OBJECT = r"[A-Za-z0-9._/-]{1,200}"
 _PLAIN_NAME = r"(?!-?\d+$)[A-Za-z0-9_-]{1,40}"
 
 
@@ -66,6 +68,28 @@ def record_key(namespace: str, table: str, *primary_key: object) -> str:
             f"record_key(namespace, {table!r}, 3)."
         )
     return ":".join((_table_prefix(namespace, table), *map(_part, primary_key)))
+
+
+def object_key(namespace: str, bucket: str, name: str, *byte_range: int) -> str:
+    """Return the key of an object of a bucket, or of a range of its bytes.
+
+    >>> object_key("workshop", "local/photos", "cats/1.jpg")
+    'workshop:v1:object:local/photos:cats/1.jpg'
+    >>> object_key("workshop", "local/photos", "cats/1.jpg", 0, 99)
+    'workshop:v1:object:local/photos:cats/1.jpg:0-99'
+
+    Raises ValueError for a bad namespace.
+    """
+    parts = [_object_part(bucket), _object_part(name)]
+    if byte_range:
+        parts.append("-".join(map(str, byte_range)))
+    return ":".join((_prefix(namespace), _OBJECT, *parts))
+
+
+def _object_part(text: str) -> str:
+    if re.fullmatch(_PLAIN_OBJECT, text):
+        return text
+    return f"str~{_digest(canonical(text))}"
 
 
 def lock_key(key: str) -> str:
@@ -164,7 +188,7 @@ def _part(value: object) -> str:
     # Digits alone would read as the number, and a table `query` as another kind of key.
     if (
         type(value) is str
-        and value not in {_QUERY, _TAG, _CALL}
+        and value not in {_QUERY, _TAG, _CALL, _OBJECT}
         and re.fullmatch(_PLAIN_NAME, value)
     ):
         return value

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
@@ -33,6 +34,13 @@ POLL_S = 0.003
 """How soon a request that waits for another process asks again; later ones come more slowly."""
 POLL_MAX_S = 0.05
 MOST_S = 1e9
+LIMITS = {
+    "jitter": 1.0,
+    "early_refresh": 1e3,
+    "stale_if_error": MOST_S,
+    "keep_seconds": MOST_S,
+    "max_bytes": 1e12,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,8 @@ class Policy:
         early_refresh: how eagerly an entry is refreshed before it expires; 0 never, 1 as in the
             paper by Vattani, Chierichetti and Lowenstein (2015), more is earlier.
         stale_if_error: how long beyond its TTL an entry may be served if loading fails, seconds.
+        keep_seconds: how long beyond its TTL an entry is kept to be renewed, where the source can
+            say that it has not changed, seconds.
         single_flight: let one request load what several ask for at the same moment.
         lock_seconds: how long one loader keeps others waiting at most; it may be dead. What takes
             longer to load is answered but not stored: choose it well above any load.
@@ -62,6 +72,7 @@ class Policy:
     empty_ttl: float | None = None
     early_refresh: float = 0.0
     stale_if_error: float = 0.0
+    keep_seconds: float = 0.0
     single_flight: bool = True
     lock_seconds: float = 2.0
     max_bytes: int = 1_000_000
@@ -76,11 +87,15 @@ class Policy:
                     f"{name} is {value!r}; it must be a number of seconds, at least 0.001 and at "
                     f"most {MOST_S:g}"
                 )
-        limits = {"jitter": 1.0, "early_refresh": 1e3, "stale_if_error": MOST_S, "max_bytes": 1e12}
-        for name, most in limits.items():
+        for name, most in LIMITS.items():
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value <= most:
                 raise ValueError(f"{name} is {value!r}; it must be a number from 0 to {most:g}")
+
+    @property
+    def kept_beyond(self) -> float:
+        """How long beyond its TTL the server keeps an entry, seconds."""
+        return max(self.stale_if_error, self.keep_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +142,7 @@ class Mechanism:
         key: str,
         load: Callable[[], Entry],
         tags: Collection[str] = (),
+        renew: Callable[[Entry], Entry] | None = None,
     ) -> Fetched:
         """The entry under the key, loaded if need be.
 
@@ -134,6 +150,8 @@ class Mechanism:
             key: where it is kept.
             load: asks the source; its `cost_seconds` says what that took. Its times are set here.
             tags: keys of the tags under which it can be invalidated if it is loaded now.
+            renew: asked in the place of `load` where there is an entry beyond its TTL: returns
+                that entry if it is still right, and its successor if not.
 
         Raises:
             Exception: whatever `load` raised, unless a stale entry could be served.
@@ -149,11 +167,12 @@ class Mechanism:
             return Fetched(entry, "cache", seconds)
         if found.entry is not None:  # read, but too old
             self.counters.add(bytes_read=found.size)
+            load = partial(renew, found.entry) if renew else load
         fill = self._load_together if self.policy.single_flight else self._load_and_store
         try:
             entry = fill(key, load, tags)
         except self._stale_on:
-            if found.entry is None:
+            if found.entry is None or time.time() > self._stale_until(found.entry):
                 raise
             self.counters.add(stale=1)
             return Fetched(found.entry, "stale", time.perf_counter() - started)
@@ -203,6 +222,9 @@ class Mechanism:
     def stats(self) -> CacheStats:
         """The counters so far."""
         return self.counters.snapshot()
+
+    def _stale_until(self, entry: Entry) -> float:
+        return entry.fresh_until + self.policy.stale_if_error
 
     # --- looking
 
@@ -358,8 +380,8 @@ class Mechanism:
         empty = not entry.rows and policy.empty_ttl is not None
         ttl = (policy.empty_ttl or policy.ttl) if empty else policy.ttl
         ttl *= 1 - policy.jitter * random.random()
-        kept = max(1, round((ttl + policy.stale_if_error) * 1000))
-        needed = policy.stale_if_error or policy.early_refresh
+        kept = max(1, round((ttl + policy.kept_beyond) * 1000))
+        needed = policy.kept_beyond or policy.early_refresh
         until = now + ttl if needed else inf
         return Entry(entry.columns, entry.rows, entry.cost_seconds, now, until), kept
 
@@ -377,7 +399,7 @@ class Mechanism:
     def _registered(self, key: str, tags: Collection[str]) -> bool:
         """List the key under its tags. Returns whether that worked: if not, do not store."""
         policy = self.policy
-        kept = max(policy.ttl, policy.empty_ttl or 0) + policy.stale_if_error + policy.lock_seconds
+        kept = max(policy.ttl, policy.empty_ttl or 0) + policy.kept_beyond + policy.lock_seconds
 
         def work() -> bool:
             for tag in tags:

@@ -143,7 +143,7 @@ class StringStorage:
     def get(self, key: str) -> Found:
         """See Storage."""
         try:
-            return self._read(self.valkey.get(key))
+            return self.parse(self.valkey.get(key))
         except ResponseError as error:
             if "WRONGTYPE" in str(error):  # somebody else's list or hash
                 return Found(None, corrupt=True)
@@ -152,7 +152,7 @@ class StringStorage:
     def acquire(self, key: str, token: str, lock_ms: int) -> tuple[bool, Found]:
         """See Storage."""
         locked, data = self.scripts.run(_ACQUIRE, (key, lock_key(key)), (token, lock_ms))
-        return bool(locked), self._read(data)
+        return bool(locked), self.parse(data)
 
     def pack(self, entry: Entry) -> tuple[Any, int]:
         """See Storage."""
@@ -200,7 +200,8 @@ class StringStorage:
         if keys:
             self.valkey.srem(tag, *keys)
 
-    def _read(self, data: Any) -> Found:
+    def parse(self, data: Any) -> Found:
+        """What a string value, or None for no value, holds."""
         if data is None:
             return NOTHING
         if not isinstance(data, bytes):  # an error inside the script: not a string

@@ -1,0 +1,420 @@
+"""Objects come back byte for byte, are renewed by ETag; the store is asked only when needed."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from workshop_lib.cache.compressed import CompressedCodec
+from workshop_lib.cache.object_cache import ObjectCache
+from workshop_lib.errors import ServiceUnreachableError
+from workshop_lib.objects import ObjectStore, StoredObject, Unchanged
+
+NOISE = random.Random(0).randbytes(5_000)
+BODIES = {
+    "empty": b"",
+    "one byte": b"\x00",
+    "a text": "Grüße, 世界\r\n".encode(),
+    "an entry of ours": b"\xc1WE\x01 is how a frame begins",
+    "zeros": bytes(50_000),
+    "noise": NOISE,
+}
+
+
+@dataclass
+class Memory:
+    """A store in memory that counts what it is asked."""
+
+    bodies: dict[str, bytes] = field(default_factory=dict)
+    identity: str = "memory"
+    prefix: str = ""
+    asked: list[str] = field(default_factory=list)
+    error: Exception | None = None
+    seconds: float = 0.0
+
+    def get(self, name):
+        return self._answer("get", self.bodies.get(name))
+
+    def get_if_changed(self, name, etag):
+        body = self.bodies.get(name)
+        if body is not None and etag == self._etag(body):
+            self._note("unchanged")
+            return Unchanged(0.0)
+        return self._answer("changed", body)
+
+    def get_range(self, name, first, last):
+        part = self.bodies.get(name, b"")[first : last + 1]
+        return self._answer(f"{first}-{last}", part or None)
+
+    def put(self, name, body):
+        self._note("put")
+        self.bodies[name] = body
+        return self._etag(body)
+
+    def delete(self, name):
+        self._note("delete")
+        self.bodies.pop(name, None)
+
+    def _note(self, what):
+        self.asked.append(what)
+        time.sleep(self.seconds)
+        if self.error:
+            raise self.error
+
+    def _answer(self, what, body):
+        self._note(what)
+        return None if body is None else StoredObject(body, self._etag(body), 0.01)
+
+    @staticmethod
+    def _etag(body):
+        return f'"{hash(body)}"'
+
+
+@dataclass
+class Source:
+    objects: Memory
+    valkey: object
+    namespace: str
+    default_ttl: float = 30.0
+
+
+@pytest.fixture
+def memory():
+    return Memory({"a": b"first", "large": NOISE})
+
+
+@pytest.fixture
+def source(ws, memory):
+    return Source(memory, ws.valkey, ws.namespace)
+
+
+# --- equality, on the real store
+
+
+@pytest.mark.parametrize("compress_above", [None, 0, 1_024])
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_hit_is_the_object_byte_for_byte_with_the_same_etag(ws, body, compress_above):
+    ws.objects.put("thing", body)
+    cache = ObjectCache(ws, ttl=30, compress_above=compress_above)
+    miss, hit = cache.fetch("thing"), cache.fetch("thing")
+    assert (miss.source, hit.source) == ("store", "cache")
+    assert miss.body == hit.body == body
+    assert type(hit.body) is bytes
+    assert miss.etag == hit.etag == ws.objects.get("thing").etag
+    assert hit.cost_seconds == miss.cost_seconds > 0
+
+
+def test_all_objects_of_the_workshop_come_back_by_each_way(ws):
+    ws.load_objects()
+    names = [f"filename{number}.txt" for number in range(1, 201)]
+    stored = {name: ws.objects.get(name).body for name in names}
+    cache = ObjectCache(ws, ttl=60)
+    assert cache.get_many(names) == stored
+    assert cache.get_many(names) == stored
+    assert {name: cache.get(name) for name in names} == stored
+    stats = cache.stats()
+    assert (stats.misses, stats.hits) == (200, 400)
+
+
+def test_the_key_reads_as_bucket_and_name_and_no_two_objects_share_one(ws, source):
+    cache = ObjectCache(ws)
+    assert cache.key("filename7.txt") == (
+        f"{ws.namespace}:v1:object:embedded/workshop:{ws.namespace}/filename7.txt"
+    )
+    names = ["a", "a:0-1", "b/a", "b", "ä", "", "a b", "x" * 201, "str~a"]
+    found = {cache.key(name) for name in names} | {cache.key("a", 0, 1), cache.key("a", 0, 10)}
+    assert len(found) == len(names) + 2
+    assert ObjectCache(source).key("a") != cache.key("a")
+
+
+# --- missing ones
+
+
+def test_a_missing_object_is_kept_as_missing_for_a_time_of_its_own(ws, source, memory):
+    cache = ObjectCache(source, ttl=60, missing_ttl=5)
+    assert [cache.get("none") for _ in range(3)] == [None] * 3
+    assert memory.asked == ["get"]
+    assert 4_000 < ws.valkey.pttl(cache.key("none")) <= 5_000
+    answer = cache.fetch("none")
+    assert (answer.body, answer.etag, answer.source) == (None, "", "cache")
+    assert repr(answer).startswith("<no object, from: cache")
+
+
+def test_an_object_that_is_put_is_there_at_once_though_it_was_missing(source, memory):
+    cache = ObjectCache(source)
+    assert cache.get("new") is None
+    cache.put("new", b"here")
+    assert cache.fetch("new").source == "cache"
+    assert cache.get("new") == memory.bodies["new"] == b"here"
+    cache.delete("new")
+    assert cache.get("new") is None
+    assert "new" not in memory.bodies
+
+
+def test_a_missing_object_of_the_real_store_is_none_and_not_an_error(ws):
+    assert ws.objects.get("no such object") is None
+    assert ws.objects.get_range("no such object", 0, 9) is None
+    assert ObjectCache(ws).get("no such object") is None
+    ws.objects.delete("no such object")
+
+
+# --- renewal by ETag
+
+
+def test_beyond_its_ttl_an_unchanged_object_is_renewed_and_no_body_travels(source, memory):
+    cache = ObjectCache(source, ttl=0.02, keep_seconds=60)
+    cache.get("a")
+    time.sleep(0.03)
+    renewed = cache.fetch("a")
+    assert (renewed.source, renewed.body, renewed.cost_seconds) == ("renewed", b"first", 0.01)
+    assert cache.fetch("a").source == "cache"
+    assert memory.asked == ["get", "unchanged"]
+
+
+def test_beyond_its_ttl_a_changed_object_is_read_anew(source, memory):
+    cache = ObjectCache(source, ttl=0.02, keep_seconds=60)
+    cache.get("a")
+    memory.bodies["a"] = b"second"
+    time.sleep(0.03)
+    answer = cache.fetch("a")
+    assert (answer.source, answer.body) == ("store", b"second")
+    del memory.bodies["a"]
+    time.sleep(0.03)
+    assert cache.fetch("a").body is None
+    memory.bodies["a"] = b"third"  # an absence has no ETag
+    time.sleep(0.03)
+    assert cache.fetch("a").body == b"third"
+    assert memory.asked == ["get", "changed", "changed", "get"]
+
+
+def test_the_real_store_says_that_an_object_has_not_changed(ws):
+    etag = ws.objects.put("thing", b"one")
+    assert isinstance(ws.objects.get_if_changed("thing", etag), Unchanged)
+    ws.objects.put("thing", b"two")
+    assert ws.objects.get_if_changed("thing", etag).body == b"two"
+    ws.objects.delete("thing")
+    assert ws.objects.get_if_changed("thing", etag) is None
+
+
+def test_without_keep_seconds_an_entry_is_gone_at_the_end_of_its_ttl(ws, source, memory):
+    cache = ObjectCache(source, ttl=0.02)
+    cache.get("a")
+    time.sleep(0.03)
+    assert ws.valkey.exists(cache.key("a")) == 0
+    assert cache.fetch("a").source == "store"
+    assert memory.asked == ["get", "get"]
+
+
+# --- large ones, and ranges
+
+
+def test_a_large_object_is_answered_and_never_kept(ws, source, memory):
+    cache = ObjectCache(source, max_bytes=1_000)
+    assert [cache.get("large") for _ in range(3)] == [NOISE] * 3
+    assert memory.asked == ["get"] * 3
+    assert cache.stats().too_large == 3
+    assert cache.size("large") == 0
+
+
+def test_compression_counts_before_the_limit_and_leaves_alone_what_would_grow(source, memory):
+    memory.bodies["zeros"] = bytes(50_000)
+    cache = ObjectCache(source, max_bytes=10_000)
+    assert cache.get("zeros") == cache.get("zeros") == bytes(50_000)
+    assert 0 < cache.size("zeros") < 1_000
+    cache.get("large")
+    assert len(NOISE) < cache.size("large") < len(NOISE) + 200
+
+
+def test_a_range_is_cut_out_of_what_is_kept_or_asked_of_the_store_alone(source, memory):
+    cache = ObjectCache(source)
+    part = cache.fetch_range("large", 10, 19)
+    assert (part.body, part.source) == (NOISE[10:20], "store")
+    assert cache.fetch_range("large", 10, 19).source == "cache"
+    assert memory.asked == ["10-19"]
+    cache.get("large")
+    for first, last in ((0, 0), (4_990, 9_999), (10, 19)):
+        part = cache.fetch_range("large", first, last)
+        assert (part.body, part.source) == (NOISE[first : last + 1], "cache")
+    assert cache.fetch_range("large", 5_000, 5_001).body is None
+    assert memory.asked == ["10-19", "get"]
+
+
+def test_ranges_of_the_real_store_are_those_of_http(ws):
+    ws.objects.put("thing", b"0123456789")
+    for first, last, expected in ((0, 3, b"0123"), (8, 99, b"89"), (9, 9, b"9"), (10, 12, None)):
+        found = ws.objects.get_range("thing", first, last)
+        assert (found and found.body) == expected
+        assert ObjectCache(ws).fetch_range("thing", first, last).body == expected
+
+
+@pytest.mark.parametrize(("first", "last"), [(-1, 5), (3, 2)])
+def test_a_range_that_is_none_is_refused(source, first, last):
+    with pytest.raises(ValueError, match="0 <= first <= last"):
+        ObjectCache(source).fetch_range("a", first, last)
+
+
+def test_a_threshold_below_zero_is_refused(source):
+    with pytest.raises(ValueError, match="compress_above is -1"):
+        ObjectCache(source, compress_above=-1)
+
+
+# --- many at once
+
+
+def test_a_burst_for_one_object_reads_it_once(source, memory):
+    memory.seconds = 0.05
+    cache, together = ObjectCache(source), threading.Barrier(20)
+
+    def read(_):
+        together.wait()
+        return cache.get("a")
+
+    with ThreadPoolExecutor(20) as threads:
+        assert list(threads.map(read, range(20))) == [b"first"] * 20
+    assert memory.asked == ["get"]
+    assert cache.stats().coalesced == 19
+
+
+def test_many_are_one_round_trip_and_only_those_that_miss_are_loaded(source, memory):
+    cache = ObjectCache(source)
+    cache.get("a")
+    found = cache.get_many(["large", "a", "none", "a"])
+    assert found == {"large": NOISE, "a": b"first", "none": None}
+    assert list(found) == ["large", "a", "none"]
+    assert sorted(memory.asked) == ["get"] * 3
+    assert cache.get_many(["none", "large"]) == {"none": None, "large": NOISE}
+    assert len(memory.asked) == 3
+    assert cache.get_many([]) == {}
+
+
+def test_many_with_somebody_else_s_entry_among_them_are_right_all_the_same(ws, source):
+    cache = ObjectCache(source)
+    ws.valkey.rpush(cache.key("a"), "not ours")
+    ws.valkey.set(cache.key("large"), b"garbage")
+    assert cache.get_many(["a", "large"]) == {"a": b"first", "large": NOISE}
+    assert cache.stats().corrupt >= 2
+
+
+# --- when something is away
+
+
+def broken(ws, **arguments):
+    """The real store through a client that is set up wrongly."""
+    endpoint = ws.endpoints.store
+    given = {**endpoint.arguments, **arguments}
+    given["config"] = given["config"].merge(
+        Config(connect_timeout=0.5, read_timeout=0.3, retries={"max_attempts": 0})
+    )
+    bucket = given.pop("bucket", endpoint.bucket)
+    client = boto3.Session().client("s3", **given)
+    return ObjectStore(client, replace(endpoint, bucket=bucket), "x/")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"aws_secret_access_key": "wrong"}, "it refuses these credentials for that bucket"),
+        ({"aws_access_key_id": "nobody"}, "it refuses these credentials for that bucket"),
+        ({"bucket": "no-such-bucket"}, "it has no bucket of that name"),
+        ({"endpoint_url": "http://127.0.0.1:9"}, "No answer from the object store"),
+    ],
+    ids=["wrong secret", "unknown key", "no bucket", "down"],
+)
+@pytest.mark.parametrize("what", ["get", "put"])
+def test_a_store_that_cannot_be_used_is_a_clear_error_and_quickly(ws, arguments, says, what):
+    store = broken(ws, **arguments)
+    started = time.monotonic()
+    with pytest.raises(ServiceUnreachableError, match=says) as caught:
+        store.get("thing") if what == "get" else store.put("thing", b"")
+    assert time.monotonic() - started < 5
+    secret = ws.endpoints.store.arguments["aws_secret_access_key"]
+    assert secret not in str(caught.value)
+
+
+def test_a_store_that_says_nothing_is_given_up_after_its_time_limit(ws):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = broken(ws, endpoint_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(ServiceUnreachableError, match=r"No answer.*[Rr]ead timeout"):
+            store.get("thing")
+        assert time.monotonic() - started < 5
+
+
+def test_while_the_store_is_away_what_is_kept_is_answered_and_then_stale_if_asked_for(
+    source, memory
+):
+    cache = ObjectCache(source, ttl=0.05, stale_if_error=60)
+    cache.get("a")
+    memory.error = ServiceUnreachableError("away")
+    assert cache.fetch("a").source == "cache"
+    time.sleep(0.06)
+    answer = cache.fetch("a")
+    assert (answer.source, answer.body) == ("stale", b"first")
+    with pytest.raises(ServiceUnreachableError, match="away"):
+        cache.get("large")
+
+
+def test_what_is_kept_only_to_be_renewed_is_not_given_out_when_the_store_is_away(source, memory):
+    cache = ObjectCache(source, ttl=0.02, keep_seconds=60)
+    cache.get("a")
+    memory.error = ServiceUnreachableError("away")
+    time.sleep(0.03)
+    with pytest.raises(ServiceUnreachableError, match="away"):
+        cache.get("a")
+
+
+def test_an_error_of_the_store_is_not_kept_as_a_missing_object(source, memory):
+    cache = ObjectCache(source)
+    memory.error = ServiceUnreachableError("away")
+    with pytest.raises(ServiceUnreachableError):
+        cache.get("a")
+    memory.error = None
+    assert cache.get("a") == b"first"
+
+
+def test_a_write_that_the_store_refuses_changes_nothing(source, memory):
+    cache = ObjectCache(source)
+    cache.get("a")
+    memory.error = ServiceUnreachableError("away")
+    with pytest.raises(ServiceUnreachableError):
+        cache.put("a", b"second")
+    memory.error = None
+    assert cache.get("a") == b"first"
+
+
+# --- the codec
+
+
+def test_the_compressed_form_is_smaller_and_damage_to_it_is_a_miss(ws, source, memory):
+    memory.bodies["text"] = b"the same words " * 1_000
+    cache = ObjectCache(source)
+    cache.get("text")
+    key, size = cache.key("text"), cache.size("text")
+    assert size < 1_000
+    for at in range(0, size, 7):
+        good = ws.valkey.get(key)
+        spot = at % len(good)  # an entry's times are compressed with it: sizes differ a little
+        ws.valkey.setrange(key, spot, bytes([good[spot] ^ 0xFF]))
+        assert cache.get("text") == memory.bodies["text"]
+    for spoilt in (good[:-1], good + b"x", good[:4], b"\xc1WZ\x01"):
+        ws.valkey.set(key, spoilt)
+        assert cache.get("text") == memory.bodies["text"]
+    assert cache.stats().hits == 0
+
+
+def test_what_an_uncompressing_reader_wrote_is_read_by_a_compressing_one_and_not_the_reverse(
+    source,
+):
+    plain = ObjectCache(source, compress_above=None)
+    packed = ObjectCache(source, compress_above=0)
+    plain.get("a")
+    assert packed.fetch("a").source == "cache"
+    assert CompressedCodec(0).above == 0

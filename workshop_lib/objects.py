@@ -1,0 +1,169 @@
+"""The object store as a notebook uses it: objects of one prefix, and errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from workshop_lib.errors import ServiceUnreachableError
+from workshop_lib.services import StoreEndpoint
+
+NOT_MODIFIED, NOT_FOUND, NO_SUCH_RANGE = 304, 404, 416
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object, or a range of one.
+
+    Attributes:
+        body: its bytes.
+        etag: names this content; another content has another one.
+        seconds: from asking until the last byte was here.
+
+    """
+
+    body: bytes
+    etag: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The object still is what it was; no bytes were sent.
+
+    Attributes:
+        seconds: from asking until the store had said so.
+
+    """
+
+    seconds: float
+
+
+class ObjectStore:
+    """The objects under one prefix of a bucket. A Workshop has one: `ws.objects`.
+
+    Args:
+        s3: a boto3 client.
+        endpoint: where it is, and the bucket.
+        prefix: what the names in the bucket begin with; ends with a slash.
+
+    """
+
+    def __init__(self, s3: Any, endpoint: StoreEndpoint, prefix: str) -> None:
+        self.s3 = s3
+        self.endpoint = endpoint
+        self.prefix = prefix
+
+    @property
+    def identity(self) -> str:
+        """Which store and bucket this is, stable over restarts and new ports."""
+        place = "embedded" if self.endpoint.embedded else self.endpoint.host
+        return f"{place}/{self.endpoint.bucket}"
+
+    def get(self, name: str) -> StoredObject | None:
+        """An object, whole; None if there is none.
+
+        Raises:
+            ServiceUnreachableError: the store did not answer, or refused us.
+
+        """
+        found = self._get(name)
+        assert not isinstance(found, Unchanged)  # noqa: S101 -- only a condition has that answer
+        return found
+
+    def get_if_changed(self, name: str, etag: str) -> StoredObject | Unchanged | None:
+        """An object, unless it is still the one with this ETag; None if there is none any more.
+
+        Raises:
+            ServiceUnreachableError: as `get`.
+
+        """
+        return self._get(name, IfNoneMatch=etag)
+
+    def get_range(self, name: str, first: int, last: int) -> StoredObject | None:
+        """The bytes from `first` to `last`, both included; None if there are none such.
+
+        A range that goes beyond the end stops there, as in HTTP (RFC 9110, section 14).
+
+        Raises:
+            ServiceUnreachableError: as `get`.
+
+        """
+        found = self._get(name, Range=f"bytes={first}-{last}")
+        assert not isinstance(found, Unchanged)  # noqa: S101 -- as in `get`
+        return found
+
+    def put(self, name: str, body: bytes) -> str:
+        """Write an object. Returns its ETag.
+
+        Raises:
+            ServiceUnreachableError: as `get`.
+
+        """
+        with self._said():
+            return str(self.s3.put_object(**self._place(name), Body=body)["ETag"])
+
+    def delete(self, name: str) -> None:
+        """Delete an object; if there is none, that is as well.
+
+        Raises:
+            ServiceUnreachableError: as `get`.
+
+        """
+        with self._said():
+            self.s3.delete_object(**self._place(name))
+
+    def _get(self, name: str, **conditions: str) -> StoredObject | Unchanged | None:
+        started = time.perf_counter()
+        with self._said():
+            try:
+                answer = self.s3.get_object(**self._place(name), **conditions)
+                body = answer["Body"].read()
+            except ClientError as error:
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                if status == NOT_MODIFIED:
+                    return Unchanged(time.perf_counter() - started)
+                if status == NO_SUCH_RANGE or _code(error) in {"NoSuchKey", "404"}:
+                    return None
+                raise
+        return StoredObject(body, str(answer["ETag"]), time.perf_counter() - started)
+
+    def _place(self, name: str) -> dict[str, str]:
+        return {"Bucket": self.endpoint.bucket, "Key": self.prefix + name}
+
+    @contextlib.contextmanager
+    def _said(self) -> Iterator[None]:
+        """Say the client library's errors in our words."""
+        try:
+            yield
+        except (ClientError, BotoCoreError) as error:
+            raise store_error(error, self.endpoint) from None
+
+
+def store_error(error: Exception, endpoint: StoreEndpoint) -> ServiceUnreachableError:
+    """What went wrong between us and the store, and what to do."""
+    place = f"The object store at {endpoint.address} ({endpoint.label})"
+    if not isinstance(error, ClientError):
+        return ServiceUnreachableError(
+            f"No answer from the object store at {endpoint.address} ({endpoint.label}): {error}. "
+            "Is the address in AWS_ENDPOINT_URL_S3 right, and are credentials set?"
+        )
+    code = _code(error)
+    if code in {"NoSuchBucket", "404"}:
+        reason = "it has no bucket of that name: create it, or correct BUCKET_NAME"
+    elif code in {"403", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId"}:
+        reason = "it refuses these credentials for that bucket: check them and their permissions"
+    else:
+        reason = f"it answers {error}"
+    return ServiceUnreachableError(
+        f"{place} is there, but for the bucket {endpoint.bucket!r} {reason}."
+    )
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
