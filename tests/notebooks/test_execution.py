@@ -247,6 +247,38 @@ def test_distance_costs_a_query_one_round_trip_and_a_new_connection_several(figu
     assert [(d["database_ms"], d["cache_ms"]) for d in kept] == [(2, 0), (10, 0), (10, 10)]
 
 
+def test_objects_come_from_the_cache_and_are_renewed_by_their_etag(figures):
+    found = figures["09_compare_s3_and_cache"]
+    assert found["keys_in_cache"] == 200
+    assert found["sources_when_renewed"] == "store renewed store"
+    assert found["renewed_is_the_same"] is found["changed_is_the_new_one"] is True
+    assert found["kept_although_too_large"] == 0
+    assert found["bursts_are_equal"] is True
+    assert found["cache_speed_up"] > 2
+
+
+def test_text_shrinks_in_the_cache_and_noise_does_not(figures):
+    found = figures["09_compare_s3_and_cache"]
+    assert found["bytes_text_compressed"] < found["bytes_text_plain"] / 3
+    assert found["bytes_noise_compressed"] == found["bytes_noise_plain"]
+
+
+def test_the_head_start_of_the_cache_shrinks_with_the_size_of_the_object(figures):
+    found = figures["09_compare_s3_and_cache"]
+    small, large = (found[f"store_here_{s}_kb"] / found[f"cache_here_{s}_kb"] for s in (1, 10_000))
+    assert small > 2 * large
+
+
+def test_a_cache_that_is_too_small_hits_about_as_often_as_predicted(figures):
+    found = figures["09_compare_s3_and_cache"]
+    for share in (10, 25, 50, 75):
+        measured = found[f"hit_ratio_measured_{share}_percent"]
+        likely = [found[f"hit_ratio_{way}_{share}_percent"] for way in ("lru", "random")]
+        assert min(likely) - 0.1 < measured < max(likely) + 0.1
+        assert 0 < found[f"objects_that_fit_{share}_percent"] < 200
+    assert found["hit_ratio_measured_10_percent"] < found["hit_ratio_measured_75_percent"]
+
+
 def test_each_notebook_leaves_its_result_its_page_and_its_pictures(executed):
     folder, outcomes = executed
     for outcome in outcomes:

@@ -9,6 +9,7 @@ from workshop_lib.exercises.nb05 import EXERCISES as OF_NOTEBOOK_05
 from workshop_lib.exercises.nb06 import EXERCISES as OF_NOTEBOOK_06
 from workshop_lib.exercises.nb07 import EXERCISES as OF_NOTEBOOK_07
 from workshop_lib.exercises.nb08 import EXERCISES as OF_NOTEBOOK_08
+from workshop_lib.exercises.nb09 import EXERCISES as OF_NOTEBOOK_09
 
 EXERCISES: tuple[Exercise, ...] = (
     *OF_NOTEBOOK_02,
@@ -18,6 +19,7 @@ EXERCISES: tuple[Exercise, ...] = (
     *OF_NOTEBOOK_06,
     *OF_NOTEBOOK_07,
     *OF_NOTEBOOK_08,
+    *OF_NOTEBOOK_09,
 )
 """All exercises, in the order of the notebooks; each notebook's are in a room of their own."""
 
