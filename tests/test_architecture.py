@@ -16,6 +16,7 @@ PURE = [
     "cache/codec.py",
     "cache/fields.py",
     "cache/stats.py",
+    "costs.py",
     "measure.py",
     "dataset/generators.py",
     "rows.py",

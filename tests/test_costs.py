@@ -1,0 +1,249 @@
+"""Costs against examples worked by hand, and prices from a file that says how old it is."""
+
+from dataclasses import fields, replace
+from datetime import date
+
+import pytest
+from hypothesis import given, strategies as st
+
+from workshop_lib.costs import (
+    SERVICES,
+    Cost,
+    Prices,
+    Workload,
+    monthly_cost,
+    monthly_saving,
+    paying_hit_ratio,
+    sensitivity,
+    verdict,
+)
+from workshop_lib.errors import DataError
+from workshop_lib.prices import FILE, load_prices
+
+PRICES = Prices(
+    region="us-east-1",
+    as_of=date(2026, 10, 15),
+    dsql_million_dpu=8.0,
+    dsql_gb_month=0.33,
+    cache_gb_hour=0.084,
+    cache_million_ecpu=0.0023,
+    s3_thousand_get=0.0004,
+    s3_thousand_put=0.005,
+    s3_gb_month=0.023,
+    lambda_million_requests=0.20,
+    lambda_gb_second=0.0000133334,
+    transfer_zone_gb=0.01,
+)
+MONTH_S = 730 * 3600  # 2,628,000 s
+
+
+def cost(**changes):
+    cached = changes.pop("cached", True)
+    given = {"reads_per_s": 100, "stored_gb": 0, **changes}
+    return monthly_cost(Workload(**given), PRICES, cached=cached).items
+
+
+# --- worked by hand
+
+
+def test_the_database_alone():
+    # 100 reads/s × 2,628,000 s = 262.8 million reads, × 0.05 DPU = 13.14 million DPU, × 8 USD.
+    # 2 writes/s = 5.256 million, × 0.1 DPU = 0.5256 million DPU. 10 GB × 0.33 USD.
+    found = cost(cached=False, writes_per_s=2, read_dpu=0.05, write_dpu=0.1, stored_gb=10)
+    assert found["database", "reads"] == pytest.approx(105.12)
+    assert found["database", "writes"] == pytest.approx(4.2048)
+    assert found["database", "storage"] == pytest.approx(3.30)
+    assert set(found) == {("database", what) for what in ("reads", "writes", "storage")}
+
+
+def test_the_database_behind_a_cache():
+    # Nine of ten reads hit: 26.28 million misses × 0.05 DPU = 1.314 million DPU.
+    assert cost(read_dpu=0.05)["database", "reads"] == pytest.approx(10.512)
+
+
+def test_the_cache_s_memory():
+    # 2 GB × 730 h × 0.084 USD; and 10 MB is charged as 100 MB: 0.1 × 730 × 0.084.
+    assert cost(cached_gb=2)["cache", "memory"] == pytest.approx(122.64)
+    assert cost(cached_gb=0.01)["cache", "memory"] == pytest.approx(6.132)
+
+
+def test_the_cache_s_requests():
+    # Items of 3.2 KB are 3.2 ECPU. 236.52 million hits × 3.2 = 756.864 million; 26.28 million
+    # misses × (1 to look + 3.2 to fill) = 110.376 million; 10 writes/s = 26.28 million removals.
+    # In all 893.52 million ECPU × 0.0023 USD.
+    found = cost(item_bytes=3_200, writes_per_s=10)
+    assert found["cache", "requests"] == pytest.approx(2.055096)
+
+
+def test_an_item_below_a_kilobyte_is_a_whole_ecpu():
+    assert cost(item_bytes=100)["cache", "requests"] == cost(item_bytes=1_000)["cache", "requests"]
+
+
+def test_the_store_without_and_with_a_cache():
+    # 262.8 million GET × 0.0004 USD a thousand = 105.12; a tenth of it with the cache.
+    # 1 PUT/s = 2.628 million × 0.005 USD a thousand = 13.14. 1,000 GB × 0.023 USD.
+    alone = cost(source="store", cached=False, writes_per_s=1, stored_gb=1_000)
+    assert alone["store", "reads"] == pytest.approx(105.12)
+    assert alone["store", "writes"] == pytest.approx(13.14)
+    assert alone["store", "storage"] == pytest.approx(23.0)
+    assert cost(source="store")["store", "reads"] == pytest.approx(10.512)
+
+
+def test_functions_run_shorter_on_a_hit():
+    # 262.8 million invocations × 0.20 USD a million = 52.56. Without a cache 20 ms each, 128 MB:
+    # 5,256,000 s × 0.125 GB = 657,000 GB-s × 0.0000133334 = 8.76. With it nine of ten take 2 ms:
+    # 525,600 + 473,040 = 998,640 s × 0.125 GB = 124,830 GB-s.
+    alone = cost(cached=False, function_ms=20, function_hit_ms=2)
+    assert alone["functions", "invocations"] == pytest.approx(52.56)
+    assert alone["functions", "duration"] == pytest.approx(8.7600, abs=1e-4)
+    behind = cost(function_ms=20, function_hit_ms=2)
+    assert behind["functions", "duration"] == pytest.approx(1.6644, abs=1e-4)
+
+
+def test_what_crosses_to_another_zone():
+    # 262.8 million items of 10 KB (hits read, misses filled) = 2,628 GB, half of it, × 0.01 USD.
+    found = cost(item_bytes=10_000, other_zone=0.5)
+    assert found["transfer", "between zones"] == pytest.approx(13.14)
+
+
+def test_the_whole_and_its_sums():
+    found = monthly_cost(Workload(100, cached_gb=2, stored_gb=10), PRICES)
+    assert found.total == pytest.approx(sum(found.by_service.values()))
+    assert list(found.by_service) == list(SERVICES)
+    assert found.by_service["functions"] == 0
+    assert Cost({}).total == 0
+
+
+# --- when does it pay?
+
+
+def test_at_the_paying_hit_ratio_nothing_is_saved_and_nothing_lost():
+    workload = Workload(50, writes_per_s=1, cached_gb=0.5)
+    ratio = paying_hit_ratio(workload, PRICES)
+    assert 0 < ratio < 1
+    assert monthly_saving(replace(workload, hit_ratio=ratio), PRICES) == pytest.approx(0, abs=1e-9)
+    assert monthly_saving(replace(workload, hit_ratio=ratio + 0.01), PRICES) > 0
+
+
+def test_a_cache_that_never_pays_says_so_and_what_it_costs():
+    seldom = Workload(0.1, cached_gb=10)
+    assert paying_hit_ratio(seldom, PRICES) is None
+    assert "does not pay for itself, whatever its hit ratio" in verdict(seldom, PRICES)
+    assert f"{-monthly_saving(seldom, PRICES):,.2f} USD" in verdict(seldom, PRICES)
+
+
+def test_a_cache_with_too_few_hits_is_told_how_many_it_needs():
+    workload = Workload(50, hit_ratio=0.01, cached_gb=0.5)
+    needed = paying_hit_ratio(workload, PRICES)
+    assert f"above {needed:.2f} it would pay for itself" in verdict(workload, PRICES)
+
+
+def test_a_cache_that_pays_says_what_it_saves():
+    workload = Workload(100)
+    assert f"saves {monthly_saving(workload, PRICES):,.2f} USD a month" in verdict(workload, PRICES)
+
+
+def test_the_saving_is_most_sensitive_to_what_it_is_made_of():
+    found = sensitivity(Workload(100, writes_per_s=1), PRICES)
+    assert next(iter(found)) in {"reads_per_s", "read_dpu"}
+    assert set(found) == {
+        "reads_per_s", "writes_per_s", "item_bytes", "cached_gb", "read_dpu", "hit_ratio",
+    }  # fmt: skip
+    low, high = found["reads_per_s"]
+    assert low == pytest.approx(monthly_saving(Workload(50, writes_per_s=1), PRICES))
+    assert high == pytest.approx(monthly_saving(Workload(200, writes_per_s=1), PRICES))
+    low, high = found["hit_ratio"]  # 10 % misses: 20 %, and 5 %
+    assert low == pytest.approx(monthly_saving(Workload(100, 1, 0.80), PRICES))
+    assert high == pytest.approx(monthly_saving(Workload(100, 1, 0.95), PRICES))
+    assert "read_dpu" not in sensitivity(Workload(100, source="store"), PRICES)
+    with pytest.raises(ValueError, match="factor is 1"):
+        sensitivity(Workload(100), PRICES, factor=1)
+
+
+# --- for all workloads
+
+
+amounts = st.floats(0, 1e6)
+workloads = st.builds(
+    Workload,
+    reads_per_s=amounts,
+    writes_per_s=amounts,
+    hit_ratio=st.floats(0, 1),
+    item_bytes=amounts,
+    cached_gb=st.floats(0, 1e4),
+    stored_gb=st.floats(0, 1e4),
+    source=st.sampled_from(["database", "store"]),
+    function_ms=st.floats(0, 1e4),
+    other_zone=st.floats(0, 1),
+)
+
+
+@given(workloads)
+def test_no_item_is_below_zero_and_more_hits_never_cost_the_source_more(workload):
+    found = monthly_cost(workload, PRICES)
+    assert all(usd >= 0 for usd in found.items.values())
+    better = monthly_cost(replace(workload, hit_ratio=1.0), PRICES)
+    for what in ("database", "store"):
+        assert better.by_service[what] <= found.by_service[what] * (1 + 1e-9)
+
+
+@given(workloads, st.sampled_from([f.name for f in fields(Prices) if f.type == "float"]))
+def test_a_higher_price_never_makes_it_cheaper(workload, name):
+    dearer = replace(PRICES, **{name: getattr(PRICES, name) * 2})
+    for cached in (True, False):
+        before = monthly_cost(workload, PRICES, cached=cached).total
+        assert monthly_cost(workload, dearer, cached=cached).total >= before * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hit_ratio", 1.1),
+        ("hit_ratio", -0.1),
+        ("other_zone", 2),
+        ("reads_per_s", -1),
+        ("item_bytes", float("nan")),
+        ("cached_gb", float("inf")),
+        ("source", "tape"),
+    ],
+)
+def test_an_input_out_of_its_range_is_named(name, value):
+    with pytest.raises(ValueError, match=f"{name} is "):
+        Workload(**{"reads_per_s": 1, name: value})
+
+
+# --- prices
+
+
+def test_the_prices_of_the_workshop_are_those_of_the_examples_and_have_sources():
+    assert load_prices() == PRICES
+    text = FILE.read_text()
+    assert text.count("source =") == text.count("usd =") == text.count("unit =") == 10
+
+
+def test_old_prices_are_warned_about_and_new_ones_are_not():
+    assert PRICES.warning(date(2026, 11, 21)) == ""
+    assert "These prices are 442 days old (of 2026-10-15" in PRICES.warning(date(2027, 12, 31))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.replace("usd = 8.00", "usd = -8.00"), "dsql_million_dpu .* usd = -8.0"),
+        (lambda t: t.replace("usd = 8.00", 'usd = "8"'), "dsql_million_dpu .* usd = '8'"),
+        (lambda t: t.replace("[dsql_gb_month]", "[dsql_tb_month]"), "has no dsql_gb_month"),
+        (lambda t: t + "\n[tape]\nusd = 1\n", "has tape, which nothing here is charged by"),
+        (lambda t: t.replace("as_of = 2026-10-15", 'as_of = "autumn"'), "as_of .* must be a date"),
+        (lambda t: t + "[", "cannot be read"),
+    ],
+)
+def test_a_file_of_prices_that_is_wrong_says_where(tmp_path, change, says):
+    file = tmp_path / "prices.toml"
+    file.write_text(change(FILE.read_text()))
+    with pytest.raises(DataError, match=says):
+        load_prices(file)
+
+
+def test_a_file_that_is_not_there_is_a_clear_error(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        load_prices(tmp_path / "none.toml")
