@@ -1,9 +1,17 @@
 import json
+import os
 
 import pytest
 
 from workshop_lib.errors import ResultError
-from workshop_lib.results import Measurement, Result, described, read_result, write_json
+from workshop_lib.results import (
+    Measurement,
+    Result,
+    described,
+    latest_figure,
+    read_result,
+    write_json,
+)
 
 
 def result():
@@ -91,3 +99,25 @@ def test_no_password_stands_in_a_result(ws, state):
     ws.record("x", 1)
     text = ws.settings.workshop_result_file.read_text()
     assert [name for name, secret in state.secrets().items() if secret in text] == []
+
+
+# --- what was measured before
+
+
+def test_the_newest_figure_of_a_notebook_is_found_whatever_else_lies_there(tmp_path):
+    for number, run in enumerate(("first", "second")):
+        result = Result("09_x", "ns", {})
+        result.record("hits", Measurement(number, "hits", 1))
+        file = tmp_path / run / "09_x.json"
+        write_json(file, result.to_json())
+        os.utime(file, (1_000 + number, 1_000 + number))
+    for name, text in (("damaged", "{"), ("other", '{"format": 99}'), ("list", "[]")):
+        file = tmp_path / name / "09_x.json"
+        file.parent.mkdir()
+        file.write_text(text)
+    found = latest_figure(tmp_path, "09_x", "hits")
+    assert found is not None
+    assert found[0].value == 1
+    assert latest_figure(tmp_path, "09_x", "misses") is None
+    assert latest_figure(tmp_path, "08_x", "hits") is None
+    assert latest_figure(tmp_path / "none", "09_x", "hits") is None

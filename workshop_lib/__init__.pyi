@@ -1,6 +1,6 @@
 # The one list of what a cell may use; `__init__.py` imports each name from its room on first use.
 
-from . import measure as measure, plots as plots, simulate as simulate
+from . import costs as costs, measure as measure, plots as plots, simulate as simulate
 from .cache.cached import cached
 from .cache.object_cache import ObjectAnswer, ObjectCache
 from .cache.query_cache import Answer, EntryInfo, NullCache, QueryCache
@@ -33,6 +33,7 @@ from .measure import (
     time_shuffled,
 )
 from .objects import ObjectStore
+from .prices import load_prices
 from .progress import with_progress
 from .published import published_figures
 from .rows import Rows
@@ -67,8 +68,10 @@ __all__ = [
     "WorkshopError",
     "cached",
     "check_deployment",
+    "costs",
     "create_table",
     "exercise",
+    "load_prices",
     "load_settings",
     "measure",
     "moment",

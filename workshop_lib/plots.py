@@ -187,9 +187,7 @@ def bars(
     axes.set_title(title)
     if len(groups) > 1:
         # Below the axis: within it, it would cover bars.
-        axes.legend(
-            frameon=False, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=9
-        )
+        figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     return figure
 
 
@@ -224,6 +222,7 @@ def lines(
     log_x: bool = False,
     log_y: bool = False,
     steps: bool = False,
+    from_zero: bool = True,
 ) -> Figure:
     """Lines over a common axis, told apart by colour and marker.
 
@@ -234,6 +233,7 @@ def lines(
         x_label, y_label: with units.
         log_x, log_y: a logarithmic axis.
         steps: hold each value until the next instead of joining them.
+        from_zero: the y axis begins at 0; if not, a line marks 0, and values may be below it.
 
     """
     figure, axes = _canvas(8.0, 3.8)
@@ -256,7 +256,10 @@ def lines(
     if log_y:
         _set_log_y(axes)
     else:
-        axes.set_ylim(bottom=0)
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        else:
+            axes.axhline(0, color="black", linewidth=1)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)

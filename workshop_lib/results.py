@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -146,6 +147,26 @@ def write_json(path: Path, content: Any) -> None:
         raise ResultError(
             f"The result {path} cannot be written: {error}. Free the disk or choose another folder."
         ) from None
+
+
+def latest_figure(folder: Path, notebook: str, name: str) -> tuple[Measurement, str] | None:
+    """The newest measurement of this name that a notebook left in any run.
+
+    Args:
+        folder: that holds a folder for each run.
+        notebook: its name, without .ipynb.
+        name: of the measurement.
+
+    Returns:
+        It, and when it was measured; None if there is none that can be read.
+
+    """
+    files = [path for path in folder.glob(f"*/{notebook}.json") if not path.parent.is_symlink()]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(ResultError, KeyError, TypeError):
+            found = read_result(path)
+            return Measurement(**found["measurements"][name]), str(found["started"])
+    return None
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import redis
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib import dataset
+from workshop_lib.cache.keys import match_all
 from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
@@ -27,7 +28,15 @@ from workshop_lib.dsql import Step, play
 from workshop_lib.errors import ResultError, ServiceUnreachableError
 from workshop_lib.measure import P99_SAMPLES, Samples
 from workshop_lib.objects import ObjectStore, store_error
-from workshop_lib.results import Measurement, Result, Value, described, shown, write_json
+from workshop_lib.results import (
+    Measurement,
+    Result,
+    Value,
+    described,
+    latest_figure,
+    shown,
+    write_json,
+)
 from workshop_lib.sandbox import Sandbox
 from workshop_lib.services import CacheEndpoint, Endpoints, StoreEndpoint, resolve
 from workshop_lib.services.dial import Dial
@@ -295,6 +304,22 @@ class Workshop:
             ],
             index=list(chosen),
         )
+
+    def figure_of(self, notebook: str, name: str) -> Value | None:
+        """The newest value that another notebook measured here under this name, if any did."""
+        found = latest_figure(CHECKOUT / "results", notebook, name)
+        return found[0].value if found else None
+
+    def inventory(self) -> dict[str, int]:
+        """How many tables, cache keys and objects of this workshop there are now."""
+        pattern = match_all(self.namespace)
+        return {
+            "tables": len(dataset.list_tables(self.database)),
+            "keys": sum(1 for _ in self.valkey.scan_iter(match=pattern, count=500)),
+            "objects": sum(
+                1 for _ in dataset.list_objects(self.s3, self.bucket, self.object_prefix)
+            ),
+        }
 
     @property
     def tables(self) -> pd.DataFrame:

@@ -421,3 +421,16 @@ def test_objects_outside_the_prefix_are_left_alone(store, prefix):
     store.load(objects=2)
     assert store.load(objects=1) == (1, 0, 1)
     assert store.content(neighbour) == {neighbour: b"somebody else's"}
+
+
+def test_the_inventory_counts_what_wiping_removes_and_nothing_of_others(ws):
+    ws.load_table("planet")
+    ws.valkey.set(f"{ws.namespace}:a", 1)
+    ws.valkey.set("somebody else's", 1)
+    ws.objects.put("one", b"")
+    before = ws.inventory()
+    assert before["tables"] >= 2  # and what the loads are noted in
+    assert (before["keys"], before["objects"]) == (1, 1)
+    assert ws.wipe(of_others=True) == before
+    assert ws.inventory() == {"tables": 0, "keys": 0, "objects": 0}
+    assert ws.valkey.delete("somebody else's") == 1

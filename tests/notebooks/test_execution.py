@@ -279,6 +279,16 @@ def test_a_cache_that_is_too_small_hits_about_as_often_as_predicted(figures):
     assert found["hit_ratio_measured_10_percent"] < found["hit_ratio_measured_75_percent"]
 
 
+def test_the_bill_is_that_of_the_model_and_the_clean_up_leaves_nothing(figures):
+    found = figures["12_count_the_cost"]
+    # 200 reads/s × 2,628,000 s × 0.06 DPU × 8 USD a million = 252.29; 5 writes/s = 6.31; 20 GB.
+    assert found["without_cache"] == pytest.approx(252.288 + 6.3072 + 6.6)
+    assert found["saving"] == pytest.approx(found["without_cache"] - found["with_cache"])
+    assert 0 < found["paying_hit_ratio"] < found["hit_ratio_used"]
+    assert found["cases_that_pay"] == 2
+    assert found["left_after_clean_up"] == 0
+
+
 def test_each_notebook_leaves_its_result_its_page_and_its_pictures(executed):
     folder, outcomes = executed
     for outcome in outcomes:

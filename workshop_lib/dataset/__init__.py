@@ -10,6 +10,7 @@ from workshop_lib.dataset.load import (
     drop_everything,
     ensure_table,
     list_objects,
+    list_tables,
     load_objects,
     load_table,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "ensure_table",
     "find_table",
     "list_objects",
+    "list_tables",
     "load_objects",
     "load_table",
 ]

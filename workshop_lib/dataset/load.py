@@ -182,13 +182,19 @@ def list_objects(s3: Any, bucket: str, prefix: str) -> Iterator[str]:
 
 def count_tables(database: Database) -> pd.DataFrame:
     """The workshop's tables that are there, with their number of rows."""
-    present = database.query(
+    present = list_tables(database)
+    names = [name for name in present if name in schema.TABLES and name != LOADED.name]
+    counts = [_count(database, find_table(name)) for name in names]
+    return pd.DataFrame({"rows": counts}, index=names)
+
+
+def list_tables(database: Database) -> list[str]:
+    """The names of all tables in the workshop's schema, sorted."""
+    found = database.query(
         "SELECT tablename FROM pg_tables WHERE schemaname = %s ORDER BY tablename",
         (database.schema,),
     )
-    names = [str(n) for (n,) in present if n in schema.TABLES and n != LOADED.name]
-    counts = [_count(database, find_table(name)) for name in names]
-    return pd.DataFrame({"rows": counts}, index=names)
+    return [str(name) for (name,) in found]
 
 
 def drop_everything(database: Database, *, of_others: bool = False) -> list[str]:
@@ -203,12 +209,8 @@ def drop_everything(database: Database, *, of_others: bool = False) -> list[str]
         The names of the tables that were there.
 
     """
-    present = database.query(
-        "SELECT tablename FROM pg_tables WHERE schemaname = %s ORDER BY tablename",
-        (database.schema,),
-    )
     known = {*schema.TABLES, *schema.MADE_IN_NOTEBOOKS}
-    ours = [str(name) for (name,) in present if of_others or name in known]
+    ours = [name for name in list_tables(database) if of_others or name in known]
     for table in ours:
         database.query(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(table)))
     # Whatever else a learner made in it stays, and so does the schema then.

@@ -1,0 +1,67 @@
+"""Answers to the exercise of notebook 12: right ones, and wrong ones with what they are told."""
+
+
+def by_hand(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    hits = reads_per_s * 2_628_000 * hit_ratio
+    misses = reads_per_s * 2_628_000 - hits
+    units = (hits + misses) * max(kb, 1) + misses
+    return max(gb, 0.1) * 730 * gb_hour + units * million_ecpu / 1_000_000
+
+
+def month(gb, rate, ratio, kb, gb_hour, price, *, least=0.1, hours=730, hour=3600, one=1, look=1,
+          fill=1, million=1e6):  # fmt: skip
+    item, reads = max(one, kb), rate * hours * hour
+    ecpu = reads * (ratio * item + (1 - ratio) * (look + fill * item))
+    return max(least, gb) * hours * gb_hour + ecpu / million * price
+
+
+def no_least(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return month(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu, least=0)
+
+
+def thirty_days(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return month(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu, hours=720)
+
+
+def reads_an_hour(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return month(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu, hour=1)
+
+
+def parts_of_a_unit(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return month(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu, one=0)
+
+
+def no_look(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return month(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu, look=0)
+
+
+def no_filling(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return month(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu, fill=0)
+
+
+def hits_only(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return month(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu, look=0, fill=0)
+
+
+def not_by_the_million(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return month(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu, million=1)
+
+
+def memory_only(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return max(0.1, gb) * 730 * gb_hour
+
+
+RIGHT = {"12.1": [by_hand]}
+WRONG = {
+    "12.1": [
+        (no_least, "at least 0.1 GB"),
+        (thirty_days, "730 hours here, not 720"),
+        (reads_an_hour, "An hour has 3,600 seconds"),
+        (parts_of_a_unit, "one ECPU at least, however small"),
+        (no_look, "A miss looks first"),
+        (no_filling, "After a miss the cache is filled"),
+        (hits_only, "Misses cost the cache something, too"),
+        (not_by_the_million, "The price is for a million ECPU"),
+        (memory_only, "memory and requests apart"),
+    ]
+}
