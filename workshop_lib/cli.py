@@ -108,6 +108,36 @@ def check(as_json: bool) -> None:
     sys.exit(0 if report.ok else 1)
 
 
+@main.command()
+@click.argument("first", metavar="RUN")
+@click.argument("second", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="machine-readable")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path),
+              help="draw the ratios into this PNG file")  # fmt: skip
+def compare(first: str, second: str, as_json: bool, plot: Path | None) -> None:
+    """Show the figures of two runs side by side; exit code 1 if nothing can be compared.
+
+    A RUN is a folder of results, its name below results/, or one result file.
+    """
+    from workshop_lib.compare import compare_runs
+
+    found = compare_runs(first, second)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+    else:
+        for note in found.notes:
+            click.echo(f"differs: {note}")
+        if found.pairs:
+            click.echo(found.to_frame().to_string(index=False))
+        for one in found.refused:
+            click.echo(f"not compared: {one.notebook} {one.name}: {one.why}".replace(" : ", ": "))
+    if plot and found.pairs:
+        from workshop_lib import plots
+
+        plots.save(plots.two_runs(found, "Two runs"), plot)
+    sys.exit(0 if found.pairs else 1)
+
+
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("jupyter_options", nargs=-1, type=click.UNPROCESSED)
 def lab(jupyter_options: tuple[str, ...]) -> None:

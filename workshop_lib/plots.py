@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from IPython.display import Image, display
@@ -18,6 +19,7 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
+from workshop_lib.compare import Comparison
 from workshop_lib.dsql import Step
 from workshop_lib.measure import P99_SAMPLES, Moment, Samples, readable
 from workshop_lib.published import PublishedFigure
@@ -65,6 +67,11 @@ def show(figure: Figure, alt: str) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Description": alt}, **ROOMY)  # type: ignore[arg-type]
     display(Image(buffer.getvalue(), format="png", alt=alt))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure into a PNG file."""
+    figure.savefig(path, format="png", **ROOMY)  # type: ignore[arg-type]
 
 
 def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
@@ -545,6 +552,39 @@ def durations(seconds: Mapping[str, float], title: str, limit_s: float | None = 
     if limit_s is not None and limit_s * 1000 < max(values):
         axes.axvline(limit_s * 1000, color="black", linestyle="--", linewidth=1.2)
     axes.set_xlabel("time (ms)")
+    axes.set_title(title)
+    return figure
+
+
+def two_runs(comparison: Comparison, title: str) -> Figure:
+    """How the second run's figures relate to the first one's: a dot a figure, a colour a notebook.
+
+    Args:
+        comparison: of which the figures with an interval are drawn, and all if none has one.
+        title: of the picture.
+
+    """
+    known = [pair for pair in comparison.pairs if pair.ratio]
+    pairs = [pair for pair in known if pair.low] or known
+    notebooks = list(dict.fromkeys(pair.notebook for pair in pairs))
+    figure, axes = _canvas(8.0, 1.6 + 0.28 * len(pairs))
+    for row, pair in enumerate(pairs):
+        number = notebooks.index(pair.notebook)
+        look = {"color": COLOURS[number % len(COLOURS)]}
+        if pair.low and pair.high:
+            axes.plot([pair.low, pair.high], [row, row], linewidth=2, **look)
+        axes.plot(pair.ratio, row, MARKERS[number % len(MARKERS)], markersize=7, **look)
+    axes.axvline(1, color="black", linestyle="--", linewidth=1.2)
+    axes.set_yticks(range(len(pairs)), [f"{pair.notebook[:2]} {pair.name}" for pair in pairs])
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(visible=True, axis="x", color="#dddddd", linewidth=0.7)
+    first, second = comparison.labels
+    axes.set_xlabel(f"second run by first run (log scale); right of 1: the second is larger\n"
+                    f"first: {first}\nsecond: {second}", fontsize=9)  # fmt: skip
     axes.set_title(title)
     return figure
 
