@@ -67,7 +67,7 @@ MOST_HOLDERS = 5
 """Of those who hold connections while another waits in vain, how many an error names."""
 COMING_UP_S = 2.0
 """How long a server that is starting may take until it lets us in, seconds."""
-COMING_UP = ("starting up", "in recovery mode")
+COMING_UP = ("starting up", "in recovery mode", "not yet accepting connections")
 AWAY = (
     *("Connection refused", "shutting down"),
     # A proxy before the server cannot refuse, only hang up.

@@ -423,7 +423,15 @@ def test_objects_outside_the_prefix_are_left_alone(store, prefix):
     assert store.content(neighbour) == {neighbour: b"somebody else's"}
 
 
-def test_the_inventory_counts_what_wiping_removes_and_nothing_of_others(ws):
+@pytest.fixture
+def wiped(ws):
+    """The workshop, whose schema is made again when it was wiped: later tests use it, too."""
+    yield ws
+    create_schema(ws.database)
+
+
+def test_the_inventory_counts_what_wiping_removes_and_nothing_of_others(wiped):
+    ws = wiped
     ws.load_table("planet")
     ws.valkey.set(f"{ws.namespace}:a", 1)
     ws.valkey.set("somebody else's", 1)
