@@ -7,6 +7,7 @@ from .cache.query_cache import Answer, EntryInfo, NullCache, QueryCache
 from .cache.record_cache import RecordCache
 from .cache.stats import CacheStats
 from .checks import check_deployment
+from .compare import compare_runs
 from .crowd import Crowd, read_at_once
 from .database import Database
 from .dataset import (
@@ -68,6 +69,7 @@ __all__ = [
     "WorkshopError",
     "cached",
     "check_deployment",
+    "compare_runs",
     "costs",
     "create_table",
     "exercise",
