@@ -224,6 +224,18 @@ def test_a_large_object_is_answered_and_never_kept(ws, source, memory):
     assert cache.size("large") == 0
 
 
+def test_a_successor_that_is_too_large_takes_the_older_object_away(ws, source, memory):
+    cache = ObjectCache(source, ttl=0.02, keep_seconds=60, stale_if_error=60, max_bytes=1_000)
+    cache.get("a")
+    memory.bodies["a"] = NOISE
+    time.sleep(0.03)
+    assert cache.get("a") == NOISE
+    assert cache.size("a") == 0
+    memory.error = ServiceUnreachableError("away")
+    with pytest.raises(ServiceUnreachableError):  # and not the object before
+        cache.get("a")
+
+
 def test_compression_counts_before_the_limit_and_leaves_alone_what_would_grow(source, memory):
     memory.bodies["zeros"] = bytes(50_000)
     cache = ObjectCache(source, max_bytes=10_000)

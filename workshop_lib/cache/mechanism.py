@@ -344,6 +344,8 @@ class Mechanism:
         elif stored is False:
             self.counters.add(discarded=1)
         ours = self._release(key, token) if stored is None else stored
+        if not loaded.storable:  # an older entry, kept in case of need, is no answer any more
+            self.attempt(lambda: self.storage.delete([key]), 0)
         # What was invalidated meanwhile is no answer for requests that came after that.
         return replace(loaded, packed=None) if ours is False else loaded
 
