@@ -379,6 +379,8 @@ def _execute(job: Job, progress: bool) -> Outcome:
     """Run one notebook in this worker process and write what it left."""
     import papermill  # noqa: PLC0415 -- takes half a second that only workers need to spend
 
+    from workshop_lib.kernel_client import WakefulClient  # noqa: PLC0415 -- as papermill
+
     executed = job.out / f"{job.notebook.name}.ipynb"
     result_file = job.out / f"{job.notebook.name}.json"
     result_file.unlink(missing_ok=True)
@@ -398,7 +400,12 @@ def _execute(job: Job, progress: bool) -> Outcome:
                 request_save_on_cell_execute=False,
                 # Unix sockets in this job's own folder: two kernels that start at the same moment
                 # can pick the same TCP ports (or the same default socket names), and then hang.
-                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{scratch}/kernel"}}),
+                config=Config(
+                    {
+                        "KernelManager": {"transport": "ipc", "ip": f"{scratch}/kernel"},
+                        "AsyncKernelManager": {"client_factory": WakefulClient},
+                    }
+                ),
             )
         except papermill.PapermillExecutionError as stopped:
             error = _cell_error(stopped, executed)
