@@ -1,6 +1,12 @@
 # The one list of what a cell may use; `__init__.py` imports each name from its room on first use.
 
-from . import costs as costs, measure as measure, plots as plots, simulate as simulate
+from . import (
+    costs as costs,
+    load as load,
+    measure as measure,
+    plots as plots,
+    simulate as simulate,
+)
 from .cache.cached import cached
 from .cache.object_cache import ObjectAnswer, ObjectCache
 from .cache.query_cache import Answer, EntryInfo, NullCache, QueryCache
@@ -73,6 +79,7 @@ __all__ = [
     "costs",
     "create_table",
     "exercise",
+    "load",
     "load_prices",
     "load_settings",
     "measure",

@@ -116,6 +116,24 @@ TRANSACTIONS = Table(
     """,
 )
 
+# The ids of a run lie together, so that its rows are found and deleted by one range of keys. Each
+# of its workers has a range of its own within: on DSQL, writers at one end of one range get hot.
+BUSINESS_EVENTS = Table(
+    "business_events",
+    "id",
+    ("id", "event_name", "event_type", "created_date", "saved_date", "event_data"),
+    """
+    CREATE TABLE IF NOT EXISTS business_events (
+        id           VARCHAR(100) PRIMARY KEY,
+        event_name   VARCHAR(60) NOT NULL,
+        event_type   VARCHAR(60) NOT NULL,
+        created_date TIMESTAMPTZ NOT NULL,
+        saved_date   TIMESTAMPTZ NOT NULL,
+        event_data   JSONB NOT NULL
+    )
+    """,
+)
+
 LOADED = Table(
     "workshop_loaded",
     "table_name",
@@ -132,7 +150,8 @@ LOADED = Table(
 """What has been loaded, from which recipe, and whether to the end."""
 
 TABLES = {
-    table.name: table for table in (PLANET, USERS1, USERS, ORDERS, TYPE, TRANSACTIONS, LOADED)
+    table.name: table
+    for table in (PLANET, USERS1, USERS, ORDERS, TYPE, TRANSACTIONS, BUSINESS_EVENTS, LOADED)
 }
 
 MADE_IN_NOTEBOOKS = frozenset({"readings", "counters", "on_call", "migrated"})

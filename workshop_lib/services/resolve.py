@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -241,20 +243,23 @@ def _dsql(host: str, region: str) -> DatabaseEndpoint:
             "connect_timeout": CONNECT_S,
         },
         tls=True,
-        token=_token_maker(host, region),
+        token=_TokenMaker(host, region),
         signing={"region_name": region},
     )
 
 
-def _token_maker(host: str, region: str) -> Callable[[], str]:
-    """A function that signs a new password. The client is kept: building one takes 40 ms."""
-    client: Any = boto3.Session().client("dsql", region_name=region)
+@dataclass(frozen=True)
+class _TokenMaker:
+    """Signs a new password when called. It can travel to another process, as a client cannot."""
 
-    def token() -> str:
+    host: str
+    region: str
+
+    def __call__(self) -> str:
         try:
             return str(
-                client.generate_db_connect_admin_auth_token(
-                    Hostname=host, Region=region, ExpiresIn=TOKEN_LIFE_S
+                self._client.generate_db_connect_admin_auth_token(
+                    Hostname=self.host, Region=self.region, ExpiresIn=TOKEN_LIFE_S
                 )
             )
         except BotoCoreError as error:
@@ -263,7 +268,13 @@ def _token_maker(host: str, region: str) -> Callable[[], str]:
                 "`aws sts get-caller-identity` shows whether you are signed in."
             ) from None
 
-    return token
+    @cached_property
+    def _client(self) -> Any:
+        """Kept: building one takes 40 ms."""
+        return boto3.Session().client("dsql", region_name=self.region)
+
+    def __reduce__(self) -> tuple[type[_TokenMaker], tuple[str, str]]:
+        return _TokenMaker, (self.host, self.region)
 
 
 def _external_cache(settings: Settings) -> CacheEndpoint | None:

@@ -1,0 +1,6 @@
+"""Load tests: insert storms and mixed traffic, by local processes or Lambda functions."""
+
+import lazy_loader
+
+# On first use only: a worker needs neither pandas nor what draws.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
