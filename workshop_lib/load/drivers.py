@@ -88,6 +88,8 @@ def run_jobs(
     jobs: Iterable[Job],
     limit_s: float,
     done: Callable[[int], object] = lambda _: None,
+    *,
+    begin: bool = True,
 ) -> Outcomes:
     """Have all jobs done, as many at once as the driver takes.
 
@@ -99,6 +101,7 @@ def run_jobs(
         jobs: what.
         limit_s: a job's own time limit; it is given up 30 seconds after that.
         done: called with a job's number at its end.
+        begin: if not, say of each that it was not begun: an Interrupt came before.
 
     """
     events = [to_event(job) for job in jobs]
@@ -113,9 +116,9 @@ def run_jobs(
         slots.release()
         done(number)
 
-    interrupted = False
+    interrupted = not begin
     try:
-        for number, event in enumerate(events):
+        for number, event in enumerate(events if begin else []):
             slots.acquire()
             time.sleep(rate.reserve(limit_s)[1])
             future = driver.start(event, limit_s + GRACE_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -202,14 +202,13 @@ def run_inserts(
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     warm = run_jobs(driver, [_job(run, storm, n, warm=True) for n in range(storm.warm_up)],
                     storm.time_limit_s)  # fmt: skip
-    jobs = [] if warm.interrupted else [_job(run, storm, n) for n in range(storm.workers)]
+    jobs = [_job(run, storm, n) for n in range(storm.workers)]
     with progress_bar(storm.planned, "insert") as bar:
         step = storm.planned // storm.workers
         done: Callable[[int], object] = (lambda _: bar.update(step)) if progress else (lambda _: 0)
-        outcomes = run_jobs(driver, jobs, storm.time_limit_s, done)
+        outcomes = run_jobs(driver, jobs, storm.time_limit_s, done, begin=not warm.interrupted)
     found = count_by_worker(database, run)
-    interrupted = warm.interrupted or outcomes.interrupted
-    return _report(run, storm, driver, replace(outcomes, interrupted=interrupted), found)
+    return _report(run, storm, driver, outcomes, found)
 
 
 def count_by_worker(database: Database, run: str) -> dict[int, int]:
