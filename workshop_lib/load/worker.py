@@ -31,7 +31,8 @@ from workshop_lib.errors import ServiceUnreachableError, WorkshopError
 from workshop_lib.load.events import COLUMNS, EventRow, events
 from workshop_lib.load.jobs import InsertDone, InsertJob, Ping
 from workshop_lib.load.watch import Watch
-from workshop_lib.services import DatabaseEndpoint, resolve
+from workshop_lib.services import DatabaseEndpoint
+from workshop_lib.services.named import named_database
 from workshop_lib.settings import load_settings
 
 STATEMENT_LIMIT_S = 30.0
@@ -253,7 +254,7 @@ def handler(event: Any, context: Context | None = None) -> dict[str, Any]:
     """
     if _worker is None:
         settings = load_settings().values
-        equip(Equipment(resolve(settings).database, settings.workshop_namespace))
+        equip(Equipment(named_database(settings), settings.workshop_namespace))
     assert _worker is not None  # noqa: S101 -- for mypy
     until = None
     if context is not None:

@@ -1,0 +1,25 @@
+"""The services that the settings name, found without ever starting a local engine."""
+
+from __future__ import annotations
+
+from workshop_lib.errors import SettingsError
+from workshop_lib.services.endpoints import DatabaseEndpoint
+from workshop_lib.services.resolve import external_database
+from workshop_lib.settings import Settings
+
+
+def named_database(settings: Settings) -> DatabaseEndpoint:
+    """The database that a worker on another machine is to use.
+
+    Raises:
+        SettingsError: the settings name none, or not in its form.
+
+    """
+    found = external_database(settings)
+    if found is None:
+        raise SettingsError(
+            "This worker is not told which database to use. On AWS Lambda, set DSQL_ENDPOINT in "
+            "the function's environment (AWS_REGION is there already); elsewhere DSQL_ENDPOINT "
+            "with AWS_REGION, or DATABASE_URL. Workers on this machine get it from LocalWorkers."
+        )
+    return found
