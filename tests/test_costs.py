@@ -14,6 +14,7 @@ from workshop_lib.costs import (
     monthly_cost,
     monthly_saving,
     paying_hit_ratio,
+    run_cost,
     sensitivity,
     verdict,
 )
@@ -247,3 +248,14 @@ def test_a_file_of_prices_that_is_wrong_says_where(tmp_path, change, says):
 def test_a_file_that_is_not_there_is_a_clear_error(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         load_prices(tmp_path / "none.toml")
+
+
+def test_a_run_of_a_load_test_worked_by_hand():
+    # 1,020 invocations × 2 s × 512 MB / 1,024 = 1,020 GB-s × 0.0000133334 USD.
+    # A million rows × 0.05 DPU = 0.05 million DPU × 8 USD, and as much to delete them again.
+    found = run_cost(
+        PRICES, invocations=1_020, seconds_each=2, rows=1_000_000, function_mb=512, row_dpu=0.05
+    ).items
+    assert found["functions", "time"] == pytest.approx(0.013600068)
+    assert found["functions", "requests"] == pytest.approx(0.000204)
+    assert found["database", "writing"] == found["database", "deleting"] == pytest.approx(0.4)

@@ -138,6 +138,66 @@ def compare(first: str, second: str, as_json: bool, plot: Path | None) -> None:
     sys.exit(0 if found.pairs else 1)
 
 
+@main.group()
+def load() -> None:
+    """Put load on the database from the shell: insert storms and mixed traffic."""
+
+
+@load.command()
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path),
+              help="scenario file  [default: data/scenarios/inserts_laptop.json]")  # fmt: skip
+@click.option("--scenario", "which", type=click.Choice(["1", "2", "both"]), default="both",
+              show_default=True, help="1: individual inserts, 2: multi-row inserts")  # fmt: skip
+@click.option("--workers", "--num-lambdas", type=int, help="workers, each with its own connection")
+@click.option("--iterations", type=int, help="rounds of each worker")
+@click.option("--count", type=int, help="INSERTs a round (1), rows of each INSERT (2)")
+@click.option("--event-type", help="CarCreated, LoanCreated, …, or Mixed")
+@click.option("--warm-up", type=int, help="jobs before the measurement, not counted in it")
+@click.option("--no-warm-up", is_flag=True, help="no such jobs")
+@click.option("--function-name", help="do it by this Lambda function, not by local processes")
+@click.option("--region", help="where that function is")
+@click.option("--at-once", type=click.IntRange(1, 1_000),
+              help="workers at the same time  [default: 4 processes, 1000 functions]")  # fmt: skip
+@click.option("--keep", is_flag=True, help="leave the rows of this run in the table")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path),
+              help="folder for the results file  [default: results/load]")  # fmt: skip
+def inserts(
+    config: Path | None,
+    which: Any,
+    *,
+    no_warm_up: bool,
+    function_name: str | None,
+    at_once: int | None,
+    keep: bool,
+    out: Path | None,
+    **options: Any,
+) -> None:
+    """Compare individual with multi-row inserts; exit code 1 if a row is missing at the end.
+
+    Options win over the scenario file. Ctrl-C ends it with a report of what was done by then.
+    """
+    from workshop_lib.load.command import SCENARIOS, run_storms
+    from workshop_lib.load.scenario import read_scenario
+
+    if no_warm_up:
+        options["warm_up"] = 0
+    options["function_name"] = function_name
+    scenario = read_scenario(config or SCENARIOS / "inserts_laptop.json", **options)
+    reports, path = run_storms(
+        scenario,
+        which,
+        by_lambda=function_name is not None,
+        at_once=at_once,
+        keep=keep,
+        out=out or CHECKOUT / "results" / "load",
+        say=click.echo,
+    )
+    click.echo(f"Results: {_near(path)}")
+    if any(report.interrupted for report in reports):
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0 if all(r.reconciles and r.succeeded == r.planned for r in reports) else 1)
+
+
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("jupyter_options", nargs=-1, type=click.UNPROCESSED)
 def lab(jupyter_options: tuple[str, ...]) -> None:

@@ -114,7 +114,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """US dollars a month.
+    """US dollars: a month's, or a run's.
 
     Attributes:
         items: by service and what is charged there, as in ("cache", "memory").
@@ -135,6 +135,38 @@ class Cost:
         for (service, _), usd in self.items.items():
             found[service] += usd
         return found
+
+
+def run_cost(
+    prices: Prices,
+    *,
+    invocations: int,
+    seconds_each: float,
+    rows: int,
+    function_mb: float = 128.0,
+    row_dpu: float = 0.06,
+) -> Cost:
+    """What one load test costs, in US dollars, by Lambda functions that write to Aurora DSQL.
+
+    Args:
+        prices: of the Region.
+        invocations: of the function, the warm-up's among them.
+        seconds_each: how long one runs.
+        rows: written, and deleted again afterwards.
+        function_mb: the function's memory.
+        row_dpu: what writing a row takes, DPU. The default is a guess, as for a workload's writes:
+            after a run, the cluster's own metric TotalDPU has the truth.
+
+    """
+    gb_seconds = invocations * seconds_each * function_mb / 1024
+    return Cost(
+        {
+            ("database", "writing"): rows * row_dpu / 1e6 * prices.dsql_million_dpu,
+            ("database", "deleting"): rows * row_dpu / 1e6 * prices.dsql_million_dpu,
+            ("functions", "requests"): invocations / 1e6 * prices.lambda_million_requests,
+            ("functions", "time"): gb_seconds * prices.lambda_gb_second,
+        }
+    )
 
 
 def monthly_cost(workload: Workload, prices: Prices, *, cached: bool = True) -> Cost:

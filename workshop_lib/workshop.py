@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +27,8 @@ from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.dsql import Step, play
 from workshop_lib.errors import ResultError, ServiceUnreachableError
+from workshop_lib.load.drivers import LocalWorkers
+from workshop_lib.load.worker import Equipment
 from workshop_lib.measure import P99_SAMPLES, Samples
 from workshop_lib.objects import ObjectStore, store_error
 from workshop_lib.results import (
@@ -93,6 +96,7 @@ class Workshop:
             "store": Dial("store", endpoints.store, _steering(self.s3)),
         }
         self._sandbox: Sandbox | None = None
+        self._workers: LocalWorkers | None = None
         self._result_file = self.settings.workshop_result_file or (
             CHECKOUT / "results" / "interactive" / f"{notebook}.json"
         )
@@ -132,6 +136,24 @@ class Workshop:
         nothing on AWS.
         """
         return boto3.client("dsql", **(self.endpoints.database.signing or STAND_IN_SIGNING))
+
+    def load_workers(self, at_once: int = 4) -> LocalWorkers:
+        """Processes on this machine that do the work of load tests on this workshop's services.
+
+        They are as far from the services as this workshop is now (`set_distance`). One set at a
+        time: new ones end those before. All end with the workshop, or with the kernel.
+
+        Args:
+            at_once: how many, 1 to 64.
+
+        Raises:
+            WorkshopError: the number is out of range, or they did not all start.
+
+        """
+        if self._workers is not None:
+            self._workers.close()
+        self._workers = LocalWorkers(Equipment(self.database.endpoint, self.namespace), at_once)
+        return self._workers
 
     def load_table(self, name: str, sizes: Sizes | None = None) -> Loaded:
         """Bring one of the workshop's tables to exactly these rows; again changes nothing."""
@@ -233,6 +255,11 @@ class Workshop:
             yield
         finally:
             self.set_distance(**before)
+
+    @property
+    def result_folder(self) -> Path:
+        """Where this run's results go."""
+        return self._result_file.parent
 
     def record(
         self,
@@ -348,6 +375,9 @@ class Workshop:
 
     def close(self) -> None:
         """Close all connections and let go of the local engines. Doing it twice is harmless."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
         if self._sandbox is not None:
             self._sandbox.close()
         for dial in self._dials.values():

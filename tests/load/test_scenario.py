@@ -62,7 +62,7 @@ def test_toml_will_do_as_well(tmp_path):
     [
         ({"num_lambda": 5}, "num_lambda"),
         ({"scenario_1": {"workers": 5}}, "workers"),
-        ({"event_type": "CarStolen"}, "CarStolen"),
+        ({"event_type": "CarStolen"}, "CarStolen.*There are: CarCreated, .*Mixed"),
         ({"scenario_2": {"rows_per_batch": 3_001}}, "<= 3000"),
         ({"scenario_2": {"rows_per_batch": 0}}, ">= 1"),
         ({"scenario_1": {"iterations": "10"}}, "scenario_1.iterations"),

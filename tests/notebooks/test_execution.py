@@ -289,6 +289,25 @@ def test_the_bill_is_that_of_the_model_and_the_clean_up_leaves_nothing(figures):
     assert found["left_after_clean_up"] == 0
 
 
+def test_10_accounts_for_every_row_and_leaves_none(figures):
+    found = figures["10_load_inserts"]
+    # 4 workers × 60 INSERTs of 1 and of 100 rows.
+    assert found["rows_planned"] == found["rows_succeeded"] == 24_240
+    assert found["gain_100_rows"] > 2
+    assert found["bend_rows"] >= 1
+    assert found["copy_rate"] > found["one_row_rate"]
+    assert found["twice_new"] == 50
+    assert found["conflicts"] == 0
+    # The curve: 12 INSERTs and a warm-up of 1, 10, 100, 1,000 rows, 12 COPYs of 1,000; the crowds:
+    # 240 INSERTs of 1, 2 and 4 workers; the warm-ups of the two scenarios; those sent twice; and
+    # what the storm that ran out of time had stored, in tens.
+    known = 24_240 + 4 * 101 + 13 * 1_111 + 12_000 + 240 * 7 + 50
+    assert found["rows_deleted"] > known
+    assert (found["rows_deleted"] - known) % 10 == 0
+    assert found["rows_left"] == 0
+    assert 0.5 < found["full_size_cost"] < 5
+
+
 def test_each_notebook_leaves_its_result_its_page_and_its_pictures(executed):
     folder, outcomes = executed
     for outcome in outcomes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -128,15 +129,29 @@ def run_jobs(
         wait(pending)
     except KeyboardInterrupt:
         interrupted = True
-        for future in pending:
-            future.cancel()
-        wait(pending, timeout=GRACE_S)
+        with _deaf():
+            for future in pending:
+                future.cancel()
+            wait(pending, timeout=GRACE_S)
     seconds = time.perf_counter() - first
     each = [
         found.get(number, Outcome(number, None, "not begun", begun=False, seconds=0.0))
         for number in range(len(events))
     ]
     return Outcomes(each, seconds, interrupted)
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Finish what an Interrupt began: an impatient second one would lose the report."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _outcome(number: int, future: Future[dict[str, Any]], seconds: float) -> Outcome:

@@ -12,7 +12,7 @@ import msgspec
 
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
-from workshop_lib.load.events import EventType
+from workshop_lib.load.events import EVENT_TYPES, EventType
 from workshop_lib.load.jobs import Count
 
 T = TypeVar("T")
@@ -179,5 +179,7 @@ def _convert(content: Any, kind: type[T], origin: str) -> T:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
         said = str(error).replace("`$.", "`").replace(" - at `$`", "")
+        if "enum" in said and "event_type" in said:
+            said += f". There are: {', '.join(EVENT_TYPES)}"
         known = ", ".join(kind.__struct_fields__)  # type: ignore[attr-defined]
         raise DataError(f"Not usable in {origin}: {said}. It may hold: {known}.") from None
