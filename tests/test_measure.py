@@ -98,6 +98,15 @@ def test_the_interval_of_blocks_is_wider_than_that_of_independent_samples():
     assert wide_low <= Samples("blocks", alike).median <= wide_high
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_of_too_few_blocks_the_values_are_taken_one_by_one(blocks):
+    values = tuple(float(number) for number in range(1, 10 * blocks + 1))
+    few, halved = Samples("few", values, 10), Samples("halved", tuple(v / 2 for v in values), 10)
+    assert few.interval(50) == percentile_interval(values, 50)
+    low, high = speed_up_interval(few, halved)
+    assert low < 2 < high
+
+
 def test_subjects_are_called_in_shuffled_order_and_the_same_one_for_the_same_seed():
     def order(seed):
         seen = []

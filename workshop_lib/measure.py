@@ -26,6 +26,8 @@ P99_SAMPLES = 500
 BLOCK = 10
 """Calls of one subject in a row: enough to settle, few enough to shuffle."""
 RESAMPLES = 400
+FEWEST_BLOCKS = 3
+"""Resamples of fewer blocks are nearly all alike, and their intervals far too narrow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +71,29 @@ class Samples:
         """A 95 % confidence interval of the q-th percentile, seconds.
 
         Independent samples: by order statistics. Samples in blocks: by resampling whole blocks
-        (the block bootstrap of Künsch 1989), seeded and so reproducible.
+        (the block bootstrap of Künsch 1989), seeded and so reproducible. With fewer than three
+        blocks there is nothing to resample: they count as independent, and the interval is rather
+        too narrow.
         """
-        if self.block == 1:
+        if self._unit == 1:
             return percentile_interval(self.seconds, q)
         rng = random.Random(0)
         found = sorted(percentile(self.resampled(rng), q) for _ in range(RESAMPLES))
         return percentile(found, 2.5), percentile(found, 97.5)
 
     def resampled(self, rng: random.Random) -> list[float]:
-        """As many durations again, drawn by whole blocks with replacement."""
-        size = self.block
+        """As many durations again, drawn by whole blocks with replacement.
+
+        One by one where there are fewer than three blocks.
+        """
+        size = self._unit
         blocks = [self.seconds[at : at + size] for at in range(0, len(self.seconds), size)]
         return [seconds for block in rng.choices(blocks, k=len(blocks)) for seconds in block]
+
+    @property
+    def _unit(self) -> int:
+        """How many durations are drawn together."""
+        return self.block if len(self.seconds) >= FEWEST_BLOCKS * self.block else 1
 
 
 def percentile(values: Sequence[float], q: float) -> float:
