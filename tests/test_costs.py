@@ -19,7 +19,7 @@ from workshop_lib.costs import (
     verdict,
 )
 from workshop_lib.errors import DataError
-from workshop_lib.prices import FILE, load_prices
+from workshop_lib.prices import FILE, load_prices, price_list
 
 PRICES = Prices(
     region="us-east-1",
@@ -148,14 +148,14 @@ def test_the_saving_is_most_sensitive_to_what_it_is_made_of():
     found = sensitivity(Workload(100, writes_per_s=1), PRICES)
     assert next(iter(found)) in {"reads_per_s", "read_dpu"}
     assert set(found) == {
-        "reads_per_s", "writes_per_s", "item_bytes", "cached_gb", "read_dpu", "hit_ratio",
+        "reads_per_s", "writes_per_s", "item_bytes", "cached_gb", "read_dpu", "misses",
     }  # fmt: skip
     low, high = found["reads_per_s"]
     assert low == pytest.approx(monthly_saving(Workload(50, writes_per_s=1), PRICES))
     assert high == pytest.approx(monthly_saving(Workload(200, writes_per_s=1), PRICES))
-    low, high = found["hit_ratio"]  # 10 % misses: 20 %, and 5 %
-    assert low == pytest.approx(monthly_saving(Workload(100, 1, 0.80), PRICES))
-    assert high == pytest.approx(monthly_saving(Workload(100, 1, 0.95), PRICES))
+    low, high = found["misses"]  # 10 %: 5 %, and 20 %
+    assert low == pytest.approx(monthly_saving(Workload(100, 1, 0.95), PRICES))
+    assert high == pytest.approx(monthly_saving(Workload(100, 1, 0.80), PRICES))
     assert "read_dpu" not in sensitivity(Workload(100, source="store"), PRICES)
     with pytest.raises(ValueError, match="factor is 1"):
         sensitivity(Workload(100), PRICES, factor=1)
@@ -259,3 +259,13 @@ def test_a_run_of_a_load_test_worked_by_hand():
     assert found["functions", "time"] == pytest.approx(0.013600068)
     assert found["functions", "requests"] == pytest.approx(0.000204)
     assert found["database", "writing"] == found["database", "deleting"] == pytest.approx(0.4)
+
+
+def test_the_price_list_shows_every_price_with_unit_source_and_day():
+    found = price_list()
+    assert set(found.index) == {f.name for f in fields(Prices)} - {"region", "as_of"}
+    assert found.loc["lambda_gb_second", "USD"] == "0.0000133334"
+    assert found.loc["dsql_million_dpu", "checked"] == str(load_prices().as_of)
+    assert found.loc["s3_gb_month", "checked"] == "–"
+    assert (found["unit"] != "–").all()
+    assert (found["source"] != "–").all()

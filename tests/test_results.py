@@ -118,6 +118,10 @@ def test_the_newest_figure_of_a_notebook_is_found_whatever_else_lies_there(tmp_p
     found = latest_figure(tmp_path, "09_x", "hits")
     assert found is not None
     assert found[0].value == 1
+    of_this_run = latest_figure(tmp_path, "09_x", "hits", first=tmp_path / "first")
+    assert of_this_run is not None
+    assert of_this_run[0].value == 0
+    assert latest_figure(tmp_path, "09_x", "hits", first=tmp_path / "gone") == found
     assert latest_figure(tmp_path, "09_x", "misses") is None
     assert latest_figure(tmp_path, "08_x", "hits") is None
     assert latest_figure(tmp_path / "none", "09_x", "hits") is None

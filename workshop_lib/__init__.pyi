@@ -40,7 +40,7 @@ from .measure import (
     time_shuffled,
 )
 from .objects import ObjectStore
-from .prices import load_prices
+from .prices import load_prices, price_list
 from .progress import with_progress
 from .published import published_figures
 from .rows import Rows
@@ -87,6 +87,7 @@ __all__ = [
     "on_schedule",
     "open_workshop",
     "plots",
+    "price_list",
     "published_figures",
     "read_at_once",
     "read_token",

@@ -252,7 +252,7 @@ def sensitivity(
 ) -> dict[str, tuple[float, float]]:
     """What the saving becomes if one input is smaller or larger by a factor.
 
-    For the hit ratio it is the misses that grow or shrink, since it ends at 1.
+    Not the hit ratio but the share of misses: that one can double.
 
     Returns:
         By input, the monthly saving with the smaller and with the larger value, US dollars; those
@@ -274,9 +274,9 @@ def sensitivity(
         for name in names
     }
     misses = 1 - workload.hit_ratio
-    found["hit_ratio"] = (
-        monthly_saving(replace(workload, hit_ratio=1 - min(1.0, misses * factor)), prices),
+    found["misses"] = (
         monthly_saving(replace(workload, hit_ratio=1 - misses / factor), prices),
+        monthly_saving(replace(workload, hit_ratio=1 - min(1.0, misses * factor)), prices),
     )
     return dict(sorted(found.items(), key=lambda item: -abs(item[1][1] - item[1][0])))
 

@@ -8,12 +8,36 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from workshop_lib.costs import Prices
 from workshop_lib.errors import DataError
 from workshop_lib.settings import CHECKOUT
 
 FILE = CHECKOUT / "data" / "prices.toml"
 ABOUT = {"region": str, "as_of": date}
+
+
+def price_list(path: str | Path = FILE) -> pd.DataFrame:
+    """The prices of a file to read: a row each, with US dollars, unit, source and day of check.
+
+    Raises:
+        DataError: as `load_prices`.
+
+    """
+    load_prices(path)
+    found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    rows = {name: price for name, price in found.items() if name not in ABOUT}
+    return pd.DataFrame(
+        {
+            "USD": [f"{price['usd']:.10f}".rstrip("0").rstrip(".") for price in rows.values()],
+            **{
+                column: [str(price.get(column, "–")) for price in rows.values()]
+                for column in ("unit", "source", "checked")
+            },
+        },
+        index=list(rows),
+    )
 
 
 def load_prices(path: str | Path = FILE) -> Prices:

@@ -149,11 +149,14 @@ def write_json(path: Path, content: Any) -> None:
         ) from None
 
 
-def latest_figure(folder: Path, notebook: str, name: str) -> tuple[Measurement, str] | None:
+def latest_figure(
+    folder: Path, notebook: str, name: str, *, first: Path | None = None
+) -> tuple[Measurement, str] | None:
     """The newest measurement of this name that a notebook left in any run.
 
     Args:
         folder: that holds a folder for each run.
+        first: a run's folder, wherever it is, that is looked into before all others.
         notebook: its name, without .ipynb.
         name: of the measurement.
 
@@ -162,7 +165,8 @@ def latest_figure(folder: Path, notebook: str, name: str) -> tuple[Measurement, 
 
     """
     files = [path for path in folder.glob(f"*/{notebook}.json") if not path.parent.is_symlink()]
-    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in [first / f"{notebook}.json", *files] if first else files:
         with contextlib.suppress(ResultError, KeyError, TypeError):
             found = read_result(path)
             return Measurement(**found["measurements"][name]), str(found["started"])
