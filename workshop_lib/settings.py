@@ -27,6 +27,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 _DSQL = re.compile(r"[a-z0-9]+\.dsql(-[a-z0-9]+)?\.[a-z0-9-]+\.on\.aws")
 _VALKEY = re.compile(r"[a-z0-9.-]+\.cache\.amazonaws\.com")
+_QUEUE = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com/\d{12}/[A-Za-z0-9_-]{1,80}")
 
 
 class Settings(BaseSettings):
@@ -56,6 +57,9 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(None, description="the same, under its older name")
     aws_endpoint_url_s3: str | None = Field(None, description="an S3-compatible store of your own")
     bucket_name: str | None = Field(None, description="the bucket for the workshop's objects")
+    queue_url: SecretStr | None = Field(
+        None, description="an SQS queue on AWS for the load tests; masked for its account number"
+    )
 
     dsql_rules: Literal["auto", "on", "off"] = Field(
         "auto", description="keep Aurora DSQL's rules: auto is on for the local engine only"
@@ -97,6 +101,16 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("queue_url")
+    @classmethod
+    def _queue(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _QUEUE.fullmatch(value.get_secret_value()):
+            raise ValueError(
+                "it is not of the form https://sqs.<region>.amazonaws.com/<12 digits>/<name>, "
+                "the URL of a standard queue"
+            )
+        return value
+
     @model_validator(mode="after")
     def _agree(self) -> Settings:
         if self.dsql_pool_min > self.dsql_pool_max:
@@ -110,6 +124,15 @@ class Settings(BaseSettings):
             raise ValueError("both VALKEY_ENDPOINT and VALKEY_URL (REDIS_URL) are set; unset one")
         if self.dsql_endpoint and not self.aws_region:
             raise ValueError("DSQL_ENDPOINT is set, so AWS_REGION is needed too")
+        if self.queue_url:
+            found = _QUEUE.fullmatch(self.queue_url.get_secret_value())
+            region = found[1] if found else ""
+            if not self.aws_region:
+                raise ValueError("QUEUE_URL is set, so AWS_REGION is needed too")
+            if self.aws_region != region:
+                raise ValueError(
+                    f"QUEUE_URL is in {region}, AWS_REGION is {self.aws_region}; correct one"
+                )
         if self.aws_endpoint_url_s3 and not self.bucket_name:
             raise ValueError("AWS_ENDPOINT_URL_S3 is set, so BUCKET_NAME is needed too")
         return self

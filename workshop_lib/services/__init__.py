@@ -5,8 +5,10 @@ from workshop_lib.services.endpoints import (
     DatabaseEndpoint,
     Endpoint,
     Endpoints,
+    MessagingEndpoint,
     StoreEndpoint,
 )
+from workshop_lib.services.messaging import resolve_messaging, running_messaging
 from workshop_lib.services.resolve import exports, resolve, session
 
 __all__ = [
@@ -14,8 +16,11 @@ __all__ = [
     "DatabaseEndpoint",
     "Endpoint",
     "Endpoints",
+    "MessagingEndpoint",
     "StoreEndpoint",
     "exports",
     "resolve",
+    "resolve_messaging",
+    "running_messaging",
     "session",
 ]

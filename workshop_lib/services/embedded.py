@@ -65,7 +65,7 @@ def attach(folder: StateFolder, names: Iterable[str], settings: Settings) -> Att
 
     Args:
         folder: whose engines.
-        names: of "postgres", "valkey", "s3".
+        names: of "postgres", "valkey", "s3", "aws".
         settings: for the cache's memory and the linger time.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where the three services are and how to reach them: what local engines and AWS both become."""
+"""Where the services are and how to reach them: what local engines and AWS both become."""
 
 from __future__ import annotations
 
@@ -67,6 +67,21 @@ class StoreEndpoint(Endpoint):
 
     bucket: str = ""
     create_bucket: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MessagingEndpoint(Endpoint):
+    """Queues and metrics: SQS and CloudWatch, at one address where they are emulated.
+
+    Attributes:
+        region: the AWS Region, or the one that the emulation goes by.
+        queue_url: the one queue to use; "" where queues are made as needed. It holds an account
+            number, so it is kept out of repr.
+
+    """
+
+    region: str = ""
+    queue_url: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The three local engines as programs: how each is prepared, started, probed and told to stop.
+"""The local engines as programs: how each is prepared, started, probed and told to stop.
 
 The packages' own start and stop are not used: they leave orphans behind in notebooks.
 """
@@ -42,6 +42,8 @@ class Engine(ABC):
 
     kind: ClassVar[str]
     emulated = False
+    on_demand = False
+    """Not one of the three that every workshop has: the keeper knows it once it is asked for."""
 
     def __init__(self, folder: StateFolder, name: str = "") -> None:
         self.folder = folder
@@ -347,7 +349,40 @@ class ObjectStore(Engine):
             connection.close()
 
 
-ENGINES: dict[str, type[Engine]] = {kind.kind: kind for kind in (Postgres, Valkey, ObjectStore)}
+class CloudEmulation(Engine):
+    """SQS, CloudWatch and STS, emulated by moto; what it holds in memory ends with it."""
+
+    kind = "aws"
+    emulated = True
+    on_demand = True
+
+    program = Path(__file__).with_name("cloud_emulation.py")
+
+    def command(self) -> list[str]:
+        """Not with -m: importing our package would take longer than moto does."""
+        return [sys.executable, "-P", str(self.program), str(self.port)]
+
+    def environment(self) -> dict[str, str]:
+        """Add the one access key that it takes."""
+        return {**super().environment(), "WORKSHOP_ACCESS_KEY": self.folder.secrets()["s3_key"]}
+
+    def answers(self) -> bool:
+        """Whether it is there and takes this folder's access key."""
+        scope = f"{self.folder.secrets()['s3_key']}/20260101/us-east-1/sqs/aws4_request"
+        headers = {"Authorization": f"AWS4-HMAC-SHA256 Credential={scope}"}
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=2)
+        try:
+            connection.request("GET", "/", headers=headers)
+            return connection.getresponse().status == http.HTTPStatus.NO_CONTENT
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+ENGINES: dict[str, type[Engine]] = {
+    kind.kind: kind for kind in (Postgres, Valkey, ObjectStore, CloudEmulation)
+}
 """The kinds of engine, in the order in which they start."""
 
 

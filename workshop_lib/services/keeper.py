@@ -40,7 +40,8 @@ class Keeper:
         self.engines: dict[str, Engine] = {}
         self.reports: dict[str, EngineState] = {}
         self.restarts: dict[str, deque[float]] = {}
-        self._know(() if folder.temporary else ENGINES)
+        if not folder.temporary:
+            self._know(name for name, kind in ENGINES.items() if not kind.on_demand)
         self.guard = Guard()
         self.ending = False
         self.linger_s = 0.0
