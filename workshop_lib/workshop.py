@@ -30,6 +30,7 @@ from workshop_lib.errors import ResultError, ServiceUnreachableError
 from workshop_lib.load.drivers import LocalWorkers
 from workshop_lib.load.worker import Equipment
 from workshop_lib.measure import P99_SAMPLES, Samples
+from workshop_lib.messaging import delete_queues, messaging_client, open_queue
 from workshop_lib.objects import ObjectStore, store_error
 from workshop_lib.results import (
     Measurement,
@@ -41,7 +42,16 @@ from workshop_lib.results import (
     write_json,
 )
 from workshop_lib.sandbox import Sandbox
-from workshop_lib.services import CacheEndpoint, Endpoints, StoreEndpoint, resolve
+from workshop_lib.services import (
+    CacheEndpoint,
+    Endpoint,
+    Endpoints,
+    MessagingEndpoint,
+    StoreEndpoint,
+    resolve,
+    resolve_messaging,
+    running_messaging,
+)
 from workshop_lib.services.dial import Dial
 from workshop_lib.services.state import state_folder
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
@@ -64,6 +74,7 @@ class Workshop:
         valkey: the cache, a redis.Redis.
         s3: the object store, a boto3 client.
         bucket: the bucket's name.
+        sqs, cloudwatch: queues and metrics, boto3 clients; found (`messaging`) on first use.
         objects: this workshop's own objects in it (`get`, `put`, …).
         namespace: names the schema, and begins every cache key and object name of this workshop.
         endpoints: where the services are.
@@ -96,6 +107,7 @@ class Workshop:
             "store": Dial("store", endpoints.store, _steering(self.s3)),
         }
         self._sandbox: Sandbox | None = None
+        self._let_go_of_messaging: Callable[[], None] = lambda: None
         self._workers: LocalWorkers | None = None
         self._result_file = self.settings.workshop_result_file or (
             CHECKOUT / "results" / "interactive" / f"{notebook}.json"
@@ -154,6 +166,64 @@ class Workshop:
             self._workers.close()
         self._workers = LocalWorkers(Equipment(self.database.endpoint, self.namespace), at_once)
         return self._workers
+
+    @cached_property
+    def messaging(self) -> MessagingEndpoint:
+        """Where queues and metrics are: Amazon SQS and CloudWatch, or an emulation of both.
+
+        The emulation is started on first use. It keeps all in memory: should it be killed, it is
+        started again at the same address, and what it held is lost.
+
+        Raises:
+            EngineError: the emulation did not start.
+
+        """
+        endpoint, self._let_go_of_messaging = resolve_messaging(self.settings)
+        self.result.services["messaging"] = _described(endpoint, self.endpoints.aws_region)
+        return endpoint
+
+    @cached_property
+    def sqs(self) -> Any:
+        """A boto3 client of the queues."""
+        return messaging_client(self.messaging, "sqs")
+
+    @cached_property
+    def cloudwatch(self) -> Any:
+        """A boto3 client of the metrics."""
+        return messaging_client(self.messaging, "cloudwatch")
+
+    def open_queue(
+        self, name: str, *, visibility_timeout_s: int, max_receives: int
+    ) -> tuple[str, str]:
+        """A queue and its dead-letter queue, made if need be; again changes their settings only.
+
+        With QUEUE_URL set it is that queue, whatever the name, as it was configured there, and
+        the dead-letter queue that its redrive policy names; nothing is made.
+
+        Args:
+            name: what tells it from this workshop's other queues.
+            visibility_timeout_s: how long a received message is kept from other receivers,
+                0 to 43,200 seconds.
+            max_receives: how often it is received before it goes to the dead-letter queue,
+                1 to 1,000.
+
+        Returns:
+            Their URLs.
+
+        Raises:
+            ValueError: an argument is out of range.
+            EngineError: the emulation did not start.
+            ServiceUnreachableError: no answer, no such queue, or one with no dead-letter queue.
+
+        """
+        return open_queue(
+            self.sqs,
+            self.messaging,
+            self.namespace,
+            name,
+            visibility_timeout_s=visibility_timeout_s,
+            max_receives=max_receives,
+        )
 
     def load_table(self, name: str, sizes: Sizes | None = None) -> Loaded:
         """Bring one of the workshop's tables to exactly these rows; again changes nothing."""
@@ -358,19 +428,20 @@ class Workshop:
         return clear_namespace(self.valkey, self.namespace)
 
     def wipe(self, *, of_others: bool = False) -> dict[str, int]:
-        """Delete this workshop's own tables, keys and objects, and nothing else.
+        """Delete this workshop's own tables, keys, objects and queues, and nothing else.
 
         Args:
             of_others: also tables of other names that are in its schema.
 
         Returns:
-            How many of each there were.
+            How many tables, keys and objects there were.
 
         """
         tables = dataset.drop_everything(self.database, of_others=of_others)
         found = list(dataset.list_objects(self.s3, self.bucket, self.object_prefix))
         for name in found:
             self.s3.delete_object(Bucket=self.bucket, Key=name)
+        self._delete_queues()
         return {"tables": len(tables), "keys": self.clear_cache(), "objects": len(found)}
 
     def close(self) -> None:
@@ -386,6 +457,10 @@ class Workshop:
         self.database.close()
         self.valkey.close()
         self.s3.close()
+        for client in ("sqs", "cloudwatch"):
+            if client in vars(self):
+                getattr(self, client).close()
+        self._let_go_of_messaging()
         self.endpoints.release()
 
     def _repr_html_(self) -> str:
@@ -394,6 +469,17 @@ class Workshop:
             for kind, info in self.result.services.items()
         ]
         return str(pd.DataFrame(rows).to_html(index=False))
+
+    def _delete_queues(self) -> None:
+        """Delete this workshop's queues; an emulation that does not run has none."""
+        running = running_messaging(self.settings)
+        if running is None:
+            return
+        endpoint, release = running
+        try:
+            delete_queues(messaging_client(endpoint, "sqs"), endpoint, self.namespace)
+        finally:
+            release()
 
     def _tell_distance(self) -> None:
         """Have the result keep, and the plots say, how far away the services are."""
@@ -588,13 +674,14 @@ def _steering(s3: Any) -> Callable[[str, int], None]:
 def _describe(endpoints: Endpoints) -> dict[str, dict[str, Any]]:
     """The services as a result file keeps them: never an address's credentials."""
     named = zip(("database", "cache", "store"), endpoints.all, strict=True)
+    return {kind: _described(endpoint, endpoints.aws_region) for kind, endpoint in named}
+
+
+def _described(endpoint: Endpoint, region: str | None) -> dict[str, Any]:
     return {
-        kind: {
-            "label": endpoint.label,
-            "version": "",
-            "embedded": endpoint.embedded,
-            "emulated": endpoint.emulated,
-            "region": endpoints.aws_region,
-        }
-        for kind, endpoint in named
+        "label": endpoint.label,
+        "version": "",
+        "embedded": endpoint.embedded,
+        "emulated": endpoint.emulated,
+        "region": region,
     }
