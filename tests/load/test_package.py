@@ -1,0 +1,486 @@
+"""The load worker as a Lambda function: the package, and what it does where nothing else is."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import boto3
+import psycopg2
+import pytest
+
+from workshop_lib import dataset
+from workshop_lib.errors import SettingsError, WorkshopError
+from workshop_lib.load import package as packages
+from workshop_lib.load.drivers import LambdaWorkers
+from workshop_lib.load.inserts import count_by_worker, count_rows, run_inserts
+from workshop_lib.load.jobs import Ping, to_event
+from workshop_lib.load.package import HANDLER, RUNNING, build_package, find_rooms
+from workshop_lib.load.scenario import Storm
+from workshop_lib.services import exports
+from workshop_lib.services.functions import lambda_client
+from workshop_lib.services.named import named_database
+from workshop_lib.settings import CHECKOUT, load_settings
+
+sys.path.append(str(Path(__file__).parent))  # the stand-in is no part of the package
+from lambda_runtime import LambdaService, copy_runtime
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Lambda's runtime is for Linux")
+
+HERE = {"aarch64": "arm64"}.get(platform.machine(), "x86_64")
+ELSEWHERE = {"arm64": "x86_64", "x86_64": "arm64"}[HERE]
+WAIT_S = 20
+CLUSTER = "abc.dsql.us-east-1.on.aws"
+NAME = f"lambda-{os.getpid()}"
+"""By this the database knows the functions' connections."""
+ROLE = {"AWS_ACCESS_KEY_ID": "of-the-role", "AWS_SECRET_ACCESS_KEY": "of-the-role"}
+PROBE = """
+import json, sys
+sys.path.append(sys.argv[1])
+from workshop_lib.load.worker import handler
+from workshop_lib.services.named import named_database
+from workshop_lib.settings import load_settings
+endpoint = named_database(load_settings().values)
+print(json.dumps({
+    "handler": handler.__module__,
+    "token": endpoint.token(),
+    "versions": {name: getattr(m, "__version__", "") for name, m in sys.modules.items()
+                 if isinstance(getattr(m, "__version__", ""), str)},
+    "modules": {name: getattr(module, "__file__", None) for name, module in sys.modules.items()},
+}))
+"""
+CLIENTS = """
+import sys
+sys.path.append(sys.argv[1])
+import boto3
+for name in sys.argv[2:]:
+    print(boto3.client(name, region_name="us-east-1").meta.service_model.service_name)
+"""
+
+
+def build(out, architecture):
+    """A package, or a skipped test where this machine cannot get the wheels."""
+    try:
+        return build_package(out, architecture=architecture)
+    except WorkshopError as error:
+        if "could not be had" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIP_RETRIES", "1")
+        patch.setenv("PIP_DEFAULT_TIMEOUT", "15")
+        found = build(tmp_path_factory.mktemp("package") / "deep" / "worker.zip", HERE)
+    sys.stdout.write(f"{found}\n")
+    return found
+
+
+@pytest.fixture(scope="session")
+def task(built, tmp_path_factory):
+    """The package as Lambda unpacks it: nobody may write there."""
+    folder = tmp_path_factory.mktemp("task")
+    with zipfile.ZipFile(built.path) as archive:
+        archive.extractall(folder)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield folder
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+@pytest.fixture(scope="session")
+def runtime(tmp_path_factory):
+    return copy_runtime(tmp_path_factory.mktemp("runtime"))
+
+
+@pytest.fixture
+def start(ws, task, runtime, tmp_path, monkeypatch):
+    """Start a function whose environment names the local database, and a driver that calls it."""
+    for name, value in ROLE.items():
+        monkeypatch.setenv(name, value)
+    dataset.create_schema(ws.database)
+    dataset.create_table(ws.database, "business_events")
+    before = fingerprint(task)
+    service = LambdaService(
+        task,
+        runtime,
+        tmp_path,
+        {"DATABASE_URL": url(ws), "WORKSHOP_NAMESPACE": ws.namespace},
+        handler=HANDLER,
+    )
+
+    def start(**changes):
+        for name, value in changes.items():
+            setattr(service, name, value)
+        client = lambda_client("us-east-1", at_once=service.most, endpoint_url=service.url)
+        driver = LambdaWorkers(client, service.name, service.most)
+        opened.append((client, driver))
+        return service, driver
+
+    opened = []
+    yield start
+    for client, driver in opened:
+        driver.close()
+        client.close()
+    service.close()
+    inits = [f"{e.init_seconds:.2f}" for e in service.environments if e.init_seconds]
+    sys.stdout.write(f"cold starts: {', '.join(inits)} s\n{service.logs()}\n")
+    assert not any(e.alive for e in service.environments)
+    assert fingerprint(task) == before
+    assert list(service.scratch.iterdir()) == []
+    wait_for(lambda: not connections(ws))
+
+
+def url(ws):
+    """The local database's address, with a name by which its connections can be told."""
+    return f"{exports(ws.settings, ws.endpoints)['DATABASE_URL']}&application_name={NAME}"
+
+
+def connections(ws, waiting="%"):
+    """The connections of functions, by process of the server."""
+    rows = ws.database.query(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = %s "
+        "AND coalesce(wait_event_type, '') LIKE %s",
+        (NAME, waiting),
+    )
+    return [pid for (pid,) in rows]
+
+
+def wait_for(condition):
+    end = time.monotonic() + WAIT_S
+    while not (found := condition()):
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.02)
+    return found
+
+
+def fingerprint(folder):
+    return sorted((str(p), p.stat().st_mtime_ns) for p in folder.rglob("*"))
+
+
+def storm(ws, driver, **what):
+    report = run_inserts(ws.database, Storm(**what), driver, progress=False)
+    assert report.reconciles
+    assert report.planned == report.succeeded + report.failed + report.dropped
+    return report
+
+
+def alone(task, program, *words, **environment):
+    """Run a program that can import the package and the standard library, and nothing else."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", "-c", program, str(task), *words],
+        cwd=task,
+        env=ROLE | {"AWS_REGION": "us-east-1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def held_up(ws, worker, number):
+    """Hold up a worker in its statement of this number, once the run's name is known."""
+    address = f"{url(ws)}-blocker"
+    with closing(psycopg2.connect(address)) as blocker, blocker.cursor() as cursor:
+        cursor.execute("SET workshop.dsql_rules = 'off'")
+
+        def block(event):
+            if event["worker"] == worker:
+                key = f"{event['run']}/{worker:05d}/{number:07d}/0000"
+                cursor.execute(
+                    "INSERT INTO business_events (id, event_name, event_type, created_date, "
+                    "saved_date, event_data) VALUES (%s, 'x', 'x', now(), now(), '{}')",
+                    (key,),
+                )
+
+        yield block
+        # A server works on after its client has died: it must not store the row after all.
+        for pid in connections(ws, "Lock"):
+            cursor.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        blocker.rollback()
+
+
+# The package
+
+
+def test_the_package_says_what_is_in_it(built):
+    with zipfile.ZipFile(built.path) as archive:
+        entries = archive.infolist()
+    assert built.path.stat().st_size == built.zipped < packages.MOST_ZIPPED
+    assert sum(e.file_size for e in entries) == built.unzipped < packages.MOST_UNZIPPED
+    assert len(entries) == built.files
+    assert built.python == RUNNING
+    assert built.architecture == HERE
+    assert max(built.largest, key=built.largest.get) == next(iter(built.largest))
+    assert "sqlalchemy" in built.largest
+    assert f"Python {RUNNING} on {HERE}" in str(built)
+    assert list(built.path.parent.iterdir()) == [built.path]
+
+
+def test_the_package_holds_the_worker_and_nothing_of_the_workshop_that_it_does_not_import(built):
+    with zipfile.ZipFile(built.path) as archive:
+        names = archive.namelist()
+    ours = {n for n in names if n.startswith("workshop_lib/") and n.endswith(".py")}
+    modules = {n.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for n in ours}
+    assert modules == find_rooms()
+    assert "workshop_lib.load.worker" in modules
+    unwanted = (
+        "workshop_lib/exercises",
+        "workshop_lib/templates",
+        "workshop_lib/plots",
+        "notebooks",
+    )
+    assert [n for n in names if n.startswith(unwanted)] == []
+    assert {"workshop_lib/__init__.pyi", "workshop_lib/load/__init__.pyi"} <= set(names)
+    assert not [n for n in names if ".dist-info/" in n or "/tests/" in n or n.startswith("bin/")]
+
+
+def test_files_in_the_package_are_in_order_and_carry_no_time_of_their_own(built):
+    with zipfile.ZipFile(built.path) as archive:
+        entries = archive.infolist()
+    assert [e.filename for e in entries] == sorted(e.filename for e in entries)
+    assert {e.date_time for e in entries} == {(1980, 1, 1, 0, 0, 0)}
+    assert {e.external_attr >> 16 for e in entries} == {0o100644}
+
+
+def test_the_same_input_gives_the_same_bytes(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(packages, "DISTRIBUTIONS", ("tenacity", "lazy-loader", "hiredis"))
+    digests = set()
+    for number in range(2):
+        found = build(tmp_path / f"{number}.zip", HERE)
+        digests.add(hashlib.sha256(found.path.read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_third_party_packages_are_those_the_workshop_pins(task):
+    lines = (CHECKOUT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split(" ")[0].split("==") for line in lines if not line.startswith("#"))
+    assert set(packages.DISTRIBUTIONS) <= set(pins)
+    found = json.loads(alone(task, PROBE, DSQL_ENDPOINT=CLUSTER))["versions"]
+    known = {"boto3", "botocore", "certifi", "psutil", "pydantic", "sqlalchemy", "urllib3"}
+    assert {name: found[name] for name in known} == {name: pins[name] for name in known}
+
+
+def test_the_handler_imports_nothing_but_the_package_and_python(task):
+    found = json.loads(alone(task, PROBE, DSQL_ENDPOINT=CLUSTER))
+    assert found["handler"] == "workshop_lib.load.worker"
+    # Signing a token reads botocore's data, of which only a part is there.
+    assert found["token"].startswith(f"{CLUSTER}/?Action=DbConnectAdmin")
+    files = {name: path for name, path in found["modules"].items() if path}
+    strange = {n: p for n, p in files.items() if not p.startswith((str(task), sys.base_prefix))}
+    assert strange == {}
+    tops = {name.split(".")[0] for name, path in files.items() if path.startswith(str(task))}
+    by_distribution = importlib.metadata.packages_distributions()
+    used = {d.lower().replace("_", "-") for top in tops for d in by_distribution.get(top, [])}
+    assert set(packages.DISTRIBUTIONS) - used == set()
+
+
+def test_the_services_that_were_kept_in_botocore_have_clients(task):
+    kept = sorted(packages.AWS_SERVICES)
+    assert alone(task, CLIENTS, *kept).split() == kept
+
+
+def test_each_service_that_is_kept_in_botocore_exists():
+    assert set(boto3.Session().get_available_services()) >= packages.AWS_SERVICES
+
+
+def test_code_is_compiled_for_this_python_so_that_no_cold_start_compiles_it(built):
+    with zipfile.ZipFile(built.path) as archive:
+        names = set(archive.namelist())
+    compiled = f"workshop_lib/load/__pycache__/worker.{sys.implementation.cache_tag}.pyc"
+    assert compiled in names
+
+
+def test_the_other_architecture_is_built_where_wheels_can_be_had(tmp_path):
+    found = build(tmp_path / "other.zip", ELSEWHERE)
+    machine = {"arm64": "aarch64", "x86_64": "x86_64"}[ELSEWHERE]
+    with zipfile.ZipFile(found.path) as archive:
+        binaries = [n for n in archive.namelist() if n.endswith(".so")]
+    assert binaries
+    assert [n for n in binaries if "linux-gnu" in n and machine not in n] == []
+
+
+def test_an_architecture_that_lambda_does_not_have_is_refused(tmp_path):
+    with pytest.raises(WorkshopError, match="There are: x86_64, arm64"):
+        build_package(tmp_path / "x.zip", architecture="mips")
+
+
+def test_a_wheel_that_cannot_be_had_is_said_in_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(WorkshopError, match=r"for Python 3\.\d+ on Linux, arm64, could not be had"):
+        build_package(tmp_path / "x.zip", architecture="arm64")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", ["MOST_ZIPPED", "MOST_UNZIPPED"])
+def test_a_package_that_lambda_would_refuse_is_not_written(tmp_path, monkeypatch, limit, built):
+    monkeypatch.setattr(packages, "DISTRIBUTIONS", ("psutil",))
+    monkeypatch.setattr(packages, limit, 100_000)
+    how = limit.removeprefix("MOST_").lower()
+    with pytest.raises(WorkshopError, match=rf"MB {how}; Lambda takes 0\.1 MB\. .*psutil"):
+        build_package(tmp_path / "x.zip", architecture=HERE)
+    assert list(tmp_path.iterdir()) == []
+
+
+# The function
+
+
+def test_a_storm_by_lambda_functions_stores_exactly_the_planned_rows(ws, start):
+    service, driver = start()
+    report = storm(ws, driver, workers=4, iterations=5, statements=2, rows=3, warm_up=1)
+    assert (report.succeeded, report.failed, report.dropped) == (120, 0, 0)
+    assert report.workers_succeeded == 4
+    assert report.errors == ()
+    assert count_by_worker(ws.database, report.run) == dict.fromkeys(range(4), 30)
+    assert count_rows(ws.database, report.run) == 123  # with the warm-up's
+    assert len(report.statements) == 40
+    assert len(service.environments) == 2
+
+
+def test_a_second_invocation_uses_the_connection_of_the_first(ws, start):
+    service, driver = start(most=1)
+    storm(ws, driver, workers=1, iterations=3)
+    first = connections(ws)
+    storm(ws, driver, workers=2, iterations=3)
+    assert connections(ws) == first
+    assert len(first) == 1
+    assert len(service.environments) == 1
+
+
+def test_what_is_no_job_comes_back_as_the_workers_own_words(ws, start):
+    def spoil(event):
+        if event["worker"] == 1:
+            event["job"] = "dance"
+
+    service, driver = start(on_event=spoil)
+    report = storm(ws, driver, workers=2, iterations=4)
+    assert (report.succeeded, report.failed, report.dropped) == (4, 4, 0)
+    assert (report.workers_succeeded, report.workers_failed) == (1, 1)
+    assert report.errors[0].startswith(
+        "WorkshopError: The function load-worker failed: This is no job for a load worker: "
+    )
+    # It was not the environment's fault: both are there for more.
+    again = storm(ws, driver, workers=1, iterations=4)
+    assert again.succeeded == 4
+    assert len(service.environments) == 2
+
+
+def test_a_function_that_is_killed_in_mid_job_leaves_a_report_that_reconciles(ws, start):
+    with held_up(ws, worker=1, number=10) as block:
+        service, driver = start(on_event=block)
+
+        def kill():
+            wait_for(lambda: connections(ws, "Lock"))
+            (one,) = [e for e in service.working() if e.event["worker"] == 1]
+            one.process.send_signal(signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        report = storm(ws, driver, workers=2, iterations=20, rows=5)
+        killer.join()
+    assert (report.succeeded, report.failed, report.dropped) == (150, 50, 0)
+    assert report.unreported == 50
+    assert (report.workers_succeeded, report.workers_failed) == (1, 1)
+    assert "Runtime exited with error: signal: SIGKILL" in report.errors[0]
+    assert count_by_worker(ws.database, report.run) == {0: 100, 1: 50}
+    # The next invocation gets a new environment.
+    service.on_event = lambda _: None
+    assert storm(ws, driver, workers=2, iterations=2).succeeded == 4
+
+
+def test_a_function_that_hangs_until_its_time_is_over_is_counted_by_what_the_table_has(ws, start):
+    with held_up(ws, worker=1, number=3) as block:
+        service, driver = start(on_event=block, timeout_s=4)
+        report = storm(ws, driver, workers=2, iterations=4)
+    assert (report.succeeded, report.failed, report.dropped) == (7, 1, 0)
+    assert report.unreported == 3
+    assert "Task timed out after 4.00 seconds" in report.errors[0]
+    assert sum(e.alive for e in service.environments) == 1
+
+
+def test_a_function_begins_no_statement_that_its_time_would_not_allow(ws, start):
+    service, driver = start(timeout_s=3)
+    report = storm(ws, driver, workers=2, iterations=1_000_000)
+    assert report.errors == ()
+    assert report.failed == 0
+    assert 0 < report.succeeded < report.planned
+    assert report.dropped == report.planned - report.succeeded
+    assert len(report.statements) == report.succeeded
+    assert all(e.alive for e in service.environments)
+
+
+def test_more_invocations_than_the_account_may_have_at_once_are_refused_and_not_tried_again(
+    ws, start
+):
+    with held_up(ws, worker=0, number=0) as block:
+        service, driver = start(on_event=block, most=1)
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(storm, ws, driver, workers=1, iterations=1)
+            wait_for(lambda: connections(ws, "Lock"))
+            _, second = start()
+            refused = second.start(to_event(Ping()), 5)
+            with pytest.raises(WorkshopError, match=r"TooManyRequestsException.*Rate Exceeded"):
+                refused.result()
+            for pid in connections(ws, "Lock"):
+                ws.database.query("SELECT pg_cancel_backend(%s)", (pid,))
+            assert first.result().failed == 1
+    assert len(service.environments) == 1
+    assert service.calls == 2
+
+
+def test_a_function_that_is_not_told_its_database_says_so(ws, start):
+    service, driver = start()
+    del service.environment["DATABASE_URL"]
+    with pytest.raises(WorkshopError, match="set DSQL_ENDPOINT in the function's environment"):
+        driver.start(to_event(Ping()), 5).result()
+
+
+def test_a_function_whose_handler_cannot_be_imported_says_so(ws, start):
+    service, driver = start(handler="workshop_lib.load.worker_of_old.handler")
+    with pytest.raises(WorkshopError, match="Unable to import module"):
+        driver.start(to_event(Ping()), 5).result()
+    wait_for(lambda: not any(e.alive for e in service.environments))
+
+
+def test_a_function_that_does_not_exist_is_an_error_in_words(ws, start):
+    service, _ = start()
+    client = lambda_client("us-east-1", at_once=1, endpoint_url=service.url)
+    with LambdaWorkers(client, "nobody", 1) as driver:
+        answer = driver.start(to_event(Ping()), 5)
+        with pytest.raises(WorkshopError, match=r"The function nobody gave no answer.*not found"):
+            answer.result()
+    client.close()
+
+
+def test_the_client_outwaits_the_function_and_calls_it_once(clean_environment):
+    for name, value in ROLE.items():
+        clean_environment.setenv(name, value)
+    with closing(lambda_client("us-east-1", at_once=250, function_timeout_s=120)) as client:
+        manners = client.meta.config
+    assert manners.read_timeout > 120
+    assert manners.retries["total_max_attempts"] == 1
+    assert manners.max_pool_connections == 250
+
+
+def test_no_engine_is_started_for_a_worker_that_is_told_no_database(clean_environment, tmp_path):
+    state = tmp_path / "state"
+    settings = load_settings(workshop_state_dir=state).values
+    with pytest.raises(SettingsError, match="not told which database"):
+        named_database(settings)
+    assert not state.exists()
