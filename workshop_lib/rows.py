@@ -53,4 +53,6 @@ class Rows:
     def _repr_html_(self) -> str:
         """What a notebook shows for a result: the first ten rows."""
         shown = self.to_frame().head(10).to_html(index=False)
-        return f"{shown}<p>{len(self.rows):,} rows × {len(self.columns)} columns</p>"
+        rows = "1 row" if len(self.rows) == 1 else f"{len(self.rows):,} rows"
+        columns = "1 column" if len(self.columns) == 1 else f"{len(self.columns)} columns"
+        return f"{shown}<p>{rows} × {columns}</p>"

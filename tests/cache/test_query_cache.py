@@ -110,6 +110,7 @@ def test_an_answer_reads_like_rows(cache):
         assert answer.as_dicts()[1] == {"n": 2, "product": 4}
         assert list(answer.to_frame()["product"]) == [2 * n for n in range(1, 21)]
         assert "20 rows × 2 columns" in answer._repr_html_()
+    assert "1 row × 1 column<" in cache.fetch("SELECT 1 AS n")._repr_html_()
 
 
 def test_a_hit_carries_what_the_filling_query_cost(cache):
