@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -315,6 +316,48 @@ def test_the_other_architecture_is_built_where_wheels_can_be_had(tmp_path):
     assert [n for n in binaries if "linux-gnu" in n and machine not in n] == []
 
 
+@pytest.mark.parametrize(
+    ("architecture", "python", "chosen"),
+    [
+        ("arm64", "3.11", "manylinux2014_aarch64"),
+        ("x86_64", "3.11", "manylinux2014_x86_64"),
+        # Amazon Linux 2023 runs what needs a newer C library, too.
+        ("arm64", "3.13", "manylinux_2_28_aarch64"),
+        ("x86_64", "3.13", "manylinux_2_28_x86_64"),
+    ],
+)
+def test_wheels_are_those_that_lambda_can_run(tmp_path, monkeypatch, architecture, python, chosen):
+    for platform_tag in ("manylinux2014", "manylinux_2_28", "manylinux_2_35", "macosx_14_0"):
+        for machine in ("x86_64", "aarch64"):
+            make_wheel(tmp_path / "wheels", python.replace(".", ""), f"{platform_tag}_{machine}")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    monkeypatch.setattr(packages, "DISTRIBUTIONS", ("psutil",))
+    found = build_package(tmp_path / "x.zip", architecture=architecture, python=python)
+    with zipfile.ZipFile(found.path) as archive:
+        assert archive.read("psutil/__init__.py").decode() == f"platform = {chosen!r}\n"
+        compiled = [n for n in archive.namelist() if n.endswith(".pyc")]
+    assert bool(compiled) == (python == RUNNING)
+
+
+def make_wheel(folder, python, platform_tag):
+    """A wheel of psutil in the pinned version, which says what platform it is for."""
+    text = (CHECKOUT / "constraints.txt").read_text()
+    (version,) = re.findall(r"^psutil==(\S+)", text, re.MULTILINE)
+    tag = f"cp{python}-cp{python}-{platform_tag}"
+    notes = f"psutil-{version}.dist-info"
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / f"psutil-{version}-{tag}.whl", "w") as archive:
+        archive.writestr("psutil/__init__.py", f"platform = {platform_tag!r}\n")
+        archive.writestr(
+            f"{notes}/METADATA", f"Metadata-Version: 2.1\nName: psutil\nVersion: {version}\n"
+        )
+        archive.writestr(
+            f"{notes}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n"
+        )
+        archive.writestr(f"{notes}/RECORD", "")
+
+
 def test_an_architecture_that_lambda_does_not_have_is_refused(tmp_path):
     with pytest.raises(WorkshopError, match="There are: x86_64, arm64"):
         build_package(tmp_path / "x.zip", architecture="mips")
@@ -423,6 +466,25 @@ def test_a_function_begins_no_statement_that_its_time_would_not_allow(ws, start)
     assert report.dropped == report.planned - report.succeeded
     assert len(report.statements) == report.succeeded
     assert all(e.alive for e in service.environments)
+
+
+def test_an_interrupt_lets_functions_that_have_begun_end_and_begins_no_more(ws, start):
+    service, driver = start()
+    main = threading.main_thread().ident
+
+    def interrupt():
+        wait_for(lambda: len(service.working()) == 2)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    report = storm(ws, driver, workers=5, iterations=100_000, time_limit_s=1.5)
+    interrupter.join()
+    assert report.interrupted
+    assert report.failed == 0
+    assert service.calls == 2
+    assert len(report.invocations) == 2
+    assert not service.working()
 
 
 def test_more_invocations_than_the_account_may_have_at_once_are_refused_and_not_tried_again(
