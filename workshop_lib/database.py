@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import psycopg2
@@ -54,6 +55,7 @@ from workshop_lib.dsql import (
     set_rules,
 )
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, SettingsError
+from workshop_lib.measure import readable
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
 
@@ -278,9 +280,13 @@ class Database:
             borrowed = pool.connect()
         except QueueTimeout:
             limit, seconds = self._limits
+            all_of_them = (
+                "The only connection of the pool was" if limit == 1
+                else f"All {limit} connections of the pool were"
+            )  # fmt: skip
             raise PoolTimeoutError(
-                f"All {limit} connections of the pool were in use for {seconds:g} s. Return them "
-                "sooner (keep transactions short), or raise DSQL_POOL_MAX or DSQL_POOL_TIMEOUT. "
+                f"{all_of_them} in use for {seconds:g} s. Return connections sooner (keep "
+                "transactions short), or raise DSQL_POOL_MAX or DSQL_POOL_TIMEOUT. "
                 f"Held by {_describe_holders(list(self._holders.values()))}."
             ) from None
         self._holders[id(borrowed)] = (threading.get_ident(), time.monotonic())
@@ -494,10 +500,26 @@ def _describe_holders(holders: Sequence[tuple[int, float]]) -> str:
         frame = frames.get(ident)
         while frame is not None and _is_plumbing(frame.f_code.co_filename) and frame.f_back:
             frame = frame.f_back
-        place = f", at {Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
-        found.append(f"{names.get(ident, 'a thread that ended')} for {now - since:.1f} s{place}")
+        place = f", at {_place(frame)}" if frame else ""
+        found.append(
+            f"{names.get(ident, 'a thread that ended')} for {readable(now - since)}{place}"
+        )
     more = len(holders) - len(found)
     return "; ".join(found) + (f"; and {more} more" if more > 0 else "")
+
+
+def _place(frame: FrameType) -> str:
+    """Where a person looks for this line: a cell of a notebook has a file's name that says nothing.
+
+    Returns:
+        Such as "report.py:12", or "line 3 of the cell with `use`".
+
+    """
+    file, function = Path(frame.f_code.co_filename), frame.f_code.co_name
+    if not file.parent.name.startswith("ipykernel_"):
+        return f"{file.name}:{frame.f_lineno}"
+    which = "a cell" if function.startswith("<") else f"the cell with `{function}`"
+    return f"line {frame.f_lineno} of {which}"
 
 
 def _is_plumbing(file: str) -> bool:
