@@ -129,6 +129,66 @@ def test_a_parameter_of_a_notebook_that_was_not_chosen_is_unknown():
         runner.parse_parameters(["ttl=1"], FOUND[:2])
 
 
+PARAMETERS = """
+rows = 10  # rows, 1 to 1000000
+seed = 42  # of the data, 0 or more
+pause = 0  # on AWS: 1800 lets a cluster scale to zero; 0 to 7200
+ratio = 0.0  # share of reads that hit, 0 to 1; 0: as you measured it, or 0.9
+item_bytes = 0  # size of an answer, bytes; 0: as you measured it, or 2000
+sizes = [1, 2]  # KB, each 1 to 50
+workers = [1, 2]  # worker processes, 1 to 64 each
+distances = [0, 0.1]  # seconds, two or more, each 0 to 0.4
+"""
+
+
+@pytest.fixture
+def ranged(tmp_path) -> list[Notebook]:
+    """A notebook whose parameters say in which ranges they lie, as read from a file."""
+    cell = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "00_ranged.ipynb")
+    return runner.find_notebooks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["rows=1000000", "seed=10000000", "pause=7200", "ratio=1", "item_bytes=9", "sizes=[50]",
+     "workers=[64,64]", "distances=[0,0.4]"],
+)  # fmt: skip
+def test_a_value_within_the_range_that_its_comment_gives_is_taken(ranged, word):
+    name = word.partition("=")[0]
+    assert name in runner.parse_parameters([word], ranged)["00_ranged"]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("rows=0", "rows must be 1 to 1,000,000; 0 is not"),
+        ("rows=1000001", "rows must be 1 to 1,000,000"),
+        ("seed=-1", "seed must be 0 or more; -1 is not"),
+        ("pause=7201", "pause must be 0 to 7,200"),
+        ("ratio=1.5", "ratio must be 0 to 1; 1.5 is not"),
+        ("sizes=[1,10,0]", "each value of sizes must be 1 to 50; 0 is not"),
+        ("sizes=[1,'2']", "each value of sizes must be 1 to 50; '2' is not"),
+        ("sizes=[True]", "each value of sizes must be 1 to 50; True is not"),
+        ("sizes=[]", "sizes takes a value or more; [] is too few"),
+        ("workers=[65]", "each value of workers must be 1 to 64"),
+        ("distances=[0,0.5]", "each value of distances must be 0 to 0.4; 0.5 is not"),
+        ("distances=[0]", "distances takes two different values or more; [0] is too few"),
+        ("distances=[0.001,0.001]", "distances takes two different values or more"),
+    ],
+)
+def test_a_value_outside_the_range_that_its_comment_gives_is_refused(ranged, word, said):
+    with pytest.raises(RunError) as refused:
+        runner.parse_parameters([word], ranged)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("notebook", runner.find_notebooks(), ids=lambda found: found.name)
+def test_what_a_notebook_runs_with_by_itself_lies_in_its_own_ranges(notebook):
+    for name, value in [*notebook.parameters.items(), *notebook.quick.items()]:
+        runner._check_range(name, value, notebook)
+
+
 # --- requests that cannot be carried out ---
 
 

@@ -47,7 +47,9 @@ class Notebook:
         title: its first heading.
         parameters: the literals of its parameters cell, by name.
         quick: the values that make a quick run of it.
-        ranges: smallest and largest value, for the parameters whose comment says so.
+        ranges: smallest and largest value, for the parameters whose comment says so; for a list,
+            of each of its values.
+        several: the lists whose comment asks for two different values or more.
 
     """
 
@@ -57,6 +59,7 @@ class Notebook:
     parameters: dict[str, Any]
     quick: dict[str, Any]
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    several: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,7 @@ def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, 
 
     Raises:
         RunError: a word that is not NAME=VALUE, a name that no chosen notebook has (the text
-            lists those they have), or a value of another type.
+            lists those they have), or a value of another type or outside its range.
 
     """
     values: dict[str, dict[str, Any]] = {notebook.name: {} for notebook in chosen}
@@ -160,9 +163,7 @@ def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, 
             raise RunError(f"No chosen notebook has a parameter {name!r}. They have:\n  {known}")
         for notebook in takers:
             value = _convert(name, text, notebook.parameters[name])
-            low, high = notebook.ranges.get(name, (-math.inf, math.inf))
-            if isinstance(value, int | float) and not low <= value <= high:
-                raise RunError(f"{name} must be {low:,g} to {high:,g}; {value!r} is not.")
+            _check_range(name, value, notebook)
             values[notebook.name][name] = value
     return values
 
@@ -271,15 +272,15 @@ def describe(outcome: Outcome) -> str:
 
 def _read(path: Path) -> Notebook:
     content = nbformat.read(path, as_version=4)
-    title, parameters, ranges = path.stem, {}, {}
+    title, parameters, ranges, several = path.stem, {}, {}, frozenset[str]()
     for cell in content.cells:
         if cell.cell_type == "markdown" and cell.source.startswith("# ") and title == path.stem:
             title = cell.source.splitlines()[0][2:]
         if "parameters" in cell.metadata.get("tags", ()):
             parameters = _literals(cell.source)
-            ranges = _ranges(cell.source)
+            ranges, several = _ranges(cell.source), _several(cell.source)
     quick = dict(content.metadata.get("workshop", {}).get("quick", {}))
-    return Notebook(path, path.stem, title, parameters, quick, ranges)
+    return Notebook(path, path.stem, title, parameters, quick, ranges, several)
 
 
 def _literals(source: str) -> dict[str, Any]:
@@ -292,17 +293,49 @@ def _literals(source: str) -> dict[str, Any]:
 
 
 def _ranges(source: str) -> dict[str, tuple[float, float]]:
-    """What the comments of a parameters cell end with: "1 to 3600", or "0 or more"."""
+    """What the comments of a parameters cell end with: "1 to 3600", or "0 or more".
+
+    For a list "each 1 to 64" or "1 to 64 each". What follows a semicolon explains: "0 to 1; 0: as
+    measured".
+    """
     found = {}
     for line in source.splitlines():
         name = line.partition("=")[0].strip()
-        both = re.search(r"([\d.]+) to ([\d.]+)$", line)
-        least = re.search(r"([\d.]+) or more$", line)
+        both = re.search(r"([\d.]+) to ([\d.]+)( each)?(;.*)?$", line)
+        least = re.search(r"([\d.]+) or more(;.*)?$", line)
         if both:
             found[name] = (float(both[1]), float(both[2]))
         elif least:
             found[name] = (float(least[1]), math.inf)
     return found
+
+
+def _several(source: str) -> frozenset[str]:
+    """The parameters whose comment says "two or more"."""
+    lines = [line for line in source.splitlines() if "two or more" in line.partition("#")[2]]
+    return frozenset(line.partition("=")[0].strip() for line in lines)
+
+
+def _check_range(name: str, value: Any, notebook: Notebook) -> None:
+    """Hold a value, or each of a list's, against what the parameter's comment says.
+
+    Raises:
+        RunError: it is outside.
+
+    """
+    if name not in notebook.ranges:
+        return
+    low, high = notebook.ranges[name]
+    limits = f"{low:,.12g} or more" if high == math.inf else f"{low:,.12g} to {high:,.12g}"
+    for one in value if isinstance(value, list) else [value]:
+        number = isinstance(one, int | float) and not isinstance(one, bool)
+        if not number or not low <= one <= high:
+            each = "each value of " if isinstance(value, list) else ""
+            raise RunError(f"{each}{name} must be {limits}; {one!r} is not.")
+    least = 2 if name in notebook.several else 1
+    if isinstance(value, list) and len(set(value)) < least:
+        wanted = "two different values or more" if least > 1 else "a value or more"
+        raise RunError(f"{name} takes {wanted}; {value!r} is too few.")
 
 
 def _convert(name: str, text: str, default: Any) -> Any:
