@@ -198,6 +198,19 @@ def inserts(
     sys.exit(0 if all(r.reconciles and r.succeeded == r.planned for r in reports) else 1)
 
 
+@load.command("package")
+@click.option("--architecture", type=click.Choice(["x86_64", "arm64"]), default="x86_64",
+              show_default=True, help="of the function")  # fmt: skip
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
+              help="the zip  [default: build/load-worker-<architecture>.zip]")  # fmt: skip
+def package(architecture: Any, out: Path | None) -> None:
+    """Build the load worker as an AWS Lambda package."""
+    from workshop_lib.load.package import HANDLER, build_package
+
+    path = out or CHECKOUT / "build" / f"load-worker-{architecture}.zip"
+    click.echo(f"{build_package(path, architecture=architecture)}\nHandler: {HANDLER}")
+
+
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("jupyter_options", nargs=-1, type=click.UNPROCESSED)
 def lab(jupyter_options: tuple[str, ...]) -> None:

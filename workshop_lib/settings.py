@@ -37,6 +37,9 @@ class Settings(BaseSettings):
 
     aws_region: str | None = Field(None, description="AWS Region of the services")
     dsql_endpoint: str | None = Field(None, description="Aurora DSQL cluster endpoint")
+    dsql_read_endpoint: str | None = Field(
+        None, description="another endpoint of the same cluster's data, for reads of a load test"
+    )
     valkey_endpoint: str | None = Field(None, description="ElastiCache for Valkey endpoint")
     valkey_ttl: Annotated[float, Field(gt=0, le=86_400)] = Field(
         30.0, description="time to live of a cached entry, seconds"
@@ -83,7 +86,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is not a Region name such as us-east-1")
         return value
 
-    @field_validator("dsql_endpoint")
+    @field_validator("dsql_endpoint", "dsql_read_endpoint")
     @classmethod
     def _dsql(cls, value: str | None) -> str | None:
         value = _host_only(value, ":5432")
@@ -122,6 +125,8 @@ class Settings(BaseSettings):
             raise ValueError("both DSQL_ENDPOINT and DATABASE_URL are set; unset one of them")
         if self.valkey_endpoint and self.cache_url:
             raise ValueError("both VALKEY_ENDPOINT and VALKEY_URL (REDIS_URL) are set; unset one")
+        if self.dsql_read_endpoint and not self.dsql_endpoint:
+            raise ValueError("DSQL_READ_ENDPOINT is set, so DSQL_ENDPOINT is needed too")
         if self.dsql_endpoint and not self.aws_region:
             raise ValueError("DSQL_ENDPOINT is set, so AWS_REGION is needed too")
         if self.queue_url:

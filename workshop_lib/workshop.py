@@ -28,7 +28,7 @@ from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.dsql import Step, play
 from workshop_lib.errors import ResultError, ServiceUnreachableError
 from workshop_lib.load.drivers import LocalWorkers
-from workshop_lib.load.worker import Equipment
+from workshop_lib.load.means import Equipment
 from workshop_lib.measure import P99_SAMPLES, Samples
 from workshop_lib.messaging import delete_queues, messaging_client, open_queue
 from workshop_lib.objects import ObjectStore, store_error
@@ -403,8 +403,11 @@ class Workshop:
         )
 
     def figure_of(self, notebook: str, name: str) -> Value | None:
-        """The newest value that another notebook measured here under this name, if any did."""
-        found = latest_figure(CHECKOUT / "results", notebook, name)
+        """The newest value that another notebook measured here under this name, if any did.
+
+        This run's own comes first, wherever its results go.
+        """
+        found = latest_figure(CHECKOUT / "results", notebook, name, first=self.result_folder)
         return found[0].value if found else None
 
     def inventory(self) -> dict[str, int]:

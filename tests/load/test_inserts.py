@@ -6,7 +6,9 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import psutil
 import psycopg2
@@ -16,7 +18,7 @@ from psycopg2 import sql
 from workshop_lib import dataset
 from workshop_lib.errors import DataError, WorkshopError
 from workshop_lib.load import events, worker as workers_module
-from workshop_lib.load.drivers import LocalWorkers
+from workshop_lib.load.drivers import LocalWorkers, run_jobs
 from workshop_lib.load.inserts import (
     compare_storms,
     count_by_worker,
@@ -97,7 +99,7 @@ def test_rows_are_what_the_generator_made(shop, alone):
     for number in range(3):
         place = f"exact/00000/{number:07d}"
         ids = [f"{place}/{row:04d}" for row in range(4)]
-        made = events("Mixed", iter(ids), place, workers_module.datetime.now(workers_module.UTC))
+        made = events("Mixed", iter(ids), place, datetime.now(UTC))
         rows = found[4 * number : 4 * number + 4]
         for (key, name, entity, _, _, data), stored in zip(made, rows, strict=True):
             assert stored == (key, name, entity, json.loads(data))
@@ -365,3 +367,34 @@ def test_the_results_file_has_what_the_original_s_had_and_more(shop, pair, tmp_p
     assert table.loc["rows", "many"] == "100"
     for report in (one, two):
         delete_rows(shop.database, report.run)
+
+
+class _Slow:
+    """A driver whose jobs cannot be stopped, as Lambda functions cannot."""
+
+    label, at_once = "slow", 2
+
+    def __init__(self, seconds):
+        self.seconds, self.threads = seconds, ThreadPoolExecutor(2)
+
+    def start(self, event, limit_s):  # noqa: ARG002 -- as a driver is called
+        return self.threads.submit(self._work, event)
+
+    def _work(self, event):
+        time.sleep(self.seconds)
+        return event
+
+
+@pytest.mark.parametrize(("seconds", "answered"), [(1.0, True), (2.5, False)])
+def test_jobs_that_cannot_be_stopped_are_begun_whatever_comes_of_them(
+    monkeypatch, seconds, answered
+):
+    monkeypatch.setattr("workshop_lib.load.drivers.GRACE_S", 1.0)
+    main = threading.main_thread().ident
+    threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    driver = _Slow(seconds)
+    found = run_jobs(driver, [Ping()] * 5, 0.2)
+    driver.threads.shutdown()
+    assert found.interrupted
+    assert [outcome.begun for outcome in found.each] == [True, True, False, False, False]
+    assert [outcome.answer is not None for outcome in found.each[:2]] == [answered, answered]

@@ -26,7 +26,7 @@ from workshop_lib.cache.single_flight import Flight, Flights
 from workshop_lib.cache.stats import CacheStats, Counters
 from workshop_lib.cache.storage import NOTHING, Found, Storage
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.simulate import should_refresh_early
+from workshop_lib.simulate.expiry import should_refresh_early
 
 T = TypeVar("T")
 

@@ -10,12 +10,13 @@ from .inserts import (
     run_inserts as run_inserts,
     save_reports as save_reports,
 )
+from .means import Equipment as Equipment
 from .scenario import (
     InsertScenario as InsertScenario,
     Storm as Storm,
     read_scenario as read_scenario,
 )
-from .worker import Equipment as Equipment, handler as handler
+from .worker import handler as handler
 
 __all__ = [
     "Equipment",

@@ -18,8 +18,8 @@ from workshop_lib.load.inserts import (
     run_inserts,
     save_reports,
 )
+from workshop_lib.load.means import Equipment
 from workshop_lib.load.scenario import LAMBDAS_AT_ONCE, InsertScenario, Which
-from workshop_lib.load.worker import Equipment
 from workshop_lib.services.functions import lambda_client
 from workshop_lib.settings import CHECKOUT, load_settings
 

@@ -22,7 +22,7 @@ from workshop_lib.dsql import CONNECTION_BURST, CONNECTIONS_PER_SECOND, Rate
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load import worker
 from workshop_lib.load.jobs import Job, Ping, to_event
-from workshop_lib.load.worker import Equipment
+from workshop_lib.load.means import Equipment
 
 READY_S = 60.0
 """How long all local processes may take to start, seconds."""
@@ -132,13 +132,16 @@ def run_jobs(
         with _deaf():
             for future in pending:
                 future.cancel()
-            wait(pending, timeout=GRACE_S)
+            wait(pending, timeout=limit_s + GRACE_S)  # a Lambda function cannot be stopped
     seconds = time.perf_counter() - first
-    each = [
-        found.get(number, Outcome(number, None, "not begun", begun=False, seconds=0.0))
-        for number in range(len(events))
-    ]
+    each = [found.get(n) or _unanswered(n, n < len(pending), seconds) for n in range(len(events))]
     return Outcomes(each, seconds, interrupted)
+
+
+def _unanswered(number: int, begun: bool, seconds: float) -> Outcome:
+    """A job of which nothing was heard before an Interrupt ended the run."""
+    said = "no answer after the Interrupt" if begun else "not begun"
+    return Outcome(number, None, said, begun=begun, seconds=seconds if begun else 0.0)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,11 @@ import msgspec
 
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.load.events import EventType
+from workshop_lib.load.traffic import Action
 
 RUN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$"
+MOST_STATEMENTS = 1_000
+"""Of one message: more take longer than a message should."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
 
@@ -87,6 +90,100 @@ class InsertDone(msgspec.Struct, frozen=True, kw_only=True):
     conflicts: int
     reconnects: int
     errors: list[str]
+
+
+class StreamJob(Job, frozen=True, kw_only=True, tag="stream"):
+    """One worker's share of a stream of requests: every `of`-th of them.
+
+    Attributes:
+        run: its number, for the ids of rows.
+        worker, of: which share, of how many.
+        begins_at: when the stream begins, Unix seconds: the same for all workers.
+        rate, seconds, seed: of the whole stream.
+        threads: how many requests this worker can have under way.
+        ttl_s: of cached answers; 0 for no cache.
+        give_up_s: a request that has waited so long unserved is dropped: its client has left.
+        closed: not when requests arrive, but each thread the next one when it has its answer.
+
+    """
+
+    run: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+    worker: Annotated[int, msgspec.Meta(ge=0)]
+    of: Annotated[int, msgspec.Meta(ge=1)]
+    begins_at: float
+    rate: Annotated[float, msgspec.Meta(gt=0, le=100_000)]
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=800)]
+    seed: int = 0
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
+    ttl_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    give_up_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    closed: bool = False
+
+
+class StreamDone(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a `StreamJob`: lists of the same length, one item a request.
+
+    Attributes:
+        worker: as in the job.
+        at_us: when each request arrived (closed: was sent), from the stream's beginning.
+        wait_us: from then until its answer was there.
+        source: "cache", "database", "error", or "dropped".
+        action: SELECT, SELECT2 or INSERT.
+        rows: new ones, of INSERTs.
+        cpu_ms: processor time of this worker meanwhile.
+        busy_ms: its threads' time with requests, waits for the database among it.
+        errors: the first few, in words.
+
+    """
+
+    worker: int
+    at_us: list[int]
+    wait_us: list[int]
+    source: list[str]
+    action: list[str]
+    rows: int
+    cpu_ms: float
+    busy_ms: float
+    errors: list[str]
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A message of the queue: which action, how often, and where.
+
+    Attributes:
+        run: its number, for the ids of rows.
+        number: of the message in its run.
+        action: SELECT, INSERT or SELECT2.
+        statements: how often, each a transaction of its own.
+        target: the endpoint for writes, or the one for reads where there is another.
+        think_ms: pause after each statement, in no transaction.
+
+    """
+
+    run: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+    number: Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
+    action: Action
+    statements: Annotated[int, msgspec.Meta(ge=1, le=MOST_STATEMENTS)] = 1
+    target: Literal["writer", "reader"] = "writer"
+    think_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0.0
+
+
+class MessageDone(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a message.
+
+    Attributes:
+        number, action: as in the message.
+        rows: new ones, as the database counted them.
+        durations_us: of each statement that succeeded, its COMMIT included.
+        error: why the message failed; empty if it did not.
+
+    """
+
+    number: int
+    action: str
+    rows: int
+    durations_us: list[int]
+    error: str = ""
 
 
 def to_event(job: Job) -> dict[str, Any]:

@@ -29,23 +29,23 @@ class Watch:
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
         self._lock = threading.Lock()
-        self._current: tuple[Connection, float] | None = None
+        self._watched: dict[int, tuple[Connection, float]] = {}
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
     def over(self, connection: Connection) -> Iterator[None]:
-        """Watch what is asked of this connection within the block; one at a time."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
-            self._thread.start()
+        """Watch what is asked of this connection within the block."""
         with self._lock:
-            self._current = (connection, time.monotonic() + self.limit_s)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+                self._thread.start()
+            self._watched[id(connection)] = (connection, time.monotonic() + self.limit_s)
         try:
             yield
         finally:
             with self._lock:
-                self._current = None
+                self._watched.pop(id(connection), None)
 
     def close(self) -> None:
         """End the watching thread."""
@@ -56,9 +56,10 @@ class Watch:
     def _look(self) -> None:
         while not self._ended.wait(LOOK_S):
             with self._lock:
-                if self._current and time.monotonic() > self._current[1]:
-                    _hang_up(self._current[0])
-                    self._current = None
+                for key, (connection, end) in list(self._watched.items()):
+                    if time.monotonic() > end:
+                        _hang_up(connection)
+                        del self._watched[key]
 
 
 def _hang_up(connection: Connection) -> None:

@@ -54,6 +54,11 @@ def running_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release] |
     return resolve_messaging(settings) if report and report.status == "up" else None
 
 
+def given_messaging(settings: Settings) -> MessagingEndpoint | None:
+    """Where the settings say that the queue is; None if it is the emulation's."""
+    return _on_aws(settings) if settings.queue_url is not None else None
+
+
 def _on_aws(settings: Settings) -> MessagingEndpoint:
     assert settings.queue_url is not None  # noqa: S101 -- only called if it is
     region = str(settings.aws_region)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from workshop_lib.errors import SettingsError
-from workshop_lib.services.endpoints import DatabaseEndpoint
-from workshop_lib.services.resolve import external_database
+from workshop_lib.services.endpoints import DatabaseEndpoint, MessagingEndpoint
+from workshop_lib.services.messaging import given_messaging
+from workshop_lib.services.resolve import external_database, external_reader
 from workshop_lib.settings import Settings
 
 
@@ -23,3 +24,13 @@ def named_database(settings: Settings) -> DatabaseEndpoint:
             "with AWS_REGION, or DATABASE_URL. Workers on this machine get it from LocalWorkers."
         )
     return found
+
+
+def named_reader(settings: Settings) -> DatabaseEndpoint | None:
+    """The endpoint for reads, where the settings name one of their own."""
+    return external_reader(settings)
+
+
+def named_messaging(settings: Settings) -> MessagingEndpoint | None:
+    """The queues and metrics, where the settings name them."""
+    return given_messaging(settings)

@@ -227,6 +227,13 @@ def external_database(settings: Settings) -> DatabaseEndpoint | None:
     )
 
 
+def external_reader(settings: Settings) -> DatabaseEndpoint | None:
+    """Another endpoint of the same data, for the reads of a load test, if the settings name one."""
+    if not settings.dsql_read_endpoint:
+        return None
+    return _dsql(settings.dsql_read_endpoint, str(settings.aws_region))
+
+
 def _dsql(host: str, region: str) -> DatabaseEndpoint:
     return DatabaseEndpoint(
         label=f"Aurora DSQL in {region}",

@@ -1,57 +1,6 @@
 """A cache on paper: requests replayed against it by seed, without a server or a clock (pure)."""
 
-from workshop_lib.simulate.eviction import (
-    POLICIES,
-    Replay,
-    Step,
-    hit_ratio_by_capacity,
-    replay,
-    stack_distances,
-    steps,
-)
-from workshop_lib.simulate.expiry import (
-    EarlyReplay,
-    TtlReplay,
-    replay_early,
-    replay_ttl,
-    should_refresh_early,
-)
-from workshop_lib.simulate.streams import (
-    poisson_times,
-    scan_stream,
-    shifting_stream,
-    zipf_probabilities,
-    zipf_stream,
-)
-from workshop_lib.simulate.theory import (
-    break_even,
-    che_lru_hit_ratio,
-    stale_share,
-    ttl_hit_ratio,
-    ttl_hit_ratio_mix,
-)
+import lazy_loader
 
-__all__ = [
-    "POLICIES",
-    "EarlyReplay",
-    "Replay",
-    "Step",
-    "TtlReplay",
-    "break_even",
-    "che_lru_hit_ratio",
-    "hit_ratio_by_capacity",
-    "poisson_times",
-    "replay",
-    "replay_early",
-    "replay_ttl",
-    "scan_stream",
-    "shifting_stream",
-    "should_refresh_early",
-    "stack_distances",
-    "stale_share",
-    "steps",
-    "ttl_hit_ratio",
-    "ttl_hit_ratio_mix",
-    "zipf_probabilities",
-    "zipf_stream",
-]
+# On first use only: what a cache needs of it needs no numpy.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,171 @@
+"""What a worker does with messages of the queue: run their statements, and publish metrics."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import psycopg2
+from botocore.exceptions import BotoCoreError, ClientError
+
+from workshop_lib.database import Database
+from workshop_lib.errors import WorkshopError
+from workshop_lib.load.attempts import attempts
+from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
+from workshop_lib.load.means import Means
+from workshop_lib.load.traffic import STATEMENTS, Action, Values, values_of
+
+MOST_VALUES = 150
+"""Values of one datum (CloudWatch API Reference, "MetricDatum")."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """How often statements were sent again, by reason."""
+
+    conflicts: int = 0
+    reconnects: int = 0
+
+
+def work_off(records: Sequence[Any], means: Means, end: float) -> dict[str, Any]:
+    """Work off a batch of messages, each by itself: one that fails does not take others with it.
+
+    Args:
+        records: what SQS hands to a Lambda function: `messageId` and `body` of each.
+        means: by which.
+        end: messages that are not begun by then go back to the queue, by `time.monotonic()`.
+
+    Returns:
+        `batchItemFailures`, as Lambda wants it: the messages that the queue shall deliver again.
+        Beside it `done`, what became of each of the others and of those that failed, and
+        `metrics`, why metrics could not be sent, empty if they were.
+
+    """
+    failures, done = [], []
+    for record in records:
+        answer = _attend(str(record["body"]), means, end)
+        if answer is None or answer.error:
+            failures.append({"itemIdentifier": record["messageId"]})
+        if answer is not None:
+            done.append(answer)
+    return {
+        "batchItemFailures": failures,
+        "done": msgspec.to_builtins(done),
+        "metrics": publish(means, [one for one in done if not one.error]),
+    }
+
+
+def _attend(body: str, means: Means, end: float) -> MessageDone | None:
+    """One message; None if there was no time for it, or it is none of ours."""
+    if time.monotonic() >= end:
+        return None
+    try:
+        message = msgspec.json.decode(body, type=Message)
+    except (msgspec.ValidationError, msgspec.DecodeError):
+        return None  # after so many receives it goes to the dead-letter queue, where one can look
+    database = means.reader if message.target == "reader" else means.database
+    rng = random.Random(f"{message.run}/{message.number}")
+    rows = 0
+    durations: list[int] = []
+    for step in range(message.statements):
+        number = message.number * MOST_STATEMENTS + step
+        values = values_of(message.action, rng, message.run, number)
+        started = time.perf_counter()
+        try:
+            rows += run(database, means, message.action, values, end)
+        except (WorkshopError, psycopg2.Error) as error:
+            said = " ".join(str(error).split())
+            return MessageDone(
+                number=message.number,
+                action=message.action,
+                rows=rows,
+                durations_us=durations,
+                error=said,
+            )
+        # In autocommit mode the answer is that of the COMMIT: it is part of the duration.
+        durations.append(round((time.perf_counter() - started) * 1e6))
+        time.sleep(message.think_ms / 1e3)  # no transaction is open meanwhile
+    return MessageDone(
+        number=message.number, action=message.action, rows=rows, durations_us=durations
+    )
+
+
+def run(database: Database, means: Means, action: Action, values: Values, end: float) -> int:
+    """Run one of the statements until it is clear what became of it.
+
+    Returns:
+        Rows that are new: 0 or 1 for an INSERT, 0 for the others.
+
+    Raises:
+        WorkshopError, psycopg2.Error: it failed in the end.
+
+    """
+    for attempt in attempts(Sent(), end):
+        with (
+            attempt,
+            database.connection() as connection,
+            means.watch.over(connection),
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(STATEMENTS[action], values)
+            if action == "INSERT":
+                return cursor.rowcount
+            cursor.fetchall()
+    return 0
+
+
+def publish(means: Means, done: Iterable[MessageDone]) -> str:
+    """Send DURATION (ms) and COMPLETIONS of a batch to CloudWatch, in one request.
+
+    Returns:
+        Why that failed; empty if it did not. A lost metric is no reason to do work again.
+
+    """
+    data = []
+    now = datetime.now(UTC)
+    for action, found in _by_action(done).items():
+        common = {
+            "Dimensions": [{"Name": "ACTION", "Value": action}],
+            "Timestamp": now,
+            "StorageResolution": 1,
+        }
+        data.append({"MetricName": "COMPLETIONS", "Value": len(found), "Unit": "Count", **common})
+        counted = list(Counter(round(us / 1e3, 1) for us in found).items())
+        for at in range(0, len(counted), MOST_VALUES):
+            values, counts = zip(*counted[at : at + MOST_VALUES], strict=True)
+            data.append(
+                {
+                    "MetricName": "DURATION",
+                    "Values": list(values),
+                    "Counts": list(counts),
+                    "Unit": "Milliseconds",
+                    **common,
+                }
+            )
+    if not data or means.cloudwatch is None:
+        return ""
+    try:
+        means.cloudwatch.put_metric_data(
+            Namespace=metrics_namespace(means.namespace), MetricData=data
+        )
+    except (BotoCoreError, ClientError) as error:
+        return str(error)
+    return ""
+
+
+def metrics_namespace(namespace: str) -> str:
+    """Where the metrics of a workshop's load tests are in CloudWatch."""
+    return f"CacheAsideWorkshop/{namespace}"
+
+
+def _by_action(done: Iterable[MessageDone]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for one in done:
+        found.setdefault(one.action, []).extend(one.durations_us)
+    return {action: durations for action, durations in found.items() if durations}

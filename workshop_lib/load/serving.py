@@ -1,0 +1,119 @@
+"""What a worker does with its share of a stream: serve each request, with a cache or without."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import psycopg2
+from redis.exceptions import RedisError
+
+from workshop_lib.cache.query_cache import QueryCache
+from workshop_lib.errors import WorkshopError
+from workshop_lib.load.jobs import StreamDone, StreamJob
+from workshop_lib.load.means import Means
+from workshop_lib.load.messages import run
+from workshop_lib.load.traffic import STATEMENTS, Request, requests
+
+FIRST_ERRORS = 5
+
+
+def serve(job: StreamJob, means: Means) -> StreamDone:
+    """Serve one worker's share of a stream.
+
+    Open loop: a request is due when it arrives, whether or not those before it have been answered,
+    and its latency counts from then. What waits for a free thread waits, and that is counted. (A
+    test that begins to count when it sends hides this: Tene's "coordinated omission".) Closed loop:
+    each thread sends its next request when it has an answer, and counts from there.
+
+    Args:
+        job: which share of which stream.
+        means: by which.
+
+    """
+    return _Desk(job, means).serve()
+
+
+class _Desk:
+    """The threads of a worker at work."""
+
+    def __init__(self, job: StreamJob, means: Means) -> None:
+        self.job, self.means = job, means
+        self.cache = QueryCache(means, ttl=job.ttl_s) if job.ttl_s else None
+        length = math.inf if job.closed else job.seconds
+        stream = requests(job.rate, length, job.seed, job.run)
+        self.stream: Iterator[Request] = islice(stream, job.worker, None, job.of)
+        self.lock = threading.Lock()
+        self.found: list[tuple[int, int, str, str]] = []
+        self.errors: list[str] = []
+        self.rows, self.busy_s = 0, 0.0
+
+    def serve(self) -> StreamDone:
+        self.begins = time.perf_counter() + self.job.begins_at - time.time()
+        cpu = time.process_time()
+        with ThreadPoolExecutor(self.job.threads) as threads:
+            for done in [threads.submit(self._attend) for _ in range(self.job.threads)]:
+                done.result()
+        self.found.sort()
+        columns = zip(*self.found, strict=True) if self.found else ((), (), (), ())
+        at_us, wait_us, source, action = map(list, columns)
+        return StreamDone(
+            worker=self.job.worker,
+            at_us=at_us,
+            wait_us=wait_us,
+            source=source,
+            action=action,
+            rows=self.rows,
+            cpu_ms=(time.process_time() - cpu) * 1e3,
+            busy_ms=self.busy_s * 1e3,
+            errors=self.errors,
+        )
+
+    def _attend(self) -> None:
+        """Take one request after the other until there are none."""
+        while (request := self._next()) is not None:
+            now = time.perf_counter()
+            due = max(now, self.begins) if self.job.closed else self.begins + request.at
+            if self.job.closed and due > self.begins + self.job.seconds:
+                return
+            if due > now:
+                time.sleep(due - now)
+            started = time.perf_counter()
+            late = started - due > self.job.give_up_s
+            source = "dropped" if late else self._ask(request)
+            ended = time.perf_counter()
+            with self.lock:
+                self.busy_s += ended - started
+                self.found.append(
+                    (
+                        round((due - self.begins) * 1e6),
+                        round((ended - due) * 1e6),
+                        source,
+                        request.action,
+                    )
+                )
+
+    def _next(self) -> Request | None:
+        with self.lock:
+            return next(self.stream, None)
+
+    def _ask(self, request: Request) -> str:
+        """Serve a request. Returns where the answer came from."""
+        end = time.monotonic() + self.job.give_up_s
+        action, values = request.action, request.values
+        try:
+            if self.cache is not None and action != "INSERT":
+                return self.cache.fetch(STATEMENTS[action], values or None).source
+            new = run(self.means.database, self.means, action, values, end)
+        except (WorkshopError, psycopg2.Error, RedisError) as error:
+            with self.lock:
+                if len(self.errors) < FIRST_ERRORS:
+                    self.errors.append(" ".join(str(error).split()))
+            return "error"
+        with self.lock:
+            self.rows += new
+        return "database"

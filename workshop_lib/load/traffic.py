@@ -1,0 +1,119 @@
+"""Mixed traffic over `type` and `transactions`: its three statements, and who asks when (pure)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Literal, TypeAlias
+
+Action: TypeAlias = Literal["SELECT", "INSERT", "SELECT2"]
+ACTIONS: tuple[Action, ...] = ("SELECT", "INSERT", "SELECT2")
+
+TYPES = 10
+MOST_QUANTITY = 1_000
+MOST_CENTS = 50_000
+FIRST_DAY = date(2026, 4, 2)
+DAYS = 90
+STATEMENTS: dict[Action, str] = {
+    "SELECT": """
+        SELECT t.name, sum(x.quantity) AS quantity
+          FROM type t JOIN transactions x ON x.type = t.id
+         GROUP BY t.name ORDER BY t.name
+    """,
+    "SELECT2": """
+        SELECT id, type, date, quantity, price FROM transactions
+         WHERE quantity > %s AND id < %s
+    """,
+    "INSERT": """
+        INSERT INTO transactions (id, type, date, quantity, price)
+        VALUES (%s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING
+    """,
+}
+FIRST_ID = 1 << 62
+"""Ids of load tests begin here, far above those that were loaded."""
+IDS_OF_A_RUN = 1 << 30
+SHARES: dict[Action, float] = {"SELECT": 0.6, "SELECT2": 0.35, "INSERT": 0.05}
+"""What arrives in the open-loop test: many readers of one figure, fewer of others, few writers."""
+LOWEST, THRESHOLDS = 950, 50
+
+Values: TypeAlias = tuple[int | date | Decimal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of a stream.
+
+    Attributes:
+        number: in the stream, from 0.
+        at: when it arrives, seconds from the stream's beginning.
+        action: what is asked.
+        values: for the statement's placeholders.
+
+    """
+
+    number: int
+    at: float
+    action: Action
+    values: Values
+
+
+def requests(rate: float, seconds: float, seed: int, run: int) -> Iterator[Request]:
+    """Requests that arrive at random, independent of one another and of any answer.
+
+    A Poisson process: gaps between arrivals are exponential (Kingman, "Poisson Processes", 1993).
+
+    Args:
+        rate: arrivals a second, mean.
+        seconds: how long.
+        seed: the same seed gives the same stream.
+        run: the number of the run, for ids of rows.
+
+    """
+    rng = random.Random(seed)
+    actions, weights = list(SHARES), list(SHARES.values())
+    at, number = rng.expovariate(rate), 0
+    while at < seconds:
+        action = rng.choices(actions, weights)[0]
+        yield Request(number, at, action, values_of(action, rng, run, number))
+        at += rng.expovariate(rate)
+        number += 1
+
+
+def values_of(action: Action, rng: random.Random, run: int, number: int) -> Values:
+    """Values for a statement.
+
+    Args:
+        action: which statement.
+        rng: where chance comes from.
+        run, number: make the id of an INSERT's row; the same two, the same id.
+
+    """
+    if action == "SELECT":
+        return ()
+    if action == "SELECT2":
+        # The second value leaves out rows of load tests: answers stay as long as they are.
+        return (rng.randrange(LOWEST, LOWEST + THRESHOLDS), FIRST_ID)
+    return (
+        row_id(run, number),
+        rng.randint(1, TYPES),
+        FIRST_DAY + timedelta(days=rng.randrange(DAYS)),
+        rng.randint(1, MOST_QUANTITY),
+        Decimal(rng.randint(0, MOST_CENTS)).scaleb(-2),
+    )
+
+
+def row_id(run: int, number: int) -> int:
+    """The id of a run's row: below 2**63, as BIGINT holds it.
+
+    >>> row_id(0, 5) - FIRST_ID, row_id(1, 0) - row_id(0, 0) == IDS_OF_A_RUN
+    (5, True)
+    """
+    return FIRST_ID + run * IDS_OF_A_RUN + number
+
+
+def ids_of(run: int) -> tuple[int, int]:
+    """The ids of a run: from the first of these, up to and without the second."""
+    return row_id(run, 0), row_id(run + 1, 0)
