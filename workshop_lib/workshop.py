@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -149,7 +149,13 @@ class Workshop:
         """
         return boto3.client("dsql", **(self.endpoints.database.signing or STAND_IN_SIGNING))
 
-    def load_workers(self, at_once: int = 4) -> LocalWorkers:
+    def load_workers(
+        self,
+        at_once: int = 4,
+        *,
+        cache: Mapping[str, Any] | None = None,
+        metrics: bool = False,
+    ) -> LocalWorkers:
         """Processes on this machine that do the work of load tests on this workshop's services.
 
         They are as far from the services as this workshop is now (`set_distance`). One set at a
@@ -157,6 +163,8 @@ class Workshop:
 
         Args:
             at_once: how many, 1 to 64.
+            cache: what redis.Redis needs to reach another cache, such as a sandbox's.
+            metrics: have them publish metrics to CloudWatch (`messaging`).
 
         Raises:
             WorkshopError: the number is out of range, or they did not all start.
@@ -164,7 +172,16 @@ class Workshop:
         """
         if self._workers is not None:
             self._workers.close()
-        self._workers = LocalWorkers(Equipment(self.database.endpoint, self.namespace), at_once)
+        place = self.valkey.get_connection_kwargs()
+        own = {**self.endpoints.cache.arguments, "host": place["host"], "port": place["port"]}
+        equipment = Equipment(
+            self.database.endpoint,
+            self.namespace,
+            reader=self.endpoints.reader,
+            cache=cache or own,
+            messaging=self.messaging if metrics else None,
+        )
+        self._workers = LocalWorkers(equipment, at_once)
         return self._workers
 
     @cached_property

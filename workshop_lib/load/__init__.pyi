@@ -11,10 +11,26 @@ from .inserts import (
     save_reports as save_reports,
 )
 from .means import Equipment as Equipment
+from .mixed import (
+    MixedReport as MixedReport,
+    MixedScenario as MixedScenario,
+    Queue as Queue,
+    read_metrics as read_metrics,
+    run_mixed as run_mixed,
+)
+from .rows import (
+    count_transactions as count_transactions,
+    delete_transactions as delete_transactions,
+)
 from .scenario import (
     InsertScenario as InsertScenario,
     Storm as Storm,
     read_scenario as read_scenario,
+)
+from .streams import (
+    StreamReport as StreamReport,
+    run_stream as run_stream,
+    saturation as saturation,
 )
 from .worker import handler as handler
 
@@ -24,14 +40,24 @@ __all__ = [
     "InsertScenario",
     "LambdaWorkers",
     "LocalWorkers",
+    "MixedReport",
+    "MixedScenario",
+    "Queue",
     "Storm",
+    "StreamReport",
     "compare_storms",
     "count_rows",
+    "count_transactions",
     "delete_rows",
+    "delete_transactions",
     "events",
     "handler",
     "monthly_payment",
+    "read_metrics",
     "read_scenario",
     "run_inserts",
+    "run_mixed",
+    "run_stream",
+    "saturation",
     "save_reports",
 ]

@@ -251,6 +251,25 @@ def delete_rows(database: Database, run: str) -> int:
     return deleted
 
 
+def who_limits(cpu_s: float, busy_s: float, seconds: float) -> str:
+    """Whether a load test measured the database or itself.
+
+    Args:
+        cpu_s: processor time of the workers.
+        busy_s: time in which they ran, all together.
+        seconds: of the clock.
+
+    Returns:
+        "generator" if the workers computed nearly all the time, or took half the machine; else
+        "database".
+
+    """
+    processors = psutil.cpu_count() or 1
+    computing = busy_s and cpu_s / busy_s > BUSY_WORKER
+    crowding = seconds and cpu_s / seconds > BUSY_MACHINE * processors
+    return "generator" if computing or crowding else "database"
+
+
 def compare_storms(reports: dict[str, InsertReport]) -> pd.DataFrame:
     """Storms side by side: a column each; rows a second, and durations in milliseconds."""
     first = next(iter(reports.values()))
@@ -345,7 +364,7 @@ def _report(
         reconnects=sum(a.reconnects for a in answers),
         cpu_seconds=cpu_s,
         cpu_share=cpu_s / busy_s if busy_s else 0.0,
-        limited_by=_limit(cpu_s, busy_s, outcomes.seconds),
+        limited_by=who_limits(cpu_s, busy_s, outcomes.seconds),
         errors=tuple([*said, *(e for a in answers for e in a.errors)][:FIRST_ERRORS]),
         interrupted=outcomes.interrupted,
     )
@@ -373,13 +392,6 @@ def _book(share: int, outcome: Outcome, in_table: int) -> _Book:
     unreported = min(max(in_table - reported, 0), answer.error_count)
     failed = answer.error_count - unreported
     return _Book(answer, reported + unreported, failed, answer.dropped, unreported)
-
-
-def _limit(cpu_s: float, busy_s: float, seconds: float) -> str:
-    processors = psutil.cpu_count() or 1
-    computing = busy_s and cpu_s / busy_s > BUSY_WORKER
-    crowding = seconds and cpu_s / seconds > BUSY_MACHINE * processors
-    return "generator" if computing or crowding else "database"
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:

@@ -130,7 +130,7 @@ class Storm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             DataError: one is; the text names it and says what is allowed.
 
         """
-        _convert(msgspec.to_builtins(self), Storm, "this storm")
+        convert_scenario(msgspec.to_builtins(self), Storm, "this storm")
 
 
 def read_scenario(path: str | Path, **options: object) -> InsertScenario:
@@ -150,7 +150,7 @@ def read_scenario(path: str | Path, **options: object) -> InsertScenario:
         given = tomllib.loads(text) if str(path).endswith(".toml") else json.loads(text)
     except (OSError, ValueError) as error:
         raise DataError(f"The scenario {path} cannot be read: {error}.") from None
-    scenario = _convert(given, InsertScenario, str(path))
+    scenario = convert_scenario(given, InsertScenario, str(path))
     return _with_options(scenario, {k: v for k, v in options.items() if v is not None})
 
 
@@ -171,10 +171,21 @@ def _with_options(scenario: InsertScenario, options: Mapping[str, object]) -> In
         for place in places[name]:
             part, _, key = place.rpartition(".")
             (content[part] if part else content)[key] = value
-    return _convert(content, InsertScenario, "the options")
+    return convert_scenario(content, InsertScenario, "the options")
 
 
-def _convert(content: Any, kind: type[T], origin: str) -> T:
+def convert_scenario(content: Any, kind: type[T], origin: str) -> T:
+    """Content as a scenario of this kind.
+
+    Args:
+        content: of JSON or TOML.
+        kind: of scenario.
+        origin: what an error calls it.
+
+    Raises:
+        DataError: a name or a value is not usable; the text says which and what may be.
+
+    """
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:

@@ -90,6 +90,7 @@ class Endpoints:
 
     Attributes:
         aws_region: the Region, where any of them is on AWS.
+        reader: another endpoint of the database's data, for the reads of a load test, if any.
         release: ends this process's use of the local engines; call it once when done.
 
     """
@@ -99,6 +100,7 @@ class Endpoints:
     store: StoreEndpoint
     aws_region: str | None
     release: Callable[[], None] = field(repr=False)
+    reader: DatabaseEndpoint | None = None
 
     @property
     def all(self) -> tuple[Endpoint, ...]:

@@ -65,6 +65,7 @@ def resolve(settings: Settings) -> Endpoints:
         store=store or _embedded_store(_held(attachment)),
         aws_region=settings.aws_region,
         release=attachment.release if attachment else lambda: None,
+        reader=external_reader(settings),
     )
 
 

@@ -1,0 +1,479 @@
+"""A mixed load through a queue: send rounds of messages, have them worked off, account for all."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+
+import msgspec
+import pandas as pd
+from botocore.exceptions import BotoCoreError, ClientError
+
+from workshop_lib.database import Database
+from workshop_lib.errors import WorkshopError
+from workshop_lib.load.drivers import Driver
+from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
+from workshop_lib.load.messages import dimensions, metrics_namespace
+from workshop_lib.load.rows import count_transactions
+from workshop_lib.load.scenario import convert_scenario
+from workshop_lib.load.traffic import ACTIONS
+from workshop_lib.measure import Samples
+
+MOST_A_REQUEST = 10
+"""Messages of one request to SQS."""
+LOOK_S = 0.2
+WAIT_S = 1
+PAUSE_S = 0.3
+FIRST_ERRORS = 10
+BROKEN = (BotoCoreError, ClientError)
+
+
+class MixedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The knobs of a mixed load. A name that it does not know is refused.
+
+    Attributes:
+        duration_s: how long rounds are sent.
+        wait_s: from one round to the next.
+        messages_per_batch: messages of each action in a round: SELECT, INSERT and SELECT2.
+        statements_per_message: how often a message's statement is run.
+        think_ms: pause after each statement, in no transaction.
+        reads_elsewhere: SELECT and SELECT2 go to the endpoint for reads, where there is one.
+        visibility_timeout_s: a message that is not worked off by then is delivered again. On AWS at
+            least six times the function's time-out.
+        max_receives: after so many deliveries in vain a message goes to the dead-letter queue.
+        drain_s: how long after the last round to wait for the queue to empty.
+
+    """
+
+    duration_s: Annotated[float, msgspec.Meta(gt=0, le=3_600)] = 10.0
+    wait_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.5
+    messages_per_batch: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 5
+    statements_per_message: Annotated[int, msgspec.Meta(ge=1, le=MOST_STATEMENTS)] = 5
+    think_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0.0
+    reads_elsewhere: bool = False
+    visibility_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=43_200)] = 30
+    max_receives: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 3
+    drain_s: Annotated[float, msgspec.Meta(ge=0, le=3_600)] = 30.0
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds are sent: one at once, the next after `wait_s`, and so on."""
+        return max(1, round(self.duration_s / self.wait_s))
+
+    def messages(self, run: int) -> list[list[Message]]:
+        """The messages of each round."""
+        found: list[list[Message]] = []
+        number = 0
+        for _ in range(self.rounds):
+            found.append([])
+            for action in ACTIONS:
+                for _ in range(self.messages_per_batch):
+                    found[-1].append(self._message(run, number, action))
+                    number += 1
+        return found
+
+    def _message(self, run: int, number: int, action: Any) -> Message:
+        reads = self.reads_elsewhere and action != "INSERT"
+        return Message(
+            run=run,
+            number=number,
+            action=action,
+            statements=self.statements_per_message,
+            target="reader" if reads else "writer",
+            think_ms=self.think_ms,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue and its dead-letter queue, as `Workshop.open_queue` finds them, and a client."""
+
+    sqs: Any = field(repr=False)
+    url: str = field(repr=False)
+    dead: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedReport:
+    """What came of a mixed load. Messages unless said otherwise; times count from its beginning.
+
+    Attributes:
+        run: its number; the ids of its rows follow from it.
+        scenario: what was asked for.
+        planned, succeeded, failed, dropped: messages asked for; worked off; in the dead-letter
+            queue; never heard of again, or left in the queue. The first is the sum of the others.
+        redelivered: deliveries beyond the first of a message.
+        durations: of the statements of each action, COMMIT included.
+        depth: when, how many messages waited, how many were being worked off.
+        executions: when each invocation of a worker began, how long it took, its messages; seconds.
+        rows_reported: rows of messages that were worked off.
+        rows_unreported: rows of others, which the table has as well.
+        in_table: rows of this run that the table has.
+        seconds: until the queue was empty, or time was over.
+        errors: the first few, in words.
+        interrupted: it was ended early.
+
+    """
+
+    run: int
+    scenario: MixedScenario
+    planned: int
+    succeeded: int
+    failed: int
+    dropped: int
+    redelivered: int
+    durations: Mapping[str, Samples]
+    depth: tuple[tuple[float, int, int], ...]
+    executions: tuple[tuple[float, float, int], ...]
+    rows_reported: int
+    rows_unreported: int
+    in_table: int
+    seconds: float
+    errors: tuple[str, ...]
+    interrupted: bool
+
+    @property
+    def reconciles(self) -> bool:
+        """Whether every message is accounted for once, and the table agrees with what was said."""
+        accounted = self.succeeded + self.failed + self.dropped
+        others = (self.failed + self.dropped) * self.scenario.statements_per_message
+        return self.planned == accounted and 0 <= self.rows_unreported <= others
+
+    def describe(self) -> dict[str, Any]:
+        """The figures as a results file keeps them; durations in milliseconds."""
+        return {
+            "run": self.run,
+            "scenario": msgspec.to_builtins(self.scenario),
+            "messages": {
+                name: getattr(self, name)
+                for name in ("planned", "succeeded", "failed", "dropped", "redelivered")
+            },
+            "rows": {
+                name: getattr(self, name)
+                for name in ("rows_reported", "rows_unreported", "in_table")
+            },
+            "reconciles": self.reconciles,
+            "duration_ms": {
+                action: {
+                    "n": len(found),
+                    "avg": found.mean * 1e3,
+                    **{f"p{q}": found.percentile(q) * 1e3 for q in (50, 95, 99)},
+                }
+                for action, found in self.durations.items()
+                if len(found)
+            },
+            "executions": len(self.executions),
+            "deepest": max((waiting for _, waiting, _ in self.depth), default=0),
+            "seconds": self.seconds,
+            "interrupted": self.interrupted,
+            "errors": list(self.errors),
+        }
+
+    def __str__(self) -> str:
+        parts = [f"{self.succeeded:,} of {self.planned:,} messages in {self.seconds:.1f} s."]
+        if self.failed or self.dropped:
+            parts.append(f"{self.failed:,} failed, {self.dropped:,} were left or lost.")
+        if self.redelivered:
+            parts.append(f"{self.redelivered:,} were delivered again.")
+        if self.interrupted:
+            parts.append("It was interrupted.")
+        if self.errors:
+            parts.append(f"The first error: {self.errors[0]}")
+        return " ".join(parts)
+
+
+def run_mixed(
+    database: Database, queue: Queue, scenario: MixedScenario, driver: Driver
+) -> MixedReport:
+    """Send a mixed load through a queue and have a driver's workers work it off.
+
+    Pollers hand messages to workers and delete those that were worked off, as Lambda's event source
+    mapping does for functions; the others are delivered again. So a worker may meet a message
+    twice, and INSERTs are made to bear that.
+
+    Args:
+        database: where rows are counted; the workers were given the same one.
+        queue: an empty one.
+        scenario: what to send.
+        driver: who works it off.
+
+    Returns:
+        The report; also after an Interrupt, of what had been done by then.
+
+    Raises:
+        DataError: a value of the scenario is out of range.
+        WorkshopError: the queue holds messages of something else.
+
+    """
+    convert_scenario(msgspec.to_builtins(scenario), MixedScenario, "this scenario")
+    return _Desk(database, queue, scenario, driver).run()
+
+
+def read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: float) -> pd.DataFrame:
+    """What CloudWatch has of a mixed load: a row a second and action.
+
+    Args:
+        cloudwatch: the client.
+        namespace: of the workshop whose load it was.
+        began: its first second.
+        seconds: how long to look.
+
+    Returns:
+        Columns: second (from the beginning), action, completions, duration_ms (mean).
+
+    """
+    start = began.replace(microsecond=0)
+    asked = {
+        f"{kind.lower()}_{action.lower()}": (kind, action, statistic)
+        for kind, statistic in (("COMPLETIONS", "Sum"), ("DURATION", "Average"))
+        for action in ACTIONS
+    }
+    answer = cloudwatch.get_metric_data(
+        MetricDataQueries=[
+            {
+                "Id": name,
+                "MetricStat": {
+                    "Metric": {
+                        "Namespace": metrics_namespace(namespace),
+                        "MetricName": kind,
+                        "Dimensions": dimensions(namespace, action),
+                    },
+                    "Period": 1,
+                    "Stat": statistic,
+                },
+            }
+            for name, (kind, action, statistic) in asked.items()
+        ],
+        StartTime=start,
+        EndTime=start + timedelta(seconds=int(seconds) + 2),
+        ScanBy="TimestampAscending",
+    )
+    found: dict[tuple[int, str], dict[str, float]] = {}
+    for series in answer["MetricDataResults"]:
+        kind, action, _ = asked[series["Id"]]
+        for at, value in zip(series["Timestamps"], series["Values"], strict=True):
+            second = round((at - start).total_seconds())
+            found.setdefault((second, action), {})[kind] = value
+    rows = [
+        (second, action, values.get("COMPLETIONS", 0.0), values.get("DURATION", float("nan")))
+        for (second, action), values in sorted(found.items())
+    ]
+    return pd.DataFrame(rows, columns=["second", "action", "completions", "duration_ms"])
+
+
+class _Desk:
+    """A mixed load under way."""
+
+    def __init__(
+        self, database: Database, queue: Queue, scenario: MixedScenario, driver: Driver
+    ) -> None:
+        self.database, self.queue = database, queue
+        self.scenario, self.driver = scenario, driver
+        self.run_number = secrets.randbits(31)
+        self.lock = threading.Lock()
+        self.stop = threading.Event()
+        self.sent_all = threading.Event()
+        self.busy = 0
+        self.deliveries = Counter[int]()
+        self.done: dict[int, MessageDone] = {}
+        self.dead: set[int] = set()
+        self.executions: list[tuple[float, float, int]] = []
+        self.depth: list[tuple[float, int, int]] = []
+        self.errors: list[str] = []
+
+    def run(self) -> MixedReport:
+        waiting, flying = self._look()
+        if waiting or flying:
+            raise WorkshopError(
+                f"The queue holds {waiting + flying} messages already. Are they of another load "
+                "test? Wait until it is over, or purge the queue."
+            )
+        self.started = time.perf_counter()
+        interrupted = False
+        pollers = self.driver.at_once
+        with ThreadPoolExecutor(pollers + 2, thread_name_prefix="mixed") as threads:
+            tasks = [threads.submit(self._send), threads.submit(self._watch)]
+            tasks += [threads.submit(self._poll) for _ in range(pollers)]
+            try:
+                while not self.stop.wait(LOOK_S):
+                    pass
+            except KeyboardInterrupt:
+                interrupted = True
+            finally:
+                self.stop.set()
+            for task in tasks:
+                task.result()
+        seconds = time.perf_counter() - self.started
+        self._collect_dead()
+        return self._report(seconds, interrupted)
+
+    def _send(self) -> None:
+        """Send each round at its time, whether or not the ones before it have been worked off."""
+        for number, messages in enumerate(self.scenario.messages(self.run_number)):
+            ahead = self.started + number * self.scenario.wait_s - time.perf_counter()
+            if self.stop.wait(max(0.0, ahead)):
+                break
+            for at in range(0, len(messages), MOST_A_REQUEST):
+                self._send_some(messages[at : at + MOST_A_REQUEST])
+        self.sent_all.set()
+
+    def _send_some(self, messages: Sequence[Message]) -> None:
+        entries = [
+            {"Id": str(m.number), "MessageBody": msgspec.json.encode(m).decode()} for m in messages
+        ]
+        try:
+            answer = self.queue.sqs.send_message_batch(QueueUrl=self.queue.url, Entries=entries)
+        except BROKEN as error:
+            self._note(error)
+            return
+        for refused in answer.get("Failed", []):
+            self._note(refused.get("Message", refused))
+
+    def _watch(self) -> None:
+        """Note the queue's depth, and find out when all is done, or the time for it is over."""
+        end = self.started + self.scenario.duration_s + self.scenario.drain_s
+        while not self.stop.is_set():
+            try:
+                waiting, flying = self._look()
+            except BROKEN as error:
+                self._note(error)
+                waiting = flying = 0
+            else:
+                self.depth.append((time.perf_counter() - self.started, waiting, flying))
+            with self.lock:
+                idle = not self.busy
+            if self.sent_all.is_set() and idle and not waiting and not flying:
+                self.stop.set()
+            if time.perf_counter() > end:
+                self.stop.set()
+            self.stop.wait(LOOK_S)
+
+    def _look(self) -> tuple[int, int]:
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        found = self.queue.sqs.get_queue_attributes(QueueUrl=self.queue.url, AttributeNames=names)
+        waiting, flying = (int(found["Attributes"][name]) for name in names)
+        return waiting, flying
+
+    def _poll(self) -> None:
+        """Receive messages, have a worker work them off, delete those that it did."""
+        while not self.stop.is_set():
+            try:
+                answer = self.queue.sqs.receive_message(
+                    QueueUrl=self.queue.url,
+                    MaxNumberOfMessages=MOST_A_REQUEST,
+                    WaitTimeSeconds=WAIT_S,
+                )
+            except BROKEN as error:
+                self._note(error)
+                self.stop.wait(PAUSE_S)
+                continue
+            messages = answer.get("Messages", [])
+            if messages:
+                with self.lock:
+                    self.busy += 1
+                try:
+                    self._hand_over(messages)
+                finally:
+                    with self.lock:
+                        self.busy -= 1
+
+    def _hand_over(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        records = [{"messageId": m["MessageId"], "body": m["Body"]} for m in messages]
+        with self.lock:
+            self.deliveries.update(number for m in messages for number in _numbers([m["Body"]]))
+        began = time.perf_counter()
+        future = self.driver.start({"Records": records}, self.scenario.visibility_timeout_s)
+        try:
+            answer = future.result()
+        except Exception as error:  # noqa: BLE001 -- whatever it was, they come again
+            self._note(error)
+            return
+        failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
+        with self.lock:
+            took = time.perf_counter() - began
+            self.executions.append((began - self.started, took, len(messages)))
+            for one in msgspec.convert(answer["done"], list[MessageDone]):
+                if one.error:
+                    self._note(one.error)
+                else:
+                    self.done.setdefault(one.number, one)
+            if answer["metrics"]:
+                self._note(answer["metrics"])
+        self._delete(self.queue.url, [m for m in messages if m["MessageId"] not in failed])
+
+    def _delete(self, url: str, messages: Sequence[Mapping[str, Any]]) -> None:
+        entries = [
+            {"Id": str(n), "ReceiptHandle": m["ReceiptHandle"]} for n, m in enumerate(messages)
+        ]
+        if entries:
+            try:
+                self.queue.sqs.delete_message_batch(QueueUrl=url, Entries=entries)
+            except BROKEN as error:  # then they come again, and are found to be done
+                self._note(error)
+
+    def _collect_dead(self) -> None:
+        """Read the dead-letter queue out, and empty it of this run's messages."""
+        try:
+            while messages := self.queue.sqs.receive_message(
+                QueueUrl=self.queue.dead, MaxNumberOfMessages=MOST_A_REQUEST
+            ).get("Messages", []):
+                self.dead.update(_numbers(m["Body"] for m in messages))
+                self._delete(self.queue.dead, messages)
+        except BROKEN as error:
+            self._note(error)
+
+    def _note(self, error: object) -> None:
+        if len(self.errors) < FIRST_ERRORS:
+            self.errors.append(" ".join(str(error).split()))
+
+    def _report(self, seconds: float, interrupted: bool) -> MixedReport:
+        planned = {m.number: m for each in self.scenario.messages(self.run_number) for m in each}
+        succeeded = set(self.done)
+        failed = self.dead - succeeded
+        durations: dict[str, Samples] = {
+            action: Samples(
+                action,
+                tuple(us / 1e6 for d in self.done.values() if d.action == action
+                      for us in d.durations_us),
+            )
+            for action in ACTIONS
+        }  # fmt: skip
+        inserts = [n for n in succeeded if planned[n].action == "INSERT"]
+        reported = len(inserts) * self.scenario.statements_per_message
+        in_table = count_transactions(self.database, self.run_number)
+        return MixedReport(
+            run=self.run_number,
+            scenario=self.scenario,
+            planned=len(planned),
+            succeeded=len(succeeded),
+            failed=len(failed),
+            dropped=len(planned) - len(succeeded) - len(failed),
+            redelivered=sum(count - 1 for count in self.deliveries.values()),
+            durations=durations,
+            depth=tuple(self.depth),
+            executions=tuple(sorted(self.executions)),
+            rows_reported=reported,
+            rows_unreported=in_table - reported,
+            in_table=in_table,
+            seconds=seconds,
+            errors=tuple(self.errors),
+            interrupted=interrupted,
+        )
+
+
+def _numbers(bodies: Iterable[str]) -> list[int]:
+    """The numbers of messages; those that are none of ours are left out."""
+    found = []
+    for body in bodies:
+        try:
+            found.append(msgspec.json.decode(body, type=Message).number)
+        except (msgspec.ValidationError, msgspec.DecodeError):
+            continue
+    return found

@@ -1,0 +1,259 @@
+"""Have workers serve a stream of requests together, and report what clients met."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from workshop_lib.database import Database
+from workshop_lib.errors import DataError
+from workshop_lib.load.drivers import Driver, run_jobs
+from workshop_lib.load.inserts import who_limits
+from workshop_lib.load.jobs import StreamDone, StreamJob
+from workshop_lib.load.rows import count_transactions
+from workshop_lib.load.traffic import requests
+from workshop_lib.measure import Moment, Samples, percentile
+
+AHEAD_S = 0.3
+"""How long before a stream begins all workers have their jobs, seconds."""
+SERVED = ("cache", "database")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamReport:
+    """What came of a stream; `planned` is the sum of the next three.
+
+    Attributes:
+        run: its number; the ids of its rows follow from it.
+        closed: whether requests waited for answers to be sent (closed loop), or not.
+        rate, seconds: what was asked for; of a closed loop only the seconds.
+        planned, succeeded, failed, dropped: requests; dropped ones had waited too long unserved.
+        moments: one a request, on a time line from 0: when it arrived (closed: was sent), and how
+            long until its answer was there; the source is "cache", "database", "error", "dropped".
+        rows: new ones, as the database counted them for each INSERT.
+        in_table: rows of this run that the table has.
+        cpu_share: processor time of the workers by the time that their threads had requests.
+        limited_by: "database", or "generator": then the figures are the load test's own limit.
+        errors: the first few, in words.
+        interrupted: it was ended early.
+
+    """
+
+    run: int
+    closed: bool
+    rate: float
+    seconds: float
+    planned: int
+    succeeded: int
+    failed: int
+    dropped: int
+    moments: tuple[Moment, ...]
+    rows: int
+    in_table: int
+    cpu_share: float
+    limited_by: str
+    errors: tuple[str, ...]
+    interrupted: bool
+
+    @property
+    def answered(self) -> Samples:
+        """How long the answered requests waited."""
+        return Samples("wait", tuple(m.seconds for m in self.moments if m.source in SERVED))
+
+    @property
+    def throughput(self) -> float:
+        """Answers a second, until the last one."""
+        if not self.succeeded:
+            return 0.0
+        last = max(m.end for m in self.moments if m.source in SERVED)
+        return self.succeeded / max(last, self.seconds)
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of the answers that came from the cache."""
+        sources = Counter(m.source for m in self.moments)
+        return sources["cache"] / self.succeeded if self.succeeded else 0.0
+
+    @property
+    def reconciles(self) -> bool:
+        """Whether every request is accounted for once, and the table has the rows reported."""
+        accounted = self.succeeded + self.failed + self.dropped
+        return self.planned == accounted and (self.rows == self.in_table or self.failed > 0)
+
+    def percentile(self, q: float) -> float:
+        """The q-th percentile of the waits of all requests, seconds.
+
+        Those that were dropped or failed count with the time until their end: leaving them out
+        would make a service that drops look fast.
+
+        Raises:
+            ValueError: there were no requests.
+
+        """
+        return percentile([m.seconds for m in self.moments], q)
+
+    def over_time(self, q: float, step_s: float) -> tuple[list[float], list[float]]:
+        """The q-th percentile of the waits of requests that arrived in each step of time.
+
+        Returns:
+            The steps' beginnings, and the percentiles, both seconds; empty steps are left out.
+
+        """
+        found = _in_steps([(m.at, m.seconds) for m in self.moments], step_s)
+        return list(found), [percentile(waits, q) for waits in found.values()]
+
+    def queries_per_second(self, step_s: float) -> tuple[list[float], list[float]]:
+        """How many answers a second came from the database, by the time when they came.
+
+        Returns:
+            The steps' beginnings, seconds, and the rates.
+
+        """
+        ends = [(m.end, 1.0) for m in self.moments if m.source == "database"]
+        found = _in_steps(ends, step_s)
+        last = max(found, default=0.0)
+        steps = [step_s * n for n in range(round(last / step_s) + 1)]
+        return steps, [len(found.get(step, ())) / step_s for step in steps]
+
+    def __str__(self) -> str:
+        kind = "closed loop" if self.closed else f"{self.rate:,.0f} arrivals/s"
+        answered = f"{self.succeeded:,} of {self.planned:,} answered"
+        rate = f"{self.throughput:,.0f}/s, {self.hit_ratio:.0%} from the cache"
+        parts = [f"{kind}: {answered}, {rate}."]
+        if self.failed or self.dropped:
+            parts.append(f"{self.failed:,} failed, {self.dropped:,} had waited too long.")
+        if self.limited_by == "generator":
+            parts.append("The load generator was the limit, not the database.")
+        return " ".join(parts)
+
+
+def run_stream(
+    database: Database,
+    driver: Driver,
+    *,
+    seconds: float,
+    rate: float = 0.0,
+    ttl_s: float = 0.0,
+    threads: int = 8,
+    seed: int = 0,
+    give_up_s: float = 2.0,
+    closed: bool = False,
+) -> StreamReport:
+    """Have all workers of a driver serve one stream of requests together.
+
+    Args:
+        database: where rows are counted; the workers were given the same one.
+        driver: who serves.
+        seconds: how long requests arrive.
+        rate: arrivals a second, mean; not of a closed loop.
+        ttl_s: time to live of cached answers, seconds; 0 for no cache.
+        threads: requests that each worker can have under way.
+        seed: the same seed gives the same stream.
+        give_up_s: a request that has waited so long unserved is dropped, seconds.
+        closed: a closed loop instead: no arrivals, each thread asks again when it is answered.
+
+    Raises:
+        DataError: a value is out of range.
+
+    """
+    run = secrets.randbits(31)
+    workers = driver.at_once
+    begins_at = time.time() + AHEAD_S
+    jobs = [
+        StreamJob(
+            run=run,
+            worker=number,
+            of=workers,
+            begins_at=begins_at,
+            rate=rate or 1.0,
+            seconds=seconds,
+            seed=seed,
+            threads=threads,
+            ttl_s=ttl_s,
+            give_up_s=give_up_s,
+            closed=closed,
+        )
+        for number in range(workers)
+    ]
+    _check(jobs[0], rate, closed)
+    outcomes = run_jobs(driver, jobs, seconds + 2 * give_up_s)
+    answers = [msgspec.convert(o.answer, StreamDone) for o in outcomes.each if o.answer is not None]
+    sources = Counter(source for answer in answers for source in answer.source)
+    seen = sum(sources.values())
+    planned = seen if closed else sum(1 for _ in requests(rate, seconds, seed, run))
+    succeeded, dropped = sum(sources[name] for name in SERVED), sources["dropped"]
+    busy_s, cpu_s = (
+        sum(getattr(a, f"{name}_ms") for a in answers) / 1e3 for name in ("busy", "cpu")
+    )
+    said = [o.error for o in outcomes.each if o.error]
+    return StreamReport(
+        run=run,
+        closed=closed,
+        rate=rate,
+        seconds=seconds,
+        planned=planned,
+        succeeded=succeeded,
+        failed=planned - succeeded - dropped,
+        dropped=dropped,
+        moments=_moments(answers),
+        rows=sum(answer.rows for answer in answers),
+        in_table=count_transactions(database, run),
+        cpu_share=cpu_s / busy_s if busy_s else 0.0,
+        limited_by=who_limits(cpu_s, seconds * workers, seconds),
+        errors=tuple([*said, *(e for a in answers for e in a.errors)][:10]),
+        interrupted=outcomes.interrupted,
+    )
+
+
+def saturation(reports: Mapping[float, StreamReport], limit_s: float) -> float | None:
+    """The highest rate of arrivals up to which every one was served well.
+
+    Args:
+        reports: by rate of arrivals.
+        limit_s: what p95 may be at most, seconds, for a service to count as good.
+
+    Returns:
+        The rate; None if not even the lowest was.
+
+    """
+    best = None
+    for rate in sorted(reports):
+        if (
+            reports[rate].percentile(95) > limit_s
+            or reports[rate].succeeded < reports[rate].planned
+        ):
+            break
+        best = rate
+    return best
+
+
+def _check(job: StreamJob, rate: float, closed: bool) -> None:
+    try:
+        msgspec.convert(msgspec.to_builtins(job), StreamJob)
+    except msgspec.ValidationError as error:
+        raise DataError(f"No stream like this: {str(error).replace('`$.', '`')}.") from None
+    if not closed and rate <= 0:
+        raise DataError(
+            f"rate is {rate!r}; an open loop needs arrivals: a number above 0 a second."
+        )
+
+
+def _moments(answers: Sequence[StreamDone]) -> tuple[Moment, ...]:
+    found = [
+        Moment(at / 1e6, wait / 1e6, source)
+        for answer in answers
+        for at, wait, source in zip(answer.at_us, answer.wait_us, answer.source, strict=True)
+    ]
+    return tuple(sorted(found, key=lambda m: m.at))
+
+
+def _in_steps(pairs: Sequence[tuple[float, float]], step_s: float) -> dict[float, list[float]]:
+    found: dict[int, list[float]] = {}
+    for at, value in pairs:
+        found.setdefault(int(at // step_s), []).append(value)
+    return {step * step_s: found[step] for step in sorted(found)}
