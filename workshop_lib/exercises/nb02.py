@@ -21,7 +21,7 @@ RANGE = "SELECT * FROM orders WHERE id >= %(low)s AND id < %(high)s"
 SEPARATORS = ("", ":", ",", "|", "-", "/", " ", ", ", "', '")
 
 DIFFERENT: tuple[tuple[Question, Question, str], ...] = (
-    ((ORDERS, (7,)), (ORDERS, (8,)), "The parameters belong into the key, not the SQL alone."),
+    ((ORDERS, (7,)), (ORDERS, (8,)), "The parameters belong in the key, not the SQL alone."),
     ((ORDERS, (7,)), (USERS, (7,)), "The SQL belongs into the key, not the parameters alone."),
     ((NAMES, ("Ada", "Eve")), (NAMES, ("Eve", "Ada")), "In a tuple, the order counts."),
     (

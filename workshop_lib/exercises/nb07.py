@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -126,10 +127,11 @@ def _check_counts(work: Work, attempts: int, waits: int, when: str) -> None:
             f"{_times(attempts)}."
         )
     if len(work.waits) != waits:
+        own = "" if work.waits else " Use the `sleep` that is handed in."
         raise Wrong(
             f"{when}, and `sleep` was called {_times(len(work.waits))}. Expected: "
             f"{_times(waits)}. It is called once before each retry, and never when no attempt "
-            "follows."
+            f"follows.{own}"
         )
 
 
@@ -390,13 +392,16 @@ class Observed:
 
     def query(self, statement: Any, params: Any = None) -> Any:
         """As the database's, but not to delete with."""
+        past = Enough(
+            "`database.query` was used to delete. It does not try again after a conflict: let "
+            "each step run through `database.run_transaction(work)`."
+        )
+        if re.search(r"\bDELETE\b", str(statement), re.IGNORECASE):
+            raise past
         before = self._count()
         rows = self._database.query(statement, params)
         if self._count() != before:
-            raise Enough(
-                "`database.query` has deleted rows. It does not try again after a conflict: let "
-                "each step run through `database.run_transaction(work)`."
-            )
+            raise past
         return rows
 
     def run_transaction(self, work: Callable[[Any], Any]) -> Any:

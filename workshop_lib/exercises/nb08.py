@@ -46,9 +46,9 @@ class Task:
             expected = self.right(*numbers)
             if not self.same(got, expected):
                 shown = expected if expected is None else f"{expected:.4g}"
+                hint = " Is there a `return`?" if got is None else self._suspicion(tried)
                 raise Wrong(
-                    f"{self._shown(numbers)} returned `{show(got)}`; expected: {shown}."
-                    f"{self._suspicion(tried)}"
+                    f"{self._shown(numbers)} returned `{show(got)}`; expected: {shown}.{hint}"
                 )
 
     def _ask(self, function: Callable[..., Any], numbers: Numbers) -> Any:
@@ -59,9 +59,12 @@ class Task:
         return f"`{self.name}({', '.join(f'{name}={value:g}' for name, value in named)})`"
 
     def _suspicion(self, tried: Sequence[tuple[Numbers, object]]) -> str:
-        for words, formula in self.suspects.items():
-            if all(self.same(got, formula(*numbers)) for numbers, got in tried):
-                return f" {words}"
+        # A wrong formula is found as well where None has been forgotten besides.
+        numeric = [(numbers, got) for numbers, got in tried if self.right(*numbers) is not None]
+        for some in (tried, numeric):
+            for words, formula in self.suspects.items():
+                if all(self.same(got, formula(*numbers)) for numbers, got in some):
+                    return f" {words}"
         return ""
 
 
@@ -119,13 +122,14 @@ def _size(
     way: Callable[[float], int] = math.ceil,
     second: float = 1000,
     share: float = BUSY_SHARE,
+    times: float = 1,
     least: int = 1,
     limits: slice = slice(None),
 ) -> Callable[..., int]:
     """The rule of the exercise, or with one thing changed a wrong one."""
 
     def size(rate: float, busy: float, *most: int) -> int:
-        return min(max(least, way(rate * busy / second / share)), *most[limits])
+        return min(max(least, way(rate * busy / second / share * times)), *most[limits])
 
     return size
 
@@ -150,6 +154,9 @@ POOL_SIZE = Task(
         "This plans for connections that are busy all the time. Divide by 0.7.": _size(share=1),
         "This multiplies by 0.7 and makes the pool smaller; head-room makes it larger.": _size(
             share=1 / BUSY_SHARE
+        ),
+        "This adds 30 %. For 70 % of the pool to be in use, divide by 0.7: that is more.": _size(
+            share=1, times=1.3
         ),
         "What the database allows, `most`, is not kept.": _size(limits=slice(1)),
         "A thread holds one connection at a time: more than `threads` are never used.": _size(

@@ -57,15 +57,15 @@ class Visit:
         if asked == self.store.asked and got != expected:
             hint = " Is there a `return` on this way?" if got is None else ""
             raise Wrong(
-                f"{when}, {shown} returned `{show(got)}`; expected: `{show(expected)}`.{hint}"
+                f"{when}: {shown} returned `{show(got)}`; expected: `{show(expected)}`.{hint}"
             )
         if asked != self.store.asked:
             raise Wrong(
-                f"{when}, {shown} asked the store: {_list(self.store.asked)}. Expected: "
+                f"{when}: {shown} asked the store: {_list(self.store.asked)}. Expected: "
                 f"{_list(asked)}."
             )
         if got != expected:
-            raise Wrong(f"{when}, {shown} returned `{show(got)}`; expected: `{show(expected)}`.")
+            raise Wrong(f"{when}: {shown} returned `{show(got)}`; expected: `{show(expected)}`.")
 
 
 def _list(calls: Iterable[str]) -> str:
@@ -84,7 +84,7 @@ def check_fetch(answer: object, _: object) -> None:
     visit.at(105, "b", ["get('b')"], "Another object is asked for")
     known = f"get_if_changed('a', {etag(first)!r})"
     visit.at(110, "a", [known], "When its TTL has ended (now = the end)")
-    visit.at(119, "a", [], "It had not changed, and has a new TTL")
+    visit.at(119, "a", [], "After a renewal the TTL starts anew")
     visit.store.bodies["a"] = second
     visit.at(119.5, "b", [f"get_if_changed('b', {etag(other)!r})"],
              "The other object's TTL has ended")  # fmt: skip
@@ -252,7 +252,7 @@ def choose(objects, room):
     return chosen
 """,
         praise=(
-            "Requests a byte: that is why small and hot objects belong into a cache, and large "
+            "Requests a byte: that is why small and hot objects belong in a cache, and large "
             "ones rarely. It is the greedy answer to the knapsack problem, and near the best. "
             "`max_bytes` is the same idea, made simple."
         ),

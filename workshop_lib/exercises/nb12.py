@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from workshop_lib.exercises.engine import Exercise, Wrong, call, function_of, show
 
+CENTS = 0.005 + 1e-9
+"""An answer may be rounded to cents."""
 PARAMETERS = ("gb", "reads_per_s", "hit_ratio", "kb", "gb_hour", "million_ecpu")
 INPUTS: tuple[tuple[float, ...], ...] = (
     (2, 0, 0.9, 1, 0.084, 0.0023),
@@ -25,6 +28,7 @@ def _month(
     hours: float = 730,
     seconds: float = 3600,
     least_ecpu: float = 1,
+    item_of: Callable[[float], float] = float,
     look: float = 1,
     fill: float = 1,
     misses: float = 1,
@@ -35,7 +39,7 @@ def _month(
     def month(  # noqa: PLR0917 -- as the exercise has it
         gb: float, rate: float, ratio: float, kb: float, gb_hour: float, price: float
     ) -> float:
-        reads, item = rate * hours * seconds, max(least_ecpu, kb)
+        reads, item = rate * hours * seconds, max(least_ecpu, item_of(kb))
         ecpu = reads * (ratio * item + misses * (1 - ratio) * (look + fill * item))
         return max(least_gb, gb) * hours * gb_hour + ecpu / million * price
 
@@ -47,6 +51,7 @@ SUSPECTS = {
     "A month has 730 hours here, not 720.": _month(hours=720),
     "An hour has 3,600 seconds: reads are counted by the second.": _month(seconds=1),
     "A command takes one ECPU at least, however small the item.": _month(least_ecpu=0),
+    "Parts of a KB count as parts: 3.5 KB are 3.5 ECPU, not 4.": _month(item_of=math.ceil),
     "A miss looks first, and finds nothing: that is one ECPU as well.": _month(look=0),
     "After a miss the cache is filled, which takes as much as a hit.": _month(fill=0),
     "Misses cost the cache something, too: the look and the filling.": _month(misses=0),
@@ -59,6 +64,9 @@ def check_cache_month(answer: object, _: object) -> None:
     function = function_of(answer, "cache_month", *PARAMETERS)
     tried = [(given, _ask(function, given)) for given in INPUTS]
     for given, got in tried:
+        if isinstance(got, bool) or not isinstance(got, int | float):
+            hint = " Is there a `return`?" if got is None else ""
+            raise Wrong(f"{_shown(given)} returned `{show(got)}`; expected a number.{hint}")
         expected = _month()(*given)
         if not _same(got, expected):
             words = next(
@@ -82,7 +90,7 @@ def _shown(given: tuple[float, ...]) -> str:
 
 def _same(got: object, expected: float) -> bool:
     number = isinstance(got, int | float) and not isinstance(got, bool)
-    return number and abs(got - expected) <= 1e-6 * max(1.0, expected)  # type: ignore[operator]
+    return number and abs(got - expected) <= max(CENTS, 1e-6 * expected)  # type: ignore[operator]
 
 
 EXERCISES = (

@@ -222,7 +222,7 @@ def unreadable_stays(cache, key, load):
 
 WRONG = {
     "02.1": [
-        (sql_alone, "The parameters belong into the key"),
+        (sql_alone, "The parameters belong in the key"),
         (parameters_alone, "The SQL belongs into the key"),
         (order_of_the_dict, "The order in which a dict was filled must not count"),
         (joined_as_text, "A number is not a text"),

@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from itertools import count
 
 import psycopg2
@@ -114,6 +115,10 @@ def keeps_the_first_error(work, sleep):
             if len(errors) < 10:
                 sleep(random.uniform(0, limit(len(errors))))
     raise errors[0]
+
+
+def sleeps_by_itself(work, sleep):
+    return retry(work, time.sleep)
 
 
 def sleeps_at_the_end(work, sleep):
@@ -424,6 +429,10 @@ def without_transactions(database, day):
     return total
 
 
+def by_a_query(database, day):
+    return database.query("delete from exercise_log where day < %s", (day,))
+
+
 def a_count_too_many(database, day):
     return small_steps(database, day) + 1
 
@@ -453,6 +462,7 @@ WRONG = {
         (for_ever_whatever_happens, "more than 100 times"),
         (keeps_the_first_error, "there came that of attempt 1"),
         (sleeps_at_the_end, "`sleep` was called 10 times. Expected: 9"),
+        (sleeps_by_itself, "Use the `sleep` that is handed in."),
         (sleeps_before_each_attempt, "`sleep` was called once. Expected: 0 times"),
         (gives_up_in_silence, "returned as if nothing had happened"),
         (an_error_of_its_own, "there came `RuntimeError: too many conflicts`"),
@@ -496,6 +506,7 @@ WRONG = {
         (a_count_too_many, "returned `1`. Expected: 0"),
         (commits_by_itself, "Does `work` commit by itself?"),
         (commits_nothing, "`database.connection` was used"),
-        (without_transactions, "`database.query` has deleted rows"),
+        (without_transactions, "`database.query` was used to delete"),
+        (by_a_query, "`database.query` was used to delete"),
     ],
 }

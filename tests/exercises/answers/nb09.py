@@ -171,7 +171,7 @@ WRONG = {
         (always_asks, "At once after that"),
         (never_asks, "asked the store: nothing. Expected: `get_if_changed('a',"),
         (asks_too_late, "(now = the end)"),
-        (forgets_the_new_end, "It had not changed, and has a new TTL"),
+        (forgets_the_new_end, "After a renewal the TTL starts anew: `fetch("),
         (forgets_the_new_content, "The new content is kept"),
         (returns_the_old_content, "expected: `b'the second one'`"),
         (returns_what_the_store_says, "Is there a `return` on this way?"),

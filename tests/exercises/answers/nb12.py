@@ -1,5 +1,7 @@
 """Answers to the exercise of notebook 12: right ones, and wrong ones with what they are told."""
 
+import math
+
 
 def by_hand(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
     hits = reads_per_s * 2_628_000 * hit_ratio
@@ -13,6 +15,10 @@ def month(gb, rate, ratio, kb, gb_hour, price, *, least=0.1, hours=730, hour=360
     item, reads = max(one, kb), rate * hours * hour
     ecpu = reads * (ratio * item + (1 - ratio) * (look + fill * item))
     return max(least, gb) * hours * gb_hour + ecpu / million * price
+
+
+def in_cents(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return round(by_hand(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu), 2)
 
 
 def no_least(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
@@ -47,11 +53,27 @@ def not_by_the_million(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
     return month(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu, million=1)
 
 
+def whole_kb(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return month(gb, reads_per_s, hit_ratio, math.ceil(kb), gb_hour, million_ecpu)
+
+
+def a_text(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return f"{by_hand(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):.2f} USD"
+
+
+def returns_nothing(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    by_hand(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu)
+
+
+def to_the_dollar(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
+    return round(by_hand(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu))
+
+
 def memory_only(gb, reads_per_s, hit_ratio, kb, gb_hour, million_ecpu):
     return max(0.1, gb) * 730 * gb_hour
 
 
-RIGHT = {"12.1": [by_hand]}
+RIGHT = {"12.1": [by_hand, in_cents]}
 WRONG = {
     "12.1": [
         (no_least, "at least 0.1 GB"),
@@ -62,6 +84,10 @@ WRONG = {
         (no_filling, "After a miss the cache is filled"),
         (hits_only, "Misses cost the cache something, too"),
         (not_by_the_million, "The price is for a million ECPU"),
+        (whole_kb, "3.5 KB are 3.5 ECPU"),
+        (a_text, "returned `'122.64 USD'`; expected a number."),
+        (returns_nothing, "returned `None`; expected a number. Is there a `return`?"),
+        (to_the_dollar, "returned `123`; expected: 122.6400"),
         (memory_only, "memory and requests apart"),
     ]
 }
