@@ -392,6 +392,13 @@ class _Desk:
         future = self.driver.start({"Records": records}, self.scenario.visibility_timeout_s)
         try:
             answer = future.result()
+        except TimeoutError:
+            limit = self.scenario.visibility_timeout_s
+            self._note(
+                f"A batch of {len(messages)} messages took longer than the visibility timeout, "
+                f"{limit} s, and was given up. Raise it, or put less into a message."
+            )
+            return
         except Exception as error:  # noqa: BLE001 -- whatever it was, they come again
             self._note(error)
             return
