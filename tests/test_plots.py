@@ -292,3 +292,18 @@ def test_the_note_is_within_what_is_shown_and_covers_nothing(noted, monkeypatch)
         plots.show(bars(), "A picture.")
         sizes.append(struct.unpack(">II", shown[0].data[16:24])[1])
     assert sizes[1] > sizes[0] + 5
+
+
+def test_a_dashboard_has_a_panel_with_a_scale_of_its_own_for_each_label():
+    rates = {"SELECT": ([0, 1, 2], [10, 20, 30]), "INSERT": ([0, 2], [1, 2])}
+    figure = plots.dashboard(
+        {"statements/s": rates, "execution (s)": {"all": ([0, 1], [0.1, 0.2])}},
+        "A title",
+        dots=["execution (s)"],
+    )
+    top, bottom = figure.axes
+    assert [axes.get_ylabel() for axes in figure.axes] == ["statements/s", "execution (s)"]
+    assert bottom.get_xlabel() == "time since the beginning (s)"
+    assert [text.get_text() for text in top.get_legend().get_texts()] == ["SELECT", "INSERT"]
+    assert top.get_ylim()[1] > 25 > bottom.get_ylim()[1]
+    assert [line.get_linestyle() for line in bottom.lines] == ["None"]

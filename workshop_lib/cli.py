@@ -198,6 +198,52 @@ def inserts(
     sys.exit(0 if all(r.reconciles and r.succeeded == r.planned for r in reports) else 1)
 
 
+@load.command()
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path),
+              help="scenario file, such as data/scenarios/mixed_laptop.json")  # fmt: skip
+@click.option("--duration", "duration_s", type=float, help="how long rounds are sent, seconds")
+@click.option("--wait", "wait_s", type=float, help="from one round to the next, seconds")
+@click.option("--messages", "messages_per_batch", type=int, help="of each action in a round")
+@click.option("--statements", "statements_per_message", type=int, help="of each message")
+@click.option("--think", "think_ms", type=float, help="pause after a statement, milliseconds")
+@click.option("--reads-elsewhere", is_flag=True, default=None,
+              help="reads go to DSQL_READ_ENDPOINT")  # fmt: skip
+@click.option("--by-function", is_flag=True,
+              help="the queue is mapped to a Lambda function, which works it off")  # fmt: skip
+@click.option("--at-once", type=click.IntRange(1, 64), help="processes here  [default: 4]")
+@click.option("--keep", is_flag=True, help="leave the rows of this run in the table")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path),
+              help="folder for the results file  [default: results/load]")  # fmt: skip
+def mixed(
+    config: Path | None,
+    *,
+    by_function: bool,
+    at_once: int | None,
+    keep: bool,
+    out: Path | None,
+    **options: Any,
+) -> None:
+    """Send reads and writes through a queue; exit code 1 if a message is unaccounted for.
+
+    Locally the queue is an emulation. Options win over the scenario file.
+    """
+    from workshop_lib.load.command import run_queue
+
+    report, path = run_queue(
+        options,
+        config,
+        by_lambda=by_function,
+        at_once=at_once,
+        keep=keep,
+        out=out or CHECKOUT / "results" / "load",
+        say=click.echo,
+    )
+    click.echo(f"Results: {_near(path)}")
+    if report.interrupted:
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0 if report.reconciles and report.succeeded == report.planned else 1)
+
+
 @load.command("package")
 @click.option("--architecture", type=click.Choice(["x86_64", "arm64"]), default="x86_64",
               show_default=True, help="of the function")  # fmt: skip

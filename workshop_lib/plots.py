@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ LOOKS = {
     "cache": (COLOURS[0], "o"),
     "database": (COLOURS[1], "s"),
     "stale": (COLOURS[2], "^"),
+    "dropped": (COLOURS[3], "v"),
     "error": (COLOURS[5], "X"),
 }
 """Colour and marker of an answer, by where it came from."""
@@ -315,6 +316,50 @@ def timeline(
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     all_axes[-1].set_xlabel("time since the first request (s)" + "; grey: trouble" * bool(spans))
     figure.supylabel("wait for the answer (log scale)", fontsize=10)
+    figure.suptitle(title)
+    return figure
+
+
+def dashboard(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    title: str,
+    *,
+    x_label: str = "time since the beginning (s)",
+    log_y: bool = False,
+    dots: Collection[str] = (),
+) -> Figure:
+    """Panels over a common time axis, one below the other, each with a scale of its own.
+
+    Args:
+        panels: by the y axis's label, with its unit: the series by name, each as x and y values.
+        title: of the picture.
+        x_label: with unit.
+        log_y: logarithmic y axes.
+        dots: labels of panels whose points are not joined.
+
+    """
+    figure, all_axes = _panels(8.0, 1.6 + 1.8 * len(panels), rows=len(panels), same_y=False)
+    for axes, (label, series) in zip(all_axes, panels.items(), strict=True):
+        for number, (name, (x, y)) in enumerate(series.items()):
+            axes.plot(
+                x,
+                y,
+                label=name,
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
+                linestyle="none" if label in dots else ("-", "--", ":", "-.")[number % 4],
+                markersize=5,
+                alpha=0.9,
+            )
+        if log_y:
+            _set_log_y(axes)
+        else:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.set_ylabel(label, fontsize=9)
+        if len(series) > 1:
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    all_axes[-1].set_xlabel(x_label)
     figure.suptitle(title)
     return figure
 
@@ -602,11 +647,12 @@ def _panels(
     rows: int = 1,
     columns: int = 1,
     grid: Literal["x", "y", "both"] = "y",
+    same_y: bool = True,
 ) -> tuple[Figure, Sequence[Any]]:
     """An empty picture. No pyplot: its figures would pile up in a long session."""
     figure = Figure(figsize=(width, height), layout="constrained")
     _sign(figure)
-    panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    panels = list(figure.subplots(rows, columns, sharex=True, sharey=same_y, squeeze=False).flat)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis=grid, color="#dddddd", linewidth=0.7)

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from workshop_lib.cli import main
 
 
-def run(*words, out):
-    return CliRunner().invoke(main, ["load", "inserts", *map(str, words), "--out", str(out)])
+def run(*words, out, what="inserts"):
+    return CliRunner().invoke(main, ["load", what, *map(str, words), "--out", str(out)])
 
 
 @pytest.fixture
@@ -99,3 +99,46 @@ def test_ctrl_c_ends_it_with_a_report(rows, tmp_path, signals):
     assert report["reconciles"]
     assert report["rows"]["succeeded"] >= 46
     assert rows() == 0
+
+
+def test_a_mixed_load_goes_through_the_queue_and_leaves_nothing(ws, tmp_path):
+    done = run(
+        "--duration", 0.4, "--wait", 0.2, "--messages", 2, "--statements", 3, "--at-once", 2,
+        out=tmp_path, what="mixed",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "emulation" in done.output
+    assert "12 of 12 messages" in done.output
+    assert "12 rows in the table, 12 deleted" in done.output
+    (path,) = tmp_path.glob("results_*.json")
+    found = json.loads(path.read_text())
+    assert found["messages"]["succeeded"] == 12
+    assert found["duration_ms"]["INSERT"]["n"] == 12
+    assert ws.sqs.list_queues(QueueNamePrefix="workshop-").get("QueueUrls", []) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["--duration", 0], "duration_s"), (["--messages", 0], "messages_per_batch")],
+)
+def test_a_mixed_load_that_cannot_be_is_refused(words, says, tmp_path):
+    done = run(*words, out=tmp_path, what="mixed")
+    assert done.exit_code == 1
+    assert says in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_package_is_built_by_one_command(tmp_path, monkeypatch):
+    asked = []
+
+    def build(path, *, architecture):
+        asked.append((path, architecture))
+        return "a package"
+
+    monkeypatch.setattr("workshop_lib.load.package.build_package", build)
+    out = tmp_path / "worker.zip"
+    words = ["load", "package", "--architecture", "arm64", "--out", str(out)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0
+    assert asked == [(out, "arm64")]
+    assert "workshop_lib.load.worker.handler" in done.output

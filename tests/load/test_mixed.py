@@ -305,3 +305,34 @@ def test_a_scenario_says_what_it_will_send():
     assert {one.target for one in found if one.action == "INSERT"} == {"writer"}
     assert {one.target for one in found if one.action != "INSERT"} == {"reader"}
     assert isinstance(found[0], Message)
+
+
+def test_a_function_that_the_queue_is_mapped_to_works_it_off(shop, queue, alone):
+    ended = threading.Event()
+
+    def event_source_mapping():
+        """What Lambda does on its own: receive, invoke, delete what did not fail."""
+        while not ended.is_set():
+            found = shop.sqs.receive_message(
+                QueueUrl=queue.url, MaxNumberOfMessages=10, WaitTimeSeconds=1
+            ).get("Messages", [])
+            made = [{"messageId": m["MessageId"], "body": m["Body"]} for m in found]
+            failed = alone.do({"Records": made})["batchItemFailures"] if found else []
+            for m in found:
+                if {"itemIdentifier": m["MessageId"]} not in failed:
+                    shop.sqs.delete_message(QueueUrl=queue.url, ReceiptHandle=m["ReceiptHandle"])
+
+    thread = threading.Thread(target=event_source_mapping)
+    thread.start()
+    report = run(shop, queue, None)
+    ended.set()
+    thread.join()
+    assert (report.planned, report.succeeded, report.failed, report.dropped) == (18, 18, 0, 0)
+    assert report.in_table == report.rows_reported == 18
+    delete_transactions(shop.database, report.run)
+
+
+def test_a_queue_that_nobody_works_off_is_said_to_be_full(shop, queue):
+    report = run(shop, queue, None, drain_s=0.5)
+    assert (report.planned, report.succeeded, report.dropped) == (18, 0, 18)
+    shop.sqs.purge_queue(QueueUrl=queue.url)

@@ -279,6 +279,20 @@ def test_a_cache_that_is_too_small_hits_about_as_often_as_predicted(figures):
     assert found["hit_ratio_measured_10_percent"] < found["hit_ratio_measured_75_percent"]
 
 
+def test_11_accounts_for_every_message_and_request_and_leaves_no_row(figures):
+    found = figures["11_load_reads_and_writes"]
+    # 6 rounds of 3 × 5 messages, each 5 statements; a third of them INSERTs.
+    assert found["messages_planned"] == found["messages_succeeded"] == 90
+    assert found["published_completions"] == 450
+    assert found["queue_rows"] == 150
+    assert found["all_reconcile"]
+    assert found["p99_open"] > found["p99_closed"]
+    assert found["hit_ratio_no_cache"] == 0
+    assert found["hit_ratio_warm"] > 0.5
+    assert found["hit_ratio_stops_half_way"] < found["hit_ratio_warm"]
+    assert found["rows_left"] == 0
+
+
 def test_the_bill_is_that_of_the_model_and_the_clean_up_leaves_nothing(figures):
     found = figures["12_count_the_cost"]
     # 200 reads/s × 2,628,000 s × 0.06 DPU × 8 USD a million = 252.29; 5 writes/s = 6.31; 20 GB.

@@ -11,6 +11,7 @@ from workshop_lib.exercises.nb07 import EXERCISES as OF_NOTEBOOK_07
 from workshop_lib.exercises.nb08 import EXERCISES as OF_NOTEBOOK_08
 from workshop_lib.exercises.nb09 import EXERCISES as OF_NOTEBOOK_09
 from workshop_lib.exercises.nb10 import EXERCISES as OF_NOTEBOOK_10
+from workshop_lib.exercises.nb11 import EXERCISES as OF_NOTEBOOK_11
 from workshop_lib.exercises.nb12 import EXERCISES as OF_NOTEBOOK_12
 
 EXERCISES: tuple[Exercise, ...] = (
@@ -23,6 +24,7 @@ EXERCISES: tuple[Exercise, ...] = (
     *OF_NOTEBOOK_08,
     *OF_NOTEBOOK_09,
     *OF_NOTEBOOK_10,
+    *OF_NOTEBOOK_11,
     *OF_NOTEBOOK_12,
 )
 """All exercises, in the order of the notebooks; each notebook's are in a room of their own."""

@@ -31,10 +31,13 @@ from .streams import (
     StreamReport as StreamReport,
     run_stream as run_stream,
     saturation as saturation,
+    warm_cache as warm_cache,
 )
+from .traffic import STATEMENTS as STATEMENTS
 from .worker import handler as handler
 
 __all__ = [
+    "STATEMENTS",
     "Equipment",
     "InsertReport",
     "InsertScenario",
@@ -60,4 +63,5 @@ __all__ = [
     "run_stream",
     "saturation",
     "save_reports",
+    "warm_cache",
 ]

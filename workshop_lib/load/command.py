@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,16 @@ from workshop_lib.load.inserts import (
     delete_rows,
     run_inserts,
     save_reports,
+    write_report,
 )
 from workshop_lib.load.means import Equipment
+from workshop_lib.load.mixed import MixedReport, Queue, read_mixed, run_mixed
+from workshop_lib.load.rows import count_transactions, delete_transactions
 from workshop_lib.load.scenario import LAMBDAS_AT_ONCE, InsertScenario, Which
+from workshop_lib.messaging import delete_queues
 from workshop_lib.services.functions import lambda_client
 from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.workshop import open_workshop
 
 SCENARIOS = CHECKOUT / "data" / "scenarios"
 PROCESSES = 4
@@ -77,6 +82,54 @@ def run_storms(
                 say(f"{name}: {before:,} rows in the table, {deleted:,} deleted")
         database.close()
     return list(reports.values()), path
+
+
+def run_queue(
+    options: dict[str, Any],
+    config: Path | None,
+    *,
+    by_lambda: bool,
+    at_once: int | None,
+    keep: bool,
+    out: Path,
+    say: Callable[[str], Any],
+) -> tuple[MixedReport, Path]:
+    """Send a mixed load through the queue, have it worked off, and delete its rows again.
+
+    Args:
+        options: of MixedScenario by name; those that are not None win over the file.
+        config: a scenario file; None for the usual values.
+        by_lambda: the queue is mapped to a Lambda function; else processes here work it off.
+        at_once, keep, out, say: as in `run_storms`.
+
+    Returns:
+        The report, and where it was written.
+
+    Raises:
+        DataError: a name or value of the scenario is not usable.
+        WorkshopError: the services or the workers could not be had.
+
+    """
+    scenario = read_mixed(config, **options)
+    with services.session(load_settings().values), closing(open_workshop("load_mixed")) as ws:
+        for table in ("type", "transactions"):
+            ws.load_table(table)
+        say(f"Database: {ws.endpoints.database.label}\nQueue: {ws.messaging.label}")
+        urls = ws.open_queue(
+            "load",
+            visibility_timeout_s=scenario.visibility_timeout_s,
+            max_receives=scenario.max_receives,
+        )
+        driver = None if by_lambda else ws.load_workers(at_once or PROCESSES, metrics=True)
+        report = run_mixed(ws.database, Queue(ws.sqs, *urls), scenario, driver)
+        say(str(report))
+        path = write_report(report.describe(), out)
+        before = count_transactions(ws.database, report.run)
+        if not keep:
+            deleted = delete_transactions(ws.database, report.run)
+            say(f"{before:,} rows in the table, {deleted:,} deleted")
+        delete_queues(ws.sqs, ws.messaging, ws.namespace)
+    return report, path
 
 
 @contextmanager

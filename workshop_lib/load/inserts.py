@@ -299,10 +299,19 @@ def save_reports(reports: dict[str, InsertReport], folder: Path) -> Path:
         ResultError: it cannot be written.
 
     """
+    return write_report({"scenarios": {n: r.describe() for n, r in reports.items()}}, folder)
+
+
+def write_report(content: dict[str, Any], folder: Path) -> Path:
+    """Write what a load test found to `results_YYYYMMDD_HHMMSS.json` in a folder, and say where.
+
+    Raises:
+        ResultError: it cannot be written.
+
+    """
     stamp = datetime.now().astimezone()
     path = folder / f"results_{stamp:%Y%m%d_%H%M%S}.json"
-    found = {name: report.describe() for name, report in reports.items()}
-    write_json(path, {"timestamp": stamp.isoformat(), "scenarios": found})
+    write_json(path, {"timestamp": stamp.isoformat(), **content})
     return path
 
 

@@ -120,6 +120,17 @@ class StreamJob(Job, frozen=True, kw_only=True, tag="stream"):
     closed: bool = False
 
 
+class WarmJob(Job, frozen=True, kw_only=True, tag="warm"):
+    """Bring every answer that a stream asks for into the cache.
+
+    Attributes:
+        ttl_s: of the entries.
+
+    """
+
+    ttl_s: Annotated[float, msgspec.Meta(gt=0)]
+
+
 class StreamDone(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a `StreamJob`: lists of the same length, one item a request.
 
@@ -131,7 +142,7 @@ class StreamDone(msgspec.Struct, frozen=True, kw_only=True):
         action: SELECT, SELECT2 or INSERT.
         rows: new ones, of INSERTs.
         cpu_ms: processor time of this worker meanwhile.
-        busy_ms: its threads' time with requests, waits for the database among it.
+        lasted_ms: from the stream's beginning until all was answered.
         errors: the first few, in words.
 
     """
@@ -143,7 +154,7 @@ class StreamDone(msgspec.Struct, frozen=True, kw_only=True):
     action: list[str]
     rows: int
     cpu_ms: float
-    busy_ms: float
+    lasted_ms: float
     errors: list[str]
 
 

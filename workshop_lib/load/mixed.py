@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -22,7 +23,7 @@ from workshop_lib.load.drivers import Driver
 from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
 from workshop_lib.load.messages import dimensions, metrics_namespace
 from workshop_lib.load.rows import count_transactions
-from workshop_lib.load.scenario import convert_scenario
+from workshop_lib.load.scenario import convert_scenario, read_file
 from workshop_lib.load.traffic import ACTIONS
 from workshop_lib.measure import Samples
 
@@ -89,6 +90,23 @@ class MixedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             target="reader" if reads else "writer",
             think_ms=self.think_ms,
         )
+
+
+def read_mixed(path: str | Path | None = None, **options: object) -> MixedScenario:
+    """A mixed scenario from a JSON or TOML file, with options that win over it.
+
+    Args:
+        path: the file; None for the usual values.
+        options: attributes of MixedScenario by name; those that are not None count.
+
+    Raises:
+        DataError: the file cannot be read, or a name or value is not usable.
+
+    """
+    content = read_file(path) if path else {}
+    convert_scenario(content, MixedScenario, str(path))
+    given = {name: value for name, value in options.items() if value is not None}
+    return convert_scenario({**content, **given}, MixedScenario, "the options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,19 +208,23 @@ class MixedReport:
 
 
 def run_mixed(
-    database: Database, queue: Queue, scenario: MixedScenario, driver: Driver
+    database: Database, queue: Queue, scenario: MixedScenario, driver: Driver | None
 ) -> MixedReport:
-    """Send a mixed load through a queue and have a driver's workers work it off.
+    """Send a mixed load through a queue and have it worked off.
 
-    Pollers hand messages to workers and delete those that were worked off, as Lambda's event source
-    mapping does for functions; the others are delivered again. So a worker may meet a message
-    twice, and INSERTs are made to bear that.
+    Pollers hand messages to a driver's workers and delete those that were worked off, as Lambda's
+    event source mapping does for functions; the others are delivered again. So a worker may meet a
+    message twice, and INSERTs are made to bear that.
+
+    Without a driver somebody else works the queue off: a Lambda function that it is mapped to. Then
+    what left the queue, and is not in the dead-letter queue, has succeeded; durations and
+    executions are in CloudWatch, and not in the report.
 
     Args:
         database: where rows are counted; the workers were given the same one.
         queue: an empty one.
         scenario: what to send.
-        driver: who works it off.
+        driver: whose workers work it off; None if others do.
 
     Returns:
         The report; also after an Interrupt, of what had been done by then.
@@ -272,7 +294,7 @@ class _Desk:
     """A mixed load under way."""
 
     def __init__(
-        self, database: Database, queue: Queue, scenario: MixedScenario, driver: Driver
+        self, database: Database, queue: Queue, scenario: MixedScenario, driver: Driver | None
     ) -> None:
         self.database, self.queue = database, queue
         self.scenario, self.driver = scenario, driver
@@ -283,6 +305,7 @@ class _Desk:
         self.busy = 0
         self.deliveries = Counter[int]()
         self.done: dict[int, MessageDone] = {}
+        self.sent: set[int] = set()
         self.dead: set[int] = set()
         self.executions: list[tuple[float, float, int]] = []
         self.depth: list[tuple[float, int, int]] = []
@@ -297,7 +320,7 @@ class _Desk:
             )
         self.started = time.perf_counter()
         interrupted = False
-        pollers = self.driver.at_once
+        pollers = self.driver.at_once if self.driver else 0
         with ThreadPoolExecutor(pollers + 2, thread_name_prefix="mixed") as threads:
             tasks = [threads.submit(self._send), threads.submit(self._watch)]
             tasks += [threads.submit(self._poll) for _ in range(pollers)]
@@ -333,6 +356,7 @@ class _Desk:
         except BROKEN as error:
             self._note(error)
             return
+        self.sent.update(int(one["Id"]) for one in answer.get("Successful", []))
         for refused in answer.get("Failed", []):
             self._note(refused.get("Message", refused))
 
@@ -389,6 +413,7 @@ class _Desk:
         with self.lock:
             self.deliveries.update(number for m in messages for number in _numbers([m["Body"]]))
         began = time.perf_counter()
+        assert self.driver is not None  # noqa: S101 -- there are no pollers without
         future = self.driver.start({"Records": records}, self.scenario.visibility_timeout_s)
         try:
             answer = future.result()
@@ -436,14 +461,19 @@ class _Desk:
         except BROKEN as error:
             self._note(error)
 
+    def _gone(self, others: set[int]) -> set[int]:
+        """Those that somebody else worked off: all that were sent and are not in the queue."""
+        left = sum(self.depth[-1][1:]) if self.depth else 0
+        return set(sorted(others & self.sent)[: max(0, len(others & self.sent) - left)])
+
     def _note(self, error: object) -> None:
         if len(self.errors) < FIRST_ERRORS:
             self.errors.append(" ".join(str(error).split()))
 
     def _report(self, seconds: float, interrupted: bool) -> MixedReport:
         planned = {m.number: m for each in self.scenario.messages(self.run_number) for m in each}
-        succeeded = set(self.done)
-        failed = self.dead - succeeded
+        failed = self.dead - set(self.done)
+        succeeded = set(self.done) if self.driver else self._gone(set(planned) - failed)
         durations: dict[str, Samples] = {
             action: Samples(
                 action,

@@ -145,13 +145,22 @@ def read_scenario(path: str | Path, **options: object) -> InsertScenario:
         DataError: the file cannot be read, or a name or value in it or an option is not usable.
 
     """
+    scenario = convert_scenario(read_file(path), InsertScenario, str(path))
+    return _with_options(scenario, {k: v for k, v in options.items() if v is not None})
+
+
+def read_file(path: str | Path) -> Any:
+    """What a JSON or TOML file holds.
+
+    Raises:
+        DataError: it cannot be read.
+
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        given = tomllib.loads(text) if str(path).endswith(".toml") else json.loads(text)
+        return tomllib.loads(text) if str(path).endswith(".toml") else json.loads(text)
     except (OSError, ValueError) as error:
         raise DataError(f"The scenario {path} cannot be read: {error}.") from None
-    scenario = convert_scenario(given, InsertScenario, str(path))
-    return _with_options(scenario, {k: v for k, v in options.items() if v is not None})
 
 
 def _with_options(scenario: InsertScenario, options: Mapping[str, object]) -> InsertScenario:

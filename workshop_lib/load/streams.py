@@ -11,16 +11,17 @@ from dataclasses import dataclass
 import msgspec
 
 from workshop_lib.database import Database
-from workshop_lib.errors import DataError
+from workshop_lib.errors import DataError, WorkshopError
 from workshop_lib.load.drivers import Driver, run_jobs
 from workshop_lib.load.inserts import who_limits
-from workshop_lib.load.jobs import StreamDone, StreamJob
+from workshop_lib.load.jobs import StreamDone, StreamJob, WarmJob
 from workshop_lib.load.rows import count_transactions
 from workshop_lib.load.traffic import requests
 from workshop_lib.measure import Moment, Samples, percentile
 
 AHEAD_S = 0.3
 """How long before a stream begins all workers have their jobs, seconds."""
+WARM_S = 60.0
 SERVED = ("cache", "database")
 
 
@@ -37,7 +38,7 @@ class StreamReport:
             long until its answer was there; the source is "cache", "database", "error", "dropped".
         rows: new ones, as the database counted them for each INSERT.
         in_table: rows of this run that the table has.
-        cpu_share: processor time of the workers by the time that their threads had requests.
+        cpu_share: processor time of the workers by the time that they had: near 1, they compute.
         limited_by: "database", or "generator": then the figures are the load test's own limit.
         errors: the first few, in words.
         interrupted: it was ended early.
@@ -187,9 +188,8 @@ def run_stream(
     seen = sum(sources.values())
     planned = seen if closed else sum(1 for _ in requests(rate, seconds, seed, run))
     succeeded, dropped = sum(sources[name] for name in SERVED), sources["dropped"]
-    busy_s, cpu_s = (
-        sum(getattr(a, f"{name}_ms") for a in answers) / 1e3 for name in ("busy", "cpu")
-    )
+    cpu_s = sum(answer.cpu_ms for answer in answers) / 1e3
+    lasted = max((answer.lasted_ms for answer in answers), default=0.0) / 1e3
     said = [o.error for o in outcomes.each if o.error]
     return StreamReport(
         run=run,
@@ -203,11 +203,27 @@ def run_stream(
         moments=_moments(answers),
         rows=sum(answer.rows for answer in answers),
         in_table=count_transactions(database, run),
-        cpu_share=cpu_s / busy_s if busy_s else 0.0,
-        limited_by=who_limits(cpu_s, seconds * workers, seconds),
+        cpu_share=cpu_s / (lasted * workers) if lasted else 0.0,
+        limited_by=who_limits(cpu_s, lasted * workers, lasted),
         errors=tuple([*said, *(e for a in answers for e in a.errors)][:10]),
         interrupted=outcomes.interrupted,
     )
+
+
+def warm_cache(driver: Driver, ttl_s: float) -> int:
+    """Bring every answer that a stream asks for into the workers' cache.
+
+    Returns:
+        How many answers there are.
+
+    Raises:
+        WorkshopError: they could not be had.
+
+    """
+    (outcome,) = run_jobs(driver, [WarmJob(ttl_s=ttl_s)], WARM_S).each
+    if outcome.answer is None:
+        raise WorkshopError(f"The cache was not warmed: {outcome.error}.")
+    return int(outcome.answer["answers"])
 
 
 def saturation(reports: Mapping[float, StreamReport], limit_s: float) -> float | None:

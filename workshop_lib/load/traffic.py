@@ -37,7 +37,7 @@ FIRST_ID = 1 << 62
 IDS_OF_A_RUN = 1 << 30
 SHARES: dict[Action, float] = {"SELECT": 0.6, "SELECT2": 0.35, "INSERT": 0.05}
 """What arrives in the open-loop test: many readers of one figure, fewer of others, few writers."""
-LOWEST, THRESHOLDS = 950, 50
+LOWEST, THRESHOLDS = 900, 100
 
 Values: TypeAlias = tuple[int | date | Decimal, ...]
 
@@ -103,6 +103,11 @@ def values_of(action: Action, rng: random.Random, run: int, number: int) -> Valu
         rng.randint(1, MOST_QUANTITY),
         Decimal(rng.randint(0, MOST_CENTS)).scaleb(-2),
     )
+
+
+def thresholds() -> list[Values]:
+    """All values that SELECT2 may come with."""
+    return [(LOWEST + step, FIRST_ID) for step in range(THRESHOLDS)]
 
 
 def row_id(run: int, number: int) -> int:

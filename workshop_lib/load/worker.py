@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import msgspec
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.load.jobs import InsertJob, Ping, StreamJob
+from workshop_lib.load.jobs import InsertJob, Ping, StreamJob, WarmJob
 from workshop_lib.load.means import Equipment, Means
 from workshop_lib.load.messages import work_off
-from workshop_lib.load.serving import serve
+from workshop_lib.load.serving import serve, warm
 from workshop_lib.load.storing import insert
 from workshop_lib.services.named import named_database, named_messaging, named_reader
 from workshop_lib.settings import load_settings
@@ -49,7 +49,7 @@ class Worker:
         if isinstance(event, dict) and "Records" in event:
             return work_off(event["Records"], self.means, end)
         try:
-            job = msgspec.convert(event, Ping | InsertJob | StreamJob)
+            job = msgspec.convert(event, Ping | InsertJob | StreamJob | WarmJob)
         except msgspec.ValidationError as error:
             raise WorkshopError(f"This is no job for a load worker: {error}.") from None
         found: dict[str, Any] = msgspec.to_builtins(self._answer(job, end))
@@ -59,11 +59,13 @@ class Worker:
         """Let go of everything."""
         self.means.close()
 
-    def _answer(self, job: Ping | InsertJob | StreamJob, end: float) -> Any:
+    def _answer(self, job: Ping | InsertJob | StreamJob | WarmJob, end: float) -> Any:
         if isinstance(job, InsertJob):
             return insert(job, self.means, min(end, time.monotonic() + job.time_limit_s))
         if isinstance(job, StreamJob):
             return serve(job, self.means)
+        if isinstance(job, WarmJob):
+            return warm(job, self.means)
         self.means.database.query("SELECT 1")
         return {"ready": True}
 

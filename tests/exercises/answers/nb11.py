@@ -1,0 +1,125 @@
+"""Answers to the exercises of notebook 11: right ones, and wrong ones with what they are told."""
+
+import contextlib
+
+
+def lindley(arrivals, service):
+    found, free = [], 0.0
+    for arrival in arrivals:
+        free = max(arrival, free) + service
+        found.append(free - arrival)
+    return found
+
+
+def by_waiting(arrivals, service):
+    waiting, last = 0.0, None
+    for arrival in arrivals:
+        waiting = 0.0 if last is None else max(0.0, waiting + service - (arrival - last))
+        last = arrival
+        yield waiting + service
+
+
+def from_sending(arrivals, service):
+    return [service for _ in arrivals]
+
+
+def in_the_queue(arrivals, service):
+    return [wait - service for wait in lindley(arrivals, service)]
+
+
+def never_idle(arrivals, service):
+    first = arrivals[0] if arrivals else 0.0
+    return [first + (n + 1) * service - at for n, at in enumerate(arrivals)]
+
+
+def when_done(arrivals, service):
+    return [at + wait for at, wait in zip(arrivals, lindley(arrivals, service), strict=True)]
+
+
+def the_last(arrivals, service):
+    return lindley(arrivals, service)[-1] if arrivals else 0.0
+
+
+def one_too_few(arrivals, service):
+    return lindley(arrivals, service)[1:]
+
+
+def each(messages, handle):
+    failures = []
+    for message in messages:
+        try:
+            handle(message["body"])
+        except ValueError:
+            failures.append({"itemIdentifier": message["messageId"]})
+    return {"batchItemFailures": failures}
+
+
+def first_only(messages, handle):
+    for message in messages:
+        handle(message["body"])
+        return {"batchItemFailures": []}
+    return {"batchItemFailures": []}
+
+
+def no_catch(messages, handle):
+    for message in messages:
+        handle(message["body"])
+    return {"batchItemFailures": []}
+
+
+def stops_at_the_first(messages, handle):
+    for message in messages:
+        try:
+            handle(message["body"])
+        except ValueError:
+            return {"batchItemFailures": [{"itemIdentifier": message["messageId"]}]}
+    return {"batchItemFailures": []}
+
+
+def hides_failures(messages, handle):
+    for message in messages:
+        with contextlib.suppress(ValueError):
+            handle(message["body"])
+    return {"batchItemFailures": []}
+
+
+def by_body(messages, handle):
+    failed = each(messages, handle)["batchItemFailures"]
+    bodies = {message["messageId"]: message["body"] for message in messages}
+    return {"batchItemFailures": [{"itemIdentifier": bodies[f["itemIdentifier"]]} for f in failed]}
+
+
+def a_list(messages, handle):
+    return each(messages, handle)["batchItemFailures"]
+
+
+def tries_twice(messages, handle):
+    each(messages, handle)
+    return each(messages, handle)
+
+
+def nothing_for_nothing(messages, handle):
+    return each(messages, handle) if messages else None
+
+
+RIGHT = {"11.1": [lindley, by_waiting], "11.2": [each]}
+WRONG = {
+    "11.1": [
+        (from_sending, "counts from when it arrived"),
+        (in_the_queue, "being served is part of it"),
+        (never_idle, "does not begin before"),
+        (when_done, "How long had it waited"),
+        (the_last, "when is it free again"),
+        (one_too_few, "when is it free again"),
+    ],
+    "11.2": [
+        (first_only, "Does the loop end too soon"),
+        (no_catch, "the whole batch counts as failed"),
+        (stops_at_the_first, "Does the loop end too soon"),
+        (hides_failures, "expected: ['id-1']"),
+        (by_body, "messageId"),
+        (a_list, "Lambda wants"),
+        (tries_twice, "has to be tried, once"),
+        (nothing_for_nothing, "An empty batch"),
+    ],
+}
