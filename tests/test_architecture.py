@@ -19,6 +19,8 @@ PURE = [
     "costs.py",
     "measure.py",
     "dataset/generators.py",
+    "load/events.py",
+    "load/traffic.py",
     "rows.py",
     "simulate/eviction.py",
     "simulate/expiry.py",

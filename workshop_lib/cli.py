@@ -145,7 +145,7 @@ def load() -> None:
 
 @load.command()
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path),
-              help="scenario file  [default: data/scenarios/inserts_laptop.json]")  # fmt: skip
+              help="a file, or a name in data/scenarios/  [default: inserts_laptop]")  # fmt: skip
 @click.option("--scenario", "which", type=click.Choice(["1", "2", "both"]), default="both",
               show_default=True, help="1: individual inserts, 2: multi-row inserts")  # fmt: skip
 @click.option("--workers", "--num-lambdas", type=int, help="workers, each with its own connection")
@@ -176,13 +176,13 @@ def inserts(
 
     Options win over the scenario file. Ctrl-C ends it with a report of what was done by then.
     """
-    from workshop_lib.load.command import SCENARIOS, run_storms
+    from workshop_lib.load.command import run_storms
     from workshop_lib.load.scenario import read_scenario
 
     if no_warm_up:
         options["warm_up"] = 0
     options["function_name"] = function_name
-    scenario = read_scenario(config or SCENARIOS / "inserts_laptop.json", **options)
+    scenario = read_scenario(config or "inserts_laptop", **options)
     reports, path = run_storms(
         scenario,
         which,
@@ -200,7 +200,7 @@ def inserts(
 
 @load.command()
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path),
-              help="scenario file, such as data/scenarios/mixed_laptop.json")  # fmt: skip
+              help="a file, or a name in data/scenarios/")  # fmt: skip
 @click.option("--duration", "duration_s", type=float, help="how long rounds are sent, seconds")
 @click.option("--wait", "wait_s", type=float, help="from one round to the next, seconds")
 @click.option("--messages", "messages_per_batch", type=int, help="of each action in a round")

@@ -35,7 +35,8 @@ def with_values(statement: str) -> str:
 
 def test_the_tables_and_queries_of_the_workshop_are_all_here():
     assert set(DDL) == {
-        "planet", "users1", "users", "orders", "type", "transactions", "workshop_loaded",
+        "planet", "users1", "users", "orders", "type", "transactions", "business_events",
+        "workshop_loaded",
     }  # fmt: skip
     assert set(QUERIES) == {"SIMPLE_QUERY", "COMPLEX_QUERY", "REPORT_QUERY"}
 

@@ -425,7 +425,9 @@ def test_objects_outside_the_prefix_are_left_alone(store, prefix):
 
 @pytest.fixture
 def wiped(ws):
-    """The workshop, whose schema is made again when it was wiped: later tests use it, too."""
+    """The workshop with nothing in it; its schema is made again afterwards, for later tests."""
+    ws.wipe()
+    create_schema(ws.database)
     yield ws
     create_schema(ws.database)
 

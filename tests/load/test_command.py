@@ -84,13 +84,17 @@ def test_ctrl_c_ends_it_with_a_report(rows, tmp_path, signals):
         text=True,
         start_new_session=True,
     )
-    end = time.monotonic() + 60
-    while rows() < 50:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    for _ in range(signals):
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
-    said, _ = process.communicate(timeout=60)
+    try:
+        end = time.monotonic() + 60
+        while rows() < 50:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        for _ in range(signals):
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == 130, said
     assert "It was interrupted." in said
     (path,) = tmp_path.glob("results_*.json")

@@ -26,6 +26,14 @@ def test_the_full_size_is_the_one_of_the_original():
     assert read_scenario(FULL) == InsertScenario()
 
 
+def test_a_file_of_the_workshop_s_goes_by_its_name_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_scenario("inserts_full.json") == read_scenario("inserts_full")
+    assert read_scenario("inserts_full") == read_scenario(FULL)
+    write(tmp_path, {"warm_up_invocations": 3}, "inserts_full.json")
+    assert read_scenario("inserts_full.json").warm_up_invocations == 3  # one that is here wins
+
+
 def test_the_laptop_s_has_the_same_form():
     assert list(read_scenario(LAPTOP).storms()) == ["individual inserts", "multi-row inserts"]
 

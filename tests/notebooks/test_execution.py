@@ -366,16 +366,20 @@ def sent_statements(log: str) -> list[str]:
     found = re.findall(
         r"LOG:  (?:statement|execute [^:]+): (.*?)(?=\n\d{4}-\d\d-\d\d |\Z)", log, re.DOTALL
     )
-    shortened = (re.sub(r"(VALUES \(.*?\)),\(.*\)", r"\1", s, flags=re.DOTALL) for s in found)
+    rows = re.compile(r"(VALUES \(.*?\)),\(.*\)(?= ON CONFLICT|$)", re.DOTALL)
+    shortened = (rows.sub(r"\1", statement) for statement in found)
     # What a notebook sends to be refused, and is refused here as well.
     refused = re.findall(r"ERROR:  .*?STATEMENT:  (.*?)(?=\n\d{4}-\d\d-\d\d |\Z)", log, re.DOTALL)
     known = {statement.strip() for statement in refused}
     # What makes PostgreSQL behave like DSQL is not sent to DSQL.
     ours = re.compile(r"dsql_rules|SET lock_timeout|SET LOCAL workshop")
     sent = {statement.strip() for statement in shortened if not ours.search(statement)}
-    return sorted(sent - known)
+    # Of statements that differ in their values only, one will do.
+    values = re.compile(r"'(?:[^']|'')*'|\d+")
+    return sorted({values.sub("?", statement): statement for statement in sent - known}.values())
 
 
 def test_no_engine_was_harmed(executed, state):
     reports = {engine.name: engine.status for engine in embedded.status(state).engines}
+    assert reports.pop("aws") in {"up", "down"}  # on demand: nobody may need it any more
     assert reports == {"postgres": "up", "valkey": "up", "s3": "up"}

@@ -25,10 +25,9 @@ from workshop_lib.load.rows import count_transactions, delete_transactions
 from workshop_lib.load.scenario import LAMBDAS_AT_ONCE, InsertScenario, Which
 from workshop_lib.messaging import delete_queues
 from workshop_lib.services.functions import lambda_client
-from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.settings import load_settings
 from workshop_lib.workshop import open_workshop
 
-SCENARIOS = CHECKOUT / "data" / "scenarios"
 PROCESSES = 4
 
 

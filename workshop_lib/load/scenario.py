@@ -14,8 +14,10 @@ from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
 from workshop_lib.load.events import EVENT_TYPES, EventType
 from workshop_lib.load.jobs import Count
+from workshop_lib.settings import CHECKOUT
 
 T = TypeVar("T")
+SCENARIOS = CHECKOUT / "data" / "scenarios"
 LAMBDAS_AT_ONCE = 1_000
 """Concurrent executions of an account in a Region, unless AWS has raised it."""
 Workers = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
@@ -137,7 +139,7 @@ def read_scenario(path: str | Path, **options: object) -> InsertScenario:
     """A scenario from a JSON or TOML file, with options that win over it.
 
     Args:
-        path: the file; data/scenarios/ has two.
+        path: the file, or the name of one in data/scenarios/.
         options: those that are not None count. function_name, region, event_type, warm_up; and for
             both scenarios: workers, iterations, count (INSERTs a round, rows a batch).
 
@@ -150,12 +152,15 @@ def read_scenario(path: str | Path, **options: object) -> InsertScenario:
 
 
 def read_file(path: str | Path) -> Any:
-    """What a JSON or TOML file holds.
+    """What a JSON or TOML file holds; one of data/scenarios may go by its name alone.
 
     Raises:
         DataError: it cannot be read.
 
     """
+    known = SCENARIOS / f"{str(path).removesuffix('.json')}.json"
+    if not Path(path).exists() and known.exists():
+        path = known
     try:
         text = Path(path).read_text(encoding="utf-8")
         return tomllib.loads(text) if str(path).endswith(".toml") else json.loads(text)
