@@ -327,6 +327,7 @@ def dashboard(
     x_label: str = "time since the beginning (s)",
     log_y: bool = False,
     dots: Collection[str] = (),
+    marks: Mapping[str, float] | None = None,
 ) -> Figure:
     """Panels over a common time axis, one below the other, each with a scale of its own.
 
@@ -336,6 +337,7 @@ def dashboard(
         x_label: with unit.
         log_y: logarithmic y axes.
         dots: labels of panels whose points are not joined.
+        marks: what happened when: an upright line with a word to it.
 
     """
     figure, all_axes = _panels(8.0, 1.6 + 1.8 * len(panels), rows=len(panels), same_y=False)
@@ -357,9 +359,13 @@ def dashboard(
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axes.set_ylabel(label, fontsize=9)
+        for word, at in (marks or {}).items():
+            axes.axvline(at, color="#888888", linewidth=1, linestyle=":")
+            axes.annotate(f" {word}", (at, 0.02), xycoords=("data", "axes fraction"), fontsize=8)
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     all_axes[-1].set_xlabel(x_label)
+    all_axes[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     figure.suptitle(title)
     return figure
 

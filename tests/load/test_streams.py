@@ -108,6 +108,14 @@ def test_a_closed_loop_sends_when_it_has_an_answer(shop, pair):
         assert sum(o.at <= m.at < o.end for o in report.moments) <= 4
 
 
+def test_half_way_something_can_be_done(shop, pair):
+    done = []
+    begun = time.time()
+    run(shop, pair, half_way=lambda: done.append(time.time()))
+    assert len(done) == 1
+    assert done[0] - begun > 0.5
+
+
 def test_a_cache_that_is_away_costs_no_answer(shop):
     nowhere = {**shop.endpoints.cache.arguments, "port": 1}
     with LocalWorkers(Equipment(shop.database.endpoint, shop.namespace, cache=nowhere), 1) as one:
@@ -196,9 +204,9 @@ def test_percentiles_count_those_that_were_dropped():
 
 def test_percentiles_over_time_and_queries_by_when_they_ended():
     found = report([0.05] * 5 + [0.25] * 5, sources=["cache"] * 5 + ["database"] * 5)
-    assert found.over_time(50, 0.5) == ([0.0, 0.5], [0.05, 0.25])
+    assert found.over_time(50, 0.5) == ([0.25, 0.75], [0.05, 0.25])
     # Sent at 0.5 … 0.9, ended at 0.75 … 1.15: three before 1.0, two after.
-    assert found.queries_per_second(0.5) == ([0.0, 0.5, 1.0], [0.0, 6.0, 4.0])
+    assert found.queries_per_second(0.5) == ([0.25, 0.75, 1.25], [0.0, 6.0, 4.0])
 
 
 def test_saturation_is_the_last_rate_before_the_first_that_was_not_served_well():

@@ -9,6 +9,8 @@ from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, Literal, TypeAlias, get_args
 
+from workshop_lib.errors import DataError
+
 EventType: TypeAlias = Literal[
     "CarCreated", "LoanCreated", "LoanPaymentSubmitted", "CarServiceDone", "Mixed"
 ]
@@ -42,11 +44,16 @@ def events(kind: EventType, ids: Iterator[str], seed: str, saved: datetime) -> I
         seed: the same seed gives the same events.
         saved: what stands in `saved_date`; `created_date` is up to an hour before it.
 
+    Raises:
+        DataError: there are no such events.
+
     Yields:
         id, event_name ("CarCreated"), event_type ("Car" or "Loan"), created_date, saved_date,
         and event_data, JSON as text.
 
     """
+    if kind not in EVENT_TYPES:
+        raise DataError(f"There are no events {kind!r}. There are: {', '.join(EVENT_TYPES)}.")
     rng = random.Random(seed)
     names = tuple(MAKERS) if kind == "Mixed" else (kind,)
     for key in ids:

@@ -248,7 +248,7 @@ def read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: floa
         seconds: how long to look.
 
     Returns:
-        Columns: second (from the beginning), action, completions, duration_ms (mean).
+        Columns: second (from the beginning), action, completions, duration_ms (mean, or NaN).
 
     """
     start = began.replace(microsecond=0)
@@ -283,9 +283,15 @@ def read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: floa
         for at, value in zip(series["Timestamps"], series["Values"], strict=True):
             second = round((at - start).total_seconds())
             found.setdefault((second, action), {})[kind] = value
+    # A second without a statement has no data in CloudWatch; here it is a row, with 0 completions.
+    seconds_seen = [second for second, _ in found]
+    every = range(min(seconds_seen, default=0), max(seconds_seen, default=-1) + 1)
+    nothing: dict[str, float] = {}
     rows = [
-        (second, action, values.get("COMPLETIONS", 0.0), values.get("DURATION", float("nan")))
-        for (second, action), values in sorted(found.items())
+        (second, action, at.get("COMPLETIONS", 0.0), at.get("DURATION", float("nan")))
+        for second in every
+        for action in ACTIONS
+        for at in [found.get((second, action), nothing)]
     ]
     return pd.DataFrame(rows, columns=["second", "action", "completions", "duration_ms"])
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -22,6 +23,8 @@ from workshop_lib.measure import Moment, Samples, percentile
 AHEAD_S = 0.3
 """How long before a stream begins all workers have their jobs, seconds."""
 WARM_S = 60.0
+KEPT_UP_S = 0.1
+"""Whose last answer comes no later than so long after the last arrival had no line waiting."""
 SERVED = ("cache", "database")
 
 
@@ -39,7 +42,8 @@ class StreamReport:
         rows: new ones, as the database counted them for each INSERT.
         in_table: rows of this run that the table has.
         cpu_share: processor time of the workers by the time that they had: near 1, they compute.
-        limited_by: "database", or "generator": then the figures are the load test's own limit.
+        limited_by: "arrivals" if more would have been served; else "database", or "generator":
+            then the figures are the load test's own limit.
         errors: the first few, in words.
         interrupted: it was ended early.
 
@@ -102,24 +106,25 @@ class StreamReport:
         """The q-th percentile of the waits of requests that arrived in each step of time.
 
         Returns:
-            The steps' beginnings, and the percentiles, both seconds; empty steps are left out.
+            The middles of the steps, and the percentiles, both seconds; without empty steps.
 
         """
         found = _in_steps([(m.at, m.seconds) for m in self.moments], step_s)
-        return list(found), [percentile(waits, q) for waits in found.values()]
+        middles = [(step + 0.5) * step_s for step in found]
+        return middles, [percentile(waits, q) for waits in found.values()]
 
     def queries_per_second(self, step_s: float) -> tuple[list[float], list[float]]:
         """How many answers a second came from the database, by the time when they came.
 
         Returns:
-            The steps' beginnings, seconds, and the rates.
+            The middles of the steps, seconds, and the rates.
 
         """
         ends = [(m.end, 1.0) for m in self.moments if m.source == "database"]
         found = _in_steps(ends, step_s)
-        last = max(found, default=0.0)
-        steps = [step_s * n for n in range(round(last / step_s) + 1)]
-        return steps, [len(found.get(step, ())) / step_s for step in steps]
+        steps = range(max(found, default=0) + 1)
+        middles = [(step + 0.5) * step_s for step in steps]
+        return middles, [len(found.get(step, ())) / step_s for step in steps]
 
     def __str__(self) -> str:
         kind = "closed loop" if self.closed else f"{self.rate:,.0f} arrivals/s"
@@ -144,6 +149,7 @@ def run_stream(
     seed: int = 0,
     give_up_s: float = 2.0,
     closed: bool = False,
+    half_way: Callable[[], object] | None = None,
 ) -> StreamReport:
     """Have all workers of a driver serve one stream of requests together.
 
@@ -157,6 +163,7 @@ def run_stream(
         seed: the same seed gives the same stream.
         give_up_s: a request that has waited so long unserved is dropped, seconds.
         closed: a closed loop instead: no arrivals, each thread asks again when it is answered.
+        half_way: what to do when half of the seconds are over, such as stopping a cache.
 
     Raises:
         DataError: a value is out of range.
@@ -182,7 +189,11 @@ def run_stream(
         for number in range(workers)
     ]
     _check(jobs[0], rate, closed)
+    timer = threading.Timer(begins_at + seconds / 2 - time.time(), half_way or _nothing)
+    timer.start()
     outcomes = run_jobs(driver, jobs, seconds + 2 * give_up_s)
+    timer.cancel()  # after an Interrupt its time may not have come
+    timer.join()
     answers = [msgspec.convert(o.answer, StreamDone) for o in outcomes.each if o.answer is not None]
     sources = Counter(source for answer in answers for source in answer.source)
     seen = sum(sources.values())
@@ -191,6 +202,7 @@ def run_stream(
     cpu_s = sum(answer.cpu_ms for answer in answers) / 1e3
     lasted = max((answer.lasted_ms for answer in answers), default=0.0) / 1e3
     said = [o.error for o in outcomes.each if o.error]
+    kept_up = not closed and succeeded == planned and lasted < seconds + KEPT_UP_S
     return StreamReport(
         run=run,
         closed=closed,
@@ -204,7 +216,7 @@ def run_stream(
         rows=sum(answer.rows for answer in answers),
         in_table=count_transactions(database, run),
         cpu_share=cpu_s / (lasted * workers) if lasted else 0.0,
-        limited_by=who_limits(cpu_s, lasted * workers, lasted),
+        limited_by="arrivals" if kept_up else who_limits(cpu_s, lasted * workers, lasted),
         errors=tuple([*said, *(e for a in answers for e in a.errors)][:10]),
         interrupted=outcomes.interrupted,
     )
@@ -248,6 +260,10 @@ def saturation(reports: Mapping[float, StreamReport], limit_s: float) -> float |
     return best
 
 
+def _nothing() -> None:
+    pass
+
+
 def _check(job: StreamJob, rate: float, closed: bool) -> None:
     try:
         msgspec.convert(msgspec.to_builtins(job), StreamJob)
@@ -268,8 +284,8 @@ def _moments(answers: Sequence[StreamDone]) -> tuple[Moment, ...]:
     return tuple(sorted(found, key=lambda m: m.at))
 
 
-def _in_steps(pairs: Sequence[tuple[float, float]], step_s: float) -> dict[float, list[float]]:
+def _in_steps(pairs: Sequence[tuple[float, float]], step_s: float) -> dict[int, list[float]]:
     found: dict[int, list[float]] = {}
     for at, value in pairs:
         found.setdefault(int(at // step_s), []).append(value)
-    return {step * step_s: found[step] for step in sorted(found)}
+    return {step: found[step] for step in sorted(found)}
