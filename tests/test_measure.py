@@ -1,5 +1,6 @@
 import math
 import time
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, strategies as st
@@ -33,9 +34,23 @@ def test_at_least_q_percent_of_the_values_do_not_exceed_the_percentile(values, q
     found = percentile(values, q)
     at_most = sum(value <= found for value in values)
     assert found in values
-    assert at_most >= q / 100 * len(values) - 1e-9
+    wanted = Fraction(str(q)) * len(values) / 100
+    assert at_most >= wanted
     smaller = [value for value in values if value < found]
-    assert len(smaller) < math.ceil(q / 100 * len(values))
+    assert len(smaller) < math.ceil(wanted)
+
+
+@pytest.mark.parametrize("parts", [1, 10])
+def test_the_rank_of_a_percentile_is_exact(parts):
+    # Whole q and tenths. In floating point, 7 / 100 * 100 is more than 7.
+    for n in range(1, 1_001, 1 if parts == 1 else 7):
+        values = range(1, n + 1)
+        wrong = [
+            q for q in range(1, 100 * parts + 1)
+            if percentile(values, q / parts if parts > 1 else q)
+            != math.ceil(Fraction(q, 100 * parts) * n)
+        ]  # fmt: skip
+        assert wrong == [], n
 
 
 @given(numbers, st.floats(1, 99))

@@ -17,6 +17,7 @@ SAMPLES: tuple[tuple[list[float], float], ...] = (
     ([float(n) for n in range(10, 0, -1)], 100),
     ([1.0, 1.0, 1.0, 40.0], 75),
     ([float(n) for n in range(20)], 1),
+    ([float(n) for n in range(1, 101)], 7),
 )
 MOST_ROWS, MOST_BYTES = 4, 100
 SIZES: tuple[list[int], ...] = (
@@ -29,10 +30,16 @@ SIZES: tuple[list[int], ...] = (
     [90, 20, 90],
     [1, 2, 3, 4, 5, 6, 97, 3, 1],
     [100],
+    [50, 50],
+    [100, 100],
 )
 
 
 def _nearest(values: Sequence[float], q: float) -> float:
+    return sorted(values)[math.ceil(q * len(values) / 100) - 1]
+
+
+def _inexact(values: Sequence[float], q: float) -> float:
     return sorted(values)[math.ceil(q / 100 * len(values)) - 1]
 
 
@@ -50,13 +57,24 @@ def _between(values: Sequence[float], q: float) -> float:
 
 
 def _unsorted(values: Sequence[float], q: float) -> float:
+    return values[math.ceil(q * len(values) / 100) - 1]
+
+
+def _unsorted_inexact(values: Sequence[float], q: float) -> float:
     return values[math.ceil(q / 100 * len(values)) - 1]
 
 
-SUSPECTS: dict[str, Callable[[Sequence[float], float], float]] = {
-    "That is one place too far: of 100 values, the 95th is at index 94.": _beside,
-    "That is a value between two measured ones: nobody waited so long. Take one of them.": _between,
-    "The values are not in order as they come.": _unsorted,
+SUSPECTS: dict[Callable[[Sequence[float], float], float], str] = {
+    _beside: "That is one place too far: of 100 values, the 95th is at index 94.",
+    _between: (
+        "That is a value between two measured ones: nobody waited so long. Take one of them."
+    ),
+    _unsorted: "The values are not in order as they come.",
+    _unsorted_inexact: "The values are not in order as they come.",
+    _inexact: (
+        "The rule is right, and the arithmetic is not: in floating point `7 / 100 * 100` is "
+        "7.000000000000001, and rounded up that is 8. Divide last: `q * n / 100`."
+    ),
 }
 
 
@@ -73,7 +91,7 @@ def check_p(answer: object, _: object) -> None:
     for values, q, got in tried:
         if not _same(got, _nearest(values, q)):
             words = next(
-                (said for said, rule in SUSPECTS.items()
+                (said for rule, said in SUSPECTS.items()
                  if all(_same(g, rule(v, r)) for v, r, g in tried)),
                 "Count by hand: how many of the values may be larger?",
             )  # fmt: skip
@@ -138,13 +156,13 @@ EXERCISES = (
         hints=(
             "Put the values in order. Which place in that order is the answer's?",
             "Of n values, the one at place q × n / 100, rounded up, counted from 1.",
-            "`math.ceil(q / 100 * len(values))` is that place; Python counts from 0.",
+            "`math.ceil(q * len(values) / 100)` is that place; Python counts from 0. Divide last.",
         ),
         solution_source="""import math
 
 
 def p(values, q):
-    return sorted(values)[math.ceil(q / 100 * len(values)) - 1]
+    return sorted(values)[math.ceil(q * len(values) / 100) - 1]
 """,
         praise=(
             "Nearest rank: always a wait that somebody had. `int(q / 100 * n)` as an index is one "

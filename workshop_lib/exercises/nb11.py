@@ -17,6 +17,13 @@ LINES: tuple[tuple[list[float], float], ...] = (
     ([0.0, 1.0, 2.0, 30.0, 31.0], 3.0),
     ([5.0, 5.5, 9.0], 2.0),
 )
+ERRORS: dict[str, type[Exception]] = {
+    "m0": ValueError,
+    "m1": ValueError,
+    "m2": KeyError,
+    "m3": TimeoutError,
+}
+"""What `handle` raises for which message."""
 
 
 def _waits(arrivals: Sequence[float], service: float) -> list[float]:
@@ -72,34 +79,72 @@ def check_waits(answer: object, _: object) -> None:
             raise Wrong(f"{shown} returned `{show(got)}`; expected: {expected}. {words}")
 
 
+class _Handler:
+    """A `handle` that notes what it is called with, and raises for some messages."""
+
+    def __init__(self, failing: set[str]) -> None:
+        self.failing = failing
+        self.handled: list[object] = []
+        self.raised: list[Exception] = []
+
+    def __call__(self, body: object) -> None:
+        self.handled.append(body)
+        if body in list(self.failing):  # not in the set: a dict has no place there
+            self.raised.append(ERRORS[str(body)](f"{body} cannot be worked off"))
+            raise self.raised[-1]
+
+
 def check_work_off(answer: object, _: object) -> None:
-    """Batches in which none, some, the first, the last and all messages fail."""
+    """Batches in which none, some, the first, the last and all messages fail, for any reason."""
     function = function_of(answer, "work_off", "messages", "handle")
-    for failing in (set[str](), {"m1"}, {"m0"}, {"m3"}, {"m0", "m2"}, {"m0", "m1", "m2", "m3"}):
-        handled: list[str] = []
-
-        def handle(body: str, failing: set[str] = failing, handled: list[str] = handled) -> None:
-            handled.append(body)
-            if body in failing:
-                raise ValueError(f"{body} cannot be worked off")
-
-        messages = [{"messageId": f"id-{n}", "body": f"m{n}"} for n in range(4)]
+    borne: list[Exception] = []
+    for failing in (set[str](), {"m1"}, {"m0"}, {"m3"}, {"m0", "m2"}, set(ERRORS)):
+        handle = _Handler(failing)
+        messages = [{"messageId": f"id-{n}", "body": body} for n, body in enumerate(ERRORS)]
         said = f"With {', '.join(sorted(failing)) or 'none'} of m0 to m3 failing,"
         try:
             got = function(messages, handle)
-        except ValueError as error:
-            raise Wrong(
-                f"{said} `work_off` stopped with {show(error)}: the whole batch counts as failed "
-                "then, and all of it is delivered again."
-            ) from None
-        if handled != [f"m{n}" for n in range(4)]:
-            raise Wrong(
-                f"{said} `handle` was called for {handled}; every message has to be tried, once. "
-                "Does the loop end too soon?"
-            )
+        except Exception as error:
+            if error not in handle.raised:
+                raise
+            raise Wrong(_stopped(said, error, [*borne, *handle.raised[:-1]])) from None
+        borne += handle.raised
+        _check_handled(handle.handled, messages, said)
         _check_failures(got, {f"id-{body[1:]}" for body in failing}, said)
     if function([], print) != {"batchItemFailures": []}:
         raise Wrong('An empty batch has no failures: `{"batchItemFailures": []}`.')
+
+
+def _stopped(said: str, error: Exception, borne: Sequence[Exception]) -> str:
+    found = f"{said} `work_off` stopped with {show(error)}"
+    if borne:
+        return (
+            f"{found}, and had borne {show(borne[-1])}. A message can fail for any reason: catch "
+            "`Exception`, not one kind of it."
+        )
+    return f"{found}: the whole batch counts as failed then, and all of it is delivered again."
+
+
+def _check_handled(handled: list[object], messages: list[dict[str, str]], said: str) -> None:
+    bodies: list[object] = [message["body"] for message in messages]
+    if handled == bodies:
+        return
+    if any(message in handled for message in messages):
+        raise Wrong(
+            f"{said} `handle` was called with `{show(handled[0])}`, the whole message. It works "
+            'off what is in the message: `message["body"]`.'
+        )
+    twice = [body for body in bodies if handled.count(body) > 1]
+    if twice:
+        raise Wrong(
+            f"{said} `handle` was called {handled.count(twice[0])} times for {twice[0]}: what it "
+            "does is then done as often. Try each message once; the queue delivers again what "
+            "failed."
+        )
+    raise Wrong(
+        f"{said} `handle` was called for {show(handled)}; every message has to be tried, once. "
+        "Does the loop end too soon?"
+    )
 
 
 def _check_failures(got: Any, expected: set[str], said: str) -> None:

@@ -4,6 +4,14 @@ import math
 
 
 def by_rank(values, q):
+    return sorted(values)[math.ceil(q * len(values) / 100) - 1]
+
+
+def by_whole_numbers(values, q):
+    return sorted(values)[-(-q * len(values) // 100) - 1]
+
+
+def inexact(values, q):
     return sorted(values)[math.ceil(q / 100 * len(values)) - 1]
 
 
@@ -26,6 +34,10 @@ def between(values, q):
 
 
 def in_disorder(values, q):
+    return values[math.ceil(q * len(values) / 100) - 1]
+
+
+def in_disorder_and_inexact(values, q):
     return values[math.ceil(q / 100 * len(values)) - 1]
 
 
@@ -70,6 +82,10 @@ def bytes_only(sizes, most_rows, most_bytes):
     return greedy(sizes, 10**9, most_bytes)
 
 
+def not_quite_full(sizes, most_rows, most_bytes):
+    return greedy(sizes, most_rows, most_bytes - 1)
+
+
 def one_each(sizes, most_rows, most_bytes):
     return [[size] for size in sizes]
 
@@ -90,12 +106,14 @@ def count(sizes, most_rows, most_bytes):
     return len(greedy(sizes, most_rows, most_bytes))
 
 
-RIGHT = {"10.1": [by_rank, by_counting], "10.2": [greedy, lazily]}
+RIGHT = {"10.1": [by_rank, by_whole_numbers, by_counting], "10.2": [greedy, lazily]}
 WRONG = {
     "10.1": [
         (one_too_far, "one place too far"),
         (between, "between two measured ones"),
         (in_disorder, "not in order as they come"),
+        (in_disorder_and_inexact, "not in order as they come"),
+        (inexact, "Divide last"),
         (in_place, "changed the list"),
         (mean, "Count by hand"),
         (as_text, "Count by hand"),
@@ -105,6 +123,7 @@ WRONG = {
         (rows_only, "bytes; 100 may be"),
         (bytes_only, "rows; 4 may be"),
         (one_each, "are enough"),
+        (not_quite_full, "are enough"),
         (last_one_lost, "not all rows, each once"),
         (sorted_first, "not all rows, each once"),
         (empty_at_the_end, "without rows"),

@@ -49,9 +49,27 @@ def each(messages, handle):
     for message in messages:
         try:
             handle(message["body"])
+        except Exception:  # noqa: BLE001 -- whatever it is
+            failures.append({"itemIdentifier": message["messageId"]})
+    return {"batchItemFailures": failures}
+
+
+def one_kind_of_error(messages, handle):
+    failures = []
+    for message in messages:
+        try:
+            handle(message["body"])
         except ValueError:
             failures.append({"itemIdentifier": message["messageId"]})
     return {"batchItemFailures": failures}
+
+
+def the_whole_message(messages, handle):
+    return each([{**message, "body": message} for message in messages], handle)
+
+
+def misspelt(messages, handle):
+    return each([{"body": m["text"], "messageId": m["messageId"]} for m in messages], handle)
 
 
 def first_only(messages, handle):
@@ -71,14 +89,14 @@ def stops_at_the_first(messages, handle):
     for message in messages:
         try:
             handle(message["body"])
-        except ValueError:
+        except Exception:  # noqa: BLE001 -- whatever it is
             return {"batchItemFailures": [{"itemIdentifier": message["messageId"]}]}
     return {"batchItemFailures": []}
 
 
 def hides_failures(messages, handle):
     for message in messages:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(Exception):
             handle(message["body"])
     return {"batchItemFailures": []}
 
@@ -119,7 +137,10 @@ WRONG = {
         (hides_failures, "expected: ['id-1']"),
         (by_body, "messageId"),
         (a_list, "Lambda wants"),
-        (tries_twice, "has to be tried, once"),
+        (tries_twice, "was called 2 times for m0"),
+        (the_whole_message, "the whole message"),
+        (one_kind_of_error, "catch `Exception`, not one kind of it"),
+        (misspelt, "KeyError: 'text'"),
         (nothing_for_nothing, "An empty batch"),
     ],
 }
