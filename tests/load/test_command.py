@@ -123,7 +123,10 @@ def test_a_mixed_load_goes_through_the_queue_and_leaves_nothing(ws, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [(["--duration", 0], "duration_s"), (["--messages", 0], "messages_per_batch")],
+    [
+        (["--duration", 0], "--duration must be a number > 0"),
+        (["--messages", 0], "--messages must be a whole number >= 1"),
+    ],
 )
 def test_a_mixed_load_that_cannot_be_is_refused(words, says, tmp_path):
     done = run(*words, out=tmp_path, what="mixed")

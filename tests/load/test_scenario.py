@@ -43,6 +43,27 @@ def test_one_scenario_alone():
     assert list(InsertScenario().storms("2")) == ["multi-row inserts"]
 
 
+def test_only_what_the_file_has_is_run(tmp_path):
+    found = read_scenario(write(tmp_path, {"scenario_1": {"num_lambdas": 1}}), workers=2)
+    assert found.scenario_2 is None
+    assert {name: storm.workers for name, storm in found.storms().items()} == {
+        "individual inserts": 2
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "which", "says"),
+    [
+        ({}, "both", "neither scenario_1 nor scenario_2"),
+        ({"warm_up_invocations": 3}, "1", "no scenario_1"),
+        ({"scenario_1": {}}, "2", "no scenario_2"),
+    ],
+)
+def test_a_scenario_that_the_file_does_not_have_is_refused(tmp_path, content, which, says):
+    with pytest.raises(DataError, match=says):
+        read_scenario(write(tmp_path, content), workers=3).storms(which)
+
+
 def test_options_win_over_the_file():
     found = read_scenario(
         FULL, workers=3, iterations=2, count=7, event_type="Mixed", warm_up=0,
@@ -68,8 +89,8 @@ def test_toml_will_do_as_well(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"num_lambda": 5}, "num_lambda"),
-        ({"scenario_1": {"workers": 5}}, "workers"),
+        ({"num_lambda": 5}, "num_lambda.*It may hold: lambda_function_name, "),
+        ({"scenario_1": {"workers": 5}}, "workers.*scenario_1.*It may hold: num_lambdas, "),
         ({"event_type": "CarStolen"}, "CarStolen.*There are: CarCreated, .*Mixed"),
         ({"scenario_2": {"rows_per_batch": 3_001}}, "<= 3000"),
         ({"scenario_2": {"rows_per_batch": 0}}, ">= 1"),
@@ -82,6 +103,7 @@ def test_what_is_wrong_in_the_file_is_named(tmp_path, content, says):
     with pytest.raises(DataError, match=says) as raised:
         read_scenario(write(tmp_path, content))
     assert "scenario.json" in str(raised.value)
+    assert ("It may hold" in str(raised.value)) == ("unknown" in str(raised.value))
 
 
 def test_a_missing_file_is_named():
@@ -92,8 +114,10 @@ def test_a_missing_file_is_named():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"workers": 0}, ">= 1"),
-        ({"count": 5_000}, "<= 3000"),
+        ({"workers": 0}, r"^--workers must be a whole number >= 1\.$"),
+        ({"count": 5_000}, r"^--count must be a whole number <= 3000\.$"),
+        ({"warm_up": -1}, r"^--warm-up must be a whole number >= 0\.$"),
+        ({"event_type": "Bike"}, "^--event-type: .*'Bike'.*There are: CarCreated, "),
         ({"colour": 1}, "no option 'colour'"),
     ],
 )

@@ -34,6 +34,15 @@ WAIT_S = 1
 PAUSE_S = 0.3
 FIRST_ERRORS = 10
 BROKEN = (BotoCoreError, ClientError)
+FLAGS = {
+    "duration_s": "--duration",
+    "wait_s": "--wait",
+    "messages_per_batch": "--messages",
+    "statements_per_message": "--statements",
+    "think_ms": "--think",
+    "reads_elsewhere": "--reads-elsewhere",
+}
+"""Options of the command by the names of the values that they give."""
 
 
 class MixedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -96,7 +105,7 @@ def read_mixed(path: str | Path | None = None, **options: object) -> MixedScenar
     """A mixed scenario from a JSON or TOML file, with options that win over it.
 
     Args:
-        path: the file; None for the usual values.
+        path: the file, or the name of one in data/scenarios/; None for the usual values.
         options: attributes of MixedScenario by name; those that are not None count.
 
     Raises:
@@ -106,7 +115,7 @@ def read_mixed(path: str | Path | None = None, **options: object) -> MixedScenar
     content = read_file(path) if path else {}
     convert_scenario(content, MixedScenario, str(path))
     given = {name: value for name, value in options.items() if value is not None}
-    return convert_scenario({**content, **given}, MixedScenario, "the options")
+    return convert_scenario({**content, **given}, MixedScenario, "the options", FLAGS)
 
 
 @dataclass(frozen=True, slots=True)

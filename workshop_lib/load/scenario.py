@@ -6,7 +6,8 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -23,6 +24,16 @@ LAMBDAS_AT_ONCE = 1_000
 Workers = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS_PER_TRANSACTION)]
 Which = Literal["1", "2", "both"]
+PLACES = {
+    "function_name": ("lambda_function_name",),
+    "region": ("region",),
+    "event_type": ("event_type",),
+    "warm_up": ("warm_up_invocations",),
+    "workers": ("scenario_1.num_lambdas", "scenario_2.num_lambdas"),
+    "iterations": ("scenario_1.iterations", "scenario_2.iterations"),
+    "count": ("scenario_1.inserts_per_iteration", "scenario_2.rows_per_batch"),
+}
+"""Which values of the file an option replaces."""
 
 
 class Individual(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,7 +71,7 @@ class InsertScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     Attributes:
         lambda_function_name, region: for workers on AWS; local ones need neither.
-        scenario_1, scenario_2: individual and multi-row inserts.
+        scenario_1, scenario_2: individual and multi-row inserts; None where a file has only one.
         warm_up_invocations: jobs before the measurement, not counted in it.
         event_type: which events.
 
@@ -68,32 +79,40 @@ class InsertScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     lambda_function_name: str = "cache-aside-load"
     region: str = "us-east-1"
-    scenario_1: Individual = Individual()
-    scenario_2: MultiRow = MultiRow()
+    scenario_1: Individual | None = Individual()
+    scenario_2: MultiRow | None = MultiRow()
     warm_up_invocations: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 20
     event_type: EventType = "CarCreated"
 
     def storms(self, which: Which = "both") -> dict[str, Storm]:
-        """The storms to run, by name."""
-        one, two = self.scenario_1, self.scenario_2
-        both = {
-            "1": Storm(
-                workers=one.num_lambdas,
-                iterations=one.iterations,
-                statements=one.inserts_per_iteration,
+        """The storms to run, by name: of those that are asked for the ones that there are.
+
+        Raises:
+            DataError: there is none.
+
+        """
+        found = {}
+        if self.scenario_1 is not None and which in {"1", "both"}:
+            found["individual inserts"] = Storm(
+                workers=self.scenario_1.num_lambdas,
+                iterations=self.scenario_1.iterations,
+                statements=self.scenario_1.inserts_per_iteration,
                 event_type=self.event_type,
                 warm_up=self.warm_up_invocations,
-            ),
-            "2": Storm(
-                workers=two.num_lambdas,
-                iterations=two.iterations,
-                rows=two.rows_per_batch,
+            )
+        if self.scenario_2 is not None and which in {"2", "both"}:
+            found["multi-row inserts"] = Storm(
+                workers=self.scenario_2.num_lambdas,
+                iterations=self.scenario_2.iterations,
+                rows=self.scenario_2.rows_per_batch,
                 event_type=self.event_type,
                 warm_up=self.warm_up_invocations,
-            ),
-        }
-        names = {"1": "individual inserts", "2": "multi-row inserts"}
-        return {names[key]: storm for key, storm in both.items() if which in {key, "both"}}
+            )
+        if not found:
+            asked = "scenario_1 nor scenario_2" if which == "both" else f"scenario_{which}"
+            lacks = "holds neither" if which == "both" else "has no"
+            raise DataError(f"The file {lacks} {asked}: there is nothing to run.")
+        return found
 
 
 class Storm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -141,13 +160,16 @@ def read_scenario(path: str | Path, **options: object) -> InsertScenario:
     Args:
         path: the file, or the name of one in data/scenarios/.
         options: those that are not None count. function_name, region, event_type, warm_up; and for
-            both scenarios: workers, iterations, count (INSERTs a round, rows a batch).
+            each scenario in the file: workers, iterations, count (INSERTs a round, rows a batch).
 
     Raises:
         DataError: the file cannot be read, or a name or value in it or an option is not usable.
 
     """
-    scenario = convert_scenario(read_file(path), InsertScenario, str(path))
+    content = read_file(path)
+    if isinstance(content, dict):  # what is not in the file is not run
+        content = {"scenario_1": None, "scenario_2": None, **content}
+    scenario = convert_scenario(content, InsertScenario, str(path))
     return _with_options(scenario, {k: v for k, v in options.items() if v is not None})
 
 
@@ -169,32 +191,34 @@ def read_file(path: str | Path) -> Any:
 
 
 def _with_options(scenario: InsertScenario, options: Mapping[str, object]) -> InsertScenario:
-    places = {
-        "function_name": ["lambda_function_name"],
-        "region": ["region"],
-        "event_type": ["event_type"],
-        "warm_up": ["warm_up_invocations"],
-        "workers": ["scenario_1.num_lambdas", "scenario_2.num_lambdas"],
-        "iterations": ["scenario_1.iterations", "scenario_2.iterations"],
-        "count": ["scenario_1.inserts_per_iteration", "scenario_2.rows_per_batch"],
-    }
     content = msgspec.to_builtins(scenario)
     for name, value in options.items():
-        if name not in places:
-            raise DataError(f"There is no option {name!r}. There are: {', '.join(places)}.")
-        for place in places[name]:
+        if name not in PLACES:
+            raise DataError(f"There is no option {name!r}. There are: {', '.join(PLACES)}.")
+        for place in PLACES[name]:
             part, _, key = place.rpartition(".")
-            (content[part] if part else content)[key] = value
-    return convert_scenario(content, InsertScenario, "the options")
+            inside = content[part] if part else content
+            if inside is not None:
+                inside[key] = value
+    flags = {place: _flag(name) for name in options for place in PLACES[name]}
+    return convert_scenario(content, InsertScenario, "the options", flags)
 
 
-def convert_scenario(content: Any, kind: type[T], origin: str) -> T:
+def _flag(name: str) -> str:
+    """An option as it is written in a shell."""
+    return f"--{name.replace('_', '-')}"
+
+
+def convert_scenario(
+    content: Any, kind: type[T], origin: str, flags: Mapping[str, str] = MappingProxyType({})
+) -> T:
     """Content as a scenario of this kind.
 
     Args:
         content: of JSON or TOML.
         kind: of scenario.
         origin: what an error calls it.
+        flags: the options that values come from, by the values' names: then an error names these.
 
     Raises:
         DataError: a name or a value is not usable; the text says which and what may be.
@@ -203,8 +227,28 @@ def convert_scenario(content: Any, kind: type[T], origin: str) -> T:
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        said = str(error).replace("`$.", "`").replace(" - at `$`", "")
-        if "enum" in said and "event_type" in said:
-            said += f". There are: {', '.join(EVENT_TYPES)}"
-        known = ", ".join(kind.__struct_fields__)  # type: ignore[attr-defined]
-        raise DataError(f"Not usable in {origin}: {said}. It may hold: {known}.") from None
+        raise DataError(_in_words(str(error), kind, origin, flags)) from None
+
+
+def _in_words(said: str, kind: type, origin: str, flags: Mapping[str, str]) -> str:
+    """What msgspec says of a value, as a sentence."""
+    said, _, place = said.partition(" - at `$")
+    place = place.strip("`.")
+    if "enum" in said and place == "event_type":
+        said += f". There are: {', '.join(EVENT_TYPES)}"
+    said = said.replace("`int`", "a whole number").replace("`float`", "a number")
+    if place in flags and said.startswith("Expected "):
+        return f"{flags[place]} must be {said.removeprefix('Expected ')}."
+    if place in flags:
+        return f"{flags[place]}: {said}."
+    where = f" - at `{place}`" if place else ""
+    known = f" It may hold: {', '.join(_fields(kind, place))}." if "unknown field" in said else ""
+    return f"Not usable in {origin}: {said}{where}.{known}"
+
+
+def _fields(kind: Any, place: str) -> tuple[str, ...]:
+    """The names that a struct knows; or, with a place, the struct in that field of it."""
+    if place:
+        found = get_type_hints(kind)[place]
+        kind = next(k for k in (*get_args(found), found) if hasattr(k, "__struct_fields__"))
+    return tuple(kind.__struct_fields__)
