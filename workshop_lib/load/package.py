@@ -58,6 +58,8 @@ DISTRIBUTIONS = (
     "typing-inspection",
     "urllib3",
 )
+FOR_OLD_PYTHONS = 'async-timeout ; python_full_version < "3.11.3"'
+"""What redis needs there. Lambda's own Pythons are newer; it is for trying a package out here."""
 # botocore describes each of 400 services in a folder of its own, which it reads when a client for
 # that service is made and at no other time. These are ours, and those that give credentials.
 AWS_SERVICES = frozenset(
@@ -189,7 +191,7 @@ def _imports(source: Path) -> Iterator[str]:
 def _install(tree: Path, architecture: str, python: str) -> None:
     """Have pip unpack the wheels for Lambda's platform, in the versions of constraints.txt."""
     wanted = tree.with_name("requirements.txt")
-    wanted.write_text("\n".join(DISTRIBUTIONS))
+    wanted.write_text("\n".join([*DISTRIBUTIONS, FOR_OLD_PYTHONS]))
     platforms = [f"--platform={tag}" for tag in _tags(MACHINES[architecture], python)]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
                "--no-input", "--no-compile", "--no-deps", "--only-binary=:all:",
