@@ -1,6 +1,8 @@
 """A progress bar hands on what it is given."""
 
-from workshop_lib.progress import with_progress
+import sys
+
+from workshop_lib.progress import progress_bar, with_progress
 
 
 def test_every_item_comes_through_in_order():
@@ -12,3 +14,11 @@ def test_it_is_silent_where_nobody_looks(monkeypatch, capfd):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     assert list(with_progress(range(3), "counting")) == [0, 1, 2]
     assert capfd.readouterr() == ("", "")
+
+
+def test_there_is_a_bar_on_a_terminal_and_none_in_a_pipe(monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    for terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        with progress_bar(3, "counting") as bar:
+            assert bar.disable is not terminal

@@ -14,7 +14,7 @@ SHOW_AFTER_S = 1.0
 
 
 def progress_bar(total: int, label: str, unit: str = "row") -> Any:
-    """A tqdm bar that appears after a second and goes when it is full.
+    """A tqdm bar that appears after a second and goes when it is full; on a terminal, or a page.
 
     Args:
         total: units of work.
@@ -33,7 +33,8 @@ def progress_bar(total: int, label: str, unit: str = "row") -> Any:
         leave=False,
         delay=SHOW_AFTER_S,
         # In notebooks tqdm does not read this variable by itself; headless runs set it.
-        disable=bool(os.environ.get("TQDM_DISABLE")),
+        # None is for tqdm: no bar where the output is a file or a pipe.
+        disable=bool(os.environ.get("TQDM_DISABLE")) or None,
     )
 
 
