@@ -128,6 +128,24 @@ def described(distance: Mapping[str, float]) -> str:
     return ", ".join(f"{name.removesuffix('_ms')} {ms:g} ms" for name, ms in distance.items() if ms)
 
 
+def ready_folder(folder: Path) -> Path:
+    """A folder for results, made, and tried: what is measured for an hour can then be kept.
+
+    Raises:
+        ResultError: it cannot be written.
+
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ResultError(
+            f"The results folder {folder} cannot be written: {error}. Choose another with --out."
+        ) from None
+    return folder.resolve()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file in one step, so that a reader never meets half of it.
 

@@ -24,9 +24,9 @@ from typing import Any, TextIO
 import nbformat
 from traitlets.config import Config
 
-from workshop_lib.errors import RunError, WorkshopError
-from workshop_lib.results import read_result, write_json
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.errors import ResultError, RunError, WorkshopError
+from workshop_lib.results import read_result, ready_folder, write_json
+from workshop_lib.settings import CHECKOUT, near
 
 NOTEBOOKS = CHECKOUT / "notebooks"
 RESULTS = CHECKOUT / "results"
@@ -219,7 +219,7 @@ def run(
         for notebook in chosen
     ]
     count = "1 notebook" if len(jobs) == 1 else f"{len(jobs)} notebooks"
-    say(f"{count}, {size} size, into {_near(folder)}")
+    say(f"{count}, {size} size, into {near(folder)}")
     outcomes: dict[str, Outcome] = {}
     # spawn: a forked child would share the parent's sockets and locks.
     pool = ProcessPoolExecutor(
@@ -371,14 +371,9 @@ def new_folder(out: Path | None) -> Path:
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = out or RESULTS / f"{stamp}-{secrets.token_hex(2)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RunError(
-            f"The results folder {folder} cannot be written: {error}. Choose another with --out."
-        ) from None
-    return folder.resolve()
+        return ready_folder(folder)
+    except ResultError as error:
+        raise RunError(str(error)) from None
 
 
 def _point_latest_to(folder: Path) -> None:
@@ -546,11 +541,6 @@ def _outcome(done: Future[Outcome], job: Job) -> Outcome:
 def _drop_if_empty(log: Path) -> None:
     if log.exists() and not log.stat().st_size:
         log.unlink()
-
-
-def _near(path: Path) -> str:
-    """The path as seen from the checkout, if it lies below it."""
-    return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
 
 
 def load_outcomes(folder: Path) -> Mapping[str, dict[str, Any]]:

@@ -211,6 +211,11 @@ def _cells(texts: Iterable[str], kind: str) -> str:
     return f"<tr>{''.join(inner)}</tr>"
 
 
+def near(path: Path) -> str:
+    """A path as it is written from the checkout, if it lies in there."""
+    return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
+
+
 def load_settings(**overrides: object) -> LoadedSettings:
     """Read the settings: arguments win over the environment, it wins over `workshop.toml`.
 
