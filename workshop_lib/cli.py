@@ -15,20 +15,28 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.load.events import EVENT_TYPES
+from workshop_lib.load.interrupts import one_interrupt
+from workshop_lib.settings import CHECKOUT, load_settings, near
 
 if TYPE_CHECKING:
     from workshop_lib.services.embedded import EngineStatus
 
+INTERRUPTED = 128 + signal.SIGINT
+LOAD_RESULTS = CHECKOUT / "results" / "load"
+
 
 class _Commands(click.Group):
-    """Turns the workshop's own errors into one clear message and exit code 1."""
+    """Turns the workshop's own errors, and Ctrl-C, into one clear message and an exit code."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
         except WorkshopError as error:
             raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(INTERRUPTED)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,12 +86,12 @@ def run(
         except KeyboardInterrupt:
             if list(folder.glob("*.json")):
                 report.write_report(folder)
-            click.echo(f"Interrupted. What had finished is in {_near(folder)}.", err=True)
-            sys.exit(128 + signal.SIGINT)
+            click.echo(f"Interrupted. What had finished is in {near(folder)}.", err=True)
+            sys.exit(INTERRUPTED)
         page = report.write_report(folder)
     failed = sum(not outcome.ok for outcome in outcomes)
     shown = runner.RESULTS / "latest" / "index.html" if out is None else page
-    click.echo(f"{len(outcomes) - failed} of {len(outcomes)} passed. Report: {_near(shown)}")
+    click.echo(f"{len(outcomes) - failed} of {len(outcomes)} passed. Report: {near(shown)}")
     sys.exit(1 if failed else 0)
 
 
@@ -150,10 +158,11 @@ def load() -> None:
               show_default=True, help="1: individual inserts, 2: multi-row inserts")  # fmt: skip
 @click.option("--workers", "--num-lambdas", type=int, help="workers, each with its own connection")
 @click.option("--iterations", type=int, help="rounds of each worker")
-@click.option("--count", type=int, help="INSERTs a round (1), rows of each INSERT (2)")
-@click.option("--event-type", help="CarCreated, LoanCreated, …, or Mixed")
-@click.option("--warm-up", type=int, help="jobs before the measurement, not counted in it")
-@click.option("--no-warm-up", is_flag=True, help="no such jobs")
+@click.option("--count", type=int,
+              help="INSERTs of a round, one row each (1); rows of its one INSERT (2)")  # fmt: skip
+@click.option("--event-type", type=click.Choice(EVENT_TYPES), help="what the rows say")
+@click.option("--warm-up", type=int, help="INSERTs before the measurement, not counted in it")
+@click.option("--no-warm-up", is_flag=True, help="the same as --warm-up 0")
 @click.option("--function-name", help="do it by this Lambda function, not by local processes")
 @click.option("--region", help="where that function is")
 @click.option("--at-once", type=click.IntRange(1, 1_000),
@@ -174,42 +183,50 @@ def inserts(
 ) -> None:
     """Compare individual with multi-row inserts; exit code 1 if a row is missing at the end.
 
-    Options win over the scenario file. Ctrl-C ends it with a report of what was done by then.
-    """
-    from workshop_lib.load.command import run_storms
-    from workshop_lib.load.scenario import read_scenario
+    Each worker does its rounds one after another. A round is some INSERTs of one row each
+    (scenario 1), or one INSERT of many rows (scenario 2).
 
+    Options win over the scenario file. Ctrl-C ends it with a report of what was done by then, and
+    the rows are deleted all the same.
+    """
+    if no_warm_up and options["warm_up"]:
+        raise click.UsageError("--no-warm-up and --warm-up exclude each other.")
     if no_warm_up:
         options["warm_up"] = 0
-    options["function_name"] = function_name
-    scenario = read_scenario(config or "inserts_laptop", **options)
-    reports, path = run_storms(
-        scenario,
-        which,
-        by_lambda=function_name is not None,
-        at_once=at_once,
-        keep=keep,
-        out=out or CHECKOUT / "results" / "load",
-        say=click.echo,
-    )
-    click.echo(f"Results: {_near(path)}")
-    if any(report.interrupted for report in reports):
-        sys.exit(128 + signal.SIGINT)
-    sys.exit(0 if all(r.reconciles and r.succeeded == r.planned for r in reports) else 1)
+    with one_interrupt():
+        from workshop_lib.load.command import run_storms
+        from workshop_lib.load.scenario import read_scenario
+
+        scenario = read_scenario(config or "inserts_laptop", function_name=function_name, **options)
+        reports, cleared = run_storms(
+            scenario,
+            which,
+            by_lambda=function_name is not None,
+            at_once=at_once,
+            keep=keep,
+            out=out or LOAD_RESULTS,
+            say=click.echo,
+        )
+        if any(report.interrupted for report in reports):
+            sys.exit(INTERRUPTED)
+        complete = all(r.reconciles and r.succeeded == r.planned for r in reports)
+        sys.exit(0 if complete and cleared else 1)
 
 
 @load.command()
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path),
-              help="a file, or a name in data/scenarios/")  # fmt: skip
+              help="a file, or a name in data/scenarios/  [default: mixed_laptop]")  # fmt: skip
 @click.option("--duration", "duration_s", type=float, help="how long rounds are sent, seconds")
 @click.option("--wait", "wait_s", type=float, help="from one round to the next, seconds")
 @click.option("--messages", "messages_per_batch", type=int, help="of each action in a round")
-@click.option("--statements", "statements_per_message", type=int, help="of each message")
+@click.option("--statements", "statements_per_message", type=int,
+              help="how often a message's statement is run")  # fmt: skip
 @click.option("--think", "think_ms", type=float, help="pause after a statement, milliseconds")
 @click.option("--reads-elsewhere", is_flag=True, default=None,
-              help="reads go to DSQL_READ_ENDPOINT")  # fmt: skip
+              help="reads go to DSQL_READ_ENDPOINT, which has to be set")  # fmt: skip
 @click.option("--by-function", is_flag=True,
-              help="the queue is mapped to a Lambda function, which works it off")  # fmt: skip
+              help="the queue of QUEUE_URL is mapped to a Lambda function, "
+                   "which works it off")  # fmt: skip
 @click.option("--at-once", type=click.IntRange(1, 64), help="processes here  [default: 4]")
 @click.option("--keep", is_flag=True, help="leave the rows of this run in the table")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
@@ -225,23 +242,40 @@ def mixed(
 ) -> None:
     """Send reads and writes through a queue; exit code 1 if a message is unaccounted for.
 
-    Locally the queue is an emulation. Options win over the scenario file.
-    """
-    from workshop_lib.load.command import run_queue
+    They are sent in rounds. A round is some messages of each action: SELECT, INSERT and SELECT2;
+    whoever receives a message runs its statement so many times.
 
-    report, path = run_queue(
-        options,
-        config,
-        by_lambda=by_function,
-        at_once=at_once,
-        keep=keep,
-        out=out or CHECKOUT / "results" / "load",
-        say=click.echo,
-    )
-    click.echo(f"Results: {_near(path)}")
-    if report.interrupted:
-        sys.exit(128 + signal.SIGINT)
-    sys.exit(0 if report.reconciles and report.succeeded == report.planned else 1)
+    Locally the queue is an emulation. Options win over the scenario file. Ctrl-C ends it with a
+    report of what was done by then, and the rows are deleted all the same.
+    """
+    with one_interrupt():
+        from workshop_lib.load.command import run_queue
+
+        report, cleared = run_queue(
+            options,
+            config or "mixed_laptop",
+            by_lambda=by_function,
+            at_once=at_once,
+            keep=keep,
+            out=out or LOAD_RESULTS,
+            say=click.echo,
+        )
+        if report.interrupted:
+            sys.exit(INTERRUPTED)
+        complete = report.reconciles and report.succeeded == report.planned
+        sys.exit(0 if complete and cleared else 1)
+
+
+@load.command()
+@click.argument("run", required=False)
+def clean(run: str | None) -> None:
+    """Delete the rows that a load test left (RUN: its name or number), or those of all.
+
+    From the tables business_events and transactions, whose other rows stay.
+    """
+    from workshop_lib.load import command
+
+    sys.exit(0 if command.clean(run, click.echo) else 1)
 
 
 @load.command("package")
@@ -402,7 +436,3 @@ def _state_folder() -> Any:
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     del number, frame
     raise KeyboardInterrupt
-
-
-def _near(path: Path) -> str:
-    return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)

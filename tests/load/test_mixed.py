@@ -273,6 +273,8 @@ def test_interrupt_ends_it_with_a_report(shop, queue, pair):
     assert report.interrupted
     assert report.succeeded > 0
     assert report.dropped > 1_000
+    assert report.dropped >= report.unsent > 1_000
+    assert f"{report.unsent:,} were not sent." in str(report)
     shop.sqs.purge_queue(QueueUrl=queue.url)
     delete_transactions(shop.database, report.run)
 

@@ -7,28 +7,43 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg2
+
 from workshop_lib import services
 from workshop_lib.database import Database
+from workshop_lib.errors import SettingsError, WorkshopError
 from workshop_lib.load.drivers import Driver, LambdaWorkers, LocalWorkers
 from workshop_lib.load.inserts import (
     InsertReport,
     compare_storms,
-    count_rows,
-    delete_rows,
+    new_run,
     run_inserts,
     save_reports,
     write_report,
 )
+from workshop_lib.load.interrupts import deaf
 from workshop_lib.load.means import Equipment
-from workshop_lib.load.mixed import MixedReport, Queue, read_mixed, run_mixed
-from workshop_lib.load.rows import count_transactions, delete_transactions
+from workshop_lib.load.mixed import MixedReport, Queue, new_run_number, read_mixed, run_mixed
+from workshop_lib.load.rows import (
+    all_rows,
+    events_of,
+    rows_of,
+    transactions_of,
+    warm_up_of,
+)
 from workshop_lib.load.scenario import LAMBDAS_AT_ONCE, InsertScenario, Which
 from workshop_lib.messaging import delete_queues
+from workshop_lib.results import ready_folder
 from workshop_lib.services.functions import lambda_client
-from workshop_lib.settings import load_settings
+from workshop_lib.services.named import named_messaging, named_reader
+from workshop_lib.services.resolve import external_database
+from workshop_lib.settings import Settings, load_settings, near
 from workshop_lib.workshop import open_workshop
 
 PROCESSES = 4
+HERE = ("127.", "localhost", "::1", "/")
+"""How the name of a host begins that is this machine; a path is a socket's."""
+Say = Callable[[str], Any]
 
 
 def run_storms(
@@ -39,9 +54,11 @@ def run_storms(
     at_once: int | None,
     keep: bool,
     out: Path,
-    say: Callable[[str], Any],
-) -> tuple[list[InsertReport], Path]:
-    """Run one or both scenarios, compare them, and delete their rows again.
+    say: Say,
+) -> tuple[list[InsertReport], bool]:
+    """Run one or both scenarios, compare them, delete their rows again, and write the results.
+
+    However it ends: what there is by then is reported, deleted and written.
 
     Args:
         scenario, which: what to run.
@@ -52,67 +69,82 @@ def run_storms(
         say: told what happens.
 
     Returns:
-        The reports, and where they were written; of an interrupted run, those there are.
+        The reports; and whether the rows are where they should be.
 
     Raises:
-        WorkshopError: the services or the workers could not be had.
+        WorkshopError: the folder, the services or the workers could not be had.
 
     """
+    storms = scenario.storms(which)
+    folder = ready_folder(out)
     settings = load_settings().values
+    if by_lambda:
+        _refuse_a_database_here(settings)
+    runs: dict[str, str] = {}
     reports: dict[str, InsertReport] = {}
-    with services.session(settings) as endpoints:
-        database = Database(endpoints.database, settings.workshop_namespace, pool_min=1)
+    most = max(storm.workers for storm in storms.values())
+    with (
+        services.session(settings) as endpoints,
+        closing(Database(endpoints.database, settings.workshop_namespace, pool_min=1)) as database,
+    ):
         equipment = Equipment(endpoints.database, settings.workshop_namespace)
         say(f"Database: {endpoints.database.label}")
-        with _driver(scenario, equipment, by_lambda=by_lambda, at_once=at_once) as driver:
-            for name, storm in scenario.storms(which).items():
-                say(f"\n{name}: {storm.workers:,} workers, {storm.planned:,} rows")
-                report = reports[name] = run_inserts(database, storm, driver)
-                say(str(report))
-                if report.interrupted:
-                    break
-        path = save_reports(reports, out)
-        if len(reports) > 1:
-            say(f"\n{compare_storms(reports).to_string()}\n")
-        for name, report in reports.items():
-            before = count_rows(database, report.run)
-            if not keep:
-                deleted = delete_rows(database, report.run)
-                say(f"{name}: {before:,} rows in the table, {deleted:,} deleted")
-        database.close()
-    return list(reports.values()), path
+        try:
+            with _driver(scenario, equipment, most, by_lambda, at_once) as driver:
+                for name, storm in storms.items():
+                    say(f"\n{name}: {storm.workers:,} workers, {storm.planned:,} rows")
+                    runs[name] = new_run()
+                    reports[name] = run_inserts(database, storm, driver, run=runs[name])
+                    say(str(reports[name]))
+                    if reports[name].interrupted:
+                        break
+        finally:
+            with deaf():
+                if any(len(report.statements) for report in reports.values()):
+                    say(f"\n{compare_storms(reports).to_string()}\n")
+                cleared = [
+                    _clear(database, run, keep, lambda said, name=name: say(f"{name}: {said}"))  # type: ignore[misc]
+                    for name, run in runs.items()
+                ]
+                if reports:
+                    say(f"Results: {near(save_reports(reports, folder))}")
+    return list(reports.values()), all(cleared)
 
 
 def run_queue(
     options: dict[str, Any],
-    config: Path | None,
+    config: str | Path,
     *,
     by_lambda: bool,
     at_once: int | None,
     keep: bool,
     out: Path,
-    say: Callable[[str], Any],
-) -> tuple[MixedReport, Path]:
+    say: Say,
+) -> tuple[MixedReport, bool]:
     """Send a mixed load through the queue, have it worked off, and delete its rows again.
 
     Args:
         options: of MixedScenario by name; those that are not None win over the file.
-        config: a scenario file; None for the usual values.
+        config: a scenario file, or the name of one in data/scenarios/.
         by_lambda: the queue is mapped to a Lambda function; else processes here work it off.
         at_once, keep, out, say: as in `run_storms`.
 
     Returns:
-        The report, and where it was written.
+        The report; and whether the rows are where they should be.
 
     Raises:
         DataError: a name or value of the scenario is not usable.
-        WorkshopError: the services or the workers could not be had.
+        WorkshopError: the folder, the services or the workers could not be had.
 
     """
     scenario = read_mixed(config, **options)
-    with services.session(load_settings().values), closing(open_workshop("load_mixed")) as ws:
-        for table in ("type", "transactions"):
-            ws.load_table(table)
+    folder = ready_folder(out)
+    settings = load_settings().values
+    _refuse_missing_services(settings, by_lambda, scenario.reads_elsewhere)
+    run, report = new_run_number(), None
+    with services.session(settings), closing(open_workshop("load_mixed")) as ws:
+        for name in ("type", "transactions"):
+            ws.load_table(name)
         say(f"Database: {ws.endpoints.database.label}\nQueue: {ws.messaging.label}")
         urls = ws.open_queue(
             "load",
@@ -120,26 +152,127 @@ def run_queue(
             max_receives=scenario.max_receives,
         )
         driver = None if by_lambda else ws.load_workers(at_once or PROCESSES, metrics=True)
-        report = run_mixed(ws.database, Queue(ws.sqs, *urls), scenario, driver)
-        say(str(report))
-        path = write_report(report.describe(), out)
-        before = count_transactions(ws.database, report.run)
-        if not keep:
-            deleted = delete_transactions(ws.database, report.run)
-            say(f"{before:,} rows in the table, {deleted:,} deleted")
-        delete_queues(ws.sqs, ws.messaging, ws.namespace)
-    return report, path
+        try:
+            report = run_mixed(ws.database, Queue(ws.sqs, *urls), scenario, driver, run=run)
+            say(str(report))
+        finally:
+            with deaf():
+                table = report.by_action() if report else None
+                if table is not None and len(table):
+                    say(f"\n{table.to_string()}\n")
+                cleared = _clear(ws.database, run, keep, say)
+                if report:
+                    say(f"Results: {near(write_report(report.describe(), folder))}")
+                    delete_queues(ws.sqs, ws.messaging, ws.namespace)
+    return report, cleared
+
+
+def clean(run: str | None, say: Say) -> bool:
+    """Delete the rows of a run, or of all load tests, from both tables; counted before and after.
+
+    Returns:
+        Whether none is left.
+
+    Raises:
+        DataError: this cannot be the name of a run.
+        WorkshopError: the database could not be had.
+
+    """
+    settings = load_settings().values
+    found = rows_of(run) if run is not None else all_rows()
+    left = 0
+    with (
+        services.session(settings) as endpoints,
+        closing(Database(endpoints.database, settings.workshop_namespace, pool_min=1)) as database,
+    ):
+        for rows in found:
+            before = rows.count(database)
+            deleted = rows.delete(database) if before else 0
+            after = rows.count(database)
+            left += after
+            say(f"{rows.table}: {before:,} rows before, {deleted:,} deleted, {after:,} left")
+    return left == 0
+
+
+def _clear(database: Database, run: str | int, keep: bool, say: Say) -> bool:
+    """Delete the rows of an insert storm (by name) or mixed load (by number), and say so.
+
+    Returns:
+        Whether none is left that should not be.
+
+    """
+    rows = events_of(run) if isinstance(run, str) else transactions_of(run)
+    try:
+        if keep:
+            say(
+                f"{rows.count(database):,} rows are kept, of run {run}. "
+                f"`workshop load clean {run}` deletes them."
+            )
+            return True
+        of_warm_up = warm_up_of(run).count(database) if isinstance(run, str) else 0
+        deleted = rows.delete(database)
+    except (WorkshopError, psycopg2.Error) as error:
+        said = " ".join(str(error).split())
+        say(
+            f"The rows of run {run} could not be deleted: {said} "
+            f"Once that is mended, `workshop load clean {run}` deletes them."
+        )
+        return False
+    among = f", {of_warm_up:,} of them of the warm-up" if of_warm_up else ""
+    say(f"{deleted:,} rows deleted{among}")
+    return True
+
+
+def _refuse_a_database_here(settings: Settings) -> None:
+    """A function on AWS cannot reach this machine.
+
+    Raises:
+        SettingsError: the database is on it.
+
+    """
+    database = external_database(settings)
+    if database is None or database.host.startswith(HERE):
+        raise SettingsError(
+            "--function-name is for a database on AWS, and this one is on this machine, where no "
+            "Lambda function can reach it. Set DSQL_ENDPOINT and AWS_REGION; or leave the option "
+            "out, and processes here do the work."
+        )
+
+
+def _refuse_missing_services(settings: Settings, by_lambda: bool, reads_elsewhere: bool) -> None:
+    """What a mixed load was told to use has to be there.
+
+    Raises:
+        SettingsError: it is not.
+
+    """
+    messaging = named_messaging(settings)
+    if by_lambda and not (messaging and messaging.queue_url):
+        raise SettingsError(
+            "--by-function needs the queue that the Lambda function is mapped to: set QUEUE_URL. "
+            "The local queue is an emulation, which no function works off."
+        )
+    if reads_elsewhere and named_reader(settings) is None:
+        raise SettingsError(
+            "Reads cannot go elsewhere (--reads-elsewhere): DSQL_READ_ENDPOINT is not set, so "
+            "there is no other endpoint."
+        )
 
 
 @contextmanager
 def _driver(
-    scenario: InsertScenario, equipment: Equipment, *, by_lambda: bool, at_once: int | None
+    scenario: InsertScenario,
+    equipment: Equipment,
+    workers: int,
+    by_lambda: bool,
+    at_once: int | None,
 ) -> Iterator[Driver]:
+    """Who does the work: no more at once than there are workers."""
     if by_lambda:
-        number = at_once or LAMBDAS_AT_ONCE
+        number = min(at_once or LAMBDAS_AT_ONCE, workers)
         client = lambda_client(scenario.region, at_once=number)
         with LambdaWorkers(client, scenario.lambda_function_name, number) as functions:
             yield functions
     else:
-        with LocalWorkers(equipment, at_once or PROCESSES) as processes:
+        with LocalWorkers(equipment, min(at_once or PROCESSES, workers)) as processes:
             yield processes

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -21,6 +20,7 @@ from pebble import ProcessExpired, ProcessPool
 from workshop_lib.dsql import CONNECTION_BURST, CONNECTIONS_PER_SECOND, Rate
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load import worker
+from workshop_lib.load.interrupts import deaf, out_of_hearing
 from workshop_lib.load.jobs import Job, Ping, to_event
 from workshop_lib.load.means import Equipment
 
@@ -58,6 +58,7 @@ class Outcome:
         error: why there is none; empty if there is one.
         begun: whether it was handed to a worker at all.
         seconds: from handing it over until its end was known.
+        interrupted: an Interrupt ended it, or the waiting for it.
 
     """
 
@@ -66,6 +67,7 @@ class Outcome:
     error: str
     begun: bool
     seconds: float
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def run_jobs(
         wait(pending)
     except KeyboardInterrupt:
         interrupted = True
-        with _deaf():
+        with deaf():  # an impatient second one would lose the report
             for future in pending:
                 future.cancel()
             wait(pending, timeout=limit_s + GRACE_S)  # a Lambda function cannot be stopped
@@ -141,25 +143,14 @@ def run_jobs(
 def _unanswered(number: int, begun: bool, seconds: float) -> Outcome:
     """A job of which nothing was heard before an Interrupt ended the run."""
     said = "no answer after the Interrupt" if begun else "not begun"
-    return Outcome(number, None, said, begun=begun, seconds=seconds if begun else 0.0)
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Finish what an Interrupt began: an impatient second one would lose the report."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    took = seconds if begun else 0.0
+    return Outcome(number, None, said, begun=begun, seconds=took, interrupted=True)
 
 
 def _outcome(number: int, future: Future[dict[str, Any]], seconds: float) -> Outcome:
     if future.cancelled():
-        return Outcome(number, None, "interrupted", begun=True, seconds=seconds)
+        said = "interrupted"
+        return Outcome(number, None, said, begun=True, seconds=seconds, interrupted=True)
     error = future.exception()
     if error is None:
         return Outcome(number, future.result(), "", begun=True, seconds=seconds)
@@ -195,18 +186,20 @@ class LocalWorkers:
                 f"{self.at_once!r} worker processes; a whole number from 1 to {MOST_PROCESSES} "
                 "can run on one machine. A run may have more workers than that: they take turns."
             )
-        self.label = self.label or f"{self.at_once} processes on this machine"
+        processes = "process" if self.at_once == 1 else "processes"
+        self.label = self.label or f"{self.at_once} {processes} on this machine"
         # Not forked: a forked process would share the notebook's sockets and locks.
         context = multiprocessing.get_context("spawn")
         gate = context.Barrier(self.at_once)
-        self._pool = ProcessPool(
-            max_workers=self.at_once,
-            initializer=_prepare,
-            initargs=(self.equipment, gate, os.getpid()),
-            context=context,
-        )
-        # Each waits at the gate until all are there: then none of them starts in mid-measurement.
-        ready = [self._pool.schedule(_be_there, timeout=READY_S) for _ in range(self.at_once)]
+        with out_of_hearing():
+            self._pool = ProcessPool(
+                max_workers=self.at_once,
+                initializer=_prepare,
+                initargs=(self.equipment, gate, os.getpid()),
+                context=context,
+            )
+            # Each waits at the gate for all others: then none of them starts in mid-measurement.
+            ready = [self._pool.schedule(_be_there, timeout=READY_S) for _ in range(self.at_once)]
         try:
             for one in ready:
                 one.result()
@@ -302,7 +295,8 @@ def _prepare(equipment: Equipment, gate: Any, parent: int) -> None:
     """What a worker process does first."""
     global _gate  # noqa: PLW0603 -- one a process, set once
     _gate = gate
-    # Ctrl-C goes to the whole process group: who started this one decides what it means.
+    # Ctrl-C goes to the whole process group: who started this one decides what it means. Until
+    # here it was held back.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     worker.equip(equipment)

@@ -12,14 +12,12 @@ from typing import Any
 import msgspec
 import pandas as pd
 import psutil
-from psycopg2.extensions import cursor as Cursor
 
 from workshop_lib.database import Database
 from workshop_lib.dataset import create_schema, create_table
-from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
-from workshop_lib.errors import DataError
 from workshop_lib.load.drivers import Driver, Outcome, Outcomes, run_jobs
 from workshop_lib.load.jobs import InsertDone, InsertJob
+from workshop_lib.load.rows import events_of
 from workshop_lib.load.scenario import Storm
 from workshop_lib.measure import Samples, percentile
 from workshop_lib.progress import progress_bar
@@ -65,7 +63,8 @@ class InsertReport:
         storm: what was asked for.
         driver: who did it.
         at_once: workers at the same time, at most.
-        planned, succeeded, failed, dropped: rows asked for; stored; tried in vain; not begun.
+        planned, succeeded, failed, dropped: rows asked for; stored; tried in vain; not begun, or
+            of workers that an Interrupt ended.
         unreported: of those that succeeded, rows that no worker reported and the table has: a
             worker ended, or an answer was lost, after the database had stored them.
         in_table: rows of this run that the database counts after it, the warm-up's left out.
@@ -119,6 +118,12 @@ class InsertReport:
         accounted = self.succeeded + self.failed + self.dropped
         return self.planned == accounted and self.succeeded == self.in_table
 
+    @property
+    def _who(self) -> str:
+        """Who did it, with as many as were needed."""
+        all_of_them = self.driver.startswith(f"{self.at_once} ")
+        return self.driver if all_of_them else f"{self.at_once:,} at a time of {self.driver}"
+
     def describe(self) -> dict[str, Any]:
         """The figures as the results file keeps them; durations in milliseconds."""
         total = self.workers_succeeded + self.workers_failed
@@ -159,11 +164,13 @@ class InsertReport:
 
     def __str__(self) -> str:
         rows = f"{self.succeeded:,} of {self.planned:,} rows in {self.seconds:.2f} s"
-        parts = [f"{rows}: {self.throughput:,.0f} rows/s by {self.driver}."]
-        if self.failed or self.dropped:
-            parts.append(f"{self.failed:,} failed, {self.dropped:,} were not begun.")
+        parts = [f"{rows}: {self.throughput:,.0f} rows/s by {self._who}."]
         if self.interrupted:
-            parts.append("It was interrupted.")
+            failed = f"{self.failed:,} failed, " if self.failed else ""
+            left = f"{failed}{self.dropped:,} rows were not finished or not begun"
+            parts.append(f"It was interrupted: {left}.")
+        elif self.failed or self.dropped:
+            parts.append(f"{self.failed:,} failed, {self.dropped:,} were not begun.")
         if self.errors:
             parts.append(f"The first error: {self.errors[0]}")
         if self.limited_by == "generator":
@@ -175,18 +182,19 @@ class InsertReport:
 
 
 def run_inserts(
-    database: Database, storm: Storm, driver: Driver, *, progress: bool = True
+    database: Database, storm: Storm, driver: Driver, *, run: str = "", progress: bool = True
 ) -> InsertReport:
     """Make the table `business_events` if need be, run a storm of inserts into it, and count.
 
     It is a closed loop: each worker sends its next statement when the one before is answered. That
     finds out how much the database takes; how long answers take at a given rate of arrivals is
-    another question, for `run_arrivals`.
+    another question, for `run_stream`.
 
     Args:
         database: where the rows are counted; the workers were given the same one.
         storm: what to do.
         driver: who does it.
+        run: its name; a new one if there is none (`new_run`).
         progress: with a progress bar.
 
     Returns:
@@ -199,7 +207,7 @@ def run_inserts(
     storm.check()
     create_schema(database)
     create_table(database, "business_events")
-    run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    run = run or new_run()
     warm = run_jobs(driver, [_job(run, storm, n, warm=True) for n in range(storm.warm_up)],
                     storm.time_limit_s)  # fmt: skip
     jobs = [_job(run, storm, n) for n in range(storm.workers)]
@@ -211,44 +219,29 @@ def run_inserts(
     return _report(run, storm, driver, outcomes, found)
 
 
+def new_run() -> str:
+    """A name for a run: when it began, and a few digits against another at the same time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
 def count_by_worker(database: Database, run: str) -> dict[int, int]:
     """How many rows of a run each worker has in the table, by worker, without the warm-up's."""
     rows = database.query(
         "SELECT split_part(id, '/', 2) AS worker, count(*) FROM business_events "
         "WHERE id >= %s AND id < %s GROUP BY 1",
-        _ids_of(run),
+        events_of(run).values,
     )
     return {int(str(w)): int(str(n)) for w, n in rows if str(w).isdigit()}
 
 
 def count_rows(database: Database, run: str) -> int:
     """How many rows of a run are in the table, the warm-up's among them."""
-    found = database.query(
-        "SELECT count(*) FROM business_events WHERE id >= %s AND id < %s", _ids_of(run)
-    )
-    return int(str(found[0][0]))
+    return events_of(run).count(database)
 
 
 def delete_rows(database: Database, run: str) -> int:
-    """Delete the rows of a run, in transactions that Aurora DSQL accepts.
-
-    Returns:
-        How many were deleted.
-
-    """
-
-    def delete(cursor: Cursor) -> int:
-        cursor.execute(
-            "DELETE FROM business_events WHERE id IN (SELECT id FROM business_events "
-            "WHERE id >= %s AND id < %s ORDER BY id LIMIT %s)",
-            (*_ids_of(run), MAX_ROWS_PER_TRANSACTION),
-        )
-        return cursor.rowcount
-
-    deleted = 0
-    while gone := database.run_transaction(delete):
-        deleted += gone
-    return deleted
+    """Delete the rows of a run, in transactions that Aurora DSQL accepts. Returns how many."""
+    return events_of(run).delete(database)
 
 
 def who_limits(cpu_s: float, busy_s: float, seconds: float) -> str:
@@ -329,13 +322,6 @@ def _job(run: str, storm: Storm, worker: int, *, warm: bool = False) -> InsertJo
     )
 
 
-def _ids_of(run: str) -> tuple[str, str]:
-    """The ids of a run lie from the first of these up to the second: "0" follows "/"."""
-    if not run or "/" in run:
-        raise DataError(f"{run!r} is not the name of a run. A report has it: report.run.")
-    return f"{run}/", f"{run}0"
-
-
 def _report(
     run: str,
     storm: Storm,
@@ -347,7 +333,7 @@ def _report(
     books = [_book(share, outcome, found.get(outcome.number, 0)) for outcome in outcomes.each]
     answers = [book.answer for book in books if book.answer is not None]
     well = sum(a.success_count + a.already_there == a.planned for a in answers)
-    said = [o.error for o in outcomes.each if o.begun and o.error]
+    said = [o.error for o in outcomes.each if o.error and not o.interrupted]
     busy_s = sum(a.duration_ms for a in answers) / 1e3
     cpu_s = sum(a.cpu_ms for a in answers) / 1e3
     latencies = [us / 1e6 for a in answers for us in a.latencies_us]
@@ -394,6 +380,8 @@ def _book(share: int, outcome: Outcome, in_table: int) -> _Book:
     if outcome.answer is None:
         if not outcome.begun:
             return _Book(None, 0, 0, share, 0)
+        if outcome.interrupted:
+            return _Book(None, in_table, 0, share - in_table, in_table)
         return _Book(None, in_table, share - in_table, 0, in_table)
     answer = msgspec.convert(outcome.answer, InsertDone)
     reported = answer.success_count + answer.already_there

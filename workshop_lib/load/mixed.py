@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from workshop_lib.database import Database
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.drivers import Driver
+from workshop_lib.load.interrupts import deaf
 from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
 from workshop_lib.load.messages import dimensions, metrics_namespace
 from workshop_lib.load.rows import count_transactions
@@ -33,6 +35,7 @@ LOOK_S = 0.2
 WAIT_S = 1
 PAUSE_S = 0.3
 FIRST_ERRORS = 10
+MESSAGES = ("planned", "succeeded", "failed", "dropped", "unsent", "redelivered")
 BROKEN = (BotoCoreError, ClientError)
 FLAGS = {
     "duration_s": "--duration",
@@ -135,7 +138,9 @@ class MixedReport:
         run: its number; the ids of its rows follow from it.
         scenario: what was asked for.
         planned, succeeded, failed, dropped: messages asked for; worked off; in the dead-letter
-            queue; never heard of again, or left in the queue. The first is the sum of the others.
+            queue; not sent, left in the queue, or never heard of again. The first is the sum of the
+            others.
+        unsent: of those that were dropped, the ones that were not sent.
         redelivered: deliveries beyond the first of a message.
         durations: of the statements of each action, COMMIT included.
         depth: when, how many messages waited, how many were being worked off.
@@ -155,6 +160,7 @@ class MixedReport:
     succeeded: int
     failed: int
     dropped: int
+    unsent: int
     redelivered: int
     durations: Mapping[str, Samples]
     depth: tuple[tuple[float, int, int], ...]
@@ -178,10 +184,7 @@ class MixedReport:
         return {
             "run": self.run,
             "scenario": msgspec.to_builtins(self.scenario),
-            "messages": {
-                name: getattr(self, name)
-                for name in ("planned", "succeeded", "failed", "dropped", "redelivered")
-            },
+            "messages": {name: getattr(self, name) for name in MESSAGES},
             "rows": {
                 name: getattr(self, name)
                 for name in ("rows_reported", "rows_unreported", "in_table")
@@ -203,10 +206,26 @@ class MixedReport:
             "errors": list(self.errors),
         }
 
+    def by_action(self) -> pd.DataFrame:
+        """The durations of statements: a row an action; empty if others worked the queue off."""
+        return pd.DataFrame(
+            {
+                action: {
+                    "statements": f"{len(found):,}",
+                    **{f"p{q} (ms)": f"{found.percentile(q) * 1e3:.2f}" for q in (50, 95, 99)},
+                }
+                for action, found in self.durations.items()
+                if len(found)
+            }
+        ).T
+
     def __str__(self) -> str:
         parts = [f"{self.succeeded:,} of {self.planned:,} messages in {self.seconds:.1f} s."]
-        if self.failed or self.dropped:
-            parts.append(f"{self.failed:,} failed, {self.dropped:,} were left or lost.")
+        lost = self.dropped - self.unsent
+        if self.failed or lost:
+            parts.append(f"{self.failed:,} failed, {lost:,} were left or lost.")
+        if self.unsent:
+            parts.append(f"{self.unsent:,} were not sent.")
         if self.redelivered:
             parts.append(f"{self.redelivered:,} were delivered again.")
         if self.interrupted:
@@ -217,7 +236,12 @@ class MixedReport:
 
 
 def run_mixed(
-    database: Database, queue: Queue, scenario: MixedScenario, driver: Driver | None
+    database: Database,
+    queue: Queue,
+    scenario: MixedScenario,
+    driver: Driver | None,
+    *,
+    run: int | None = None,
 ) -> MixedReport:
     """Send a mixed load through a queue and have it worked off.
 
@@ -234,6 +258,7 @@ def run_mixed(
         queue: an empty one.
         scenario: what to send.
         driver: whose workers work it off; None if others do.
+        run: its number; a new one if there is none (`new_run_number`).
 
     Returns:
         The report; also after an Interrupt, of what had been done by then.
@@ -244,7 +269,13 @@ def run_mixed(
 
     """
     convert_scenario(msgspec.to_builtins(scenario), MixedScenario, "this scenario")
-    return _Desk(database, queue, scenario, driver).run()
+    number = new_run_number() if run is None else run
+    return _Desk(database, queue, scenario, driver, number).run()
+
+
+def new_run_number() -> int:
+    """A number for a run: the ids of its rows follow from it."""
+    return secrets.randbits(31)
 
 
 def read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: float) -> pd.DataFrame:
@@ -309,11 +340,16 @@ class _Desk:
     """A mixed load under way."""
 
     def __init__(
-        self, database: Database, queue: Queue, scenario: MixedScenario, driver: Driver | None
+        self,
+        database: Database,
+        queue: Queue,
+        scenario: MixedScenario,
+        driver: Driver | None,
+        run_number: int,
     ) -> None:
         self.database, self.queue = database, queue
         self.scenario, self.driver = scenario, driver
-        self.run_number = secrets.randbits(31)
+        self.run_number = run_number
         self.lock = threading.Lock()
         self.stop = threading.Event()
         self.sent_all = threading.Event()
@@ -336,21 +372,23 @@ class _Desk:
         self.started = time.perf_counter()
         interrupted = False
         pollers = self.driver.at_once if self.driver else 0
-        with ThreadPoolExecutor(pollers + 2, thread_name_prefix="mixed") as threads:
-            tasks = [threads.submit(self._send), threads.submit(self._watch)]
-            tasks += [threads.submit(self._poll) for _ in range(pollers)]
-            try:
-                while not self.stop.wait(LOOK_S):
-                    pass
-            except KeyboardInterrupt:
-                interrupted = True
-            finally:
-                self.stop.set()
-            for task in tasks:
-                task.result()
-        seconds = time.perf_counter() - self.started
-        self._collect_dead()
-        return self._report(seconds, interrupted)
+        with ExitStack() as until_done:
+            with ThreadPoolExecutor(pollers + 2, thread_name_prefix="mixed") as threads:
+                tasks = [threads.submit(self._send), threads.submit(self._watch)]
+                tasks += [threads.submit(self._poll) for _ in range(pollers)]
+                try:
+                    while not self.stop.wait(LOOK_S):
+                        pass
+                except KeyboardInterrupt:
+                    interrupted = True
+                    until_done.enter_context(deaf())  # a second one would lose the report
+                finally:
+                    self.stop.set()
+                for task in tasks:
+                    task.result()
+            seconds = time.perf_counter() - self.started
+            self._collect_dead()
+            return self._report(seconds, interrupted)
 
     def _send(self) -> None:
         """Send each round at its time, whether or not the ones before it have been worked off."""
@@ -500,6 +538,7 @@ class _Desk:
         inserts = [n for n in succeeded if planned[n].action == "INSERT"]
         reported = len(inserts) * self.scenario.statements_per_message
         in_table = count_transactions(self.database, self.run_number)
+        heard_of = self.sent | set(self.done) | self.dead
         return MixedReport(
             run=self.run_number,
             scenario=self.scenario,
@@ -507,6 +546,7 @@ class _Desk:
             succeeded=len(succeeded),
             failed=len(failed),
             dropped=len(planned) - len(succeeded) - len(failed),
+            unsent=len(set(planned) - heard_of),
             redelivered=sum(count - 1 for count in self.deliveries.values()),
             durations=durations,
             depth=tuple(self.depth),
