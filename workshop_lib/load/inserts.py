@@ -174,9 +174,10 @@ class InsertReport:
         if self.errors:
             parts.append(f"The first error: {self.errors[0]}")
         if self.limited_by == "generator":
+            processors = self.cpu_seconds / self.seconds
             parts.append(
-                f"The workers computed for {self.cpu_share:.0%} of their time: this is the limit "
-                "of the load generator, not of the database."
+                f"The workers computed for {self.cpu_share:.0%} of their time and took "
+                f"{processors:.1f} processors: the load generator was the limit, not the database."
             )
         return " ".join(parts)
 
