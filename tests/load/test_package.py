@@ -261,6 +261,7 @@ def test_files_in_the_package_are_in_order_and_carry_no_time_of_their_own(built)
 
 def test_the_same_input_gives_the_same_bytes(built, tmp_path, monkeypatch):
     monkeypatch.setattr(packages, "DISTRIBUTIONS", ("tenacity", "lazy-loader", "hiredis"))
+    monkeypatch.setattr(packages, "FOR_OLD_PYTHONS", "")
     digests = set()
     for number in range(2):
         found = build(tmp_path / f"{number}.zip", HERE)
@@ -333,6 +334,7 @@ def test_wheels_are_those_that_lambda_can_run(tmp_path, monkeypatch, architectur
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     monkeypatch.setattr(packages, "DISTRIBUTIONS", ("psutil",))
+    monkeypatch.setattr(packages, "FOR_OLD_PYTHONS", "")
     found = build_package(tmp_path / "x.zip", architecture=architecture, python=python)
     with zipfile.ZipFile(found.path) as archive:
         assert archive.read("psutil/__init__.py").decode() == f"platform = {chosen!r}\n"
@@ -374,6 +376,7 @@ def test_a_wheel_that_cannot_be_had_is_said_in_words(tmp_path, monkeypatch):
 @pytest.mark.parametrize("limit", ["MOST_ZIPPED", "MOST_UNZIPPED"])
 def test_a_package_that_lambda_would_refuse_is_not_written(tmp_path, monkeypatch, limit, built):
     monkeypatch.setattr(packages, "DISTRIBUTIONS", ("psutil",))
+    monkeypatch.setattr(packages, "FOR_OLD_PYTHONS", "")
     monkeypatch.setattr(packages, limit, 100_000)
     how = limit.removeprefix("MOST_").lower()
     with pytest.raises(WorkshopError, match=rf"MB {how}; Lambda takes 0\.1 MB\. .*psutil"):
