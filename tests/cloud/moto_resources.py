@@ -1,0 +1,412 @@
+"""What moto's CloudFormation lacks to make, change and delete the stacks of this repository.
+
+Each resource type below behaves as far as a template can see it. Types that moto knows but leaves
+behind when a stack is deleted learn to go.
+"""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import json
+import sys
+import zipfile
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+try:
+    import openapi_spec_validator  # noqa: F401
+except ModuleNotFoundError:
+    # moto's CloudFormation loads its API Gateway, which wants this; no stack here has one.
+    for name in ("", ".validation", ".validation.exceptions"):
+        sys.modules[f"openapi_spec_validator{name}"] = ModuleType("stand-in")
+    sys.modules["openapi_spec_validator"].validate = None
+    sys.modules["openapi_spec_validator.validation.exceptions"].OpenAPIValidationError = ValueError
+
+from moto.awslambda.utils import get_backend as lambda_backend
+from moto.cloudformation import parsing
+from moto.cloudformation.exceptions import UnformattedGetAttTemplateException
+from moto.cloudwatch.models import cloudwatch_backends
+from moto.core.common_models import CloudFormationModel
+from moto.dsql.models import dsql_backends
+from moto.ec2.models import ec2_backends
+from moto.ec2.models.elastic_ip_addresses import ElasticAddress
+from moto.ec2.models.internet_gateways import InternetGateway, VPCGatewayAttachment
+from moto.ec2.models.nat_gateways import NatGateway
+from moto.ec2.models.route_tables import Route, RouteTable
+from moto.ec2.models.security_groups import SecurityGroupIngress
+from moto.ec2.models.subnets import SubnetRouteTableAssociation
+from moto.ec2.models.vpcs import VPCEndPoint
+from moto.iam.models import ManagedPolicy, iam_backends
+from moto.s3.models import s3_backends
+from moto.sqs.models import sqs_backends
+
+IMAGE = "ami-0123456789abcdef0"
+"""What stands for Amazon Linux's newest image."""
+
+
+class Resource(CloudFormationModel):
+    """A resource type of ours; what it makes is told by `make`, what it is asked by `attributes`."""
+
+    kind = ""
+    attributes: tuple[str, ...] = ()
+
+    def __init__(self, properties: dict[str, Any], account: str, region: str) -> None:
+        self.properties, self.account, self.region = properties, account, region
+        self.physical_resource_id = self.make()
+
+    def make(self) -> str:
+        """Bring it into being. Returns what `Ref` gives."""
+        raise NotImplementedError
+
+    def change(self) -> None:
+        """Do to it what an update with other properties does."""
+
+    def delete(self, account: str, region: str) -> None:
+        """Do away with it."""
+
+    def get_cfn_attribute(self, name: str) -> Any:
+        if name not in self.attributes:
+            raise UnformattedGetAttTemplateException
+        return getattr(self, name.lower().replace(".", "_"))
+
+    @classmethod
+    def cloudformation_type(cls) -> str:
+        return cls.kind
+
+    @staticmethod
+    def cloudformation_name_type() -> str:
+        return ""
+
+    @classmethod
+    def has_cfn_attr(cls, attr: str) -> bool:
+        return attr in cls.attributes
+
+    @classmethod
+    def create_from_cloudformation_json(cls, _name, cloudformation_json, account, region, **_more):
+        return cls(cloudformation_json["Properties"], account, region)
+
+    @classmethod
+    def update_from_cloudformation_json(
+        cls, original_resource, new_resource_name, cloudformation_json, account_id, region_name
+    ):
+        original_resource.properties = cloudformation_json["Properties"]
+        original_resource.change()
+        return original_resource
+
+    @classmethod
+    def delete_from_cloudformation_json(cls, *_) -> None:
+        raise AssertionError("an instance is there, and deletes itself")
+
+
+class Cluster(Resource):
+    """A cluster in moto's control plane of Aurora DSQL."""
+
+    kind = "AWS::DSQL::Cluster"
+    attributes = ("Endpoint", "Identifier", "ResourceArn", "VpcEndpoint", "VpcEndpointServiceName")
+
+    @property
+    def backend(self):
+        return dsql_backends[self.account][self.region]
+
+    @property
+    def protected(self) -> bool:
+        return self.properties.get("DeletionProtectionEnabled") in {True, "true"}
+
+    @property
+    def multi_region(self) -> dict[str, Any] | None:
+        found = self.properties.get("MultiRegionProperties")
+        return found and {
+            "witnessRegion": found["WitnessRegion"],
+            "clusters": found.get("Clusters", []),
+        }
+
+    def make(self) -> str:
+        tags = {tag["Key"]: tag["Value"] for tag in self.properties["Tags"]}
+        self.cluster = self.backend.create_cluster(
+            self.protected, tags, None, multi_region_properties=self.multi_region
+        )
+        return self.cluster.identifier
+
+    def change(self) -> None:
+        self.cluster.deletion_protection_enabled = self.protected
+        self.cluster.multi_region_properties = self.multi_region
+
+    def delete(self, account: str, region: str) -> None:
+        self.backend.delete_cluster(self.identifier)  # which only says that it is on its way
+        del self.backend.clusters[self.identifier]
+
+    def get_cfn_attribute(self, name: str) -> Any:
+        waiting = self.multi_region is not None and not self.multi_region["clusters"]
+        if waiting and "ndpoint" in name:
+            raise AssertionError(f"{name} of a cluster that waits for its peer")
+        return super().get_cfn_attribute(name)
+
+    @property
+    def identifier(self) -> str:
+        return self.cluster.identifier
+
+    @property
+    def resourcearn(self) -> str:
+        return self.cluster.arn
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.identifier}.dsql.{self.region}.on.aws"
+
+    @property
+    def vpcendpointservicename(self) -> str:
+        return self.cluster.endpoint_service_name
+
+    @property
+    def vpcendpoint(self) -> str:
+        suffix = self.vpcendpointservicename.rsplit(".", 1)[1]
+        return f"{self.identifier}.{suffix}.{self.region}.on.aws"
+
+
+class ServerlessCache(Resource):
+    """A serverless cache; moto has none, so it exists here only."""
+
+    kind = "AWS::ElastiCache::ServerlessCache"
+    attributes = ("ARN", "Endpoint.Address", "Endpoint.Port")
+    existing: dict[str, ServerlessCache] = {}  # noqa: RUF012 -- the backend, so to say
+    endpoint_port = "6379"
+
+    def make(self) -> str:
+        assert self.properties["Engine"] == "valkey"
+        self.name = self.properties["ServerlessCacheName"]
+        assert self.name not in self.existing
+        self.existing[self.name] = self
+        return self.name
+
+    def delete(self, account: str, region: str) -> None:
+        del self.existing[self.name]
+
+    @property
+    def arn(self) -> str:
+        return f"arn:aws:elasticache:{self.region}:{self.account}:serverlesscache:{self.name}"
+
+    @property
+    def endpoint_address(self) -> str:
+        return f"{self.name}-abc123.serverless.use1.cache.amazonaws.com"
+
+
+class Alarm(Resource):
+    """An alarm in moto's CloudWatch."""
+
+    kind = "AWS::CloudWatch::Alarm"
+    made = 0
+
+    @property
+    def backend(self):
+        return cloudwatch_backends[self.account][self.region]
+
+    def make(self) -> str:
+        Alarm.made += 1
+        given = self.properties
+        dimensions = [
+            {"Name": one["Name"], "Value": one["Value"]} for one in given.get("Dimensions", [])
+        ]
+        alarm = f"alarm-{Alarm.made}"
+        self.backend.put_metric_alarm(
+            name=alarm,
+            namespace=given["Namespace"],
+            metric_name=given["MetricName"],
+            comparison_operator=given["ComparisonOperator"],
+            evaluation_periods=given["EvaluationPeriods"],
+            period=given["Period"],
+            threshold=given["Threshold"],
+            statistic=given["Statistic"],
+            description=given["AlarmDescription"],
+            dimensions=dimensions,
+            alarm_actions=given["AlarmActions"],
+            treat_missing_data=given["TreatMissingData"],
+        )
+        return alarm
+
+    def delete(self, account: str, region: str) -> None:
+        self.backend.delete_alarms([self.physical_resource_id])
+
+
+class BucketPolicy(Resource):
+    """The policy of a bucket; not in force, because moto does not weigh conditions."""
+
+    kind = "AWS::S3::BucketPolicy"
+
+    def make(self) -> str:
+        assert s3_backends[self.account]["aws"].get_bucket(self.properties["Bucket"])
+        return f"policy-of-{self.properties['Bucket']}"
+
+
+class QueuePolicy(Resource):
+    """The policy of queues."""
+
+    kind = "AWS::SQS::QueuePolicy"
+
+    def make(self) -> str:
+        document = json.dumps(self.properties["PolicyDocument"])
+        backend = sqs_backends[self.account][self.region]
+        for url in self.properties["Queues"]:
+            backend.set_queue_attributes(url.rsplit("/", 1)[1], {"Policy": document})
+        return "policy-of-queues"
+
+
+class Custom(Resource):
+    """A custom resource whose function is written out in the template: it is run, right here."""
+
+    kind = "Custom"
+
+    def make(self) -> str:
+        return self.send("Create")
+
+    def change(self) -> None:
+        assert self.send("Update") == self.physical_resource_id
+
+    def delete(self, account: str, region: str) -> None:
+        self.send("Delete")
+
+    def send(self, request: str) -> str:
+        """Have the function do its work. Returns what it calls the resource."""
+        function = lambda_backend(self.account, self.region).get_function(
+            self.properties["ServiceToken"]
+        )
+        answers: list[tuple[str, str, str | None]] = []
+        answering = ModuleType("cfnresponse")
+        answering.SUCCESS, answering.FAILED = "SUCCESS", "FAILED"
+
+        def answer(_event, _context, status, _data, mark, *, reason=None):
+            answers.append((status, mark, reason))
+
+        answering.send = answer
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "cfnresponse", answering)
+            handler = run_zip(function.code_bytes)["handler"]
+            handler(
+                {"RequestType": request, "ResourceProperties": self.properties}, SimpleNamespace()
+            )
+        ((status, mark, reason),) = answers
+        if status != "SUCCESS":
+            raise RuntimeError(reason)
+        return mark
+
+
+def run_zip(packed: bytes) -> dict[str, Any]:
+    """The names that a function's index.py defines."""
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        names: dict[str, Any] = {}
+        exec(archive.read("index.py"), names)  # noqa: S102 -- it is in our own template
+        return names
+
+
+def teach(patch: pytest.MonkeyPatch) -> None:
+    """Give moto all of this until `patch` is undone."""
+    known = {**parsing.get_model_map(), **{kind.kind: kind for kind in Resource.__subclasses__()}}
+    patch.setattr(parsing, "get_model_map", lambda: known)
+    patch.setattr(parsing, "CustomModel", Custom)
+    patch.setattr(parsing, "clean_json", _with_more_functions(parsing.clean_json))
+    patch.setattr(
+        parsing.ResourceMap,
+        "build_resource_diff",
+        _with_conditions_that_turn(parsing.ResourceMap.build_resource_diff),
+    )
+    patch.setattr(parsing.ResourceMap, "delete", _delete_in_order)
+    for kind, delete in DELETIONS.items():
+        patch.setattr(kind, "delete", delete, raising=False)
+
+
+def _with_more_functions(clean):
+    """`Fn::Cidr`, `Fn::GetAZs`, and the image of the day."""
+
+    def clean_json(given, resources):
+        if isinstance(given, dict) and "Fn::Cidr" in given:
+            block, count, bits = (clean(part, resources) for part in given["Fn::Cidr"])
+            parts = ipaddress.ip_network(block).subnets(new_prefix=32 - int(bits))
+            return [str(part) for part, _ in zip(parts, range(int(count)), strict=False)]
+        if given == {"Fn::GetAZs": ""}:  # of the stack's own Region
+            return [f"{resources['AWS::Region']}{letter}" for letter in "abc"]
+        cleaned = clean(given, resources)
+        if isinstance(cleaned, str) and cleaned.startswith("{{resolve:ssm:/aws/service/ami-"):
+            return IMAGE
+        return cleaned
+
+    return clean_json
+
+
+def _with_conditions_that_turn(build):
+    """Resources whose condition was false and is now true are new, though the template is not."""
+
+    def build_resource_diff(self, template, parameters=None):
+        found = build(self, template, parameters)
+        missing = [name for name in template["Resources"] if name not in self._parsed_resources]
+        found["Modify"] = [name for name in found["Modify"] if name not in missing]
+        found["Add"] = [*found["Add"], *(name for name in missing if name not in found["Add"])]
+        return found
+
+    return build_resource_diff
+
+
+def _delete_in_order(self) -> None:
+    """What was made last goes first, as CloudFormation does it."""
+    for name in reversed(list(self._parsed_resources)):
+        resource = self._parsed_resources[name]
+        if name in self._resource_json_map and resource is not None:
+            self._delete_resource(resource, self._resource_json_map[name])
+            del self._parsed_resources[name]
+
+
+def _go_with_the_table(self, account, region) -> None:
+    """Routes and associations need nothing of their own."""
+
+
+def _delete_table(self, account, region) -> None:
+    self._associations.clear()
+    ec2_backends[account][region].delete_route_table(self.id)
+
+
+def _delete_endpoint(self, account, region) -> None:
+    backend = ec2_backends[account][region]
+    for interface in self.network_interface_ids or []:
+        backend.enis.pop(interface, None)
+    del backend.vpc_end_points[self.id]
+
+
+def _delete_ingress(self, account, region) -> None:
+    self.security_group.ingress_rules.clear()
+
+
+def _delete_nat(self, account, region) -> None:
+    backend = ec2_backends[account][region]
+    del backend.nat_gateways[self.id]
+    backend.enis.pop(self._eni.id, None)
+
+
+def _release_address(self, account, region) -> None:
+    ec2_backends[account][region].release_address(allocation_id=self.allocation_id)
+
+
+def _detach_gateway(self, account, region) -> None:
+    ec2_backends[account][region].detach_internet_gateway(self.gateway_id, self.vpc_id)
+
+
+def _delete_gateway(self, account, region) -> None:
+    ec2_backends[account][region].delete_internet_gateway(self.id)
+
+
+def _delete_policy(self, account, region) -> None:
+    iam_backends[account]["aws"].delete_policy(self.arn)
+
+
+DELETIONS = {
+    ManagedPolicy: _delete_policy,
+    VPCEndPoint: _delete_endpoint,
+    Route: _go_with_the_table,
+    SubnetRouteTableAssociation: _go_with_the_table,
+    RouteTable: _delete_table,
+    SecurityGroupIngress: _delete_ingress,
+    NatGateway: _delete_nat,
+    ElasticAddress: _release_address,
+    VPCGatewayAttachment: _detach_gateway,
+    InternetGateway: _delete_gateway,
+}

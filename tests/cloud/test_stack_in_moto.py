@@ -1,0 +1,335 @@
+"""The stacks, made, changed and deleted in moto: no account, no network, every resource."""
+
+import base64
+import io
+import json
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from moto import mock_aws
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.ec2.models import ec2_backends
+
+from workshop_lib.load.messages import metrics_namespace
+from workshop_lib.load.package import HANDLER
+from workshop_lib.settings import CHECKOUT, load_settings
+
+# As a module of a folder: moto files each resource class under the second part of its module's name.
+sys.path.append(str(Path(__file__).parent.parent))
+from cloud.moto_resources import IMAGE, ServerlessCache, teach
+
+TEMPLATES = CHECKOUT / "cloudformation"
+HERE = "us-east-1"
+THERE = "us-east-2"
+NEEDED = {"S3PrefixListId": "pl-63a5400a"}
+
+
+class Cloud:
+    """An emulated account."""
+
+    def client(self, service, region=HERE):
+        return boto3.client(service, region_name=region)
+
+    def deploy(self, name, template="workshop", region=HERE, **parameters):
+        """Make or change a stack. Returns its outputs."""
+        stacks = self.client("cloudformation", region)
+        known = {stack["StackName"] for stack in stacks.describe_stacks()["Stacks"]}
+        needed = NEEDED if template == "workshop" else {}
+        act = stacks.update_stack if name in known else stacks.create_stack
+        act(
+            StackName=name,
+            TemplateBody=(TEMPLATES / f"{template}.yaml").read_text(),
+            Parameters=[
+                {"ParameterKey": key, "ParameterValue": value}
+                for key, value in {**needed, **parameters}.items()
+            ],
+            Capabilities=["CAPABILITY_IAM"],
+        )
+        (stack,) = stacks.describe_stacks(StackName=name)["Stacks"]
+        assert stack["StackStatus"] in {"CREATE_COMPLETE", "UPDATE_COMPLETE"}
+        return {found["OutputKey"]: found["OutputValue"] for found in stack["Outputs"]}
+
+    def delete(self, name, region=HERE):
+        self.client("cloudformation", region).delete_stack(StackName=name)
+
+    def everything(self, region=HERE):
+        """What there is, by kind; the account's own network included."""
+        ec2 = ec2_backends[DEFAULT_ACCOUNT_ID][region]
+        asked = {
+            "buckets": self.client("s3").list_buckets()["Buckets"],
+            "queues": self.client("sqs", region).list_queues().get("QueueUrls", []),
+            "functions": self.client("lambda", region).list_functions()["Functions"],
+            "mappings": self.client("lambda", region).list_event_source_mappings()[
+                "EventSourceMappings"
+            ],
+            "logs": self.client("logs", region).describe_log_groups()["logGroups"],
+            "roles": self.client("iam").list_roles()["Roles"],
+            "profiles": self.client("iam").list_instance_profiles()["InstanceProfiles"],
+            "policies": self.client("iam").list_policies(Scope="Local")["Policies"],
+            "alarms": self.client("cloudwatch", region).describe_alarms()["MetricAlarms"],
+            "dashboards": self.client("cloudwatch", region).list_dashboards()["DashboardEntries"],
+            "clusters": self.client("dsql", region).list_clusters()["clusters"],
+            "caches": [name for name, one in ServerlessCache.existing.items() if one.region == region],
+            "instances": [one for one in ec2.all_instances() if one.state != "terminated"],
+            "networks": list(ec2.vpcs),
+            "subnets": [one for zone in ec2.subnets.values() for one in zone],
+            "tables": list(ec2.route_tables),
+            "groups": [one for of_vpc in ec2.groups.values() for one in of_vpc],
+            "endpoints": list(ec2.vpc_end_points),
+            "interfaces": [
+                one
+                for one in ec2.enis.values()
+                if one.instance is None or one.instance.state != "terminated"
+            ],
+            "gateways": [*ec2.internet_gateways, *ec2.nat_gateways],
+            "addresses": ec2.addresses,
+        }
+        return {kind: len(found) for kind, found in asked.items()}
+
+
+@pytest.fixture
+def cloud(monkeypatch):
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": HERE,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ServerlessCache, "existing", {})
+    with mock_aws():
+        teach(monkeypatch)
+        for region in (HERE, THERE):
+            images = ec2_backends[DEFAULT_ACCOUNT_ID][region].amis
+            image = next(iter(images.values()))
+            monkeypatch.setitem(images, IMAGE, image)
+        yield Cloud()
+
+
+def code():
+    """A zip that stands for the load worker."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("workshop_lib/load/worker.py", "def handler(event, context): ...")
+    return packed.getvalue()
+
+
+def test_the_outputs_are_what_the_settings_accept(cloud, clean_environment):
+    found = cloud.deploy("workshop")
+    settings = load_settings(
+        aws_region=HERE,
+        dsql_endpoint=found["DSQLClusterEndpoint"],
+        dsql_read_endpoint=found["DSQLClusterPublicEndpoint"],
+        valkey_endpoint=found["ValkeyEndpoint"],
+        queue_url=re.sub(r"^.*/(\d{12}/)", rf"https://sqs.{HERE}.amazonaws.com/\1", found["QueueUrl"]),
+        bucket_name=found["BucketName"],
+        workshop_namespace=found["WorkshopNamespace"],
+    ).values
+    assert settings.dsql_endpoint != settings.dsql_read_endpoint
+    assert settings.dsql_endpoint.split(".")[1].startswith("dsql-")  # the name inside the VPC
+    assert found["ValkeyFullEndpoint"] == f"{settings.valkey_endpoint}:6379"
+
+
+def test_the_outputs_name_what_is_there(cloud):
+    found = cloud.deploy("workshop")
+    ec2, iam = cloud.client("ec2"), cloud.client("iam")
+    subnets = ec2.describe_subnets(
+        SubnetIds=[found["PrivateSubnet1Id"], found["PrivateSubnet2Id"]]
+    )["Subnets"]
+    assert {subnet["VpcId"] for subnet in subnets} == {found["VPCId"]}
+    assert len({subnet["AvailabilityZone"] for subnet in subnets}) == 2
+    assert [subnet["CidrBlock"] for subnet in subnets] == ["10.0.0.0/22", "10.0.4.0/22"]
+    groups = ec2.describe_security_groups(
+        GroupIds=[found["NotebookSecurityGroupId"], found["ValkeySecurityGroupId"]]
+    )["SecurityGroups"]
+    assert {group["VpcId"] for group in groups} == {found["VPCId"]}
+    (cluster,) = cloud.client("dsql").list_clusters()["clusters"]
+    assert found["DSQLClusterArn"] == cluster["arn"]
+    queues = set(cloud.client("sqs").list_queues()["QueueUrls"])
+    assert queues == {found["QueueUrl"], found["DeadLetterQueueUrl"]}
+    (board,) = cloud.client("cloudwatch").list_dashboards()["DashboardEntries"]
+    assert found["DashboardName"] == board["DashboardName"]
+    assert iam.get_policy(PolicyArn=found["NotebookPolicyArn"])
+
+
+def test_the_host_has_no_public_address_and_knows_where_the_services_are(cloud):
+    found = cloud.deploy("workshop")
+    ec2 = cloud.client("ec2")
+    (reserved,) = ec2.describe_instances(InstanceIds=[found["NotebookHostId"]])["Reservations"]
+    (host,) = reserved["Instances"]
+    assert host["SubnetId"] == found["PrivateSubnet1Id"]
+    assert host["InstanceType"] == "t4g.medium"
+    assert not host.get("PublicIpAddress")
+    told = ec2.describe_instance_attribute(
+        InstanceId=found["NotebookHostId"], Attribute="userData"
+    )["UserData"]["Value"]
+    script = base64.b64decode(told).decode()
+    assert script.startswith("#!/bin/bash\n")
+    for setting, output in {
+        "DSQL_ENDPOINT": "DSQLClusterEndpoint",
+        "VALKEY_ENDPOINT": "ValkeyEndpoint",
+        "BUCKET_NAME": "BucketName",
+        "QUEUE_URL": "QueueUrl",
+    }.items():
+        assert f"export {setting}={found[output]}\n" in script
+
+
+def test_the_dashboard_shows_the_queue_the_function_the_database_and_the_cache(cloud):
+    found = cloud.deploy("workshop", Namespace="ours")
+    board = cloud.client("cloudwatch").get_dashboard(DashboardName=found["DashboardName"])
+    widgets = json.loads(board["DashboardBody"])["widgets"]
+    shown = json.dumps(widgets)
+    (cluster,) = cloud.client("dsql").list_clusters()["clusters"]
+    for wanted in (
+        found["QueueUrl"].rsplit("/", 1)[1],
+        found["DeadLetterQueueUrl"].rsplit("/", 1)[1],
+        "workshop-load",
+        metrics_namespace("ours"),
+        "DURATION",
+        "COMPLETIONS",
+        cluster["identifier"],
+        *ServerlessCache.existing,
+    ):
+        assert wanted in shown
+    assert "${" not in shown
+
+
+def test_without_host_and_function_their_outputs_are_missing(cloud):
+    found = cloud.deploy("workshop", NotebookHost="no")
+    assert {"NotebookHostId", "LoadFunctionName"} & set(found) == set()
+    there = cloud.everything()
+    assert (there["instances"], there["profiles"], there["mappings"]) == (0, 0, 0)
+    assert there["functions"] == 1  # the one that empties the bucket
+
+
+def test_the_function_comes_with_its_code_and_its_queue(cloud):
+    bucket = cloud.deploy("workshop")["BucketName"]
+    cloud.client("s3").put_object(Bucket=bucket, Key="setup/worker-1.zip", Body=code())
+    found = cloud.deploy("workshop", CodeKey="setup/worker-1.zip", FunctionTimeout="60")
+    made = cloud.client("lambda").get_function(FunctionName=found["LoadFunctionName"])
+    function = made["Configuration"]
+    assert function["Handler"] == HANDLER
+    assert function["Runtime"] == "python3.12"
+    assert function["Environment"]["Variables"] == {
+        "DSQL_ENDPOINT": found["DSQLClusterEndpoint"],
+        "VALKEY_ENDPOINT": found["ValkeyEndpoint"],
+        "QUEUE_URL": found["QueueUrl"],
+        "WORKSHOP_NAMESPACE": "workshop",
+    }
+    assert set(function["VpcConfig"]["SubnetIds"]) == {
+        found["PrivateSubnet1Id"],
+        found["PrivateSubnet2Id"],
+    }
+    queue = cloud.client("sqs").get_queue_attributes(
+        QueueUrl=found["QueueUrl"], AttributeNames=["All"]
+    )["Attributes"]
+    assert int(queue["VisibilityTimeout"]) >= 6 * int(function["Timeout"]) == 360
+    assert json.loads(queue["RedrivePolicy"])["maxReceiveCount"] == 3
+    assert queue["SqsManagedSseEnabled"] == "true"
+    assert '"aws:SecureTransport": "false"' in queue["Policy"]
+    (mapping,) = cloud.client("lambda").list_event_source_mappings()["EventSourceMappings"]
+    assert mapping["EventSourceArn"] == queue["QueueArn"]
+    assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    assert int(mapping["ScalingConfig"]["MaximumConcurrency"]) == 10
+    assert len(cloud.client("cloudwatch").describe_alarms()["MetricAlarms"]) == 5
+
+
+def test_an_update_changes_what_it_names_and_leaves_the_rest(cloud):
+    before = cloud.deploy("workshop")
+    s3 = cloud.client("s3")
+    s3.put_object(Bucket=before["BucketName"], Key="kept", Body=b"data")
+    after = cloud.deploy("workshop", DeletionProtection="true", MaxReceives="5")
+    assert after == before
+    assert s3.get_object(Bucket=after["BucketName"], Key="kept")["Body"].read() == b"data"
+    (cluster,) = cloud.client("dsql").list_clusters()["clusters"]
+    found = cloud.client("dsql").get_cluster(identifier=cluster["identifier"])
+    assert found["deletionProtectionEnabled"] is True
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"NatGateway": "yes", "NotebookHost": "no"},
+        {"EndpointZones": "2", "Architecture": "x86_64", "VpcCidr": "10.1.0.0/20"},
+    ],
+    ids=["as it comes", "with a NAT gateway", "over two zones"],
+)
+def test_deleting_leaves_nothing_though_the_bucket_was_full(cloud, parameters):
+    before = cloud.everything()
+    found = cloud.deploy("workshop", **parameters)
+    s3 = cloud.client("s3")
+    for number in range(1_100):  # more than one page, and than one deletion takes
+        s3.put_object(Bucket=found["BucketName"], Key=f"objects/{number}", Body=b"data")
+    cloud.deploy("workshop", **parameters, MaxReceives="4")
+    missing = {kind for kind, number in cloud.everything().items() if number == before[kind]}
+    assert missing <= {"instances", "profiles", "mappings", "addresses", "gateways"}
+    cloud.delete("workshop")
+    assert cloud.everything() == before
+
+
+def test_a_protected_cluster_is_not_deleted(cloud):
+    cloud.deploy("workshop", DeletionProtection="true")
+    with pytest.raises(ClientError, match="Deletion protection is enabled"):
+        cloud.delete("workshop")
+    assert cloud.everything()["clusters"] == 1
+
+
+def test_a_cluster_that_was_protected_can_be_deleted_after_an_update(cloud):
+    before = cloud.everything()
+    cloud.deploy("workshop", DeletionProtection="true")
+    cloud.deploy("workshop", DeletionProtection="false")
+    cloud.delete("workshop")
+    assert cloud.everything() == before
+
+
+def test_without_a_nat_gateway_there_is_no_way_to_the_internet(cloud):
+    found = cloud.deploy("workshop")
+    ec2 = cloud.client("ec2")
+    tables = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [found["VPCId"]]}])
+    routes = [route for table in tables["RouteTables"] for route in table["Routes"]]
+    assert "0.0.0.0/0" not in {route.get("DestinationCidrBlock") for route in routes}
+    endpoints = ec2.describe_vpc_endpoints()["VpcEndpoints"]
+    names = {endpoint["ServiceName"].rsplit(".", 1)[1] for endpoint in endpoints}
+    (database,) = (name for name in names if name.startswith("dsql-"))
+    assert names - {database} == {
+        "s3", "monitoring", "sqs", "lambda", "logs", "sts", "cloudformation", "ssm", "ssmmessages",
+    }  # fmt: skip
+
+
+def test_two_regions_are_linked_in_three_deployments_and_each_gets_a_workshop(cloud):
+    sides = {HERE: "10.0.0.0/16", THERE: "10.1.0.0/16"}
+    before = {region: cloud.everything(region) for region in sides}
+    one = cloud.deploy("side", "multi-region", HERE)
+    assert one["Phase"] == "initial"
+    assert "ClusterVpcEndpoint" not in one
+    other = cloud.deploy("side", "multi-region", THERE, PeerClusterArn=one["DSQLClusterArn"])
+    one = cloud.deploy("side", "multi-region", HERE, PeerClusterArn=other["DSQLClusterArn"])
+    assert one["Phase"] == other["Phase"] == "linked"
+    linked = {HERE: (one, other), THERE: (other, one)}
+    for region, (own, peer) in linked.items():
+        identifier = own["DSQLClusterArn"].rsplit("/", 1)[1]
+        cluster = cloud.client("dsql", region).get_cluster(identifier=identifier)
+        assert cluster["multiRegionProperties"]["witnessRegion"] == "us-west-2"
+        assert peer["DSQLClusterArn"] in cluster["multiRegionProperties"]["clusters"]
+        found = cloud.deploy(
+            "workshop",
+            region=region,
+            VpcCidr=sides[region],
+            ClusterArn=own["DSQLClusterArn"],
+            ClusterVpcEndpoint=own["ClusterVpcEndpoint"],
+            ClusterVpcEndpointServiceName=own["ClusterVpcEndpointServiceName"],
+        )
+        assert found["DSQLClusterArn"] == own["DSQLClusterArn"]
+        assert found["DSQLClusterEndpoint"] == own["ClusterVpcEndpoint"]
+        assert found["DSQLClusterPublicEndpoint"] == own["DSQLClusterEndpoint"]
+        assert cloud.everything(region)["clusters"] == 1
+    for region in sides:
+        cloud.delete("workshop", region)
+        assert cloud.everything(region)["clusters"] == 1
+        cloud.delete("side", region)
+    assert {region: cloud.everything(region) for region in sides} == before
