@@ -26,7 +26,7 @@ except ModuleNotFoundError:
     sys.modules["openapi_spec_validator.validation.exceptions"].OpenAPIValidationError = ValueError
 
 from moto.awslambda.utils import get_backend as lambda_backend
-from moto.cloudformation import parsing
+from moto.cloudformation import cloudformation_backends, parsing
 from moto.cloudformation.exceptions import UnformattedGetAttTemplateException
 from moto.cloudwatch.models import cloudwatch_backends
 from moto.core.common_models import CloudFormationModel
@@ -43,15 +43,18 @@ from moto.iam.models import ManagedPolicy, iam_backends
 from moto.s3.models import s3_backends
 from moto.sqs.models import sqs_backends
 
+__all__ = ["IMAGE", "ServerlessCache", "cloudformation_backends", "teach"]
+
 IMAGE = "ami-0123456789abcdef0"
 """What stands for Amazon Linux's newest image."""
 
 
 class Resource(CloudFormationModel):
-    """A resource type of ours; what it makes is told by `make`, what it is asked by `attributes`."""
+    """A resource type of ours."""
 
     kind = ""
     attributes: tuple[str, ...] = ()
+    """What `Fn::GetAtt` may ask; the attribute of that name in small letters answers."""
 
     def __init__(self, properties: dict[str, Any], account: str, region: str) -> None:
         self.properties, self.account, self.region = properties, account, region
@@ -64,7 +67,7 @@ class Resource(CloudFormationModel):
     def change(self) -> None:
         """Do to it what an update with other properties does."""
 
-    def delete(self, account: str, region: str) -> None:
+    def delete(self, *_place: str) -> None:
         """Do away with it."""
 
     def get_cfn_attribute(self, name: str) -> Any:
@@ -89,9 +92,7 @@ class Resource(CloudFormationModel):
         return cls(cloudformation_json["Properties"], account, region)
 
     @classmethod
-    def update_from_cloudformation_json(
-        cls, original_resource, new_resource_name, cloudformation_json, account_id, region_name
-    ):
+    def update_from_cloudformation_json(cls, original_resource, cloudformation_json, **_more):
         original_resource.properties = cloudformation_json["Properties"]
         original_resource.change()
         return original_resource
@@ -134,7 +135,7 @@ class Cluster(Resource):
         self.cluster.deletion_protection_enabled = self.protected
         self.cluster.multi_region_properties = self.multi_region
 
-    def delete(self, account: str, region: str) -> None:
+    def delete(self, *_place: str) -> None:
         self.backend.delete_cluster(self.identifier)  # which only says that it is on its way
         del self.backend.clusters[self.identifier]
 
@@ -181,7 +182,7 @@ class ServerlessCache(Resource):
         self.existing[self.name] = self
         return self.name
 
-    def delete(self, account: str, region: str) -> None:
+    def delete(self, *_place: str) -> None:
         del self.existing[self.name]
 
     @property
@@ -226,7 +227,7 @@ class Alarm(Resource):
         )
         return alarm
 
-    def delete(self, account: str, region: str) -> None:
+    def delete(self, *_place: str) -> None:
         self.backend.delete_alarms([self.physical_resource_id])
 
 
@@ -264,7 +265,7 @@ class Custom(Resource):
     def change(self) -> None:
         assert self.send("Update") == self.physical_resource_id
 
-    def delete(self, account: str, region: str) -> None:
+    def delete(self, *_place: str) -> None:
         self.send("Delete")
 
     def send(self, request: str) -> str:

@@ -19,9 +19,9 @@ from workshop_lib.load.messages import metrics_namespace
 from workshop_lib.load.package import HANDLER
 from workshop_lib.settings import CHECKOUT, load_settings
 
-# As a module of a folder: moto files each resource class under the second part of its module's name.
+# As a folder's module: moto files each class under the second part of its module's name.
 sys.path.append(str(Path(__file__).parent.parent))
-from cloud.moto_resources import IMAGE, ServerlessCache, teach
+from cloud.moto_resources import IMAGE, ServerlessCache, cloudformation_backends, teach
 
 TEMPLATES = CHECKOUT / "cloudformation"
 HERE = "us-east-1"
@@ -74,7 +74,9 @@ class Cloud:
             "alarms": self.client("cloudwatch", region).describe_alarms()["MetricAlarms"],
             "dashboards": self.client("cloudwatch", region).list_dashboards()["DashboardEntries"],
             "clusters": self.client("dsql", region).list_clusters()["clusters"],
-            "caches": [name for name, one in ServerlessCache.existing.items() if one.region == region],
+            "caches": [
+                name for name, one in ServerlessCache.existing.items() if one.region == region
+            ],
             "instances": [one for one in ec2.all_instances() if one.state != "terminated"],
             "networks": list(ec2.vpcs),
             "subnets": [one for zone in ec2.subnets.values() for one in zone],
@@ -110,6 +112,13 @@ def cloud(monkeypatch):
         yield Cloud()
 
 
+def resources_of(name):
+    """What moto keeps of a stack's resources."""
+    stacks = cloudformation_backends[DEFAULT_ACCOUNT_ID][HERE].stacks.values()
+    (stack,) = (stack for stack in stacks if stack.name == name)
+    return stack.resource_map._parsed_resources
+
+
 def code():
     """A zip that stands for the load worker."""
     packed = io.BytesIO()
@@ -125,7 +134,9 @@ def test_the_outputs_are_what_the_settings_accept(cloud, clean_environment):
         dsql_endpoint=found["DSQLClusterEndpoint"],
         dsql_read_endpoint=found["DSQLClusterPublicEndpoint"],
         valkey_endpoint=found["ValkeyEndpoint"],
-        queue_url=re.sub(r"^.*/(\d{12}/)", rf"https://sqs.{HERE}.amazonaws.com/\1", found["QueueUrl"]),
+        queue_url=re.sub(
+            r"^.*/(\d{12}/)", rf"https://sqs.{HERE}.amazonaws.com/\1", found["QueueUrl"]
+        ),
         bucket_name=found["BucketName"],
         workshop_namespace=found["WorkshopNamespace"],
     ).values
@@ -270,6 +281,18 @@ def test_deleting_leaves_nothing_though_the_bucket_was_full(cloud, parameters):
     assert missing <= {"instances", "profiles", "mappings", "addresses", "gateways"}
     cloud.delete("workshop")
     assert cloud.everything() == before
+
+
+def test_a_bucket_that_somebody_deleted_before_does_not_hold_the_stack_up(cloud):
+    before = cloud.everything()
+    found = cloud.deploy("workshop")
+    cloud.client("s3").delete_bucket(Bucket=found["BucketName"])
+    emptier = next(
+        one for one in resources_of("workshop").values() if getattr(one, "kind", "") == "Custom"
+    )
+    emptier.delete()
+    emptier.delete()
+    assert before["buckets"] == cloud.everything()["buckets"] == 0
 
 
 def test_a_protected_cluster_is_not_deleted(cloud):

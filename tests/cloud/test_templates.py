@@ -1,0 +1,439 @@
+"""What can be seen of the CloudFormation templates without deploying them."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import pytest
+import yaml
+from botocore import xform_name
+
+from workshop_lib.load.messages import metrics_namespace
+from workshop_lib.load.package import HANDLER, RUNNING
+from workshop_lib.settings import CHECKOUT, Settings
+
+FOLDER = CHECKOUT / "cloudformation"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+MOST_INLINE = 4096  # of a function's code in a template, letters
+OUTPUTS = {
+    "VPCId", "PrivateSubnet1Id", "PrivateSubnet2Id", "ValkeySecurityGroupId",
+    "DSQLClusterEndpoint", "DSQLClusterArn", "ValkeyEndpoint", "ValkeyFullEndpoint", "BucketName",
+    "QueueUrl", "DeadLetterQueueUrl", "LoadFunctionName", "DashboardName", "NotebookHostId",
+    "NotebookSecurityGroupId",
+}  # fmt: skip
+UNTAGGED = {
+    "AWS::CloudWatch::Dashboard",
+    "AWS::EC2::Route",
+    "AWS::EC2::SecurityGroupIngress",
+    "AWS::EC2::SubnetRouteTableAssociation",
+    "AWS::EC2::VPCGatewayAttachment",
+    "AWS::IAM::InstanceProfile",
+    "AWS::IAM::ManagedPolicy",
+    "AWS::S3::BucketPolicy",
+    "AWS::SQS::QueuePolicy",
+    "Custom::EmptyBucketOnDelete",
+}
+NAMELESS = {
+    # Metrics have no ARN; nor have the channels of Session Manager; and Lambda refuses its role
+    # unless it may do these on all interfaces (Service Authorization Reference).
+    "cloudwatch:GetMetricData",
+    "cloudwatch:PutMetricData",
+    "ec2:AssignPrivateIpAddresses",
+    "ec2:CreateNetworkInterface",
+    "ec2:DeleteNetworkInterface",
+    "ec2:DescribeNetworkInterfaces",
+    "ec2:DescribeSubnets",
+    "ec2:UnassignPrivateIpAddresses",
+    "ssm:UpdateInstanceInformation",
+    "ssmmessages:CreateControlChannel",
+    "ssmmessages:CreateDataChannel",
+    "ssmmessages:OpenControlChannel",
+    "ssmmessages:OpenDataChannel",
+}
+SERVICES = ("s3", "sqs", "cloudwatch", "lambda", "sts")
+ACTIONS = {  # where the permission is not called what the operation is called
+    "s3:ListObjects": "s3:ListBucket",
+    "s3:ListObjectsV2": "s3:ListBucket",
+    "s3:HeadBucket": "s3:ListBucket",
+    "s3:HeadObject": "s3:GetObject",
+    "s3:DeleteObjects": "s3:DeleteObject",
+    "sqs:SendMessageBatch": "sqs:SendMessage",
+    "sqs:DeleteMessageBatch": "sqs:DeleteMessage",
+    "lambda:Invoke": "lambda:InvokeFunction",
+}
+NOT_ON_AWS = {
+    # Where a bucket and a queue are given, as the stack's are, nobody makes others.
+    "s3:CreateBucket",
+    "sqs:CreateQueue",
+    "sqs:DeleteQueue",
+    "sqs:ListQueues",
+    "sqs:SetQueueAttributes",
+    # Everybody may ask who they are (STS API Reference, GetCallerIdentity).
+    "sts:GetCallerIdentity",
+}
+
+
+class Loader(yaml.SafeLoader):
+    """Reads the short form of functions, `!Ref Name`, as the long one."""
+
+
+def _function(loader, suffix, node):
+    name = suffix if suffix in {"Ref", "Condition"} else f"Fn::{suffix}"
+    if isinstance(node, yaml.ScalarNode):
+        value = loader.construct_scalar(node)
+        return {name: value.split(".", 1) if name == "Fn::GetAtt" else value}
+    if isinstance(node, yaml.SequenceNode):
+        return {name: loader.construct_sequence(node, deep=True)}
+    return {name: loader.construct_mapping(node, deep=True)}
+
+
+Loader.add_multi_constructor("!", _function)
+
+
+def read(name):
+    return yaml.load((FOLDER / f"{name}.yaml").read_text(), Loader)  # noqa: S506 -- a SafeLoader
+
+
+WORKSHOP = read("workshop")
+
+
+def resources(template=WORKSHOP, kind=None):
+    found = template["Resources"]
+    return {name: one for name, one in found.items() if kind in {None, one["Type"]}}
+
+
+def properties(name):
+    return WORKSHOP["Resources"][name]["Properties"]
+
+
+def statements(names=None):
+    """The statements of identities' policies, each with where it stands."""
+    for name, one in resources().items():
+        if names is not None and name not in names:
+            continue
+        held = one.get("Properties", {})
+        documents = [policy["PolicyDocument"] for policy in held.get("Policies", [])]
+        if one["Type"] == "AWS::IAM::ManagedPolicy":
+            documents.append(held["PolicyDocument"])
+        for document in documents:
+            for statement in document["Statement"]:
+                yield name, statement
+
+
+def listed(value):
+    return value if isinstance(value, list) else [value]
+
+
+def granted(*names):
+    """What these may do."""
+    found = [one for _, one in statements(names) if one["Effect"] == "Allow"]
+    return {action for one in found for action in listed(one["Action"])}
+
+
+def tool(name):
+    """Where a program is, beside this Python or on the PATH; None if nowhere."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+def called():
+    """The permissions that the package's calls of AWS need."""
+    operations = {
+        xform_name(operation): f"{service}:{operation}"
+        for service in SERVICES
+        for operation in boto3.client(
+            service, "us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
+        ).meta.service_model.operation_names
+    }
+    found = set()
+    for file in (CHECKOUT / "workshop_lib").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            name = node.func.attr
+            if name == "get_paginator" and isinstance(node.args[0], ast.Constant):
+                name = node.args[0].value
+            if name == "generate_db_connect_admin_auth_token":
+                found.add("dsql:DbConnectAdmin")
+            found |= {operations[name]} if name in operations else set()
+    return {ACTIONS.get(one, one) for one in found} - NOT_ON_AWS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cfn_lint_has_nothing_to_say(name):
+    linter = tool("cfn-lint") or pytest.skip("cfn-lint is not installed: pip install cfn-lint")
+    command = [linter, "--regions", "us-east-1", "us-east-2", "eu-west-1", "--"]
+    done = subprocess.run(
+        [*command, FOLDER / f"{name}.yaml"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_checkov_finds_nothing_that_is_not_explained():
+    linter = tool("checkov") or pytest.skip(
+        "checkov is not on the PATH; it wants an environment of its own: pip install checkov"
+    )
+    done = subprocess.run(
+        [linter, "--directory", FOLDER, "--framework", "cloudformation", "--skip-download",
+         "--output", "json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert [one["check_id"] for one in found["results"]["failed_checks"]] == []
+    assert found["summary"]["parsing_errors"] == 0
+
+
+def test_each_exception_for_the_security_linter_says_why():
+    for name, one in resources().items():
+        for skipped in one.get("Metadata", {}).get("checkov", {}).get("skip", []):
+            assert len(skipped["comment"].split()) > 5, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_is_described_and_held_to_a_form(name):
+    for parameter, one in read(name)["Parameters"].items():
+        assert len(one["Description"].split()) > 2, parameter
+        if "AllowedPattern" in one:
+            assert one["ConstraintDescription"], parameter
+            if "Default" in one:
+                assert re.fullmatch(one["AllowedPattern"], one["Default"]), parameter
+        elif "AllowedValues" in one:
+            assert one["Default"] in one["AllowedValues"], parameter
+        else:
+            assert one["MinValue"] <= one["Default"] <= one["MaxValue"], parameter
+
+
+@pytest.mark.parametrize(
+    ("parameter", "wrong"),
+    [
+        ("Namespace", ["Upper", "1st", "with-hyphen", ""]),
+        ("VpcCidr", ["8.8.0.0/16", "10.0.0.0/8", "10.0.0.0/21", "10.0.0.0"]),
+        ("S3PrefixListId", ["", "sg-63a5400a", "pl-xyz"]),
+        ("ClusterArn", ["abc", "arn:aws:rds:us-east-1:123456789012:cluster/abcdefghij"]),
+        ("CodeKey", ["with blank.zip"]),
+        ("CacheFinalSnapshot", ["-a", "a-", "a--b", "Upper"]),
+        ("AlarmTopicArn", ["someone@example.com"]),
+    ],
+)
+def test_a_parameter_of_another_form_is_refused(parameter, wrong):
+    pattern = WORKSHOP["Parameters"][parameter]["AllowedPattern"]
+    assert [one for one in wrong if re.fullmatch(pattern, one)] == []
+
+
+def test_a_namespace_that_the_stack_takes_is_one_that_the_settings_take():
+    (pattern,) = (
+        rule.pattern
+        for rule in Settings.model_fields["workshop_namespace"].metadata
+        if hasattr(rule, "pattern")
+    )
+    for name in NAMES:
+        assert f"^{read(name)['Parameters']['Namespace']['AllowedPattern']}$" == pattern
+
+
+def test_every_parameter_is_in_a_group_of_the_form():
+    groups = WORKSHOP["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+    shown = [parameter for group in groups for parameter in group["Parameters"]]
+    assert sorted(shown) == sorted(WORKSHOP["Parameters"])
+
+
+def test_the_outputs_that_others_build_on_are_there():
+    assert set(WORKSHOP["Outputs"]) >= OUTPUTS
+    for name in NAMES:
+        assert all(one["Description"] for one in read(name)["Outputs"].values())
+
+
+def test_what_the_package_calls_is_allowed_to_the_notebooks():
+    needed = called()
+    assert needed >= {  # or nothing was found
+        "dsql:DbConnectAdmin", "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket",
+        "sqs:SendMessage", "sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes",
+        "sqs:GetQueueUrl", "cloudwatch:PutMetricData", "cloudwatch:GetMetricData",
+        "lambda:InvokeFunction",
+    }  # fmt: skip
+    assert needed - granted("NotebookPolicy") == set()
+
+
+def test_the_notebooks_are_allowed_little_else():
+    assert granted("NotebookPolicy") - called() == {
+        "cloudformation:DescribeStacks",
+        "logs:FilterLogEvents",
+    }
+
+
+def test_the_function_may_do_its_work_and_no_more():
+    network = {action for action in NAMELESS if action.startswith("ec2:")}
+    assert granted("FunctionRole") - network == {
+        "dsql:DbConnectAdmin",
+        "sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes",
+        "logs:CreateLogStream", "logs:PutLogEvents",
+        "cloudwatch:PutMetricData",
+    }  # fmt: skip
+    (refused,) = (one for _, one in statements({"FunctionRole"}) if one["Effect"] == "Deny")
+    assert set(refused["Action"]) == network
+
+
+def test_what_has_a_name_is_named():
+    for name, one in statements():
+        actions = set(listed(one["Action"]))
+        assert not [action for action in actions if "*" in action], name
+        if "*" in listed(one["Resource"]):
+            assert actions <= NAMELESS, (name, actions - NAMELESS)
+    for line in (FOLDER / "workshop.yaml").read_text().splitlines():
+        if re.search(r'Resource: "\*"', line):
+            assert "# " in line, "a reason is missing"
+
+
+def test_metrics_are_published_in_the_workshops_own_namespace_only():
+    published = [
+        one for _, one in statements() if "cloudwatch:PutMetricData" in listed(one["Action"])
+    ]
+    assert len(published) == 2
+    for one in published:
+        (wanted,) = one["Condition"]["StringEquals"].values()
+        assert wanted == {"Fn::Sub": metrics_namespace("${Namespace}")}
+
+
+def test_nothing_comes_in_from_outside():
+    for name in NAMES:
+        text = (FOLDER / f"{name}.yaml").read_text()
+        assert "::/0" not in text
+        assert "AssociatePublicIpAddress" not in text
+        assert "MapPublicIpOnLaunch" not in text
+    groups = resources(kind="AWS::EC2::SecurityGroup")
+    assert len(groups) == 5
+    assert not [name for name, one in groups.items() if "SecurityGroupIngress" in one["Properties"]]
+    for one in resources(kind="AWS::EC2::SecurityGroupIngress").values():
+        assert one["Properties"]["SourceSecurityGroupId"]
+        assert not {"CidrIp", "CidrIpv6"} & set(one["Properties"])
+
+
+def test_what_goes_out_has_a_name_and_a_port():
+    for name, one in resources(kind="AWS::EC2::SecurityGroup").items():
+        rules = one["Properties"]["SecurityGroupEgress"]
+        assert rules, name
+        for rule in rules:
+            condition, inner, otherwise = rule.get("Fn::If", (None, rule, None))
+            to = inner.get("CidrIp")
+            if to == "0.0.0.0/0":
+                assert condition == "HasNat"
+                assert otherwise == {"Ref": "AWS::NoValue"}
+                assert (inner["FromPort"], inner["ToPort"]) == (443, 443)
+            elif to is not None:
+                assert to == "127.0.0.1/32"
+            else:
+                assert inner["FromPort"] >= 443
+            assert inner["Description"]
+
+
+def test_each_way_out_of_a_group_is_a_way_into_another():
+    ways = {
+        (
+            one["Properties"]["SourceSecurityGroupId"]["Fn::GetAtt"][0],
+            one["Properties"]["GroupId"]["Fn::GetAtt"][0],
+            one["Properties"]["FromPort"],
+            one["Properties"]["ToPort"],
+        )
+        for one in resources(kind="AWS::EC2::SecurityGroupIngress").values()
+    }
+    out = {
+        (
+            name,
+            rule["DestinationSecurityGroupId"]["Fn::GetAtt"][0],
+            rule["FromPort"],
+            rule["ToPort"],
+        )
+        for name, one in resources(kind="AWS::EC2::SecurityGroup").items()
+        for rule in one["Properties"]["SecurityGroupEgress"]
+        if "DestinationSecurityGroupId" in rule
+    }
+    assert ways == out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_everything_that_can_have_tags_has_ours(name):
+    for resource, one in resources(read(name)).items():
+        if one["Type"] in UNTAGGED:
+            continue
+        tags = {tag["Key"]: tag["Value"] for tag in one["Properties"]["Tags"]}
+        assert tags["Project"] == "cache-aside-workshop", resource
+        assert tags["Namespace"] == {"Ref": "Namespace"}, resource
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_holds_data_says_what_becomes_of_it(name):
+    kinds = {
+        "AWS::DSQL::Cluster",
+        "AWS::ElastiCache::ServerlessCache",
+        "AWS::S3::Bucket",
+        "AWS::Logs::LogGroup",
+    }
+    holding = {key: one for key, one in resources(read(name)).items() if one["Type"] in kinds}
+    assert holding
+    for key, one in holding.items():
+        assert one["DeletionPolicy"] == one["UpdateReplacePolicy"] == "Delete", key
+
+
+def test_the_bucket_and_the_queues_are_encrypted_private_and_reached_by_tls_only():
+    bucket = properties("Bucket")
+    assert bucket["BucketEncryption"]
+    assert "VersioningConfiguration" not in bucket
+    assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
+    for queue in ("Queue", "DeadLetterQueue"):
+        assert properties(queue)["SqsManagedSseEnabled"] is True
+    for policy in ("BucketPolicy", "QueuePolicy", "DeadLetterQueuePolicy"):
+        (statement,) = properties(policy)["PolicyDocument"]["Statement"]
+        assert statement["Effect"] == "Deny"
+        assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_a_message_stays_hidden_for_six_times_as_long_as_the_function_may_take():
+    hidden = WORKSHOP["Mappings"]["Visibility"]
+    allowed = WORKSHOP["Parameters"]["FunctionTimeout"]["AllowedValues"]
+    assert {key: one["Seconds"] for key, one in hidden.items()} == {
+        seconds: 6 * int(seconds) for seconds in allowed
+    }
+    assert properties("Queue")["VisibilityTimeout"]["Fn::FindInMap"][1] == {
+        "Ref": "FunctionTimeout"
+    }
+    assert properties("LoadFunction")["Timeout"] == {"Ref": "FunctionTimeout"}
+
+
+def test_the_function_is_what_the_package_builds():
+    function = properties("LoadFunction")
+    assert function["Handler"] == HANDLER
+    assert function["Architectures"] == [{"Ref": "Architecture"}]
+    assert RUNNING in WORKSHOP["Parameters"]["PythonVersion"]["AllowedValues"] or RUNNING > "3.13"
+    variables = set(function["Environment"]["Variables"])
+    assert {name.lower() for name in variables} <= set(Settings.model_fields)
+    mapping = properties("QueueToFunction")
+    assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+
+
+def test_the_function_that_empties_the_bucket_fits_into_the_template():
+    assert len(properties("EmptierFunction")["Code"]["ZipFile"]) < MOST_INLINE
+
+
+def test_the_price_in_the_description_is_the_sum_of_its_parts():
+    cost = {name: float(usd) for name, usd in WORKSHOP["Metadata"]["CostPerHour"].items()}
+    interfaces = [
+        one
+        for one in resources(kind="AWS::EC2::VPCEndpoint").values()
+        if one["Properties"]["VpcEndpointType"] == "Interface"
+    ]
+    alarms = resources(kind="AWS::CloudWatch::Alarm")
+    disk = 0.08 * WORKSHOP["Parameters"]["NotebookDiskGB"]["Default"] / 730
+    total = (
+        len(interfaces) * cost["InterfaceEndpoint"]
+        + cost["CacheMinimum"]
+        + cost["HostMedium"]
+        + disk
+        + cost["Dashboard"]
+        + len(alarms) * cost["Alarm"]
+    )
+    (said,) = re.findall(r"about (0\.\d\d) USD an hour", WORKSHOP["Description"])
+    assert f"{total:.2f}" == said
