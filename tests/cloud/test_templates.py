@@ -19,6 +19,7 @@ from workshop_lib.settings import CHECKOUT, Settings
 
 FOLDER = CHECKOUT / "cloudformation"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+MOST_DIRECT = 51_200  # bytes of a template that is no S3 object (CloudFormation quotas)
 MOST_INLINE = 4096  # of a function's code in a template, letters
 OUTPUTS = {
     "VPCId", "PrivateSubnet1Id", "PrivateSubnet2Id", "ValkeySecurityGroupId",
@@ -235,10 +236,9 @@ def test_a_namespace_that_the_stack_takes_is_one_that_the_settings_take():
         assert f"^{read(name)['Parameters']['Namespace']['AllowedPattern']}$" == pattern
 
 
-def test_every_parameter_is_in_a_group_of_the_form():
-    groups = WORKSHOP["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
-    shown = [parameter for group in groups for parameter in group["Parameters"]]
-    assert sorted(shown) == sorted(WORKSHOP["Parameters"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_is_small_enough_to_be_sent_without_a_bucket(name):
+    assert (FOLDER / f"{name}.yaml").stat().st_size <= MOST_DIRECT
 
 
 def test_the_outputs_that_others_build_on_are_there():
@@ -274,11 +274,13 @@ def test_the_function_may_do_its_work_and_no_more():
         "cloudwatch:PutMetricData",
     }  # fmt: skip
     (refused,) = (one for _, one in statements({"FunctionRole"}) if one["Effect"] == "Deny")
-    assert set(refused["Action"]) == network
+    assert refused["Action"] == "ec2:*"
 
 
 def test_what_has_a_name_is_named():
     for name, one in statements():
+        if one["Effect"] == "Deny":
+            continue
         actions = set(listed(one["Action"]))
         assert not [action for action in actions if "*" in action], name
         if "*" in listed(one["Resource"]):
@@ -370,7 +372,6 @@ def test_what_holds_data_says_what_becomes_of_it(name):
         "AWS::DSQL::Cluster",
         "AWS::ElastiCache::ServerlessCache",
         "AWS::S3::Bucket",
-        "AWS::Logs::LogGroup",
     }
     holding = {key: one for key, one in resources(read(name)).items() if one["Type"] in kinds}
     assert holding
@@ -426,7 +427,9 @@ def test_the_price_in_the_description_is_the_sum_of_its_parts():
         if one["Properties"]["VpcEndpointType"] == "Interface"
     ]
     alarms = resources(kind="AWS::CloudWatch::Alarm")
-    disk = 0.08 * WORKSHOP["Parameters"]["NotebookDiskGB"]["Default"] / 730
+    disk = (
+        0.08 * properties("NotebookInstance")["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] / 730
+    )
     total = (
         len(interfaces) * cost["InterfaceEndpoint"]
         + cost["CacheMinimum"]
