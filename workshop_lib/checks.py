@@ -18,7 +18,7 @@ from typing import Any
 import redis
 
 from workshop_lib.database import Database
-from workshop_lib.errors import WorkshopError
+from workshop_lib.errors import WorkshopError, one_line
 from workshop_lib.services import Endpoints, resolve
 from workshop_lib.services.diagnose import probes
 from workshop_lib.services.state import NEEDED_BYTES, state_folder
@@ -182,7 +182,7 @@ class _Round:
         if error is None:
             self._note(Check(name, True, show(answer), seconds))
         else:
-            said = " ".join(str(error).split()) or type(error).__name__
+            said = one_line(error) or type(error).__name__
             # The workshop's own errors already end with what to do.
             known = isinstance(error, WorkshopError)
             self._note(Check(name, False, said, seconds, "" if known else advice))

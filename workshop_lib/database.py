@@ -54,7 +54,7 @@ from workshop_lib.dsql import (
     lint,
     set_rules,
 )
-from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, SettingsError
+from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, SettingsError, one_line
 from workshop_lib.measure import readable
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
@@ -532,7 +532,7 @@ def _says(error: BaseException, signs: Iterable[str]) -> bool:
 
 
 def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreachableError:
-    said = " ".join(str(error).split()).rstrip(".")
+    said = one_line(error).rstrip(".")
     if "password authentication failed" in said or "access denied" in said:
         advice = "The sign-in was refused: check the user and password, or the token's Region."
     elif "timeout expired" in said:

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 
+def one_line(said: object) -> str:
+    r"""An error's text, or another's, as it fits into a sentence.
+
+    >>> one_line("FATAL:  no\n\tsuch role\n")
+    'FATAL: no such role'
+    """
+    return " ".join(str(said).split())
+
+
 class WorkshopError(Exception):
     """A foreseen mistake or fault. Its text is written for the person who meets it."""
 

@@ -10,7 +10,6 @@ import re
 import secrets
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -25,6 +24,7 @@ import nbformat
 from traitlets.config import Config
 
 from workshop_lib.errors import ResultError, RunError, WorkshopError
+from workshop_lib.orphans import end_with
 from workshop_lib.results import read_result, ready_folder, write_json
 from workshop_lib.settings import CHECKOUT, near
 
@@ -393,14 +393,7 @@ def _prepare_worker(log: Path) -> None:
     _terminal = os.fdopen(os.dup(2), "w")
     with log.open("a") as stream:
         os.dup2(stream.fileno(), 2)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(os.getppid())
 
 
 def _execute(job: Job, progress: bool) -> Outcome:

@@ -24,3 +24,11 @@ def no_keys_left(shared) -> Iterator[None]:
     """Other tests of this process count the keys of the cache."""
     yield
     shared.clear_cache()
+
+
+@pytest.fixture(scope="module")
+def shop(shared):
+    """The open workshop with the tables of mixed traffic."""
+    for name in ("type", "transactions"):
+        shared.load_table(name)
+    return shared

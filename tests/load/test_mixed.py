@@ -24,13 +24,6 @@ from workshop_lib.services.engines import CloudEmulation
 
 
 @pytest.fixture(scope="module")
-def shop(shared):
-    for name in ("type", "transactions"):
-        shared.load_table(name)
-    return shared
-
-
-@pytest.fixture(scope="module")
 def equipment(shop):
     return Equipment(shop.database.endpoint, shop.namespace, messaging=shop.messaging)
 

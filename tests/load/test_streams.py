@@ -20,13 +20,6 @@ from workshop_lib.measure import Moment
 
 
 @pytest.fixture(scope="module")
-def shop(shared):
-    for name in ("type", "transactions"):
-        shared.load_table(name)
-    return shared
-
-
-@pytest.fixture(scope="module")
 def pair(shop):
     equipment = Equipment(
         shop.database.endpoint, shop.namespace, cache=shop.endpoints.cache.arguments

@@ -11,7 +11,7 @@ import psycopg2
 
 from workshop_lib import services
 from workshop_lib.database import Database
-from workshop_lib.errors import SettingsError, WorkshopError
+from workshop_lib.errors import SettingsError, WorkshopError, one_line
 from workshop_lib.load.drivers import Driver, LambdaWorkers, LocalWorkers
 from workshop_lib.load.inserts import (
     InsertReport,
@@ -212,7 +212,7 @@ def _clear(database: Database, run: str | int, keep: bool, say: Say) -> bool:
         of_warm_up = warm_up_of(run).count(database) if isinstance(run, str) else 0
         deleted = rows.delete(database)
     except (WorkshopError, psycopg2.Error) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         say(
             f"The rows of run {run} could not be deleted: {said} "
             f"Once that is mended, `workshop load clean {run}` deletes them."

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from workshop_lib.load import worker
 from workshop_lib.load.interrupts import deaf, out_of_hearing
 from workshop_lib.load.jobs import Job, Ping, to_event
 from workshop_lib.load.means import Equipment
+from workshop_lib.orphans import end_with
 
 READY_S = 60.0
 """How long all local processes may take to start, seconds."""
@@ -163,8 +165,27 @@ def _outcome(number: int, future: Future[dict[str, Any]], seconds: float) -> Out
     return Outcome(number, None, said, begun=True, seconds=seconds)
 
 
+class _Closing(ABC):
+    """Workers that are closed at the end of a with block."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the workers."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 @dataclass
-class LocalWorkers:
+class LocalWorkers(_Closing):
     """Worker processes on this machine, started once and used for many runs.
 
     Args:
@@ -224,19 +245,8 @@ class LocalWorkers:
         self._pool.stop()
         self._pool.join()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class LambdaWorkers:
+class LambdaWorkers(_Closing):
     """A Lambda function, called directly and many times at once.
 
     Args:
@@ -279,17 +289,6 @@ class LambdaWorkers:
         found: dict[str, Any] = said
         return found
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _prepare(equipment: Equipment, gate: Any, parent: int) -> None:
     """What a worker process does first."""
@@ -298,14 +297,8 @@ def _prepare(equipment: Equipment, gate: Any, parent: int) -> None:
     # Ctrl-C goes to the whole process group: who started this one decides what it means. Until
     # here it was held back.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
     worker.equip(equipment)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def _be_there() -> None:

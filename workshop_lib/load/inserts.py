@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,30 +28,6 @@ BUSY_WORKER = 0.8
 """A worker that computes for this share of its time waits for the database hardly at all."""
 BUSY_MACHINE = 0.5
 """Workers that use this share of all processors leave too little to a database beside them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """How figures of many workers are spread; in the unit of the figures."""
-
-    min: float
-    max: float
-    avg: float
-    median: float
-    p95: float
-    p99: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
-        """The spread of these, by nearest rank; None of none."""
-        if not values:
-            return None
-        return cls(
-            min(values),
-            max(values),
-            sum(values) / len(values),
-            *(percentile(values, q) for q in (50, 95, 99)),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -393,5 +369,15 @@ def _book(share: int, outcome: Outcome, in_table: int) -> _Book:
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:
-    found = Spread.of(values)
-    return asdict(found) if found else None
+    """How figures of many workers are spread, by nearest rank, in their unit; None of none."""
+    if not values:
+        return None
+    median, p95, p99 = (percentile(values, q) for q in (50, 95, 99))
+    return {
+        "min": min(values),
+        "max": max(values),
+        "avg": sum(values) / len(values),
+        "median": median,
+        "p95": p95,
+        "p99": p99,
+    }

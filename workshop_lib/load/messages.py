@@ -15,7 +15,7 @@ import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.database import Database
-from workshop_lib.errors import WorkshopError
+from workshop_lib.errors import WorkshopError, one_line
 from workshop_lib.load.attempts import attempts
 from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
 from workshop_lib.load.means import Means
@@ -80,7 +80,7 @@ def _attend(body: str, means: Means, end: float) -> MessageDone | None:
         try:
             rows += run(database, means, message.action, values, end)
         except (WorkshopError, psycopg2.Error) as error:
-            said = " ".join(str(error).split())
+            said = one_line(error)
             return MessageDone(
                 number=message.number,
                 action=message.action,

@@ -19,7 +19,7 @@ import pandas as pd
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.database import Database
-from workshop_lib.errors import WorkshopError
+from workshop_lib.errors import WorkshopError, one_line
 from workshop_lib.load.drivers import Driver
 from workshop_lib.load.interrupts import deaf
 from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
@@ -521,7 +521,7 @@ class _Desk:
 
     def _note(self, error: object) -> None:
         if len(self.errors) < FIRST_ERRORS:
-            self.errors.append(" ".join(str(error).split()))
+            self.errors.append(one_line(error))
 
     def _report(self, seconds: float, interrupted: bool) -> MixedReport:
         planned = {m.number: m for each in self.scenario.messages(self.run_number) for m in each}

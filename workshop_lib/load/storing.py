@@ -14,7 +14,7 @@ from psycopg2 import errors
 from psycopg2.extras import execute_values
 
 from workshop_lib.copy_text import to_copy_text
-from workshop_lib.errors import WorkshopError
+from workshop_lib.errors import WorkshopError, one_line
 from workshop_lib.load.attempts import attempts, is_lost
 from workshop_lib.load.events import COLUMNS, EventRow, events
 from workshop_lib.load.jobs import InsertDone, InsertJob
@@ -111,7 +111,7 @@ class _Tally:
         self.failed += rows
         self.unreachable = is_lost(error)
         if len(self.errors) < FIRST_ERRORS:
-            self.errors.append(" ".join(str(error).split()))
+            self.errors.append(one_line(error))
 
 
 def _make_rows(job: InsertJob, number: int) -> Iterator[EventRow]:
