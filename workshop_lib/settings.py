@@ -6,7 +6,7 @@ import html
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +27,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 _DSQL = re.compile(r"[a-z0-9]+\.dsql(-[a-z0-9]+)?\.[a-z0-9-]+\.on\.aws")
 _VALKEY = re.compile(r"[a-z0-9.-]+\.cache\.amazonaws\.com")
+_STACK = re.compile(r"^[A-Za-z][A-Za-z0-9-]{0,127}$")
 _QUEUE = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com/\d{12}/[A-Za-z0-9_-]{1,80}")
 
 
@@ -36,6 +37,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True)
 
     aws_region: str | None = Field(None, description="AWS Region of the services")
+    workshop_stack: Annotated[str, Field(pattern=_STACK.pattern)] | None = Field(
+        None, description="the workshop's CloudFormation stack, whose outputs are settings"
+    )
     dsql_endpoint: str | None = Field(None, description="Aurora DSQL cluster endpoint")
     dsql_read_endpoint: str | None = Field(
         None, description="another endpoint of the same cluster's data, for reads of a load test"
@@ -62,6 +66,10 @@ class Settings(BaseSettings):
     bucket_name: str | None = Field(None, description="the bucket for the workshop's objects")
     queue_url: SecretStr | None = Field(
         None, description="an SQS queue on AWS for the load tests; masked for its account number"
+    )
+
+    load_function: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = Field(
+        None, description="the Lambda function that does the work of load tests"
     )
 
     dsql_rules: Literal["auto", "on", "off"] = Field(
@@ -129,6 +137,8 @@ class Settings(BaseSettings):
             raise ValueError("DSQL_READ_ENDPOINT is set, so DSQL_ENDPOINT is needed too")
         if self.dsql_endpoint and not self.aws_region:
             raise ValueError("DSQL_ENDPOINT is set, so AWS_REGION is needed too")
+        if self.load_function and not self.dsql_endpoint:
+            raise ValueError("LOAD_FUNCTION is set, so DSQL_ENDPOINT is needed too")
         if self.queue_url:
             found = _QUEUE.fullmatch(self.queue_url.get_secret_value())
             region = found[1] if found else ""
@@ -219,12 +229,13 @@ def near(path: Path) -> str:
 def load_settings(**overrides: object) -> LoadedSettings:
     """Read the settings: arguments win over the environment, it wins over `workshop.toml`.
 
+    Where WORKSHOP_STACK names a stack, its outputs stand for what none of them says.
     An argument that is an empty text unsets what the environment or the file says.
     The file is the one that WORKSHOP_CONFIG names, else `workshop.toml` in the checkout if present.
 
     Raises:
         SettingsError: a value is malformed, unknown or contradicts another one; the text names
-            each, where it came from and what is allowed.
+            each, where it came from and what is allowed. Or the stack cannot be read.
 
     """
     path = config_file()
@@ -235,10 +246,16 @@ def load_settings(**overrides: object) -> LoadedSettings:
     }
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for source, values in layers.items():
+
+    def add(source: str, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             if name not in merged:
                 merged[name], sources[name] = value, source
+
+    for source, values in layers.items():
+        add(source, values)
+    if stack := merged.get("workshop_stack"):
+        add(f"stack {stack}", _read_stack(merged))
     try:
         return LoadedSettings(Settings(**merged), sources)
     except ValidationError as error:
@@ -261,6 +278,22 @@ def _read_file(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"The settings file {path} cannot be read: {error}.") from None
+
+
+def _read_stack(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the stack says, but for services in whose place another is given."""
+    # Not at the top: it takes boto3, which takes a while, and most have no stack.
+    from workshop_lib.stack import read_outputs  # noqa: PLC0415
+
+    name, region = str(given["workshop_stack"]), given.get("aws_region")
+    if not _STACK.match(name) or (region and not _REGION.fullmatch(str(region))):
+        return {}  # which is said when all settings are looked at
+    found = read_outputs(name, region)
+    instead = {
+        "dsql_endpoint": given.get("database_url"),
+        "valkey_endpoint": given.get("valkey_url") or given.get("redis_url"),
+    }
+    return {name: value for name, value in found.items() if not instead.get(name)}
 
 
 def _host_only(value: str | None, port: str) -> str | None:

@@ -26,6 +26,7 @@ def aws(clean_environment, tmp_path):
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         clean_environment.setenv(name, value)
+    clean_environment.delenv("AWS_CA_BUNDLE", raising=False)
     return clean_environment
 
 
@@ -42,6 +43,13 @@ def test_dsql_is_reached_as_admin_with_verified_tls_and_no_stored_password(aws):
         "sslrootcert": certifi.where(),
     }
     assert (database.tls, database.embedded, database.emulated) == (True, False, False)
+
+
+def test_a_company_may_have_certificates_of_its_own(aws):
+    aws.setenv("AWS_CA_BUNDLE", "/etc/ours.pem")
+    found = resolve(load_settings().values)
+    assert found.database.arguments["sslrootcert"] == "/etc/ours.pem"
+    assert found.cache.arguments["ssl_ca_certs"] == "/etc/ours.pem"
 
 
 def test_a_token_is_made_for_each_connection_without_network_and_lasts_15_minutes(aws):

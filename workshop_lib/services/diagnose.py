@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import boto3
-import certifi
 from botocore.config import Config
 
 from workshop_lib.services.endpoints import Endpoint, Endpoints
+from workshop_lib.services.trust import trusted_certificates
 
 ANSWER_S = 5.0
 
@@ -103,7 +103,7 @@ def _knock(endpoint: Endpoint) -> str:
 def _shake_hands(endpoint: Endpoint) -> str:
     if endpoint.port == 5432:
         return "verified by the database client when it connects"
-    context = ssl.create_default_context(cafile=certifi.where())
+    context = ssl.create_default_context(cafile=trusted_certificates())
     with (
         socket.create_connection((endpoint.host, endpoint.port), timeout=ANSWER_S) as raw,
         context.wrap_socket(raw, server_hostname=endpoint.host) as secured,

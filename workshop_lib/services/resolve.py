@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import boto3
-import certifi
 import psycopg2
 import redis
 from botocore.config import Config
@@ -32,6 +31,7 @@ from workshop_lib.services.endpoints import (
 )
 from workshop_lib.services.engines import HOST
 from workshop_lib.services.state import state_folder
+from workshop_lib.services.trust import trusted_certificates
 from workshop_lib.settings import Settings
 
 CONNECT_S = 5
@@ -247,7 +247,7 @@ def _dsql(host: str, region: str) -> DatabaseEndpoint:
             "user": "admin",
             "dbname": "postgres",
             "sslmode": "verify-full",
-            "sslrootcert": certifi.where(),
+            "sslrootcert": trusted_certificates(),
             "connect_timeout": CONNECT_S,
         },
         tls=True,
@@ -293,7 +293,13 @@ def _external_cache(settings: Settings) -> CacheEndpoint | None:
             address=f"{host}:6379",
             host=host,
             port=6379,
-            arguments={"host": host, "port": 6379, "ssl": True, **_cache_manners()},
+            arguments={
+                "host": host,
+                "port": 6379,
+                "ssl": True,
+                "ssl_ca_certs": trusted_certificates(),
+                **_cache_manners(),
+            },
             tls=True,
         )
     if settings.cache_url is None:

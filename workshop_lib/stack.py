@@ -1,0 +1,82 @@
+"""The outputs of the workshop's CloudFormation stack, read as settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from workshop_lib.errors import SettingsError
+
+SETTINGS = {
+    "DSQLClusterEndpoint": "dsql_endpoint",
+    "ValkeyEndpoint": "valkey_endpoint",
+    "BucketName": "bucket_name",
+    "QueueUrl": "queue_url",
+    "LoadFunctionName": "load_function",
+    "WorkshopNamespace": "workshop_namespace",
+}
+"""Which output is which setting."""
+NEEDED = ("DSQLClusterEndpoint", "ValkeyEndpoint", "BucketName")
+LIMITS = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 2})
+
+
+@cache
+def read_outputs(name: str, region: str | None) -> Mapping[str, str]:
+    """The settings that a stack's outputs give, by name; asked once in a process.
+
+    Args:
+        name: of the stack.
+        region: where it is; None for the Region that boto3 is configured for.
+
+    Raises:
+        SettingsError: there is no such stack, it is not the workshop's or not finished, or AWS
+            does not answer or refuses; the text says what to do.
+
+    """
+    place = region or boto3.Session().region_name
+    if not place:
+        raise SettingsError(
+            f"WORKSHOP_STACK names {name!r}, and no Region says where it is: set AWS_REGION."
+        )
+    stack = _describe(name, place)
+    outputs = {found["OutputKey"]: found["OutputValue"] for found in stack.get("Outputs", [])}
+    missing = [output for output in NEEDED if output not in outputs]
+    if missing:
+        raise SettingsError(
+            f"The stack {name!r} in {place} is {stack['StackStatus']} and has no output "
+            f"{' or '.join(missing)}. If it is being made, wait (`workshop aws status`); else "
+            "WORKSHOP_STACK has to name a stack of cloudformation/workshop.yaml."
+        )
+    found = {setting: outputs[output] for output, setting in SETTINGS.items() if output in outputs}
+    return {"aws_region": place, **found}
+
+
+def _describe(name: str, region: str) -> Any:
+    client = boto3.Session().client("cloudformation", region_name=region, config=LIMITS)
+    try:
+        (stack,) = client.describe_stacks(StackName=name)["Stacks"]
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code == "ValidationError":
+            raise SettingsError(
+                f"There is no stack {name!r} in {region}. Is AWS_REGION the Region in which it was "
+                "deployed, and is this the account? `workshop aws deploy` makes one; without "
+                "WORKSHOP_STACK the workshop runs on this machine."
+            ) from None
+        raise SettingsError(
+            f"The outputs of the stack {name!r} in {region} cannot be read ({code}). `aws sts "
+            "get-caller-identity` shows who you are; that role needs cloudformation:DescribeStacks "
+            "for the stack. Or set DSQL_ENDPOINT, VALKEY_ENDPOINT and BUCKET_NAME yourself."
+        ) from None
+    except BotoCoreError as error:
+        raise SettingsError(
+            f"The outputs of the stack {name!r} in {region} cannot be read: {error}. "
+            "Are you signed in (`aws sts get-caller-identity`), and is there a way from here to "
+            "CloudFormation? In a VPC that takes an endpoint or a NAT gateway."
+        ) from None
+    return stack
