@@ -343,6 +343,26 @@ class Workshop:
         finally:
             self.set_distance(**before)
 
+    def possible_distances(self, distances: Iterable[float]) -> list[float]:
+        """Those of some distances that can be set here; the others become 0, and that is said.
+
+        A service on AWS, or of your own, has a distance of its own, to which none can be added.
+
+        Args:
+            distances: round-trip times in seconds.
+
+        """
+        asked = list(distances)
+        real = [endpoint.label for endpoint in self.endpoints.all if not endpoint.embedded]
+        if not real or not any(asked):
+            return asked
+        left_out = ", ".join(f"{seconds * 1e3:g} ms" for seconds in asked if seconds)
+        print(  # noqa: T201 -- for whoever reads the notebook
+            f"Skipped: an emulated distance of {left_out}. It can be added to local engines only. "
+            f"{', '.join(real)}: what is measured is their real distance."
+        )
+        return [0.0] * len(asked)
+
     @property
     def result_folder(self) -> Path:
         """Where this run's results go."""

@@ -379,7 +379,11 @@ def _cache_manners() -> dict[str, Any]:
 def _store_manners(*, plain: bool) -> Config:
     """Bounded waits; `plain` leaves out what only Amazon S3 itself understands."""
     manners = Config(
-        connect_timeout=CONNECT_S, read_timeout=20, retries={"max_attempts": 2, "mode": "standard"}
+        connect_timeout=CONNECT_S,
+        read_timeout=20,
+        retries={"max_attempts": 2, "mode": "standard"},
+        # The Region's own name also in us-east-1: it is the one that the checks ask about.
+        s3={"us_east_1_regional_endpoint": "regional"},
     )
     if not plain:
         return manners
