@@ -298,6 +298,8 @@ def lab(jupyter_options: tuple[str, ...]) -> None:
     from workshop_lib import services
 
     words = [sys.executable, "-m", "jupyterlab", f"--notebook-dir={CHECKOUT / 'notebooks'}"]
+    # Kernels talk by ports that every user of this machine can reach, and in the clear by default.
+    words.append("--MappingKernelManager.transport_encryption=auto")
     if os.geteuid() == 0:
         words.append("--allow-root")
     # The kernels of this JupyterLab need not keep the engines alive: this command does.

@@ -35,6 +35,9 @@ STOP_S = 10.0
 PORT_ATTEMPTS = 3
 OWNER = "workshop_owner"
 """PostgreSQL's superuser. Notebooks connect as `admin`, which like DSQL's is not one."""
+NEVER_IN_CLEAR = "scram-sha-256"
+"""What connections to a local PostgreSQL require (`require_auth`). A program of somebody else's
+that has taken its port would otherwise be sent the password, if it asked for it as text."""
 
 
 class Engine(ABC):
@@ -236,6 +239,7 @@ class Postgres(Engine):
             password=self.folder.secrets()["owner"],
             dbname="postgres",
             connect_timeout=3,
+            require_auth=NEVER_IN_CLEAR,
         )
 
     def _program(self, name: str) -> Path:

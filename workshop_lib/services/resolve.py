@@ -29,7 +29,7 @@ from workshop_lib.services.endpoints import (
     Endpoints,
     StoreEndpoint,
 )
-from workshop_lib.services.engines import HOST
+from workshop_lib.services.engines import HOST, NEVER_IN_CLEAR
 from workshop_lib.services.state import state_folder
 from workshop_lib.services.trust import trusted_certificates
 from workshop_lib.settings import Settings
@@ -127,6 +127,7 @@ def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint
             "password": held.secrets["admin"],
             "dbname": "postgres",
             "connect_timeout": CONNECT_S,
+            "require_auth": NEVER_IN_CLEAR,
         },
         embedded=True,
         dsql_rules=rules != "off",

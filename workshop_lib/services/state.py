@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import itertools
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +261,15 @@ def cache_folder(name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # no home, or a read-only one
-        folder = Path(tempfile.gettempdir()) / f"{APPLICATION}-{os.geteuid()}" / name
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _temporary_cache() / name
+    return folder
+
+
+@cache
+def _temporary_cache() -> Path:
+    """Below /tmp: under a name of its own, since anybody could have made a folder that is known."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{APPLICATION}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

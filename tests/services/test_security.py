@@ -1,0 +1,166 @@
+"""What SECURITY.md says of the local engines, tried on them as somebody else would."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import platformdirs
+import psutil
+import psycopg2
+import pytest
+import redis
+
+from workshop_lib.errors import EngineError
+from workshop_lib.services import embedded, resolve
+from workshop_lib.services.engines import HOST, Postgres
+from workshop_lib.services.state import StateFolder, cache_folder
+from workshop_lib.settings import CHECKOUT, load_settings
+
+HARMLESS = {"PATH", "LC_ALL", "TZ", "HOME", "RCLONE_AUTH_KEY", "WORKSHOP_ACCESS_KEY"}
+HARMLESS |= {"__CF_USER_TEXT_ENCODING"}  # macOS adds it
+
+
+@contextmanager
+def impostor() -> Iterator[tuple[int, list[bytes]]]:
+    """A server that has taken PostgreSQL's port and asks whoever comes for the password as text.
+
+    Gives its port, and all that it was sent.
+    """
+    heard: list[bytes] = []
+
+    def ask() -> None:
+        client, _ = listener.accept()
+        with client:
+            client.settimeout(5)
+            heard.append(client.recv(4_096))
+            if heard[0][4:] == b"\x04\xd2\x16\x2f":  # may I have TLS?
+                client.sendall(b"N")
+                heard.append(client.recv(4_096))
+            client.sendall(b"R\x00\x00\x00\x08\x00\x00\x00\x03")  # AuthenticationCleartextPassword
+            heard.append(client.recv(4_096))
+
+    with socket.create_server((HOST, 0)) as listener:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        yield listener.getsockname()[1], heard
+        thread.join(10)
+
+
+def test_who_has_taken_postgresqls_port_is_told_no_password(state, shared):
+    with impostor() as (port, heard):
+        arguments = {**shared.endpoints.database.arguments, "port": port}
+        with pytest.raises(psycopg2.OperationalError, match="scram-sha-256"):
+            psycopg2.connect(**arguments)
+    assert arguments["password"].encode() not in b"".join(heard)
+    assert len(heard) >= 2
+
+
+def test_nor_is_the_superusers(state, shared):
+    with impostor() as (port, heard):
+        engine = Postgres(state)
+        engine.port = port
+        assert not engine.answers()
+    assert state.secrets()["owner"].encode() not in b"".join(heard)
+    assert len(heard) >= 2
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY (SELECT 1) TO PROGRAM 'true'",
+        "COPY (SELECT 1) TO '{folder}/written'",
+        "SELECT pg_read_file('/etc/hosts')",
+        "SELECT lo_import('/etc/hosts')",
+        "SELECT rolpassword FROM pg_authid",
+        "GRANT pg_execute_server_program TO admin",
+        "CREATE ROLE boss SUPERUSER",
+        "ALTER ROLE workshop_owner PASSWORD 'mine'",
+    ],
+)
+def test_sql_reaches_no_file_no_program_and_no_other_role(shared, tmp_path, statement):
+    connection = shared.connect()
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SET workshop.dsql_rules = 'off'")
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                cursor.execute(statement.format(folder=tmp_path))
+    finally:
+        connection.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("CONFIG", "SET", "dir", "/tmp"),  # noqa: S108 -- refused
+        ("CONFIG", "SET", "dbfilename", "x"),
+        ("MODULE", "LOAD", "x.so"),
+        ("DEBUG", "SLEEP", "0"),
+    ],
+)
+def test_the_cache_writes_no_file_and_loads_no_code(shared, words):
+    with pytest.raises(redis.ResponseError):
+        shared.valkey.execute_command(*words)
+
+
+def test_an_engine_sees_nothing_of_the_learners_environment(state, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not for servers")
+    endpoints = resolve(load_settings().values)
+    try:
+        running = embedded.status(state).engines
+        names = {
+            name
+            for engine in running
+            if engine.pid and psutil.Process(engine.pid).uids().real == os.geteuid()
+            for name in psutil.Process(engine.pid).environ()
+        }
+    finally:
+        endpoints.release()
+    assert {"PATH", "HOME"} <= names <= HARMLESS
+
+
+def test_nobody_else_can_enter_the_state_folder_or_read_a_file_that_matters(state, shared):
+    assert state.path.stat().st_mode & 0o777 == 0o700
+    assert state.postgres_data.stat().st_mode & 0o777 == 0o700
+    empty = {".made-by-cache-aside-workshop", ".temporary", "lock", "keeper.log"}
+    open_files = [
+        file.name
+        for file in state.path.rglob("*")
+        if file.is_file() and file.stat().st_mode & 0o077 and file.name not in empty
+    ]
+    assert open_files == []
+
+
+def test_without_a_home_files_are_not_kept_where_somebody_may_have_put_theirs(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "no folder").touch()
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: tmp_path / "no folder" / "x")
+    folder = cache_folder("matplotlib")
+    assert folder.parent.stat().st_uid == os.geteuid()
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+    assert str(os.geteuid()) != folder.parent.name.rpartition("-")[2]
+
+
+def test_a_settings_file_with_a_password_is_not_committed_by_accident():
+    words = ["git", "check-ignore", "--quiet", "workshop.toml"]
+    assert subprocess.run(words, cwd=CHECKOUT, check=False).returncode == 0
+
+
+def test_an_entry_of_the_cache_is_never_unpickled():
+    source = "\n".join(file.read_text() for file in (CHECKOUT / "workshop_lib").rglob("*.py"))
+    for word in ("import pickle", "pickle.load", "marshal.load", "shelve.open", "yaml.load("):
+        assert word not in source
+
+
+def test_state_folders_of_others_are_refused(tmp_path, monkeypatch):
+    folder = StateFolder(tmp_path / "theirs")
+    folder.path.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(EngineError, match="belongs to another user"):
+        folder.prepare()
