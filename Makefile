@@ -8,7 +8,7 @@ PY := .venv/bin/python
 WORKSHOP := $(PY) -m workshop_lib
 ARGS ?=
 
-.PHONY: run test benchmarks lab check stop reset lint format clean help venv
+.PHONY: run test benchmarks lab check stop reset lint form format clean help venv
 
 run: venv  ## the main job: every notebook, headless; then open results/latest/index.html
 	@$(WORKSHOP) run $(ARGS)
@@ -36,6 +36,9 @@ lint: venv  ## format, lint and types only
 	@$(PY) -m ruff format --check --quiet . || { echo "Not formatted. 'make format' does it."; exit 1; }
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy
+
+form: venv  ## the notebooks' form only: no outputs, short cells, words for every picture
+	@$(PY) -m pytest -n 0 tests/notebooks/test_structure.py $(ARGS)
 
 format: venv  ## put the code into the project's format
 	@$(PY) -m ruff check --fix --quiet --select I .
