@@ -74,6 +74,16 @@ def test_a_pasted_port_and_blanks_are_taken_off_endpoints(clean_environment):
     assert values.dsql_endpoint == "abc.dsql.us-east-1.on.aws"
 
 
+@pytest.mark.parametrize("name", ["abc.dsql.eu-west-1.on.aws", "abc.dsql-x1.eu-west-1.on.aws"])
+def test_a_database_in_another_region_is_refused(clean_environment, name):
+    clean_environment.setenv("DSQL_ENDPOINT", name)
+    clean_environment.setenv("AWS_REGION", "us-east-1")
+    with pytest.raises(SettingsError, match="DSQL_ENDPOINT is in eu-west-1, AWS_REGION is us-"):
+        load_settings()
+    clean_environment.setenv("AWS_REGION", "eu-west-1")
+    assert load_settings().values.dsql_endpoint == name
+
+
 def test_an_unknown_key_in_the_file_is_refused_with_the_known_ones(clean_environment, tmp_path):
     (tmp_path / "workshop.toml").write_text("valkey_tll = 5\n")
     with pytest.raises(SettingsError, match=r"no such setting.*valkey_ttl"):

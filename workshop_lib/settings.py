@@ -25,7 +25,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 """The folder that holds `notebooks/`; results and the state folder's name derive from it."""
 
 _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
-_DSQL = re.compile(r"[a-z0-9]+\.dsql(-[a-z0-9]+)?\.[a-z0-9-]+\.on\.aws")
+_DSQL = re.compile(r"[a-z0-9]+\.dsql(?:-[a-z0-9]+)?\.([a-z0-9-]+)\.on\.aws")
 _VALKEY = re.compile(r"[a-z0-9.-]+\.cache\.amazonaws\.com")
 _STACK = re.compile(r"^[A-Za-z][A-Za-z0-9-]{0,127}$")
 _QUEUE = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com/\d{12}/[A-Za-z0-9_-]{1,80}")
@@ -139,6 +139,10 @@ class Settings(BaseSettings):
             raise ValueError("DSQL_ENDPOINT is set, so AWS_REGION is needed too")
         if self.load_function and not self.dsql_endpoint:
             raise ValueError("LOAD_FUNCTION is set, so DSQL_ENDPOINT is needed too")
+        if self.dsql_endpoint and self.aws_region != (region := dsql_region(self.dsql_endpoint)):
+            raise ValueError(
+                f"DSQL_ENDPOINT is in {region}, AWS_REGION is {self.aws_region}; correct one"
+            )
         if self.queue_url:
             found = _QUEUE.fullmatch(self.queue_url.get_secret_value())
             region = found[1] if found else ""
@@ -219,6 +223,16 @@ class LoadedSettings:
 def _cells(texts: Iterable[str], kind: str) -> str:
     inner = (f"<{kind} style='text-align:left'>{html.escape(text)}</{kind}>" for text in texts)
     return f"<tr>{''.join(inner)}</tr>"
+
+
+def dsql_region(endpoint: str) -> str:
+    """The Region of a cluster, which is part of its endpoint's name.
+
+    >>> dsql_region("abcdefghij.dsql.us-east-1.on.aws")
+    'us-east-1'
+    """
+    found = _DSQL.fullmatch(endpoint)
+    return found[1] if found else ""
 
 
 def near(path: Path) -> str:
