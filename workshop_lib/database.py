@@ -54,10 +54,11 @@ from workshop_lib.dsql import (
     lint,
     set_rules,
 )
-from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, SettingsError, one_line
+from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, SettingsError
 from workshop_lib.measure import readable
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
+from workshop_lib.services.explain import explain, sentence
 
 T = TypeVar("T")
 Query = str | sql.Composable
@@ -532,20 +533,9 @@ def _says(error: BaseException, signs: Iterable[str]) -> bool:
 
 
 def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreachableError:
-    said = one_line(error).rstrip(".")
-    if "password authentication failed" in said or "access denied" in said:
-        advice = "The sign-in was refused: check the user and password, or the token's Region."
-    elif "timeout expired" in said:
-        advice = (
-            "Silence usually means a firewall: on AWS, a security group that does not allow "
-            f"port {endpoint.port} from here."
-        )
-    elif endpoint.embedded:
-        advice = "`workshop status` shows the local engines; open_workshop() starts them again."
-    else:
-        advice = "Is the address right, and is the server running?"
     return ServiceUnreachableError(
-        f"No connection to the database at {endpoint.address} ({endpoint.label}): {said}. {advice}"
+        f"No connection to the database at {endpoint.address} ({endpoint.label}): "
+        f"{sentence(error)} {explain(error, endpoint)}"
     )
 
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
+_ACCOUNT = re.compile(r"(?<![0-9A-Za-z])\d{12}(?![0-9A-Za-z])")
+_KEY = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
+_SECRET = re.compile(
+    r"(?i)(x-amz-security-token[=:] ?|signature[=:] ?|authorization failure message: )[^\s,&'\"]+"
+)
+
 
 def one_line(said: object) -> str:
-    r"""An error's text, or another's, as it fits into a sentence.
+    r"""An error's text, or another's, as it may stand in a sentence that others will read.
+
+    That is on one line, and without what AWS repeats of whoever asked: the account's number, keys,
+    signatures and session tokens.
 
     >>> one_line("FATAL:  no\n\tsuch role\n")
     'FATAL: no such role'
+    >>> one_line("arn:aws:iam::123456789012:role/R may not perform s3:PutObject")
+    'arn:aws:iam::…:role/R may not perform s3:PutObject'
     """
-    return " ".join(str(said).split())
+    text = " ".join(str(said).split())
+    return _ACCOUNT.sub("…", _KEY.sub("…", _SECRET.sub(r"\1…", text)))
 
 
 class WorkshopError(Exception):

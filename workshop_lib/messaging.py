@@ -16,26 +16,23 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.services import MessagingEndpoint
+from workshop_lib.services.explain import cause_of, explain, sentence
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,30}")
 LONGEST_VISIBILITY_S = 43_200
 MOST_RECEIVES = 1_000
-GONE = {"QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"}
-REFUSED = {
-    "403",
-    "AccessDenied",
-    "AccessDeniedException",
-    "ExpiredToken",
-    "InvalidClientTokenId",
-    "SignatureDoesNotMatch",
-    "UnrecognizedClientException",
-}
 
 
 def messaging_client(endpoint: MessagingEndpoint, service: str) -> Any:
-    """A boto3 client of "sqs" or "cloudwatch" for the endpoint, in a session of its own."""
-    make: Any = boto3.Session().client  # typed for names that are written out only
-    return make(service, **endpoint.arguments)
+    """A boto3 client of "sqs" or "cloudwatch" for the endpoint, in a session of its own.
+
+    Raises:
+        ServiceUnreachableError: the configuration of AWS does not allow for one.
+
+    """
+    with _said(endpoint):
+        make: Any = boto3.Session().client  # typed for names that are written out only
+        return make(service, **endpoint.arguments)
 
 
 def open_queue(
@@ -78,6 +75,25 @@ def open_queue(
         return queue, dead
 
 
+def describe_queue(sqs: Any, endpoint: MessagingEndpoint) -> str:
+    """The given queue in a few words: whether it answers, and is one for load tests.
+
+    Raises:
+        ServiceUnreachableError: no answer, no such queue, or it has no dead-letter queue.
+
+    """
+    names = ["VisibilityTimeout", "RedrivePolicy", "ApproximateNumberOfMessages"]
+    with _said(endpoint):
+        found = sqs.get_queue_attributes(QueueUrl=endpoint.queue_url, AttributeNames=names)
+    about = found.get("Attributes", {})
+    policy = _redrive(about.get("RedrivePolicy", ""))
+    return (
+        f"about {about.get('ApproximateNumberOfMessages', '?')} messages; one that was received "
+        f"stays hidden for {about.get('VisibilityTimeout', '?')} s, and after "
+        f"{policy.get('maxReceiveCount', '?')} times is a dead letter"
+    )
+
+
 def delete_queues(sqs: Any, endpoint: MessagingEndpoint, namespace: str) -> int:
     """Delete the queues that this namespace made. Returns how many; a given queue stays.
 
@@ -107,30 +123,21 @@ def messaging_error(error: Exception, endpoint: MessagingEndpoint) -> ServiceUnr
         "It starts again with the next open_workshop(), without the queues, messages and metrics "
         "it had: run the notebook from its first cell."
     )
-    if not isinstance(error, ClientError):
-        advice = again if endpoint.embedded else "Is there a way to it from here, and a sign-in?"
-        return ServiceUnreachableError(f"No answer from {place}: {error}. {advice}")
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    if code in GONE and endpoint.embedded:
+    cause = cause_of(error, endpoint)
+    if endpoint.embedded and cause == "no queue":
         return ServiceUnreachableError(
             f"There is no such queue in the {place}. It may have been restarted, which empties "
             "it: ws.open_queue(…) makes the queue again."
         )
-    if code in GONE:
-        return ServiceUnreachableError(
-            f"There is no such queue in {place}: correct QUEUE_URL, or create the queue."
-        )
-    if code in REFUSED and endpoint.embedded:
+    if endpoint.embedded and cause in {"not allowed", "key unknown", "secret wrong"}:
         return ServiceUnreachableError(
             f"What answers at {endpoint.address} is not this checkout's emulation of SQS and "
             f"CloudWatch: it refuses our key. {again}"
         )
-    if code in REFUSED:
-        return ServiceUnreachableError(
-            f"{place} refuses these credentials ({code}): `aws sts get-caller-identity` shows who "
-            "you are; that role needs permission for the queue of QUEUE_URL and for metrics."
-        )
-    return ServiceUnreachableError(f"{place} answers {error}.")
+    answered = isinstance(error, ClientError)
+    about = place if answered else f"No answer from {place}"
+    advice = again if endpoint.embedded and not answered else explain(error, endpoint)
+    return ServiceUnreachableError(f"{about}: {sentence(error)} {advice}")
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
@@ -139,15 +146,20 @@ def _whole(name: str, value: object, low: int, high: int) -> None:
 
 
 def _dead_letters_of(sqs: Any, queue: str) -> str:
-    policy = json.loads(_attribute(sqs, queue, "RedrivePolicy") or "{}")
+    policy = _redrive(_attribute(sqs, queue, "RedrivePolicy"))
+    *_, account, name = policy["deadLetterTargetArn"].split(":")
+    return str(sqs.get_queue_url(QueueName=name, QueueOwnerAWSAccountId=account)["QueueUrl"])
+
+
+def _redrive(text: str) -> dict[str, str]:
+    policy: dict[str, str] = json.loads(text or "{}")
     if "deadLetterTargetArn" not in policy:
         raise ServiceUnreachableError(
             "The queue of QUEUE_URL has no dead-letter queue, where messages go that keep failing. "
             "Give it one (its RedrivePolicy, with a maxReceiveCount), or use the queue of the "
             "workshop's own stack."
         )
-    *_, account, name = policy["deadLetterTargetArn"].split(":")
-    return str(sqs.get_queue_url(QueueName=name, QueueOwnerAWSAccountId=account)["QueueUrl"])
+    return policy
 
 
 def _attribute(sqs: Any, queue: str, name: str) -> str:

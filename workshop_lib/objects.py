@@ -10,8 +10,9 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from workshop_lib.errors import ServiceUnreachableError
+from workshop_lib.errors import ServiceUnreachableError, one_line
 from workshop_lib.services import StoreEndpoint
+from workshop_lib.services.explain import code_of, explain, sentence
 
 NOT_MODIFIED, NOT_FOUND, NO_SUCH_RANGE = 304, 404, 416
 
@@ -128,7 +129,7 @@ class ObjectStore:
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
                 if status == NOT_MODIFIED:
                     return Unchanged(time.perf_counter() - started)
-                if status == NO_SUCH_RANGE or _code(error) in {"NoSuchKey", "404"}:
+                if status == NO_SUCH_RANGE or code_of(error) in {"NoSuchKey", "404"}:
                     return None
                 raise
         return StoredObject(body, str(answer["ETag"]), time.perf_counter() - started)
@@ -147,23 +148,10 @@ class ObjectStore:
 
 def store_error(error: Exception, endpoint: StoreEndpoint) -> ServiceUnreachableError:
     """What went wrong between us and the store, and what to do."""
-    place = f"The object store at {endpoint.address} ({endpoint.label})"
-    if not isinstance(error, ClientError):
-        return ServiceUnreachableError(
-            f"No answer from the object store at {endpoint.address} ({endpoint.label}): {error}. "
-            "Is the address in AWS_ENDPOINT_URL_S3 right, and are credentials set?"
-        )
-    code = _code(error)
-    if code in {"NoSuchBucket", "404"}:
-        reason = "it has no bucket of that name: create it, or correct BUCKET_NAME"
-    elif code in {"403", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId"}:
-        reason = "it refuses these credentials for that bucket: check them and their permissions"
-    else:
-        reason = f"it answers {error}"
+    place = f"the object store at {endpoint.address} ({endpoint.label})"
+    about = f"No answer from {place}"
+    if isinstance(error, ClientError):
+        about = f"The bucket {endpoint.bucket!r} of {place}"
     return ServiceUnreachableError(
-        f"{place} is there, but for the bucket {endpoint.bucket!r} {reason}."
+        f"{one_line(about)}: {sentence(error)} {explain(error, endpoint)}"
     )
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))

@@ -53,6 +53,7 @@ from workshop_lib.services import (
     running_messaging,
 )
 from workshop_lib.services.dial import Dial
+from workshop_lib.services.explain import code_of, explain, sentence
 from workshop_lib.services.state import state_folder
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
 
@@ -635,16 +636,13 @@ def greet_cache(valkey: redis.Redis, endpoint: CacheEndpoint) -> str:
     """
     try:
         info: Any = valkey.info("server")
-    except redis.AuthenticationError as error:
-        raise ServiceUnreachableError(
-            f"The cache at {endpoint.address} ({endpoint.label}) refuses the sign-in: {error}. "
-            "Check the user and password in VALKEY_URL."
-        ) from None
     except redis.RedisError as error:
+        about = "No answer from the cache"
+        if isinstance(error, redis.AuthenticationError):
+            about = "Refused by the cache"
         raise ServiceUnreachableError(
-            f"No answer from the cache at {endpoint.address} ({endpoint.label}): {error}. "
-            "Is the address right (and rediss:// where it speaks TLS)? On AWS, does a security "
-            "group allow port 6379 from here?"
+            f"{about} at {endpoint.address} ({endpoint.label}): {sentence(error)} "
+            f"{explain(error, endpoint)}"
         ) from None
     if "valkey_version" in info:
         return f"Valkey {info['valkey_version']}"
@@ -655,12 +653,22 @@ def store_client(endpoint: StoreEndpoint) -> Any:
     """A boto3 S3 client for the endpoint.
 
     A session of its own, because boto3's shared one remembers the first credentials it met.
+
+    Raises:
+        ServiceUnreachableError: the configuration of AWS does not allow for one.
+
     """
-    return boto3.Session().client("s3", **endpoint.arguments)
+    try:
+        return boto3.Session().client("s3", **endpoint.arguments)
+    except BotoCoreError as error:
+        raise store_error(error, endpoint) from None
 
 
-def greet_store(s3: Any, endpoint: StoreEndpoint) -> None:
+def greet_store(s3: Any, endpoint: StoreEndpoint) -> str:
     """Make sure that the bucket is there, creating the local one.
+
+    Returns:
+        The Region that it is in; empty where the store does not say.
 
     Raises:
         ServiceUnreachableError: the store does not answer, refuses us, or has no such bucket.
@@ -672,9 +680,20 @@ def greet_store(s3: Any, endpoint: StoreEndpoint) -> None:
                 s3.exceptions.BucketAlreadyOwnedByYou, s3.exceptions.BucketAlreadyExists
             ):
                 s3.create_bucket(Bucket=endpoint.bucket)
-        s3.head_bucket(Bucket=endpoint.bucket)
+        return _bucket_region(s3, endpoint.bucket)
     except (ClientError, BotoCoreError) as error:
         raise store_error(error, endpoint) from None
+
+
+def _bucket_region(s3: Any, bucket: str) -> str:
+    try:
+        found = s3.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        if code_of(error) in {"400", "403"}:
+            # The answer to a HEAD has no room for the reason. A list takes the same permission.
+            s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
+        raise
+    return str(found.get("BucketRegion", ""))
 
 
 def _reroute_cache(valkey: redis.Redis, host: str, port: int) -> None:

@@ -333,9 +333,9 @@ def broken(ws, **arguments):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"aws_secret_access_key": "wrong"}, "it refuses these credentials for that bucket"),
-        ({"aws_access_key_id": "nobody"}, "it refuses these credentials for that bucket"),
-        ({"bucket": "no-such-bucket"}, "it has no bucket of that name"),
+        ({"aws_secret_access_key": "wrong"}, "secret key does not belong to the access key"),
+        ({"aws_access_key_id": "nobody"}, "This access key is not known there"),
+        ({"bucket": "no-such-bucket"}, "There is no bucket of that name"),
         ({"endpoint_url": "http://127.0.0.1:9"}, "No answer from the object store"),
     ],
     ids=["wrong secret", "unknown key", "no bucket", "down"],

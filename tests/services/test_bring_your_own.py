@@ -112,8 +112,8 @@ def test_a_wrong_address_is_a_clear_error(own, monkeypatch, name, value, said):
     ("name", "said"),
     [
         ("DATABASE_URL", "The sign-in was refused"),
-        ("VALKEY_URL", "refuses the sign-in"),
-        ("AWS_SECRET_ACCESS_KEY", "refuses these credentials"),
+        ("VALKEY_URL", "The sign-in was refused"),
+        ("AWS_SECRET_ACCESS_KEY", "secret key does not belong to the access key"),
     ],
 )
 def test_a_wrong_password_is_a_clear_error_that_does_not_repeat_it(own, monkeypatch, name, said):

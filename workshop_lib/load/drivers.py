@@ -25,6 +25,7 @@ from workshop_lib.load.interrupts import deaf, out_of_hearing
 from workshop_lib.load.jobs import Job, Ping, to_event
 from workshop_lib.load.means import Equipment
 from workshop_lib.orphans import end_with
+from workshop_lib.services.explain import explain, sentence
 
 READY_S = 60.0
 """How long all local processes may take to start, seconds."""
@@ -281,7 +282,9 @@ class LambdaWorkers(_Closing):
             )
             said = json.loads(answer["Payload"].read())
         except (BotoCoreError, ClientError, ValueError) as error:
-            raise WorkshopError(f"The function {self._function} gave no answer: {error}") from None
+            raise WorkshopError(
+                f"The function {self._function} gave no answer: {sentence(error)} {explain(error)}"
+            ) from None
         # The status is 200 also where the function failed.
         if answer.get("FunctionError"):
             message = said.get("errorMessage", said) if isinstance(said, dict) else said

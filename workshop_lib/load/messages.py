@@ -155,7 +155,7 @@ def publish(means: Means, done: Iterable[MessageDone]) -> str:
             Namespace=metrics_namespace(means.namespace), MetricData=data
         )
     except (BotoCoreError, ClientError) as error:
-        return str(error)
+        return one_line(error)
     return ""
 
 

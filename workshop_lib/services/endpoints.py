@@ -19,6 +19,8 @@ class Endpoint:
             they may hold secrets, so they are kept out of repr.
         embedded: started by the workshop on this machine.
         emulated: an emulation of the service, to be labelled so wherever a learner sees it.
+        aws: the service on AWS itself, so that sign-in, Region, permissions and security groups
+            decide who gets an answer.
         tls: the connection is encrypted and the certificate verified.
 
     """
@@ -30,6 +32,7 @@ class Endpoint:
     arguments: Mapping[str, Any] = field(repr=False)
     embedded: bool = False
     emulated: bool = False
+    aws: bool = False
     tls: bool = False
 
 

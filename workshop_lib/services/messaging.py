@@ -69,6 +69,7 @@ def _on_aws(settings: Settings) -> MessagingEndpoint:
         host=host,
         port=443,
         arguments={"region_name": region, "config": _manners()},
+        aws=True,
         tls=True,
         region=region,
         queue_url=settings.queue_url.get_secret_value(),

@@ -14,7 +14,7 @@ import boto3
 import psycopg2
 import redis
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from psycopg2.extensions import parse_dsn
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as LostConnection
@@ -30,9 +30,10 @@ from workshop_lib.services.endpoints import (
     StoreEndpoint,
 )
 from workshop_lib.services.engines import HOST, NEVER_IN_CLEAR
+from workshop_lib.services.explain import explain, sentence
 from workshop_lib.services.state import state_folder
 from workshop_lib.services.trust import trusted_certificates
-from workshop_lib.settings import Settings
+from workshop_lib.settings import Settings, dsql_region
 
 CONNECT_S = 5
 CACHE_TIMEOUT_S = 1.0
@@ -233,7 +234,8 @@ def external_reader(settings: Settings) -> DatabaseEndpoint | None:
     """Another endpoint of the same data, for the reads of a load test, if the settings name one."""
     if not settings.dsql_read_endpoint:
         return None
-    return _dsql(settings.dsql_read_endpoint, str(settings.aws_region))
+    # Perhaps the other end of a cluster over two Regions: a token is for one of them.
+    return _dsql(settings.dsql_read_endpoint, dsql_region(settings.dsql_read_endpoint))
 
 
 def _dsql(host: str, region: str) -> DatabaseEndpoint:
@@ -251,6 +253,7 @@ def _dsql(host: str, region: str) -> DatabaseEndpoint:
             "sslrootcert": trusted_certificates(),
             "connect_timeout": CONNECT_S,
         },
+        aws=True,
         tls=True,
         token=_TokenMaker(host, region),
         signing={"region_name": region},
@@ -271,10 +274,10 @@ class _TokenMaker:
                     Hostname=self.host, Region=self.region, ExpiresIn=TOKEN_LIFE_S
                 )
             )
-        except BotoCoreError as error:
+        except (BotoCoreError, ClientError) as error:  # the latter where a role is to be assumed
             raise ServiceUnreachableError(
-                f"No sign-in token for Aurora DSQL could be made: {error} "
-                "`aws sts get-caller-identity` shows whether you are signed in."
+                f"No sign-in token for Aurora DSQL could be made: {sentence(error)} "
+                f"{explain(error)}"
             ) from None
 
     @cached_property
@@ -301,6 +304,7 @@ def _external_cache(settings: Settings) -> CacheEndpoint | None:
                 "ssl_ca_certs": trusted_certificates(),
                 **_cache_manners(),
             },
+            aws=True,
             tls=True,
         )
     if settings.cache_url is None:
@@ -347,6 +351,7 @@ def _external_store(settings: Settings) -> StoreEndpoint | None:
         host=place.hostname,
         port=port,
         arguments=arguments,
+        aws=not url,
         tls=place.scheme == "https",
         bucket=settings.bucket_name,
     )
