@@ -1,15 +1,9 @@
 import ssl
 import threading
 import time
-from datetime import UTC, datetime, timedelta
 from socket import create_server
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from workshop_lib import check_deployment, checks
 from workshop_lib.services import diagnose
@@ -92,6 +86,14 @@ def test_a_check_that_hangs_is_called_off_after_its_limit():
     assert (check.ok, check.detail, check.advice) == (False, "no answer within 0.1 s", "advice")
 
 
+def test_advice_on_a_hang_can_depend_on_it():
+    hold = threading.Event()
+    round_ = checks._Round(lambda _: None)
+    round_.ask("slow", hold.wait, lambda error: f"it was a {type(error).__name__}", limit_s=0.1)
+    hold.set()
+    assert round_.report.checks[0].advice == "it was a TimeoutError"
+
+
 def test_an_unknown_name_is_told_from_a_closed_port():
     with pytest.raises(OSError, match=r"[Nn]ame"):
         diagnose._look_up(endpoint(host="no-such-host.invalid"))
@@ -99,11 +101,9 @@ def test_an_unknown_name_is_told_from_a_closed_port():
         diagnose._knock(endpoint(port=9))
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path):
-    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
-    _self_signed(certificate, key)
+def test_a_certificate_that_nobody_vouches_for_is_refused(self_signed):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(*self_signed)
     with create_server(("127.0.0.1", 0)) as listener:
         served = threading.Thread(target=_serve_once, args=(listener, context))
         served.start()
@@ -118,22 +118,6 @@ def _serve_once(listener, context):
         context.wrap_socket(raw, server_side=True).close()
     except ssl.SSLError:
         raw.close()
-
-
-def _self_signed(certificate, key):
-    private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + timedelta(hours=1))
-        .sign(private, hashes.SHA256())
-    )
-    certificate.write_bytes(made.public_bytes(Encoding.PEM))
-    key.write_bytes(
-        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
 
 
 def test_the_table_in_a_notebook_escapes_what_servers_say():

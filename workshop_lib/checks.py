@@ -12,15 +12,27 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import redis
 
 from workshop_lib.database import Database
-from workshop_lib.errors import WorkshopError, one_line
-from workshop_lib.services import Endpoints, resolve
-from workshop_lib.services.diagnose import probes
+from workshop_lib.errors import SettingsError, WorkshopError, one_line
+from workshop_lib.load.messages import metrics_namespace
+from workshop_lib.messaging import describe_queue, messaging_client
+from workshop_lib.services import (
+    DatabaseEndpoint,
+    Endpoints,
+    MessagingEndpoint,
+    StoreEndpoint,
+    resolve,
+)
+from workshop_lib.services.diagnose import briefly, probes
+from workshop_lib.services.explain import explain, sentence
+from workshop_lib.services.messaging import given_messaging
 from workshop_lib.services.state import NEEDED_BYTES, state_folder
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
 from workshop_lib.workshop import greet_cache, greet_store, store_client
@@ -125,26 +137,51 @@ def check_deployment(
         return round_.report
     try:
         _ask_services(round_, endpoints, loaded)
+        _ask_messaging(round_, loaded)
     finally:
         endpoints.release()
     return round_.report
 
 
 def _ask_services(round_: _Round, endpoints: Endpoints, loaded: LoadedSettings) -> None:
-    for probe in probes(endpoints):
-        round_.ask(probe.name, probe.ask, probe.advice)
+    silent: set[str] = set()
+    for probe in probes(endpoints, given_messaging(loaded.values)):
+        if probe.place in silent:
+            round_.skip(probe.name, "see the ✗ before it")
+        elif round_.ask(probe.name, probe.ask, probe.advise) is None and probe.place:
+            silent.add(probe.place)
     namespace = loaded.values.workshop_namespace
     round_.ask(
         "Database answers",
-        lambda: _database(endpoints, namespace),
-        "The text says why. On AWS: the role needs dsql:DbConnectAdmin for this cluster.",
+        lambda: _database(endpoints.database, namespace),
+        partial(explain, endpoint=endpoints.database),
     )
-    round_.ask("Cache answers", lambda: _cache(endpoints), "The text says why.")
+    if endpoints.reader:
+        reader = endpoints.reader
+        round_.ask(
+            "Database for reads answers",
+            lambda: _database(reader, namespace),
+            partial(explain, endpoint=reader),
+        )
+    round_.ask(
+        "Cache answers", lambda: _cache(endpoints), partial(explain, endpoint=endpoints.cache)
+    )
     round_.ask(
         "Object store is writable",
-        lambda: _store(endpoints, namespace),
-        "The text says why. On AWS: the role needs s3:PutObject, GetObject and DeleteObject there.",
+        lambda: _store(endpoints.store, namespace),
+        partial(explain, endpoint=endpoints.store),
     )
+
+
+def _ask_messaging(round_: _Round, loaded: LoadedSettings) -> None:
+    """Only where a queue is given: the emulation starts with the notebook that needs it."""
+    endpoint = given_messaging(loaded.values)
+    if endpoint is None:
+        return
+    advise = partial(explain, endpoint=endpoint)
+    namespace = loaded.values.workshop_namespace
+    round_.ask("Queue answers", lambda: _queue(briefly(endpoint)), advise)
+    round_.ask("Metrics can be read", lambda: _metrics(briefly(endpoint), namespace), advise)
 
 
 class _Round:
@@ -158,7 +195,7 @@ class _Round:
         self,
         name: str,
         question: Callable[[], Any],
-        advice: str,
+        advice: str | Callable[[Exception], str],
         show: Callable[[Any], str] = str,
         limit_s: float = LIMIT_S,
     ) -> Any:
@@ -180,12 +217,14 @@ class _Round:
             answer, error = None, TimeoutError(f"no answer within {limit_s:g} s")
         seconds = time.perf_counter() - started
         if error is None:
-            self._note(Check(name, True, show(answer), seconds))
+            self._note(Check(name, True, one_line(show(answer)), seconds))
         else:
-            said = one_line(error) or type(error).__name__
-            # The workshop's own errors already end with what to do.
-            known = isinstance(error, WorkshopError)
-            self._note(Check(name, False, said, seconds, "" if known else advice))
+            said = sentence(error).rstrip(".")
+            if isinstance(error, WorkshopError):
+                said, advice = one_line(error), ""  # it already ends with what to do
+            elif not isinstance(advice, str):
+                advice = advice(error)
+            self._note(Check(name, False, said, seconds, advice))
         return answer
 
     def skip(self, name: str, why: str) -> None:
@@ -241,8 +280,8 @@ def _disk(loaded: LoadedSettings) -> str:
     return f"{free / 1e9:.1f} GB free"
 
 
-def _database(endpoints: Endpoints, namespace: str) -> str:
-    database = Database(endpoints.database, namespace, pool_min=1, pool_max=1)
+def _database(endpoint: DatabaseEndpoint, namespace: str) -> str:
+    database = Database(endpoint, namespace, pool_min=1, pool_max=1)
     try:
         name, isolation = database.query(
             "SELECT version(), current_setting('transaction_isolation')"
@@ -265,11 +304,17 @@ def _cache(endpoints: Endpoints) -> str:
         client.close()
 
 
-def _store(endpoints: Endpoints, namespace: str) -> str:
-    store = endpoints.store
+def _store(store: StoreEndpoint, namespace: str) -> str:
+    store = briefly(store)
     client = store_client(store)
     try:
-        greet_store(client, store)
+        region = greet_store(client, store)
+        if store.aws and region and region != store.arguments["region_name"]:
+            raise SettingsError(
+                f"The bucket {store.bucket!r} is in {region}, not in "
+                f"{store.arguments['region_name']} where AWS_REGION says that everything is. "
+                "Correct AWS_REGION, or take a bucket in that Region for BUCKET_NAME."
+            )
         key, body = f"{namespace}/check-{time.time_ns()}", b"written by a check"
         client.put_object(Bucket=store.bucket, Key=key, Body=body)
         back = client.get_object(Bucket=store.bucket, Key=key)["Body"].read()
@@ -277,5 +322,30 @@ def _store(endpoints: Endpoints, namespace: str) -> str:
         if back != body:
             raise RuntimeError("what was read is not what was written")
         return f"bucket {store.bucket}: an object written, read back and deleted"
+    finally:
+        client.close()
+
+
+def _queue(endpoint: MessagingEndpoint) -> str:
+    client = messaging_client(endpoint, "sqs")
+    try:
+        return describe_queue(client, endpoint)
+    finally:
+        client.close()
+
+
+def _metrics(endpoint: MessagingEndpoint, namespace: str) -> str:
+    client = messaging_client(endpoint, "cloudwatch")
+    metric = {"Namespace": metrics_namespace(namespace), "MetricName": "DURATION"}
+    now = datetime.now(UTC)
+    try:
+        client.get_metric_data(
+            MetricDataQueries=[
+                {"Id": "check", "MetricStat": {"Metric": metric, "Period": 60, "Stat": "Sum"}}
+            ],
+            StartTime=now - timedelta(minutes=5),
+            EndTime=now,
+        )
+        return f"of {metrics_namespace(namespace)}, the namespace of its load tests"
     finally:
         client.close()

@@ -88,7 +88,7 @@ def test_no_secret_stands_in_what_is_shown_of_endpoints(aws):
 
 def test_the_checks_ask_for_identity_names_ports_certificates_and_a_token(aws):
     names = [probe.name for probe in diagnose.probes(resolve(load_settings().values))]
-    assert names[0] == "AWS identity"
+    assert names[:2] == ["Region of the cache", "AWS identity"]
     assert names[-1] == "Sign-in token for the database"
     for kind in ("Name of", "Port of", "Certificate of"):
         assert len([name for name in names if name.startswith(kind)]) == 3
@@ -99,7 +99,36 @@ def test_the_token_itself_is_never_shown(aws):
     assert "Action=" not in probe.ask()
 
 
-def test_silence_on_a_port_is_explained_with_security_groups(aws):
-    ports = [p for p in diagnose.probes(resolve(load_settings().values)) if "Port of" in p.name]
-    assert all("security group" in probe.advice for probe in ports)
-    assert ["5432" in p.advice for p in ports] == [True, False, False]
+def test_the_other_end_of_a_cluster_gets_tokens_for_its_own_region(aws):
+    aws.setenv("DSQL_READ_ENDPOINT", "klmnopqrst.dsql.us-west-2.on.aws")
+    reader = resolve(load_settings().values).reader
+    assert reader.label == "Aurora DSQL in us-west-2"
+    assert "us-west-2%2Fdsql" in reader.token()
+
+
+@pytest.mark.parametrize(
+    ("name", "region"),
+    [
+        ("mine.serverless.use1", "us-east-1"),
+        ("mine.serverless.eu-west-1", "eu-west-1"),
+        ("clustercfg.mine.abc123.apse2", "ap-southeast-2"),
+        ("mine.abc123.ng.0001.euc1", "eu-central-1"),
+        ("mine.serverless.mxc1", "mx-central-1"),
+        ("mine.serverless.aps1", None),  # Mumbai or Singapore
+        ("mine.serverless.xyz", None),
+    ],
+)
+def test_the_region_of_a_cache_is_read_from_its_name_where_that_is_certain(name, region):
+    assert diagnose.cache_region(f"{name}.cache.amazonaws.com") == region
+
+
+def test_a_name_that_does_not_say_its_region_is_not_compared(aws):
+    aws.setenv("VALKEY_ENDPOINT", "mine.serverless.aps1.cache.amazonaws.com")
+    names = [probe.name for probe in diagnose.probes(resolve(load_settings().values))]
+    assert "Region of the cache" not in names
+
+
+def test_a_name_server_that_does_not_answer_is_not_called_a_security_group(aws):
+    (first, *_) = (p for p in diagnose.probes(resolve(load_settings().values)) if "Name" in p.name)
+    assert "name server" in first.advise(TimeoutError())
+    assert "aws dsql list-clusters" in first.advise(OSError("Name or service not known"))

@@ -1,0 +1,499 @@
+"""The checks end to end on a made-up AWS: each fault comes with its explanation, and in time.
+
+A local HTTP server answers as STS, S3, SQS and CloudWatch do, in their wire formats; the database
+and the cache are the local engines behind the names and settings of AWS, until a test says else.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import struct
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs
+
+import pytest
+from botocore.config import Config
+from click.testing import CliRunner
+
+from workshop_lib import checks
+from workshop_lib.cli import main
+from workshop_lib.services import diagnose
+from workshop_lib.services.messaging import given_messaging
+from workshop_lib.services.resolve import resolve
+
+ACCOUNT = "123456789012"
+ARN = f"arn:aws:sts::{ACCOUNT}:assumed-role/Learner/me"
+DEAD = f"arn:aws:sqs:us-east-1:{ACCOUNT}:dead"
+REDRIVE = {"deadLetterTargetArn": DEAD, "maxReceiveCount": 4}
+
+
+@dataclass
+class Fault:
+    """What an operation is answered instead."""
+
+    status: int
+    code: str
+    message: str = "made up"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class MadeUpAws(ThreadingHTTPServer):
+    """STS (query), S3 (rest-xml), SQS and CloudWatch (json) as far as the checks go."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.faults: dict[str, Fault] = {}
+        self.attributes = {"VisibilityTimeout": "30", "ApproximateNumberOfMessages": "7"}
+        self.attributes["RedrivePolicy"] = json.dumps(REDRIVE)
+        self.region = "us-east-1"
+        self.stored = b""
+        self.asked: list[str] = []
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: MadeUpAws
+    protocol_version = "HTTP/1.1"
+
+    def handle_any(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        protocol, operation = self._operation(body)
+        self.server.asked.append(operation)
+        fault = self.server.faults.get(operation)
+        if fault:
+            self._answer(fault.status, self._error(protocol, fault), fault.headers)
+        else:
+            self._answer(200, *self._success(operation, body))
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815 -- as it is called
+
+    def _operation(self, body):
+        if target := self.headers.get("X-Amz-Target"):
+            return "json", target.rpartition(".")[2]
+        if self.command == "POST":
+            return "query", parse_qs(body.decode())["Action"][0]
+        if self.command == "HEAD":
+            return "head", "HeadBucket"
+        if "list-type=2" in self.path:
+            return "rest-xml", "ListObjectsV2"
+        return "rest-xml", f"{self.command.capitalize()}Object"
+
+    @staticmethod
+    def _error(protocol, fault):
+        if protocol == "head":
+            return b""
+        if protocol == "json":
+            return json.dumps({"__type": f"x#{fault.code}", "message": fault.message}).encode()
+        inner = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
+        xml = f"<ErrorResponse>{inner}</ErrorResponse>" if protocol == "query" else inner
+        return xml.encode()
+
+    def _success(self, operation, body):
+        if operation == "GetCallerIdentity":
+            inner = f"<GetCallerIdentityResult><Arn>{ARN}</Arn></GetCallerIdentityResult>"
+            return f"<R>{inner}</R>".encode(), {}
+        if operation == "HeadBucket":
+            return b"", {"x-amz-bucket-region": self.server.region}
+        if operation == "PutObject":
+            self.server.stored = body
+        if operation == "GetObject":
+            return self.server.stored, {}
+        if operation == "GetQueueAttributes":
+            return json.dumps({"Attributes": self.server.attributes}).encode(), {}
+        return (b"{}" if operation == "GetMetricData" else b""), {}
+
+    def _answer(self, status, body, headers):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+class Deployment:
+    """Everything on AWS, as far as the settings know."""
+
+    def __init__(self, aws, ws, monkeypatch):
+        self.aws = aws
+        self.changes: dict[str, dict] = {}
+        self._ws = ws
+        # The names of AWS lead here, whatever this machine knows of them.
+        look_up = socket.getaddrinfo
+        monkeypatch.setattr(
+            socket,
+            "getaddrinfo",
+            lambda host, *args, **more: look_up(
+                "127.0.0.1" if str(host).endswith((".aws", ".amazonaws.com")) else host,
+                *args,
+                **more,
+            ),
+        )
+        monkeypatch.setattr(checks, "resolve", self._resolve)
+        monkeypatch.setattr(checks, "given_messaging", self._given)
+
+    def _resolve(self, settings):
+        found = resolve(settings)
+        database, cache = self._ws.endpoints.database, self._ws.endpoints.cache
+        password = database.arguments["password"]
+        ours = {
+            "database": {"port": database.port, "arguments": dict(database.arguments)}
+            | {"token": lambda: password},
+            "cache": {"port": cache.port, "arguments": dict(cache.arguments)},
+            "store": {"port": self.aws.server_port},
+        }
+        changed = {
+            service: replace(
+                getattr(found, service),
+                **({"tls": False} | changes | self.changes.get(service, {})),
+            )
+            for service, changes in ours.items()
+        }
+        return replace(found, **changed)
+
+    def _given(self, settings):
+        found = given_messaging(settings)
+        return found and replace(found, tls=False, port=self.aws.server_port)
+
+    def change(self, service, **changes):
+        arguments = changes.pop("arguments", {})
+        given = getattr(self._ws.endpoints, service).arguments
+        self.changes[service] = {**changes, "arguments": {**given, **arguments}}
+
+    def failed(self, **settings):
+        """Every ✗ of a round, which has to keep its limits and the account number to itself."""
+        report = checks.check_deployment(**settings)
+        assert all(check.seconds < checks.LIMIT_S + 1 for check in report.checks)
+        assert ACCOUNT not in json.dumps(report.to_json()) + report._repr_html_()
+        return {c.name.split(" at ")[0]: f"{c.detail} | {c.advice}" for c in report.failed().checks}
+
+
+@pytest.fixture
+def aws():
+    server = MadeUpAws()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def deployment(ws, aws, clean_environment, tmp_path):
+    """A deployment on which all is well."""
+    for name, value in {
+        "AWS_REGION": "us-east-1",
+        "DSQL_ENDPOINT": "abcdefghij.dsql.us-east-1.on.aws",
+        "VALKEY_ENDPOINT": "mine.serverless.use1.cache.amazonaws.com",
+        "BUCKET_NAME": "my-bucket",
+        "QUEUE_URL": f"https://sqs.us-east-1.amazonaws.com/{ACCOUNT}/load",
+        "WORKSHOP_NAMESPACE": ws.namespace,
+        "WORKSHOP_STATE_DIR": str(ws.settings.workshop_state_dir),
+        "AWS_ENDPOINT_URL": aws.url,
+        "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": "not-a-real-secret",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }.items():
+        clean_environment.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
+        clean_environment.delenv(name, raising=False)
+    return Deployment(aws, ws, clean_environment)
+
+
+def denied(action, code="AccessDenied", status=403):
+    return Fault(status, code, f"User: {ARN} is not authorized to perform: {action} on resource: x")
+
+
+def test_all_is_well_on_a_whole_deployment(deployment):
+    report = checks.check_deployment()
+    assert report.failed().checks == []
+    found = {check.name: check.detail for check in report.checks}
+    assert found["AWS identity"] == "signed in as assumed-role/Learner/me"
+    assert found["Region of the cache"] == "us-east-1"
+    assert found["Queue answers"] == (
+        "about 7 messages; one that was received stays hidden for 30 s, and after 4 times is a "
+        "dead letter"
+    )
+    assert "CacheAsideWorkshop/" in found["Metrics can be read"]
+    assert ACCOUNT not in json.dumps(report.to_json())
+
+
+@pytest.mark.parametrize(
+    ("operation", "fault", "check", "to_do"),
+    [
+        ("GetCallerIdentity", Fault(403, "ExpiredToken"), "AWS identity", "Sign in again"),
+        ("GetCallerIdentity", Fault(403, "InvalidClientTokenId"), "AWS identity", "configure list"),
+        ("GetCallerIdentity", Fault(403, "SignatureDoesNotMatch"), "AWS identity", "secret key"),
+        ("GetCallerIdentity", Fault(400, "Throttling"), "AWS identity", "Wait a minute"),
+        ("PutObject", denied("s3:PutObject"), "Object store is writable", "it takes s3:PutObject"),
+        ("PutObject", denied("kms:Encrypt"), "Object store is writable", "it takes kms:Encrypt"),
+        ("DeleteObject", Fault(403, "AccessDenied"), "Object store is writable", "s3:DeleteObject"),
+        ("HeadBucket", Fault(404, ""), "Object store is writable", "correct BUCKET_NAME"),
+        ("PutObject", Fault(403, "RequestTimeTooSkewed"), "Object store is writable", "date -u"),
+        (
+            "GetQueueAttributes",
+            denied("sqs:GetQueueAttributes", "AccessDeniedException", 400),
+            "Queue answers",
+            "it takes sqs:GetQueueAttributes",
+        ),
+        (
+            "GetQueueAttributes",
+            Fault(400, "QueueDoesNotExist", f"no queue {ACCOUNT}/load"),
+            "Queue answers",
+            "correct QUEUE_URL",
+        ),
+        (
+            "GetMetricData",
+            denied("cloudwatch:GetMetricData", "AccessDenied"),
+            "Metrics can be read",
+            "it takes cloudwatch:GetMetricData",
+        ),
+    ],
+)
+def test_a_refusal_of_aws_is_explained_by_its_code(deployment, operation, fault, check, to_do):
+    deployment.aws.faults[operation] = fault
+    failed = deployment.failed()
+    assert list(failed) == [check]
+    assert to_do in failed[check]
+    assert fault.code in failed[check]
+
+
+def test_a_refused_head_is_asked_again_in_a_way_that_has_room_for_the_reason(deployment):
+    deployment.aws.faults |= {
+        "HeadBucket": Fault(400, ""),
+        "ListObjectsV2": Fault(400, "ExpiredToken", "The provided token has expired."),
+    }
+    assert "Sign in again" in deployment.failed()["Object store is writable"]
+    deployment.aws.faults |= {
+        "HeadBucket": Fault(403, ""),
+        "ListObjectsV2": denied("s3:ListBucket"),
+    }
+    assert "it takes s3:ListBucket" in deployment.failed()["Object store is writable"]
+    del deployment.aws.faults["ListObjectsV2"]
+    assert "it takes s3:ListBucket" in deployment.failed()["Object store is writable"]
+
+
+def test_a_bucket_in_another_region_is_called_that(deployment):
+    deployment.aws.region = "eu-west-1"
+    (said,) = deployment.failed().values()
+    assert "'my-bucket' is in eu-west-1, not in us-east-1" in said
+    there = {"x-amz-bucket-region": "eu-west-1"}
+    deployment.aws.faults["HeadBucket"] = Fault(403, "", headers=there)
+    (said,) = deployment.failed().values()
+    assert "is in eu-west-1" in said
+    assert "Correct AWS_REGION" in said
+
+
+def test_a_cache_in_another_region_is_found_before_anything_is_asked(deployment):
+    seen = []
+    name = "mine.serverless.euw1.cache.amazonaws.com"
+    report = checks.check_deployment(
+        on_check=lambda check: seen.append((check.name, list(deployment.aws.asked))),
+        valkey_endpoint=name,
+    )
+    (failed,) = report.failed().checks
+    assert failed.detail == "VALKEY_ENDPOINT is in eu-west-1, AWS_REGION is us-east-1"
+    assert ("Region of the cache", []) in seen
+
+
+def test_a_database_in_another_region_ends_the_round_at_once(deployment):
+    failed = deployment.failed(dsql_endpoint="abcdefghij.dsql.eu-west-1.on.aws")
+    assert "DSQL_ENDPOINT is in eu-west-1, AWS_REGION is us-east-1" in failed["Settings"]
+    assert deployment.aws.asked == []
+
+
+def test_a_queue_without_a_dead_letter_queue_is_not_for_load_tests(deployment):
+    del deployment.aws.attributes["RedrivePolicy"]
+    assert "no dead-letter queue" in deployment.failed()["Queue answers"]
+
+
+def test_without_credentials_each_line_says_how_to_sign_in(deployment, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    failed = deployment.failed()
+    assert set(failed) == {
+        *("AWS identity", "Object store is writable", "Queue answers", "Metrics can be read")
+    }
+    assert all("aws sso login" in said for said in failed.values())
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    assert all("correct or unset AWS_PROFILE" in said for said in deployment.failed().values())
+
+
+def test_a_machine_role_that_never_answers_is_waited_for_within_the_limit(
+    deployment, monkeypatch, silent
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{silent}/")
+    assert "aws sso login" in deployment.failed(queue_url="")["AWS identity"]
+
+
+def test_silence_is_explained_for_each_service_by_what_lets_its_packets_through(
+    deployment, monkeypatch, silent
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent}")
+    quick = Config(read_timeout=1, retries={"total_max_attempts": 1})
+    monkeypatch.setattr(diagnose, "BRIEF", quick)
+    deployment.change("database", port=silent, arguments={"port": silent, "connect_timeout": 2})
+    deployment.change("cache", port=silent, arguments={"port": silent})
+    failed = deployment.failed()
+    assert "let 5432 out" in failed["Database answers"]
+    assert "let port 6379 in" in failed["Cache answers"]
+    assert "no way to the sign-in service of AWS (STS) in us-east-1" in failed["AWS identity"]
+    assert "no way to Amazon S3 in us-east-1" in failed["Object store is writable"]
+    for name in ("Queue answers", "Metrics can be read"):
+        assert "no way to Amazon SQS and CloudWatch in us-east-1" in failed[name]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="it has one loopback address, 127.0.0.1")
+def test_a_name_with_many_silent_addresses_is_given_up_within_the_limit(deployment, monkeypatch):
+    """Each address is waited for in turn; Amazon S3 has eight."""
+    real = socket.getaddrinfo
+
+    def many(host, port, *args, **kwargs):
+        if host != "many.test":
+            return real(host, port, *args, **kwargs)
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        return [(*kind, (f"127.0.0.{last}", port)) for last in range(2, 10)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", many)
+    with deaf() as port:
+        deployment.change("cache", host="many.test", port=port, arguments={"port": port})
+        failed = deployment.failed()
+    assert "let port 6379 in" in failed["Port of ElastiCache for Valkey"]
+
+
+def test_the_lines_after_the_first_fault_of_a_place_are_not_asked(deployment):
+    deployment.change("cache", host="no-such-host.invalid", tls=True)
+    report = checks.check_deployment()
+    cache = [check for check in report.checks if "of ElastiCache" in check.name]
+    assert [(check.name.split()[0], check.mark) for check in cache] == [
+        ("Name", "✗"),
+        ("Port", "–"),
+        ("Certificate", "–"),
+    ]
+    assert "VALKEY_ENDPOINT is mistyped" in cache[0].advice
+
+
+def test_a_port_where_nothing_listens_is_told_from_silence(deployment, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        failed = deployment.failed()
+    for name in ("AWS identity", "Object store is writable", "Queue answers"):
+        assert "an AWS_ENDPOINT_URL variable leads elsewhere" in failed[name]
+
+
+def test_a_cluster_that_refuses_the_token_names_the_permission(deployment):
+    with refusing("unable to accept connection, access denied") as port:
+        deployment.change("database", port=port, arguments={"port": port, "sslmode": "disable"})
+        failed = deployment.failed()
+    assert list(failed) == ["Database answers"]
+    assert "your role lacks dsql:DbConnectAdmin" in failed["Database answers"]
+
+
+def test_a_certificate_that_nobody_vouches_for_is_explained(deployment, self_signed):
+    with secured(self_signed) as port:
+        tls = {"host": "localhost", "port": port, "ssl": True}
+        deployment.change("cache", host="localhost", port=port, tls=True, arguments=tls)
+        failed = deployment.failed()
+    assert "leave the verification on" in failed["Certificate of ElastiCache for Valkey"]
+    assert "leave the verification on" in failed["Cache answers"]
+
+
+def test_the_command_says_the_same_in_words_and_as_json(deployment):
+    deployment.aws.faults["PutObject"] = denied("s3:PutObject")
+    shown = CliRunner().invoke(main, ["check"])
+    listed = CliRunner().invoke(main, ["check", "--json"])
+    assert (shown.exit_code, listed.exit_code) == (1, 1)
+    assert "it takes s3:PutObject" in shown.output
+    found = {check["name"]: check for check in json.loads(listed.output)["checks"]}
+    assert "it takes s3:PutObject" in found["Object store is writable"]["advice"]
+    assert ACCOUNT not in shown.output + listed.output
+    assert "arn:aws:sts::…:assumed-role" in shown.output
+
+
+# --- servers that are not what they should be ---
+
+
+@pytest.fixture
+def silent():
+    """The port of a server that lets everybody in and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@contextmanager
+def deaf():
+    """The port of a server, on all loopback addresses, that does not even let anybody in."""
+    with socket.create_server(("0.0.0.0", 0), backlog=0) as listener:  # noqa: S104 -- 127.0.0.2 …
+        port = listener.getsockname()[1]
+        waiting = [socket.socket() for _ in range(3)]
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        yield port
+        for client in waiting:
+            client.close()
+
+
+@contextmanager
+def serving(handle):
+    """The port of a server that treats each connection as told."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    handle(connection)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def refusing(said):
+    """A PostgreSQL that answers each sign-in with an error (protocol 3.0, ErrorResponse)."""
+
+    def handle(connection):
+        if connection.recv(4096):
+            fields = f"SFATAL\0C28000\0M{said}\0\0".encode()
+            connection.sendall(b"E" + struct.pack("!i", len(fields) + 4) + fields)
+
+    return serving(handle)
+
+
+def secured(files):
+    """A server with a certificate of its own making."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*files)
+
+    def handle(connection):
+        with suppress(OSError):
+            context.wrap_socket(connection, server_side=True).close()
+
+    return serving(handle)
