@@ -324,6 +324,13 @@ def test_a_queue_without_a_dead_letter_queue_is_not_for_load_tests(deployment):
     assert "no dead-letter queue" in deployment.failed()["Queue answers"]
 
 
+def test_a_stack_whose_outputs_cannot_be_read_is_explained_likewise(deployment):
+    deployment.aws.faults["DescribeStacks"] = denied("cloudformation:DescribeStacks")
+    assert "it takes cloudformation:Describe" in deployment.failed(workshop_stack="s")["Settings"]
+    deployment.aws.faults["DescribeStacks"] = Fault(403, "ExpiredToken")
+    assert "Sign in again" in deployment.failed(workshop_stack="s")["Settings"]
+
+
 def test_without_credentials_each_line_says_how_to_sign_in(deployment, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

@@ -118,9 +118,7 @@ def check_deployment(
     round_ = _Round(on_check)
     round_.ask("Python", _python, "Install Python 3.11 or newer.")
     round_.ask("Packages", _packages, "`make venv` (or the conda environment) installs the pins.")
-    loaded = round_.ask(
-        "Settings", lambda: load_settings(**settings), "Correct the named setting.", _show_settings
-    )
+    loaded = round_.ask("Settings", lambda: load_settings(**settings), explain, _show_settings)
     if loaded is None:
         round_.skip("Everything else", "the settings are not usable")
         return round_.report

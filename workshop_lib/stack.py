@@ -11,6 +11,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import SettingsError
+from workshop_lib.services.endpoints import Endpoint
+from workshop_lib.services.explain import code_of, explain, sentence
 
 SETTINGS = {
     "DSQLClusterEndpoint": "dsql_endpoint",
@@ -22,7 +24,7 @@ SETTINGS = {
 }
 """Which output is which setting."""
 NEEDED = ("DSQLClusterEndpoint", "ValkeyEndpoint", "BucketName")
-LIMITS = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 2})
+LIMITS = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 1})
 
 
 @cache
@@ -57,26 +59,25 @@ def read_outputs(name: str, region: str | None) -> Mapping[str, str]:
 
 
 def _describe(name: str, region: str) -> Any:
-    client = boto3.Session().client("cloudformation", region_name=region, config=LIMITS)
     try:
+        client = boto3.Session().client("cloudformation", region_name=region, config=LIMITS)
         (stack,) = client.describe_stacks(StackName=name)["Stacks"]
     except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code == "ValidationError":
+        if code_of(error) == "ValidationError":
             raise SettingsError(
                 f"There is no stack {name!r} in {region}. Is AWS_REGION the Region in which it was "
                 "deployed, and is this the account? `workshop aws deploy` makes one; without "
                 "WORKSHOP_STACK the workshop runs on this machine."
             ) from None
-        raise SettingsError(
-            f"The outputs of the stack {name!r} in {region} cannot be read ({code}). `aws sts "
-            "get-caller-identity` shows who you are; that role needs cloudformation:DescribeStacks "
-            "for the stack. Or set DSQL_ENDPOINT, VALKEY_ENDPOINT and BUCKET_NAME yourself."
-        ) from None
+        raise _unreadable(name, region, error) from None
     except BotoCoreError as error:
-        raise SettingsError(
-            f"The outputs of the stack {name!r} in {region} cannot be read: {error}. "
-            "Are you signed in (`aws sts get-caller-identity`), and is there a way from here to "
-            "CloudFormation? In a VPC that takes an endpoint or a NAT gateway."
-        ) from None
+        raise _unreadable(name, region, error) from None
     return stack
+
+
+def _unreadable(name: str, region: str, error: Exception) -> SettingsError:
+    place = Endpoint(f"CloudFormation in {region}", "", "", 443, {"region_name": region}, aws=True)
+    return SettingsError(
+        f"The outputs of the stack {name!r} in {region} cannot be read: {sentence(error)} "
+        f"{explain(error, place)} Or set DSQL_ENDPOINT, VALKEY_ENDPOINT and BUCKET_NAME yourself."
+    )

@@ -200,8 +200,9 @@ ADVICE = {
         "not an address or an alias, and leave the verification on.",
     "certificate, AWS":
         "The certificate of what answers is not Amazon's for this name, so something stands in "
-        "between: a tunnel, an alias, or a proxy that reads along. Use the service's own name, "
-        "from a place without such a proxy (a host in the VPC), and leave the verification on.",
+        "between: a tunnel, an alias, or a proxy that reads along. Use the service's own name and "
+        "leave the verification on. If a proxy has to be there, AWS_CA_BUNDLE names the file with "
+        "its authority.",
     "no TLS":
         "One side speaks TLS and the other does not. A cache with TLS is rediss://…, a database "
         "?sslmode=verify-full, a store https://…; without it redis://…, ?sslmode=disable, http://….",
@@ -272,6 +273,7 @@ ACTIONS = {
     "DeleteObject": "s3:DeleteObject",
     "GetQueueAttributes": "sqs:GetQueueAttributes",
     "GetMetricData": "cloudwatch:GetMetricData",
+    "DescribeStacks": "cloudformation:DescribeStacks",
 }
 """The permission that an operation takes, for answers that do not name it."""
 
