@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -71,18 +72,25 @@ def run(
     runner.parse_parameters(parameters, chosen)
     settings = load_settings().values
     folder = runner.new_folder(out)
-    with services.session(settings):
-        runner.sweep()
+    with ExitStack() as stack:
+
+        def start_engines() -> None:
+            stack.enter_context(services.session(settings))
+            runner.sweep()
+
         try:
-            outcomes, _ = runner.run(
-                names,
-                size=size,
-                parameters=parameters,
-                workers=workers,
-                out=folder,
-                say=click.echo,
-                progress=sys.stderr.isatty(),
-            )
+            with report.exporting() as export:
+                outcomes, _ = runner.run(
+                    names,
+                    size=size,
+                    parameters=parameters,
+                    workers=workers,
+                    out=folder,
+                    say=click.echo,
+                    progress=sys.stderr.isatty(),
+                    prepare=start_engines,
+                    finished=export,
+                )
         except KeyboardInterrupt:
             if list(folder.glob("*.json")):
                 report.write_report(folder)

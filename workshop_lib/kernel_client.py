@@ -1,11 +1,32 @@
-"""A kernel client that does not sleep through a reply. For headless runs only."""
+"""How a headless run starts kernels, and listens to them without sleeping through a reply."""
 
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import zmq
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.channels import AsyncZMQSocketChannel
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Type
+
+from workshop_lib.errors import RunError
+from workshop_lib.settings import CHECKOUT
+
+POLL_S = 0.02
+LOST = -9
+"""The exit code of a kernel whose nursery is gone: it ends within a second of that."""
 
 
 class WakefulChannel(AsyncZMQSocketChannel):
@@ -27,3 +48,108 @@ class WakefulClient(AsyncKernelClient):
     """A kernel client whose shell channel is a `WakefulChannel`."""
 
     shell_channel_class = Type(WakefulChannel)
+
+
+class Nursery:
+    """A process that is ready to become kernels at once; see `kernel_nursery`.
+
+    Args:
+        environment: what it imports with: settings that libraries read only then.
+
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        answers, write = os.pipe()
+        self._answers = os.fdopen(answers)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "workshop_lib.kernel_nursery", str(write)],
+            stdin=subprocess.PIPE,
+            env={**os.environ, **environment},
+            pass_fds=[write],
+            start_new_session=True,  # Ctrl-C is for who started it; it ends with them
+            cwd=CHECKOUT,
+            text=True,
+        )
+        os.close(write)
+        atexit.register(self.close)
+
+    def kernel(self, command: list[str], environment: dict[str, str], folder: str) -> ForkedKernel:
+        """A new kernel, as this command would have started it.
+
+        Raises:
+            RunError: the nursery is gone.
+
+        """
+        pid = self.ask({"command": command, "environment": environment, "folder": folder})
+        if pid is None:
+            raise RunError("The process that notebooks' kernels are forked from is gone.")
+        return ForkedKernel(pid, self)
+
+    def ask(self, request: Any, otherwise: int | None = None) -> int | None:
+        """Its answer to a request; `otherwise` if it is gone."""
+        try:
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            answer: int | None = json.loads(self._answers.readline())
+        except (OSError, ValueError):
+            return otherwise
+        return answer
+
+    def close(self) -> None:
+        """Let it end. Kernels that still run end after it."""
+        atexit.unregister(self.close)
+        with contextlib.suppress(BrokenPipeError):  # it was killed, and had not read everything
+            self._process.communicate()
+        self._answers.close()
+
+
+class ForkedKernel:
+    """What jupyter_client asks of a subprocess.Popen, for a kernel that is a grandchild."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, pid: int, nursery: Nursery) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._nursery = nursery
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._nursery.ask(self.pid, LOST)
+        return self.returncode
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        while (code := self.poll()) is None:
+            time.sleep(POLL_S)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended: then its number may be a stranger's."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class _Provisioner(LocalProvisioner):
+    """Takes kernels from the nursery."""
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """As the base class, without a program of its own."""
+        manager: Any = self.parent
+        self.process = manager.nursery.kernel(cmd, kwargs["env"], str(Path.cwd()))
+        self.pid = self.pgid = self.process.pid
+        return self.connection_info
+
+
+class NurseryManager(AsyncKernelManager):
+    """Starts kernels by forking the process in `nursery`, which has to be set before."""
+
+    nursery: Nursery | None = None
+
+    async def _async_pre_start_kernel(self, **kwargs: Any) -> tuple[list[str], dict[str, Any]]:
+        if self.provisioner is None:
+            self.kernel_id = self.kernel_id or "forked"
+            self.provisioner = _Provisioner(
+                kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
+            )
+        return await super()._async_pre_start_kernel(**kwargs)

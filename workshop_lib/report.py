@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import nbformat
-from nbconvert import HTMLExporter
 
+from workshop_lib.load.interrupts import out_of_hearing
 from workshop_lib.measure import readable
+from workshop_lib.notebook_format import nbformat
+from workshop_lib.orphans import end_with
 from workshop_lib.results import described, read_result, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -49,8 +55,25 @@ class Section:
     distances: str
 
 
+@contextmanager
+def exporting() -> Iterator[Callable[[Path], object]]:
+    """Export executed notebooks as HTML in a process that steps back behind whatever else runs.
+
+    Gives what takes a notebook's path. What fails here is done, or fails, in `write_report`.
+    """
+    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_step_back)
+    try:
+        with out_of_hearing():  # Ctrl-C is for who runs the notebooks
+            pool.submit(_exporter)
+        yield lambda executed: pool.submit(_export, executed)
+    finally:
+        pool.shutdown(wait=True)
+
+
 def write_report(folder: Path) -> Path:
     """Export every executed notebook of a run as HTML and write `index.html` over them.
+
+    Those that have been exported since they were executed are left as they are.
 
     Returns:
         The page's path.
@@ -84,7 +107,7 @@ def _section(file: Path) -> Section:
         figures=[figure for name, figure in figures if not name.endswith(DETAILS)],
         details=[figure for name, figure in figures if name.endswith(DETAILS)],
         pictures=_pictures(executed) if executed.exists() else [],
-        page=_export(executed).name if executed.exists() else "",
+        page=_exported(executed).name if executed.exists() else "",
         distances="; ".join(described(one) for one in result.get("distances", ())),
     )
 
@@ -111,11 +134,33 @@ def _pictures(executed: Path) -> list[Picture]:
     ]
 
 
-def _export(executed: Path) -> Path:
-    """The notebook as a page that needs no network."""
+def _step_back() -> None:
+    """Run when the processor has nothing better to do; end with the command."""
+    os.nice(19)
+    end_with(os.getppid())
+
+
+def _exported(executed: Path) -> Path:
+    """The notebook's page, made anew if it is older than the notebook."""
+    page = executed.with_suffix(".html")
+    if page.exists() and page.stat().st_mtime_ns > executed.stat().st_mtime_ns:
+        return page
+    return _export(executed)
+
+
+def _exporter() -> Any:
+    from nbconvert import HTMLExporter  # noqa: PLC0415 -- takes half a second, in few processes
+
     exporter = HTMLExporter(template_name="lab", template_file=str(TEMPLATES / "notebook.html.j2"))
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    body, _ = exporter.from_filename(str(executed), {"metadata": {"name": executed.stem}})
+    return exporter
+
+
+def _export(executed: Path) -> Path:
+    """The notebook as a page that needs no network."""
+    body, _ = _exporter().from_filename(str(executed), {"metadata": {"name": executed.stem}})
     page = executed.with_suffix(".html")
-    page.write_text(body, encoding="utf-8")
+    draft = page.with_suffix(".html.new")
+    draft.write_text(body, encoding="utf-8")
+    draft.replace(page)  # whole or not at all: Ctrl-C can come at any time
     return page

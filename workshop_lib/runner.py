@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,13 +18,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from multiprocessing import get_context
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any, TextIO
 
-import nbformat
+from tqdm import tqdm
 from traitlets.config import Config
 
 from workshop_lib.errors import ResultError, RunError, WorkshopError
+from workshop_lib.notebook_format import nbformat
 from workshop_lib.orphans import end_with
 from workshop_lib.results import read_result, ready_folder, write_json
 from workshop_lib.settings import CHECKOUT, near
@@ -31,6 +34,7 @@ from workshop_lib.settings import CHECKOUT, near
 NOTEBOOKS = CHECKOUT / "notebooks"
 RESULTS = CHECKOUT / "results"
 _terminal: TextIO | None = None
+_shared_turns: Turns | None = None
 CELL_LIMIT_S = 600
 KERNEL_START_S = 90
 SIZES = ("quick", "full")
@@ -64,8 +68,9 @@ class Notebook:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One notebook to run, with the values to run it with."""
+    """One notebook to run, with the values to run it with; the number is its place among all."""
 
+    number: int
     notebook: Notebook
     size: str
     parameters: dict[str, Any]
@@ -178,6 +183,8 @@ def run(
     notebooks: Path = NOTEBOOKS,
     say: Callable[[str], object] = print,
     progress: bool = False,
+    prepare: Callable[[], object] = lambda: None,
+    finished: Callable[[Path], object] = lambda _: None,
 ) -> tuple[list[Outcome], Path]:
     """Run notebooks and leave their results in a folder.
 
@@ -192,6 +199,9 @@ def run(
         notebooks: the folder that they are in.
         say: gets a line for each finished notebook.
         progress: draw a progress bar over the cells.
+        prepare: what has to be done before the first notebook starts; the processes that run them
+            start meanwhile.
+        finished: gets the executed notebook's path at the end of each.
 
     Returns:
         The outcomes in the notebooks' order, and the folder.
@@ -210,30 +220,38 @@ def run(
     stamp = f"run_{secrets.token_hex(4)}"
     jobs = [
         Job(
+            number,
             notebook,
             size,
             {**(notebook.quick if size == "quick" else {}), **given[notebook.name]},
             folder,
             f"{stamp}_{notebook.name[:2]}",
         )
-        for notebook in chosen
+        for number, notebook in enumerate(chosen)
     ]
     count = "1 notebook" if len(jobs) == 1 else f"{len(jobs)} notebooks"
     say(f"{count}, {size} size, into {near(folder)}")
     outcomes: dict[str, Outcome] = {}
     # spawn: a forked child would share the parent's sockets and locks.
+    context = get_context("spawn")
+    # One more: while it waits for its turn it has a kernel ready, or ends and clears up the last.
+    processes = min(workers + 1, len(jobs))
     pool = ProcessPoolExecutor(
-        workers,
-        get_context("spawn"),
+        processes,
+        context,
         initializer=_prepare_worker,
-        initargs=(folder / "kernels.log",),
+        initargs=(folder / "kernels.log", Turns(len(jobs), workers, context)),
     )
     try:
+        for _ in range(processes):
+            pool.submit(_start_nursery)
+        prepare()
         futures = {pool.submit(_execute, job, progress and workers == 1): job for job in jobs}
         for done in as_completed(futures):
             outcome = _outcome(done, futures[done])
             outcomes[outcome.name] = outcome
             say(describe(outcome))
+            finished(folder / f"{outcome.name}.ipynb")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         _drop_if_empty(folder / "kernels.log")
@@ -383,30 +401,115 @@ def _point_latest_to(folder: Path) -> None:
     draft.replace(RESULTS / "latest")
 
 
-def _prepare_worker(log: Path) -> None:
+class Turns:
+    """Lets so many notebooks at a time run their cells, in their order.
+
+    Kernels start and end meanwhile: that costs a second or two of each notebook, most of them
+    spent waiting, and disturbs what others measure little.
+    """
+
+    WAITING, RUNNING, DONE = range(3)
+
+    def __init__(self, jobs: int, at_once: int, context: SpawnContext) -> None:
+        self._at_once = at_once
+        self._states = context.Array("b", jobs, lock=False)
+        self._changed = context.Condition()
+
+    def begin(self, number: int) -> None:
+        """Wait for the turn of the notebook with this number."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._may_begin(number))
+            self._states[number] = self.RUNNING
+            self._changed.notify_all()
+
+    def end(self, number: int) -> None:
+        """Let the next one go on. Doing it twice is harmless."""
+        with self._changed:
+            self._states[number] = self.DONE
+            self._changed.notify_all()
+
+    def _may_begin(self, number: int) -> bool:
+        states = list(self._states)
+        return self.WAITING not in states[:number] and states.count(self.RUNNING) < self._at_once
+
+
+class _Turn:
+    """What nbclient tells of one notebook, from when its kernel is ready."""
+
+    def __init__(self, job: Job, progress: bool) -> None:
+        self.begun = time.perf_counter()
+        self._number, self._name = job.number, job.notebook.name
+        self._progress, self._last = progress, -1
+        self._bar: Any = None
+
+    def begin(self, notebook: Any) -> None:
+        """Wait until it may run its cells; from here on its time counts."""
+        cells = notebook.cells
+        self._last = max((n for n, c in enumerate(cells) if c.cell_type == "code"), default=-1)
+        _turns().begin(self._number)
+        self.begun = time.perf_counter()
+        if self._progress:
+            self._bar = tqdm(
+                total=len(cells), desc=self._name[:24], unit="cell", leave=False, file=_terminal
+            )
+
+    def cell_done(self, cell_index: int, **_: Any) -> None:
+        """Note a cell's end; after the last one the next notebook may run its own."""
+        if self._bar is not None:
+            self._bar.update(cell_index + 1 - self._bar.n)
+        if cell_index == self._last:
+            self.end()
+
+    def end(self) -> None:
+        """Let the next notebook go on, however this one ended."""
+        _turns().end(self._number)
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _turns() -> Turns:
+    if _shared_turns is None:
+        raise RuntimeError("no process of a run")
+    return _shared_turns
+
+
+def _prepare_worker(log: Path, turns: Turns) -> None:
     """Die with the command that started this worker; keep the kernels' chatter off the terminal.
 
     A kernel ends when its worker does. What kernels write to standard error goes into a log beside
     the results; the progress bar keeps the terminal.
     """
-    global _terminal  # noqa: PLW0603 -- one worker process, one terminal
+    global _terminal, _shared_turns  # noqa: PLW0603 -- one worker process, one terminal
+    _shared_turns = turns
     _terminal = os.fdopen(os.dup(2), "w")
     with log.open("a") as stream:
         os.dup2(stream.fileno(), 2)
     end_with(os.getppid())
 
 
+def _start_nursery() -> None:
+    """Have kernels ready to be forked where a fork can be trusted: some of macOS's libraries fail.
+
+    Elsewhere each kernel starts by itself.
+    """
+    from workshop_lib.kernel_client import Nursery, NurseryManager  # noqa: PLC0415 -- as papermill
+
+    if sys.platform == "linux" and NurseryManager.nursery is None:
+        NurseryManager.nursery = Nursery(_kernel_settings())
+
+
 def _execute(job: Job, progress: bool) -> Outcome:
     """Run one notebook in this worker process and write what it left."""
     import papermill  # noqa: PLC0415 -- takes half a second that only workers need to spend
 
-    from workshop_lib.kernel_client import WakefulClient  # noqa: PLC0415 -- as papermill
+    # As papermill.
+    from workshop_lib.kernel_client import NurseryManager, WakefulClient  # noqa: PLC0415
 
     executed = job.out / f"{job.notebook.name}.ipynb"
     result_file = job.out / f"{job.notebook.name}.json"
     result_file.unlink(missing_ok=True)
-    bar = {"desc": job.notebook.name[:24], "leave": False, "file": _terminal} if progress else False
-    started, error = time.perf_counter(), None
+    _start_nursery()
+    turn, error = _Turn(job, progress), None
     with _kernel_environment(job, result_file) as scratch:
         try:
             papermill.execute_notebook(
@@ -415,10 +518,13 @@ def _execute(job: Job, progress: bool) -> Outcome:
                 job.parameters,
                 kernel_name="python3",
                 cwd=str(job.notebook.path.parent),
-                progress_bar=bar,
+                progress_bar=False,  # ours begins with the turn
+                on_notebook_start=turn.begin,
+                on_cell_executed=turn.cell_done,
                 start_timeout=KERNEL_START_S,
                 execution_timeout=CELL_LIMIT_S,
                 request_save_on_cell_execute=False,
+                **({"kernel_manager_class": NurseryManager} if NurseryManager.nursery else {}),
                 # Unix sockets in this job's own folder: two kernels that start at the same moment
                 # can pick the same TCP ports (or the same default socket names), and then hang.
                 config=Config(
@@ -433,7 +539,8 @@ def _execute(job: Job, progress: bool) -> Outcome:
         except Exception as stopped:  # noqa: BLE001 -- a dead kernel, a full disk: report it
             error = CellError(0, "", f"{type(stopped).__name__}: {stopped}", "")
         finally:  # after a Ctrl-C as well
-            seconds = time.perf_counter() - started
+            turn.end()
+            seconds = time.perf_counter() - turn.begun
             left_behind = _clear_up(job)
     outcome = Outcome(
         job.notebook.name,
@@ -451,26 +558,33 @@ def _execute(job: Job, progress: bool) -> Outcome:
 @contextmanager
 def _kernel_environment(job: Job, result_file: Path) -> Iterator[str]:
     """What a kernel inherits: its own namespace, no personal start-up files, no leftovers."""
-    from workshop_lib.services.state import cache_folder  # noqa: PLC0415
-
     scratch = tempfile.mkdtemp(prefix="workshop-")
-    # matplotlib's font list takes seconds to build: it is kept from run to run.
-    fonts = cache_folder("matplotlib")
     os.environ.update(
+        _kernel_settings(),
         WORKSHOP_NAMESPACE=job.namespace,
         WORKSHOP_RESULT_FILE=str(result_file),
         WORKSHOP_LINGER_SECONDS="0",
-        TQDM_DISABLE="1",
         IPYTHONDIR=scratch,
         JUPYTER_RUNTIME_DIR=scratch,
-        JUPYTER_PREFER_ENV_PATH="1",
-        MPLCONFIGDIR=str(fonts),
-        PYDEVD_DISABLE_FILE_VALIDATION="1",
     )
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _kernel_settings() -> dict[str, str]:
+    """What is the same for all kernels, and read by some libraries when they are imported."""
+    from workshop_lib.services.state import cache_folder  # noqa: PLC0415
+
+    return {
+        "TQDM_DISABLE": "1",
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        # matplotlib's font list takes seconds to build: it is kept from run to run.
+        "MPLCONFIGDIR": str(cache_folder("matplotlib")),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
 
 
 def _clear_up(job: Job) -> str:
