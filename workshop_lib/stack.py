@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import SettingsError
 from workshop_lib.services.endpoints import Endpoint
-from workshop_lib.services.explain import code_of, explain, sentence
+from workshop_lib.services.explain import cause_of, code_of, explain, sentence
 
 SETTINGS = {
     "DSQLClusterEndpoint": "dsql_endpoint",
@@ -77,7 +77,14 @@ def _describe(name: str, region: str) -> Any:
 
 def _unreadable(name: str, region: str, error: Exception) -> SettingsError:
     place = Endpoint(f"CloudFormation in {region}", "", "", 443, {"region_name": region}, aws=True)
+    # Who may read one stack only is told this also where there is none, so as not to learn that.
+    elsewhere = (
+        f"Is {region} the Region in which it was deployed (AWS_REGION)? If so: "
+        if cause_of(error) == "not allowed"
+        else ""
+    )
     return SettingsError(
         f"The outputs of the stack {name!r} in {region} cannot be read: {sentence(error)} "
-        f"{explain(error, place)} Or set DSQL_ENDPOINT, VALKEY_ENDPOINT and BUCKET_NAME yourself."
+        f"{elsewhere}{explain(error, place)} Or set DSQL_ENDPOINT, VALKEY_ENDPOINT and "
+        "BUCKET_NAME yourself."
     )
