@@ -24,6 +24,9 @@ from workshop_lib.errors import SettingsError
 CHECKOUT = Path(__file__).resolve().parent.parent
 """The folder that holds `notebooks/`; results and the state folder's name derive from it."""
 
+NAMESPACE = "[a-z][a-z0-9_]{0,39}"
+"""The form of a namespace: it names a schema, and begins keys and objects' names."""
+
 _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 _DSQL = re.compile(r"[a-z0-9]+\.dsql(?:-[a-z0-9]+)?\.([a-z0-9-]+)\.on\.aws")
 _VALKEY = re.compile(r"[a-z0-9.-]+\.cache\.amazonaws\.com")
@@ -75,7 +78,7 @@ class Settings(BaseSettings):
     dsql_rules: Literal["auto", "on", "off"] = Field(
         "auto", description="keep Aurora DSQL's rules: auto is on for the local engine only"
     )
-    workshop_namespace: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")] = Field(
+    workshop_namespace: Annotated[str, Field(pattern=f"^{NAMESPACE}$")] = Field(
         "workshop", description="schema, key prefix and object prefix of this learner or run"
     )
     workshop_state_dir: Path | None = Field(None, description="where the local engines keep state")

@@ -9,15 +9,25 @@ import msgspec
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.load.events import EventType
 from workshop_lib.load.traffic import Action
+from workshop_lib.settings import NAMESPACE
 
 RUN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$"
 MOST_STATEMENTS = 1_000
 """Of one message: more take longer than a message should."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Namespace = Annotated[str, msgspec.Meta(pattern=rf"\A({NAMESPACE})?\Z")]
 
 
-class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="job"):
-    """Anything a worker can be asked to do, other than a batch of queue messages."""
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="job"):
+    """Anything a worker can be asked to do, other than a batch of queue messages.
+
+    Attributes:
+        namespace: whose tables, cache keys and metrics; empty for the worker's own. A function has
+            one, and each headless run another.
+
+    """
+
+    namespace: Namespace = ""
 
 
 class Ping(Job, frozen=True, tag="ping"):
@@ -168,6 +178,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         statements: how often, each a transaction of its own.
         target: the endpoint for writes, or the one for reads where there is another.
         think_ms: pause after each statement, in no transaction.
+        namespace: whose tables and metrics; empty for the worker's own.
 
     """
 
@@ -177,6 +188,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     statements: Annotated[int, msgspec.Meta(ge=1, le=MOST_STATEMENTS)] = 1
     target: Literal["writer", "reader"] = "writer"
     think_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0.0
+    namespace: Namespace = ""
 
 
 class MessageDone(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,8 @@ from workshop_lib.services import DatabaseEndpoint, MessagingEndpoint
 STATEMENT_LIMIT_S = 30.0
 MOST_CONNECTIONS = 64
 """Of one worker: as many as it may have requests under way."""
+MOST_NAMESPACES = 3
+"""For which a worker keeps connections: a function outlives the runs that used it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,34 @@ class Means:
         self.watch.close()
         self.database.close()
         self.reader.close()
-        if "valkey" in self.__dict__:
-            self.valkey.close()
+        for client in ("valkey", "cloudwatch"):
+            if opened := self.__dict__.get(client):
+                opened.close()
+
+
+class AllMeans:
+    """The means of each namespace that was lately worked for."""
+
+    def __init__(self, equipment: Equipment) -> None:
+        self._equipment = equipment
+        self._kept: dict[str, Means] = {}
+
+    def of(self, namespace: str = "") -> Means:
+        """Those of a namespace, opened if need be; of the worker's own if it is empty."""
+        name = namespace or self._equipment.namespace
+        # Put in anew each time, so that the first is the one that was not used for longest.
+        found = self._kept.pop(name, None)
+        if found is None:
+            found = Means(replace(self._equipment, namespace=name))
+            while len(self._kept) >= MOST_NAMESPACES:
+                self._kept.pop(next(iter(self._kept))).close()
+        self._kept[name] = found
+        return found
+
+    def close(self) -> None:
+        """Let go of everything."""
+        while self._kept:
+            self._kept.popitem()[1].close()
 
 
 def _open(endpoint: DatabaseEndpoint, namespace: str) -> Database:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -33,12 +33,14 @@ class Sent:
     reconnects: int = 0
 
 
-def work_off(records: Sequence[Any], means: Means, end: float) -> dict[str, Any]:
+def work_off(
+    records: Sequence[Any], means_of: Callable[[str], Means], end: float
+) -> dict[str, Any]:
     """Work off a batch of messages, each by itself: one that fails does not take others with it.
 
     Args:
         records: what SQS hands to a Lambda function: `messageId` and `body` of each.
-        means: by which.
+        means_of: by which, given a message's namespace.
         end: messages that are not begun by then go back to the queue, by `time.monotonic()`.
 
     Returns:
@@ -48,27 +50,39 @@ def work_off(records: Sequence[Any], means: Means, end: float) -> dict[str, Any]
 
     """
     failures, done = [], []
+    to_publish: dict[str, list[MessageDone]] = {}
     for record in records:
-        answer = _attend(str(record["body"]), means, end)
+        message = _read(str(record["body"]))
+        answer = _attend(message, means_of(message.namespace), end) if message else None
         if answer is None or answer.error:
             failures.append({"itemIdentifier": record["messageId"]})
         if answer is not None:
             done.append(answer)
+        if message and answer and not answer.error:
+            to_publish.setdefault(message.namespace, []).append(answer)
+    said = (publish(means_of(namespace), worked) for namespace, worked in to_publish.items())
     return {
         "batchItemFailures": failures,
         "done": msgspec.to_builtins(done),
-        "metrics": publish(means, [one for one in done if not one.error]),
+        "metrics": "; ".join(error for error in said if error),
     }
 
 
-def _attend(body: str, means: Means, end: float) -> MessageDone | None:
-    """One message; None if there was no time for it, or it is none of ours."""
+def _read(body: str) -> Message | None:
+    """What a message says; None if it is none of ours.
+
+    After so many receives such a one goes to the dead-letter queue, where one can look at it.
+    """
+    try:
+        return msgspec.json.decode(body, type=Message)
+    except (msgspec.ValidationError, msgspec.DecodeError):
+        return None
+
+
+def _attend(message: Message, means: Means, end: float) -> MessageDone | None:
+    """One message; None if there was no time for it."""
     if time.monotonic() >= end:
         return None
-    try:
-        message = msgspec.json.decode(body, type=Message)
-    except (msgspec.ValidationError, msgspec.DecodeError):
-        return None  # after so many receives it goes to the dead-letter queue, where one can look
     database = means.reader if message.target == "reader" else means.database
     rng = random.Random(f"{message.run}/{message.number}")
     rows = 0

@@ -10,11 +10,16 @@ import msgspec
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.jobs import InsertJob, Ping, StreamJob, WarmJob
-from workshop_lib.load.means import Equipment, Means
+from workshop_lib.load.means import AllMeans, Equipment, Means
 from workshop_lib.load.messages import work_off
 from workshop_lib.load.serving import serve, warm
 from workshop_lib.load.storing import insert
-from workshop_lib.services.named import named_database, named_messaging, named_reader
+from workshop_lib.services.named import (
+    named_cache,
+    named_database,
+    named_messaging,
+    named_reader,
+)
 from workshop_lib.settings import load_settings
 
 SPARE_S = 1.0
@@ -32,7 +37,12 @@ class Worker:
     """What one process or one Lambda execution environment keeps from job to job."""
 
     def __init__(self, equipment: Equipment) -> None:
-        self.means = Means(equipment)
+        self._means = AllMeans(equipment)
+
+    @property
+    def means(self) -> Means:
+        """What it has for its own namespace."""
+        return self._means.of()
 
     def do(self, event: Any, until: float | None = None) -> dict[str, Any]:
         """Do a job, or work off a batch of messages.
@@ -47,7 +57,7 @@ class Worker:
         """
         end = math.inf if until is None else until - SPARE_S
         if isinstance(event, dict) and "Records" in event:
-            return work_off(event["Records"], self.means, end)
+            return work_off(event["Records"], self._means.of, end)
         try:
             job = msgspec.convert(event, Ping | InsertJob | StreamJob | WarmJob)
         except msgspec.ValidationError as error:
@@ -57,16 +67,17 @@ class Worker:
 
     def close(self) -> None:
         """Let go of everything."""
-        self.means.close()
+        self._means.close()
 
     def _answer(self, job: Ping | InsertJob | StreamJob | WarmJob, end: float) -> Any:
+        means = self._means.of(job.namespace)
         if isinstance(job, InsertJob):
-            return insert(job, self.means, min(end, time.monotonic() + job.time_limit_s))
+            return insert(job, means, min(end, time.monotonic() + job.time_limit_s))
         if isinstance(job, StreamJob):
-            return serve(job, self.means)
+            return serve(job, means)
         if isinstance(job, WarmJob):
-            return warm(job, self.means)
-        self.means.database.query("SELECT 1")
+            return warm(job, means)
+        means.database.query("SELECT 1")
         return {"ready": True}
 
 
@@ -94,11 +105,13 @@ def handler(event: Any, context: Context | None = None) -> dict[str, Any]:
     """
     if _worker is None:
         settings = load_settings().values
+        database, cache = named_database(settings), named_cache(settings)
         equip(
             Equipment(
-                named_database(settings),
+                database,
                 settings.workshop_namespace,
                 reader=named_reader(settings),
+                cache=cache.arguments if cache else None,
                 messaging=named_messaging(settings),
             )
         )

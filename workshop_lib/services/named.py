@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from workshop_lib.errors import SettingsError
-from workshop_lib.services.endpoints import DatabaseEndpoint, MessagingEndpoint
+from workshop_lib.services.endpoints import CacheEndpoint, DatabaseEndpoint, MessagingEndpoint
 from workshop_lib.services.messaging import given_messaging
-from workshop_lib.services.resolve import external_database, external_reader
+from workshop_lib.services.resolve import external_cache, external_database, external_reader
 from workshop_lib.settings import Settings
 
 
@@ -29,6 +29,11 @@ def named_database(settings: Settings) -> DatabaseEndpoint:
 def named_reader(settings: Settings) -> DatabaseEndpoint | None:
     """The endpoint for reads, where the settings name one of their own."""
     return external_reader(settings)
+
+
+def named_cache(settings: Settings) -> CacheEndpoint | None:
+    """The cache, where the settings name one."""
+    return external_cache(settings)
 
 
 def named_messaging(settings: Settings) -> MessagingEndpoint | None:

@@ -53,7 +53,7 @@ def resolve(settings: Settings) -> Endpoints:
     """
     settings = _without_our_own(settings)
     database = external_database(settings)
-    cache = _external_cache(settings)
+    cache = external_cache(settings)
     store = _external_store(settings)
     wanted = {"postgres": database, "valkey": cache, "s3": store}
     missing = [name for name, endpoint in wanted.items() if endpoint is None]
@@ -289,7 +289,8 @@ class _TokenMaker:
         return _TokenMaker, (self.host, self.region)
 
 
-def _external_cache(settings: Settings) -> CacheEndpoint | None:
+def external_cache(settings: Settings) -> CacheEndpoint | None:
+    """Where the settings say that the cache is; None if it is the local engine."""
     if settings.valkey_endpoint:
         host = settings.valkey_endpoint
         return CacheEndpoint(
