@@ -26,8 +26,8 @@ from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.dsql import Step, play
-from workshop_lib.errors import ResultError, ServiceUnreachableError
-from workshop_lib.load.drivers import LocalWorkers
+from workshop_lib.errors import ResultError, ServiceUnreachableError, WorkshopError
+from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
 from workshop_lib.load.means import Equipment
 from workshop_lib.measure import P99_SAMPLES, Samples
 from workshop_lib.messaging import delete_queues, messaging_client, open_queue
@@ -54,6 +54,7 @@ from workshop_lib.services import (
 )
 from workshop_lib.services.dial import Dial
 from workshop_lib.services.explain import code_of, explain, sentence
+from workshop_lib.services.functions import LambdaClients
 from workshop_lib.services.state import state_folder
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
 
@@ -109,7 +110,7 @@ class Workshop:
         }
         self._sandbox: Sandbox | None = None
         self._let_go_of_messaging: Callable[[], None] = lambda: None
-        self._workers: LocalWorkers | None = None
+        self._workers: LocalWorkers | LambdaWorkers | None = None
         self._result_file = self.settings.workshop_result_file or (
             CHECKOUT / "results" / "interactive" / f"{notebook}.json"
         )
@@ -156,16 +157,22 @@ class Workshop:
         *,
         cache: Mapping[str, Any] | None = None,
         metrics: bool = False,
-    ) -> LocalWorkers:
-        """Processes on this machine that do the work of load tests on this workshop's services.
+    ) -> LocalWorkers | LambdaWorkers:
+        """Workers that do the work of load tests on this workshop's services.
 
-        They are as far from the services as this workshop is now (`set_distance`). One set at a
-        time: new ones end those before. All end with the workshop, or with the kernel.
+        Where LOAD_FUNCTION names an AWS Lambda function they are its executions, and else processes
+        on this machine: also where a cache of your own is given, which may be one on this machine,
+        where no function can reach it. Their `label` says which.
+
+        Processes are as far from the services as this workshop is now (`set_distance`). Executions
+        use the services that the function's environment names, in this workshop's namespace. One
+        set at a time: new ones end those before. All end with the workshop, or with the kernel.
 
         Args:
-            at_once: how many, 1 to 64.
+            at_once: how many: processes 1 to 64, executions 1 to 1,000.
             cache: what redis.Redis needs to reach another cache, such as a sandbox's.
-            metrics: have them publish metrics to CloudWatch (`messaging`).
+            metrics: have them publish metrics to CloudWatch (`messaging`); a function does where
+                its environment names a queue, as the stack's does.
 
         Raises:
             WorkshopError: the number is out of range, or they did not all start.
@@ -173,6 +180,10 @@ class Workshop:
         """
         if self._workers is not None:
             self._workers.close()
+            self._workers = None
+        if self.settings.load_function and cache is None:
+            self._workers = self._wake(self.settings.load_function, at_once)
+            return self._workers
         place = self.valkey.get_connection_kwargs()
         own = {**self.endpoints.cache.arguments, "host": place["host"], "port": place["port"]}
         equipment = Equipment(
@@ -184,6 +195,15 @@ class Workshop:
         )
         self._workers = LocalWorkers(equipment, at_once)
         return self._workers
+
+    @property
+    def queue_function(self) -> str:
+        """The AWS Lambda function that works off the queue of `open_queue`; empty if none does.
+
+        It is the one of LOAD_FUNCTION, where the queue is that of QUEUE_URL. Workers that received
+        from that queue, too, would compete with it.
+        """
+        return (self.settings.load_function or "") if self.settings.queue_url else ""
 
     @cached_property
     def messaging(self) -> MessagingEndpoint:
@@ -521,6 +541,27 @@ class Workshop:
             delete_queues(messaging_client(endpoint, "sqs"), endpoint, self.namespace)
         finally:
             release()
+
+    def _wake(self, function: str, at_once: int) -> LambdaWorkers:
+        """Executions of a function, ready.
+
+        Raises:
+            WorkshopError: it does not answer.
+
+        """
+        clients = LambdaClients(self.endpoints.aws_region, at_once)
+        workers = LambdaWorkers(clients, function, at_once, self.namespace)
+        try:
+            workers.wake()
+        except BaseException as error:
+            workers.close()
+            if not isinstance(error, WorkshopError):
+                raise
+            raise WorkshopError(
+                f"{error} LOAD_FUNCTION (or the stack) names this function; "
+                'open_workshop(…, load_function="") has processes on this machine do the work.'
+            ) from None
+        return workers
 
     def _tell_distance(self) -> None:
         """Have the result keep, and the plots say, how far away the services are."""

@@ -17,12 +17,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
 
 HOST = "127.0.0.1"
 FRONT = "/2015-03-31/functions/"
@@ -32,6 +34,13 @@ MANAGED = ("awslambdaric", "snapshot-restore-py", "simplejson")
 MOST_BYTES = 6 * 2**20
 """Of an event and of an answer, each."""
 TICK_S = 0.02
+RUN = """
+import runpy, sys
+for name in sys.argv.pop(1).split():
+    __import__(name)
+runpy.run_module("awslambdaric", run_name="__main__", alter_sys=True)
+"""
+"""Runs the runtime client, after modules that are asked for (-S leaves sitecustomize out)."""
 
 
 @dataclass
@@ -71,7 +80,7 @@ class Environment:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 # -S and PYTHONPATH: of all that is installed here it sees nothing but these two.
-                [sys.executable, "-s", "-S", "-m", "awslambdaric", service.handler],
+                [sys.executable, "-s", "-S", "-c", RUN, service.preload, service.handler],
                 cwd=service.package,
                 env={
                     **service.environment,
@@ -180,14 +189,15 @@ class LambdaService:
         timeout_s: the function's time-out, seconds.
         most: environments at the same time; further invocations are throttled.
         on_event: told each event before an environment gets it; may change it.
+        paths: further folders from which an environment imports.
+        preload: modules that it imports before all else, such as "sitecustomize".
+        name: of the function.
 
     Attributes:
         calls: how often it was invoked, refusals included.
         environments: all that were started.
 
     """
-
-    name = "load-worker"
 
     def __init__(
         self,
@@ -200,7 +210,11 @@ class LambdaService:
         timeout_s: float = 60,
         most: int = 2,
         on_event: Callable[[dict[str, Any]], None] = lambda _: None,
+        paths: Iterable[Path] = (),
+        preload: str = "",
+        name: str = "load-worker",
     ) -> None:
+        self.preload, self.name = preload, name
         self.package, self.folder, self.handler = package, folder, handler
         self.timeout_s, self.most, self.on_event = timeout_s, most, on_event
         self.scratch = folder / "tmp"
@@ -212,7 +226,7 @@ class LambdaService:
             "TMPDIR": str(self.scratch),
             "LAMBDA_TASK_ROOT": str(package),
             "LAMBDA_RUNTIME_DIR": str(runtime),
-            "PYTHONPATH": f"{package}:{runtime}",
+            "PYTHONPATH": ":".join(map(str, (*paths, package, runtime))),
             # Lambda's file system refuses to be written to; where tests run as root, it would not.
             "PYTHONDONTWRITEBYTECODE": "1",
             "AWS_EXECUTION_ENV": f"AWS_Lambda_python3.{sys.version_info.minor}",
@@ -297,6 +311,67 @@ class LambdaService:
                 self.reply(status, said, {"x-amzn-ErrorType": kind})
 
         return Api
+
+
+class EventSourceMapping:
+    """Hands a queue's messages to a function, as Lambda does on its own.
+
+    Receives up to ten, invokes the function with them, and deletes those that it does not name
+    among the failed ones ("Reporting batch item failures"): the others are delivered again.
+
+    Args:
+        service: the function.
+        sqs: a client.
+        queue: the queue's URL.
+        at_once: batches at the same time (ScalingConfig).
+
+    Attributes:
+        batches: how many messages each invocation had.
+
+    """
+
+    def __init__(self, service: LambdaService, sqs: Any, queue: str, at_once: int = 2) -> None:
+        self.service, self.sqs, self.queue = service, sqs, queue
+        self.batches: list[int] = []
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._poll) for _ in range(at_once)]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Receive no more; a batch under way is finished."""
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _poll(self) -> None:
+        while not self._ended.is_set():
+            try:
+                messages = self.sqs.receive_message(
+                    QueueUrl=self.queue, MaxNumberOfMessages=10, WaitTimeSeconds=1
+                ).get("Messages", [])
+                if messages:
+                    self._hand_over(messages)
+            except (BotoCoreError, ClientError):  # it comes back, as the service would
+                self._ended.wait(0.3)
+
+    def _hand_over(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        records = [
+            {"messageId": m["MessageId"], "body": m["Body"], "eventSource": "aws:sqs"}
+            for m in messages
+        ]
+        done = self.service.invoke(json.dumps({"Records": records}).encode())
+        if done is None or done.failure:  # throttled, or failed: all of them come again
+            return
+        self.batches.append(len(messages))
+        failed = {one["itemIdentifier"] for one in json.loads(done.answer)["batchItemFailures"]}
+        entries = [
+            {"Id": str(n), "ReceiptHandle": m["ReceiptHandle"]}
+            for n, m in enumerate(messages)
+            if m["MessageId"] not in failed
+        ]
+        if entries:
+            self.sqs.delete_message_batch(QueueUrl=self.queue, Entries=entries)
 
 
 class Quiet(BaseHTTPRequestHandler):

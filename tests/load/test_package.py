@@ -12,24 +12,25 @@ import sys
 import threading
 import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import boto3
 import psycopg2
 import pytest
+from tenacity import wait_fixed
 
 from workshop_lib import dataset
 from workshop_lib.errors import SettingsError, WorkshopError
-from workshop_lib.load import package as packages
+from workshop_lib.load import drivers, package as packages
 from workshop_lib.load.drivers import LambdaWorkers
 from workshop_lib.load.inserts import count_by_worker, count_rows, run_inserts
 from workshop_lib.load.jobs import Ping, to_event
 from workshop_lib.load.package import HANDLER, RUNNING, build_package, find_rooms
 from workshop_lib.load.scenario import Storm
 from workshop_lib.services import exports
-from workshop_lib.services.functions import lambda_client
+from workshop_lib.services.functions import LambdaClients
 from workshop_lib.services.named import named_database
 from workshop_lib.settings import CHECKOUT, load_settings
 
@@ -123,19 +124,18 @@ def start(ws, task, runtime, tmp_path, monkeypatch):
         handler=HANDLER,
     )
 
-    def start(**changes):
+    def start(at_once=None, namespace="", **changes):
         for name, value in changes.items():
             setattr(service, name, value)
-        client = lambda_client("us-east-1", at_once=service.most, endpoint_url=service.url)
-        driver = LambdaWorkers(client, service.name, service.most)
-        opened.append((client, driver))
+        clients = LambdaClients("us-east-1", at_once or service.most, service.url)
+        driver = LambdaWorkers(clients, service.name, at_once or service.most, namespace)
+        opened.append(driver)
         return service, driver
 
     opened = []
     yield start
-    for client, driver in opened:
+    for driver in opened:
         driver.close()
-        client.close()
     service.close()
     inits = [f"{e.init_seconds:.2f}" for e in service.environments if e.init_seconds]
     sys.stdout.write(f"cold starts: {', '.join(inits)} s\n{service.logs()}\n")
@@ -490,23 +490,60 @@ def test_an_interrupt_lets_functions_that_have_begun_end_and_begins_no_more(ws, 
     assert not service.working()
 
 
-def test_more_invocations_than_the_account_may_have_at_once_are_refused_and_not_tried_again(
-    ws, start
-):
+@pytest.fixture
+def no_room(ws, start, monkeypatch):
+    """A function of which one execution may run, and that one is held up until it is let go."""
+    monkeypatch.setattr(drivers, "THROTTLED_WAIT", wait_fixed(0.1))
     with held_up(ws, worker=0, number=0) as block:
-        service, driver = start(on_event=block, most=1)
+        service, driver = start(on_event=block, most=1, at_once=3)
+
+        def let_go():
+            for pid in connections(ws, "Lock"):
+                ws.database.query("SELECT pg_cancel_backend(%s)", (pid,))
+
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(storm, ws, driver, workers=1, iterations=1)
             wait_for(lambda: connections(ws, "Lock"))
-            _, second = start()
-            refused = second.start(to_event(Ping()), 5)
-            with pytest.raises(WorkshopError, match=r"TooManyRequestsException.*Rate Exceeded"):
-                refused.result()
-            for pid in connections(ws, "Lock"):
-                ws.database.query("SELECT pg_cancel_backend(%s)", (pid,))
+            service.on_event = lambda _: None
+            yield service, driver, let_go
+            let_go()
             assert first.result().failed == 1
     assert len(service.environments) == 1
-    assert service.calls == 2
+
+
+def test_an_invocation_for_which_there_is_no_room_is_tried_again_until_there_is(no_room):
+    service, driver, let_go = no_room
+    waiting = [driver.start(to_event(Ping()), 60) for _ in range(2)]
+    wait_for(lambda: service.calls > 5)
+    assert not any(one.done() for one in waiting)
+    let_go()
+    assert [one.result(WAIT_S) for one in waiting] == [{"ready": True}] * 2
+
+
+def test_an_invocation_for_which_there_is_never_room_is_given_up_in_words(no_room):
+    service, driver, _ = no_room
+    refused = driver.start(to_event(Ping()), 0.5)
+    with pytest.raises(WorkshopError, match=r"TooManyRequestsException.*Rate Exceeded"):
+        refused.result(WAIT_S)
+    assert 3 < service.calls < 10
+
+
+def test_an_interrupt_ends_the_wait_for_room_and_what_waited_is_dropped(no_room, ws):
+    service, driver, _ = no_room
+    waiting = driver.start(to_event(Ping()), 60)
+    wait_for(lambda: service.calls > 2)
+    waiting.cancel()
+    with pytest.raises(CancelledError):
+        waiting.result(WAIT_S)
+    known = service.calls
+    time.sleep(0.3)
+    assert service.calls == known
+
+
+@pytest.mark.parametrize("at_once", [0, 1_001, "2"])
+def test_a_number_of_executions_out_of_range_is_refused(at_once):
+    with pytest.raises(WorkshopError, match="from 1 to 1,000"):
+        LambdaWorkers(LambdaClients("us-east-1", 1), "f", at_once)
 
 
 def test_a_function_that_is_not_told_its_database_says_so(ws, start):
@@ -525,22 +562,22 @@ def test_a_function_whose_handler_cannot_be_imported_says_so(ws, start):
 
 def test_a_function_that_does_not_exist_is_an_error_in_words(ws, start):
     service, _ = start()
-    client = lambda_client("us-east-1", at_once=1, endpoint_url=service.url)
-    with LambdaWorkers(client, "nobody", 1) as driver:
+    with LambdaWorkers(LambdaClients("us-east-1", 1, service.url), "nobody", 1) as driver:
         answer = driver.start(to_event(Ping()), 5)
         with pytest.raises(WorkshopError, match=r"The function nobody gave no answer.*not found"):
             answer.result()
-    client.close()
 
 
-def test_the_client_outwaits_the_function_and_calls_it_once(clean_environment):
+def test_a_client_outwaits_the_job_and_calls_the_function_once(clean_environment):
     for name, value in ROLE.items():
         clean_environment.setenv(name, value)
-    with closing(lambda_client("us-east-1", at_once=250, function_timeout_s=120)) as client:
-        manners = client.meta.config
-    assert manners.read_timeout > 120
-    assert manners.retries["total_max_attempts"] == 1
-    assert manners.max_pool_connections == 250
+    with closing(LambdaClients("us-east-1", 250)) as clients:
+        for limit_s in (0.3, 89, 90, 91, 900):
+            manners = clients.patient(limit_s).meta.config
+            assert limit_s < manners.read_timeout <= limit_s + 150
+            assert manners.retries["total_max_attempts"] == 1
+            assert manners.max_pool_connections == 250
+        assert clients.patient(60) is clients.patient(90)
 
 
 def test_no_engine_is_started_for_a_worker_that_is_told_no_database(clean_environment, tmp_path):

@@ -12,7 +12,7 @@ import psycopg2
 from workshop_lib import services
 from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, one_line
-from workshop_lib.load.drivers import Driver, LambdaWorkers, LocalWorkers
+from workshop_lib.load.drivers import MOST_EXECUTIONS, Driver, LambdaWorkers, LocalWorkers
 from workshop_lib.load.inserts import (
     InsertReport,
     compare_storms,
@@ -31,10 +31,10 @@ from workshop_lib.load.rows import (
     transactions_of,
     warm_up_of,
 )
-from workshop_lib.load.scenario import LAMBDAS_AT_ONCE, InsertScenario, Which
+from workshop_lib.load.scenario import InsertScenario, Which
 from workshop_lib.messaging import delete_queues
 from workshop_lib.results import ready_folder
-from workshop_lib.services.functions import lambda_client
+from workshop_lib.services.functions import LambdaClients
 from workshop_lib.services.named import named_messaging, named_reader
 from workshop_lib.services.resolve import external_database
 from workshop_lib.settings import Settings, load_settings, near
@@ -269,9 +269,10 @@ def _driver(
 ) -> Iterator[Driver]:
     """Who does the work: no more at once than there are workers."""
     if by_lambda:
-        number = min(at_once or LAMBDAS_AT_ONCE, workers)
-        client = lambda_client(scenario.region, at_once=number)
-        with LambdaWorkers(client, scenario.lambda_function_name, number) as functions:
+        number = min(at_once or MOST_EXECUTIONS, workers)
+        clients = LambdaClients(scenario.region, number)
+        name, namespace = scenario.lambda_function_name, equipment.namespace
+        with LambdaWorkers(clients, name, number, namespace) as functions:
             yield functions
     else:
         with LocalWorkers(equipment, min(at_once or PROCESSES, workers)) as processes:

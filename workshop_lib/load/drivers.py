@@ -10,13 +10,21 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
+from weakref import WeakSet
 
 from botocore.exceptions import BotoCoreError, ClientError
 from pebble import ProcessExpired, ProcessPool
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from workshop_lib.dsql import CONNECTION_BURST, CONNECTIONS_PER_SECOND, Rate
 from workshop_lib.errors import WorkshopError
@@ -26,12 +34,17 @@ from workshop_lib.load.jobs import Job, Ping, to_event
 from workshop_lib.load.means import Equipment
 from workshop_lib.orphans import end_with
 from workshop_lib.services.explain import explain, sentence
+from workshop_lib.services.functions import LambdaClients
 
 READY_S = 60.0
 """How long all local processes may take to start, seconds."""
 GRACE_S = 30.0
 """How much longer than its time limit a job may take before it is given up, seconds."""
 MOST_PROCESSES = 64
+MOST_EXECUTIONS = 1_000
+"""At the same time, of all functions of an account in a Region, unless AWS has raised it."""
+THROTTLED = "TooManyRequestsException"
+THROTTLED_WAIT = wait_random_exponential(multiplier=0.2, max=5.0)
 _gate: Any = None
 
 
@@ -41,11 +54,13 @@ class Driver(Protocol):
     Attributes:
         label: what a learner sees.
         at_once: how many jobs it does at the same time.
+        here: whether on this machine, whose processors it takes.
 
     """
 
     label: str
     at_once: int
+    here: bool
 
     def start(self, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
         """Begin a job; it is given up after `limit_s` seconds."""
@@ -151,10 +166,10 @@ def _unanswered(number: int, begun: bool, seconds: float) -> Outcome:
 
 
 def _outcome(number: int, future: Future[dict[str, Any]], seconds: float) -> Outcome:
-    if future.cancelled():
+    error = CancelledError() if future.cancelled() else future.exception()
+    if isinstance(error, CancelledError):
         said = "interrupted"
         return Outcome(number, None, said, begun=True, seconds=seconds, interrupted=True)
-    error = future.exception()
     if error is None:
         return Outcome(number, future.result(), "", begun=True, seconds=seconds)
     if isinstance(error, ProcessExpired):
@@ -201,6 +216,7 @@ class LocalWorkers(_Closing):
     equipment: Equipment = field(repr=False)
     at_once: int = 4
     label: str = ""
+    here: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.at_once, int) or not 1 <= self.at_once <= MOST_PROCESSES:
@@ -247,39 +263,117 @@ class LocalWorkers(_Closing):
         self._pool.join()
 
 
+class _Call(Future[dict[str, Any]]):
+    """An invocation. Cancelling it ends the wait for a free execution; what runs, runs on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unwanted = threading.Event()
+        self.set_running_or_notify_cancel()
+
+    def cancel(self) -> bool:
+        """Begin it no more, if it has not begun on AWS."""
+        self.unwanted.set()
+        return super().cancel()
+
+
 class LambdaWorkers(_Closing):
-    """A Lambda function, called directly and many times at once.
+    """Executions of an AWS Lambda function, called directly and many times at once.
+
+    An invocation that Lambda refuses because too many run has not begun: it is tried again, later
+    and later, for as long as its job may take. No other is: it might run twice.
 
     Args:
-        client: a boto3 client for Lambda that neither retries nor gives up before the function's
-            own time-out (`lambda_client` makes one): a second attempt would run the job twice.
+        clients: by which it is called.
         function_name: or its ARN.
-        at_once: invocations at the same time; an account has 1,000 per Region unless raised.
+        at_once: invocations at the same time, 1 to 1,000.
+        namespace: whose tables, keys and metrics jobs are for that do not say so themselves; empty
+            for the function's own.
+
+    Raises:
+        WorkshopError: the number is out of range.
 
     """
 
-    def __init__(self, client: Any, function_name: str, at_once: int = 1_000) -> None:
-        self.label = f"Lambda function {function_name}"
+    here = False
+
+    def __init__(
+        self,
+        clients: LambdaClients,
+        function_name: str,
+        at_once: int = MOST_EXECUTIONS,
+        namespace: str = "",
+    ) -> None:
+        if not isinstance(at_once, int) or not 1 <= at_once <= MOST_EXECUTIONS:
+            raise WorkshopError(
+                f"{at_once!r} executions at once; a whole number from 1 to {MOST_EXECUTIONS:,}. "
+                "A run may have more workers than that: they take turns."
+            )
+        executions = "execution" if at_once == 1 else "executions"
+        self.label = f"{at_once:,} {executions} of the AWS Lambda function {function_name}"
         self.at_once = at_once
-        self._client, self._function = client, function_name
-        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="invoke")
+        self._clients, self._function = clients, function_name
+        self._namespace = namespace
+        self._slots = threading.Semaphore(at_once)
+        self._calls = WeakSet[_Call]()
+
+    def wake(self) -> None:
+        """Have as many executions started as will run at once, so that no run waits for that.
+
+        Raises:
+            WorkshopError: the function does not answer, or not all of them could start.
+
+        """
+        found = run_jobs(self, [Ping()] * self.at_once, READY_S)
+        if found.interrupted:
+            raise KeyboardInterrupt
+        said = [outcome.error for outcome in found.each if outcome.error]
+        if said:
+            raise WorkshopError(f"{len(said)} of {self.label} did not get ready. {said[0]}")
 
     def start(self, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
-        """Invoke the function; its own time-out is what ends it, not `limit_s`."""
-        del limit_s
-        return self._threads.submit(self._invoke, dict(event))
+        """Invoke the function; where it hangs, its own time-out is what ends it there."""
+        call = _Call()
+        self._calls.add(call)
+        own = {"namespace": self._namespace} if self._namespace and "job" in event else {}
+        # A daemon: an interpreter that ends would wait for the threads of an executor.
+        threading.Thread(
+            target=self._do, args=(call, {**own, **event}, limit_s), name="invoke", daemon=True
+        ).start()
+        return call
 
     def close(self) -> None:
         """Wait for no further answers; what runs on AWS runs to its end there."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for call in list(self._calls):
+            call.cancel()
+        self._clients.close()
 
-    def _invoke(self, event: dict[str, Any]) -> dict[str, Any]:
+    def _do(self, call: _Call, event: dict[str, Any], limit_s: float) -> None:
         try:
-            answer = self._client.invoke(
-                FunctionName=self._function,
-                InvocationType="RequestResponse",
-                Payload=json.dumps(event).encode(),
+            with self._slots:
+                call.set_result(self._invoke(call, json.dumps(event).encode(), limit_s))
+        except Exception as error:  # noqa: BLE001 -- whoever waits for the answer gets it
+            call.set_exception(error)
+
+    def _invoke(self, call: _Call, payload: bytes, limit_s: float) -> dict[str, Any]:
+        client = self._clients.patient(limit_s)
+
+        def once() -> Any:
+            if call.unwanted.is_set():
+                raise CancelledError
+            return client.invoke(
+                FunctionName=self._function, InvocationType="RequestResponse", Payload=payload
             )
+
+        retrying = Retrying(
+            retry=retry_if_exception(_was_throttled),
+            wait=THROTTLED_WAIT,
+            stop=stop_after_delay(limit_s),
+            sleep=sleep_using_event(call.unwanted),
+            reraise=True,
+        )
+        try:
+            answer = retrying(once)
             said = json.loads(answer["Payload"].read())
         except (BotoCoreError, ClientError, ValueError) as error:
             raise WorkshopError(
@@ -291,6 +385,13 @@ class LambdaWorkers(_Closing):
             raise WorkshopError(f"The function {self._function} failed: {message}")
         found: dict[str, Any] = said
         return found
+
+
+def _was_throttled(error: BaseException) -> bool:
+    """Whether Lambda refused an invocation because too many run: it has not begun."""
+    if not isinstance(error, ClientError):
+        return False
+    return error.response.get("Error", {}).get("Code") == THROTTLED
 
 
 def _prepare(equipment: Equipment, gate: Any, parent: int) -> None:

@@ -97,7 +97,7 @@ class InsertReport:
     @property
     def _who(self) -> str:
         """Who did it, with as many as were needed."""
-        all_of_them = self.driver.startswith(f"{self.at_once} ")
+        all_of_them = self.driver.startswith(f"{self.at_once:,} ")
         return self.driver if all_of_them else f"{self.at_once:,} at a time of {self.driver}"
 
     def describe(self) -> dict[str, Any]:
@@ -221,22 +221,23 @@ def delete_rows(database: Database, run: str) -> int:
     return events_of(run).delete(database)
 
 
-def who_limits(cpu_s: float, busy_s: float, seconds: float) -> str:
+def who_limits(cpu_s: float, busy_s: float, seconds: float, *, here: bool = True) -> str:
     """Whether a load test measured the database or itself.
 
     Args:
         cpu_s: processor time of the workers.
         busy_s: time in which they ran, all together.
         seconds: of the clock.
+        here: whether they ran on this machine; executions of a function have one each.
 
     Returns:
-        "generator" if the workers computed nearly all the time, or took half the machine; else
+        "generator" if the workers computed nearly all the time, or took half of this machine; else
         "database".
 
     """
     processors = psutil.cpu_count() or 1
     computing = busy_s and cpu_s / busy_s > BUSY_WORKER
-    crowding = seconds and cpu_s / seconds > BUSY_MACHINE * processors
+    crowding = here and seconds and cpu_s / seconds > BUSY_MACHINE * processors
     return "generator" if computing or crowding else "database"
 
 
@@ -336,7 +337,7 @@ def _report(
         reconnects=sum(a.reconnects for a in answers),
         cpu_seconds=cpu_s,
         cpu_share=cpu_s / busy_s if busy_s else 0.0,
-        limited_by=who_limits(cpu_s, busy_s, outcomes.seconds),
+        limited_by=who_limits(cpu_s, busy_s, outcomes.seconds, here=driver.here),
         errors=tuple([*said, *(e for a in answers for e in a.errors)][:FIRST_ERRORS]),
         interrupted=outcomes.interrupted,
     )

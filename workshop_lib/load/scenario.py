@@ -19,8 +19,6 @@ from workshop_lib.settings import CHECKOUT
 
 T = TypeVar("T")
 SCENARIOS = CHECKOUT / "data" / "scenarios"
-LAMBDAS_AT_ONCE = 1_000
-"""Concurrent executions of an account in a Region, unless AWS has raised it."""
 Workers = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS_PER_TRANSACTION)]
 Which = Literal["1", "2", "both"]

@@ -216,7 +216,9 @@ def run_stream(
         rows=sum(answer.rows for answer in answers),
         in_table=count_transactions(database, run),
         cpu_share=cpu_s / (lasted * workers) if lasted else 0.0,
-        limited_by="arrivals" if kept_up else who_limits(cpu_s, lasted * workers, lasted),
+        limited_by="arrivals"
+        if kept_up
+        else who_limits(cpu_s, lasted * workers, lasted, here=driver.here),
         errors=tuple([*said, *(e for a in answers for e in a.errors)][:10]),
         interrupted=outcomes.interrupted,
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import boto3
@@ -12,34 +15,62 @@ if TYPE_CHECKING:
 
 CONNECT_S = 5
 SPARE_S = 30
-"""Between the function's own time-out and ours, seconds: a cold start, and the way there."""
+"""Between a job's own time limit and ours, seconds: a cold start, and the way there."""
+STEP_S = 120
+"""Clients differ in their patience by such steps, seconds: so there are few of them."""
 
 
-def lambda_client(
-    region: str | None,
-    *,
-    at_once: int,
-    function_timeout_s: float = 900,
-    endpoint_url: str | None = None,
-) -> LambdaClient:
-    """A client by which `LambdaWorkers` calls functions, each of them once.
+@dataclass
+class LambdaClients:
+    """Clients that call functions, each call once, and give up when no answer can come any more.
+
+    How long a client waits is fixed when it is made; the second one takes two milliseconds.
 
     Args:
-        region: the function's Region; None for the one that boto3 is configured for.
+        region: the functions' Region; None for the one that boto3 is configured for.
         at_once: invocations at the same time; each holds a connection until it is answered.
-        function_timeout_s: the function's own time-out, 900 seconds at most.
         endpoint_url: of a service that stands in for Lambda.
 
     """
-    manners = Config(
-        connect_timeout=CONNECT_S,
-        # Whoever gives up before the function has ended, or tries again, runs the job twice.
-        read_timeout=function_timeout_s + SPARE_S,
-        retries={"mode": "standard", "total_max_attempts": 1},
-        max_pool_connections=at_once,
-        # No byte comes while the function works; a gateway forgets a connection that is silent.
-        tcp_keepalive=True,
-    )
-    return boto3.Session().client(
-        "lambda", region_name=region, endpoint_url=endpoint_url, config=manners
-    )
+
+    region: str | None
+    at_once: int
+    endpoint_url: str | None = None
+    _made: dict[int, LambdaClient] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        self._session = boto3.Session()  # of its own: the shared one is not for many threads
+
+    def patient(self, limit_s: float) -> LambdaClient:
+        """A client that waits for an answer for so long, and somewhat longer.
+
+        Args:
+            limit_s: what the job may take, seconds.
+
+        """
+        wait_s = math.ceil((limit_s + SPARE_S) / STEP_S) * STEP_S
+        with self._lock:
+            if wait_s not in self._made:
+                self._made[wait_s] = self._make(wait_s)
+            return self._made[wait_s]
+
+    def close(self) -> None:
+        """Close their connections."""
+        with self._lock:
+            for client in self._made.values():
+                client.close()
+
+    def _make(self, wait_s: int) -> LambdaClient:
+        manners = Config(
+            connect_timeout=CONNECT_S,
+            # Whoever gives up before the function has ended, or tries again, runs the job twice.
+            read_timeout=wait_s,
+            retries={"mode": "standard", "total_max_attempts": 1},
+            max_pool_connections=self.at_once,
+            # No byte comes while the function works; a gateway forgets a connection that is silent.
+            tcp_keepalive=True,
+        )
+        return self._session.client(
+            "lambda", region_name=self.region, endpoint_url=self.endpoint_url, config=manners
+        )
