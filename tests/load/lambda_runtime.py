@@ -9,6 +9,7 @@ ended when the function's time is over.
 
 import json
 import os
+import platform
 import queue
 import shutil
 import signal
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,8 +26,13 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
+import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
+from workshop_lib.errors import WorkshopError
+from workshop_lib.load.package import Architecture, Package, build_package
+
+HERE: Architecture = {"aarch64": "arm64"}.get(platform.machine(), "x86_64")
 HOST = "127.0.0.1"
 FRONT = "/2015-03-31/functions/"
 BACK = "/2018-06-01/runtime/"
@@ -423,3 +430,28 @@ def copy_runtime(to: Path) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file.locate(), target)
     return to
+
+
+def build(out: Path, architecture: Architecture = HERE) -> Package:
+    """A package, or a skipped test where this machine cannot get the wheels."""
+    try:
+        return build_package(out, architecture=architecture)
+    except WorkshopError as error:
+        if "could not be had" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+def unpack(package: Path, to: Path) -> Path:
+    """The package as Lambda unpacks it: nobody may write there."""
+    with zipfile.ZipFile(package) as archive:
+        archive.extractall(to)
+    allow_writing(to, allowed=False)
+    return to
+
+
+def allow_writing(folder: Path, *, allowed: bool = True) -> None:
+    """Whether files and folders may be written to."""
+    bits = 0o200 if allowed else 0
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod((0o555 if path.is_dir() else 0o444) | bits)

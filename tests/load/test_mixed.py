@@ -8,11 +8,12 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pandas as pd
 import psutil
 import pytest
 
 from workshop_lib.errors import DataError, WorkshopError
-from workshop_lib.load import messages
+from workshop_lib.load import messages, mixed
 from workshop_lib.load.drivers import LocalWorkers
 from workshop_lib.load.jobs import Message
 from workshop_lib.load.means import Equipment
@@ -331,4 +332,30 @@ def test_a_function_that_the_queue_is_mapped_to_works_it_off(shop, queue, alone)
 def test_a_queue_that_nobody_works_off_is_said_to_be_full(shop, queue):
     report = run(shop, queue, None, drain_s=0.5)
     assert (report.planned, report.succeeded, report.dropped) == (18, 0, 18)
+    assert "Nobody worked off a message" in str(report)
     shop.sqs.purge_queue(QueueUrl=queue.url)
+
+
+def test_metrics_that_come_late_are_waited_for_and_it_is_said(shop, monkeypatch):
+    monkeypatch.setattr(mixed, "ASK_AGAIN_S", 0.01)
+    shown = iter([0, 40, 100])
+    monkeypatch.setattr(
+        mixed, "_read_metrics", lambda *_: pd.DataFrame({"completions": [next(shown)]})
+    )
+    said = []
+    found = read_metrics(
+        shop.cloudwatch, shop.namespace, datetime.now(UTC), 1, statements=100, say=said.append
+    )
+    assert found.completions.sum() == 100
+    assert len(said) == 2
+    assert "shows 0 of 100 statements so far" in said[0]
+    assert said[1].endswith("it shows 100 of 100.")
+
+
+def test_metrics_that_do_not_come_are_given_up_and_it_is_said(shop):
+    said = []
+    found = read_metrics(
+        shop.cloudwatch, "nobody", datetime.now(UTC), 1, statements=7, late_s=0.1, say=said.append
+    )
+    assert len(found) == 0
+    assert said[-1].endswith("it shows 0 of 7.")

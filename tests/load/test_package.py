@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -35,11 +34,10 @@ from workshop_lib.services.named import named_database
 from workshop_lib.settings import CHECKOUT, load_settings
 
 sys.path.append(str(Path(__file__).parent))  # the stand-in is no part of the package
-from lambda_runtime import LambdaService, copy_runtime
+from lambda_runtime import HERE, LambdaService, build
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Lambda's runtime is for Linux")
 
-HERE = {"aarch64": "arm64"}.get(platform.machine(), "x86_64")
 ELSEWHERE = {"arm64": "x86_64", "x86_64": "arm64"}[HERE]
 WAIT_S = 20
 CLUSTER = "abc.dsql.us-east-1.on.aws"
@@ -68,44 +66,6 @@ import boto3
 for name in sys.argv[2:]:
     print(boto3.client(name, region_name="us-east-1").meta.service_model.service_name)
 """
-
-
-def build(out, architecture):
-    """A package, or a skipped test where this machine cannot get the wheels."""
-    try:
-        return build_package(out, architecture=architecture)
-    except WorkshopError as error:
-        if "could not be had" not in str(error):
-            raise
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PIP_RETRIES", "1")
-        patch.setenv("PIP_DEFAULT_TIMEOUT", "15")
-        found = build(tmp_path_factory.mktemp("package") / "deep" / "worker.zip", HERE)
-    sys.stdout.write(f"{found}\n")
-    return found
-
-
-@pytest.fixture(scope="session")
-def task(built, tmp_path_factory):
-    """The package as Lambda unpacks it: nobody may write there."""
-    folder = tmp_path_factory.mktemp("task")
-    with zipfile.ZipFile(built.path) as archive:
-        archive.extractall(folder)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    yield folder
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
-
-
-@pytest.fixture(scope="session")
-def runtime(tmp_path_factory):
-    return copy_runtime(tmp_path_factory.mktemp("runtime"))
 
 
 @pytest.fixture

@@ -335,10 +335,12 @@ class LambdaWorkers(_Closing):
         """Invoke the function; where it hangs, its own time-out is what ends it there."""
         call = _Call()
         self._calls.add(call)
-        own = {"namespace": self._namespace} if self._namespace and "job" in event else {}
+        job = dict(event)
+        if "job" in job and not job.get("namespace"):
+            job["namespace"] = self._namespace
         # A daemon: an interpreter that ends would wait for the threads of an executor.
         threading.Thread(
-            target=self._do, args=(call, {**own, **event}, limit_s), name="invoke", daemon=True
+            target=self._do, args=(call, job, limit_s), name="invoke", daemon=True
         ).start()
         return call
 

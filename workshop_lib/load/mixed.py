@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from workshop_lib.load.drivers import Driver
 from workshop_lib.load.interrupts import deaf
 from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
 from workshop_lib.load.messages import dimensions, metrics_namespace
-from workshop_lib.load.rows import count_transactions
+from workshop_lib.load.rows import count_by_message
 from workshop_lib.load.scenario import convert_scenario, read_file
 from workshop_lib.load.traffic import ACTIONS
 from workshop_lib.measure import Samples
@@ -32,6 +32,11 @@ from workshop_lib.measure import Samples
 MOST_A_REQUEST = 10
 """Messages of one request to SQS."""
 LOOK_S = 0.2
+QUIET_S = 2.0
+"""A queue that others work off is empty when it has looked so for this long: it counts roughly."""
+LATE_S = 300.0
+"""CloudWatch shows metrics up to some minutes late."""
+ASK_AGAIN_S = 5.0
 WAIT_S = 1
 PAUSE_S = 0.3
 FIRST_ERRORS = 10
@@ -80,19 +85,25 @@ class MixedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         """How many rounds are sent: one at once, the next after `wait_s`, and so on."""
         return max(1, round(self.duration_s / self.wait_s))
 
-    def messages(self, run: int) -> list[list[Message]]:
-        """The messages of each round."""
+    def messages(self, run: int, namespace: str = "") -> list[list[Message]]:
+        """The messages of each round.
+
+        Args:
+            run: the number of the run.
+            namespace: whose tables they are for; empty for the worker's own.
+
+        """
         found: list[list[Message]] = []
         number = 0
         for _ in range(self.rounds):
             found.append([])
             for action in ACTIONS:
                 for _ in range(self.messages_per_batch):
-                    found[-1].append(self._message(run, number, action))
+                    found[-1].append(self._message(run, number, action, namespace))
                     number += 1
         return found
 
-    def _message(self, run: int, number: int, action: Any) -> Message:
+    def _message(self, run: int, number: int, action: Any, namespace: str) -> Message:
         reads = self.reads_elsewhere and action != "INSERT"
         return Message(
             run=run,
@@ -101,6 +112,7 @@ class MixedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             statements=self.statements_per_message,
             target="reader" if reads else "writer",
             think_ms=self.think_ms,
+            namespace=namespace,
         )
 
 
@@ -123,7 +135,13 @@ def read_mixed(path: str | Path | None = None, **options: object) -> MixedScenar
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue and its dead-letter queue, as `Workshop.open_queue` finds them, and a client."""
+    """A queue and its dead-letter queue, as `Workshop.open_queue` finds them, and a client.
+
+    Attributes:
+        sqs: the client.
+        url, dead: the queues.
+
+    """
 
     sqs: Any = field(repr=False)
     url: str = field(repr=False)
@@ -141,10 +159,11 @@ class MixedReport:
             queue; not sent, left in the queue, or never heard of again. The first is the sum of the
             others.
         unsent: of those that were dropped, the ones that were not sent.
-        redelivered: deliveries beyond the first of a message.
+        by_others: a function worked the queue off by itself; then the next three are not known.
+        redelivered: deliveries beyond the first of a message; None if not known.
         durations: of the statements of each action, COMMIT included.
-        depth: when, how many messages waited, how many were being worked off.
         executions: when each invocation of a worker began, how long it took, its messages; seconds.
+        depth: when, how many messages waited, how many were being worked off.
         rows_reported: rows of messages that were worked off.
         rows_unreported: rows of others, which the table has as well.
         in_table: rows of this run that the table has.
@@ -161,16 +180,22 @@ class MixedReport:
     failed: int
     dropped: int
     unsent: int
-    redelivered: int
+    by_others: bool
+    redelivered: int | None
     durations: Mapping[str, Samples]
-    depth: tuple[tuple[float, int, int], ...]
     executions: tuple[tuple[float, float, int], ...]
+    depth: tuple[tuple[float, int, int], ...]
     rows_reported: int
     rows_unreported: int
     in_table: int
     seconds: float
     errors: tuple[str, ...]
     interrupted: bool
+
+    @property
+    def statements(self) -> int:
+        """Statements of the messages that were worked off."""
+        return self.succeeded * self.scenario.statements_per_message
 
     @property
     def reconciles(self) -> bool:
@@ -199,7 +224,8 @@ class MixedReport:
                 for action, found in self.durations.items()
                 if len(found)
             },
-            "executions": len(self.executions),
+            "by_others": self.by_others,
+            "executions": None if self.by_others else len(self.executions),
             "deepest": max((waiting for _, waiting, _ in self.depth), default=0),
             "seconds": self.seconds,
             "interrupted": self.interrupted,
@@ -250,8 +276,9 @@ def run_mixed(
     message twice, and INSERTs are made to bear that.
 
     Without a driver somebody else works the queue off: a Lambda function that it is mapped to. Then
-    what left the queue, and is not in the dead-letter queue, has succeeded; durations and
-    executions are in CloudWatch, and not in the report.
+    an INSERT has succeeded when its rows are in the table, and another message when it has left the
+    queue and is not in the dead-letter queue. How long statements took is in CloudWatch alone
+    (`read_metrics`), and how long batches took in the function's own metrics.
 
     Args:
         database: where rows are counted; the workers were given the same one.
@@ -278,7 +305,16 @@ def new_run_number() -> int:
     return secrets.randbits(31)
 
 
-def read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: float) -> pd.DataFrame:
+def read_metrics(
+    cloudwatch: Any,
+    namespace: str,
+    began: datetime,
+    seconds: float,
+    *,
+    statements: int = 0,
+    late_s: float = LATE_S,
+    say: Callable[[str], object] = print,
+) -> pd.DataFrame:
     """What CloudWatch has of a mixed load: a row a second and action.
 
     Args:
@@ -286,11 +322,33 @@ def read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: floa
         namespace: of the workshop whose load it was.
         began: its first second.
         seconds: how long to look.
+        statements: wait until so many are shown; 0 takes what there is.
+        late_s: but no longer than this.
+        say: told that there is a wait, and how it ended.
 
     Returns:
         Columns: second (from the beginning), action, completions, duration_ms (mean, or NaN).
 
     """
+    asked, waited = time.monotonic(), False
+    while True:
+        found = _read_metrics(cloudwatch, namespace, began, seconds)
+        shown, gone = int(found.completions.sum()), time.monotonic() - asked
+        if shown >= statements or gone > late_s:
+            break
+        if not waited:
+            say(
+                f"CloudWatch shows {shown:,} of {statements:,} statements so far. It is some "
+                f"minutes late now and then: waiting for the others, at most {late_s:.0f} s …"
+            )
+        waited = True
+        time.sleep(min(ASK_AGAIN_S, late_s))
+    if waited:
+        say(f"After {gone:.0f} s it shows {shown:,} of {statements:,}.")
+    return found
+
+
+def _read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: float) -> pd.DataFrame:
     start = began.replace(microsecond=0)
     asked = {
         f"{kind.lower()}_{action.lower()}": (kind, action, statistic)
@@ -350,6 +408,8 @@ class _Desk:
         self.database, self.queue = database, queue
         self.scenario, self.driver = scenario, driver
         self.run_number = run_number
+        self.rounds = scenario.messages(run_number, database.schema)
+        self.planned = {message.number: message for each in self.rounds for message in each}
         self.lock = threading.Lock()
         self.stop = threading.Event()
         self.sent_all = threading.Event()
@@ -392,7 +452,7 @@ class _Desk:
 
     def _send(self) -> None:
         """Send each round at its time, whether or not the ones before it have been worked off."""
-        for number, messages in enumerate(self.scenario.messages(self.run_number)):
+        for number, messages in enumerate(self.rounds):
             ahead = self.started + number * self.scenario.wait_s - time.perf_counter()
             if self.stop.wait(max(0.0, ahead)):
                 break
@@ -416,6 +476,7 @@ class _Desk:
     def _watch(self) -> None:
         """Note the queue's depth, and find out when all is done, or the time for it is over."""
         end = self.started + self.scenario.duration_s + self.scenario.drain_s
+        last_seen = time.perf_counter()  # a message in the queue
         while not self.stop.is_set():
             try:
                 waiting, flying = self._look()
@@ -426,11 +487,31 @@ class _Desk:
                 self.depth.append((time.perf_counter() - self.started, waiting, flying))
             with self.lock:
                 idle = not self.busy
-            if self.sent_all.is_set() and idle and not waiting and not flying:
+            if waiting or flying or not self.sent_all.is_set():
+                last_seen = time.perf_counter()
+            elif idle and (self.driver or self._others_are_done(last_seen)):
                 self.stop.set()
             if time.perf_counter() > end:
                 self.stop.set()
             self.stop.wait(LOOK_S)
+
+    def _others_are_done(self, last_seen: float) -> bool:
+        """Whether those who work off an empty queue have nothing in hand any more, either."""
+        if time.perf_counter() - last_seen < QUIET_S:
+            return False
+        return not self._inserts(self.sent) - self._stored(count_by_message(*self._whose))
+
+    @property
+    def _whose(self) -> tuple[Database, int]:
+        return self.database, self.run_number
+
+    def _inserts(self, numbers: Iterable[int]) -> set[int]:
+        return {number for number in numbers if self.planned[number].action == "INSERT"}
+
+    def _stored(self, rows: Mapping[int, int]) -> set[int]:
+        """The messages whose rows are all there."""
+        each = self.scenario.statements_per_message
+        return {number for number, found in rows.items() if found == each}
 
     def _look(self) -> tuple[int, int]:
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
@@ -514,43 +595,45 @@ class _Desk:
         except BROKEN as error:
             self._note(error)
 
-    def _gone(self, others: set[int]) -> set[int]:
-        """Those that somebody else worked off: all that were sent and are not in the queue."""
+    def _worked_off_by_others(self, rows: Mapping[int, int]) -> set[int]:
+        """INSERTs whose rows are there; and of the others, as many as are not in the queue."""
         left = sum(self.depth[-1][1:]) if self.depth else 0
-        return set(sorted(others & self.sent)[: max(0, len(others & self.sent) - left)])
+        sent = self.sent - self.dead
+        inserts = self._inserts(sent)
+        stored = inserts & self._stored(rows)
+        reads = sorted(sent - inserts)
+        reads_left = max(0, left - len(inserts - stored))
+        return stored | set(reads[: max(0, len(reads) - reads_left)])
 
     def _note(self, error: object) -> None:
         if len(self.errors) < FIRST_ERRORS:
             self.errors.append(one_line(error))
 
     def _report(self, seconds: float, interrupted: bool) -> MixedReport:
-        planned = {m.number: m for each in self.scenario.messages(self.run_number) for m in each}
-        failed = self.dead - set(self.done)
-        succeeded = set(self.done) if self.driver else self._gone(set(planned) - failed)
-        durations: dict[str, Samples] = {
-            action: Samples(
-                action,
-                tuple(us / 1e6 for d in self.done.values() if d.action == action
-                      for us in d.durations_us),
+        rows = count_by_message(*self._whose)
+        in_table = sum(rows.values())
+        succeeded = set(self.done) if self.driver else self._worked_off_by_others(rows)
+        failed = self.dead - succeeded
+        if not (self.driver or succeeded or interrupted):
+            self._note(
+                "Nobody worked off a message. Is the queue mapped to the function, and the mapping "
+                "enabled (the stack's parameter QueueWorkedOff)? Its log says more."
             )
-            for action in ACTIONS
-        }  # fmt: skip
-        inserts = [n for n in succeeded if planned[n].action == "INSERT"]
-        reported = len(inserts) * self.scenario.statements_per_message
-        in_table = count_transactions(self.database, self.run_number)
+        reported = len(self._inserts(succeeded)) * self.scenario.statements_per_message
         heard_of = self.sent | set(self.done) | self.dead
         return MixedReport(
             run=self.run_number,
             scenario=self.scenario,
-            planned=len(planned),
+            planned=len(self.planned),
             succeeded=len(succeeded),
             failed=len(failed),
-            dropped=len(planned) - len(succeeded) - len(failed),
-            unsent=len(set(planned) - heard_of),
-            redelivered=sum(count - 1 for count in self.deliveries.values()),
-            durations=durations,
-            depth=tuple(self.depth),
+            dropped=len(self.planned) - len(succeeded) - len(failed),
+            unsent=len(set(self.planned) - heard_of),
+            by_others=self.driver is None,
+            redelivered=sum(n - 1 for n in self.deliveries.values()) if self.driver else None,
+            durations=self._durations(),
             executions=tuple(sorted(self.executions)),
+            depth=tuple(self.depth),
             rows_reported=reported,
             rows_unreported=in_table - reported,
             in_table=in_table,
@@ -558,6 +641,12 @@ class _Desk:
             errors=tuple(self.errors),
             interrupted=interrupted,
         )
+
+    def _durations(self) -> dict[str, Samples]:
+        found: dict[str, list[float]] = {action: [] for action in ACTIONS}
+        for one in self.done.values():
+            found[one.action] += [us / 1e6 for us in one.durations_us]
+        return {action: Samples(action, tuple(seconds)) for action, seconds in found.items()}
 
 
 def _numbers(bodies: Iterable[str]) -> list[int]:

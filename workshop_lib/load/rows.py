@@ -10,7 +10,8 @@ from psycopg2.extensions import cursor as Cursor
 from workshop_lib.database import Database
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
-from workshop_lib.load.traffic import FIRST_ID, ids_of
+from workshop_lib.load.jobs import MOST_STATEMENTS
+from workshop_lib.load.traffic import FIRST_ID, ids_of, row_id
 
 MOST_RUNS = 1 << 32
 """A run's number is below this."""
@@ -105,6 +106,16 @@ def rows_of(run: str) -> tuple[LoadRows, ...]:
 def count_transactions(database: Database, run: int) -> int:
     """How many rows of a run the table has."""
     return transactions_of(run).count(database)
+
+
+def count_by_message(database: Database, run: int) -> dict[int, int]:
+    """How many rows of a mixed load each message has in the table, by its number."""
+    rows = database.query(
+        "SELECT (id - %s) / %s AS message, count(*) FROM transactions "
+        "WHERE id >= %s AND id < %s GROUP BY 1",
+        (row_id(run, 0), MOST_STATEMENTS, *ids_of(run)),
+    )
+    return {int(str(message)): int(str(number)) for message, number in rows}
 
 
 def delete_transactions(database: Database, run: int) -> int:
