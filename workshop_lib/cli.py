@@ -232,9 +232,9 @@ def inserts(
 @click.option("--think", "think_ms", type=float, help="pause after a statement, milliseconds")
 @click.option("--reads-elsewhere", is_flag=True, default=None,
               help="reads go to DSQL_READ_ENDPOINT, which has to be set")  # fmt: skip
-@click.option("--by-function", is_flag=True,
-              help="the queue of QUEUE_URL is mapped to a Lambda function, "
-                   "which works it off")  # fmt: skip
+@click.option("--by-function/--no-by-function", default=None,
+              help="the queue of QUEUE_URL is mapped to a Lambda function, which works it off  "
+                   "[default: where LOAD_FUNCTION names it]")  # fmt: skip
 @click.option("--at-once", type=click.IntRange(1, 64), help="processes here  [default: 4]")
 @click.option("--keep", is_flag=True, help="leave the rows of this run in the table")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
@@ -242,7 +242,7 @@ def inserts(
 def mixed(
     config: Path | None,
     *,
-    by_function: bool,
+    by_function: bool | None,
     at_once: int | None,
     keep: bool,
     out: Path | None,
@@ -262,7 +262,7 @@ def mixed(
         report, cleared = run_queue(
             options,
             config or "mixed_laptop",
-            by_lambda=by_function,
+            by_function=by_function,
             at_once=at_once,
             keep=keep,
             out=out or LOAD_RESULTS,

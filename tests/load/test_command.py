@@ -7,17 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
+from pydantic import SecretStr
 
 from workshop_lib.cli import main
 from workshop_lib.database import Database
 from workshop_lib.dataset import create_schema, create_table
 from workshop_lib.errors import ServiceUnreachableError
+from workshop_lib.load import command
 from workshop_lib.load.events import EVENT_TYPES
 from workshop_lib.load.rows import LoadRows
 from workshop_lib.load.traffic import FIRST_ID, row_id
+from workshop_lib.settings import load_settings
+
+PLACE = "is in CloudWatch, namespace CacheAsideWorkshop/workshop."
 
 
 def run(*words, out, what="inserts"):
@@ -336,3 +342,46 @@ def test_the_package_is_built_by_one_command(tmp_path, monkeypatch):
     assert done.exit_code == 0
     assert asked == [(out, "arm64")]
     assert "workshop_lib.load.worker.handler" in done.output
+
+
+@pytest.fixture
+def with_function(monkeypatch):
+    """The settings as on AWS, with a function; the services are the local ones all the same."""
+    loaded = load_settings()
+    update = {
+        "load_function": "our-load",
+        "queue_url": SecretStr("https://sqs.us-east-1.amazonaws.com/123456789012/load"),
+        "aws_region": "us-east-1",
+    }
+    changed = replace(loaded, values=loaded.values.model_copy(update=update))
+    monkeypatch.setattr(command, "load_settings", lambda: changed)
+
+
+@pytest.mark.usefixtures("with_function")
+def test_who_inserts_by_processes_is_told_of_the_function(tmp_path):
+    done = run("--scenario", 1, "--workers", 1, "--iterations", 2, "--no-warm-up", out=tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "--function-name our-load." in done.output
+    assert "by 1 process on this machine" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "code"),
+    [
+        # The emulated queue is mapped to nothing.
+        ([], ["by: the AWS Lambda function our-load (--no-by", "Nobody worked off", PLACE], 1),
+        (["--no-by-function", "--at-once", 1], ["compete", "6 of 6 messages"], 0),
+    ],
+)
+@pytest.mark.usefixtures("with_function")
+def test_a_queue_that_the_function_works_off_is_left_to_it_unless_told_otherwise(
+    words, says, code, ws, tmp_path
+):
+    path = tmp_path / "short.json"
+    path.write_text(json.dumps({"duration_s": 0.2, "wait_s": 0.1, "drain_s": 2}))
+    words = ["--config", path, "--messages", 1, *words]
+    done = run(*words, out=tmp_path / "out", what="mixed")
+    assert done.exit_code == code, done.output
+    assert [part for part in says if part not in done.output] == []
+    queues = ws.sqs.list_queues(QueueNamePrefix="workshop-").get("QueueUrls", [])
+    assert queues == []

@@ -2,6 +2,7 @@
 
 from .drivers import LambdaWorkers as LambdaWorkers, LocalWorkers as LocalWorkers
 from .events import events as events, monthly_payment as monthly_payment
+from .in_vain import deliver_in_vain as deliver_in_vain
 from .inserts import (
     InsertReport as InsertReport,
     compare_storms as compare_storms,
@@ -53,6 +54,7 @@ __all__ = [
     "count_transactions",
     "delete_rows",
     "delete_transactions",
+    "deliver_in_vain",
     "events",
     "handler",
     "monthly_payment",

@@ -23,6 +23,7 @@ from workshop_lib.load.inserts import (
 )
 from workshop_lib.load.interrupts import deaf
 from workshop_lib.load.means import Equipment
+from workshop_lib.load.messages import metrics_namespace
 from workshop_lib.load.mixed import MixedReport, Queue, new_run_number, read_mixed, run_mixed
 from workshop_lib.load.rows import (
     all_rows,
@@ -89,6 +90,11 @@ def run_storms(
     ):
         equipment = Equipment(endpoints.database, settings.workshop_namespace)
         say(f"Database: {endpoints.database.label}")
+        if settings.load_function and not by_lambda:
+            say(
+                "By processes on this machine; the AWS Lambda function would do it with "
+                f"--function-name {settings.load_function}."
+            )
         try:
             with _driver(scenario, equipment, most, by_lambda, at_once) as driver:
                 for name, storm in storms.items():
@@ -115,7 +121,7 @@ def run_queue(
     options: dict[str, Any],
     config: str | Path,
     *,
-    by_lambda: bool,
+    by_function: bool | None,
     at_once: int | None,
     keep: bool,
     out: Path,
@@ -126,7 +132,8 @@ def run_queue(
     Args:
         options: of MixedScenario by name; those that are not None win over the file.
         config: a scenario file, or the name of one in data/scenarios/.
-        by_lambda: the queue is mapped to a Lambda function; else processes here work it off.
+        by_function: the queue is mapped to a Lambda function; else processes here work it off.
+            None: it is if the settings name the function, with which processes would compete.
         at_once, keep, out, say: as in `run_storms`.
 
     Returns:
@@ -140,18 +147,25 @@ def run_queue(
     scenario = read_mixed(config, **options)
     folder = ready_folder(out)
     settings = load_settings().values
-    _refuse_missing_services(settings, by_lambda, scenario.reads_elsewhere)
+    mapped = settings.load_function if settings.queue_url else None
+    others = bool(mapped) if by_function is None else by_function
+    _refuse_missing_services(settings, others, scenario.reads_elsewhere)
     run, report = new_run_number(), None
-    with services.session(settings), closing(open_workshop("load_mixed")) as ws:
+    with (
+        services.session(settings),
+        # Whoever wants processes here gets no function in their place, either.
+        closing(open_workshop("load_mixed", load_function=None if others else "")) as ws,
+    ):
         for name in ("type", "transactions"):
             ws.load_table(name)
         say(f"Database: {ws.endpoints.database.label}\nQueue: {ws.messaging.label}")
+        say(_who_works_it_off(mapped, others))
         urls = ws.open_queue(
             "load",
             visibility_timeout_s=scenario.visibility_timeout_s,
             max_receives=scenario.max_receives,
         )
-        driver = None if by_lambda else ws.load_workers(at_once or PROCESSES, metrics=True)
+        driver = None if others else ws.load_workers(at_once or PROCESSES, metrics=True)
         try:
             report = run_mixed(ws.database, Queue(ws.sqs, *urls), scenario, driver, run=run)
             say(str(report))
@@ -160,6 +174,9 @@ def run_queue(
                 table = report.by_action() if report else None
                 if table is not None and len(table):
                     say(f"\n{table.to_string()}\n")
+                if report and report.by_others:
+                    place = metrics_namespace(ws.namespace)
+                    say(f"How long statements took is in CloudWatch, namespace {place}.")
                 cleared = _clear(ws.database, run, keep, say)
                 if report:
                     say(f"Results: {near(write_report(report.describe(), folder))}")
@@ -223,6 +240,19 @@ def _clear(database: Database, run: str | int, keep: bool, say: Say) -> bool:
     return True
 
 
+def _who_works_it_off(mapped: str | None, others: bool) -> str:
+    """A line about it."""
+    if others:
+        name = f"the AWS Lambda function {mapped}" if mapped else "the function it is mapped to"
+        return f"Worked off by: {name} (--no-by-function: by processes here)"
+    if mapped:
+        return (
+            f"Worked off by: processes here. Is the mapping of the queue to {mapped} disabled? "
+            "They would compete, and what the function works off is not in the report."
+        )
+    return "Worked off by: processes here"
+
+
 def _refuse_a_database_here(settings: Settings) -> None:
     """A function on AWS cannot reach this machine.
 
@@ -239,7 +269,7 @@ def _refuse_a_database_here(settings: Settings) -> None:
         )
 
 
-def _refuse_missing_services(settings: Settings, by_lambda: bool, reads_elsewhere: bool) -> None:
+def _refuse_missing_services(settings: Settings, by_function: bool, reads_elsewhere: bool) -> None:
     """What a mixed load was told to use has to be there.
 
     Raises:
@@ -247,7 +277,7 @@ def _refuse_missing_services(settings: Settings, by_lambda: bool, reads_elsewher
 
     """
     messaging = named_messaging(settings)
-    if by_lambda and not (messaging and messaging.queue_url):
+    if by_function and not (messaging and messaging.queue_url):
         raise SettingsError(
             "--by-function needs the queue that the Lambda function is mapped to: set QUEUE_URL. "
             "The local queue is an emulation, which no function works off."

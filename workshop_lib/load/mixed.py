@@ -32,8 +32,8 @@ from workshop_lib.measure import Samples
 MOST_A_REQUEST = 10
 """Messages of one request to SQS."""
 LOOK_S = 0.2
-QUIET_S = 2.0
-"""A queue that others work off is empty when it has looked so for this long: it counts roughly."""
+EMPTY_LOOKS, EMPTY_LOOKS_OF_OTHERS = 2, 10
+"""So often in a row a queue has to look empty: the numbers it gives are not all of one moment."""
 LATE_S = 300.0
 """CloudWatch shows metrics up to some minutes late."""
 ASK_AGAIN_S = 5.0
@@ -167,7 +167,7 @@ class MixedReport:
         rows_reported: rows of messages that were worked off.
         rows_unreported: rows of others, which the table has as well.
         in_table: rows of this run that the table has.
-        seconds: until the queue was empty, or time was over.
+        seconds: until the queue was empty (by_others: for sure), or time was over.
         errors: the first few, in words.
         interrupted: it was ended early.
 
@@ -476,7 +476,7 @@ class _Desk:
     def _watch(self) -> None:
         """Note the queue's depth, and find out when all is done, or the time for it is over."""
         end = self.started + self.scenario.duration_s + self.scenario.drain_s
-        last_seen = time.perf_counter()  # a message in the queue
+        empty = 0  # how often in a row it was
         while not self.stop.is_set():
             try:
                 waiting, flying = self._look()
@@ -487,17 +487,18 @@ class _Desk:
                 self.depth.append((time.perf_counter() - self.started, waiting, flying))
             with self.lock:
                 idle = not self.busy
-            if waiting or flying or not self.sent_all.is_set():
-                last_seen = time.perf_counter()
-            elif idle and (self.driver or self._others_are_done(last_seen)):
+            empty = empty + 1 if idle and not waiting and not flying else 0
+            if self.sent_all.is_set() and self._is_done(empty):
                 self.stop.set()
             if time.perf_counter() > end:
                 self.stop.set()
             self.stop.wait(LOOK_S)
 
-    def _others_are_done(self, last_seen: float) -> bool:
-        """Whether those who work off an empty queue have nothing in hand any more, either."""
-        if time.perf_counter() - last_seen < QUIET_S:
+    def _is_done(self, empty: int) -> bool:
+        """Whether all is done, the queue having looked empty so often."""
+        if self.driver:
+            return empty >= EMPTY_LOOKS
+        if empty < EMPTY_LOOKS_OF_OTHERS:
             return False
         return not self._inserts(self.sent) - self._stored(count_by_message(*self._whose))
 
@@ -545,7 +546,9 @@ class _Desk:
     def _hand_over(self, messages: Sequence[Mapping[str, Any]]) -> None:
         records = [{"messageId": m["MessageId"], "body": m["Body"]} for m in messages]
         with self.lock:
-            self.deliveries.update(number for m in messages for number in _numbers([m["Body"]]))
+            self.deliveries.update(
+                number for m in messages for number in self._numbers([m["Body"]])
+            )
         began = time.perf_counter()
         assert self.driver is not None  # noqa: S101 -- there are no pollers without
         future = self.driver.start({"Records": records}, self.scenario.visibility_timeout_s)
@@ -590,8 +593,10 @@ class _Desk:
             while messages := self.queue.sqs.receive_message(
                 QueueUrl=self.queue.dead, MaxNumberOfMessages=MOST_A_REQUEST
             ).get("Messages", []):
-                self.dead.update(_numbers(m["Body"] for m in messages))
-                self._delete(self.queue.dead, messages)
+                # A given queue may hold those of others, which they will want to look at.
+                ours = [m for m in messages if self._numbers([m["Body"]])]
+                self.dead.update(self._numbers(m["Body"] for m in ours))
+                self._delete(self.queue.dead, ours)
         except BROKEN as error:
             self._note(error)
 
@@ -604,6 +609,18 @@ class _Desk:
         reads = sorted(sent - inserts)
         reads_left = max(0, left - len(inserts - stored))
         return stored | set(reads[: max(0, len(reads) - reads_left)])
+
+    def _numbers(self, bodies: Iterable[str]) -> list[int]:
+        """The numbers of messages; those of others are left out."""
+        found = []
+        for body in bodies:
+            try:
+                message = msgspec.json.decode(body, type=Message)
+            except (msgspec.ValidationError, msgspec.DecodeError):
+                continue
+            if message.run == self.run_number:
+                found.append(message.number)
+        return found
 
     def _note(self, error: object) -> None:
         if len(self.errors) < FIRST_ERRORS:
@@ -647,14 +664,3 @@ class _Desk:
         for one in self.done.values():
             found[one.action] += [us / 1e6 for us in one.durations_us]
         return {action: Samples(action, tuple(seconds)) for action, seconds in found.items()}
-
-
-def _numbers(bodies: Iterable[str]) -> list[int]:
-    """The numbers of messages; those that are none of ours are left out."""
-    found = []
-    for body in bodies:
-        try:
-            found.append(msgspec.json.decode(body, type=Message).number)
-        except (msgspec.ValidationError, msgspec.DecodeError):
-            continue
-    return found

@@ -1,0 +1,102 @@
+"""What becomes of a message that nobody can work off: delivered again, and in the end set aside."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import pandas as pd
+
+from workshop_lib.errors import WorkshopError
+from workshop_lib.load.drivers import Driver
+from workshop_lib.load.mixed import Queue
+
+WAIT_S = 1
+SPARE_S = 10.0
+HANDLED_S = 30.0
+Row: TypeAlias = tuple[float, str, str]
+
+
+def deliver_in_vain(
+    queue: Queue,
+    driver: Driver,
+    message: Mapping[str, Any],
+    *,
+    patience_s: float = 30.0,
+    say: Callable[[str], object] = print,
+) -> pd.DataFrame:
+    """Send a message that no worker can work off, and follow it into the dead-letter queue.
+
+    Args:
+        queue: an empty one.
+        driver: whose workers try it.
+        message: as JSON carries it.
+        patience_s: a queue in which this would take longer is left alone.
+        say: told if it is.
+
+    Returns:
+        A row for each time that the message was received; columns: seconds (since it was sent),
+        received from (which queue), delivery (to a worker: its number). No row where it was not
+        tried.
+
+    Raises:
+        WorkshopError: a worker did work it off, or it has not arrived in time.
+
+    """
+    hidden_s, receives = _manners(queue)
+    takes_s = hidden_s * receives
+    if takes_s > patience_s:
+        say(
+            f"Not tried here: this queue hides a message for {hidden_s:,} s after each delivery, "
+            f"and sets it aside after {receives} of them, so it would take {takes_s / 60:.0f} "
+            "minutes. (Where a function works a queue off, the time is six times the function's.)"
+        )
+        return _table([])
+    return _table(_follow(queue, driver, message, takes_s + SPARE_S))
+
+
+def _follow(queue: Queue, driver: Driver, message: Mapping[str, Any], limit_s: float) -> list[Row]:
+    found: list[Row] = []
+    sent = time.perf_counter()
+    queue.sqs.send_message(QueueUrl=queue.url, MessageBody=json.dumps(message))
+    while time.perf_counter() - sent < limit_s:
+        for one in _receive(queue, queue.url, WAIT_S):
+            seconds = time.perf_counter() - sent
+            records = [{"messageId": one["MessageId"], "body": one["Body"]}]
+            answer = driver.start({"Records": records}, HANDLED_S).result()
+            if not answer["batchItemFailures"]:
+                _delete(queue, queue.url, one)
+                raise WorkshopError("This message could be worked off. Take one that cannot.")
+            # Not deleted: when its visibility timeout is over, it can be received again.
+            found.append((seconds, "the queue", str(len(found) + 1)))
+        for one in _receive(queue, queue.dead, 0):
+            _delete(queue, queue.dead, one)
+            seconds = time.perf_counter() - sent
+            return [*found, (seconds, "the dead-letter queue", "")]
+    raise WorkshopError(
+        f"The message has not arrived in the dead-letter queue after {limit_s:.0f} s. Does "
+        "somebody else receive from this queue?"
+    )
+
+
+def _manners(queue: Queue) -> tuple[int, int]:
+    """For how long a queue hides a message that was received, seconds; and how often it does."""
+    asked = ["VisibilityTimeout", "RedrivePolicy"]
+    found = queue.sqs.get_queue_attributes(QueueUrl=queue.url, AttributeNames=asked)["Attributes"]
+    receives = json.loads(found["RedrivePolicy"])["maxReceiveCount"]
+    return int(found["VisibilityTimeout"]), int(receives)
+
+
+def _receive(queue: Queue, url: str, wait_s: int) -> list[Any]:
+    found = queue.sqs.receive_message(QueueUrl=url, WaitTimeSeconds=wait_s)
+    return list(found.get("Messages", []))
+
+
+def _delete(queue: Queue, url: str, message: Mapping[str, Any]) -> None:
+    queue.sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+
+
+def _table(rows: list[Row]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["seconds", "received from", "delivery"]).round(1)
