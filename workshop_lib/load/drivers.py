@@ -33,7 +33,7 @@ from workshop_lib.load.interrupts import deaf, out_of_hearing
 from workshop_lib.load.jobs import Job, Ping, to_event
 from workshop_lib.load.means import Equipment
 from workshop_lib.orphans import end_with
-from workshop_lib.services.explain import explain, sentence
+from workshop_lib.services.explain import code_of, explain, sentence
 from workshop_lib.services.functions import LambdaClients
 
 READY_S = 60.0
@@ -391,9 +391,7 @@ class LambdaWorkers(_Closing):
 
 def _was_throttled(error: BaseException) -> bool:
     """Whether Lambda refused an invocation because too many run: it has not begun."""
-    if not isinstance(error, ClientError):
-        return False
-    return error.response.get("Error", {}).get("Code") == THROTTLED
+    return code_of(error) == THROTTLED
 
 
 def _prepare(equipment: Equipment, gate: Any, parent: int) -> None:

@@ -76,6 +76,7 @@ CODES = {
         ("QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"),
         "no queue",
     ),
+    "ResourceNotFoundException": "not there",
     # --- not now ---
     **dict.fromkeys(
         (
@@ -191,6 +192,8 @@ ADVICE = {
         "There is no bucket of that name: create it, or correct BUCKET_NAME.",
     "no queue":
         "There is no such queue: create it, or correct QUEUE_URL.",
+    "not there":
+        "There is nothing of that name. Correct it, or create it: in this account, in AWS_REGION.",
     "busy":
         "The service takes no more at the moment. Wait a minute and try again.",
     "proxy":
@@ -272,6 +275,7 @@ ACTIONS = {
     "PutObject": "s3:PutObject",
     "DeleteObject": "s3:DeleteObject",
     "GetQueueAttributes": "sqs:GetQueueAttributes",
+    "Invoke": "lambda:InvokeFunction",
     "GetMetricData": "cloudwatch:GetMetricData",
     "DescribeStacks": "cloudformation:DescribeStacks",
 }
