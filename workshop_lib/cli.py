@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from workshop_lib.errors import WorkshopError
+from workshop_lib.errors import WorkshopError, one_line
 from workshop_lib.load.events import EVENT_TYPES
 from workshop_lib.load.interrupts import one_interrupt
 from workshop_lib.settings import CHECKOUT, load_settings, near
@@ -107,6 +107,63 @@ def run(
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 def check(as_json: bool) -> None:
     """Check Python, settings and every service; exit code 1 if any check fails."""
+    sys.exit(0 if _check(as_json=as_json) else 1)
+
+
+@main.command()
+@click.option("--region", "aws_region", help="the AWS Region of everything")
+@click.option("--stack", "workshop_stack",
+              help="the workshop's CloudFormation stack, instead of the others")  # fmt: skip
+@click.option("--dsql-endpoint", help="the Aurora DSQL cluster: <id>.dsql.<region>.on.aws")
+@click.option("--valkey-endpoint",
+              help="the ElastiCache: <name>.serverless.<region>.cache.amazonaws.com")  # fmt: skip
+@click.option("--bucket", "bucket_name", help="the S3 bucket")
+@click.option("--queue-url", help="the SQS queue for load tests; need not be")
+@click.option("--local", is_flag=True, help="back to this machine's own engines")
+@click.option("--yes", is_flag=True, help="write without asking")
+@click.option("--no-check", is_flag=True, help="do not try the services afterwards")
+def setup(*, local: bool, yes: bool, no_check: bool, **options: str | None) -> None:
+    """Say once where your services on AWS are; it is kept in workshop.toml.
+
+    What is not given is asked for, if this is a terminal. Each value is looked at at once, and at
+    the end the services are tried: exit code 1 if a check fails.
+    """
+    from workshop_lib import first_use
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if local and given:
+        raise click.UsageError("--local takes no other values.")
+    someone = sys.stdin.isatty() and sys.stdout.isatty()
+    if local:
+        plan = first_use.plan_local()
+    else:
+        plan = first_use.plan_aws(given, _ask if someone else None, click.echo)
+    for line in plan.changes or [f"Nothing to change in {near(plan.path)}."]:
+        click.echo(line)
+    if plan.changes:
+        if someone and not yes:
+            click.confirm(f"Write this to {near(plan.path)}?", default=True, abort=True)
+        plan.save()
+        click.echo(f"Written to {near(plan.path)}.")
+    for name in plan.overruled:
+        click.echo(f"But {name} is set here, and the environment wins: unset {name}", err=True)
+    well = no_check or _check()
+    click.echo(
+        "Next: `workshop lab` opens the notebooks, `workshop run` runs them all."
+        if well
+        else "Next: do what stands beside the first ✗, then `workshop check`."
+    )
+    sys.exit(0 if well else 1)
+
+
+def _ask(text: str, default: str) -> str:
+    # The default is shown here, because the URL of a queue has an account number in it.
+    shown = f"{text} [{one_line(default)}]" if default else text
+    return str(click.prompt(shown, default=default, show_default=False))
+
+
+def _check(*, as_json: bool = False) -> bool:
+    """Show the checks as they are answered. Returns whether all passed."""
     from workshop_lib.checks import Check, check_deployment
 
     def show(one: Check) -> None:
@@ -121,7 +178,7 @@ def check(as_json: bool) -> None:
     )
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
-    sys.exit(0 if report.ok else 1)
+    return report.ok
 
 
 @main.command()

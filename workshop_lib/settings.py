@@ -31,6 +31,7 @@ _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 _DSQL = re.compile(r"[a-z0-9]+\.dsql(?:-[a-z0-9]+)?\.([a-z0-9-]+)\.on\.aws")
 _VALKEY = re.compile(r"[a-z0-9.-]+\.cache\.amazonaws\.com")
 _STACK = re.compile(r"^[A-Za-z][A-Za-z0-9-]{0,127}$")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 _QUEUE = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com/\d{12}/[A-Za-z0-9_-]{1,80}")
 
 
@@ -113,6 +114,13 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{value!r} is not of the form <name>.serverless.<region>.cache.amazonaws.com"
             )
+        return value
+
+    @field_validator("bucket_name")
+    @classmethod
+    def _bucket(cls, value: str | None) -> str | None:
+        if value is not None and not _BUCKET.fullmatch(value):
+            raise ValueError(f"{value!r} is not the name of a bucket such as my-bucket-1")
         return value
 
     @field_validator("queue_url")
@@ -273,8 +281,22 @@ def load_settings(**overrides: object) -> LoadedSettings:
         add(source, values)
     if stack := merged.get("workshop_stack"):
         add(f"stack {stack}", _read_stack(merged))
+    return LoadedSettings(validate(merged, sources), sources)
+
+
+def validate(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:
+    """The settings of these values; the others have their defaults.
+
+    Args:
+        values: by the setting's name.
+        sources: for each, where it came from, as an error names it.
+
+    Raises:
+        SettingsError: a value is malformed, unknown or contradicts another one.
+
+    """
     try:
-        return LoadedSettings(Settings(**merged), sources)
+        return Settings(**values)
     except ValidationError as error:
         raise SettingsError(_explain(error, sources)) from None
 
@@ -324,7 +346,7 @@ def _shown(value: object) -> str:
     return "••••••" if isinstance(value, SecretStr) else str(value)
 
 
-def _explain(error: ValidationError, sources: dict[str, str]) -> str:
+def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
     lines = []
     for problem in error.errors():
         message = problem["msg"].removeprefix("Value error, ")
