@@ -12,6 +12,7 @@ import re
 import ssl
 import sys
 import threading
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -24,6 +25,7 @@ from cloud.moto_resources import IMAGE, cloudformation_backends, teach
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2.models import ec2_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.sqs.models import Queue
 
 from workshop_lib.services import cloud_emulation
 
@@ -62,7 +64,7 @@ class Handler(cloud_emulation.Handler):
             return self._deny(service, 403, code, said)
         if service in cloud_emulation.SERVICES and self.command == "POST":
             return self._hand_on(service, body)
-        if service == "lambda" and self.server.function and "/invocations" in self.path:
+        if service == "lambda" and self.path.endswith("/invocations"):
             return self._invoke(body)
         return self._dispatch(body)
 
@@ -137,7 +139,21 @@ class Handler(cloud_emulation.Handler):
         self.wfile.write(body)
 
     def _invoke(self, body: bytes) -> None:
-        raise NotImplementedError
+        """Pass it on to where functions are really run, if any is."""
+        if not self.server.functions.exists():
+            self._deny("lambda", 404, "ResourceNotFoundException", "Function not found")
+            return
+        place = urlsplit(self.server.functions.read_text())
+        behind = HTTPConnection(place.hostname, place.port)
+        behind.request("POST", self.path, body)
+        with behind.getresponse() as answer:
+            text = answer.read()
+            self.send_response_only(answer.status)
+            for name, value in answer.getheaders():
+                self.send_header(name, value)
+            self.end_headers()
+        behind.close()
+        self.wfile.write(text)
 
     def _dispatch(self, body: bytes) -> None:
         """Have moto's own server answer, as a WSGI application."""
@@ -182,7 +198,7 @@ class Server(cloud_emulation.Server):
         self.tls.load_cert_chain(told["certificate"], told["key"])
         self.identities = Identities(Path(told["identities"]))
         self.moto = DomainDispatcherApplication(create_backend_app)
-        self.function: Any = None
+        self.functions = Path(told["functions"])
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """In the thread of the connection, so that nobody waits for another's handshake."""
@@ -205,6 +221,8 @@ def main() -> None:
     told = json.loads(sys.stdin.readline())
     cloud_emulation._quicken()
     teach(pytest.MonkeyPatch())
+    # moto would hand messages to functions by itself, in Docker; whoever runs the function does it.
+    Queue.lambda_event_source_mappings = property(lambda _: {}, lambda *_: None)
     for region in told["regions"]:
         images = ec2_backends[DEFAULT_ACCOUNT_ID][region].amis
         images[IMAGE] = next(iter(images.values()))

@@ -7,6 +7,7 @@ services. The package notices nothing of it, and takes the same path as on AWS.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -20,6 +21,9 @@ import psycopg2
 import redis
 from authority import Authority
 from botocore.config import Config
+
+sys.path.append(str(Path(__file__).parent.parent.parent / "load"))
+from lambda_runtime import EventSourceMapping, LambdaService, copy_runtime, unpack
 
 HERE = Path(__file__).parent
 REGION = "us-east-1"
@@ -74,45 +78,77 @@ class StandIn:
         self._start("elasticache", self.authority.sign("elasticache", outputs["ValkeyEndpoint"]))
         self._lead()
 
+    def start_function(self) -> None:
+        """Run the stack's function, and hand it the messages of the stack's queue."""
+        name = self.outputs["LoadFunctionName"]
+        made = self.client("lambda").get_function(FunctionName=name)["Configuration"]
+        self.let("function", **LAMBDA, statements=self.role(made["Role"].rsplit("/", 1)[1]))
+        code = self.client("s3").get_object(Bucket=self.outputs["BucketName"], Key=self.code_key)
+        packed = self.folder / "function.zip"
+        packed.write_bytes(code["Body"].read())
+        function = LambdaService(
+            unpack(packed, self.folder / "task"),
+            copy_runtime(self.folder / "runtime"),
+            self.folder,
+            {**self._to_know("function"), **made["Environment"]["Variables"]},
+            handler=made["Handler"],
+            timeout_s=made["Timeout"],
+            most=4,
+            paths=[HERE / "names"],
+            preload="sitecustomize",
+            name=name,
+        )
+        self._stack.callback(function.close)
+        (mapping,) = self.client("lambda").list_event_source_mappings()["EventSourceMappings"]
+        assert mapping["State"] == "Enabled"
+        queue = self.outputs["QueueUrl"]
+        source = EventSourceMapping(function, self.client("sqs", who="function"), queue)
+        self._stack.callback(source.close)
+        self.function, self.mapping = function, source
+        (self.folder / "functions.url").write_text(function.url)
+
     def close(self) -> None:
         self._stack.close()
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a process needs to be on this AWS; nobody is signed in yet."""
+    def signed_in(self, who: str = "host") -> dict[str, str]:
+        """The environment of a process on this AWS, as somebody who is signed in."""
         kept = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith("AWS_") and not name.lower().endswith("_proxy")
         }
         path = [str(HERE / "names"), os.environ.get("PYTHONPATH", "")]
-        return kept | {
+        return {
+            **kept,
+            **self._to_know(who),
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
-            "STAND_IN_NAMES": str(self._names),
-            "AWS_CA_BUNDLE": str(self.authority.file),
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": str(self.folder / "none"),
             "AWS_SHARED_CREDENTIALS_FILE": str(self.folder / "none"),
             "AWS_REGION": REGION,
         }
 
-    def signed_in(self, who: str = "host") -> dict[str, str]:
-        """The environment of somebody who is signed in."""
+    def _to_know(self, who: str) -> dict[str, str]:
+        """Where names lead, whose certificates are good, and the keys of somebody."""
         one = self.identities[who]
-        return self.environment | {
+        return {
+            "STAND_IN_NAMES": str(self._names),
+            "AWS_CA_BUNDLE": str(self.authority.file),
             "AWS_ACCESS_KEY_ID": one["key"],
             "AWS_SECRET_ACCESS_KEY": one["secret"],
+            "AWS_SESSION_TOKEN": "",
         }
 
-    def client(self, service: str, region: str = REGION) -> Any:
-        """An administrator's client, for the tests themselves, which have no other name service."""
+    def client(self, service: str, region: str = REGION, who: str = "admin") -> Any:
+        """A client for the tests themselves, which have no other name service."""
         _, port = self._ports["aws"]
+        one = self.identities[who]
         return boto3.Session().client(
             service,
             region_name=region,
             endpoint_url=f"https://localhost:{port}",
-            aws_access_key_id=ADMIN["key"],
-            aws_secret_access_key=ADMIN["secret"],
+            aws_access_key_id=one["key"],
+            aws_secret_access_key=one["secret"],
             verify=str(self.authority.file),
             config=Config(proxies={}, s3={"addressing_style": "path"}),
         )
@@ -174,6 +210,23 @@ class StandIn:
         found = self.client("iam").get_policy_version(PolicyArn=arn, VersionId="v1")
         return found["PolicyVersion"]["Document"]["Statement"]
 
+    def role(self, name: str) -> list[dict[str, Any]]:
+        """The statements of the policies that a role has of its own."""
+        iam = self.client("iam")
+        found = []
+        for policy in iam.list_role_policies(RoleName=name)["PolicyNames"]:
+            document = iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]
+            # moto keeps what a template says as Python writes it.
+            found += ast.literal_eval(document)["Statement"]
+        return found
+
+    @property
+    def code_key(self) -> str:
+        """Where the function's code is in the bucket."""
+        (stack,) = self.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
+        given = {one["ParameterKey"]: one["ParameterValue"] for one in stack["Parameters"]}
+        return given["CodeKey"]
+
     def run(
         self, *words: str, who: str = "host", **environment: str
     ) -> subprocess.CompletedProcess[str]:
@@ -218,6 +271,7 @@ class StandIn:
             "certificate": str(identity.certificate),
             "key": str(identity.key),
             "identities": str(self._identities),
+            "functions": str(self.folder / "functions.url"),
             "regions": [REGION, OTHER_REGION],
             **more,
         }
