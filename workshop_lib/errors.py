@@ -65,3 +65,7 @@ class ResultError(WorkshopError, ValueError):
 
 class RunError(WorkshopError, ValueError):
     """A run was asked for that cannot start: an unknown notebook, parameter or value."""
+
+
+class AwsError(WorkshopError, RuntimeError):
+    """AWS was asked for something that it cannot do, may not do for you, or did not manage."""

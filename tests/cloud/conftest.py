@@ -1,4 +1,4 @@
-"""AWS as far as this machine has it: the workshop's stack, made in the stand-in."""
+"""AWS as far as this machine has it: an emulated account, and the stand-in with a stack in it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,145 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from moto import mock_aws
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.ec2.models import ec2_backends
 
+from workshop_lib.aws.console import Console
 from workshop_lib.settings import CHECKOUT
 
 sys.path.append(str(Path(__file__).parent / "standin"))
 from stand_in import HOST, NAMESPACE, STACK, StandIn
+
+# As a folder's module: moto files each class under the second part of its module's name.
+sys.path.append(str(Path(__file__).parent.parent))
+from cloud.moto_resources import IMAGE, ServerlessCache, teach
+
+TEMPLATES = CHECKOUT / "cloudformation"
+HERE = "us-east-1"
+THERE = "us-east-2"
+NEEDED = {"S3PrefixListId": "pl-63a5400a"}
+
+
+class Cloud:
+    """An emulated account."""
+
+    def client(self, service, region=HERE):
+        return boto3.client(service, region_name=region)
+
+    def deploy(self, name, template="workshop", region=HERE, **parameters):
+        """Make or change a stack. Returns its outputs."""
+        stacks = self.client("cloudformation", region)
+        known = {stack["StackName"] for stack in stacks.describe_stacks()["Stacks"]}
+        needed = NEEDED if template == "workshop" else {}
+        act = stacks.update_stack if name in known else stacks.create_stack
+        act(
+            StackName=name,
+            TemplateBody=(TEMPLATES / f"{template}.yaml").read_text(),
+            Parameters=[
+                {"ParameterKey": key, "ParameterValue": value}
+                for key, value in {**needed, **parameters}.items()
+            ],
+            Capabilities=["CAPABILITY_IAM"],
+        )
+        (stack,) = stacks.describe_stacks(StackName=name)["Stacks"]
+        assert stack["StackStatus"] in {"CREATE_COMPLETE", "UPDATE_COMPLETE"}
+        return {found["OutputKey"]: found["OutputValue"] for found in stack["Outputs"]}
+
+    def delete(self, name, region=HERE):
+        self.client("cloudformation", region).delete_stack(StackName=name)
+
+    def everything(self, region=HERE):
+        """What there is, by kind; the account's own network included."""
+        ec2 = ec2_backends[DEFAULT_ACCOUNT_ID][region]
+        asked = {
+            "buckets": self.client("s3").list_buckets()["Buckets"],
+            "queues": self.client("sqs", region).list_queues().get("QueueUrls", []),
+            "functions": self.client("lambda", region).list_functions()["Functions"],
+            "mappings": self.client("lambda", region).list_event_source_mappings()[
+                "EventSourceMappings"
+            ],
+            "logs": self.client("logs", region).describe_log_groups()["logGroups"],
+            "roles": self.client("iam").list_roles()["Roles"],
+            "profiles": self.client("iam").list_instance_profiles()["InstanceProfiles"],
+            "policies": self.client("iam").list_policies(Scope="Local")["Policies"],
+            "alarms": self.client("cloudwatch", region).describe_alarms()["MetricAlarms"],
+            "dashboards": self.client("cloudwatch", region).list_dashboards()["DashboardEntries"],
+            "clusters": self.client("dsql", region).list_clusters()["clusters"],
+            "caches": [
+                name for name, one in ServerlessCache.existing.items() if one.region == region
+            ],
+            "instances": [one for one in ec2.all_instances() if one.state != "terminated"],
+            "networks": list(ec2.vpcs),
+            "subnets": [one for zone in ec2.subnets.values() for one in zone],
+            "tables": list(ec2.route_tables),
+            "groups": [one for of_vpc in ec2.groups.values() for one in of_vpc],
+            "endpoints": list(ec2.vpc_end_points),
+            "interfaces": [
+                one
+                for one in ec2.enis.values()
+                if one.instance is None or one.instance.state != "terminated"
+            ],
+            "gateways": [*ec2.internet_gateways, *ec2.nat_gateways],
+            "addresses": ec2.addresses,
+        }
+        return {kind: len(found) for kind, found in asked.items()}
+
+
+@pytest.fixture
+def cloud(monkeypatch):
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": HERE,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ServerlessCache, "existing", {})
+    with mock_aws():
+        teach(monkeypatch)
+        for region in (HERE, THERE):
+            images = ec2_backends[DEFAULT_ACCOUNT_ID][region].amis
+            image = next(iter(images.values()))
+            monkeypatch.setitem(images, IMAGE, image)
+        yield Cloud()
+
+
+class Talk:
+    """A terminal that remembers what was said, answers as told, and at which time flies."""
+
+    def __init__(self):
+        self.lines, self.questions, self.slept = [], [], []
+        self.answer = True
+        self.interactive = True
+        self.now = 1000.0
+
+    def ask(self, question):
+        self.questions.append(question)
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+    @property
+    def console(self):
+        return Console(self.say, self.ask, self.interactive, self.sleep, lambda: self.now)
+
+    def say(self, text):
+        self.lines += text.splitlines()
+
+    @property
+    def text(self):
+        return "\n".join(self.lines)
+
+
+@pytest.fixture
+def talk():
+    return Talk()
 
 
 @pytest.fixture(scope="session")

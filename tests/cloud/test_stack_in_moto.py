@@ -8,108 +8,20 @@ import sys
 import zipfile
 from pathlib import Path
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
-from moto import mock_aws
 from moto.core import DEFAULT_ACCOUNT_ID
-from moto.ec2.models import ec2_backends
 
 from workshop_lib.load.messages import metrics_namespace
 from workshop_lib.load.package import HANDLER
-from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.settings import load_settings
 
 # As a folder's module: moto files each class under the second part of its module's name.
 sys.path.append(str(Path(__file__).parent.parent))
-from cloud.moto_resources import IMAGE, ServerlessCache, cloudformation_backends, teach
+from cloud.moto_resources import ServerlessCache, cloudformation_backends
 
-TEMPLATES = CHECKOUT / "cloudformation"
 HERE = "us-east-1"
 THERE = "us-east-2"
-NEEDED = {"S3PrefixListId": "pl-63a5400a"}
-
-
-class Cloud:
-    """An emulated account."""
-
-    def client(self, service, region=HERE):
-        return boto3.client(service, region_name=region)
-
-    def deploy(self, name, template="workshop", region=HERE, **parameters):
-        """Make or change a stack. Returns its outputs."""
-        stacks = self.client("cloudformation", region)
-        known = {stack["StackName"] for stack in stacks.describe_stacks()["Stacks"]}
-        needed = NEEDED if template == "workshop" else {}
-        act = stacks.update_stack if name in known else stacks.create_stack
-        act(
-            StackName=name,
-            TemplateBody=(TEMPLATES / f"{template}.yaml").read_text(),
-            Parameters=[
-                {"ParameterKey": key, "ParameterValue": value}
-                for key, value in {**needed, **parameters}.items()
-            ],
-            Capabilities=["CAPABILITY_IAM"],
-        )
-        (stack,) = stacks.describe_stacks(StackName=name)["Stacks"]
-        assert stack["StackStatus"] in {"CREATE_COMPLETE", "UPDATE_COMPLETE"}
-        return {found["OutputKey"]: found["OutputValue"] for found in stack["Outputs"]}
-
-    def delete(self, name, region=HERE):
-        self.client("cloudformation", region).delete_stack(StackName=name)
-
-    def everything(self, region=HERE):
-        """What there is, by kind; the account's own network included."""
-        ec2 = ec2_backends[DEFAULT_ACCOUNT_ID][region]
-        asked = {
-            "buckets": self.client("s3").list_buckets()["Buckets"],
-            "queues": self.client("sqs", region).list_queues().get("QueueUrls", []),
-            "functions": self.client("lambda", region).list_functions()["Functions"],
-            "mappings": self.client("lambda", region).list_event_source_mappings()[
-                "EventSourceMappings"
-            ],
-            "logs": self.client("logs", region).describe_log_groups()["logGroups"],
-            "roles": self.client("iam").list_roles()["Roles"],
-            "profiles": self.client("iam").list_instance_profiles()["InstanceProfiles"],
-            "policies": self.client("iam").list_policies(Scope="Local")["Policies"],
-            "alarms": self.client("cloudwatch", region).describe_alarms()["MetricAlarms"],
-            "dashboards": self.client("cloudwatch", region).list_dashboards()["DashboardEntries"],
-            "clusters": self.client("dsql", region).list_clusters()["clusters"],
-            "caches": [
-                name for name, one in ServerlessCache.existing.items() if one.region == region
-            ],
-            "instances": [one for one in ec2.all_instances() if one.state != "terminated"],
-            "networks": list(ec2.vpcs),
-            "subnets": [one for zone in ec2.subnets.values() for one in zone],
-            "tables": list(ec2.route_tables),
-            "groups": [one for of_vpc in ec2.groups.values() for one in of_vpc],
-            "endpoints": list(ec2.vpc_end_points),
-            "interfaces": [
-                one
-                for one in ec2.enis.values()
-                if one.instance is None or one.instance.state != "terminated"
-            ],
-            "gateways": [*ec2.internet_gateways, *ec2.nat_gateways],
-            "addresses": ec2.addresses,
-        }
-        return {kind: len(found) for kind, found in asked.items()}
-
-
-@pytest.fixture
-def cloud(monkeypatch):
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": HERE,
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(ServerlessCache, "existing", {})
-    with mock_aws():
-        teach(monkeypatch)
-        for region in (HERE, THERE):
-            images = ec2_backends[DEFAULT_ACCOUNT_ID][region].amis
-            image = next(iter(images.values()))
-            monkeypatch.setitem(images, IMAGE, image)
-        yield Cloud()
 
 
 def resources_of(name):
