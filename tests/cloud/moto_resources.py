@@ -6,6 +6,8 @@ behind when a stack is deleted learn to go.
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
 import ipaddress
 import json
@@ -15,6 +17,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 try:
     import openapi_spec_validator  # noqa: F401
@@ -28,7 +31,8 @@ except ModuleNotFoundError:
 from moto.awslambda.utils import get_backend as lambda_backend
 from moto.cloudformation import cloudformation_backends, parsing
 from moto.cloudformation.exceptions import UnformattedGetAttTemplateException
-from moto.cloudformation.models import CloudFormationBackend, Event, Stack
+from moto.cloudformation.models import ChangeSet, CloudFormationBackend, Event, Stack
+from moto.cloudformation.utils import yaml_tag_constructor
 from moto.cloudwatch.models import cloudwatch_backends
 from moto.core.common_models import CloudFormationModel
 from moto.dsql.models import dsql_backends
@@ -319,6 +323,8 @@ def teach(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CloudFormationBackend, "execute_change_set", _execute)
     patch.setattr(CloudFormationBackend, "validate_template", _validate)
     patch.setattr(Stack, "has_parameters", _has_parameters)
+    patch.setattr(Stack, "parse_template", staticmethod(_parse))
+    patch.setattr(ChangeSet, "_parse_template", _parse_own)
 
 
 def _with_more_functions(clean):
@@ -365,18 +371,43 @@ def _execute(self, change_set_name: str, stack_name: str | None = None) -> None:
         stack._add_stack_event("CREATE_IN_PROGRESS", resource_status_reason="User Initiated")
         stack.create_resources()
     else:
-        stack.update(wanted.template, parameters=wanted.parameters)
+        has = stack.resource_map.resolved_parameters
+        changed = {k: v for k, v in wanted.parameters.items() if has.get(k) != v}
+        stack.update(wanted.template, parameters={**stack.resource_map.input_parameters, **changed})
     end = stack.events.pop()
-    for name, resource in stack.resource_map._parsed_resources.items():
-        if name not in had:
-            kind = stack.template_dict["Resources"][name]["Type"]
-            stack.events.append(_event(stack, name, resource, kind, "CREATE_COMPLETE"))
+    for name, one in stack.template_dict["Resources"].items():
+        resource = stack.resource_map._parsed_resources.get(name)
+        if resource is not None and name not in had:
+            stack.events.append(_event(stack, name, resource, one["Type"], "CREATE_COMPLETE"))
     stack.events.append(end)
 
 
 def _event(stack, name: str, resource: Any, kind: str, status: str) -> Event:
     mark = str(getattr(resource, "physical_resource_id", name))
     return Event(stack.stack_id, stack.name, name, mark, kind, status, None, None)
+
+
+def _parse(template: str) -> dict[str, Any]:
+    """What moto reads out of a template, ten times as fast."""
+    return copy.deepcopy(_read(template))
+
+
+@functools.cache
+def _read(template: str) -> dict[str, Any]:
+    return yaml.load(template, _Loader)  # noqa: S506 -- a safe one
+
+
+def _parse_own(self) -> None:
+    self.template_dict = _parse(self.template)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    pass
+
+
+_Loader.add_multi_constructor(
+    "!", lambda *given: yaml_tag_constructor(given[0], f"!{given[1]}", given[2])
+)
 
 
 def _validate(self, template: str) -> list[Any]:

@@ -150,18 +150,23 @@ def test_the_cause_of_a_failure_is_told_and_not_what_was_cancelled_for_it(talk):
         "It failed. CloudFormation takes back what it made:",
         "  1:10  deleted  Vpc (AWS::EC2::VPC)",
     ]
-    assert failure_lines(done, "--region us-east-1") == [
-        "\nIt ended as ROLLBACK_COMPLETE.",
-        "What failed first:",
+    end, head, cause, advice, then = failure_lines(done, "--region us-east-1")
+    assert end == "\nIt ended as ROLLBACK_COMPLETE."
+    assert head == "What failed first:"
+    assert cause == (
         "  Cache (AWS::ElastiCache::ServerlessCache): User: arn:aws:iam::<account>:user/ada is not "
-        "authorized to perform: iam:CreateServiceLinkedRole",
+        "authorized to perform: iam:CreateServiceLinkedRole"
+    )
+    assert advice == (
         "    what to do: The first cluster or cache of an account needs a service-linked role, "
         "which you may not create. Ask for iam:CreateServiceLinkedRole, or have an administrator "
         "run `aws iam create-service-linked-role --aws-service-name elasticache.amazonaws.com` "
-        "(dsql.amazonaws.com for the database).",
+        "(dsql.amazonaws.com for the database)."
+    )
+    assert then == (
         "Nothing usable is there. Put right what failed, delete the rest "
-        "(`workshop aws destroy --region us-east-1`), and deploy again.",
-    ]
+        "(`workshop aws destroy --region us-east-1`), and deploy again."
+    )
 
 
 def test_an_update_that_failed_leaves_the_stack_as_it_was_and_says_so(talk):

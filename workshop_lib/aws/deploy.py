@@ -22,7 +22,7 @@ from workshop_lib.aws.prerequisites import (
     step,
 )
 from workshop_lib.aws.pricing import per_hour, price_lines
-from workshop_lib.aws.stacks import Stack, check_name, find_stack
+from workshop_lib.aws.stacks import Stack, check_name, find_stack, place_of
 from workshop_lib.aws.template import Template, parse_given, read_template
 from workshop_lib.errors import AwsError, WorkshopError
 from workshop_lib.load.package import Package, build_package
@@ -129,11 +129,6 @@ def deploy_in(region: str, wish: Wish, console: Console, **given: str) -> bool:
     parameters = {**parse_given(wish.given, template), **given}
     site = _Site(wish, enter(console, region), template, parameters, None, None)
     return _deploy_here(site, console, build_package, host_files.download_wheels)
-
-
-def place_of(stack: str, region: str) -> str:
-    """How a command says which stack it means; what goes without saying is left out."""
-    return f"--region {region}" if stack == DEFAULT_NAME else f"--stack {stack} --region {region}"
 
 
 def _deploy_here(

@@ -10,7 +10,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 from workshop_lib.aws import DEFAULT_NAME
 from workshop_lib.aws.clients import Clients
 from workshop_lib.aws.console import Console
-from workshop_lib.aws.deploy import place_of
 from workshop_lib.aws.following import Watch, follow
 from workshop_lib.aws.plain import plainly
 from workshop_lib.aws.prerequisites import enter, sign_in
@@ -21,6 +20,7 @@ from workshop_lib.aws.stacks import (
     check_ours,
     find_stack,
     list_ours,
+    place_of,
     resources_of,
 )
 from workshop_lib.errors import AwsError

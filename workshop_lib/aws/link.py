@@ -9,13 +9,13 @@ from typing import Any
 from workshop_lib.aws import change_sets
 from workshop_lib.aws.clients import Clients
 from workshop_lib.aws.console import Console
-from workshop_lib.aws.deploy import Wish, deploy_in, failure_lines, place_of
+from workshop_lib.aws.deploy import Wish, deploy_in, failure_lines
 from workshop_lib.aws.following import Watch, follow
 from workshop_lib.aws.plain import plainly
 from workshop_lib.aws.prerequisites import check_template, enter, look_at_stack, sign_in
 from workshop_lib.aws.regions import check_span
 from workshop_lib.aws.sides import PEER, database_stack, other_region, region_of
-from workshop_lib.aws.stacks import Stack, check_name, find_stack
+from workshop_lib.aws.stacks import Stack, check_name, find_stack, place_of
 from workshop_lib.aws.template import Template, parse_given, read_template
 from workshop_lib.errors import AwsError
 

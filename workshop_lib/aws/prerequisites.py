@@ -11,7 +11,7 @@ from workshop_lib.aws.clients import Clients
 from workshop_lib.aws.console import Console
 from workshop_lib.aws.plain import error_code, mask, plainly
 from workshop_lib.aws.regions import find_region
-from workshop_lib.aws.stacks import Stack, check_ours, find_stack
+from workshop_lib.aws.stacks import Stack, check_ours, find_stack, place_of
 from workshop_lib.aws.template import MOST_DIRECT, Template
 from workshop_lib.errors import AwsError
 
@@ -174,7 +174,7 @@ def look_at_stack(
 
 
 def _check_status(stack: Stack) -> None:
-    place = f"--stack {stack.name} --region {stack.region}"
+    place = place_of(stack.name, stack.region)
     if stack.in_progress:
         raise AwsError(
             f"CloudFormation is at work on {stack.name} ({stack.status}). Wait until it is done; "

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from dataclasses import dataclass
+from functools import cache
 
 import boto3
 
@@ -62,18 +63,24 @@ def check_region(region: str, source: str) -> None:
         AwsError: boto3 knows no such Region.
 
     """
-    session = boto3.Session(region_name="us-east-1")
-    known = [
-        name
-        for partition in session.get_available_partitions()
-        for name in session.get_available_regions("ec2", partition)
-    ]
+    known = _known()
     if region in known:
         return
     near = difflib.get_close_matches(region, known, 3)
     hint = f"Did you mean {' or '.join(near)}?" if near else "Regions are named like us-east-1."
     news = " (One newer than boto3 needs a newer boto3.)" if _FORM.fullmatch(region) else ""
     raise AwsError(f"{region!r} (from {source}) is no Region that boto3 knows. {hint}{news}")
+
+
+@cache
+def _known() -> list[str]:
+    """All Regions of the installed boto3, which needs no network for it."""
+    session = boto3.Session(region_name="us-east-1")
+    return [
+        name
+        for partition in session.get_available_partitions()
+        for name in session.get_available_regions("ec2", partition)
+    ]
 
 
 def check_span(regions: tuple[str, str], witness: str) -> str:

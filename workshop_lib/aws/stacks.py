@@ -9,6 +9,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from workshop_lib.aws import DEFAULT_NAME
 from workshop_lib.aws.plain import error_code, plainly
 from workshop_lib.aws.template import Kind, Template, read_template
 from workshop_lib.errors import AwsError
@@ -57,6 +58,11 @@ class Stack:
     def is_made_from(self, template: Template) -> bool:
         """Whether a template of ours made it, of whatever version."""
         return self.description.startswith(template.headline)
+
+
+def place_of(stack: str, region: str) -> str:
+    """How a command says which stack it means; what goes without saying is left out."""
+    return f"--region {region}" if stack == DEFAULT_NAME else f"--stack {stack} --region {region}"
 
 
 def check_name(name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeAlias, cast
 
 import yaml
@@ -112,6 +113,7 @@ class Template:
         return first == second
 
 
+@cache
 def read_template(name: Kind) -> Template:
     """Read a template of this repository.
 
@@ -183,8 +185,11 @@ def _parameter(name: str, given: Mapping[str, Any]) -> Parameter:
     )
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads the short form of functions, `!Ref Name`, as the long one."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads the short form of functions, `!Ref Name`, as the long one.
+
+    Ten times as fast where PyYAML was built with libyaml.
+    """
 
 
 def _function(loader: _Loader, suffix: str, node: yaml.Node) -> dict[str, Any]:
