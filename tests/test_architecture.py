@@ -29,6 +29,7 @@ PURE = [
     "exercises/engine.py",
     "exercises/nb02.py",
 ]
+TALKING_TO_NOBODY = ["console", "pricing", "sides", "template"]
 AWS_WORDS = {"dsql_endpoint", "valkey_endpoint", "aws_region"}
 
 
@@ -79,6 +80,30 @@ def test_a_cache_knows_no_database_driver_and_no_aws(file):
 def test_services_know_nothing_of_caching_or_data(file):
     inner = ("workshop_lib.cache", "workshop_lib.dataset", "workshop_lib.database")
     assert [module for module in imports(file) if module.startswith(inner)] == []
+
+
+@pytest.mark.parametrize("file", rooms("aws"))
+def test_what_makes_the_stacks_knows_nothing_of_running_on_them(file):
+    ours = {module for module in imports(file) if module.startswith("workshop_lib.")}
+    allowed = (
+        "workshop_lib.aws",
+        "workshop_lib.dataset",
+        "workshop_lib.errors",
+        "workshop_lib.load.package",
+        "workshop_lib.settings",
+    )
+    assert [module for module in ours if not module.startswith(allowed)] == []
+
+
+@pytest.mark.parametrize("file", [f for f in rooms() if not f.startswith("aws/")])
+def test_nobody_but_the_command_makes_stacks(file):
+    ours = {module for module in imports(file) if module.startswith("workshop_lib.aws")}
+    assert ours == set() or file == "cli.py"
+
+
+@pytest.mark.parametrize("file", [f"aws/{name}.py" for name in TALKING_TO_NOBODY])
+def test_what_judges_the_stacks_talks_to_nobody(file):
+    assert tops(file) & (CLIENTS | {"socket", "subprocess", "requests"}) == set()
 
 
 @pytest.mark.parametrize(

@@ -487,8 +487,8 @@ def aws() -> None:
 
 _stack = click.option("--stack", default=DEFAULT_NAME, show_default=True, metavar="NAME",
                       help="the CloudFormation stack")  # fmt: skip
-_region = click.option("--region", metavar="REGION",
-                       help="where  [default: AWS_REGION, or boto3's configuration]")  # fmt: skip
+_place = click.option("--region", metavar="REGION",
+                      help="where  [default: AWS_REGION, or boto3's configuration]")  # fmt: skip
 _yes = click.option("--yes", is_flag=True, help="do not ask")
 _given = click.option("-p", "given", multiple=True, metavar="NAME=VALUE",
                       help="a parameter of the template; may be repeated. Those left out keep "
@@ -497,7 +497,7 @@ _given = click.option("-p", "given", multiple=True, metavar="NAME=VALUE",
 
 @aws.command("deploy")
 @_stack
-@_region
+@_place
 @_given
 @_yes
 @click.option("--no-function", is_flag=True, help="leave the load-test function as it is")
@@ -546,7 +546,7 @@ def aws_link(*, regions: str, with_workshop: bool, **options: Any) -> None:
 
 @aws.command("status")
 @_stack
-@_region
+@_place
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 def aws_status(stack: str, region: str | None, as_json: bool) -> None:
     """Show the stack: its state, outputs, what it costs, what failed; exit code 1 if none is there.
@@ -564,7 +564,7 @@ def aws_status(stack: str, region: str | None, as_json: bool) -> None:
 
 @aws.command("destroy")
 @_stack
-@_region
+@_place
 @_yes
 @click.option("--linked", is_flag=True,
               help="in both Regions, and the database over them")  # fmt: skip

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from cloud.moto_resources import cloudformation_backends
 from moto.core import DEFAULT_ACCOUNT_ID
 
-from workshop_lib.aws import code, deploy as deploying, host_files
+from workshop_lib.aws import code, deploy as deploying, host_files, link as linking
 from workshop_lib.aws.deploy import Wish, deploy
 from workshop_lib.aws.destroy import destroy
 from workshop_lib.aws.link import deploy_linked, link
@@ -638,6 +638,58 @@ def test_the_workshop_in_both_regions_needs_a_linked_database(account, monkeypat
         AwsError, match=r"linked in us-east-2 but not in us-east-1.*link --regions us-east-2,us-e"
     ):
         linked(account, monkeypatch, region=THERE)
+
+
+def test_protection_is_switched_on_and_off_on_both_sides_at_the_same_time(account):
+    account.link("DeletionProtection=true")
+    with pytest.raises(AwsError, match="is protected from being deleted"):
+        account.destroy(f"{NAME}-database", yes=True)
+    assert account.link("DeletionProtection=false")
+    assert account.destroy(f"{NAME}-database", yes=True)
+
+
+def test_a_link_that_is_not_wanted_after_all_leaves_nothing_behind(account, talk):
+    talk.answer = False
+    assert account.link() is False
+    assert talk.lines[-1] == "Nothing was changed."
+    assert (account.stacks(HERE), account.stacks(THERE)) == ({}, {})
+
+
+def test_a_side_that_cannot_be_prepared_takes_the_other_ones_change_set_along(account, monkeypatch):
+    prepare = linking.change_sets.prepare
+
+    def fail_there(client, *given, **options):
+        if client.meta.region_name == THERE:
+            raise AwsError("no")
+        return prepare(client, *given, **options)
+
+    monkeypatch.setattr(linking.change_sets, "prepare", fail_there)
+    with pytest.raises(AwsError, match="no"):
+        account.link()
+    assert account.stacks() == {}
+
+
+def test_a_parameter_that_the_command_sets_itself_is_refused(account):
+    with pytest.raises(AwsError, match="PeerClusterArn follows from --regions and --witness"):
+        account.link("PeerClusterArn=")
+
+
+def test_a_stack_that_exists_on_paper_only_is_made_or_deleted(account, talk):
+    client = account.cloud.client("cloudformation")
+    body = (CHECKOUT / "cloudformation" / "workshop.yaml").read_text()
+    client.create_change_set(
+        StackName=NAME,
+        ChangeSetName="by-hand",
+        ChangeSetType="CREATE",
+        TemplateBody=body,
+        Parameters=[{"ParameterKey": "S3PrefixListId", "ParameterValue": "pl-63a5400a"}],
+    )
+    account.deploy(dry_run=True)
+    assert f"✓ Stack        {NAME} exists on paper only" in talk.lines
+    show_status(NAME, HERE, talk.console)
+    assert talk.lines[-1] == f"{NAME} in us-east-1: REVIEW_IN_PROGRESS"
+    assert account.destroy(yes=True)
+    assert talk.lines[-1] == f"{NAME} in us-east-1 is deleted."
 
 
 def test_the_sides_of_a_database_go_together(account, talk):

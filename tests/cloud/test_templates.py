@@ -153,6 +153,8 @@ def called():
     }
     found = set()
     for file in (CHECKOUT / "workshop_lib").rglob("*.py"):
+        if file.parent.name == "aws":
+            continue  # whoever makes the stacks, and not who works on them
         for node in ast.walk(ast.parse(file.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -133,13 +133,14 @@ def prepare(
     try:
         described = _wait(client, change_set, console)
         if described["Status"] == "FAILED":
-            discard(client, change_set, was_planned=before is not None)
             _accept_nothing(name, described.get("StatusReason") or "")
-            return None
+        else:
+            return replace(change_set, changes=tuple(_changes(client, described)))
     except BaseException:
         discard(client, change_set, was_planned=before is not None)
         raise
-    return ChangeSet(made["Id"], made["StackId"], makes, tuple(_changes(client, described)))
+    discard(client, change_set, was_planned=before is not None)
+    return None
 
 
 def discard(client: Any, change_set: ChangeSet, *, was_planned: bool) -> None:

@@ -151,6 +151,9 @@ def _check(target: Target) -> None:
 
 def _what_goes(target: Target) -> Iterator[str]:
     stack, clients = target.stack, target.clients
+    if stack.planned:
+        yield f"  {stack.name} in {stack.region}, which exists on paper only"
+        return
     there = [
         one
         for one in resources_of(clients.stacks, stack)
@@ -182,6 +185,11 @@ def _delete(targets: Sequence[Target], console: Console) -> bool:
     """Delete stacks at the same time. Returns whether they are gone."""
     watches = []
     for target in targets:
+        if target.stack.planned:  # nothing of it has happened that could be watched
+            with plainly(f"delete the stack {target.stack.name}"):
+                target.clients.stacks.delete_stack(StackName=target.stack.id)
+            console.say(f"{target.stack.name} in {target.stack.region} is deleted.")
+            continue
         label = f"{target.clients.region}  " if len(targets) > 1 else ""
         watch = Watch(target.clients.stacks, target.stack.id, label)
         if target.stack.status == DELETING:
@@ -190,14 +198,14 @@ def _delete(targets: Sequence[Target], console: Console) -> bool:
             watch.skip_past()
             with plainly(f"delete the stack {target.stack.name}"):
                 target.clients.stacks.delete_stack(StackName=target.stack.id)
-        watches.append(watch)
+        watches.append((target, watch))
     try:
-        ok = follow(watches, console)
+        ok = follow([watch for _, watch in watches], console)
     except KeyboardInterrupt:
         places = " and ".join(f"`workshop aws status {target.place}`" for target in targets)
         console.say(f"\nAWS goes on deleting by itself. How far it is: {places}.")
         raise
-    for target, watch in zip(targets, watches, strict=True):
+    for target, watch in watches:
         for line in _what_remains(target, watch):
             console.say(line)
     for region in {target.clients.region: target.clients for target in targets}.values():

@@ -165,7 +165,7 @@ def explain(error: ClientError | BotoCoreError | Boto3Error, doing: str) -> AwsE
         doing: what was being done, as it fits behind "could not".
 
     """
-    said = mask(one_line(error))
+    said, doing = mask(one_line(error)), mask(doing)
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
         return AwsError(f"AWS does not know who you are: no credentials were found here. {SIGN_IN}")
     if isinstance(

@@ -1,0 +1,297 @@
+"""What would change, told before it does; what is thrown away; what a stack would cost."""
+
+import gzip
+import io
+import subprocess
+import tarfile
+from types import SimpleNamespace
+
+import pytest
+from botocore.exceptions import ClientError
+
+from workshop_lib.aws import host_files
+from workshop_lib.aws.change_sets import Change, ChangeSet, change_lines, prepare
+from workshop_lib.aws.plain import ADVICE, advise, mask
+from workshop_lib.aws.pricing import per_hour, price_lines
+from workshop_lib.aws.stacks import Stack
+from workshop_lib.aws.template import read_template
+from workshop_lib.errors import AwsError
+
+WORKSHOP = read_template("workshop")
+STACK_ID = "arn:aws:cloudformation:us-east-1:123456789012:stack/workshop/1"
+BEFORE = Stack(
+    "workshop", STACK_ID, "us-east-1", "CREATE_COMPLETE", "", WORKSHOP.description,
+    {"LogDays": "7", "MaxReceives": "3", "OfAnOlderTemplate": "x"}, {}, guarded=False,
+)  # fmt: skip
+
+
+class CloudFormation:
+    """Answers as scripted, and remembers what it was told."""
+
+    def __init__(self, *described, refuse=None):
+        self.described, self.refuse = list(described), refuse
+        self.calls = []
+
+    def create_change_set(self, **request):
+        self.calls.append(("create", request))
+        if self.refuse:
+            raise self.refuse
+        return {"Id": "set-1", "StackId": STACK_ID}
+
+    def describe_change_set(self, **_):
+        return {"ChangeSetId": "set-1", "Changes": [], **self.described.pop(0)}
+
+    def delete_change_set(self, **request):
+        self.calls.append(("delete change set", request))
+
+    def delete_stack(self, **request):
+        self.calls.append(("delete stack", request))
+
+    @property
+    def tidied(self):
+        return [name for name, _ in self.calls[1:]]
+
+
+def refusal(code, message):
+    return ClientError({"Error": {"Code": code, "Message": message}}, "CreateChangeSet")
+
+
+def resource(action, name, kind="AWS::EC2::VPC", replacement=None):
+    found = {"Action": action, "LogicalResourceId": name, "ResourceType": kind}
+    return {"ResourceChange": {**found, **({"Replacement": replacement} if replacement else {})}}
+
+
+def ask(client, talk, before=None, **parameters):
+    return prepare(client, "workshop", WORKSHOP, parameters, before=before, console=talk.console)
+
+
+def test_changes_are_waited_for_and_read_to_the_last_page(talk):
+    client = CloudFormation(
+        {"Status": "CREATE_IN_PROGRESS"},
+        {"Status": "CREATE_COMPLETE", "Changes": [resource("Add", "A")], "NextToken": "1"},
+        {"Status": "CREATE_COMPLETE", "Changes": [resource("Add", "B")]},
+    )
+    found = ask(client, talk)
+    assert [change.resource for change in found.changes] == ["A", "B"]
+    assert found.makes
+    assert talk.slept == [2.0]
+    assert client.tidied == []
+
+
+def test_an_update_gives_what_is_given_and_keeps_the_rest_of_what_the_template_knows(talk):
+    client = CloudFormation({"Status": "CREATE_COMPLETE"})
+    assert ask(client, talk, BEFORE, LogDays="3").makes is False
+    ((_, request),) = client.calls
+    assert request["ChangeSetType"] == "UPDATE"
+    assert request["Parameters"] == [
+        {"ParameterKey": "LogDays", "ParameterValue": "3"},
+        {"ParameterKey": "MaxReceives", "UsePreviousValue": True},
+    ]
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "The submitted information didn't contain changes. Submit different information.",
+        "No updates are to be performed.",
+    ],
+)
+def test_a_change_set_without_changes_is_none_and_is_thrown_away(talk, reason):
+    client = CloudFormation({"Status": "FAILED", "StatusReason": reason})
+    assert ask(client, talk, BEFORE) is None
+    assert client.tidied == ["delete change set"]
+    refused = CloudFormation(refuse=refusal("ValidationError", reason))
+    assert ask(refused, talk, BEFORE) is None
+
+
+def test_a_change_set_that_fails_is_explained_and_leaves_no_stack_on_paper(talk):
+    client = CloudFormation(
+        {"Status": "FAILED", "StatusReason": "With ClusterArn, ClusterVpcEndpoint is needed too."}
+    )
+    with pytest.raises(AwsError) as caught:
+        ask(client, talk)
+    assert str(caught.value) == (
+        "CloudFormation cannot change workshop like this: With ClusterArn, ClusterVpcEndpoint is "
+        "needed too. Nothing was changed."
+    )
+    assert client.tidied == ["delete change set", "delete stack"]
+
+
+def test_one_that_never_gets_ready_is_given_up(talk):
+    client = CloudFormation(*[{"Status": "CREATE_PENDING"}] * 400)
+    with pytest.raises(AwsError, match="not found out in 10 minutes"):
+        ask(client, talk, BEFORE)
+    assert client.tidied == ["delete change set"]
+
+
+def test_whoever_may_not_is_told_so_without_the_account(talk):
+    error = refusal("AccessDenied", "User: arn:aws:iam::123456789012:user/ada is not authorized.")
+    with pytest.raises(AwsError, match=r"you may not \(User: arn:aws:iam::<account>:user/ada is"):
+        ask(CloudFormation(refuse=error), talk)
+
+
+def test_changes_are_told_apart_and_lost_data_loudly():
+    changes = [
+        Change("change", "Queue", "AWS::SQS::Queue", "False"),
+        Change("change", "Cluster", "AWS::DSQL::Cluster", "True"),
+        Change("change", "NotebookInstance", "AWS::EC2::Instance", "Conditional"),
+        Change("remove", "Bucket", "AWS::S3::Bucket", "False"),
+        Change("add", "Nat", "AWS::EC2::NatGateway", "False"),
+        Change("add", "A", "AWS::EC2::VPCEndpoint", "False"),
+        Change("add", "B", "AWS::EC2::VPCEndpoint", "False"),
+    ]
+    disk = "the notebook host's disk with what you wrote on it"
+    assert change_lines(ChangeSet("set-1", STACK_ID, makes=False, changes=tuple(changes))) == [
+        "  change      Queue (AWS::SQS::Queue)",
+        "  REPLACE     Cluster (AWS::DSQL::Cluster)",
+        "  may REPLACE NotebookInstance (AWS::EC2::Instance)",
+        "  remove      Bucket (AWS::S3::Bucket)",
+        "  add         AWS::EC2::NatGateway: Nat",
+        "  add         AWS::EC2::VPCEndpoint: A, B",
+        "  WARNING: Cluster is replaced. Then the database with all its tables is LOST.",
+        f"  WARNING: NotebookInstance may be replaced. Then {disk} is LOST.",
+        "  WARNING: Bucket is removed. Then the bucket with all its objects is LOST.",
+    ]
+
+
+# --- prices ---
+
+
+def cost(**parameters):
+    return per_hour(WORKSHOP, {**WORKSHOP.defaults(), "S3PrefixListId": "pl-1", **parameters})
+
+
+def test_the_price_as_it_comes_is_the_one_in_the_templates_description():
+    assert "about 0.14 USD an hour" in WORKSHOP.description
+    assert f"{cost():.2f}" == "0.14"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "more"),
+    [
+        ({"NotebookHost": "no"}, -0.0336 - 0.0022),
+        ({"NatGateway": "yes"}, 0.045 + 0.005 - 8 * 0.01),
+        ({"NotebookHostSize": "xlarge"}, 3 * 0.0336),
+        ({"Architecture": "x86_64"}, 0.0416 - 0.0336),
+        ({"Architecture": "x86_64", "NotebookHostSize": "large"}, 2 * 0.0416 - 0.0336),
+        ({"CodeKey": "worker.zip"}, 0.00014),
+        ({"ClusterArn": "arn"}, 0),
+    ],
+)
+def test_each_choice_changes_the_price_by_what_it_adds(parameters, more):
+    assert cost(**parameters) - cost() == pytest.approx(more)
+
+
+def test_what_is_counted_is_listed():
+    values = {**WORKSHOP.defaults(), "S3PrefixListId": "pl-1"}
+    lines = price_lines(WORKSHOP, values, "eu-west-1")
+    assert lines[0] == "What it costs before any load, USD an hour in us-east-1:"
+    assert lines[1] == "  0.0900  9 interface endpoints"
+    counted = [float(line.split()[0]) for line in lines[1:-2]]
+    assert float(lines[-2].split()[0]) == pytest.approx(sum(counted), abs=0.0002)
+    assert lines[-1].endswith("Prices in eu-west-1 differ somewhat.")
+
+
+def test_two_regions_cost_nothing_an_hour():
+    template = read_template("multi-region")
+    assert per_hour(template, template.defaults()) == 0
+
+
+# --- words ---
+
+
+@pytest.mark.parametrize(
+    ("reason", "helps"),
+    [
+        ("API: iam:CreateServiceLinkedRole User is not authorized to perform", "iam create-servi"),
+        ("User: ada is not authorized to perform: ec2:CreateVpc", "Ask whoever manages"),
+        ("The maximum number of VPCs has been reached. (VpcLimitExceeded)", "Service Quotas"),
+        ("cache-aside-workshop-us-east-1 already exists in stack arn", "take another name"),
+        ("decreases account's UnreservedConcurrentExecution below its minimum", "Reserved=-1"),
+        ("The requested configuration is currently not supported in us-east-1e", "another Region"),
+        ("Cannot delete cluster: deletion protection is enabled", "DeletionProtection=false"),
+        ("resource sg-1 has a dependent object", "up to 40 minutes"),
+    ],
+)
+def test_common_reasons_come_with_advice(reason, helps):
+    assert helps in advise(reason)
+
+
+def test_a_reason_that_nobody_knows_comes_without():
+    assert advise("Internal Failure") == ""
+    assert len(ADVICE) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://sqs.us-east-1.amazonaws.com/123456789012/q", "https://sqs.us-east-1.amazonaws.com/<account>/q"),
+        ("code-123456789012-eu", "code-<account>-eu"),
+        ("1234567890123 and a123456789012b", "1234567890123 and a123456789012b"),
+    ],
+)  # fmt: skip
+def test_account_numbers_are_hidden_and_other_numbers_are_not(text, shown):
+    assert mask(text) == shown
+
+
+# --- what the host fetches ---
+
+
+def names(packed):
+    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(packed))) as archive:
+        return set(archive.getnames())
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    for name in ("README.md", "workshop_lib/a.py", "workshop_lib/__pycache__/a.pyc",
+                 "results/x.json", ".venv/bin/python"):  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path
+
+
+def test_without_git_the_workshop_is_packed_without_what_runs_left(checkout):
+    packed = host_files.pack_workshop(checkout)
+    assert names(packed) == {"README.md", "workshop_lib", "workshop_lib/a.py"}
+    assert host_files.pack_workshop(checkout) == packed
+    assert not host_files.uncommitted(checkout)
+
+
+def test_with_git_it_is_what_was_committed(checkout):
+    def git(*words):
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
+        subprocess.run(["git", "-C", checkout, *who, *words], check=True, capture_output=True)
+
+    git("init")
+    git("add", "README.md")
+    git("commit", "-m", "first")
+    packed = host_files.pack_workshop(checkout)
+    assert "README.md" in names(packed)
+    assert "workshop_lib" not in names(packed)
+    assert host_files.pack_workshop(checkout) == packed
+    assert host_files.uncommitted(checkout)
+
+
+def test_pip_is_asked_for_the_host_s_python_and_processor(tmp_path, monkeypatch):
+    asked = []
+
+    def run(command, **_):
+        asked.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(host_files.subprocess, "run", run)
+    host_files.download_wheels(tmp_path / "wheels", "arm64", "3.12")
+    (command,) = asked
+    assert "--python-version=3.12" in command
+    assert "--platform=manylinux2014_aarch64" in command
+    wanted = (tmp_path / "requirements.txt").read_text().splitlines()
+    assert {"jupyterlab", "boto3", "setuptools>=77"} <= set(wanted)
+
+
+def test_a_wheel_that_cannot_be_had_is_said_in_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(AwsError, match=r"wheels for Python 3\.12 on Linux, arm64, could not be ha"):
+        host_files.download_wheels(tmp_path / "wheels", "arm64", "3.12")
