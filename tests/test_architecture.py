@@ -90,9 +90,12 @@ def test_what_makes_the_stacks_knows_nothing_of_running_on_them(file):
         "workshop_lib.dataset",
         "workshop_lib.errors",
         "workshop_lib.load.package",
+        "workshop_lib.services.explain",
         "workshop_lib.settings",
     )
-    assert [module for module in ours if not module.startswith(allowed)] == []
+    assert [
+        module for module in ours - {"workshop_lib.services"} if not module.startswith(allowed)
+    ] == []
 
 
 @pytest.mark.parametrize("file", [f for f in rooms() if not f.startswith("aws/")])

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from workshop_lib.aws import host_files
 from workshop_lib.aws.change_sets import Change, ChangeSet, change_lines, prepare
-from workshop_lib.aws.plain import ADVICE, advise, mask
+from workshop_lib.aws.plain import ADVICE, advise
 from workshop_lib.aws.pricing import per_hour, price_lines
 from workshop_lib.aws.stacks import Stack
 from workshop_lib.aws.template import read_template
@@ -126,7 +126,7 @@ def test_one_that_never_gets_ready_is_given_up(talk):
 
 def test_whoever_may_not_is_told_so_without_the_account(talk):
     error = refusal("AccessDenied", "User: arn:aws:iam::123456789012:user/ada is not authorized.")
-    with pytest.raises(AwsError, match=r"you may not \(User: arn:aws:iam::<account>:user/ada is"):
+    with pytest.raises(AwsError, match=r"AccessDenied: User: arn:aws:iam::…:user/ada is"):
         ask(CloudFormation(refuse=error), talk)
 
 
@@ -220,18 +220,6 @@ def test_common_reasons_come_with_advice(reason, helps):
 def test_a_reason_that_nobody_knows_comes_without():
     assert advise("Internal Failure") == ""
     assert len(ADVICE) == 8
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("https://sqs.us-east-1.amazonaws.com/123456789012/q", "https://sqs.us-east-1.amazonaws.com/<account>/q"),
-        ("code-123456789012-eu", "code-<account>-eu"),
-        ("1234567890123 and a123456789012b", "1234567890123 and a123456789012b"),
-    ],
-)  # fmt: skip
-def test_account_numbers_are_hidden_and_other_numbers_are_not(text, shown):
-    assert mask(text) == shown
 
 
 # --- what the host fetches ---

@@ -154,7 +154,7 @@ def test_the_cause_of_a_failure_is_told_and_not_what_was_cancelled_for_it(talk):
     assert end == "\nIt ended as ROLLBACK_COMPLETE."
     assert head == "What failed first:"
     assert cause == (
-        "  Cache (AWS::ElastiCache::ServerlessCache): User: arn:aws:iam::<account>:user/ada is not "
+        "  Cache (AWS::ElastiCache::ServerlessCache): User: arn:aws:iam::…:user/ada is not "
         "authorized to perform: iam:CreateServiceLinkedRole"
     )
     assert advice == (
@@ -208,7 +208,7 @@ def test_whoever_is_cut_off_for_good_hears_that_it_goes_on_by_itself(talk):
 
 def test_an_expired_session_is_not_asked_again(talk):
     answer = {"Error": {"Code": "ExpiredToken", "Message": "The security token is expired"}}
-    with pytest.raises(AwsError, match=r"session at AWS has expired.*goes on by itself"):
+    with pytest.raises(AwsError, match=r"Your session with AWS has ended.*goes on by itself"):
         watch(talk, ClientError(answer, "DescribeStackEvents"))
     assert talk.slept == []
 

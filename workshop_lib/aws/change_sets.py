@@ -11,10 +11,10 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.aws.console import Console
-from workshop_lib.aws.plain import advise, mask, plainly
+from workshop_lib.aws.plain import advise, plainly
 from workshop_lib.aws.stacks import Stack
 from workshop_lib.aws.template import Template
-from workshop_lib.errors import AwsError
+from workshop_lib.errors import AwsError, one_line
 
 POLL_S = 2.0
 PATIENCE_S = 600.0
@@ -213,7 +213,7 @@ def _accept_nothing(name: str, reason: str) -> None:
     """Accept that nothing would change; anything else is an error."""
     if any(words in reason for words in NOTHING):
         return
-    said = mask(reason).rstrip(".") or "no reason"
+    said = one_line(reason).rstrip(".") or "no reason"
     raise AwsError(
         f"CloudFormation cannot change {name} like this: {said}. Nothing was changed. "
         f"{advise(reason)}".rstrip()

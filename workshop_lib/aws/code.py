@@ -8,9 +8,10 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from workshop_lib.aws.plain import error_code, plainly
+from workshop_lib.aws.plain import plainly
 from workshop_lib.dataset import Sizes, list_objects, load_objects
 from workshop_lib.dataset.generators import objects
+from workshop_lib.services.explain import code_of
 
 SETUP = "setup/"
 """What the names of all that is no data begin with."""
@@ -82,7 +83,7 @@ def _is_there(s3: Any, bucket: str, key: str) -> bool:
     try:
         s3.head_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if error_code(error) in {"404", "NoSuchKey", "NotFound"}:
+        if code_of(error) in {"404", "NoSuchKey", "NotFound"}:
             return False
         raise
     return True

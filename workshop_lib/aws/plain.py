@@ -1,8 +1,7 @@
-"""What AWS says, in plain words: errors of calls, reasons of failures, account numbers hidden."""
+"""What AWS says, in plain words: the errors of calls, and the reasons of resources that failed."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,37 +10,16 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionError as NoConnectionError,
-    CredentialRetrievalError,
     HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSOError,
-    TokenRetrievalError,
 )
 
 from workshop_lib.errors import AwsError, one_line
+from workshop_lib.services import explain as meaning
 
-SIGN_IN = (
-    "Sign in (`aws sso login`, `aws configure`, or AWS_PROFILE for another profile); "
-    "`aws sts get-caller-identity` shows who you are."
+ADVICE_NOT_ALLOWED = (
+    "You may not do this. Ask whoever manages the account for the action that is named, or use a "
+    "role that has it."
 )
-_ACCOUNT = re.compile(r"(?<![0-9A-Za-z])\d{12}(?![0-9A-Za-z])")
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
-_UNKNOWN_KEY = {
-    "AuthFailure",
-    "InvalidClientTokenId",
-    "SignatureDoesNotMatch",
-    "UnrecognizedClientException",
-}
-_REFUSED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"}
-_THROTTLED = {
-    "RequestLimitExceeded",
-    "ServiceUnavailable",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequestsException",
-}
 
 # What a reason of CloudFormation contains, in small letters, and what helps. The first that fits.
 ADVICE = (
@@ -56,10 +34,7 @@ ADVICE = (
     ),
     (
         ("accessdenied", "access denied", "not authorized", "unauthorizedoperation"),
-        (
-            "You may not do this. Ask whoever manages the account for the action that the reason "
-            "names, or deploy with a role that has it."
-        ),
+        ADVICE_NOT_ALLOWED,
     ),
     (
         ("limitexceeded", "limit exceeded", "quota", "maximum number", "has been reached"),
@@ -112,31 +87,17 @@ ADVICE = (
 )  # fmt: skip
 
 
-def mask(text: str) -> str:
-    """The text without account numbers, which are nobody's business.
-
-    >>> mask("arn:aws:dsql:us-east-1:123456789012:cluster/abc")
-    'arn:aws:dsql:us-east-1:<account>:cluster/abc'
-    """
-    return _ACCOUNT.sub("<account>", text)
-
-
 def advise(reason: str) -> str:
     """What helps against a reason that CloudFormation gave; empty if nothing is known."""
     low = reason.lower()
     return next((advice for signs, advice in ADVICE if any(sign in low for sign in signs)), "")
 
 
-def error_code(error: ClientError) -> str:
-    """The code of an error, such as "AccessDenied"."""
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
 def passes_by_itself(error: Exception) -> bool:
     """Whether asking again later may well succeed: too many requests, or no way there."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return error_code(error) in _THROTTLED or status >= 500
+        return meaning.cause_of(error) == "busy" or status >= 500
     return isinstance(error, (NoConnectionError, HTTPClientError))
 
 
@@ -157,7 +118,7 @@ def plainly(doing: str) -> Iterator[None]:
         raise explain(error, doing) from None
 
 
-def explain(error: ClientError | BotoCoreError | Boto3Error, doing: str) -> AwsError:
+def explain(error: Exception, doing: str) -> AwsError:
     """What went wrong, why, and what to do.
 
     Args:
@@ -165,37 +126,18 @@ def explain(error: ClientError | BotoCoreError | Boto3Error, doing: str) -> AwsE
         doing: what was being done, as it fits behind "could not".
 
     """
-    said, doing = mask(one_line(error)), mask(doing)
-    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-        return AwsError(f"AWS does not know who you are: no credentials were found here. {SIGN_IN}")
-    if isinstance(
-        error, (CredentialRetrievalError, SSOError, TokenRetrievalError, ProfileNotFound)
-    ):
-        return AwsError(f"AWS does not know who you are: {said}. {SIGN_IN}")
-    if isinstance(error, ClientError):
-        return _explain_answer(error, doing)
-    if isinstance(error, (NoConnectionError, HTTPClientError)):
-        return AwsError(
-            f"Could not {doing}: no answer from AWS ({said}). Is the Region's name right, and is "
-            "there a way to the internet from here (a proxy, a VPC without endpoints)?"
-        )
-    return AwsError(f"Could not {doing}: {said.rstrip('.')}.")
+    said = f"Could not {one_line(doing)}: {meaning.sentence(error)}"
+    return AwsError(f"{said} {_next_step(error)}".rstrip())
 
 
-def _explain_answer(error: ClientError, doing: str) -> AwsError:
-    code = error_code(error)
-    message = mask(one_line(error.response.get("Error", {}).get("Message", ""))).rstrip(".")
-    if code in _EXPIRED:
-        return AwsError(f"Could not {doing}: your session at AWS has expired. {SIGN_IN}")
-    if code in _UNKNOWN_KEY:
-        return AwsError(
-            f"Could not {doing}: AWS does not accept these credentials ({code}). {SIGN_IN} A "
-            "Region that has to be switched on for the account first gives the same answer."
-        )
-    if code in _REFUSED:
-        return AwsError(
-            f"Could not {doing}: you may not ({message}). Ask whoever manages the account for that "
-            "action, or use a role that has it."
-        )
-    advice = advise(f"{code} {message}")
-    return AwsError(f"Could not {doing}: {message or code} ({code}). {advice}".rstrip())
+def _next_step(error: Exception) -> str:
+    cause = meaning.cause_of(error)
+    if cause == "not allowed":
+        # The table's advice is for those who work on the stack, not for those who make it.
+        return ADVICE_NOT_ALLOWED
+    if cause == "unknown":
+        return advise(str(error))
+    advice = meaning.explain(error)
+    if cause == "key unknown":
+        advice += " A Region that the account has to switch on first gives the same answer."
+    return advice

@@ -9,11 +9,12 @@ from botocore.exceptions import ClientError
 
 from workshop_lib.aws.clients import Clients
 from workshop_lib.aws.console import Console
-from workshop_lib.aws.plain import error_code, mask, plainly
+from workshop_lib.aws.plain import plainly
 from workshop_lib.aws.regions import find_region
 from workshop_lib.aws.stacks import Stack, check_ours, find_stack, place_of
 from workshop_lib.aws.template import MOST_DIRECT, Template
-from workshop_lib.errors import AwsError
+from workshop_lib.errors import AwsError, one_line
+from workshop_lib.services.explain import code_of
 
 T = TypeVar("T")
 _BROKEN = {"ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED"}
@@ -36,7 +37,7 @@ def step(console: Console, name: str, ask: Callable[[], tuple[T, str]]) -> T:
     except AwsError:
         console.say(f"✗ {name}")
         raise
-    console.say(f"✓ {name:<12} {mask(detail)}")
+    console.say(f"✓ {name:<12} {one_line(detail)}")
     return found
 
 
@@ -91,7 +92,7 @@ def check_services(console: Console, clients: Clients) -> None:
                     clients.dsql.list_clusters(maxResults=1)
                 except ClientError as error:
                     # Whoever refuses is there. What deploying takes may be allowed nevertheless.
-                    if not error_code(error).startswith("AccessDenied"):
+                    if not code_of(error).startswith("AccessDenied"):
                         raise
                     doubt = " (you may not list clusters)"
         except AwsError as error:
