@@ -95,12 +95,15 @@ class Watch:
             AwsError: CloudFormation does not answer.
 
         """
+        begun = not of
         try:
-            events = list(self._events())
+            for event in self._events():
+                if begun:
+                    self._seen = {event["EventId"]}  # older ones are not looked at any more
+                    return
+                begun = _of_stack(event) and event.get("ResourceStatus") in of
         except (ClientError, BotoCoreError) as error:
             raise explain(error, "read the stack's events") from None
-        starts = (i for i, e in enumerate(events) if _of_stack(e) and e.get("ResourceStatus") in of)
-        self._seen = {event["EventId"] for event in events[next(starts, -1) + 1 :]}
 
     def news(self) -> list[str]:
         """The lines of what happened since the last time.
