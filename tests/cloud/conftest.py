@@ -16,15 +16,19 @@ from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2.models import ec2_backends
 
 from workshop_lib.aws.console import Console
+from workshop_lib.load.package import RUNNING
 from workshop_lib.settings import CHECKOUT
 
-sys.path.append(str(Path(__file__).parent / "standin"))
-from stand_in import HOST, NAMESPACE, STACK, StandIn
+sys.path += [str(Path(__file__).parent / "standin"), str(Path(__file__).parent.parent / "load")]
+from lambda_runtime import HERE as ARCHITECTURE
+from stand_in import HOST, NAMESPACE, StandIn
 
 # As a folder's module: moto files each class under the second part of its module's name.
 sys.path.append(str(Path(__file__).parent.parent))
 from cloud.moto_resources import IMAGE, ServerlessCache, teach
 
+PYTHON = min(RUNNING, "3.13")
+"""The newest that the template knows, if this one is newer."""
 TEMPLATES = CHECKOUT / "cloudformation"
 HERE = "us-east-1"
 THERE = "us-east-2"
@@ -165,20 +169,25 @@ def aws(shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand
     engine = dict(shared.endpoints.database.arguments)
     found = StandIn(tmp_path_factory.mktemp("aws with a space"), engine)
     try:
-        (prefixes,) = found.client("ec2").describe_managed_prefix_lists(
-            Filters=[{"Name": "prefix-list-name", "Values": ["com.amazonaws.us-east-1.s3"]}]
-        )["PrefixLists"]
-        stacks = found.client("cloudformation")
-        given = {"S3PrefixListId": prefixes["PrefixListId"], "Namespace": NAMESPACE}
-        stacks.create_stack(
-            StackName=STACK,
-            TemplateBody=(CHECKOUT / "cloudformation" / "workshop.yaml").read_text(),
-            Capabilities=["CAPABILITY_IAM"],
-            Parameters=[{"ParameterKey": k, "ParameterValue": v} for k, v in given.items()],
-        )
-        (stack,) = stacks.describe_stacks(StackName=STACK)["Stacks"]
-        found.start_services({one["OutputKey"]: one["OutputValue"] for one in stack["Outputs"]})
+        given = {"Namespace": NAMESPACE, "Architecture": ARCHITECTURE, "PythonVersion": PYTHON}
+        words = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
+        done = found.deploy("--no-function", *words)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        found.start_services()
         found.let("host", **HOST, statements=found.policy("NotebookPolicyArn"))
         yield found
     finally:
         found.close()
+
+
+@pytest.fixture(scope="session")
+def function(aws: StandIn) -> str:
+    """The name of the stack's function, which runs; empty where its package cannot be built."""
+    if PYTHON != RUNNING:
+        return ""
+    done = aws.deploy()
+    if "could not be had" in done.stderr:
+        return ""
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    aws.start_function()
+    return aws.outputs["LoadFunctionName"]

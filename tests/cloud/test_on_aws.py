@@ -14,7 +14,7 @@ ACCOUNT = "123456789012"
 
 
 @pytest.fixture(scope="module")
-def executed(aws, tmp_path_factory):
+def executed(aws, function, tmp_path_factory):
     """One quick run of all notebooks, two at a time, by someone with the notebooks' policy only."""
     folder = tmp_path_factory.mktemp("run on aws")
     before = account(aws)
@@ -85,6 +85,16 @@ def test_the_values_are_those_that_they_are_everywhere(results):
     assert figures["03_cache_a_record"]["hit_equals_miss"] is True
     checks = figures["00_check_the_deployment"]
     assert checks["checks"] == checks["checks_passed"] > 11  # AWS has more to be asked
+
+
+def test_the_stacks_function_did_the_work_of_the_load_tests(aws, function, results):
+    if not function:
+        pytest.skip("the wheels of the function's package cannot be had here")
+    queue = results["11_load_reads_and_writes"]["measurements"]
+    assert queue["messages_succeeded"]["value"] == queue["messages_planned"]["value"] > 0
+    assert sum(aws.mapping.batches) >= queue["messages_planned"]["value"]
+    assert aws.function.calls > len(aws.mapping.batches) > 0  # notebook 10 invoked it as well
+    assert {one.process.returncode for one in aws.function.environments} == {None}
 
 
 def test_neither_account_nor_key_nor_token_is_kept_anywhere(executed):

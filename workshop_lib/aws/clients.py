@@ -59,8 +59,10 @@ class Clients:
 
     @cached_property
     def s3(self) -> Any:
-        """S3."""
-        return self._make("s3")
+        """S3, by the Region's own name also in us-east-1."""
+        return self._make(
+            "s3", LIMITS.merge(Config(s3={"us_east_1_regional_endpoint": "regional"}))
+        )
 
     def has(self, service: str) -> bool:
         """Whether boto3 lists the service in this Region; it does not list every service."""

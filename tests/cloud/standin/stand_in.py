@@ -70,16 +70,23 @@ class StandIn:
         self.outputs: dict[str, str] = {}
         self._engine = engine
 
-    def start_services(self, outputs: dict[str, str]) -> None:
+    def deploy(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Make or change the stack as an administrator does, but for what a host would install."""
+        words = ("aws", "deploy", "--stack", STACK, "--yes", "--no-host-files", *options)
+        return self.run(*words, who="admin", WORKSHOP_STACK="")
+
+    def start_services(self) -> None:
         """Start what the stack has, under the names that it was given."""
-        self.outputs = outputs
-        names = [outputs["DSQLClusterEndpoint"], outputs["DSQLClusterPublicEndpoint"]]
+        self._read_outputs()
+        names = [self.outputs["DSQLClusterEndpoint"], self.outputs["DSQLClusterPublicEndpoint"]]
         self._start("dsql", self.authority.sign("dsql", *names), engine=self._engine)
-        self._start("elasticache", self.authority.sign("elasticache", outputs["ValkeyEndpoint"]))
+        cache = self.authority.sign("elasticache", self.outputs["ValkeyEndpoint"])
+        self._start("elasticache", cache)
         self._lead()
 
     def start_function(self) -> None:
         """Run the stack's function, and hand it the messages of the stack's queue."""
+        self._read_outputs()
         name = self.outputs["LoadFunctionName"]
         made = self.client("lambda").get_function(FunctionName=name)["Configuration"]
         self.let("function", **LAMBDA, statements=self.role(made["Role"].rsplit("/", 1)[1]))
@@ -248,6 +255,10 @@ class StandIn:
         """Have names lead elsewhere, until told None."""
         self._cut[pattern] = place
         self._lead()
+
+    def _read_outputs(self) -> None:
+        (stack,) = self.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
+        self.outputs = {one["OutputKey"]: one["OutputValue"] for one in stack["Outputs"]}
 
     def _cache(self) -> redis.Redis:
         """A client of the tests themselves, which have no other name service."""
