@@ -13,6 +13,8 @@ import ipaddress
 import json
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -28,6 +30,7 @@ except ModuleNotFoundError:
     sys.modules["openapi_spec_validator"].validate = None
     sys.modules["openapi_spec_validator.validation.exceptions"].OpenAPIValidationError = ValueError
 
+from moto import mock_aws
 from moto.awslambda.utils import get_backend as lambda_backend
 from moto.cloudformation import cloudformation_backends, parsing
 from moto.cloudformation.exceptions import UnformattedGetAttTemplateException
@@ -286,7 +289,7 @@ class Custom(Resource):
             answers.append((status, mark, reason))
 
         answering.send = answer
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, _in_this_account():
             patch.setitem(sys.modules, "cfnresponse", answering)
             handler = run_zip(function.code_bytes)["handler"]
             handler(
@@ -296,6 +299,17 @@ class Custom(Resource):
         if status != "SUCCESS":
             raise RuntimeError(reason)
         return mark
+
+
+@contextmanager
+def _in_this_account() -> Iterator[None]:
+    """Have clients of this process speak with moto here, also where moto is a server."""
+    emulation = mock_aws()
+    emulation.start(reset=False)
+    try:
+        yield
+    finally:
+        emulation.stop(remove_data=False)
 
 
 def run_zip(packed: bytes) -> dict[str, Any]:

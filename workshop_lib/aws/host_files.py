@@ -97,7 +97,9 @@ def download_wheels(folder: Path, architecture: str, python: str) -> None:
     platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in range(34, 16, -1)]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-         "--no-input", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}",
+         "--no-input", "--only-binary=:all:", "--implementation=cp",
+         # A late one, as the host has it: 3.11 alone means 3.11.0, for which not all can be had.
+         f"--python-version={python}.9",
          *platforms, f"--platform=manylinux2014_{machine}", f"--dest={folder}",
          f"--requirement={wanted}", f"--constraint={CHECKOUT / 'constraints.txt'}"],
         capture_output=True, text=True, check=False,

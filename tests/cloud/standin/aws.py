@@ -32,7 +32,13 @@ from workshop_lib.services import cloud_emulation
 CREDENTIAL = re.compile(r"AWS4-HMAC-SHA256 Credential=([^/, ]+)/\d{8}/([a-z0-9-]+)/([a-z0-9-]+)/")
 NOT_XML = ("sqs", "monitoring", "lambda", "logs", "dsql")
 """Services that speak JSON; of the others' errors, s3 has a form of its own."""
-S3_ACTIONS = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
+S3_ACTIONS = {
+    "GET": "GetObject",
+    "HEAD": "GetObject",
+    "PUT": "PutObject",
+    "POST": "PutObject",  # in parts
+    "DELETE": "DeleteObject",
+}
 SAY_DENIED = {"s3", "cloudformation", "sts"}
 OPERATIONS = {"monitoring": "cloudwatch"}
 """How policies call a service that signatures call something else."""
