@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 
@@ -17,8 +17,10 @@ from workshop_lib.database import Database
 from workshop_lib.errors import WorkshopError
 from workshop_lib.measure import Moment, moment
 from workshop_lib.rows import Params
-from workshop_lib.sandbox import Sandbox
 from workshop_lib.services import DatabaseEndpoint
+
+if TYPE_CHECKING:  # each process of a crowd would import pandas with it
+    from workshop_lib.sandbox import Sandbox
 
 READY_S = 60.0
 """How long all processes may take to start before the readers give up, seconds."""
