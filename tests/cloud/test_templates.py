@@ -169,8 +169,7 @@ def called():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cfn_lint_has_nothing_to_say(name):
-    linter = tool("cfn-lint") or pytest.skip("cfn-lint is not installed: pip install cfn-lint")
-    command = [linter, "--regions", "us-east-1", "us-east-2", "eu-west-1", "--"]
+    command = [tool("cfn-lint"), "--regions", "us-east-1", "us-east-2", "eu-west-1", "--"]
     done = subprocess.run(
         [*command, FOLDER / f"{name}.yaml"], capture_output=True, text=True, check=False
     )
@@ -178,9 +177,10 @@ def test_cfn_lint_has_nothing_to_say(name):
 
 
 def test_checkov_finds_nothing_that_is_not_explained():
-    linter = tool("checkov") or pytest.skip(
-        "checkov is not on the PATH; it wants an environment of its own: pip install checkov"
-    )
+    own = CHECKOUT / "build" / "checkov" / "bin" / "checkov"
+    linter = str(own) if own.exists() else tool("checkov")
+    if linter is None:
+        pytest.skip("checkov wants an environment of its own: `make templates` makes it")
     done = subprocess.run(
         [linter, "--directory", FOLDER, "--framework", "cloudformation", "--skip-download",
          "--output", "json"],
