@@ -4,12 +4,12 @@ import gzip
 import io
 import subprocess
 import tarfile
-from types import SimpleNamespace
+import zipfile
 
 import pytest
 from botocore.exceptions import ClientError
 
-from workshop_lib.aws import host_files
+from workshop_lib.aws import host_files, wheels
 from workshop_lib.aws.change_sets import Change, ChangeSet, change_lines, prepare
 from workshop_lib.aws.plain import ADVICE, advise
 from workshop_lib.aws.pricing import per_hour, price_lines
@@ -262,24 +262,67 @@ def test_with_git_it_is_what_was_committed(checkout):
     assert host_files.uncommitted(checkout)
 
 
-def test_pip_is_asked_for_the_host_s_python_and_processor(tmp_path, monkeypatch):
-    asked = []
-
-    def run(command, **_):
-        asked.append(command)
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(host_files.subprocess, "run", run)
-    host_files.download_wheels(tmp_path / "wheels", "arm64", "3.12")
-    (command,) = asked
-    assert "--python-version=3.12" in command
-    assert "--platform=manylinux2014_aarch64" in command
-    wanted = (tmp_path / "requirements.txt").read_text().splitlines()
-    assert {"jupyterlab", "boto3", "setuptools>=77"} <= set(wanted)
-
-
-def test_a_wheel_that_cannot_be_had_is_said_in_words(tmp_path, monkeypatch):
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A workshop that needs little, an index of wheels, and what is fetched from it."""
+    (tmp_path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["builder"]\n'
+        '[project]\ndependencies = ["first[more]", "other ; sys_platform == \'win32\'"]\n'
+    )
+    (tmp_path / "constraints.txt").write_text(
+        "# pins\nbuilder==1\nfirst==1\nsecond==1 ; python_full_version < '3.12'\n"
+        "second==2 ; python_full_version >= '3.12'\nthird==1\nfourth==1\nunused==1\n"
+    )
+    index = tmp_path / "index"
+    index.mkdir()
+    make_wheel(index, "builder")
+    make_wheel(index, "first", ["second", "third ; extra == 'more'", "unused ; extra == 'x'"])
+    make_wheel(index, "second", version="1")
+    # Asked for again, now with more.
+    make_wheel(index, "second", ["first", "fourth ; python_version >= '3.12'"], version="2")
+    make_wheel(index, "third", ["unused ; platform_machine == 'riscv64'"], tag="cp312-aarch64")
+    make_wheel(index, "fourth", ["first[more]"])
+    make_wheel(index, "unused")
+    monkeypatch.setattr(wheels, "CHECKOUT", tmp_path)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(AwsError, match=r"wheels for Python 3\.12 on Linux, arm64, could not be ha"):
-        host_files.download_wheels(tmp_path / "wheels", "arm64", "3.12")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    return folder
+
+
+def make_wheel(folder, name, needs=(), *, version="1", tag=""):
+    full = "cp312-cp312-manylinux_2_28_aarch64" if tag else "py3-none-any"
+    notes = f"{name}-{version}.dist-info"
+    told = "".join(f"Requires-Dist: {one}\n" for one in needs)
+    with zipfile.ZipFile(folder / f"{name}-{version}-{full}.whl", "w") as archive:
+        archive.writestr(
+            f"{notes}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{told}"
+        )
+        archive.writestr(
+            f"{notes}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {full}\n"
+        )
+        archive.writestr(f"{notes}/RECORD", "")
+
+
+def test_what_a_host_needs_is_decided_by_its_python_and_not_by_the_one_that_runs_here(elsewhere):
+    wheels.download_wheels(elsewhere, "arm64", "3.12")
+    assert sorted(path.name for path in elsewhere.iterdir()) == [
+        "builder-1-py3-none-any.whl",
+        "first-1-py3-none-any.whl",
+        "fourth-1-py3-none-any.whl",
+        "second-2-py3-none-any.whl",
+        "third-1-cp312-cp312-manylinux_2_28_aarch64.whl",
+    ]
+
+
+def test_a_wheel_that_cannot_be_had_is_said_in_words(elsewhere):
+    with pytest.raises(AwsError, match=r"wheels for Python 3\.12 on Linux, x86_64, could not be "):
+        wheels.download_wheels(elsewhere, "x86_64", "3.12")
+
+
+def test_what_has_no_pin_is_not_fetched_in_any_version(elsewhere):
+    text = (elsewhere.parent / "constraints.txt").read_text().replace("fourth==1\n", "")
+    (elsewhere.parent / "constraints.txt").write_text(text)
+    with pytest.raises(AwsError, match=r"constraints\.txt has no version of fourth"):
+        wheels.download_wheels(elsewhere, "arm64", "3.12")

@@ -601,7 +601,7 @@ def test_another_witness_or_peer_is_refused(account):
 def linked(account, monkeypatch, *given, region=HERE):
     """The workshop in both Regions."""
     monkeypatch.setattr(deploying, "build_package", account.builder)
-    monkeypatch.setattr(host_files, "download_wheels", account.wheels)
+    monkeypatch.setattr(deploying, "download_wheels", account.wheels)
     wish = Wish(given=("NotebookHost=no", *given), region=region, yes=True, function=False)
     return deploy_linked(wish, account.talk.console)
 

@@ -24,6 +24,7 @@ from workshop_lib.aws.prerequisites import (
 from workshop_lib.aws.pricing import per_hour, price_lines
 from workshop_lib.aws.stacks import Stack, check_name, find_stack, place_of
 from workshop_lib.aws.template import Template, parse_given, read_template
+from workshop_lib.aws.wheels import download_wheels
 from workshop_lib.errors import AwsError, WorkshopError
 from workshop_lib.load.package import Package, build_package
 
@@ -91,7 +92,7 @@ def deploy(
     console: Console,
     *,
     build: Build = build_package,
-    download: host_files.Download = host_files.download_wheels,
+    download: host_files.Download = download_wheels,
 ) -> bool:
     """Check, show, ask, and make or change the stack; doing it again changes nothing.
 
@@ -128,7 +129,7 @@ def deploy_in(region: str, wish: Wish, console: Console, **given: str) -> bool:
     template = read_template("workshop")
     parameters = {**parse_given(wish.given, template), **given}
     site = _Site(wish, enter(console, region), template, parameters, None, None)
-    return _deploy_here(site, console, build_package, host_files.download_wheels)
+    return _deploy_here(site, console, build_package, download_wheels)
 
 
 def _deploy_here(

@@ -6,10 +6,8 @@ import gzip
 import hashlib
 import io
 import subprocess
-import sys
 import tarfile
 import tempfile
-import tomllib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +15,8 @@ from typing import Any
 
 from workshop_lib.aws.code import SETUP
 from workshop_lib.aws.plain import plainly
+from workshop_lib.aws.wheels import download_wheels, requirements
 from workshop_lib.errors import AwsError
-from workshop_lib.load.package import MACHINES
 from workshop_lib.settings import CHECKOUT
 
 ARCHIVE = f"{SETUP}workshop.tar.gz"
@@ -79,41 +77,6 @@ def put_workshop(s3: Any, bucket: str, packed: bytes) -> bool:
         return True
 
 
-def download_wheels(folder: Path, architecture: str, python: str) -> None:
-    """Have pip fetch the wheels of the workshop for the host.
-
-    Args:
-        folder: where they go.
-        architecture: of the host, "arm64" or "x86_64".
-        python: of the host, such as "3.12".
-
-    Raises:
-        AwsError: one could not be had.
-
-    """
-    machine = MACHINES[architecture]
-    wanted = folder.with_name("requirements.txt")
-    wanted.write_text("\n".join(_requirements()), encoding="utf-8")
-    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in range(34, 16, -1)]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-         "--no-input", "--only-binary=:all:", "--implementation=cp",
-         # A late one, as the host has it: 3.11 alone means 3.11.0, for which not all can be had.
-         f"--python-version={python}.9",
-         *platforms, f"--platform=manylinux2014_{machine}", f"--dest={folder}",
-         f"--requirement={wanted}", f"--constraint={CHECKOUT / 'constraints.txt'}"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        lines = done.stderr.splitlines() or ["nothing"]
-        said = next((s for s in reversed(lines) if s.startswith("ERROR: ")), lines[-1])
-        raise AwsError(
-            f"The wheels for Python {python} on Linux, {architecture}, could not be had. pip says: "
-            f"{said.removeprefix('ERROR: ').rstrip('.')}. Is the package index that pip is "
-            f"configured for reachable, and has it got wheels for {architecture}?"
-        )
-
-
 def put_wheels(
     s3: Any, bucket: str, architecture: str, python: str, download: Download = download_wheels
 ) -> int:
@@ -128,7 +91,7 @@ def put_wheels(
         AwsError: a wheel could not be had, or S3 does not answer or refuses.
 
     """
-    recipe = "\n".join([architecture, python, *_requirements(), _pins()])
+    recipe = "\n".join([architecture, python, *requirements(), _pins()])
     mark = hashlib.sha256(recipe.encode()).hexdigest().encode()
     with plainly(f"look for wheels in the bucket {bucket}"):
         made_from = _etags(s3, bucket, MADE_FROM).get(MADE_FROM)
@@ -163,12 +126,6 @@ def _git(folder: Path, *words: str) -> bytes:
         return subprocess.run(command, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return b""
-
-
-def _requirements() -> list[str]:
-    """What the workshop needs, and what pip needs to install it from its folder."""
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
-    return [*project["project"]["dependencies"], *project["build-system"]["requires"]]
 
 
 def _pins() -> str:
