@@ -75,7 +75,7 @@ def _environment(machine: str, python: str) -> dict[str, str]:
         "platform_release": "",
         "platform_system": "Linux",
         "platform_version": "",
-        # No marker in use tells patch releases apart but for the first few.
+        # A late one, as the host has it: 3.11 alone would be 3.11.0, for which not all can be had.
         "python_full_version": f"{python}.9",
         "python_version": python,
         "sys_platform": "linux",
@@ -142,8 +142,8 @@ def _fetch(pins: list[str], folder: Path, there: Mapping[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
          "--no-input", "--no-deps", "--only-binary=:all:", "--implementation=cp",
-         f"--python-version={python}", *platforms, f"--platform=manylinux2014_{machine}",
-         f"--dest={folder}", *pins],
+         f"--python-version={there['python_full_version']}", *platforms,
+         f"--platform=manylinux2014_{machine}", f"--dest={folder}", *pins],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
