@@ -124,7 +124,7 @@ def read_template(name: Kind) -> Template:
     path = FOLDER / f"{name}.yaml"
     try:
         body = path.read_text(encoding="utf-8")
-        found = yaml.load(body, _Loader)  # noqa: S506 -- a SafeLoader
+        found = _Loader(body).get_single_data()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise AwsError(f"The template {near(path)} cannot be read: {error}.") from None
     size = len(body.encode())
