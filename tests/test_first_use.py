@@ -120,6 +120,20 @@ def test_a_malformed_value_is_refused_with_its_reason_and_nothing_is_written(
     assert not file.exists()
 
 
+def test_a_region_that_there_is_not_is_refused_with_what_may_be_meant(file):
+    done = setup(*["us-esat-1" if word == VALUES["aws_region"] else word for word in GIVEN])
+    assert done.exit_code == 1
+    assert "Did you mean" in done.output
+    assert "us-east-1" in done.output
+    assert not file.exists()
+
+
+def test_a_stack_without_a_region_is_refused_where_nobody_can_be_asked(file):
+    done = setup("--stack", "mine")
+    assert done.exit_code == 1
+    assert "--region" in done.output
+
+
 def test_without_a_person_missing_values_are_listed_and_nobody_is_asked(file):
     done = setup("--region", "us-east-1", "--bucket", "b-1")
     assert done.exit_code == 1

@@ -345,16 +345,21 @@ def clean(run: str | None) -> None:
 
 
 @load.command("package")
-@click.option("--architecture", type=click.Choice(["x86_64", "arm64"]), default="x86_64",
+@click.option("--architecture", type=click.Choice(["arm64", "x86_64"]), default="arm64",
               show_default=True, help="of the function")  # fmt: skip
+@click.option("--python", default="3.12", show_default=True, help="of the function's runtime")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
               help="the zip  [default: build/load-worker-<architecture>.zip]")  # fmt: skip
-def package(architecture: Any, out: Path | None) -> None:
-    """Build the load worker as an AWS Lambda package."""
+def package(architecture: Any, python: str, out: Path | None) -> None:
+    """Build the load worker as an AWS Lambda package, for the template's runtime if none is named.
+
+    `workshop aws deploy` does this by itself.
+    """
     from workshop_lib.load.package import HANDLER, build_package
 
     path = out or CHECKOUT / "build" / f"load-worker-{architecture}.zip"
-    click.echo(f"{build_package(path, architecture=architecture)}\nHandler: {HANDLER}")
+    built = build_package(path, architecture=architecture, python=python)
+    click.echo(f"{built}\nHandler: {HANDLER}")
 
 
 @main.command(context_settings={"ignore_unknown_options": True})

@@ -14,7 +14,8 @@ import tomlkit
 from pydantic import SecretStr
 from tomlkit.exceptions import TOMLKitError
 
-from workshop_lib.errors import SettingsError, one_line
+from workshop_lib.aws.regions import check_region
+from workshop_lib.errors import AwsError, SettingsError, one_line
 from workshop_lib.settings import config_file, near, validate
 
 Ask = Callable[[str, str], str]
@@ -154,6 +155,7 @@ def plan_aws(given: Mapping[str, str], ask: Ask | None, say: Say) -> Plan:
         if not by_hand:
             found.ask(STACK, unless=given)
     if STACK.setting in given or (STACK.setting in found.values and not by_hand):
+        found.require(REGION)
         # What the file says wins over a stack: what is left from before would.
         services = {question.setting for question in SERVICES}
         after = {n: v for n, v in found.values.items() if n not in services or n in given}
@@ -183,6 +185,11 @@ class _Answers:
         # With the Region alone: what the file says of the others may be about to change.
         beside = {n: v for n, v in self.values.items() if n == REGION.setting}
         settings = validate({**beside, name: tidy}, {name: question.option})
+        if name == REGION.setting:
+            try:
+                check_region(tidy, question.option)
+            except AwsError as error:
+                raise SettingsError(str(error)) from None
         self.values[name] = _plain(getattr(settings, name))
         if self.values[name] != text:
             self._say(f"{name.upper()} is taken as {one_line(self.values[name])!r}.")
@@ -212,8 +219,8 @@ class _Answers:
         if missing:
             raise SettingsError(
                 f"Not given, and nobody is here to be asked: {', '.join(missing)}. Give them, or "
-                "--stack with the name of the workshop's stack, or --local for this machine's own "
-                "engines."
+                "--stack with the name of the workshop's stack and --region, or --local for this "
+                "machine's own engines."
             )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from workshop_lib.errors import SettingsError
 from workshop_lib.services.endpoints import Endpoint
@@ -70,7 +71,7 @@ def _describe(name: str, region: str) -> Any:
                 "WORKSHOP_STACK the workshop runs on this machine."
             ) from None
         raise _unreadable(name, region, error) from None
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError) as error:
         raise _unreadable(name, region, error) from None
     return stack
 

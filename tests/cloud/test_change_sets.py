@@ -211,6 +211,7 @@ def test_two_regions_cost_nothing_an_hour():
         ("The requested configuration is currently not supported in us-east-1e", "another Region"),
         ("Cannot delete cluster: deletion protection is enabled", "DeletionProtection=false"),
         ("resource sg-1 has a dependent object", "up to 40 minutes"),
+        ("Cannot delete a policy attached to entities. (DeleteConflict)", "list-entities-for-pol"),
     ],
 )
 def test_common_reasons_come_with_advice(reason, helps):
@@ -219,7 +220,7 @@ def test_common_reasons_come_with_advice(reason, helps):
 
 def test_a_reason_that_nobody_knows_comes_without():
     assert advise("Internal Failure") == ""
-    assert len(ADVICE) == 8
+    assert len(ADVICE) == 9
 
 
 # --- what the host fetches ---

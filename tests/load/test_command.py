@@ -331,16 +331,17 @@ def test_the_help_says_what_can_be_asked_for(what, says):
 def test_the_package_is_built_by_one_command(tmp_path, monkeypatch):
     asked = []
 
-    def build(path, *, architecture):
-        asked.append((path, architecture))
+    def build(path, *, architecture, python):
+        asked.append((path, architecture, python))
         return "a package"
 
     monkeypatch.setattr("workshop_lib.load.package.build_package", build)
     out = tmp_path / "worker.zip"
-    words = ["load", "package", "--architecture", "arm64", "--out", str(out)]
+    words = ["load", "package", "--architecture", "x86_64", "--python", "3.13", "--out", str(out)]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0
-    assert asked == [(out, "arm64")]
+    CliRunner().invoke(main, ["load", "package", "--out", str(out)])
+    assert asked == [(out, "x86_64", "3.13"), (out, "arm64", "3.12")]  # as the template has it
     assert "workshop_lib.load.worker.handler" in done.output
 
 

@@ -12,6 +12,7 @@ from botocore.exceptions import (
     ConnectionError as NoConnectionError,
     HTTPClientError,
 )
+from botocore.parsers import ResponseParserError
 
 from workshop_lib.errors import AwsError, one_line
 from workshop_lib.services import explain as meaning
@@ -73,6 +74,14 @@ ADVICE = (
         ),
     ),
     (
+        ("deleteconflict", "policy attached to", "must be detached"),
+        (
+            "A role or user still has the notebooks' policy: `aws iam list-entities-for-policy "
+            "--policy-arn ARN` shows whose (the output NotebookPolicyArn). Detach it, then try "
+            "again."
+        ),
+    ),
+    (
         ("deletion protection",),
         "The database is protected: deploy with -p DeletionProtection=false first.",
     ),
@@ -81,7 +90,8 @@ ADVICE = (
          "has a dependent object"),
         (
             "Lambda gives its network interfaces back up to 40 minutes after the function has "
-            "gone. Wait, then try again."
+            "gone: wait, then try again. A CloudShell environment in the network holds one as "
+            "well: delete that."
         ),
     ),
 )  # fmt: skip
@@ -114,7 +124,7 @@ def plainly(doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ClientError, BotoCoreError, Boto3Error) as error:
+    except (ClientError, BotoCoreError, Boto3Error, ResponseParserError) as error:
         raise explain(error, doing) from None
 
 

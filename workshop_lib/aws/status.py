@@ -69,6 +69,7 @@ def read_status(name: str, region: str | None) -> tuple[Status, Stack, Template]
     """
     check_name(name)
     clients = Clients(find_region(region).region)
+    clients.who()  # a quick question, which finds out whether there is a way to AWS at all
     stack = find_stack(clients.stacks, name)
     if stack is None:
         raise AwsError(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 
 from workshop_lib.errors import one_line
 from workshop_lib.services.endpoints import CacheEndpoint, DatabaseEndpoint, Endpoint, StoreEndpoint
@@ -95,6 +96,7 @@ CODES = {
     "SSLCertVerificationError": "certificate",
     "SSLEOFError": "hung up",
     "ProxyConnectionError": "proxy",
+    "ResponseParserError": "not AWS",
     "AuthenticationError": "sign-in refused",
 }
 """The cause behind an AWS error code, or behind an exception of this name."""
@@ -196,6 +198,9 @@ ADVICE = {
         "There is nothing of that name. Correct it, or create it: in this account, in AWS_REGION.",
     "busy":
         "The service takes no more at the moment. Wait a minute and try again.",
+    "not AWS":
+        "What answered is not AWS: a proxy, or the sign-in page of this network, stands between. "
+        "Open a web page, sign in to the network, and try again.",
     "proxy":
         "The proxy does not answer. Correct or unset HTTPS_PROXY; inside a VPC none is needed.",
     "certificate":
@@ -344,6 +349,8 @@ def bucket_region(error: BaseException) -> str:
 def sentence(error: BaseException) -> str:
     """What an error itself says, as a sentence without account numbers and keys."""
     text = one_line(error)
+    if isinstance(error, ResponseParserError):  # its own text holds the whole answer
+        text = "The answer has not the form of one of AWS"
     if isinstance(error, ClientError):
         told = one_line(error.response.get("Error", {}).get("Message", ""))
         text = f"{error.operation_name} was answered {code_of(error)}: {told}"
