@@ -36,8 +36,6 @@ def lab(tmp_path, runtime) -> Iterator[tuple[subprocess.Popen[str], dict[str, st
         "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
     }
     words = ["lab", "--no-browser", "--ServerApp.port=0", "--ServerApp.open_browser=False"]
-    # A shell switches interrupts off for what it starts in the background; here they are wanted.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "workshop_lib", *words],
         env=environment,
@@ -52,7 +50,6 @@ def lab(tmp_path, runtime) -> Iterator[tuple[subprocess.Popen[str], dict[str, st
         assert wait_until(lambda: file.read_text().rstrip().endswith("}"), 5)
         yield process, json.loads(file.read_text())
     finally:
-        signal.signal(signal.SIGINT, before)
         process.send_signal(signal.SIGINT)
         try:
             process.wait(30)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,17 +10,6 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # the stand-in is no part of the package
 from lambda_runtime import allow_writing, build, copy_runtime, unpack
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Interrupts arrive, here and in what is begun here.
-
-    A shell switches them off for what it starts in the background.
-    """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module", autouse=True)
