@@ -19,10 +19,11 @@ MAKEFILE = (CHECKOUT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
 PYTHONS = re.findall(r"python(3\.\d+)", MAKEFILE.split("PYTHON ?=")[1].splitlines()[0])
 PAGES = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").glob("*.md")])
-MINUTES = {
-    path.stem: json.loads(path.read_text())["metadata"]["workshop"]["minutes"]
+FACTS = {
+    path.stem: json.loads(path.read_text())["metadata"]["workshop"]
     for path in (CHECKOUT / "notebooks").glob("*.ipynb")
 }
+MINUTES = {name: facts["minutes"] for name, facts in FACTS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,15 @@ def test_an_instructors_schedules_add_up():
         assert sum(chosen) == int(minutes)
         assert int(minutes) + int(left) == {"two": 120, "three": 180, "four": 240}[hours]
         assert int(left) >= 20
-    assert f"{sum(MINUTES.values())} minutes" in text
+    optional = sum(facts["optional_minutes"] for facts in FACTS.values())
+    assert f"{sum(MINUTES.values())} minutes, and {optional} more" in text
+
+
+def test_the_front_page_names_the_minutes_of_each_notebook():
+    page = (CHECKOUT / "README.md").read_text()
+    for name, facts in FACTS.items():
+        more = f" (+ {facts['optional_minutes']})" if facts["optional_minutes"] else ""
+        assert f"(notebooks/{name}.ipynb) | {facts['minutes']} min{more} |" in page
 
 
 def test_pictures_for_the_projector_are_in_the_notebooks():

@@ -14,7 +14,7 @@ from workshop_lib.errors import ServiceUnreachableError, one_line
 from workshop_lib.services import StoreEndpoint
 from workshop_lib.services.explain import code_of, explain, sentence
 
-NOT_MODIFIED, NOT_FOUND, NO_SUCH_RANGE = 304, 404, 416
+NOT_MODIFIED, NO_SUCH_RANGE = 304, 416
 
 
 @dataclass(frozen=True, slots=True)

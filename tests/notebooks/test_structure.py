@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from tests.notebooks.sections import names_bound, names_used, sections
 from workshop_lib.dataset.schema import MADE_IN_NOTEBOOKS, TABLES
 from workshop_lib.runner import NOTEBOOKS, find_notebooks
 
@@ -65,8 +67,9 @@ def test_it_opens_with_title_reason_time_level_and_needs(notebook):
     title, reason, facts = [part for part in first.source.split("\n\n") if part][:3]
     assert re.fullmatch(r"# \d\d · [A-Z].+", title)
     assert len(reason) > 40
-    minutes = notebook.metadata.workshop.minutes
-    assert re.match(rf"\*\*{minutes} minutes · level: \w+ · needs: ", facts)
+    told = notebook.metadata.workshop
+    more = f", optional parts {told.optional_minutes} more" if told.optional_minutes else ""
+    assert re.match(rf"\*\*{told.minutes} minutes{more} · level: \w+ · needs: ", facts)
 
 
 def test_it_says_what_you_will_do_what_happened_and_what_matters_in_production(notebook):
@@ -86,6 +89,24 @@ def test_one_cell_holds_the_parameters_as_literals_with_unit_and_range(notebook)
     assert all(re.search(r"=.+  # .{10,}", line) for line in lines(tagged[0]))
     quick = notebook.metadata.workshop.get("quick", {})
     assert set(quick) <= {s.targets[0].id for s in ast.parse(tagged[0].source).body}
+
+
+def test_what_is_optional_can_be_left_out(notebook):
+    taken = list(sections(notebook))
+    for left_out in (section for section in taken if section.optional):
+        rest = [s for s in taken if s is not left_out]
+        missing = {}
+        for place, section in enumerate(rest):
+            there = set().union(*(names_bound(s.code) for s in rest[: place + 1]))
+            missing[section.heading] = names_used(section.code) - there - set(dir(builtins))
+        assert not any(missing.values()), left_out.heading
+
+
+def test_a_folded_cell_only_records(notebook):
+    for section in sections(notebook):
+        folded = [code for code in section.code if code not in section.shown]
+        assert all("ws.record" in code for code in folded)
+        assert not any("plots." in code or "database." in code for code in folded)
 
 
 def test_it_opens_the_workshop_once_under_its_own_name(notebook, path):

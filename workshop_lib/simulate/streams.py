@@ -54,7 +54,10 @@ def zipf_stream(requests: int, keys: int, exponent: float = 1.0, seed: int = 0) 
 def scan_stream(
     requests: int, keys: int, exponent: float = 1.0, *, share: float = 0.2, seed: int = 0
 ) -> list[int]:
-    """A Zipf stream with a scan mixed in: a report that reads key 0, 1, 2, … and starts again.
+    """A Zipf stream with a scan mixed in: a report that reads one key after another.
+
+    It begins with the key that is asked for least, as a report on old records would, and starts
+    again when it has read all.
 
     Args:
         requests: how many, the scan's included.
@@ -70,14 +73,14 @@ def scan_stream(
         ValueError: as for `zipf_stream`, or a share outside 0 to 1.
 
     >>> scan_stream(7, keys=5, share=1.0)
-    [0, 1, 2, 3, 4, 0, 1]
+    [4, 3, 2, 1, 0, 4, 3]
     """
     if not 0 <= share <= 1:
         raise ValueError(f"the scan's share lies between 0 and 1; {share} does not")
     rng = np.random.default_rng(seed)
     stream = _zipf(requests, keys, exponent, rng)
     scanned = rng.random(requests) < share
-    stream[scanned] = np.arange(np.count_nonzero(scanned)) % keys
+    stream[scanned] = keys - 1 - np.arange(np.count_nonzero(scanned)) % keys
     mixed: list[int] = stream.tolist()
     return mixed
 
