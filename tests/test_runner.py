@@ -328,6 +328,7 @@ def test_the_quick_values_hold_where_the_caller_gave_none(done):
 def test_the_results_say_how_each_notebook_went(done):
     passed, failed = done.data("00_passes"), done.data("01_fails")
     assert (passed["ok"], passed["error"], passed["size"]) == (True, None, "quick")
+    assert passed["workers"] == failed["workers"] == 2
     assert passed["services"]["cache"]["version"].startswith("Valkey ")
     assert (failed["ok"], failed["error"]["cell"]) == (False, 3)
     assert failed["measurements"] == {}

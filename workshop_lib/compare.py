@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from workshop_lib.errors import ResultError
-from workshop_lib.results import Value, described, read_result, shown
+from workshop_lib.results import Value, described, ratio, read_result, shown
 from workshop_lib.settings import CHECKOUT
 
 RESULTS = CHECKOUT / "results"
@@ -197,19 +197,10 @@ def _figures(notebook: str, one: dict[str, Any], other: dict[str, Any]) -> Itera
 
 
 def _pair(notebook: str, name: str, one: dict[str, Any], other: dict[str, Any]) -> Pair:
-    first, second, unit = one["value"], other["value"], one["unit"]
-    if not (_is_number(first) and _is_number(second)) or not first:
-        return Pair(notebook, name, unit, first, second)
-    low = high = None
-    ends = (one["low"], one["high"], other["low"], other["high"])
-    if all(_is_number(end) and end > 0 for end in ends):
-        # The ends of both intervals against each other: wider than need be, never narrower.
-        low, high = other["low"] / one["high"], other["high"] / one["low"]
-    return Pair(notebook, name, unit, first, second, second / first, low, high)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    both, found = (one["value"], other["value"]), ratio(other, one)
+    if found is None:
+        return Pair(notebook, name, one["unit"], *both)
+    return Pair(notebook, name, one["unit"], *both, found["value"], found["low"], found["high"])
 
 
 def _notes(first: Mapping[str, dict[str, Any]], second: Mapping[str, dict[str, Any]]) -> list[str]:

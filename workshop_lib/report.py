@@ -1,27 +1,35 @@
-"""The page of a run: what was run, on what, the figures and the pictures, in one HTML file."""
+"""The page of a run: what it found, on what, beside what others published, in one HTML file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from workshop_lib.findings import Finding, between, find, main_figures, statements
 from workshop_lib.load.interrupts import out_of_hearing
-from workshop_lib.measure import readable
 from workshop_lib.notebook_format import nbformat
 from workshop_lib.orphans import end_with
-from workshop_lib.results import described, read_result, shown
+from workshop_lib.published import Beside, beside_published, published_figures
+from workshop_lib.results import described, read_result, said
 
 TEMPLATES = Path(__file__).parent / "templates"
-DETAILS = ("_p95", "_p99", "_mean", "_min", "_max")
-"""Endings of figures that go below the fold: the p50 beside them tells the story."""
+DETAILS = {
+    "_p50": "median", "_p95": "p95", "_p99": "p99",
+    "_mean": "mean", "_min": "smallest", "_max": "largest",
+}  # fmt: skip
+"""What the endings of recorded names mean."""
+ENOUGH = 3
+"""With fewer statements for the first screen, it shows all that the run allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +52,41 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What the page says about one notebook."""
+    """What the page says about one notebook.
+
+    Attributes:
+        name: of its files, without ending.
+        result: as its file holds it.
+        findings: sentences about it.
+        figures, pictures: what matters most; at most one picture.
+        more_figures, more_pictures: what lies below the fold.
+        page: its executed page; empty if there is none.
+        distances: those that were emulated.
+
+    """
 
     name: str
     result: dict[str, Any]
+    findings: list[Finding]
     figures: list[Figure]
-    details: list[Figure]
     pictures: list[Picture]
+    more_figures: list[Figure]
+    more_pictures: list[Picture]
     page: str
     distances: str
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """The figures of one published document beside those of the run."""
+
+    source: str
+    rows: list[Beside]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why they differ, at length, each once."""
+        return list(dict.fromkeys(long for row in self.rows for _, long in row.reasons if long))
 
 
 @contextmanager
@@ -83,42 +117,96 @@ def write_report(folder: Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    first: dict[str, Any] = next((s.result for s in sections if s.result.get("services")), {})
+    results = {section.name: section.result for section in sections}
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     text = environment.get_template("report.html").render(
         sections=sections,
-        passed=sum(bool(s.result["ok"]) for s in sections),
-        seconds=sum(s.result["seconds"] for s in sections),
-        size=sections[0].result["size"] if sections else "",
-        first=first,
-        services={kind: s for one in sections for kind, s in one.result["services"].items()},
-        readable=readable,
+        results=results.values(),
+        summary=_summary(results),
+        studies=_studies(results),
+        services=_services(results.values()),
+        interval=between,
+        value=lambda figure: said(figure["value"], figure["unit"]),
+        style=style,
+        style_hash=b64encode(sha256(style.encode()).digest()).decode(),
     )
     page = folder / "index.html"
     page.write_text(text, encoding="utf-8")
     return page
 
 
+def _summary(results: Mapping[str, dict[str, Any]]) -> list[Finding]:
+    """What the first screen says, and what it cannot say and why."""
+    found = [(one, find(one, results.get(one.notebook))) for one in statements()]
+    first = [finding for one, finding in found if one.first_screen]
+    if sum(not finding.missing for finding in first) < ENOUGH:
+        first += [finding for one, finding in found if not (one.first_screen or finding.missing)]
+    return first
+
+
+def _studies(results: Mapping[str, dict[str, Any]]) -> list[Study]:
+    """What of the run has a published figure beside it, by document."""
+    studies: dict[str, list[Beside]] = {}
+    for row in beside_published(results):
+        studies.setdefault(row.study, []).append(row)
+    return [
+        Study(published_figures(study)[0].source, rows)
+        for study, rows in studies.items()
+        if any(row.figure for row in rows)
+    ]
+
+
+def _services(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Each service once, with what it was called: a folder may hold several runs."""
+    found = {
+        (kind, service["label"], service["version"]): service
+        for result in results
+        for kind, service in result["services"].items()
+    }
+    return [(kind, service) for (kind, *_), service in found.items()]
+
+
 def _section(file: Path) -> Section:
     result, executed = read_result(file), file.with_suffix(".ipynb")
-    figures = [(name, _figure(name, m)) for name, m in result["measurements"].items()]
+    main = main_figures().get(file.stem)
+    measured = result["measurements"]
+    pictures = _pictures(executed) if executed.exists() else []
+    if main is None:  # a notebook of one's own: medians, and its first picture
+        names = {n: _in_words(n) for n in measured if not n.endswith(tuple(DETAILS)[1:])}
+        telling = pictures[:1]
+    else:
+        names = {name: words for name, words in main.figures.items() if name in measured}
+        telling = [one for one in pictures if main.picture in one.alt][:1] or pictures[:1]
+    more = {name: _in_words(name) for name in measured if name not in names}
     return Section(
         name=file.stem,
         result=result,
-        figures=[figure for name, figure in figures if not name.endswith(DETAILS)],
-        details=[figure for name, figure in figures if name.endswith(DETAILS)],
-        pictures=_pictures(executed) if executed.exists() else [],
+        findings=[find(one, result) for one in statements() if one.notebook == file.stem],
+        figures=[_figure(words, measured[name]) for name, words in names.items()],
+        pictures=telling,
+        more_figures=[_figure(words, measured[name]) for name, words in more.items()],
+        more_pictures=[one for one in pictures if one not in telling],
         page=_exported(executed).name if executed.exists() else "",
         distances="; ".join(described(one) for one in result.get("distances", ())),
     )
 
 
-def _figure(name: str, measured: dict[str, Any]) -> Figure:
-    value, unit = measured["value"], measured["unit"]
-    interval = ""
-    if measured["low"] is not None:
-        interval = f"{shown(measured['low'])} – {shown(measured['high'])} {unit}".strip()
-    text = f"{shown(value)} {unit}".strip()
-    return Figure(name.replace("_", " "), text, interval, f"{measured['n']:,}")
+def _in_words(name: str) -> str:
+    """A recorded name as a person reads it.
+
+    >>> _in_words("report_cache_p50"), _in_words("rows_left")
+    ('report cache, median', 'rows left')
+    """
+    for ending, words in DETAILS.items():
+        if name.endswith(ending):
+            return f"{name.removesuffix(ending).replace('_', ' ')}, {words}"
+    return name.replace("_", " ")
+
+
+def _figure(words: str, measured: dict[str, Any]) -> Figure:
+    interval = "" if measured["low"] is None else between(measured)
+    value = said(measured["value"], measured["unit"])
+    return Figure(words, value, interval, f"{measured['n']:,}")
 
 
 def _pictures(executed: Path) -> list[Picture]:

@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from workshop_lib.errors import ResultError
 
 FORMAT = 1
 PACKAGES = ("psycopg2-binary", "redis", "boto3", "msgspec", "pandas", "matplotlib", "papermill")
+SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
 Value = int | float | str | bool
 
 
@@ -117,6 +118,64 @@ def shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def said(value: object, unit: str, *, bare: bool = False) -> str:
+    """A recorded value with its unit; a duration in the unit that a person would choose.
+
+    Args:
+        value, unit: as recorded.
+        bare: leave out units other than those of time and "times": the text around has them.
+
+    >>> said(4854.6, "µs"), said(2500, "rows"), said(2500, "rows", bare=True), said(13.29, "×")
+    ('4.85 ms', '2,500 rows', '2,500', '13.3 times')
+    """
+    if is_number(value) and unit in SECONDS:
+        seconds = value * SECONDS[unit]
+        unit = next((u for u, size in SECONDS.items() if abs(seconds) >= size), "µs")
+        value = seconds / SECONDS[unit]
+        return f"{shown(value)} {unit}"
+    if unit in {"times", "×"}:
+        return f"{shown(value)} times"
+    return shown(value) if bare else f"{shown(value)} {unit}".strip()
+
+
+def said_range(low: object, high: object, unit: str) -> str:
+    """Two recorded values, from and to; their unit once, if it is the same.
+
+    >>> said_range(900, 950, "µs"), said_range(950, 1100, "µs"), said_range(2, 2, "s")
+    ('900 to 950 µs', '950 µs to 1.1 ms', '2 s')
+    """
+    first, last = said(low, unit), said(high, unit)
+    number, _, name = first.partition(" ")
+    if first == last:
+        return last
+    return f"{number} to {last}" if last.endswith(f" {name}") else f"{first} to {last}"
+
+
+def ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any] | None:
+    """One recorded figure divided by another, as a figure.
+
+    Its interval sets the ends of both intervals against each other: wider than need be, never
+    narrower. There is none unless both have one of their own, above 0.
+
+    Returns:
+        It; None for texts, truth values, different units, and a divisor of 0.
+
+    """
+    one, other = first["value"], second["value"]
+    if not (is_number(one) and is_number(other)) or not other or first["unit"] != second["unit"]:
+        return None
+    low = high = None
+    if all(is_number(m[end]) and m[end] > 0 for m in (first, second) for end in ("low", "high")):
+        low, high = first["low"] / second["high"], first["high"] / second["low"]
+    samples = min(first["n"], second["n"])
+    return {"value": one / other, "unit": "times", "n": samples, "low": low, "high": high}
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a recorded value can be calculated with: a truth value cannot."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def described(distance: Mapping[str, float]) -> str:

@@ -68,7 +68,10 @@ class Notebook:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One notebook to run, with the values to run it with; the number is its place among all."""
+    """One notebook to run, with the values to run it with; the number is its place among all.
+
+    `at_once` is how many run at the same time, at most.
+    """
 
     number: int
     notebook: Notebook
@@ -76,6 +79,7 @@ class Job:
     parameters: dict[str, Any]
     out: Path
     namespace: str
+    at_once: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +230,7 @@ def run(
             {**(notebook.quick if size == "quick" else {}), **given[notebook.name]},
             folder,
             f"{stamp}_{notebook.name[:2]}",
+            min(workers, len(chosen)),
         )
         for number, notebook in enumerate(chosen)
     ]
@@ -626,6 +631,7 @@ def _write_result(outcome: Outcome, job: Job, file: Path) -> None:
         "ok": outcome.ok,
         "seconds": round(outcome.seconds, 3),
         "size": job.size,
+        "workers": job.at_once,
         "parameters": outcome.parameters,
         "error": asdict(outcome.error) if outcome.error else None,
     }

@@ -783,5 +783,6 @@ def _described(endpoint: Endpoint, region: str | None) -> dict[str, Any]:
         "version": "",
         "embedded": endpoint.embedded,
         "emulated": endpoint.emulated,
+        "aws": endpoint.aws,
         "region": region,
     }

@@ -90,6 +90,7 @@ def test_the_result_says_that_it_is_an_emulation(mq):
         "version": "",
         "embedded": True,
         "emulated": True,
+        "aws": False,
         "region": None,
     }
 
