@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -129,14 +130,17 @@ def said(value: object, unit: str, *, bare: bool = False) -> str:
 
     >>> said(4854.6, "µs"), said(2500, "rows"), said(2500, "rows", bare=True), said(13.29, "×")
     ('4.85 ms', '2,500 rows', '2,500', '13.3 times')
+    >>> said(1, "queries"), said(1, "rows"), said(1.5, "rows/s"), said(True, "")
+    ('1 query', '1 row', '1.5 rows/s', 'yes')
     """
     if is_number(value) and unit in SECONDS:
         seconds = value * SECONDS[unit]
-        unit = next((u for u, size in SECONDS.items() if abs(seconds) >= size), "µs")
-        value = seconds / SECONDS[unit]
-        return f"{shown(value)} {unit}"
+        best = next((u for u, size in SECONDS.items() if abs(seconds) >= size), "µs")
+        return f"{shown(value if best == unit else seconds / SECONDS[best])} {best}"
     if unit in {"times", "×"}:
         return f"{shown(value)} times"
+    if value == 1 and not unit.endswith("/s"):
+        unit = re.sub("ies$", "y", unit).removesuffix("s")
     return shown(value) if bare else f"{shown(value)} {unit}".strip()
 
 

@@ -13,6 +13,9 @@ import psycopg2
 import pytest
 
 from workshop_lib import runner
+from workshop_lib.findings import find, main_figures, statements
+from workshop_lib.published import beside_published
+from workshop_lib.report import write_report
 from workshop_lib.services import embedded
 from workshop_lib.services.engines import HOST, OWNER
 
@@ -334,6 +337,31 @@ def test_each_notebook_leaves_its_result_its_page_and_its_pictures(executed):
         pictures = [o for o in outputs if "image/png" in o.get("data", {})]
         assert pictures
         assert all(o.metadata["image/png"]["alt"] for o in pictures)
+
+
+def test_the_report_finds_every_figure_and_picture_that_it_is_to_show(executed):
+    folder, _ = executed
+    results = runner.load_outcomes(folder)
+    missing = [find(one, results[one.notebook]).missing for one in statements()]
+    assert [why for why in missing if why] == []
+    # Where the limit was not reached, or always, there is no point of saturation.
+    optional = {"saturation_no_cache", "saturation_with_a_cache"}
+    for name, main in main_figures().items():
+        assert set(main.figures) - set(results[name]["measurements"]) - optional == set()
+        cells = nbformat.read(folder / f"{name}.ipynb", as_version=4).cells
+        outputs = [output for cell in cells for output in cell.get("outputs", ())]
+        texts = [
+            o.metadata["image/png"]["alt"] for o in outputs if "image/png" in o.get("data", {})
+        ]
+        assert sum(main.picture in text for text in texts) == 1, name
+    assert [row.subject for row in beside_published(results) if row.figure is None] == []
+
+
+def test_the_page_of_a_whole_run_is_small_enough_to_send(executed):
+    folder, _ = executed
+    page = write_report(folder)
+    assert page.stat().st_size < 8_000_000
+    assert "Missing from this run" not in page.read_text(encoding="utf-8")
 
 
 def test_nothing_of_a_run_is_left_in_database_cache_or_store(executed, shared):
