@@ -22,7 +22,7 @@ def statement(texts, shown="gain", against=1, ratios=None, notebook="02_cache"):
 
 
 def said_of(one, **measured):
-    found = find(one, {"ok": True, "measurements": measured})
+    found = find(one, {"ok": True, "measurements": measured, "services": {}})
     assert not found.missing, found.missing
     return found
 
@@ -75,9 +75,9 @@ def test_a_ratio_has_the_widest_interval_and_the_smaller_count():
 @pytest.mark.parametrize(
     ("result", "why"),
     [
-        (None, "its notebook was not run"),
-        ({"ok": False, "measurements": {}}, "its notebook failed"),
-        ({"ok": True, "measurements": {"gain": 1}}, "its notebook recorded no fast, slow"),
+        (None, "Notebook 02 was not run."),
+        ({"ok": False, "measurements": {}}, "Notebook 02 failed."),
+        ({"ok": True, "measurements": {"gain": 1}}, "Notebook 02 recorded no fast, slow."),
     ],
 )
 def test_what_cannot_be_said_is_missing_and_says_why(result, why):
@@ -89,7 +89,33 @@ def test_what_cannot_be_said_is_missing_and_says_why(result, why):
 def test_figures_that_cannot_be_divided_are_missing_as_well():
     about = statement({"text": "{gain}"}, ratios={"gain": ("slow", "fast")})
     result = {"ok": True, "measurements": {"slow": figure(3, "ms"), "fast": figure(1, "rows")}}
-    assert find(about, result).missing == "its notebook recorded figures that cannot be divided"
+    assert find(about, result).missing == "Figures of notebook 02 cannot be divided."
+
+
+def service(label, *, embedded=True, emulated=False):
+    return {"label": label, "embedded": embedded, "emulated": emulated}
+
+
+LOCAL, AWS = service("local Valkey"), service("ElastiCache", embedded=False)
+BOX = service("local Valkey, this notebook's own", embedded=False)
+MOTO = service("local S3 emulation", emulated=True)
+
+
+@pytest.mark.parametrize(
+    ("on", "services", "where"),
+    [
+        ("sandbox cache", {"cache": LOCAL, "sandbox cache": BOX}, ""),
+        ("sandbox cache", {"cache": AWS, "sandbox cache": BOX}, BOX["label"]),
+        ("store", {"cache": AWS, "store": AWS}, ""),
+        ("store", {"cache": LOCAL, "store": MOTO}, MOTO["label"]),
+        ("cache", {"cache": LOCAL, "store": MOTO}, ""),
+        ("store", {}, ""),
+    ],
+)
+def test_a_sandbox_beside_aws_and_an_emulation_are_called_so(on, services, where):
+    about = Statement("02_cache", "How much?", "gain", {"text": "{gain}"}, 1, {}, True, (on,))
+    result = {"ok": True, "measurements": {"gain": figure(2.0)}, "services": services}
+    assert find(about, result).where == where
 
 
 def test_a_statement_that_forgets_a_case_is_refused():

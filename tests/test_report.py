@@ -36,6 +36,7 @@ FIGURES = {
     "hit_ratio": Measurement(0.9),
 }
 BAD = "<script>alert('hello')</script>"
+ERROR = {"cell": 7, "source": f"print({BAD!r})", "error": f"ValueError: {BAD}", "traceback": BAD}
 
 
 def result(name: str, title: str, seconds: float, error: dict | None = None) -> dict:
@@ -63,10 +64,7 @@ def folder(tmp_path_factory) -> Path:
     content = new_notebook(cells=cells, metadata={"widgets": widgets})
     nbformat.write(content, run / "02_cache.ipynb")
     write_json(run / "02_cache.json", result("02_cache", "Cache a query", 12.34))
-    error = {
-        "cell": 7, "source": f"print({BAD!r})", "error": f"ValueError: {BAD}", "traceback": BAD,
-    }  # fmt: skip
-    write_json(run / "03_fails.json", result("03_fails", f"Title {BAD}", 1.0, error))
+    write_json(run / "03_fails.json", result("03_fails", f"Title {BAD}", 1.0, ERROR))
     assert write_report(run) == run / "index.html"
     return run
 
@@ -273,7 +271,15 @@ def test_the_page_begins_with_what_the_run_found_and_what_is_missing(tmp_path):
         "from the database over a pooled connection. Against a new connection for each query it "
         "would look like 70 times . 95 % interval 2.76 to 3.26 times, n = 40 · notebook 08"
     ) in text
-    assert "Does every query gain from a cache? (notebook 02: its notebook was not run)" in text
+    assert "Not answered by this run: 7 questions" in text
+    assert "Does every query gain from a cache? Notebook 02 was not run." in text
+    assert "Missing:" not in text
+
+
+def test_what_a_failed_notebook_would_have_said_is_missing_at_the_top(tmp_path):
+    text = write_run(tmp_path, ok=False, measurements={}, error={**ERROR, "cell": 3})
+    assert "Missing: How much faster is a hit than the query? Notebook 08 failed." in text
+    assert "No figure of this run has a published one to stand beside" in text
 
 
 def test_a_figure_stands_beside_the_published_one_with_the_reasons(tmp_path):
@@ -295,14 +301,22 @@ def test_on_aws_the_reasons_are_others(tmp_path):
     assert "database of AWS" in text
     assert "another cluster and client" in text
     assert "no network" not in text
+    assert "without a network" not in text
 
 
 @pytest.mark.parametrize(
-    ("size", "workers", "rough", "crowded"),
-    [("quick", 1, True, False), ("full", 1, False, False), ("full", 3, False, True)],
+    ("size", "workers", "notes"),
+    [
+        ("quick", 1, ["A quick run"]),
+        ("quick", 2, ["A quick run", "up to 2 notebooks at the same time, which take"]),
+        ("full", 1, []),
+        ("full", 3, ["Up to 3 notebooks ran at the same time"]),
+    ],
 )
-def test_rough_and_crowded_runs_say_so_first(tmp_path, size, workers, rough, crowded):
+def test_rough_and_crowded_runs_say_so_first(tmp_path, size, workers, notes):
     text = write_run(tmp_path, size=size, workers=workers)
-    assert ("A quick run checks that everything works" in text) is rough
-    assert ("Up to 3 notebooks ran at the same time" in text) is crowded
-    assert ("one notebook at a time" in text) is not crowded
+    told = text.partition("In short")[0]
+    assert [note for note in notes if note not in told] == []
+    assert ("at the same time" in told) is (workers > 1)
+    assert ('make run ARGS="--size full"' in told) is (size == "quick")
+    assert ("one notebook at a time" in text) is (workers == 1)

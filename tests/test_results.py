@@ -1,8 +1,10 @@
+import doctest
 import json
 import os
 
 import pytest
 
+from workshop_lib import published, report, results
 from workshop_lib.errors import ResultError
 from workshop_lib.results import (
     Measurement,
@@ -125,3 +127,32 @@ def test_the_newest_figure_of_a_notebook_is_found_whatever_else_lies_there(tmp_p
     assert latest_figure(tmp_path, "09_x", "misses") is None
     assert latest_figure(tmp_path, "08_x", "hits") is None
     assert latest_figure(tmp_path / "none", "09_x", "hits") is None
+
+
+@pytest.mark.parametrize("room", [results, published, report])
+def test_the_examples_of_what_is_read_by_people_are_true(room):
+    found = doctest.testmod(room)
+    assert found.attempted
+    assert found.failed == 0
+
+
+def figure(value, unit="µs", low=None, high=None):
+    return {"value": value, "unit": unit, "n": 5, "low": low, "high": high}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (figure(1.0), figure(1.0, "ms")),
+        (figure(1.0), figure(0)),
+        (figure("none"), figure(2.0)),
+        (figure(True), figure(2.0)),
+    ],
+)
+def test_what_cannot_be_divided_gives_no_ratio(first, second):
+    assert results.ratio(first, second) is None
+
+
+def test_a_ratio_without_both_intervals_has_none():
+    found = results.ratio(figure(6.0, low=5.0, high=7.0), figure(2.0))
+    assert found == {"value": 3.0, "unit": "times", "n": 5, "low": None, "high": None}

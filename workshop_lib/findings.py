@@ -30,6 +30,7 @@ class Statement:
         texts: templates: "text", or "more", "less" and "same" as the figure is to `against`.
         against: the value that makes no difference.
         ratios: names for quotients of two figures of the notebook.
+        on: services of which is said what they were, where a reader would take them for others.
         first_screen: whether it is one of those that sum up a run.
 
     """
@@ -41,6 +42,7 @@ class Statement:
     against: float
     ratios: Mapping[str, tuple[str, str]]
     first_screen: bool
+    on: tuple[str, ...] = ()
 
     @property
     def needs(self) -> set[str]:
@@ -72,6 +74,7 @@ class Finding:
         notebook, question: as in the statement.
         parts: the sentence in pieces, each with whether it is a figure; empty if it is missing.
         interval, samples: of its figure; the interval is empty where there is none.
+        where: what it was measured on, where a reader would take it for something else.
         missing: why nothing can be said; empty if something can.
 
     """
@@ -81,6 +84,7 @@ class Finding:
     parts: tuple[tuple[str, bool], ...] = ()
     interval: str = ""
     samples: int = 0
+    where: str = ""
     missing: str = ""
 
     @property
@@ -107,20 +111,21 @@ def statements() -> tuple[Statement, ...]:
 
 def find(statement: Statement, result: Mapping[str, Any] | None) -> Finding:
     """What a statement says of a notebook's result; None if the notebook was not run."""
-    about = (statement.notebook, statement.question)
+    about, number = (statement.notebook, statement.question), statement.notebook[:2]
     if result is None:
-        return Finding(*about, missing="its notebook was not run")
+        return Finding(*about, missing=f"Notebook {number} was not run.")
     if not result["ok"]:
-        return Finding(*about, missing="its notebook failed")
+        return Finding(*about, missing=f"Notebook {number} failed.")
     figures = _with_ratios(statement, result["measurements"])
     if absent := sorted(statement.needs - set(figures)):
-        return Finding(*about, missing=f"its notebook recorded no {', '.join(absent)}")
+        return Finding(*about, missing=f"Notebook {number} recorded no {', '.join(absent)}.")
     if statement.figure not in figures:
-        return Finding(*about, missing="its notebook recorded figures that cannot be divided")
+        return Finding(*about, missing=f"Figures of notebook {number} cannot be divided.")
     shown = figures[statement.figure]
     template = statement.texts.get("text") or statement.texts[_side(shown, statement.against)]
     interval = "" if shown["low"] is None else between(shown)
-    return Finding(*about, tuple(_filled(template, figures)), interval, shown["n"])
+    parts = tuple(_filled(template, figures))
+    return Finding(*about, parts, interval, shown["n"], _where(statement, result["services"]))
 
 
 def between(measured: Mapping[str, Any]) -> str:
@@ -147,7 +152,18 @@ def _statement(one: Mapping[str, Any]) -> Statement:
         one.get("against", 1),
         {name: (first, second) for name, (first, second) in one.get("ratios", {}).items()},
         one.get("first_screen", False),
+        tuple(one.get("on", ())),
     )
+
+
+def _where(statement: Statement, services: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the services were, if that is not what the rest of the run was on, or not real."""
+    used = {kind: services[kind] for kind in statement.on if kind in services}
+    labels = {s["label"]: None for s in used.values() if s["emulated"]}
+    rest = [s for kind, s in services.items() if kind in {"database", "cache", "store"}]
+    if not all(service["embedded"] for service in rest):
+        labels |= {s["label"]: None for kind, s in used.items() if kind.startswith("sandbox")}
+    return " and ".join(labels)
 
 
 def _with_ratios(statement: Statement, measured: Figures) -> dict[str, Mapping[str, Any]]:

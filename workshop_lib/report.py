@@ -121,7 +121,7 @@ def write_report(folder: Path) -> Path:
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     text = environment.get_template("report.html").render(
         sections=sections,
-        results=results.values(),
+        results=results,
         summary=_summary(results),
         studies=_studies(results),
         services=_services(results.values()),
