@@ -11,13 +11,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait as readable
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Protocol, Self
 from weakref import WeakSet
 
 from botocore.exceptions import BotoCoreError, ClientError
-from pebble import ProcessExpired, ProcessPool
 from tenacity import (
     Retrying,
     retry_if_exception,
@@ -45,7 +47,8 @@ MOST_EXECUTIONS = 1_000
 """At the same time, of all functions of an account in a Region, unless AWS has raised it."""
 THROTTLED = "TooManyRequestsException"
 THROTTLED_WAIT = wait_random_exponential(multiplier=0.2, max=5.0)
-_gate: Any = None
+LOOK_S = 0.1
+"""How often it is looked whether a job in a process is still wanted, seconds."""
 
 
 class Driver(Protocol):
@@ -172,12 +175,7 @@ def _outcome(number: int, future: Future[dict[str, Any]], seconds: float) -> Out
         return Outcome(number, None, said, begun=True, seconds=seconds, interrupted=True)
     if error is None:
         return Outcome(number, future.result(), "", begun=True, seconds=seconds)
-    if isinstance(error, ProcessExpired):
-        said = f"the worker process ended with code {error.exitcode}: killed, or out of memory?"
-    elif isinstance(error, TimeoutError):
-        said = "no answer within the time limit; it was given up"
-    else:
-        said = f"{type(error).__name__}: {error}"
+    said = str(error) if isinstance(error, _NoAnswerError) else f"{type(error).__name__}: {error}"
     return Outcome(number, None, said, begun=True, seconds=seconds)
 
 
@@ -226,21 +224,20 @@ class LocalWorkers(_Closing):
             )
         processes = "process" if self.at_once == 1 else "processes"
         self.label = self.label or f"{self.at_once} {processes} on this machine"
-        # Not forked: a forked process would share the notebook's sockets and locks.
-        context = multiprocessing.get_context("spawn")
-        gate = context.Barrier(self.at_once)
+        self._waiting = SimpleQueue[_Call | None]()
+        self._calls = WeakSet[_Call]()
+        self._closed = False
+        ready = [self._call(to_event(Ping()), READY_S) for _ in range(self.at_once)]
+        self._threads = [
+            threading.Thread(target=self._keep, args=(call,), name="worker", daemon=True)
+            for call in ready
+        ]
         with out_of_hearing():
-            self._pool = ProcessPool(
-                max_workers=self.at_once,
-                initializer=_prepare,
-                initargs=(self.equipment, gate, os.getpid()),
-                context=context,
-            )
-            # Each waits at the gate for all others: then none of them starts in mid-measurement.
-            ready = [self._pool.schedule(_be_there, timeout=READY_S) for _ in range(self.at_once)]
+            for thread in self._threads:
+                thread.start()
         try:
-            for one in ready:
-                one.result()
+            for call in ready:  # all of them: then none starts in mid-measurement
+                call.result()
         except BaseException as error:
             self.close()
             if not isinstance(error, Exception):
@@ -252,27 +249,161 @@ class LocalWorkers(_Closing):
 
     def start(self, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
         """Begin a job in a free process."""
-        future: Future[dict[str, Any]] = self._pool.schedule(
-            worker.handler, args=(dict(event),), timeout=limit_s
-        )
-        return future
+        call = self._call(dict(event), limit_s)
+        self._waiting.put(call)
+        return call
 
     def close(self) -> None:
         """End the processes, whatever they do."""
-        self._pool.stop()
-        self._pool.join()
+        self._closed = True
+        for call in list(self._calls):
+            call.cancel()
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def _call(self, event: dict[str, Any], limit_s: float) -> _Call:
+        call = _Call(event, limit_s)
+        self._calls.add(call)
+        return call
+
+    def _keep(self, call: _Call | None) -> None:
+        """Have one job after the other done by one process, or by its successors."""
+        process = _Process(self.equipment)
+        while call is not None:
+            try:
+                call.set_result(process.do(call))
+            except Exception as error:  # noqa: BLE001 -- whoever waits for the answer gets it
+                call.set_exception(error)
+                if not self._closed:
+                    with suppress(OSError):  # then the next job says so
+                        process.be_there()
+            call = self._waiting.get()
+        process.end()
+
+
+class _NoAnswerError(Exception):
+    """Why a process gave no answer, in words that need no name of a class before them."""
+
+
+class _Process:
+    """A worker process, and another in its place when it has ended.
+
+    Its pipe is its own. Processes that take their jobs from one queue share its lock, and one that
+    is killed at the wrong moment takes the lock with it: the others wait for minutes.
+    """
+
+    def __init__(self, equipment: Equipment) -> None:
+        self._equipment = equipment
+        # Not forked: a forked process would share the notebook's sockets and locks.
+        self._context = multiprocessing.get_context("spawn")
+        self._process = self._context.Process()
+        self._pipe: Connection[Any, Any] | None = None
+
+    def be_there(self) -> Connection[Any, Any]:
+        """Start it, if it does not run. Returns the pipe to it.
+
+        Raises:
+            OSError: there is no memory, or no room, for another process.
+
+        """
+        if self._pipe is not None and self._process.is_alive():
+            return self._pipe
+        self.end()
+        here, there = self._context.Pipe()
+        arguments = (there, self._equipment, os.getpid())
+        # A daemon is ended with the interpreter; others are waited for.
+        self._process = self._context.Process(target=_work, args=arguments, daemon=True)
+        try:
+            self._process.start()
+        except OSError:
+            here.close()
+            raise
+        finally:
+            there.close()  # the process's own is the only one: its end is the end of the pipe
+        self._pipe = here
+        return here
+
+    def do(self, call: _Call) -> dict[str, Any]:
+        """Have a job done.
+
+        Raises:
+            CancelledError: it is not wanted any more.
+            _NoAnswerError: it failed, took too long, or the process ended.
+            OSError: no process could be started.
+
+        """
+        if call.unwanted.is_set():
+            raise CancelledError
+        pipe, late = self.be_there(), time.monotonic() + call.limit_s
+        try:
+            pipe.send(call.event)
+            while not readable([pipe], LOOK_S):
+                if call.unwanted.is_set():
+                    raise CancelledError
+                if time.monotonic() > late:
+                    raise _NoAnswerError("no answer within the time limit; it was given up")
+            answer, error = pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode
+            raise _NoAnswerError(
+                f"the worker process ended with code {code}: killed, or out of memory?"
+            ) from None
+        except (CancelledError, _NoAnswerError):
+            self.end()
+            raise
+        if error:
+            raise _NoAnswerError(error)
+        found: dict[str, Any] = answer
+        return found
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        if self._pipe is None:
+            return
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._pipe.close()
+        self._pipe = None
+
+
+def _work(pipe: Connection[Any, Any], equipment: Equipment, parent: int) -> None:
+    """What a worker process does."""
+    # Ctrl-C goes to the whole process group: who started this one decides what it means. Until
+    # here it was held back.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with(parent)
+    worker.equip(equipment)
+    with suppress(EOFError, OSError):  # nobody is there any more
+        while True:
+            event = pipe.recv()
+            try:
+                said = worker.handler(event), ""
+            except Exception as error:  # noqa: BLE001 -- in words: not every error can be sent
+                said = {}, f"{type(error).__name__}: {error}"
+            pipe.send(said)
 
 
 class _Call(Future[dict[str, Any]]):
-    """An invocation. Cancelling it ends the wait for a free execution; what runs, runs on."""
+    """A job that somebody is to do within a time limit.
 
-    def __init__(self) -> None:
+    Cancelling it ends the process that does it, or the wait for a free one. What runs on AWS, runs
+    on.
+    """
+
+    def __init__(self, event: dict[str, Any], limit_s: float) -> None:
         super().__init__()
+        self.event = event
+        self.limit_s = limit_s
         self.unwanted = threading.Event()
         self.set_running_or_notify_cancel()
 
     def cancel(self) -> bool:
-        """Begin it no more, if it has not begun on AWS."""
+        """Want it no more."""
         self.unwanted.set()
         return super().cancel()
 
@@ -333,15 +464,13 @@ class LambdaWorkers(_Closing):
 
     def start(self, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
         """Invoke the function; where it hangs, its own time-out is what ends it there."""
-        call = _Call()
-        self._calls.add(call)
         job = dict(event)
         if "job" in job and not job.get("namespace"):
             job["namespace"] = self._namespace
+        call = _Call(job, limit_s)
+        self._calls.add(call)
         # A daemon: an interpreter that ends would wait for the threads of an executor.
-        threading.Thread(
-            target=self._do, args=(call, job, limit_s), name="invoke", daemon=True
-        ).start()
+        threading.Thread(target=self._do, args=(call,), name="invoke", daemon=True).start()
         return call
 
     def close(self) -> None:
@@ -350,15 +479,15 @@ class LambdaWorkers(_Closing):
             call.cancel()
         self._clients.close()
 
-    def _do(self, call: _Call, event: dict[str, Any], limit_s: float) -> None:
+    def _do(self, call: _Call) -> None:
         try:
             with self._slots:
-                call.set_result(self._invoke(call, json.dumps(event).encode(), limit_s))
+                call.set_result(self._invoke(call))
         except Exception as error:  # noqa: BLE001 -- whoever waits for the answer gets it
             call.set_exception(error)
 
-    def _invoke(self, call: _Call, payload: bytes, limit_s: float) -> dict[str, Any]:
-        client = self._clients.patient(limit_s)
+    def _invoke(self, call: _Call) -> dict[str, Any]:
+        client, payload = self._clients.patient(call.limit_s), json.dumps(call.event).encode()
 
         def once() -> Any:
             if call.unwanted.is_set():
@@ -370,7 +499,7 @@ class LambdaWorkers(_Closing):
         retrying = Retrying(
             retry=retry_if_exception(_was_throttled),
             wait=THROTTLED_WAIT,
-            stop=stop_after_delay(limit_s),
+            stop=stop_after_delay(call.limit_s),
             sleep=sleep_using_event(call.unwanted),
             reraise=True,
         )
@@ -392,19 +521,3 @@ class LambdaWorkers(_Closing):
 def _was_throttled(error: BaseException) -> bool:
     """Whether Lambda refused an invocation because too many run: it has not begun."""
     return code_of(error) == THROTTLED
-
-
-def _prepare(equipment: Equipment, gate: Any, parent: int) -> None:
-    """What a worker process does first."""
-    global _gate  # noqa: PLW0603 -- one a process, set once
-    _gate = gate
-    # Ctrl-C goes to the whole process group: who started this one decides what it means. Until
-    # here it was held back.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with(parent)
-    worker.equip(equipment)
-
-
-def _be_there() -> None:
-    worker.handler(to_event(Ping()))
-    _gate.wait(READY_S)
