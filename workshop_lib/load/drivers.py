@@ -284,7 +284,7 @@ class LocalWorkers(_Closing):
         process.end()
 
 
-class _NoAnswerError(Exception):
+class _NoAnswerError(WorkshopError):
     """Why a process gave no answer, in words that need no name of a class before them."""
 
 
@@ -309,7 +309,8 @@ class _Process:
             OSError: there is no memory, or no room, for another process.
 
         """
-        if self._pipe is not None and self._process.is_alive():
+        # It says nothing unasked: something to read is the end of the pipe, and of the process.
+        if self._pipe is not None and not readable([self._pipe], 0):
             return self._pipe
         self.end()
         here, there = self._context.Pipe()
@@ -366,7 +367,8 @@ class _Process:
             return
         self._process.kill()
         self._process.join()
-        self._process.close()
+        with suppress(ValueError):  # somebody else in this process has waited for it
+            self._process.close()
         self._pipe.close()
         self._pipe = None
 

@@ -29,11 +29,19 @@ from workshop_lib.sandbox import Sandbox
 from workshop_lib.services import embedded, private
 from workshop_lib.services.state import StateFolder, wait_until
 from workshop_lib.settings import load_settings
+from workshop_lib.workshop import wipe_namespace
 
 TIMEOUT_S = 0.5
 """How long the sandbox's clients wait for an answer of the cache, seconds."""
 SOON = 15.0
 ASK = "SELECT v FROM thing WHERE id = %s"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left(drill) -> Iterator[None]:
+    """Sandboxes stay open from test to test: what is left is looked for after the last."""
+    with drill():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +63,7 @@ def workshops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
     yield one
     for workshop in opened:
         workshop.close()
+        wipe_namespace(workshop.namespace)
     assert [left(box) for box in boxes_of(opened)] == [[]] * len(boxes_of(opened))
 
 
