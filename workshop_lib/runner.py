@@ -34,6 +34,7 @@ from workshop_lib.settings import CHECKOUT, near
 NOTEBOOKS = CHECKOUT / "notebooks"
 RESULTS = CHECKOUT / "results"
 _terminal: TextIO | None = None
+_scratch = ""
 _shared_turns: Turns | None = None
 CELL_LIMIT_S = 600
 KERNEL_START_S = 90
@@ -489,7 +490,7 @@ def _prepare_worker(log: Path, turns: Turns) -> None:
     _terminal = os.fdopen(os.dup(2), "w")
     with log.open("a") as stream:
         os.dup2(stream.fileno(), 2)
-    end_with(os.getppid())
+    end_with(os.getppid(), _drop_scratch)
 
 
 def _start_nursery() -> None:
@@ -534,7 +535,11 @@ def _execute(job: Job, progress: bool) -> Outcome:
                 # can pick the same TCP ports (or the same default socket names), and then hang.
                 config=Config(
                     {
-                        "KernelManager": {"transport": "ipc", "ip": f"{scratch}/kernel"},
+                        "KernelManager": {
+                            "transport": "ipc",
+                            "ip": f"{scratch}/kernel",
+                            "connection_file": f"{scratch}/kernel.json",
+                        },
                         "AsyncKernelManager": {"client_factory": WakefulClient},
                     }
                 ),
@@ -563,7 +568,8 @@ def _execute(job: Job, progress: bool) -> Outcome:
 @contextmanager
 def _kernel_environment(job: Job, result_file: Path) -> Iterator[str]:
     """What a kernel inherits: its own namespace, no personal start-up files, no leftovers."""
-    scratch = tempfile.mkdtemp(prefix="workshop-")
+    global _scratch  # noqa: PLW0603 -- one notebook at a time in each worker process
+    _scratch = scratch = tempfile.mkdtemp(prefix="workshop-")
     os.environ.update(
         _kernel_settings(),
         WORKSHOP_NAMESPACE=job.namespace,
@@ -575,7 +581,13 @@ def _kernel_environment(job: Job, result_file: Path) -> Iterator[str]:
     try:
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _drop_scratch()
+
+
+def _drop_scratch() -> None:
+    """Delete the kernel's folder, also when the command was killed."""
+    if _scratch:
+        shutil.rmtree(_scratch, ignore_errors=True)
 
 
 def _kernel_settings() -> dict[str, str]:
