@@ -49,6 +49,7 @@ def pool(ws) -> Iterator[Database]:
 
 @pytest.fixture
 def no_waits(monkeypatch):
+    monkeypatch.setattr(room, "CONFLICT_S", 0)
     monkeypatch.setattr(room, "CONFLICT_WAIT_S", 0)
     monkeypatch.setattr(room, "CONFLICT_WAIT_MAX_S", 0)
 
@@ -458,7 +459,7 @@ def test_a_closed_port_asks_whether_the_address_is_right_at_once(ws):
 
 
 def test_a_local_engine_that_stays_away_points_to_workshop_status(ws, monkeypatch):
-    monkeypatch.setattr(room, "COMING_UP_S", 0.1)
+    monkeypatch.setattr(room, "AWAY_S", 0.1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]

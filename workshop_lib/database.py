@@ -31,6 +31,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError, InvalidatePoolError, TimeoutError as QueueTimeout
 from sqlalchemy.pool import QueuePool
 from tenacity import (
+    RetryCallState,
     Retrying,
     retry_if_exception,
     stop_after_attempt,
@@ -64,12 +65,17 @@ T = TypeVar("T")
 Query = str | sql.Composable
 
 CONFLICT_ATTEMPTS = 30
+CONFLICT_S = 10.0
+"""How long a transaction is tried at least, seconds: where 16 write one row without a pause, three
+attempts of four fail, and one transaction of some thousands fails thirty times in a row."""
 CONFLICT_WAIT_S = 0.005
 CONFLICT_WAIT_MAX_S = 0.25
 MOST_HOLDERS = 5
 """Of those who hold connections while another waits in vain, how many an error names."""
-COMING_UP_S = 2.0
-"""How long a server that is starting may take until it lets us in, seconds."""
+COMING_UP_S = 15.0
+"""How long a server that says that it is starting may take until it lets us in, seconds."""
+AWAY_S = 2.0
+"""How long the local engine may be away until it is started again, seconds."""
 COMING_UP = ("starting up", "in recovery mode", "not yet accepting connections")
 AWAY = (
     *("Connection refused", "shutting down"),
@@ -176,7 +182,8 @@ class Database:
 
         Aurora DSQL finds conflicts when a transaction commits, so everything in it may have to
         happen again: `work` must do nothing but talk to the database, through the cursor it gets.
-        At most 30 attempts (a hot row needs them), with random waits that grow from 5 to 250 ms.
+        It is given up after 30 attempts and 10 seconds (a hot row needs both), with random waits
+        that grow from 5 to 250 ms.
 
         Returns:
             What `work` returned in the attempt that was committed.
@@ -188,7 +195,7 @@ class Database:
         for attempt in Retrying(
             retry=retry_if_exception(self._is_conflict),
             wait=wait_random_exponential(multiplier=CONFLICT_WAIT_S, max=CONFLICT_WAIT_MAX_S),
-            stop=stop_after_attempt(CONFLICT_ATTEMPTS),
+            stop=stop_after_attempt(CONFLICT_ATTEMPTS) & stop_after_delay(CONFLICT_S),
             reraise=True,
         ):
             with attempt:
@@ -329,7 +336,7 @@ class Database:
             for attempt in Retrying(
                 retry=retry_if_exception(lambda error: _says(error, signs)),
                 wait=wait_fixed(0.05),
-                stop=stop_after_delay(COMING_UP_S),
+                stop=_is_too_late,
                 reraise=True,
             ):
                 with attempt:
@@ -526,6 +533,13 @@ def _place(frame: FrameType) -> str:
 def _is_plumbing(file: str) -> bool:
     """Whether a line of this file says nothing about who waits."""
     return any(part in file for part in ("threading.py", "sqlalchemy", "contextlib.py", __file__))
+
+
+def _is_too_late(state: RetryCallState) -> bool:
+    """Whether to stop waiting: sooner for a server that says nothing than for one on its way."""
+    error = state.outcome.exception() if state.outcome else None
+    coming = error is not None and _says(error, COMING_UP)
+    return (state.seconds_since_start or 0.0) >= (COMING_UP_S if coming else AWAY_S)
 
 
 def _says(error: BaseException, signs: Iterable[str]) -> bool:
