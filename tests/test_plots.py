@@ -209,13 +209,25 @@ def test_a_shown_picture_is_a_png_with_a_text_for_those_who_cannot_see_it(draw, 
     monkeypatch.setattr(plots, "display", shown.append)
     plots.show(draw(), "Hits take 30 µs, misses 4 ms.")
     ((data, metadata),) = [image._repr_mimebundle_() for image in shown]
-    assert list(data) == ["image/png"]
     assert metadata["image/png"]["alt"] == "Hits take 30 µs, misses 4 ms."
     png = b64decode(data["image/png"])
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", png[16:24])
     assert 700 < width < 1_100
     assert 100 < height < 1_100
+
+
+def test_a_shown_picture_has_its_text_on_a_page_as_well_where_jupyterlab_keeps_it(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", shown.append)
+    plots.show(bars(), 'Hits "fast", misses <slow>.')
+    (picture,) = shown
+    data, _ = picture._repr_mimebundle_()
+    assert repr(picture) == 'Hits "fast", misses <slow>.'
+    assert set(data) == {"image/png", "text/html"}
+    source = f"data:image/png;base64,{data['image/png']}"
+    alt = "Hits &quot;fast&quot;, misses &lt;slow&gt;."
+    assert data["text/html"] == f'<img alt="{alt}" src="{source}">'
 
 
 @pytest.fixture
@@ -290,7 +302,7 @@ def test_the_note_is_within_what_is_shown_and_covers_nothing(noted, monkeypatch)
         shown = []
         monkeypatch.setattr(plots, "display", shown.append)
         plots.show(bars(), "A picture.")
-        sizes.append(struct.unpack(">II", shown[0].data[16:24])[1])
+        sizes.append(struct.unpack(">II", shown[0].png[16:24])[1])
     assert sizes[1] > sizes[0] + 5
 
 

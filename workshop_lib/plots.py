@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from IPython.display import Image, display
+from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FuncFormatter,
@@ -67,7 +70,23 @@ def show(figure: Figure, alt: str) -> None:
     alt = " ".join([alt, *(f"{note[:1].upper()}{note[1:]}." for note in _sign(figure))])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Description": alt}, **ROOMY)  # type: ignore[arg-type]
-    display(Image(buffer.getvalue(), format="png", alt=alt))
+    display(_Picture(buffer.getvalue(), alt))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Picture:
+    """A PNG with its text, also as a page: of an image alone, JupyterLab does not show the text."""
+
+    png: bytes
+    alt: str
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, Any]]:
+        png = base64.b64encode(self.png).decode()
+        page = f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{png}">'
+        return {"image/png": png, "text/html": page}, {"image/png": {"alt": self.alt}}
+
+    def __repr__(self) -> str:
+        return self.alt
 
 
 def save(figure: Figure, path: Path) -> None:

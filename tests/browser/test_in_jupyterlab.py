@@ -1,0 +1,81 @@
+"""The notebooks in JupyterLab in a real browser: Run All, pictures, sliders, exercises."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from workshop_lib import exercise
+
+SUMMARY = "What happened here"
+
+
+@pytest.fixture(scope="module")
+def pages(browser):
+    """One window for the whole file."""
+    context = browser.new_context()
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def costs(lab, pages):
+    """Notebook 12, after Run All."""
+    opened = lab.open(pages.new_page(), "12_count_the_cost")
+    opened.run_all()
+    yield opened
+    opened.end_kernel()
+
+
+def test_run_all_runs_notebook_00_to_its_summary_without_an_error(lab, page):
+    opened = lab.open(page, "00_check_the_deployment")
+    opened.run_all()
+    assert (opened.errors(), opened.not_run()) == ([], [])
+    assert opened.images_without_words() == []
+    pictures = opened.book.locator(".jp-OutputArea img")
+    expect(pictures).to_have_count(2)
+    assert "deployment checks" in (pictures.first.get_attribute("alt") or "")
+    summary = opened.code_cell("ws.summary()").locator(".jp-OutputArea")
+    expect(summary).to_contain_text("checks_passed")
+    expect(opened.book.get_by_role("heading", name=SUMMARY)).to_be_visible()
+    opened.end_kernel()
+
+
+def test_run_all_runs_notebook_12_to_its_end(costs):
+    assert (costs.errors(), costs.not_run()) == ([], [])
+    assert costs.images_without_words() == []
+
+
+def test_moving_the_slider_draws_another_picture_and_the_printed_one_stays(costs):
+    still = costs.code_cell("plots.show(draw(rates)").locator("img")
+    moving = costs.code_cell("ipywidgets.interact")
+    picture = moving.locator("img")
+    before, printed = picture.get_attribute("src"), still.get_attribute("src")
+    shown = moving.locator(".widget-readout")
+    expect(shown).to_have_text("200")
+    moving.get_by_role("slider").focus()
+    costs.page.keyboard.press("ArrowRight")
+    expect(shown).not_to_have_text("200")
+    expect(picture).not_to_have_attribute("src", before or "")
+    expect(picture).to_have_count(1)
+    expect(picture).to_have_attribute("alt", "See above.")
+    assert still.get_attribute("src") == printed
+
+
+def test_an_exercise_is_answered_on_the_page_wrong_first_and_then_right(costs):
+    known = exercise("12.1")
+    answer = costs.code_cell("def cache_month")
+    check = costs.code_cell('exercise("12.1").check')
+    verdict = check.locator(".jp-OutputArea-output")
+    expect(verdict).to_contain_text("… Not tried yet.")
+    costs.write(answer, known.solution_source.replace("730 * 3600", "730"))
+    costs.run(answer)
+    costs.run(check)
+    expect(verdict).to_contain_text("✗ Not right yet.")
+    expect(verdict).to_contain_text("cache_month(")
+    costs.write(answer, known.solution_source)
+    costs.run(answer)
+    costs.run(check)
+    expect(verdict).to_contain_text("✓ Right.")
+    expect(verdict).to_contain_text(known.praise.replace("`", "")[:40])
+    assert costs.errors() == []
