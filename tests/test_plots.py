@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from workshop_lib import plots
@@ -101,6 +102,44 @@ def test_requests_are_bars_in_their_order_coloured_by_source():
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert legend == ["answered by the database (1)", "answered by the cache (2)"]
     assert sorted(texts(requests())) == ["30.0 µs", "4.00 ms", "40.0 µs"]
+
+
+def test_the_cache_has_one_colour_in_every_picture():
+    colours = {
+        "requests": {tuple(bar.get_facecolor()) for bar in requests().axes[0].patches[1:]},
+        "latencies": {tuple(latencies().axes[0].collections[0].get_facecolor()[0][:3])},
+        "timeline": {
+            tuple(plots.timeline({"": CALM}, "").axes[0].collections[0].get_facecolor()[0])
+        },
+    }
+    wanted = to_rgb(plots.LOOKS["cache"][0])
+    found = {name: {colour[:3] for colour in each} for name, each in colours.items()}
+    assert found == {name: {wanted} for name in colours}
+
+
+def test_a_few_dots_are_bolder_than_many():
+    few, many = (Samples("x", tuple(n * 1e-6 for n in range(1, n + 1))) for n in (20, 400))
+    dots = plots.latencies({"few": few, "many": many}, "A title").axes[0].collections
+    assert dots[0].get_alpha() > 2 * dots[1].get_alpha()
+    assert dots[0].get_sizes()[0] > 2 * dots[1].get_sizes()[0]
+
+
+def test_the_legend_of_lines_covers_none_of_them():
+    series = {"in the database": [1.0, 2.0, 2.0], "seen by readers": [1.0, 1.0, 2.0]}
+    figure = plots.lines([0.0, 1.0, 2.0], series, "A title", "x (s)", "y", steps=True)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    legend, label = axes.get_legend().get_window_extent(), axes.xaxis.label.get_window_extent()
+    assert legend.y1 < label.y0 < axes.get_window_extent().y0
+
+
+def test_whole_numbers_have_whole_ticks_and_none_below_what_there_is():
+    shown = plots.histogram([0, 1, 4, 4, 12], "A title", "orders", "users").axes[0]
+    low, high = shown.get_xlim()
+    assert [tick for tick in shown.get_xticks() if low <= tick <= high] == list(range(13))
+    served = [Moment(5.0, n / 10, "database") for n in range(1, 21)]
+    readers = plots.waits({"": served}, "A title").axes[0].get_yticks()
+    assert [tick for tick in readers if tick % 1] == []
 
 
 def test_bars_stand_side_by_side_in_groups():
@@ -319,3 +358,16 @@ def test_a_dashboard_has_a_panel_with_a_scale_of_its_own_for_each_label():
     assert [text.get_text() for text in top.get_legend().get_texts()] == ["SELECT", "INSERT"]
     assert top.get_ylim()[1] > 25 > bottom.get_ylim()[1]
     assert [line.get_linestyle() for line in bottom.lines] == ["None"]
+
+
+def test_what_happened_is_written_once_above_the_curves():
+    panels = {"rows/s": {"all": ([0, 1], [1, 2])}, "mean (ms)": {"all": ([0, 1], [3, 4])}}
+    figure = plots.dashboard(panels, "A title", marks={"half-way": 0.5})
+    figure.draw_without_rendering()
+    top, bottom = figure.axes
+    (word,) = top.texts
+    assert word.get_text() == "half-way"
+    assert word.get_window_extent().y0 > top.get_window_extent().y1
+    assert list(bottom.texts) == []
+    # The line is in both.
+    assert [axes.lines[-1].get_xdata()[0] for axes in (top, bottom)] == [0.5, 0.5]

@@ -75,7 +75,7 @@ def test_measured_and_published_figures_stand_in_panels_of_their_own():
     own, theirs = plots.beside_published(measured, published, "A title").axes
     assert own.get_title(loc="left").startswith("measured by you")
     assert theirs.get_title(loc="left").startswith("published, not measured here:")
-    assert [label.get_text() for label in own.get_yticklabels()] == ["pooled"]
+    assert [label.get_text() for label in own.get_yticklabels()] == ["pooled (n = 3)"]
     assert len(theirs.get_yticklabels()) == len(published)
     assert [text.get_text().strip() for text in own.texts] == ["2.00 ms"]
     written = [text.get_text().strip() for text in theirs.texts]

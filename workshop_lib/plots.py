@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from workshop_lib.published import PublishedFigure
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 STEP_WIDTH = 96
 """Characters that fit side by side in a picture of transactions."""
+LEGEND_WIDTH = 75
+"""Characters of a legend that fit side by side below a picture."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 HATCHES = ("", "//", "..", "xx", "--", "++")
 LOOKS = {
@@ -39,8 +42,11 @@ LOOKS = {
     "stale": (COLOURS[2], "^"),
     "dropped": (COLOURS[3], "v"),
     "error": (COLOURS[5], "X"),
+    "store": (COLOURS[4], "D"),
 }
 """Colour and marker of an answer, by where it came from."""
+FEW = 150
+"""So many dots on one line can be told apart."""
 ROOMY = {"dpi": 110, "facecolor": "white", "bbox_inches": "tight"}
 NOTE = "note"
 _notes: dict[object, str] = {}
@@ -105,13 +111,19 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     """
     figure, axes = _canvas(8.0, 1.1 + 0.85 * len(samples))
     kinds = list(dict.fromkeys(name.rpartition(", ")[2] for name in samples))
+    looks = dict(zip(kinds, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
+    if LOOKS.keys() >= looks.keys():
+        looks = LOOKS
     for line, (name, found) in enumerate(samples.items()):
-        number = kinds.index(name.rpartition(", ")[2])
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        colour, marker = looks[name.rpartition(", ")[2]]
+        # Many dots lie upon one another; a few have to be seen each by itself.
+        size, alpha = (9, 0.35) if len(found) > FEW else (22, 0.8)
         micros = [s * 1e6 for s in found.seconds]
         # Spread the dots over the line's height in a fixed pattern, so that none hides another.
         heights = [line - 0.28 + 0.56 * (i * 0.618 % 1) for i in range(len(micros))]
-        axes.scatter(micros, heights, s=9, color=colour, marker=marker, alpha=0.35, linewidths=0)
+        axes.scatter(
+            micros, heights, s=size, color=colour, marker=marker, alpha=alpha, linewidths=0
+        )
         middle, (low, high) = found.median * 1e6, found.interval(50)
         axes.plot([low * 1e6, high * 1e6], [line, line], color="black", linewidth=3, zorder=3)
         axes.plot(middle, line, "|", color="black", markersize=20, markeredgewidth=2.5, zorder=4)
@@ -157,7 +169,7 @@ def requests(seconds: Sequence[float], sources: Sequence[str], title: str) -> Fi
         bars = axes.bar(
             [i + 1 for i in places],
             [seconds[i] * 1e6 for i in places],
-            color=COLOURS[number],
+            color=LOOKS[kind][0],
             hatch=HATCHES[number],
             edgecolor="white",
             label=f"answered by the {kind} ({len(places)})",
@@ -165,6 +177,7 @@ def requests(seconds: Sequence[float], sources: Sequence[str], title: str) -> Fi
         axes.bar_label(bars, [readable(seconds[i]) for i in places], fontsize=8, padding=2)
     axes.set_xticks(range(1, len(seconds) + 1))
     axes.set_xlabel("request")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set_ylabel("time until the answer is here (µs)")
     axes.set_title(title)
     axes.margins(y=0.15)
@@ -232,6 +245,7 @@ def histogram(values: Sequence[int], title: str, x_label: str, y_label: str) -> 
     step = max(1, -(-(high - low + 1) // 30))
     edges = [low - 0.5 + step * n for n in range((high - low) // step + 2)]
     axes.hist(values, bins=edges, color=COLOURS[0], edgecolor="white")
+    axes.margins(x=0.01)  # with more, an axis that begins at 0 shows a −1
     axes.xaxis.set_major_locator(MaxNLocator(15, integer=True))
     axes.set_xlabel(x_label if step == 1 else f"{x_label} (in steps of {step})")
     axes.set_ylabel(y_label)
@@ -263,7 +277,7 @@ def lines(
         from_zero: the y axis begins at 0; if not, a line marks 0, and values may be below it.
 
     """
-    figure, axes = _canvas(8.0, 3.8)
+    figure, axes = _canvas(8.0, 4.1 if len(series) > 1 else 3.8)
     for number, (name, values) in enumerate(series.items()):
         axes.plot(
             x,
@@ -292,7 +306,10 @@ def lines(
     axes.set_ylabel(y_label)
     axes.set_title(title)
     if len(series) > 1:
-        axes.legend(frameon=False)
+        # Below the axis: within it, it would cover lines.
+        across = len(series) if sum(map(len, series)) < LEGEND_WIDTH else 2
+        axes.legend(frameon=False, fontsize=9, ncols=across, loc="upper center",
+                    bbox_to_anchor=(0.5, -0.18))  # fmt: skip
     return figure
 
 
@@ -330,9 +347,10 @@ def timeline(
                 label=f"{source} ({len(chosen):,})",
             )
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: readable(value / 1e3)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(value / 1e3)))
         axes.set_title(name, fontsize=10, loc="left")
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1),
+                    markerscale=1.6)  # fmt: skip
     all_axes[-1].set_xlabel("time since the first request (s)" + "; grey: trouble" * bool(spans))
     figure.supylabel("wait for the answer (log scale)", fontsize=10)
     figure.suptitle(title)
@@ -380,7 +398,9 @@ def dashboard(
         axes.set_ylabel(label, fontsize=9)
         for word, at in (marks or {}).items():
             axes.axvline(at, color="#888888", linewidth=1, linestyle=":")
-            axes.annotate(f" {word}", (at, 0.02), xycoords=("data", "axes fraction"), fontsize=8)
+            if axes is all_axes[0]:  # above it, where no curve is
+                axes.annotate(word, (at, 1.01), xycoords=("data", "axes fraction"), fontsize=8,
+                              ha="center", va="bottom")  # fmt: skip
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     all_axes[-1].set_xlabel(x_label)
@@ -431,6 +451,7 @@ def waits(runs: Mapping[str, Sequence[Moment]], title: str) -> Figure:
             )
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("time since the first asked (ms)")
+    all_axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     all_axes[0].set_ylabel("readers, by when they were served")
     figure.suptitle(title)
     return figure
@@ -497,7 +518,8 @@ def beside_published(
     own.set_title("measured by you: p50, and from p5 to p95", fontsize=10, loc="left")
     source = textwrap.fill(f"published, not measured here: {published[0].source}", 70)
     theirs.set_title(source, fontsize=10, loc="left")
-    labels = (list(measured), [one.subject for one in published])
+    counted = [f"{name} (n = {len(found):,})" for name, found in measured.items()]
+    labels = (counted, [one.subject for one in published])
     for axes, names, count in zip((own, theirs), labels, sizes, strict=True):
         axes.set_yticks(range(count), names)
         axes.set_ylim(count - 0.4, -0.6)
@@ -621,6 +643,7 @@ def durations(seconds: Mapping[str, float], title: str, limit_s: float | None = 
     axes.margins(x=0.15)
     if limit_s is not None and limit_s * 1000 < max(values):
         axes.axvline(limit_s * 1000, color="black", linestyle="--", linewidth=1.2)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set_xlabel("time (ms)")
     axes.set_title(title)
     return figure

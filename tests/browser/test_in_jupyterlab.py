@@ -32,6 +32,9 @@ def test_run_all_runs_notebook_00_to_its_summary_without_an_error(lab, page):
     opened.run_all()
     assert (opened.errors(), opened.not_run()) == ([], [])
     assert opened.images_without_words() == []
+    checks = opened.code_cell("report = check_deployment()").locator("table")
+    expect(checks).to_contain_text("✓")
+    expect(checks).not_to_contain_text("✗")
     pictures = opened.book.locator(".jp-OutputArea img")
     expect(pictures).to_have_count(2)
     assert "deployment checks" in (pictures.first.get_attribute("alt") or "")
