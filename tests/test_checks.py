@@ -127,6 +127,13 @@ def test_the_table_in_a_notebook_escapes_what_servers_say():
     assert "a &lt; b" in page
 
 
+def test_the_table_in_a_notebook_shows_commands_as_code():
+    one = checks.Check("x", False, "no `.venv`", 0.1, "`make venv` installs the pins.")
+    page = checks.Report([one])._repr_html_()
+    assert "no <code>.venv</code>" in page
+    assert "<code>make venv</code> installs the pins." in page
+
+
 def test_packages_that_are_not_as_pinned_are_named(monkeypatch):
     monkeypatch.setattr(checks, "version", lambda _: "0.0.1")
     with pytest.raises(RuntimeError, match=r"redis 0\.0\.1 \(pinned: \d"):

@@ -103,6 +103,7 @@ def test_no_rows_still_have_columns(ws):
 def test_a_statement_that_returns_nothing_has_neither_columns_nor_rows(ws, table):
     found = ws.database.query(f"UPDATE {table} SET n = 7")
     assert (found.columns, found.rows) == ((), [])
+    assert found._repr_html_() == "<p>Done. This statement returns no rows.</p>"
     assert value(ws.database, table) == 7
 
 

@@ -369,5 +369,10 @@ def test_what_happened_is_written_once_above_the_curves():
     assert word.get_text() == "half-way"
     assert word.get_window_extent().y0 > top.get_window_extent().y1
     assert list(bottom.texts) == []
-    # The line is in both.
+    # Those that are close together do not meet, and the lines are in both panels.
+    near = plots.dashboard(panels, "A title", marks={"the last": 0.55, "half-way": 0.5})
+    near.draw_without_rendering()
+    first, last = near.axes[0].texts
+    assert [first.get_text(), last.get_text()] == ["half-way", "the last"]
+    assert first.get_window_extent().x1 < last.get_window_extent().x0
     assert [axes.lines[-1].get_xdata()[0] for axes in (top, bottom)] == [0.5, 0.5]

@@ -95,14 +95,19 @@ class Report:
     def _repr_html_(self) -> str:
         lines = "".join(
             f"<tr><td>{check.mark}</td><td style='text-align:left'>{html.escape(check.name)}</td>"
-            f"<td style='text-align:left'>{html.escape(check.detail)}"
-            + (f"<br><b>What to do:</b> {html.escape(check.advice)}" if check.advice else "")
+            f"<td style='text-align:left'>{_marked_up(check.detail)}"
+            + (f"<br><b>What to do:</b> {_marked_up(check.advice)}" if check.advice else "")
             + f"</td><td>{check.seconds * 1000:.0f} ms</td></tr>"
             for check in self.checks
         )
         head = "<tr><th></th><th style='text-align:left'>check</th>"
         head += "<th style='text-align:left'>found</th><th>took</th></tr>"
         return f"<table>{head}{lines}</table>"
+
+
+def _marked_up(text: str) -> str:
+    """The text on a page, with what stands in back-ticks as code."""
+    return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def check_deployment(

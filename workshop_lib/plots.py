@@ -9,6 +9,7 @@ import itertools
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ LOOKS = {
     "database": (COLOURS[1], "s"),
     "stale": (COLOURS[2], "^"),
     "dropped": (COLOURS[3], "v"),
-    "error": (COLOURS[5], "X"),
+    "error": ("#000000", "X"),  # red and orange are one to whoever does not see red
     "store": (COLOURS[4], "D"),
 }
 """Colour and marker of an answer, by where it came from."""
@@ -396,11 +397,12 @@ def dashboard(
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axes.set_ylabel(label, fontsize=9)
-        for word, at in (marks or {}).items():
+        for number, (word, at) in enumerate(sorted((marks or {}).items(), key=itemgetter(1)), 1):
             axes.axvline(at, color="#888888", linewidth=1, linestyle=":")
-            if axes is all_axes[0]:  # above it, where no curve is
+            if axes is all_axes[0]:  # above it, where no curve is; the last one to its right
+                side = "left" if number == len(marks or {}) else "right"
                 axes.annotate(word, (at, 1.01), xycoords=("data", "axes fraction"), fontsize=8,
-                              ha="center", va="bottom")  # fmt: skip
+                              ha=side, va="bottom")  # fmt: skip
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     all_axes[-1].set_xlabel(x_label)

@@ -52,6 +52,8 @@ class Rows:
 
     def _repr_html_(self) -> str:
         """What a notebook shows for a result: the first ten rows."""
+        if not self.columns:
+            return "<p>Done. This statement returns no rows.</p>"
         shown = self.to_frame().head(10).to_html(index=False)
         rows = "1 row" if len(self.rows) == 1 else f"{len(self.rows):,} rows"
         columns = "1 column" if len(self.columns) == 1 else f"{len(self.columns)} columns"

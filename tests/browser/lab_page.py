@@ -79,7 +79,9 @@ class NotebookPage:
     def end_kernel(self) -> None:
         """By the menu."""
         self.choose("Kernel", "Shut Down Kernel")
-        expect(self.page.locator(".jp-StatusBar-Widget").get_by_text("| Idle")).to_have_count(0)
+        expect(self.page.locator(".jp-StatusBar-Widget").get_by_text("| Idle")).to_have_count(
+            0, timeout=OPEN_S * 1000
+        )
 
     def code_cell(self, text: str) -> Locator:
         """The code cell with this text in it."""
@@ -124,7 +126,8 @@ class NotebookPage:
     def use_theme(self, name: str) -> None:
         """Choose "JupyterLab Light" or "JupyterLab Dark", by the menu."""
         self.choose("Settings", "Theme", name)
-        expect(self.page.locator("body")).to_have_attribute("data-jp-theme-name", name)
+        body = self.page.locator("body")
+        expect(body).to_have_attribute("data-jp-theme-name", name, timeout=OPEN_S * 1000)
 
     def photograph(self, folder: Path, theme: str) -> list[Path]:
         """Save the whole notebook, in pieces where it is very long, and each output by itself.
