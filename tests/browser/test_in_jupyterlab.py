@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -82,3 +84,28 @@ def test_an_exercise_is_answered_on_the_page_wrong_first_and_then_right(costs):
     expect(verdict).to_contain_text("✓ Right.")
     expect(verdict).to_contain_text(known.praise.replace("`", "")[:40])
     assert costs.errors() == []
+
+
+SPOILT = """\
+import sys
+
+from IPython.display import HTML, display
+
+display(HTML("<table><tr>" + "<td>unbreakable_words</td>" * 30 + "</tr></table>"))
+display(HTML('<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" alt=" ">'))
+print("a warning", file=sys.stderr)
+1 / 0
+"""
+
+
+def test_what_is_too_wide_or_has_no_words_or_failed_is_noticed(costs):
+    assert costs.too_wide() == []
+    spoilt = costs.code_cell("def cache_month")
+    costs.write(spoilt, SPOILT)
+    costs.run(costs.code_cell("unbreakable_words"))
+    (wide,) = costs.too_wide()
+    assert re.fullmatch(r"cell 33: table of \d+ pixels in \d+: unbreakable_words.*", wide)
+    assert len(costs.images_without_words()) == 1
+    warning, error = costs.errors()
+    assert "a warning" in warning
+    assert "ZeroDivisionError" in error
