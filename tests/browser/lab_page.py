@@ -17,10 +17,16 @@ CELL_S = 120
 TALLEST = 12_000
 """Chromium cuts pictures that are much taller, pixels."""
 AT_REST = """() => {
-    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+    // Folded cells show no number. And a cell gets its star only when its turn is near: that
+    // none has one does not mean the end.
+    const prompts = [...document.querySelectorAll(
+        '.jp-CodeCell .jp-InputPrompt:not(.jp-Placeholder-prompt)')];
     const texts = prompts.map(prompt => prompt.textContent);
-    return !texts.some(text => text.includes('*')) && texts.some(text => /[0-9]/.test(text));
+    const failed = document.querySelector('[data-mime-type="application/vnd.jupyter.error"]');
+    return texts.every(text => /[0-9]/.test(text)) ||
+        (failed !== null && !texts.some(text => text.includes('*')));
 }"""
+NUMBERED = ".jp-CodeCell .jp-InputPrompt:not(.jp-Placeholder-prompt)"
 PROMPTS = "prompts => prompts.map(prompt => prompt.textContent.replace(/[^0-9]/g, ''))"
 NAMELESS = """root => [...root.querySelectorAll('.jp-OutputArea img')]
     .filter(image => !image.alt.trim()).map(image => image.outerHTML.slice(0, 80))"""
@@ -105,8 +111,8 @@ class NotebookPage:
         expect(prompt).not_to_contain_text("*", timeout=CELL_S * 1000)
 
     def not_run(self) -> list[int]:
-        """Places among the code cells of those without a number, from 0."""
-        numbers: list[str] = self.book.locator(".jp-CodeCell .jp-InputPrompt").evaluate_all(PROMPTS)
+        """Places among the unfolded code cells of those without a number, from 0."""
+        numbers: list[str] = self.book.locator(NUMBERED).evaluate_all(PROMPTS)
         return [place for place, number in enumerate(numbers) if not number]
 
     def errors(self) -> list[str]:
