@@ -20,13 +20,11 @@ test: venv  ## format, lint, types, and every test, the notebooks included
 benchmarks: venv  ## the speed goals, as ratios to others measured at the same time; a minute
 	@$(PY) -m pytest -n 0 tests/benchmarks/bench_*.py $(ARGS)
 
-<<<<<<< HEAD
 soak: venv  ## everything at once for ten minutes: does anything grow, fail, or get lost?
 	@$(PY) scripts/soak.py $(ARGS)
-=======
+
 browser: venv  ## every notebook in JupyterLab in Chromium, light and dark; pictures in build/screenshots
 	@$(PY) -m pytest -n 0 tests/browser/every_notebook.py $(ARGS)
->>>>>>> fc5b8ea (Pictures have their words in JupyterLab too, and notebooks are tried in a real browser)
 
 templates: venv  ## the CloudFormation templates, by a security linter in an environment of its own
 	@test -x build/checkov/bin/checkov || { $(PY) -m venv build/checkov && build/checkov/bin/pip install --quiet checkov==3.3.30; }
