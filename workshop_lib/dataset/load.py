@@ -11,7 +11,7 @@ import csv
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -84,7 +84,7 @@ class Loaded:
     new: int
     removed: int
     commits: int
-    seconds: float
+    seconds: float = field(repr=False)
 
 
 Source = Callable[[], Iterable[Row]]
