@@ -25,7 +25,7 @@ from workshop_lib import checks
 from workshop_lib.cli import main
 from workshop_lib.services import diagnose
 from workshop_lib.services.messaging import given_messaging
-from workshop_lib.services.resolve import resolve
+from workshop_lib.services.resolver import resolve
 
 ACCOUNT = "123456789012"
 ARN = f"arn:aws:sts::{ACCOUNT}:assumed-role/Learner/me"

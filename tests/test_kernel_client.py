@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ def test_the_client_uses_it_for_replies_only() -> None:
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    made = Nursery({"TQDM_DISABLE": "1"})
+def nursery(tmp_path_factory) -> Iterator[Nursery]:
+    log = tmp_path_factory.mktemp("nursery") / "log"
+    made = Nursery({"TQDM_DISABLE": "1"}, log, get_context("spawn"))
     yield made
     made.close()
 
@@ -81,7 +83,9 @@ def _kernel(nursery: Nursery, folder: Path, **environment: str) -> tuple[ForkedK
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", manager.connection_file]
     wanted = {**os.environ, "IPYTHONDIR": str(folder), **environment}
     kernel = nursery.kernel(command, wanted, str(folder))
-    client = manager.client()
+    # The manager did not start it, and would call it dead if it took a second to answer.
+    client = manager.client(parent=None)
+    client.hb_channel.time_to_dead = 30.0
     client.start_channels()
     client.wait_for_ready(30)
     return kernel, client
@@ -130,8 +134,34 @@ def test_a_forked_kernel_can_be_interrupted_and_killed(nursery, tmp_path) -> Non
     client.stop_channels()
 
 
+def _a_kernel_of_another(nursery: Nursery, folder: str, answers: Any) -> None:
+    """What a new process does with a nursery that it was handed."""
+    kernel = nursery.kernel(["ipykernel_launcher", "--help"], dict(os.environ), folder)
+    answers.put((kernel.pid, kernel.wait()))
+
+
+def test_several_processes_share_a_nursery_and_it_ends_with_the_last(tmp_path) -> None:
+    context = get_context("spawn")
+    log = tmp_path / "log"
+    nursery = Nursery({}, log, context)
+    answers = context.Queue()
+    processes = [
+        context.Process(target=_a_kernel_of_another, args=(nursery, str(tmp_path), answers))
+        for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    found = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert [code for _, code in found] == [0, 0]
+    assert len({pid for pid, _ in found}) == 2
+    nursery.close()  # waits for its end
+    answers.close()
+
+
 def test_kernels_end_with_the_nursery_and_its_loss_is_an_error(tmp_path) -> None:
-    nursery = Nursery({})
+    nursery = Nursery({}, tmp_path / "log", get_context("spawn"))
     kernel, client = _kernel(nursery, tmp_path)
     process = psutil.Process(kernel.pid)
     os.kill(process.ppid(), signal.SIGKILL)

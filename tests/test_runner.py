@@ -216,6 +216,48 @@ def test_a_results_folder_that_cannot_be_made_is_refused(tmp_path):
         runner.run(["00"], out=tmp_path / "file" / "out", say=lambda _: None)
 
 
+# --- which begins first ---
+
+
+def test_one_at_a_time_they_begin_in_order_and_several_the_longest_first():
+    found = runner.find_notebooks()
+    assert {n.name[:2] for n in found} >= set(runner.LONGEST)
+    assert runner._in_turn(found, 1) == found
+    begun = runner._in_turn(found, 2)
+    assert [n.name[:2] for n in begun[: len(runner.LONGEST)]] == list(runner.LONGEST)
+    rest = begun[len(runner.LONGEST) :]
+    assert rest == sorted(rest, key=lambda n: n.name)
+    assert sorted(begun, key=lambda n: n.name) == found
+
+
+@pytest.mark.parametrize(
+    ("request_", "processors", "at_once"),
+    [
+        ({}, 2, 2),
+        ({}, 64, 2),
+        ({}, 1, 1),
+        ({}, None, 1),
+        ({"size": "full"}, 64, 1),
+        ({"size": "full", "workers": 3}, 1, 3),
+        ({"names": ["00"]}, 2, 1),
+    ],
+)
+def test_two_run_at_a_time_at_quick_size_where_there_are_two_processors(
+    monkeypatch, tmp_path, request_, processors, at_once
+):
+    seen = []
+
+    def stop(chosen, number):
+        seen.append(number)
+        raise InterruptedError
+
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(runner, "_in_turn", stop)
+    with pytest.raises(InterruptedError):
+        runner.run(**{"names": ["00", "01", "02"], "out": tmp_path / "out", **request_})
+    assert seen == [at_once]
+
+
 # --- what is said about an outcome ---
 
 

@@ -54,15 +54,16 @@ def main() -> None:
               help="how much each notebook does")  # fmt: skip
 @click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE",
               help="a notebook's parameter; may be repeated")  # fmt: skip
-@click.option("--workers", type=click.IntRange(1, 16), default=1, show_default=True,
-              help="notebooks at the same time; more than one disturbs the figures")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1, 16),
+              help="notebooks at the same time; more than one disturbs the figures  "
+                   "[default: 1; at quick size 2, if there are two processors]")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               help="folder for the results  [default: a new one below results/]")  # fmt: skip
 def run(
     names: tuple[str, ...],
     size: str,
     parameters: tuple[str, ...],
-    workers: int,
+    workers: int | None,
     out: Path | None,
 ) -> None:
     """Run notebooks headless (all, or the NAMED ones: 02 or 02_cache_a_query)."""
@@ -461,7 +462,7 @@ def rules(what: str) -> None:
 
     from workshop_lib.database import Database
     from workshop_lib.dsql import install_rules, remove_rules
-    from workshop_lib.services.resolve import external_database
+    from workshop_lib.services.resolver import external_database
 
     # Whoever installs rules need not keep them meanwhile.
     settings = load_settings(dsql_rules="off").values

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -53,25 +52,33 @@ class WakefulClient(AsyncKernelClient):
 class Nursery:
     """A process that is ready to become kernels at once; see `kernel_nursery`.
 
+    It can be handed to new processes, which then ask the same one. It ends when all are closed.
+
     Args:
         environment: what it imports with: settings that libraries read only then.
+        log: a file, for what it and its kernels write to standard error.
+        context: by which the processes are started that it will be handed to.
 
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        answers, write = os.pipe()
-        self._answers = os.fdopen(answers)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "workshop_lib.kernel_nursery", str(write)],
-            stdin=subprocess.PIPE,
-            env={**os.environ, **environment},
-            pass_fds=[write],
-            start_new_session=True,  # Ctrl-C is for who started it; it ends with them
-            cwd=CHECKOUT,
-            text=True,
-        )
-        os.close(write)
-        atexit.register(self.close)
+    def __init__(self, environment: Mapping[str, str], log: Path, context: SpawnContext) -> None:
+        questions, self._questions = context.Pipe(duplex=False)
+        self._answers, answers = context.Pipe(duplex=False)
+        self._one_at_a_time = context.Lock()
+        with questions, answers, log.open("a") as stream:
+            self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+                [sys.executable, "-m", "workshop_lib.kernel_nursery", str(answers.fileno())],
+                stdin=questions.fileno(),
+                stderr=stream,
+                env={**os.environ, **environment},
+                pass_fds=[answers.fileno()],
+                start_new_session=True,  # Ctrl-C is for who started it; it ends with them
+                cwd=CHECKOUT,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets: the pipes. Whoever started it waits for its end."""
+        return {**self.__dict__, "_process": None}
 
     def kernel(self, command: list[str], environment: dict[str, str], folder: str) -> ForkedKernel:
         """A new kernel, as this command would have started it.
@@ -88,18 +95,19 @@ class Nursery:
     def ask(self, request: Any, otherwise: int | None = None) -> int | None:
         """Its answer to a request; `otherwise` if it is gone."""
         try:
-            print(json.dumps(request), file=self._process.stdin, flush=True)
-            answer: int | None = json.loads(self._answers.readline())
-        except (OSError, ValueError):
+            with self._one_at_a_time:
+                self._questions.send_bytes(json.dumps(request).encode())
+                answer: int | None = json.loads(self._answers.recv_bytes())
+        except (OSError, EOFError):
             return otherwise
         return answer
 
     def close(self) -> None:
         """Let it end. Kernels that still run end after it."""
-        atexit.unregister(self.close)
-        with contextlib.suppress(BrokenPipeError):  # it was killed, and had not read everything
-            self._process.communicate()
+        self._questions.close()
         self._answers.close()
+        if self._process:
+            self._process.wait()
 
 
 class ForkedKernel:

@@ -1,7 +1,7 @@
 """The nursery: a process that has imported what notebooks import, and forks into their kernels.
 
 A kernel that starts by itself spends a second and a half on imports, and so does the next one. Run
-as a program by `kernel_client.Nursery`, with one line of JSON on standard input for each request
+as a program by `kernel_client.Nursery`, with one message of JSON on standard input for each request
 and one on the file descriptor it is given for each answer. It ends when its input does, and the
 kernels end with it.
 """
@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 LAUNCHER = "ipykernel_launcher"
@@ -20,18 +21,25 @@ LAUNCHER = "ipykernel_launcher"
 
 def main() -> None:
     """Answer requests: a kernel's number for a command line, its exit code (or null) for that."""
-    answers = os.fdopen(int(sys.argv[1]), "w")
+    requests, answers = Connection(0, writable=False), Connection(int(sys.argv[1]), readable=False)
     # What -m put at the front of the path; a kernel puts its own folder there.
     del sys.path[0]
     _import()
-    for line in sys.stdin:
-        request = json.loads(line)
+    while (request := _next(requests)) is not None:
         if isinstance(request, int):
             answer = _exit_code(request)
         elif not (answer := _fork()):
             answers.close()
             _be_a_kernel(request)
-        print(json.dumps(answer), file=answers, flush=True)
+        answers.send_bytes(json.dumps(answer).encode())
+
+
+def _next(requests: Connection) -> Any:
+    """The next request; None if nobody is left who could ask."""
+    try:
+        return json.loads(requests.recv_bytes())
+    except EOFError:
+        return None
 
 
 def _import() -> None:

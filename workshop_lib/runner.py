@@ -26,6 +26,7 @@ from tqdm import tqdm
 from traitlets.config import Config
 
 from workshop_lib.errors import ResultError, RunError, WorkshopError
+from workshop_lib.kernel_client import Nursery, NurseryManager, WakefulClient
 from workshop_lib.notebook_format import nbformat
 from workshop_lib.orphans import end_with
 from workshop_lib.results import read_result, ready_folder, write_json
@@ -39,6 +40,9 @@ _shared_turns: Turns | None = None
 CELL_LIMIT_S = 600
 KERNEL_START_S = 90
 SIZES = ("quick", "full")
+LONGEST = ("11", "06", "09", "05", "10", "08", "07", "04", "00")
+"""The notebooks that take longest at quick size. Where several run at a time these begin first: one
+that began last would run on alone."""
 ADDED_TAGS = frozenset({"injected-parameters", "papermill-error-cell-tag"})
 """What papermill marks the cells with that it adds to a notebook."""
 
@@ -69,9 +73,14 @@ class Notebook:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One notebook to run, with the values to run it with; the number is its place among all.
+    """One notebook to run.
 
-    `at_once` is how many run at the same time, at most.
+    Attributes:
+        number: its place in the order in which they begin.
+        parameters: the values that differ from its own.
+        out: the folder for what it leaves.
+        at_once: how many run at the same time.
+
     """
 
     number: int
@@ -183,7 +192,7 @@ def run(
     *,
     size: str = "quick",
     parameters: Iterable[str] = (),
-    workers: int = 1,
+    workers: int | None = None,
     out: Path | None = None,
     notebooks: Path = NOTEBOOKS,
     say: Callable[[str], object] = print,
@@ -199,7 +208,9 @@ def run(
         names: which; all if empty.
         size: "quick" or "full".
         parameters: NAME=VALUE words, which win over the size's values.
-        workers: notebooks at the same time; more than one disturbs what they measure.
+        workers: notebooks at the same time; more than one disturbs what they measure. If left out,
+            one at full size; at quick size, which only shows that all of it works, two where there
+            are two processors.
         out: the folder for the results; a new one below `results/` if left out.
         notebooks: the folder that they are in.
         say: gets a line for each finished notebook.
@@ -217,12 +228,15 @@ def run(
     """
     if size not in SIZES:
         raise RunError(f"The size is {size!r}; it must be one of {', '.join(SIZES)}.")
+    if workers is None:
+        workers = 2 if size == "quick" and (os.cpu_count() or 1) > 1 else 1
     if workers < 1:
         raise RunError(f"workers is {workers}; it must be at least 1.")
     chosen = choose(names, find_notebooks(notebooks))
     given = parse_parameters(parameters, chosen)
     folder = new_folder(out)
     stamp = f"run_{secrets.token_hex(4)}"
+    at_once = min(workers, len(chosen))
     jobs = [
         Job(
             number,
@@ -231,40 +245,55 @@ def run(
             {**(notebook.quick if size == "quick" else {}), **given[notebook.name]},
             folder,
             f"{stamp}_{notebook.name[:2]}",
-            min(workers, len(chosen)),
+            at_once,
         )
-        for number, notebook in enumerate(chosen)
+        for number, notebook in enumerate(_in_turn(chosen, at_once))
     ]
     count = "1 notebook" if len(jobs) == 1 else f"{len(jobs)} notebooks"
-    say(f"{count}, {size} size, into {near(folder)}")
+    together = f", {at_once} at a time" if at_once > 1 else ""
+    say(f"{count}, {size} size{together}, into {near(folder)}")
     outcomes: dict[str, Outcome] = {}
     # spawn: a forked child would share the parent's sockets and locks.
     context = get_context("spawn")
     # One more: while it waits for its turn it has a kernel ready, or ends and clears up the last.
-    processes = min(workers + 1, len(jobs))
-    pool = ProcessPoolExecutor(
-        processes,
-        context,
-        initializer=_prepare_worker,
-        initargs=(folder / "kernels.log", Turns(len(jobs), workers, context)),
-    )
-    try:
-        for _ in range(processes):
-            pool.submit(_start_nursery)
-        prepare()
-        futures = {pool.submit(_execute, job, progress and workers == 1): job for job in jobs}
-        for done in as_completed(futures):
-            outcome = _outcome(done, futures[done])
-            outcomes[outcome.name] = outcome
-            say(describe(outcome))
-            finished(folder / f"{outcome.name}.ipynb")
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        _drop_if_empty(folder / "kernels.log")
-    ordered = [outcomes[job.notebook.name] for job in jobs]
+    processes = min(at_once + 1, len(jobs))
+    log = folder / "kernels.log"
+    turns = Turns(len(jobs), at_once, context)
+    with _kernels(log, context) as nursery:
+        pool = ProcessPoolExecutor(
+            processes, context, initializer=_prepare_worker, initargs=(log, turns, nursery)
+        )
+        try:
+            for _ in range(processes):
+                pool.submit(_import_papermill)
+            prepare()
+            # One bar over its cells, or, where several would write over each other, over notebooks.
+            futures = {pool.submit(_execute, job, progress and at_once == 1): job for job in jobs}
+            with tqdm(
+                total=len(jobs), unit="notebook", leave=False, disable=not progress or at_once == 1
+            ) as bar:
+                for done in as_completed(futures):
+                    outcome = _outcome(done, futures[done])
+                    outcomes[outcome.name] = outcome
+                    with bar.external_write_mode():
+                        say(describe(outcome))
+                    bar.update()
+                    finished(folder / f"{outcome.name}.ipynb")
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    _drop_if_empty(log)
+    ordered = [outcomes[notebook.name] for notebook in chosen]
     if folder.parent == RESULTS:
         _point_latest_to(folder)
     return ordered, folder
+
+
+def _in_turn(chosen: list[Notebook], at_once: int) -> list[Notebook]:
+    """The order in which they begin: their own, or the longest first if several run at a time."""
+    if at_once == 1:
+        return chosen
+    places = {number: place for place, number in enumerate(LONGEST)}
+    return sorted(chosen, key=lambda notebook: places.get(notebook.name[:2], len(LONGEST)))
 
 
 def sweep() -> int:
@@ -479,7 +508,7 @@ def _turns() -> Turns:
     return _shared_turns
 
 
-def _prepare_worker(log: Path, turns: Turns) -> None:
+def _prepare_worker(log: Path, turns: Turns, nursery: Nursery | None) -> None:
     """Die with the command that started this worker; keep the kernels' chatter off the terminal.
 
     A kernel ends when its worker does. What kernels write to standard error goes into a log beside
@@ -487,34 +516,41 @@ def _prepare_worker(log: Path, turns: Turns) -> None:
     """
     global _terminal, _shared_turns  # noqa: PLW0603 -- one worker process, one terminal
     _shared_turns = turns
+    NurseryManager.nursery = nursery
     _terminal = os.fdopen(os.dup(2), "w")
     with log.open("a") as stream:
         os.dup2(stream.fileno(), 2)
     end_with(os.getppid(), _drop_scratch)
 
 
-def _start_nursery() -> None:
-    """Have kernels ready to be forked where a fork can be trusted: some of macOS's libraries fail.
+@contextmanager
+def _kernels(log: Path, context: SpawnContext) -> Iterator[Nursery | None]:
+    """What all workers fork kernels from, where a fork can be trusted: macOS's libraries fail.
 
-    Elsewhere each kernel starts by itself.
+    There, None: each kernel starts by itself.
     """
-    from workshop_lib.kernel_client import Nursery, NurseryManager  # noqa: PLC0415 -- as papermill
+    if sys.platform != "linux":
+        yield None
+        return
+    nursery = Nursery(_kernel_settings(), log, context)
+    try:
+        yield nursery
+    finally:
+        nursery.close()
 
-    if sys.platform == "linux" and NurseryManager.nursery is None:
-        NurseryManager.nursery = Nursery(_kernel_settings())
+
+def _import_papermill() -> None:
+    """Take the half second for it before there is a notebook to run."""
+    import papermill  # noqa: F401, PLC0415 -- only workers need it
 
 
 def _execute(job: Job, progress: bool) -> Outcome:
     """Run one notebook in this worker process and write what it left."""
     import papermill  # noqa: PLC0415 -- takes half a second that only workers need to spend
 
-    # As papermill.
-    from workshop_lib.kernel_client import NurseryManager, WakefulClient  # noqa: PLC0415
-
     executed = job.out / f"{job.notebook.name}.ipynb"
     result_file = job.out / f"{job.notebook.name}.json"
     result_file.unlink(missing_ok=True)
-    _start_nursery()
     turn, error = _Turn(job, progress), None
     with _kernel_environment(job, result_file) as scratch:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import boto3
 import pytest
 
-from workshop_lib.services.resolve import _TokenMaker
+from workshop_lib.services.resolver import _TokenMaker
 
 HOST, REGION = "abc.dsql.us-east-1.on.aws", "us-east-1"
 

@@ -37,7 +37,7 @@ from workshop_lib.messaging import delete_queues
 from workshop_lib.results import ready_folder
 from workshop_lib.services.functions import LambdaClients
 from workshop_lib.services.named import named_messaging, named_reader
-from workshop_lib.services.resolve import external_database
+from workshop_lib.services.resolver import external_database
 from workshop_lib.settings import Settings, load_settings, near
 from workshop_lib.workshop import open_workshop
 

@@ -1,26 +1,6 @@
 """Where the servers are: embedded engines, servers of one's own, or AWS; all end as Endpoints."""
 
-from workshop_lib.services.endpoints import (
-    CacheEndpoint,
-    DatabaseEndpoint,
-    Endpoint,
-    Endpoints,
-    MessagingEndpoint,
-    StoreEndpoint,
-)
-from workshop_lib.services.messaging import resolve_messaging, running_messaging
-from workshop_lib.services.resolve import exports, resolve, session
+import lazy_loader
 
-__all__ = [
-    "CacheEndpoint",
-    "DatabaseEndpoint",
-    "Endpoint",
-    "Endpoints",
-    "MessagingEndpoint",
-    "StoreEndpoint",
-    "exports",
-    "resolve",
-    "resolve_messaging",
-    "running_messaging",
-    "session",
-]
+# On first use only: the engines' keeper and a crowd's processes need no client of AWS.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

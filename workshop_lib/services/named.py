@@ -5,7 +5,7 @@ from __future__ import annotations
 from workshop_lib.errors import SettingsError
 from workshop_lib.services.endpoints import CacheEndpoint, DatabaseEndpoint, MessagingEndpoint
 from workshop_lib.services.messaging import given_messaging
-from workshop_lib.services.resolve import external_cache, external_database, external_reader
+from workshop_lib.services.resolver import external_cache, external_database, external_reader
 from workshop_lib.settings import Settings
 
 

@@ -18,7 +18,7 @@ from workshop_lib.services import embedded
 from workshop_lib.services.embedded import Attachment
 from workshop_lib.services.endpoints import CacheEndpoint, DatabaseEndpoint
 from workshop_lib.services.engines import EngineState
-from workshop_lib.services.resolve import embedded_cache, embedded_database
+from workshop_lib.services.resolver import embedded_cache, embedded_database
 from workshop_lib.services.state import (
     PRIVATE,
     StateFolder,
