@@ -125,6 +125,14 @@ def test_other_services_machines_and_versions_are_said_and_no_obstacle(kept):
     assert found.labels == ("a (local PostgreSQL 16)", "b (Aurora DSQL in eu-west-1)")
 
 
+def test_runs_of_different_numbers_at_a_time_are_compared_with_a_note(kept):
+    alone, beside = ({**result(hit_p50=FAST), "workers": n} for n in (1, 2))
+    note = "notebooks at a time: 1 in the first run, 2 in the second"
+    assert note in compare_runs(kept("a", alone), kept("b", beside)).notes
+    # By hand, and before this was kept: one.
+    assert note not in compare_runs(kept("a", alone), kept("c", result(hit_p50=FAST))).notes
+
+
 def test_one_file_can_be_compared_with_a_run(kept):
     a, b = kept("a", result(p=FAST)), kept("b", result(p=SLOW))
     assert compare_runs(a / "02_x.json", b).pairs == compare_runs(a, b).pairs

@@ -212,6 +212,9 @@ def _notes(first: Mapping[str, dict[str, Any]], second: Mapping[str, dict[str, A
             ours, theirs = (_service(result["services"][kind]) for result in (one, other))
             if ours != theirs:
                 found[f"{kind}: {ours} in the first run, {theirs} in the second"] = None
+        ours, theirs = (result.get("workers", 1) for result in (one, other))
+        if ours != theirs:
+            found[f"notebooks at a time: {ours} in the first run, {theirs} in the second"] = None
         for what in ("machine", "versions"):
             ours, theirs = one[what], other[what]
             differ = [n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n)]

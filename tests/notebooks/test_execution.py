@@ -19,6 +19,9 @@ from workshop_lib.report import write_report
 from workshop_lib.services import embedded
 from workshop_lib.services.engines import HOST, OWNER
 
+# The first test waits for one run of all of them.
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def owner(shared, state):
@@ -35,13 +38,40 @@ def owner(shared, state):
     connection.close()
 
 
+def doubled(path, once_done):
+    """A notebook with all its cells, and all of them again, as Run All and Run All once more.
+
+    The second time a learner has set the quick values. What the first recorded is kept in a file.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    again = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            again.append(nbformat.v4.new_code_cell(cell.source))
+            if "parameters" in cell.metadata.get("tags", ()):
+                values = notebook.metadata.workshop.quick.items()
+                setting = "\n".join(f"{name} = {value!r}" for name, value in values)
+                again.append(nbformat.v4.new_code_cell(setting))
+    keep = "import os, shutil; shutil.copy(os.environ['WORKSHOP_RESULT_FILE'], {!r})"
+    notebook.cells.append(nbformat.v4.new_code_cell(keep.format(str(once_done))))
+    notebook.cells += again
+    return notebook
+
+
 @pytest.fixture(scope="module")
 def executed(shared, owner, tmp_path_factory):
-    """One quick run of everything, two at a time; PostgreSQL notes every statement it is sent."""
-    folder = tmp_path_factory.mktemp("run")
+    """One quick run of everything, two at a time; PostgreSQL notes every statement it is sent.
+
+    Each notebook runs twice in its kernel, which has a namespace that never saw another notebook.
+    """
+    folder, twice = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("notebooks")
+    (folder / "once").mkdir()
+    for original in runner.find_notebooks():
+        once_done = folder / "once" / f"{original.name}.json"
+        nbformat.write(doubled(original.path, once_done), twice / original.path.name)
     owner.execute("ALTER ROLE admin SET log_statement = 'all'")
     try:
-        outcomes, _ = runner.run(out=folder, workers=2, say=lambda _: None)
+        outcomes, _ = runner.run(out=folder, workers=2, say=lambda _: None, notebooks=twice)
     finally:
         owner.execute("ALTER ROLE admin RESET log_statement")
     return folder, outcomes
@@ -49,12 +79,13 @@ def executed(shared, owner, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def figures(executed):
+    """What the notebooks had recorded when they had run once."""
     folder, _ = executed
     return {
         file.stem: {
             name: m["value"] for name, m in json.loads(file.read_text())["measurements"].items()
         }
-        for file in folder.glob("*.json")
+        for file in (folder / "once").glob("*.json")
     }
 
 
@@ -62,6 +93,15 @@ def test_all_notebooks_pass(executed):
     _, outcomes = executed
     assert [runner.describe(outcome) for outcome in outcomes if not outcome.ok] == []
     assert [o.name for o in outcomes] == [n.name for n in runner.find_notebooks()]
+
+
+def test_each_arrives_at_the_same_figures_by_name_when_it_runs_once_more(executed, figures):
+    folder, _ = executed
+    again = {
+        file.stem: json.loads(file.read_text())["measurements"].keys()
+        for file in folder.glob("*.json")
+    }
+    assert again == {name: recorded.keys() for name, recorded in figures.items()}
 
 
 def test_no_cell_writes_an_error_or_a_warning(executed):
