@@ -63,7 +63,8 @@ def test_moving_the_slider_draws_another_picture_and_the_printed_one_stays(costs
     expect(shown).not_to_have_text("200")
     expect(picture).not_to_have_attribute("src", before or "")
     expect(picture).to_have_count(1)
-    expect(picture).to_have_attribute("alt", "See above.")
+    rate = (shown.text_content() or "").strip()
+    expect(picture).to_have_attribute("alt", f"A straight line, for {rate} reads/s.")
     assert still.get_attribute("src") == printed
 
 
