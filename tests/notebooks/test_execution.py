@@ -352,8 +352,8 @@ def test_the_bill_is_that_of_the_model_and_the_clean_up_leaves_nothing(figures):
 
 def test_10_accounts_for_every_row_and_leaves_none(figures):
     found = figures["10_load_inserts"]
-    # 2 workers × 60 INSERTs of 1 and of 100 rows.
-    assert found["rows_planned"] == found["rows_succeeded"] == 12_120
+    # 2 workers × 120 INSERTs of 1 and of 100 rows.
+    assert found["rows_planned"] == found["rows_succeeded"] == 24_240
     assert found["gain_100_rows"] > 2
     assert found["bend_rows"] >= 1
     assert found["copy_rate"] > found["one_row_rate"]
@@ -362,7 +362,7 @@ def test_10_accounts_for_every_row_and_leaves_none(figures):
     # The curve: 300, 30, 12 and 12 INSERTs and a warm-up each of 1, 10, 100, 1,000 rows; 12 COPYs
     # of 1,000; 8 warm-ups of each scenario; those sent twice. Optional parts delete their own.
     curve = 301 + 31 * 10 + 13 * 100 + 13 * 1_000
-    assert found["rows_deleted"] == 12_120 + 8 * 101 + curve + 12_000 + 50
+    assert found["rows_deleted"] == 24_240 + 8 * 101 + curve + 12_000 + 50
     assert found["rows_left"] == 0
     assert 0.5 < found["full_size_cost"] < 5
 
