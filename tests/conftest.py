@@ -45,9 +45,9 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
     os.environ.update(before)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def interruptible() -> Iterator[None]:
-    """Interrupts arrive, here and in what is begun here.
+    """Interrupts arrive, here and in what is begun here, also by fixtures that many tests share.
 
     A shell switches them off for what it starts in the background.
     """

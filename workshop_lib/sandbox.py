@@ -92,6 +92,7 @@ class Sandbox:
                 "version": f"{'Valkey' if 'cache' in kind else 'PostgreSQL'} {version}",
                 "embedded": True,
                 "emulated": False,
+                "aws": False,
                 "region": None,
             }
             for kind, (label, version) in found.items()

@@ -111,7 +111,9 @@ def lab(checkout) -> Iterator[Lab]:
         try:
             process.wait(END_S)
         finally:
-            process.kill()
+            if process.poll() is None:
+                for one in (*psutil.Process(process.pid).children(recursive=True), process):
+                    one.kill()
             embedded.reset(folder)
     # The lab, its server, the keeper, and the engines; kernels are in it if tests left them open.
     assert len(started) >= 6
