@@ -39,7 +39,7 @@ check: venv  ## is everything reachable?
 stop: venv  ## stop the local engines
 	@$(WORKSHOP) stop
 
-reset: venv  ## stop the local engines and delete their data
+reset: venv  ## delete the local engines' data, and this workshop's part of services that you configured
 	@$(WORKSHOP) reset
 
 lint: venv  ## format, lint and types only
@@ -55,7 +55,7 @@ format: venv  ## put the code into the project's format
 	@$(PY) -m ruff format --quiet .
 
 clean: venv  ## stop the engines, delete their data, the results and the environment
-	@$(WORKSHOP) reset --yes
+	@$(WORKSHOP) reset --yes --local
 	@rm -rf .venv .venv.lock results build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 help:

@@ -174,6 +174,7 @@ def test_reset_deletes_only_its_own_part_of_services_that_are_not_local(ws, work
         ws.database.query(f"CREATE SCHEMA {namespace}")
         ws.database.query(f"CREATE TABLE {namespace}.planet (id int)")
         ws.s3.put_object(Bucket=ws.bucket, Key=f"{namespace}/a", Body=b"a")
+    assert mine not in workshop("reset", "--local").output  # what it would delete
     asked = workshop("reset")
     assert f"named '{mine}' in the database, the cache, the object store" in asked.output
     done = workshop("reset", "--yes")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from workshop_lib import published, report, results
+from workshop_lib import Samples, published, report, results
 from workshop_lib.errors import ResultError
 from workshop_lib.results import (
     Measurement,
@@ -156,3 +156,10 @@ def test_what_cannot_be_divided_gives_no_ratio(first, second):
 def test_a_ratio_without_both_intervals_has_none():
     found = results.ratio(figure(6.0, low=5.0, high=7.0), figure(2.0))
     assert found == {"value": 3.0, "unit": "times", "n": 5, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(("n", "interval"), [(5, (None, None)), (6, (1e6, 6e6))])
+def test_a_median_of_fewer_than_six_samples_has_no_interval(shared, n, interval):
+    shared.record_samples(f"of_{n}", Samples("a call", tuple(float(i + 1) for i in range(n))))
+    kept = shared.result.measurements[f"of_{n}_p50"]
+    assert (kept.low, kept.high) == interval

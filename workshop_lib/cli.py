@@ -418,14 +418,15 @@ def stop() -> None:
 
 @main.command()
 @click.option("--yes", is_flag=True, help="do not ask")
-def reset(yes: bool) -> None:
+@click.option("--local", is_flag=True, help="the local engines only, nothing of your services")
+def reset(yes: bool, local: bool) -> None:
     """Delete what the workshop made: local engines and data, and its own part of your services."""
     from workshop_lib.services import embedded
     from workshop_lib.services.state import state_folder
     from workshop_lib.workshop import wipe_namespace
 
     settings = load_settings().values
-    own = settings.uses_external
+    own = "" if local else settings.uses_external
     folder = state_folder(settings.workshop_state_dir)
     what = f"the local engines and their data in {folder.path}"
     if own:

@@ -22,6 +22,9 @@ from workshop_lib.errors import WorkshopError
 T = TypeVar("T")
 
 CONFIDENCE = 0.95
+FEWEST_FOR_INTERVAL = 6
+"""Of fewer samples even smallest and largest hold the median less often than 95 times of 100: with
+n of them it is 1 - 2 / 2^n."""
 P99_SAMPLES = 500
 """Of fewer samples, a 99th percentile is the luck of the largest few."""
 BLOCK = 10

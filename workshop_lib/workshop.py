@@ -29,7 +29,7 @@ from workshop_lib.dsql import Step, play
 from workshop_lib.errors import ResultError, ServiceUnreachableError, WorkshopError
 from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
 from workshop_lib.load.means import Equipment
-from workshop_lib.measure import P99_SAMPLES, Samples
+from workshop_lib.measure import FEWEST_FOR_INTERVAL, P99_SAMPLES, Samples
 from workshop_lib.messaging import delete_queues, messaging_client, open_queue
 from workshop_lib.objects import ObjectStore, store_error
 from workshop_lib.results import (
@@ -418,8 +418,9 @@ class Workshop:
     def record_samples(self, name: str, samples: Samples) -> None:
         """Keep p50 (with its interval), p95, p99, mean, minimum and maximum of samples, in µs."""
         n = len(samples)
-        low, high = samples.interval(50)
-        self.record(f"{name}_p50", samples.median * 1e6, "µs", n, (low * 1e6, high * 1e6))
+        low, high = (end * 1e6 for end in samples.interval(50))
+        interval = (low, high) if n >= FEWEST_FOR_INTERVAL else None
+        self.record(f"{name}_p50", samples.median * 1e6, "µs", n, interval)
         for q in (95, 99) if n >= P99_SAMPLES else (95,):
             self.record(f"{name}_p{q}", samples.percentile(q) * 1e6, "µs", n)
         self.record(f"{name}_mean", samples.mean * 1e6, "µs", n)
