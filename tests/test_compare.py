@@ -113,7 +113,6 @@ def test_other_services_machines_and_versions_are_said_and_no_obstacle(kept):
     other["services"]["store"] |= {"label": "S3", "emulated": False}
     other["machine"]["cpus"] = 99
     other["versions"]["redis"] = "0.1"
-    other["workers"] = 2
     found = compare_runs(kept("a", result(p=FAST)), kept("b", other))
     assert len(found.pairs) == 1
     notes = "\n".join(found.notes)
@@ -121,7 +120,6 @@ def test_other_services_machines_and_versions_are_said_and_no_obstacle(kept):
     assert "store: S3 (moto), emulated in the first run, S3 in the second" in notes
     assert "99 in the second" in notes
     assert "redis: " in notes
-    assert "notebooks at the same time: 1 in the first run, 2 in the second" in notes
     assert found.labels == ("a (local PostgreSQL 16)", "b (Aurora DSQL in eu-west-1)")
 
 

@@ -220,10 +220,6 @@ def _notes(first: Mapping[str, dict[str, Any]], second: Mapping[str, dict[str, A
             differ = [n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n)]
             for n in differ:
                 found[f"{n}: {ours.get(n)} in the first run, {theirs.get(n)} in the second"] = None
-        at_once = [result.get("workers", 1) for result in (one, other)]
-        if at_once[0] != at_once[1]:
-            told = "notebooks at the same time: {} in the first run, {} in the second"
-            found[told.format(*at_once)] = None
     return list(found)
 
 
