@@ -239,8 +239,15 @@ class Found:
 
 
 def own_memory(process: psutil.Process) -> int:
-    """What would be free if it ended, bytes: the server's shared memory counts for none."""
+    """What it has written itself, bytes: neither shared memory nor pages of files.
+
+    Not its unique memory where that can be told apart: a program's own pages belong to that as soon
+    as no other process runs the same program, which has nothing to do with this soak.
+    """
     try:
+        resident = process.memory_info()
+        if hasattr(resident, "shared"):  # Linux
+            return int(resident.rss - resident.shared)
         return int(process.memory_full_info().uss)
     except psutil.Error:
         return 0  # it ended meanwhile
