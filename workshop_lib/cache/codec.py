@@ -4,15 +4,20 @@ A frame is 4 bytes that say what it is and of which version, 4 bytes of CRC-32, 
 body. Answers are kept column by column: a column of one type is written and read in C, by a
 decoder made for that type. Mixed and nested values take a slower road, tagged one by one.
 
-It is not pickle: whoever can write to the cache could otherwise run code in all who read it.
+It is not pickle: whoever can write to the cache could otherwise run code in all who read it. For
+the same reason decoding is bounded: whatever the bytes are, it takes at most 200 times `max_bytes`
+of memory (a row of one small value takes over 100 bytes, and may be written as one), and time in
+proportion.
 """
 
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from functools import lru_cache
 from math import inf
 from types import NoneType
 from typing import Any, TypeVar
@@ -22,6 +27,10 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 MAX_DEPTH = 64  # levels of list, tuple and dict in one value; a value inside itself has no end
+MAX_BYTES = 1_000_000  # what is read where nothing else is said
+MAX_TIME = 1e10  # seconds of Unix time: in the year 2286
+MAX_COST_S = 1e10
+MAX_SAME_HASH = 32  # keys of one dict: each further one is compared with all of them
 
 T = TypeVar("T")
 
@@ -58,6 +67,7 @@ def encode(entry: Entry) -> bytes:
 
     Raises Uncacheable, naming column and type, for what would not come back equal.
     """
+    check_times(entry)
     columns = [
         _encode_column(values, f"Column {name!r}")
         for name, values in zip(entry.columns or ("",), _turn_to_columns(entry), strict=True)
@@ -67,12 +77,13 @@ def encode(entry: Entry) -> bytes:
     return _seal(_ENTRY, _dump(body, "A column's name or the entry's time"))
 
 
-def decode(data: bytes) -> Entry:
+def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Entry:
     """Return the answer in a frame, equal in types and values to what `encode` was given.
 
-    Raises CorruptEntry, and nothing else, for bytes that `encode` of this version did not make.
+    Raises CorruptEntry, and nothing else, for bytes that `encode` of this version did not make, and
+    for more than `max_bytes` of them.
     """
-    return _unseal(_ENTRY, data, _parse_entry)
+    return _unseal(_ENTRY, data, _parse_entry, max_bytes)
 
 
 def encode_value(value: object) -> bytes:
@@ -86,12 +97,13 @@ def encode_value(value: object) -> bytes:
     return _seal(_VALUE, _dump(pack(value, "The value"), "The value"))
 
 
-def decode_value(data: bytes) -> object:
+def decode_value(data: bytes, max_bytes: int = MAX_BYTES) -> object:
     """Return the value in a frame, equal in type and value to what `encode_value` was given.
 
-    Raises CorruptEntry, and nothing else, for bytes that it did not make in this version.
+    Raises CorruptEntry, and nothing else, for bytes that it did not make in this version, and for
+    more than `max_bytes` of them.
     """
-    return _unseal(_VALUE, data, lambda body: unpack(_ANY.decode(body)))
+    return _unseal(_VALUE, data, lambda body: unpack(_load(body)), max_bytes)
 
 
 def canonical(value: object) -> bytes:
@@ -123,6 +135,26 @@ class _Body(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """cost_seconds, created_at and fresh_until."""
     columns: list[tuple[str, bytes]]
     """For each column the name of its decoder, and its values as a MessagePack array."""
+
+
+def check_size(data: bytes, max_bytes: int) -> None:
+    """Raise CorruptEntry for more bytes than an entry may have: nothing stores so many."""
+    if len(data) > max_bytes:
+        raise CorruptEntry(
+            f"{len(data):,} bytes are more than an entry may have here ({max_bytes:,}). Delete "
+            "the key, or raise max_bytes."
+        )
+
+
+def check_times(entry: Entry) -> None:
+    """Raise Uncacheable for times that no clock has shown; `inf` is a fresh_until without end."""
+    until = entry.created_at if entry.fresh_until == inf else entry.fresh_until
+    sane = 0 <= entry.cost_seconds <= MAX_COST_S
+    if not (sane and 0 <= entry.created_at <= MAX_TIME and 0 <= until <= MAX_TIME):
+        raise Uncacheable(
+            f"The entry's times cannot be right: cost_seconds {entry.cost_seconds}, created_at "
+            f"{entry.created_at}, fresh_until {entry.fresh_until}. Set the clock, or keep seconds."
+        )
 
 
 def check_rows(entry: Entry) -> None:
@@ -184,6 +216,8 @@ def pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False)
     if type(value) is list or type(value) is tuple:
         return [kind.__name__, [inner(part) for part in value]]
     if type(value) is dict:
+        if _many_share_a_hash(value):
+            raise Uncacheable(f"{where} holds a dict of too many keys with one and the same hash.")
         items = [[inner(key), inner(item)] for key, item in value.items()]
         if sort_dicts:
             items.sort(key=lambda item: _dump(item, where))
@@ -219,8 +253,9 @@ def _seal(header: bytes, body: bytes) -> bytes:
     return header + zlib.crc32(body).to_bytes(4, "little") + body
 
 
-def _unseal(header: bytes, data: bytes, parse: Callable[[bytes], T]) -> T:
+def _unseal(header: bytes, data: bytes, parse: Callable[[bytes], T], max_bytes: int) -> T:
     next_step = "Delete the key: the next read fills it again."
+    check_size(data, max_bytes)
     if data[:4] != header:
         raise CorruptEntry(
             f"The bytes begin with {data[:4]!r}, not with {header!r}: another program or another "
@@ -246,12 +281,31 @@ def _parse_entry(body: bytes) -> Entry:
         rows = [()] * len(rows)
     elif len(parts.names) != len(columns):
         raise ValueError(f"{len(parts.names)} names for {len(columns)} columns")
-    return Entry(parts.names, rows, *parts.times)
+    entry = Entry(parts.names, rows, *parts.times)
+    check_times(entry)
+    return entry
 
 
 def _decode_column(decoder: str, data: bytes) -> list[Any]:
+    if decoder == _TAGGED:
+        return [unpack(value) for value in _load(data)]
     values: list[Any] = _DECODERS[decoder].decode(data)
-    return [unpack(value) for value in values] if decoder == _TAGGED else values
+    return values
+
+
+def _load(data: bytes | msgspec.Raw, depth: int = 0) -> Any:
+    """Return what `pack` made, from MessagePack.
+
+    Only small pieces are decoded at once: a map, which `pack` never makes, would become a dict, and
+    keys with one and the same hash take it the square of their number in time.
+    """
+    view = memoryview(data)
+    first = view[0] if len(view) > _SMALL else 0
+    if first in _ARRAYS and depth <= 4 * MAX_DEPTH:  # one level of ours is up to three of these
+        return [_load(part, depth + 1) for part in _PARTS.decode(view)]
+    if first in _ARRAYS or first in _MAPS:
+        raise ValueError("nested too deep, or in an unknown form")
+    return _ANY.decode(view)
 
 
 def unpack(packed: Any) -> object:
@@ -260,6 +314,19 @@ def unpack(packed: Any) -> object:
         return packed
     name, parts = packed
     return _UNPACKERS[name](parts)
+
+
+def _unpack_dict(items: list[Any]) -> dict[object, object]:
+    keys = [unpack(key) for key, _ in items]
+    if _many_share_a_hash(keys):
+        raise ValueError("a dict of too many keys with one and the same hash")
+    return {key: unpack(value) for key, (_, value) in zip(keys, items, strict=True)}
+
+
+def _many_share_a_hash(keys: Collection[object]) -> bool:
+    if len(keys) <= MAX_SAME_HASH:
+        return False
+    return max(Counter(map(hash, keys)).values()) > MAX_SAME_HASH
 
 
 def _pack_timezone(zone: timezone) -> tuple[int, str]:
@@ -280,6 +347,10 @@ def _unpack_clock(kind: Any, parts: tuple[str, int, object]) -> object:
 
 _ENCODER = msgspec.msgpack.Encoder(uuid_format="bytes")
 _ANY = msgspec.msgpack.Decoder()
+_PARTS = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_SMALL = 10_000  # bytes
+_ARRAYS = frozenset({*range(0x90, 0xA0), 0xDC, 0xDD})  # the first bytes, by MessagePack's table
+_MAPS = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})
 _BODY = msgspec.msgpack.Decoder(_Body)
 
 _TAGGED = "tagged"  # the name for a column of mixed or nested values, which `pack` wrote
@@ -295,10 +366,7 @@ _COLUMN_DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
     datetime: msgspec.msgpack.Decoder(list[datetime | None]),
     UUID: msgspec.msgpack.Decoder(list[UUID | None]),
 }
-_DECODERS = {
-    _TAGGED: msgspec.msgpack.Decoder(list[Any]),
-    **{kind.__name__: decoder for kind, decoder in _COLUMN_DECODERS.items()},
-}
+_DECODERS = {kind.__name__: decoder for kind, decoder in _COLUMN_DECODERS.items()}
 
 _KEPT_AS_IS = frozenset({NoneType, bool, float, str, bytes})  # and int, up to 64 bits
 _SCALARS: dict[type, tuple[Callable[[Any], object], Callable[[Any], object]]] = {
@@ -308,12 +376,13 @@ _SCALARS: dict[type, tuple[Callable[[Any], object], Callable[[Any], object]]] = 
     timedelta: (lambda span: (span.days, span.seconds, span.microseconds), lambda p: timedelta(*p)),
     UUID: (lambda value: value.bytes, lambda data: UUID(bytes=data)),
     timezone: (_pack_timezone, _unpack_timezone),
-    ZoneInfo: (lambda zone: zone.key, ZoneInfo),
+    # Python itself remembers few zones; one that it does not is read from a file each time.
+    ZoneInfo: (lambda zone: zone.key, lru_cache(maxsize=1024)(ZoneInfo)),
 }
 _UNPACKERS: dict[str, Callable[[Any], object]] = {
     "list": lambda parts: [unpack(part) for part in parts],
     "tuple": lambda parts: tuple(unpack(part) for part in parts),
-    "dict": lambda items: {unpack(key): unpack(value) for key, value in items},
+    "dict": _unpack_dict,
     "time": lambda parts: _unpack_clock(time, parts),
     "datetime": lambda parts: _unpack_clock(datetime, parts),
     **{kind.__name__: unpack for kind, (_, unpack) in _SCALARS.items()},

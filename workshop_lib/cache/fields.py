@@ -17,11 +17,28 @@ from typing import Any
 from uuid import UUID
 
 from workshop_lib.cache.codec import (
+    MAX_BYTES,
     CorruptEntry,
+    check_size,
     decode_value,
     encode_value,
     is_plain_datetime,
 )
+
+MAX_DIGITS = 3_000
+"""Of an integer as text. The time to read one grows with their square."""
+
+
+def _write_int(value: int) -> str:
+    if value.bit_length() > 3 * MAX_DIGITS:  # a digit is more than three bits
+        raise ValueError("too many digits")
+    return str(value)
+
+
+def _read_int(text: str) -> int:
+    if len(text) > MAX_DIGITS + 1:
+        raise ValueError("too many digits")
+    return int(text)
 
 
 def _write_float(value: float) -> str:
@@ -43,7 +60,7 @@ _LETTERS: dict[type, tuple[str, Callable[[Any], str], Callable[[str], object]]] 
         lambda value: "true" if value else "false",
         {"true": True, "false": False}.__getitem__,
     ),
-    int: ("i", str, int),
+    int: ("i", _write_int, _read_int),
     float: ("f", _write_float, float),
     str: ("s", str, str),
     Decimal: ("d", str, Decimal),
@@ -73,15 +90,16 @@ def encode_field(value: object) -> bytes:
     return f"{_FRAME}:".encode() + b64encode(encode_value(value))
 
 
-def decode_field(data: bytes) -> object:
+def decode_field(data: bytes, max_bytes: int = MAX_BYTES) -> object:
     """The value in the text, equal in type and value to what `encode_field` was given.
 
-    Raises CorruptEntry for anything else.
+    Raises CorruptEntry for anything else, and for more than `max_bytes`.
     """
+    check_size(data, max_bytes)
     try:
         letter, _, text = data.decode().partition(":")
         if letter == _FRAME:
-            return decode_value(b64decode(text, validate=True))
+            return decode_value(b64decode(text, validate=True), max_bytes)
         return _READERS[letter](text)
     except CorruptEntry:
         raise

@@ -12,7 +12,17 @@ from typing import Any
 
 import msgspec
 
-from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable, check_rows, pack, unpack
+from workshop_lib.cache.codec import (
+    MAX_BYTES,
+    CorruptEntry,
+    Entry,
+    Uncacheable,
+    check_rows,
+    check_size,
+    check_times,
+    pack,
+    unpack,
+)
 
 
 class _Document(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,6 +45,7 @@ def encode(entry: Entry) -> bytes:
     Raises Uncacheable, naming the column, for what would not come back equal.
     """
     check_rows(entry)
+    check_times(entry)
     where = [f"Column {name!r}" for name in entry.columns]
     rows = [[_write(pack(*cell)) for cell in zip(row, where, strict=True)] for row in entry.rows]
     until = None if entry.fresh_until == inf else entry.fresh_until
@@ -45,17 +56,20 @@ def encode(entry: Entry) -> bytes:
         raise Uncacheable(f"A column or its name cannot be written as JSON: {error}.") from error
 
 
-def decode(data: bytes) -> Entry:
+def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Entry:
     """Return the answer in the text, equal in types and values to what `encode` was given.
 
-    Raises CorruptEntry, and nothing else, for bytes that make no answer.
+    Raises CorruptEntry, and nothing else, for bytes that make no answer, and for more than
+    `max_bytes` of them.
     """
+    check_size(data, max_bytes)
     try:
         found = _DECODER.decode(data)
         rows = [tuple(unpack(_read(value)) for value in row) for row in found.rows]
         until = inf if found.fresh_until is None else found.fresh_until
         entry = Entry(found.columns, rows, found.cost_seconds, found.created_at, until)
         check_rows(entry)
+        check_times(entry)
     except Exception as error:  # well-formed JSON may hold anything
         raise CorruptEntry(
             f"The bytes are no answer in JSON ({error}). Delete the key: the next read fills it "

@@ -108,7 +108,7 @@ class ObjectCache:
         valkey: keep entries there, in the place of the source's own cache.
         behaviour: the other attributes of Policy by name. With `keep_seconds`, an entry beyond its
             TTL is renewed if the store says that it has not changed, and no body travels. Entries
-            above `max_bytes` are not kept.
+            above `max_bytes` are not kept, and compressed they would not be kept either.
 
     Raises:
         ValueError: a number out of its range.
@@ -135,7 +135,9 @@ class ObjectCache:
         self._storage = (
             StringStorage(kept)
             if compress_above is None
-            else StringStorage(kept, CompressedCodec(compress_above))
+            else StringStorage(
+                kept, CompressedCodec(compress_above, max_bytes=int(self.policy.max_bytes))
+            )
         )
         self._mechanism = Mechanism(self._storage, self.policy)
 

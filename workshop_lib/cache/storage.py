@@ -71,8 +71,8 @@ class Codec(Protocol):
     def encode(self, entry: Entry) -> bytes:
         """The entry as bytes. Raises Uncacheable."""
 
-    def decode(self, data: bytes) -> Entry:
-        """The entry in the bytes. Raises CorruptEntry."""
+    def decode(self, data: bytes, max_bytes: int = ...) -> Entry:
+        """The entry in the bytes. Raises CorruptEntry, also for more than `max_bytes`."""
 
 
 class Storage(Protocol):
