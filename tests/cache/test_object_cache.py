@@ -236,10 +236,19 @@ def test_a_successor_that_is_too_large_takes_the_older_object_away(ws, source, m
         cache.get("a")
 
 
-def test_compression_counts_before_the_limit_and_leaves_alone_what_would_grow(source, memory):
+def test_what_is_too_large_unpacked_is_not_kept_however_well_it_compresses(source, memory):
     memory.bodies["zeros"] = bytes(50_000)
     cache = ObjectCache(source, max_bytes=10_000)
     assert cache.get("zeros") == cache.get("zeros") == bytes(50_000)
+    assert cache.size("zeros") == 0
+    stats = cache.stats()
+    assert (stats.hits, stats.misses, stats.too_large, stats.corrupt) == (0, 2, 2, 0)
+
+
+def test_compression_saves_room_and_leaves_alone_what_would_grow(source, memory):
+    memory.bodies["zeros"] = bytes(9_000)
+    cache = ObjectCache(source, max_bytes=10_000)
+    assert cache.get("zeros") == cache.get("zeros") == bytes(9_000)
     assert 0 < cache.size("zeros") < 1_000
     cache.get("large")
     assert len(NOISE) < cache.size("large") < len(NOISE) + 200

@@ -108,7 +108,7 @@ class ObjectCache:
         valkey: keep entries there, in the place of the source's own cache.
         behaviour: the other attributes of Policy by name. With `keep_seconds`, an entry beyond its
             TTL is renewed if the store says that it has not changed, and no body travels. Entries
-            above `max_bytes` are not kept, and compressed they would not be kept either.
+            above `max_bytes`, before they are compressed, are not kept.
 
     Raises:
         ValueError: a number out of its range.
