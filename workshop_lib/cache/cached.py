@@ -33,7 +33,9 @@ class CachedFunction(Generic[P, R]):
         self._signature = inspect.signature(function)
         self._name = f"{function.__module__}.{function.__qualname__}"
         self._namespace = source.namespace
-        self._mechanism = Mechanism(StringStorage(source.valkey), policy)
+        self._mechanism = Mechanism(
+            StringStorage(source.valkey, max_bytes=int(policy.max_bytes)), policy
+        )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result, from the cache if it is there."""
