@@ -250,7 +250,7 @@ def _answers(folder: StateFolder, report: EngineState) -> bool:
     """Ask the engine itself: the keeper may not have noticed yet that it was killed."""
     engine = make_engine(report.name, folder)
     engine.port = report.port
-    return engine.answers()
+    return engine.admits()
 
 
 def _start_keeper(folder: StateFolder) -> None:

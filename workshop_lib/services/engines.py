@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +26,7 @@ import psycopg2
 from psycopg2 import sql
 
 from workshop_lib.dsql import install_rules
-from workshop_lib.errors import EngineError
+from workshop_lib.errors import EngineError, SettingsError
 from workshop_lib.services.state import ROOT_BASE, StateFolder, log_tail, wait_until
 
 HOST = "127.0.0.1"
@@ -135,6 +135,10 @@ class Engine(ABC):
     def answers(self) -> bool:
         """Whether the server answers a client with the right password."""
 
+    def admits(self) -> bool:
+        """Whether a user of the workshop can sign in, once the server has been set up."""
+        return self.answers()
+
 
 class Postgres(Engine):
     """PostgreSQL 16, DSQL's major version, with DSQL's isolation level as the default."""
@@ -204,7 +208,7 @@ class Postgres(Engine):
     def answers(self) -> bool:
         """Whether the owner can connect."""
         try:
-            self._connect().close()
+            self._connect(OWNER).close()
         except psycopg2.OperationalError as error:
             if "password authentication failed" in str(error):
                 raise EngineError(
@@ -215,31 +219,82 @@ class Postgres(Engine):
             return False
         return True
 
-    def after_start(self) -> None:
-        """Create the role that notebooks use, with this folder's password and DSQL's rules."""
-        with contextlib.closing(self._connect()) as connection:
-            connection.autocommit = True
-            cursor = connection.cursor()
-            cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = 'admin'")
-            if cursor.fetchone() is None:
-                cursor.execute("CREATE ROLE admin LOGIN CREATEROLE")
-                cursor.execute("GRANT CREATE, CONNECT ON DATABASE postgres TO admin")
-                cursor.execute("GRANT ALL ON SCHEMA public TO admin")
-                cursor.execute("GRANT pg_monitor TO admin")
-            password = sql.Literal(self.folder.secrets()["admin"])
-            cursor.execute(sql.SQL("ALTER ROLE admin PASSWORD {}").format(password))
-            install_rules(connection)
-            cursor.execute("ALTER ROLE admin SET workshop.dsql_rules = 'on'")
+    def admits(self) -> bool:
+        """Whether notebooks' role can sign in; set up again if only the owner can.
 
-    def _connect(self) -> psycopg2.extensions.connection:
+        PostgreSQL lets every role change its own password and settings.
+        """
+        try:
+            self._connect("admin").close()
+        except psycopg2.OperationalError:
+            if not self.answers():
+                return False
+            with self._owner_cursor() as cursor:
+                self._set_up_admin(cursor)
+        return True
+
+    def after_start(self) -> None:
+        """Install DSQL's rules, and create or mend the role that notebooks use.
+
+        Raises:
+            EngineError: PostgreSQL refused something.
+
+        """
+        with self._owner_cursor() as cursor:
+            try:
+                install_rules(cursor.connection)
+            except SettingsError:
+                # Here these schemas are the workshop's. First the triggers: they run at each DROP.
+                cursor.execute(
+                    "DROP EVENT TRIGGER IF EXISTS dsql_rules_before;"
+                    "DROP EVENT TRIGGER IF EXISTS dsql_rules_after;"
+                    "DROP SCHEMA IF EXISTS dsql_rules, sys CASCADE"
+                )
+                install_rules(cursor.connection)
+            cursor.execute("SELECT FROM pg_roles WHERE rolname = 'admin'")
+            if cursor.fetchone() is None:
+                cursor.execute("CREATE ROLE admin")
+            self._set_up_admin(cursor)
+
+    def _set_up_admin(self, cursor: psycopg2.extensions.cursor) -> None:
+        """Give the role what it should have, and take what it should not."""
+        password = sql.Literal(self.folder.secrets()["admin"])
+        cursor.execute(
+            sql.SQL("""
+                ALTER ROLE admin LOGIN CREATEROLE NOSUPERUSER NOCREATEDB NOREPLICATION NOBYPASSRLS
+                    CONNECTION LIMIT -1 VALID UNTIL 'infinity' PASSWORD {};
+                ALTER ROLE admin RESET ALL;
+                ALTER ROLE admin IN DATABASE postgres RESET ALL;
+                ALTER ROLE admin SET workshop.dsql_rules = 'on';
+                GRANT CREATE, CONNECT ON DATABASE postgres TO admin;
+                GRANT ALL ON SCHEMA public TO admin;
+                REVOKE pg_monitor FROM admin;
+            """).format(password)
+        )
+
+    @contextlib.contextmanager
+    def _owner_cursor(self) -> Iterator[psycopg2.extensions.cursor]:
+        try:
+            with contextlib.closing(self._connect(OWNER)) as connection:
+                connection.autocommit = True
+                yield connection.cursor()
+        except psycopg2.Error as error:
+            raise EngineError(
+                f"The local PostgreSQL could not be set up: {str(error).strip()}. "
+                "`workshop reset` starts afresh."
+            ) from None
+
+    def _connect(self, user: str) -> psycopg2.extensions.connection:
         return psycopg2.connect(
             host=HOST,
             port=self.port,
-            user=OWNER,
-            password=self.folder.secrets()["owner"],
+            user=user,
+            password=self.folder.secrets()["owner" if user == OWNER else user],
             dbname="postgres",
             connect_timeout=3,
             require_auth=NEVER_IN_CLEAR,
+            # Admin may put functions and operators where a search would find them.
+            options="-c search_path=pg_catalog",
         )
 
     def _program(self, name: str) -> Path:
