@@ -632,9 +632,13 @@ def _kernel_settings() -> dict[str, str]:
 
     return {
         "TQDM_DISABLE": "1",
+        # The environment's own kernel, not one of the same name elsewhere.
+        "JUPYTER_PATH": "",
         "JUPYTER_PREFER_ENV_PATH": "1",
-        # matplotlib's font list takes seconds to build: it is kept from run to run.
+        # matplotlib's font list takes seconds to build: it is kept from run to run, here; there is
+        # no personal configuration in there.
         "MPLCONFIGDIR": str(cache_folder("matplotlib")),
+        "MATPLOTLIBRC": "",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }

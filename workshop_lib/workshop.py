@@ -56,6 +56,7 @@ from workshop_lib.services.dial import Dial
 from workshop_lib.services.explain import code_of, explain, sentence
 from workshop_lib.services.functions import LambdaClients
 from workshop_lib.services.state import state_folder
+from workshop_lib.services.surroundings import plain_session, session_for
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
 
 STAND_IN_SIGNING = {
@@ -149,7 +150,9 @@ class Workshop:
         Elsewhere with stand-in credentials: what it signs has the form of a token and opens
         nothing on AWS.
         """
-        return boto3.client("dsql", **(self.endpoints.database.signing or STAND_IN_SIGNING))
+        signing = self.endpoints.database.signing
+        session = boto3.Session() if signing else plain_session()
+        return session.client("dsql", **(signing or STAND_IN_SIGNING))
 
     def load_workers(
         self,
@@ -694,14 +697,12 @@ def greet_cache(valkey: redis.Redis, endpoint: CacheEndpoint) -> str:
 def store_client(endpoint: StoreEndpoint) -> Any:
     """A boto3 S3 client for the endpoint.
 
-    A session of its own, because boto3's shared one remembers the first credentials it met.
-
     Raises:
         ServiceUnreachableError: the configuration of AWS does not allow for one.
 
     """
     try:
-        return boto3.Session().client("s3", **endpoint.arguments)
+        return session_for(endpoint).client("s3", **endpoint.arguments)
     except BotoCoreError as error:
         raise store_error(error, endpoint) from None
 

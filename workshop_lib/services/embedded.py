@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import subprocess
 import sys
 import threading
@@ -264,6 +265,8 @@ def _start_keeper(folder: StateFolder) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd=CHECKOUT,
+            # It outlives the shell that it was started from, so it takes little from it.
+            env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
         )
     started = wait_until(lambda: process.poll() is not None or folder.keeper(), KEEPER_S)
     if not started or process.poll() is not None:

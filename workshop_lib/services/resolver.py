@@ -32,6 +32,7 @@ from workshop_lib.services.endpoints import (
 from workshop_lib.services.engines import HOST, NEVER_IN_CLEAR
 from workshop_lib.services.explain import explain, sentence
 from workshop_lib.services.state import state_folder
+from workshop_lib.services.surroundings import isolate_libpq
 from workshop_lib.services.trust import trusted_certificates
 from workshop_lib.settings import Settings, dsql_region
 
@@ -122,6 +123,7 @@ def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint
         host=HOST,
         port=port,
         arguments={
+            **isolate_libpq(),
             "host": HOST,
             "port": port,
             "user": "admin",
@@ -195,7 +197,8 @@ def _embedded_store(held: Attachment) -> StoreEndpoint:
             "aws_access_key_id": held.secrets["s3_key"],
             "aws_secret_access_key": held.secrets["s3_secret"],
             "region_name": "us-east-1",
-            "config": _store_manners(plain=True),
+            # An empty choice of proxies: none of the environment's is asked for this machine.
+            "config": _store_manners(plain=True).merge(Config(proxies={})),
         },
         embedded=True,
         emulated=engine.emulated,
@@ -219,6 +222,8 @@ def external_database(settings: Settings) -> DatabaseEndpoint | None:
             "DATABASE_URL is not a PostgreSQL address. Its form is "
             f"postgresql://user:password@host:port/database; {ESCAPES}"
         ) from None
+    if service := os.environ.get("PGSERVICE"):
+        found.setdefault("service", service)  # a local engine's clients remove the variable
     return DatabaseEndpoint(
         label="PostgreSQL of your own (DATABASE_URL)",
         address=f"{host}:{port}",
@@ -245,6 +250,7 @@ def _dsql(host: str, region: str) -> DatabaseEndpoint:
         host=host,
         port=5432,
         arguments={
+            **isolate_libpq(),
             "host": host,
             "port": 5432,
             "user": "admin",
