@@ -20,8 +20,10 @@ import psycopg2
 import pytest
 import redis
 from botocore.exceptions import ClientError
+from click.testing import CliRunner, Result
 from jupyter_client import KernelManager
 
+from workshop_lib.cli import main
 from workshop_lib.errors import EngineError
 from workshop_lib.services import embedded, exports, resolve
 from workshop_lib.services.endpoints import Endpoints
@@ -111,6 +113,14 @@ def read_rows(endpoints: Endpoints) -> list[int]:
     rows = [n for (n,) in cursor.fetchall()]
     connection.close()
     return rows
+
+
+def workshop(*words: str) -> Result:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return CliRunner().invoke(main, list(words), prog_name="workshop")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def gone(folder: StateFolder) -> bool:
@@ -221,6 +231,60 @@ def test_engines_linger_as_long_as_asked(folder, monkeypatch):
     time.sleep(0.6)
     assert set(engine_pids(folder)) == {"postgres", "valkey", "s3"}
     assert embedded.stop(folder) is True
+
+
+@pytest.mark.parametrize("ends", ["by itself", "killed"])
+def test_a_command_does_not_shorten_the_idle_time_that_another_user_asked_for(
+    folder, monkeypatch, ends
+):
+    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "600")
+    with opener("time.sleep(60)" if ends == "killed" else "") as process:
+        process.stdout.readline()
+        if ends == "killed":
+            process.kill()
+    before = engine_pids(folder)
+    assert workshop("check").exit_code == 0  # it would have waited for the ten minutes otherwise
+    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "0")
+    with opener() as process:
+        process.stdout.readline()
+    time.sleep(0.6)  # three of the keeper's rounds of looking for users
+    assert engine_pids(folder) == before
+
+
+def test_a_command_that_started_the_engines_leaves_none(folder, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "600")
+    assert workshop("check").exit_code == 0
+    assert processes_of(folder) == []
+    assert workshop("load", "clean").exit_code == 0
+    assert processes_of(folder) == []
+
+
+def test_a_mixed_load_that_started_the_engines_leaves_none(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "600")
+    words = ["--duration", "1", "--at-once", "1", "--think", "0", "--statements", "1"]
+    done = workshop("load", "mixed", *words, "--messages", "2", "--out", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    assert processes_of(folder) == []
+
+
+def test_what_lets_go_at_once_is_heard_all_the_same(folder, monkeypatch):
+    holder = attach()
+    before = engine_pids(folder)
+    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "600")
+    resolve(load_settings().values).release()
+    holder.release()
+    time.sleep(0.6)  # as above
+    assert engine_pids(folder) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere start times do not move")
+def test_a_clock_that_is_set_ends_no_use_of_the_engines(folder, monkeypatch):
+    attach()
+    keeper, boot = folder.keeper().pid, psutil.boot_time()
+    # By this Linux's psutil tells when a process started; it moves when the clock is set.
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 3600)
+    assert folder.keeper().pid == keeper
+    assert len(folder.live_leases()) == 1
 
 
 @pytest.mark.parametrize("name", ["postgres", "valkey", "s3"])
