@@ -22,6 +22,7 @@ import redis
 from botocore.exceptions import ClientError
 from click.testing import CliRunner, Result
 from jupyter_client import KernelManager
+from psycopg2.extras import wait_select
 
 from workshop_lib.cli import main
 from workshop_lib.errors import EngineError
@@ -341,6 +342,66 @@ def test_keeper_and_guard_killed_at_once_leave_orphans_that_the_next_opening_cle
     again = attach()
     assert not set(orphans.values()) & set(engine_pids(folder).values())
     assert read_rows(again) == rows
+
+
+def test_a_database_killed_in_mid_query_comes_back_each_time_and_leaves_no_backend(folder):
+    endpoints = attach()
+    for _ in range(2):
+        server = psutil.Process(engine_pids(folder)["postgres"])
+        connection = psycopg2.connect(**endpoints.database.arguments, async_=1)
+        wait_select(connection)
+        connection.cursor().execute("SELECT count(*) FROM generate_series(1, 10000000000)")
+        busy = psutil.Process(connection.info.backend_pid)
+        assert wait_until(lambda busy=busy: busy.cpu_times().user > 0.05, 20)
+        server.kill()
+        assert read_version(attach()) == 16
+        assert wait_until(lambda busy=busy: not busy.is_running(), 20)
+        connection.close()
+
+
+@pytest.mark.parametrize("then", ["stop", "open"])
+def test_orphans_of_which_no_file_tells_are_found_and_ended(folder, then):
+    attach()
+    keeper = folder.keeper()
+    orphans = [psutil.Process(pid) for pid in engine_pids(folder).values()]
+    for process in (*(p for p in keeper.children() if "guard.py" in str(_words(p))), keeper):
+        process.kill()
+    folder.state_file.unlink()
+    orphans[0].suspend()
+    if then == "stop":
+        assert embedded.stop(folder) is True
+    else:
+        assert read_version(attach()) == 16
+    assert [p for p in orphans if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_frozen_keeper_is_woken(folder):
+    attach()
+    before = engine_pids(folder)
+    folder.keeper().suspend()
+    attach()
+    assert engine_pids(folder) == before
+    folder.keeper().suspend()
+    assert embedded.stop(folder) is True
+
+
+def test_an_engine_that_cannot_be_started_takes_no_other_with_it(folder, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "60")
+    attach()
+    before = engine_pids(folder)
+    taken = folder.path / "ports.json"
+    taken.unlink()
+    (folder.path / "valkey" / "valkey.conf").unlink()
+    (folder.path / "valkey" / "valkey.conf").mkdir()
+    try:
+        os.kill(before["valkey"], signal.SIGKILL)
+        with pytest.raises(EngineError, match="workshop reset"):
+            attach()
+        after = engine_pids(folder)
+        assert [after[name] for name in ("postgres", "s3")] == [before["postgres"], before["s3"]]
+    finally:
+        (folder.path / "valkey" / "valkey.conf").rmdir()
+    assert redis.Redis(**attach().cache.arguments).ping() is True
 
 
 def test_a_killed_guard_is_replaced(folder):
