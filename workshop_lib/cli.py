@@ -167,6 +167,7 @@ def _ask(text: str, default: str) -> str:
 def _check(*, as_json: bool = False) -> bool:
     """Show the checks as they are answered. Returns whether all passed."""
     from workshop_lib.checks import Check, check_deployment
+    from workshop_lib.services import embedded
 
     def show(one: Check) -> None:
         colour = {True: "green", False: "red", None: "yellow"}[one.ok]
@@ -178,6 +179,7 @@ def _check(*, as_json: bool = False) -> bool:
     report = check_deployment(
         on_check=(lambda _: None) if as_json else show, workshop_linger_seconds=0.0
     )
+    embedded.wait_gone(_state_folder())
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     return report.ok

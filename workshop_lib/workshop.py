@@ -637,7 +637,7 @@ def abandoned_namespaces() -> list[str]:
         WorkshopError: a service does not answer.
 
     """
-    loaded = load_settings()
+    loaded = load_settings(workshop_linger_seconds=0.0)
     folder = state_folder(loaded.values.workshop_state_dir)
     endpoints = resolve(loaded.values)
     database = Database(endpoints.database, pool_min=1)
@@ -663,7 +663,7 @@ def wipe_namespace(namespace: str) -> dict[str, int]:
         WorkshopError: a service does not answer.
 
     """
-    loaded = load_settings(workshop_namespace=namespace)
+    loaded = load_settings(workshop_namespace=namespace, workshop_linger_seconds=0.0)
     workshop = Workshop(loaded, resolve(loaded.values), "wipe")
     try:
         workshop._greet()  # nothing may have been made yet, not even the bucket

@@ -153,8 +153,14 @@ def run_queue(
     run, report = new_run_number(), None
     with (
         services.session(settings),
-        # Whoever wants processes here gets no function in their place, either.
-        closing(open_workshop("load_mixed", load_function=None if others else "")) as ws,
+        closing(
+            open_workshop(
+                "load_mixed",
+                # Whoever wants processes here gets no function in their place, either.
+                load_function=None if others else "",
+                workshop_linger_seconds=0.0,
+            )
+        ) as ws,
     ):
         for name in ("type", "transactions"):
             ws.load_table(name)

@@ -21,13 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import psutil
 import psycopg2
 from psycopg2 import sql
 
 from workshop_lib.dsql import install_rules
 from workshop_lib.errors import EngineError, SettingsError
-from workshop_lib.services.state import ROOT_BASE, StateFolder, log_tail, wait_until
+from workshop_lib.services.state import (
+    ROOT_BASE,
+    StateFolder,
+    end_processes,
+    log_tail,
+    remove,
+    wait_until,
+)
 from workshop_lib.services.surroundings import isolate_libpq
 
 HOST = "127.0.0.1"
@@ -174,9 +180,17 @@ class Postgres(Engine):
     def prepare(self) -> None:
         """Create the data directory: in a folder beside it first, so that it is whole or absent."""
         data = self.folder.postgres_data
-        self._forget_dead_postmaster(data)
+        # What a killed server or keeper has left: helpers that hold its shared memory, and a file
+        # with a process number. PostgreSQL would refuse to start.
+        end_processes(self.folder.processes("postgres", "initdb"))
+        remove(data / "postmaster.pid")
         if (data / "PG_VERSION").exists():
             return
+        if data.is_dir() and any(data.iterdir()):
+            raise EngineError(
+                f"The local PostgreSQL's data in {data} are incomplete: PG_VERSION is missing. "
+                "`workshop reset` starts afresh."
+            )
         if os.geteuid() == 0:
             _open_folder(ROOT_BASE)
             _open_folder(data.parent)
@@ -311,19 +325,6 @@ class Postgres(Engine):
         user = self.identity()
         for path in paths if user else ():
             os.chown(path, int(str(user["user"])), int(str(user["group"])))
-
-    @staticmethod
-    def _forget_dead_postmaster(data: Path) -> None:
-        """Remove a pid file left by a crash, which a new process with that number keeps alive.
-
-        PostgreSQL would refuse to start then. If a server does run on this directory the file
-        stays, and PostgreSQL refuses for a good reason.
-        """
-        file = data / "postmaster.pid"
-        with contextlib.suppress(OSError, ValueError, psutil.Error):
-            pid = int(file.read_text().split()[0])
-            if not psutil.pid_exists(pid) or str(data) not in psutil.Process(pid).cmdline():
-                file.unlink()
 
 
 class Valkey(Engine):
@@ -461,7 +462,7 @@ class EngineState:
     Attributes:
         status: "up", "down" (as wanted) or "failed".
         port, pid: of the running server, else 0.
-        created: when its process started, Unix seconds; with the pid it names one process for ever.
+        created: its process's `birth`; with the pid it names one process for ever.
         emulated: an emulation stands in for the real server.
         message: why it failed.
 
@@ -471,7 +472,7 @@ class EngineState:
     status: str
     port: int = 0
     pid: int = 0
-    created: float = 0.0
+    created: str = ""
     emulated: bool = False
     message: str = ""
 
