@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait as readable
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Protocol, Self
 from weakref import WeakSet
 
+import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import (
     Retrying,
@@ -89,6 +90,16 @@ class Outcome:
     begun: bool
     seconds: float
     interrupted: bool = False
+
+    def checked(self, kind: type[msgspec.Struct]) -> Outcome:
+        """Without the answer if it is none of this kind: then something else was called."""
+        try:
+            if self.answer is not None:
+                msgspec.convert(self.answer, kind)
+        except msgspec.ValidationError as error:
+            said = f"This is no answer of a load worker: {error}. Is another function called?"
+            return replace(self, answer=None, error=said)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,8 +312,9 @@ class LocalWorkers(_Closing):
             except Exception as error:  # noqa: BLE001 -- whoever waits for the answer gets it
                 call.set_exception(error)
                 if not self._closed:
-                    with suppress(OSError):  # then the next job says so
-                        process.be_there()
+                    with suppress(Exception):  # then the next job says so
+                        # Ready before the next job, whose time limit its start would use up.
+                        process.do(self._call(to_event(Ping()), READY_S))
             call = self._waiting.get()
         process.end()
 
