@@ -1,5 +1,11 @@
 # What of the load tests a cell may use; `__init__.py` imports each name on first use.
 
+from .bill import (
+    format_cost as format_cost,
+    insert_cost as insert_cost,
+    mixed_cost as mixed_cost,
+    storm_cost as storm_cost,
+)
 from .drivers import LambdaWorkers as LambdaWorkers, LocalWorkers as LocalWorkers
 from .events import events as events, monthly_payment as monthly_payment
 from .in_vain import deliver_in_vain as deliver_in_vain
@@ -56,7 +62,10 @@ __all__ = [
     "delete_transactions",
     "deliver_in_vain",
     "events",
+    "format_cost",
     "handler",
+    "insert_cost",
+    "mixed_cost",
     "monthly_payment",
     "read_metrics",
     "read_scenario",
@@ -65,5 +74,6 @@ __all__ = [
     "run_stream",
     "saturation",
     "save_reports",
+    "storm_cost",
     "warm_cache",
 ]

@@ -33,7 +33,7 @@ from workshop_lib.dsql import CONNECTION_BURST, CONNECTIONS_PER_SECOND, Rate
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load import worker
 from workshop_lib.load.interrupts import deaf, out_of_hearing
-from workshop_lib.load.jobs import Job, Ping, to_event
+from workshop_lib.load.jobs import Job, Ping, Ready, to_event
 from workshop_lib.load.means import Equipment
 from workshop_lib.orphans import end_with
 from workshop_lib.services.explain import code_of, explain, sentence
@@ -498,6 +498,21 @@ class LambdaWorkers(_Closing):
         said = [outcome.error for outcome in found.each if outcome.error]
         if said:
             raise WorkshopError(f"{len(said)} of {self.label} did not get ready. {said[0]}")
+
+    def ask(self) -> Ready:
+        """What one execution says of itself: its memory, and where it reads.
+
+        Raises:
+            WorkshopError: there is no such function, it does not answer, or is no load worker.
+
+        """
+        (found,) = run_jobs(self, [Ping()], READY_S).each
+        if found.interrupted:
+            raise KeyboardInterrupt
+        found = found.checked(Ready)
+        if found.answer is None:
+            raise WorkshopError(found.error)
+        return msgspec.convert(found.answer, Ready)
 
     def start(self, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
         """Invoke the function; where it hangs, its own time-out is what ends it there."""

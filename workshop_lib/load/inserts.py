@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ import pandas as pd
 import psutil
 import psycopg2
 
+from workshop_lib.costs import Cost
 from workshop_lib.database import Database
 from workshop_lib.dataset import create_schema, create_table
 from workshop_lib.errors import DataError, WorkshopError, one_line
@@ -304,14 +305,23 @@ def compare_storms(reports: dict[str, InsertReport]) -> pd.DataFrame:
     )
 
 
-def save_reports(reports: dict[str, InsertReport], folder: Path) -> Path:
+def save_reports(
+    reports: dict[str, InsertReport], folder: Path, costs: Mapping[str, Cost] | None = None
+) -> Path:
     """Write reports to `results_YYYYMMDD_HHMMSS.json` in a folder, and say where.
+
+    Args:
+        reports, costs: by the names of the scenarios.
+        folder: where.
 
     Raises:
         ResultError: it cannot be written.
 
     """
-    return write_report({"scenarios": {n: r.describe() for n, r in reports.items()}}, folder)
+    found = {name: report.describe() for name, report in reports.items()}
+    for name, cost in (costs or {}).items():
+        found[name]["cost_usd"] = cost.total
+    return write_report({"scenarios": found}, folder)
 
 
 def write_report(content: dict[str, Any], folder: Path) -> Path:

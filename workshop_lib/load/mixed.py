@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 import time
@@ -150,6 +151,13 @@ class Queue:
     sqs: Any = field(repr=False)
     url: str = field(repr=False)
     dead: str = field(repr=False)
+
+    def manners(self) -> tuple[int, int]:
+        """For how long it hides a message that was received, seconds; and how often it does."""
+        asked = ["VisibilityTimeout", "RedrivePolicy"]
+        found = self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=asked)
+        receives = json.loads(found["Attributes"]["RedrivePolicy"])["maxReceiveCount"]
+        return int(found["Attributes"]["VisibilityTimeout"]), int(receives)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
