@@ -1,6 +1,7 @@
 # What of the load tests a cell may use; `__init__.py` imports each name on first use.
 
 from .bill import (
+    FUNCTION_MB as FUNCTION_MB,
     format_cost as format_cost,
     insert_cost as insert_cost,
     mixed_cost as mixed_cost,
@@ -44,6 +45,7 @@ from .traffic import STATEMENTS as STATEMENTS
 from .worker import handler as handler
 
 __all__ = [
+    "FUNCTION_MB",
     "STATEMENTS",
     "Equipment",
     "InsertReport",

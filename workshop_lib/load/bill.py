@@ -13,6 +13,7 @@ from workshop_lib.load.mixed import MixedReport
 from workshop_lib.load.scenario import Storm
 from workshop_lib.services.functions import MEMORY_MB
 
+FUNCTION_MB = MEMORY_MB
 MONTH_S = HOURS_A_MONTH * 3_600
 SAMPLE = 200
 BATCH = 10
@@ -31,7 +32,7 @@ NAMES = {
 
 
 def storm_cost(
-    storm: Storm, prices: Prices, statement_s: float, *, function_mb: float = MEMORY_MB
+    storm: Storm, prices: Prices, statement_s: float, *, function_mb: float = FUNCTION_MB
 ) -> Cost:
     """What a storm would cost if Lambda functions did it, and its rows were deleted afterwards.
 
@@ -62,7 +63,7 @@ def insert_cost(
     report: InsertReport,
     prices: Prices,
     *,
-    function_mb: float | None = MEMORY_MB,
+    function_mb: float | None = FUNCTION_MB,
     kept: bool = False,
 ) -> Cost:
     """What an insert storm cost, or would cost on AWS.
@@ -100,7 +101,7 @@ def mixed_cost(
     prices: Prices,
     table_rows: int,
     *,
-    function_mb: float | None = MEMORY_MB,
+    function_mb: float | None = FUNCTION_MB,
     kept: bool = False,
 ) -> Cost:
     """What a mixed load cost, or would cost on AWS.

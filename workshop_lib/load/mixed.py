@@ -708,12 +708,13 @@ class _Desk:
         """INSERTs whose rows are there; and of the others, as many as are in neither queue."""
         sent = self.sent - self.dead
         stored = self._inserts((self.sent | self.doubtful) - self.dead) & self._stored(rows)
-        if left is None or not all_dead:
-            return stored
         inserts = self._inserts(sent)
+        waiting = len(inserts - stored)
+        # A queue that says that it holds fewer than are known to be missing is not to be believed.
+        if left is None or left < waiting or not all_dead:
+            return stored
         reads = sorted(sent - inserts)
-        reads_left = max(0, left - len(inserts - stored))
-        return stored | set(reads[: max(0, len(reads) - reads_left)])
+        return stored | set(reads[: max(0, len(reads) - (left - waiting))])
 
     def _numbers(self, bodies: Iterable[str]) -> list[int]:
         """The numbers of messages; those of others are left out."""
