@@ -232,8 +232,8 @@ def load() -> None:
 @click.option("--event-type", type=click.Choice(EVENT_TYPES), help="what the rows say")
 @click.option("--warm-up", type=int, help="INSERTs before the measurement, not counted in it")
 @click.option("--no-warm-up", is_flag=True, help="the same as --warm-up 0")
-@click.option("--function-name", help="do it by this Lambda function, not by local processes")
-@click.option("--region", help="where that function is")
+@click.option("--function-name", help="do it by this Lambda function; empty: by processes here")
+@click.option("--region", help="where that function is  [default: AWS_REGION]")
 @click.option("--at-once", type=click.IntRange(1, 1_000),
               help="workers at the same time  [default: 4 processes, 1000 functions]")  # fmt: skip
 @click.option("--keep", is_flag=True, help="leave the rows of this run in the table")
@@ -270,7 +270,6 @@ def inserts(
         reports, cleared = run_storms(
             scenario,
             which,
-            by_lambda=function_name is not None,
             at_once=at_once,
             keep=keep,
             out=out or LOAD_RESULTS,

@@ -20,12 +20,12 @@ FEW = 10
 
 @dataclass(frozen=True, slots=True)
 class PublishedFigure:
-    """A duration as published: measured on AWS, once, by others, with programs of their own.
+    """A duration as published: on AWS, once, by others, with programs of their own.
 
     Attributes:
         subject: what took this long.
         low_s, high_s: from and to, seconds; equal where one figure is given.
-        source: the document.
+        source: the document, whose it is, and whether its figures were measured or expected.
 
     """
 

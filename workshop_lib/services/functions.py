@@ -13,6 +13,8 @@ from botocore.config import Config
 if TYPE_CHECKING:
     from types_boto3_lambda import LambdaClient
 
+MEMORY_MB = 512
+"""Of the stack's load function, where it does not say itself: the template's FunctionMemory."""
 CONNECT_S = 5
 SPARE_S = 30
 """Between a job's own time limit and ours, seconds: a cold start, and the way there."""
