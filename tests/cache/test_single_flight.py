@@ -11,7 +11,7 @@ from workshop_lib.cache import single_flight
 from workshop_lib.cache.single_flight import Flights
 
 PATIENCE_S = 4.0
-SOON = 5.0
+SOON = 20.0
 
 
 @pytest.fixture

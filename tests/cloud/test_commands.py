@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import boto3
@@ -722,15 +721,12 @@ def test_a_database_without_its_workshop_is_not_forgotten(account, talk):
         (["link", "--regions", f"{HERE},{THERE}", "--witness", WITNESS], "nothing here to sign"),
     ],
 )
-def test_from_the_shell_without_an_account_each_ends_in_seconds_with_one_message(
-    words, said, tmp_path
-):
+def test_from_the_shell_without_an_account_each_ends_with_one_message(words, said, tmp_path):
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
         "PYTHONPATH": str(CHECKOUT),
     }
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "workshop_lib", "aws", *words],
         env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
@@ -739,7 +735,6 @@ def test_from_the_shell_without_an_account_each_ends_in_seconds_with_one_message
     assert done.returncode == 1
     assert re.search(f"^Error: .*{said}", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stdout + done.stderr
-    assert time.monotonic() - started < 20
 
 
 def test_status_as_json_is_json_and_nothing_else(account):
