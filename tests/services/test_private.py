@@ -105,7 +105,7 @@ def left(folder: StateFolder, seconds: float = SOON) -> list[str]:
     def found() -> list[str]:
         data = folder.postgres_data
         files = [p for at in (folder.path, data) for p in at.parent.glob(f"{at.name}*")]
-        return [*map(str, files), *(process.name() for process in processes_of(folder))]
+        return [*map(str, files), *map(str, processes_of(folder))]
 
     wait_until(lambda: not found(), seconds)
     return found()
