@@ -7,7 +7,6 @@ from copy import deepcopy
 import pytest
 from click.testing import CliRunner
 
-from workshop_lib import plots
 from workshop_lib.cli import main
 from workshop_lib.compare import Pair, Refusal, compare_runs
 from workshop_lib.errors import ResultError
@@ -154,14 +153,6 @@ def test_the_same_run_twice_no_run_and_no_results_are_clear_errors(kept, tmp_pat
 def test_the_table_marks_what_differs(kept):
     frame = compare_runs(kept("a", result(p=FAST)), kept("b", result(p=SLOW))).to_frame()
     assert list(frame.iloc[0]) == ["02", "p", "20", "50", "µs", "2.5", "1.6 – 3.33", "differs"]
-
-
-def test_the_picture_has_a_line_for_each_figure_and_names_both_runs(kept):
-    found = compare_runs(kept("a", result(p=FAST, q=SLOW)), kept("b", result(p=SLOW, q=FAST)))
-    (axes,) = plots.two_runs(found, "A title").axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["02 p", "02 q"]
-    assert "first: a (local PostgreSQL 16)" in axes.get_xlabel()
-    assert axes.get_xscale() == "log"
 
 
 @pytest.fixture

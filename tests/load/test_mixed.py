@@ -22,6 +22,7 @@ from workshop_lib.load.rows import count_transactions, delete_transactions
 from workshop_lib.load.worker import Worker
 from workshop_lib.services import embedded
 from workshop_lib.services.engines import CloudEmulation
+from workshop_lib.services.state import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def queue(shop):
 
 def scenario(**changes):
     usual = {"duration_s": 0.6, "wait_s": 0.2, "messages_per_batch": 2, "statements_per_message": 3}
-    usual |= {"visibility_timeout_s": 2, "max_receives": 2, "drain_s": 15.0}
+    usual |= {"visibility_timeout_s": 2, "max_receives": 2, "drain_s": 60.0}
     return MixedScenario(**(usual | changes))
 
 
@@ -259,11 +260,23 @@ def test_a_queue_that_is_killed_loses_messages_and_the_report_says_how_many(
     delete_transactions(shop.database, again.run)
 
 
+def all_transactions(database):
+    return database.query("SELECT count(*) FROM transactions")[0][0]
+
+
 def test_interrupt_ends_it_with_a_report(shop, queue, pair):
     main = threading.main_thread().ident
-    timer = threading.Timer(0.7, lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
+
+    def interrupt():
+        # Each round has six: by the third, batches of the first have been answered.
+        wait_until(lambda: all_transactions(shop.database) > before + 12, 60)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    before = all_transactions(shop.database)
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
     report = run(shop, queue, pair, duration_s=60.0)
+    interrupter.join()
     assert report.interrupted
     assert report.succeeded > 0
     assert report.dropped > 1_000
