@@ -63,8 +63,7 @@ class ObjectStore:
     @property
     def identity(self) -> str:
         """Which store and bucket this is, stable over restarts and new ports."""
-        place = "embedded" if self.endpoint.embedded else self.endpoint.host
-        return f"{place}/{self.endpoint.bucket}"
+        return self.endpoint.identity
 
     def get(self, name: str) -> StoredObject | None:
         """An object, whole; None if there is none.

@@ -195,7 +195,7 @@ def test_functions_of_one_name_in_two_places_have_results_of_their_own(source):
 
 
 def test_a_key_says_whose_it_is(ws, source):
-    assert ":v1:call:" in cached(source)(One.get).key(1)
+    assert ":v2:call:" in cached(source)(One.get).key(1)
     assert "one-get" in cached(source)(One.get).key(1)
     assert cached(source)(One.get).key(1).startswith(f"{ws.namespace}:")
 

@@ -127,8 +127,9 @@ def test_all_objects_of_the_workshop_come_back_by_each_way(ws):
 def test_the_key_reads_as_bucket_and_name_and_no_two_objects_share_one(ws, source):
     cache = ObjectCache(ws)
     assert cache.key("filename7.txt") == (
-        f"{ws.namespace}:v1:object:embedded/workshop:{ws.namespace}/filename7.txt"
+        f"{ws.namespace}:v2:object:{ws.objects.identity}:{ws.namespace}/filename7.txt"
     )
+    assert re.fullmatch("local-[0-9a-f]{12}/workshop", ws.objects.identity)
     names = ["a", "a:0-1", "b/a", "b", "ä", "", "a b", "x" * 201, "str~a"]
     found = {cache.key(name) for name in names} | {cache.key("a", 0, 1), cache.key("a", 0, 10)}
     assert len(found) == len(names) + 2

@@ -96,7 +96,7 @@ def test_each_field_is_stored_so_that_a_person_can_read_it(ws, orders):
 
 
 def test_a_record_s_key_reads_as_what_it_is(ws, orders):
-    assert orders.key(3) == f"{ws.namespace}:v1:order:3"
+    assert re.fullmatch(f"{ws.namespace}:v2:db~[0-9a-f]{{12}}:order:3", orders.key(3))
     orders.get(3)
     assert list(ws.valkey.scan_iter(f"{ws.namespace}:*")) == [orders.key(3).encode()]
 

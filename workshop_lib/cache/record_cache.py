@@ -171,8 +171,9 @@ def _make(about: _About, columns: Sequence[str], fields: Iterable[bytes]) -> Ent
 
 
 class RecordCache:
-    """Rows of one table by primary key, each kept as a hash such as `workshop:v1:planet:3`.
+    """Rows of one table by primary key, each kept as a hash.
 
+    Its key reads like `workshop:v2:db~3f2a91bc07de:planet:3`, where `db~…` says which database.
     A row that does not exist is kept, too, for `absent_ttl` seconds.
 
     Args:
@@ -323,7 +324,9 @@ class RecordCache:
 
     def key(self, primary_key: object) -> str:
         """The key under which this record is kept."""
-        return keys.record_key(self._source.namespace, self._table, primary_key)
+        source = self._source
+        scope = source.database.identity
+        return keys.record_key(source.namespace, self._table, primary_key, scope=scope)
 
     def stats(self) -> CacheStats:
         """The counters so far."""
