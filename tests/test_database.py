@@ -1,5 +1,6 @@
 """Queries, transactions that run again, and a pool that survives what happens to connections."""
 
+import contextlib
 import re
 import secrets
 import socket
@@ -145,6 +146,157 @@ def test_a_refused_statement_is_the_database_s_own_error_and_costs_no_connection
             pool.query("SELECT * FROM no_such_table")
     assert pool.query("SELECT 1").rows == [(1,)]
     assert pool.stats().connections == 1
+
+
+# --- queries that only read ---
+
+
+@pytest.fixture(params=["rules", "a plain server", "DSQL's sign-in"])
+def reader(ws, request) -> Iterator[Database]:
+    """A pool of one connection, to each of the kinds of server that differ in what is sent."""
+    endpoint = ws.endpoints.database
+    if request.param == "a plain server":
+        endpoint = replace(endpoint, dsql_rules=False)
+    elif request.param == "DSQL's sign-in":
+        password = endpoint.arguments["password"]
+        endpoint = replace(endpoint, dsql_rules=False, token=lambda: password)
+    database = Database(endpoint, ws.namespace, pool_min=1, pool_max=1, pool_timeout_s=0.5)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def writers(ws, table) -> Iterator[str]:
+    """Functions that write, and a sequence, in a schema of their own."""
+    owner = Database(replace(ws.endpoints.database, dsql_rules=False), ws.namespace, pool_min=1)
+    schema = f"writers_{secrets.token_hex(4)}"
+    owner.query(f"CREATE SCHEMA {schema}")
+    owner.query(f"CREATE SEQUENCE {schema}.numbers")
+    owner.query(
+        f"CREATE FUNCTION {schema}.add() RETURNS int LANGUAGE sql "
+        f"AS 'UPDATE {table} SET n = n + 1 RETURNING n'"
+    )
+    owner.query(
+        f"CREATE FUNCTION {schema}.leave() RETURNS int LANGUAGE plpgsql AS $$ BEGIN "
+        f"PERFORM set_config('transaction_read_only', 'off', true); UPDATE {table} SET n = n + 1; "
+        "RETURN 1; END $$"
+    )
+    owner.query(
+        f"CREATE FUNCTION {schema}.leave_later() RETURNS text LANGUAGE sql "
+        "AS $$ SELECT set_config('default_transaction_read_only', 'off', false) $$"
+    )
+    yield schema
+    owner.query(f"DROP SCHEMA {schema} CASCADE")
+    owner.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO {t} VALUES (2, 20)",
+        "UPDATE {t} SET n = 7 RETURNING n",
+        "DELETE FROM {t}",
+        "WITH u AS (UPDATE {t} SET n = n + 1 RETURNING n) SELECT * FROM u",
+        "WITH d AS (DELETE FROM {t} RETURNING *) SELECT count(*) FROM d",
+        "SELECT {w}.add()",
+        "SELECT * FROM {w}.add() WHERE '%%' <> ''",
+        "SELECT nextval('{w}.numbers')",
+        "SELECT setval('{w}.numbers', 7)",
+        "EXPLAIN ANALYZE DELETE FROM {t}",
+        "SELECT * FROM {t} FOR UPDATE",
+        "SELECT * INTO copied FROM {t}",
+        "CREATE TABLE copied AS SELECT * FROM {t}",
+        "DROP TABLE {t}",
+        "COMMENT ON TABLE {t} IS 'x'",
+        "/* a read? */ -- ; no\nDELETE FROM {t};",
+    ],
+)
+def test_what_writes_is_refused_by_the_database_in_a_query_that_only_reads(
+    reader, table, writers, statement
+):
+    with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction) as refused:
+        reader.query(statement.format(t=table, w=writers), (), read_only=True)
+    assert refused.value.pgcode == "25006"
+    assert reader.query(f"SELECT * FROM {table}").rows == [(1, 0)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT 1; DELETE FROM {t}",
+        "SELECT 1; COMMIT; BEGIN READ WRITE; DELETE FROM {t}; COMMIT",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE; DELETE FROM {t}",
+        "SET transaction_read_only = off; DELETE FROM {t}",
+        "BEGIN READ WRITE; DELETE FROM {t}; COMMIT",
+        "SELECT '\\'; DELETE FROM {t}; --'",
+        "SELECT 1 AS a$$; DELETE FROM {t}; --$$",
+        "DO $$ BEGIN COMMIT; SET TRANSACTION READ WRITE; DELETE FROM {t}; END $$",
+        "/* x */ do $$ BEGIN COMMIT; SET TRANSACTION READ WRITE; DELETE FROM {t}; END $$",
+        "CALL anything()",
+    ],
+)
+def test_what_could_leave_the_read_only_transaction_is_refused_before_it_is_sent(
+    reader, table, statement
+):
+    with pytest.raises(ValueError, match="read-only"):
+        reader.query(statement.format(t=table), read_only=True)
+    assert reader.stats().queries == 0
+    assert value(reader, table) == 0
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
+        "SET default_transaction_read_only = off",
+        "BEGIN READ WRITE",
+        "START TRANSACTION READ WRITE",
+        "COMMIT",
+        "COMMIT AND CHAIN",
+        "SELECT set_config('transaction_read_only', 'off', true)",
+        "SELECT set_config('default_transaction_read_only', 'off', false)",
+        "SELECT {w}.leave_later()",
+        "SELECT {w}.leave()",
+        "PREPARE delete_it AS DELETE FROM {t}",
+        "EXECUTE delete_it",
+    ],
+)
+def test_no_statement_opens_the_way_for_one_that_writes(reader, table, writers, statement):
+    with contextlib.suppress(psycopg2.Error):
+        reader.query(statement.format(t=table, w=writers), read_only=True)
+    with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+        reader.query(f"DELETE FROM {table}", read_only=True)
+    assert value(reader, table) == 0
+    reader.query(f"UPDATE {table} SET n = 5")
+    assert value(reader, table) == 5
+
+
+def test_reading_and_writing_take_turns_on_one_connection(reader, table):
+    for n in range(1, 4):
+        reader.query(f"UPDATE {table} SET n = n + 1")
+        found = reader.query(f"SELECT n FROM {table} WHERE id = %s", (1,), read_only=True)
+        assert found.rows == [(n,)]
+    reader.run_transaction(increment(table))
+    reader.query("SELECT 1", read_only=True)
+    with reader.connection() as connection, connection.cursor() as cursor:
+        cursor.execute(f"UPDATE {table} SET n = n + 1")
+    reader.query("SELECT 1", read_only=True)
+    assert reader.insert_rows(table, ("id", "n"), [(2, 2)]) == 1
+    reader.query("SELECT 1", read_only=True)
+    assert reader.copy_rows(table, ("id", "n"), [(3, 3)]) == 1
+    assert reader.query(f"SELECT * FROM {table} ORDER BY id", read_only=True).rows == [
+        (1, 5),
+        (2, 2),
+        (3, 3),
+    ]
+
+
+def test_values_and_texts_may_hold_whatever_they_like_in_a_query_that_only_reads(reader):
+    text = "SELECT ';', '%%', %s, %(a)s".replace("%s", "E'\\';'")
+    given = "'; DELETE FROM t; --\\"
+    found = reader.query(text, {"a": given}, read_only=True)
+    assert found.rows == [(";", "%", "';", given)]
+    assert reader.query("SELECT '100%; %s'", read_only=True).rows == [("100%; %s",)]
 
 
 # --- transactions ---

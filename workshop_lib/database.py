@@ -26,6 +26,7 @@ from psycopg2.extensions import (
     TRANSACTION_STATUS_IDLE,
     connection as Connection,
     cursor as Cursor,
+    encodings,
 )
 from psycopg2.extras import execute_values, register_uuid
 from sqlalchemy import event
@@ -61,6 +62,7 @@ from workshop_lib.measure import readable
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
 from workshop_lib.services.explain import explain, sentence
+from workshop_lib.statements import check_read_only
 
 T = TypeVar("T")
 Query = str | sql.Composable
@@ -83,6 +85,7 @@ AWAY = (
     # A proxy before the server cannot refuse, only hang up.
     *("closed the connection unexpectedly", "Connection reset by peer"),
 )
+_READ_ONLY = "read only"
 RECYCLE_S = CONNECTION_LIFE_S * 5 / 6
 RECYCLE_JITTER = 0.2
 """A connection is replaced at this age, or up to this share earlier: not all at the same moment."""
@@ -166,25 +169,33 @@ class Database:
             found = platform.node()
         return f"@{found}"
 
-    def query(self, statement: Query, params: Params = None) -> Rows:
+    def query(self, statement: Query, params: Params = None, *, read_only: bool = False) -> Rows:
         """Run one statement in a transaction of its own.
 
         Args:
             statement: SQL with %s or %(name)s placeholders.
             params: the values for them.
+            read_only: have the database refuse whatever writes, wherever in the statement.
 
         Returns:
             The rows; none for a statement that returns nothing.
 
         Raises:
+            psycopg2.errors.ReadOnlySqlTransaction: it writes, and `read_only` is set.
             psycopg2.Error: the database refused the statement.
             PoolTimeoutError, ServiceUnreachableError: there was no connection to run it on.
+            ValueError: `read_only` is set, and the string holds several statements, or a DO or
+                CALL, which could end the read-only transaction. Nothing was sent.
 
         """
         started = time.perf_counter()
-        with self.connection() as connection, connection.cursor() as cursor:
+        with self._borrow() as (connection, info), connection.cursor() as cursor:
+            sent = cursor.mogrify(statement, params)
+            if read_only:
+                _check_read_only(connection, sent)
             try:
-                cursor.execute(statement, params)
+                _set_read_only(cursor, info, read_only)
+                cursor.execute(sent)
                 columns, rows = _fetch(cursor)
             except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
                 if connection.closed:  # in the middle of the question: the server went away
@@ -299,6 +310,14 @@ class Database:
             ServiceUnreachableError: the database gave no connection.
 
         """
+        with self._borrow() as (connection, info):
+            with connection.cursor() as cursor:
+                _set_read_only(cursor, info, False)
+            yield connection
+
+    @contextlib.contextmanager
+    def _borrow(self) -> Iterator[tuple[Connection, dict[Any, Any]]]:
+        """A pooled connection and what is known of it, in whatever mode its last user left it."""
         pool = self._pool
         try:
             borrowed = pool.connect()
@@ -315,7 +334,7 @@ class Database:
             ) from None
         self._holders[id(borrowed)] = (threading.get_ident(), time.monotonic())
         try:
-            yield borrowed.dbapi_connection  # type: ignore[misc]
+            yield borrowed.dbapi_connection, borrowed.info  # type: ignore[misc]
         finally:
             self._holders.pop(id(borrowed), None)
             closed_meanwhile = pool is not self._pool
@@ -468,6 +487,29 @@ def _fetch(cursor: Cursor) -> tuple[tuple[str, ...], list[Row]]:
     if cursor.description is None:
         return (), []
     return tuple([column.name for column in cursor.description]), cursor.fetchall()
+
+
+def _check_read_only(connection: Connection, sent: bytes) -> None:
+    text = sent.decode(encodings[connection.encoding])
+    conforming = connection.get_parameter_status("standard_conforming_strings")
+    check_read_only(text, backslashes=conforming == "off")
+
+
+def _set_read_only(cursor: Cursor, info: dict[Any, Any], wanted: bool) -> None:
+    """Have the transactions to come be read-only or not. No round trip if they are so already.
+
+    Of the statements that do this, Aurora DSQL takes this one.
+    """
+    if not wanted:
+        if info.get(_READ_ONLY):
+            cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE")
+            del info[_READ_ONLY]
+        return
+    # The server reports it, as PostgreSQL does since 14, or it says nothing of it.
+    reported = cursor.connection.get_parameter_status("default_transaction_read_only")
+    if reported == "off" or not (reported or info.get(_READ_ONLY)):
+        info[_READ_ONLY] = True
+        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 
 
 def _tidy_up(connection: Any) -> bool:

@@ -20,6 +20,8 @@ from redis.retry import Retry
 
 from workshop_lib.cache import breaker
 from workshop_lib.rows import Rows
+from workshop_lib.services.engines import Valkey
+from workshop_lib.services.state import StateFolder
 
 
 @dataclass
@@ -51,8 +53,8 @@ class OneValue:
     def __post_init__(self) -> None:
         self.answering.set()
 
-    def query(self, statement: str, params: Any = None) -> Rows:
-        del statement
+    def query(self, statement: str, params: Any = None, *, read_only: bool = False) -> Rows:
+        del statement, read_only
         with self._lock:
             self.queries += 1
         seen = self.value  # as at the moment of asking: a slow reader comes home with it
@@ -124,6 +126,17 @@ def client_of(port: int) -> redis.Redis:
         socket_timeout=0.1,
         retry=Retry(NoBackoff(), 0),
     )
+
+
+@pytest.fixture
+def engine(tmp_path) -> Iterator[Valkey]:
+    """A cache server of this test's own, to be stopped and started."""
+    folder = StateFolder(tmp_path)
+    folder.prepare()
+    server = Valkey(folder)
+    server.start(0)
+    yield server
+    server.stop()
 
 
 @pytest.fixture

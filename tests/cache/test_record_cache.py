@@ -204,12 +204,11 @@ def test_only_the_fields_asked_for_travel(ws, orders, commands):
         "seen": datetime(2026, 6, 30, 12, 34, 56, 789000, tzinfo=UTC),
     })  # fmt: skip
     assert [words for _, words in heard] == [
-        ["HMGET", orders.key(1), "@", "price", "nothing", "seen"]
+        ["HMGET", orders.key(1), "@", "@tags", "price", "nothing", "seen"]
     ]
     stats = orders.stats()
     stored = ws.valkey.hmget(orders.key(1), ["@", "price", "nothing", "seen"])
     assert (stats.hits, stats.misses, stats.bytes_read) == (1, 1, sum(map(len, stored)))
-    assert stats.seconds_saved != 0.0
 
 
 def test_fields_of_a_record_that_is_not_cached_are_loaded_with_the_whole(ws, orders):
@@ -456,7 +455,8 @@ def test_a_tag_covers_records_and_queries_alike(ws, orders):
     orders.fetch(1, tags=["order"])
     orders.fetch(2)
     cache.fetch('SELECT count(*) FROM "order"', tags=["order"])
-    assert orders.invalidate_tag("order") == 2
+    orders.invalidate_tag("order")
+    assert cache.fetch('SELECT count(*) FROM "order"').source == "database"
     assert [orders.fetch(n).source for n in (1, 2)] == ["database", "cache"]
 
 

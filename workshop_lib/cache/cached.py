@@ -41,7 +41,8 @@ class CachedFunction(Generic[P, R]):
         self._name = name or _describe(self._function)
         self._fingerprint = None if name else Fingerprint(self._function, _unwrap)
         self._source = source
-        self._mechanism = Mechanism(StringStorage(source.valkey), policy)
+        storage = StringStorage(source.valkey, max_bytes=int(policy.max_bytes))
+        self._mechanism = Mechanism(storage, policy)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result, from the cache if it is there."""

@@ -1,19 +1,21 @@
-"""The one mechanism behind every cache of the workshop: look, lock, load, keep, and stay up.
+"""The one mechanism behind every cache: look up, lock, load, store, and go on without the cache.
 
 On a miss one request loads and the others wait for it (single-flight): the threads of a process
 for each other, the processes by a lock in Valkey. The lock is also what makes invalidation safe.
-Whoever loads may store only while the lock is still its own; invalidating takes the lock away. So a
+A loader may store only while the lock is still its own; invalidating takes the lock away. So a
 slow reader cannot put an old value back, as with the leases of Nishtala and others, "Scaling
 Memcache at Facebook", 2013, section 3.2.1.
 """
 
 from __future__ import annotations
 
+import copy
 import random
 import secrets
+import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import Any, TypeVar
@@ -22,25 +24,31 @@ from redis.exceptions import ConnectionError as LostConnection, RedisError, Time
 
 from workshop_lib.cache.breaker import Breaker
 from workshop_lib.cache.codec import Entry, Uncacheable
-from workshop_lib.cache.single_flight import Flight, Flights
+from workshop_lib.cache.renewal import Renewals
+from workshop_lib.cache.single_flight import Flight, Flights, Role
 from workshop_lib.cache.stats import CacheStats, Counters
-from workshop_lib.cache.storage import NOTHING, Found, Storage
+from workshop_lib.cache.storage import NOTHING, Found, Stamps, Storage
 from workshop_lib.errors import ServiceUnreachableError
+from workshop_lib.forks import call_in_child
 from workshop_lib.simulate.expiry import should_refresh_early
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 POLL_S = 0.003
 """How soon a request that waits for another process asks again; later ones come more slowly."""
 POLL_MAX_S = 0.05
-MOST_S = 1e9
+FLIGHTS = 3
+"""How many loads of other threads a request waits for, one after another, before it loads alone."""
+MAX_S = 1e9
 LIMITS = {
     "jitter": 1.0,
     "early_refresh": 1e3,
-    "stale_if_error": MOST_S,
-    "keep_seconds": MOST_S,
+    "stale_if_error": MAX_S,
+    "keep_seconds": MAX_S,
     "max_bytes": 1e12,
 }
+SECONDS = ("ttl", "empty_ttl", "lock_seconds", "wait_seconds", "load_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +63,18 @@ class Policy:
         early_refresh: how eagerly an entry is refreshed before it expires; 0 never, 1 as in the
             paper by Vattani, Chierichetti and Lowenstein (2015), more is earlier.
         stale_if_error: how long beyond its TTL an entry may be served if loading fails, seconds.
+        stale_on: the errors of a load that count as its failing: any, unless these are narrowed.
         keep_seconds: how long beyond its TTL an entry is kept to be renewed, where the source can
             say that it has not changed, seconds.
-        single_flight: let one request load what several ask for at the same moment.
-        lock_seconds: how long one loader keeps others waiting at most; it may be dead. What takes
-            longer to load is answered but not stored: choose it well above any load.
+        single_flight: let one request load what several ask for at the same moment. False is the
+            plain pattern: each request loads and stores, stampedes included, and a slow reader can
+            put back an old value that was invalidated meanwhile.
+        lock_seconds: how soon a loader that was killed is replaced, seconds. It is the life of the
+            lock, which is renewed while loading.
+        wait_seconds: how long a request waits for another one's load, seconds. After that its
+            process loads for itself, and does not store what it loaded.
+        load_seconds: how long a load may take and still be stored, seconds. After that the lock is
+            not renewed any more, and another request may load.
         max_bytes: larger entries are not stored.
 
     Raises:
@@ -72,30 +87,49 @@ class Policy:
     empty_ttl: float | None = None
     early_refresh: float = 0.0
     stale_if_error: float = 0.0
+    stale_on: tuple[type[Exception], ...] = (Exception,)
     keep_seconds: float = 0.0
     single_flight: bool = True
     lock_seconds: float = 2.0
+    wait_seconds: float = 30.0
+    load_seconds: float = 60.0
     max_bytes: int = 1_000_000
 
     def __post_init__(self) -> None:
-        for name in ("ttl", "empty_ttl", "lock_seconds"):
+        for name in SECONDS:
             value = getattr(self, name)
             if value is None and name == "empty_ttl":
                 continue
-            if not _is_number(value) or not 0.001 <= value <= MOST_S:
+            if not _is_number(value) or not 0.001 <= value <= MAX_S:
                 raise ValueError(
                     f"{name} is {value!r}; it must be a number of seconds, at least 0.001 and at "
-                    f"most {MOST_S:g}"
+                    f"most {MAX_S:g}"
                 )
         for name, most in LIMITS.items():
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value <= most:
                 raise ValueError(f"{name} is {value!r}; it must be a number from 0 to {most:g}")
+        try:
+            issubclass(Exception, self.stale_on)
+        except TypeError:
+            raise ValueError(
+                f"stale_on is {self.stale_on!r}; it must be a tuple of exception classes"
+            ) from None
 
     @property
     def kept_beyond(self) -> float:
         """How long beyond its TTL the server keeps an entry, seconds."""
         return max(self.stale_if_error, self.keep_seconds)
+
+    @property
+    def max_ttl_ms(self) -> int:
+        """How long an entry may lie in the server at most, milliseconds."""
+        return round((max(self.ttl, self.empty_ttl or 0) + self.kept_beyond) * 1000)
+
+    @property
+    def lock_ms(self) -> int:
+        """The life of a lock that is not renewed, milliseconds."""
+        return max(1, round(self.lock_seconds * 1000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +139,7 @@ class Fetched:
     Attributes:
         entry: what was asked for.
         source: "cache", "database" (loaded just now) or "stale" (loading failed).
-        seconds: from asking until the answer was here, waiting and storing included.
+        seconds: response time, waiting and storing included.
 
     """
 
@@ -120,22 +154,24 @@ class Mechanism:
     Args:
         storage: where entries are kept.
         policy: how to behave.
-        stale_on: the errors of a loader after which a stale answer is better than none.
 
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        policy: Policy,
-        stale_on: tuple[type[Exception], ...] = (ConnectionError, TimeoutError),
-    ) -> None:
+    def __init__(self, storage: Storage, policy: Policy) -> None:
         self.storage = storage
         self.policy = policy
         self.counters = Counters()
-        self._stale_on = stale_on
         self._flights = Flights()
         self._breaker = Breaker()
+        self._renewals = Renewals(self._renew, policy.lock_seconds / 3, policy.load_seconds)
+        call_in_child(self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        """In a forked child: the loads under way, and the locks that threads held, are not here."""
+        self.counters = Counters()
+        self._flights = Flights()
+        self._breaker = Breaker()
+        self._renewals.reset()
 
     def fetch(
         self,
@@ -158,20 +194,19 @@ class Mechanism:
 
         """
         started = time.perf_counter()
-        found = self._look(key)
+        found = self._look_up(key, tags)
         entry = found.fresh
         if entry is not None:
             entry = self._refresh_if_due(key, entry, load, tags)
-            seconds = time.perf_counter() - started
-            self.counters.add(hits=1, bytes_read=found.size, saved=entry.cost_seconds - seconds)
-            return Fetched(entry, "cache", seconds)
+            self.counters.add(hits=1, bytes_read=found.size)
+            return Fetched(entry, "cache", time.perf_counter() - started)
         if found.entry is not None:  # read, but too old
             self.counters.add(bytes_read=found.size)
             load = partial(renew, found.entry) if renew else load
-        fill = self._load_together if self.policy.single_flight else self._load_and_store
+        fill = self._load_shared if self.policy.single_flight else self._load_plainly
         try:
             entry = fill(key, load, tags)
-        except self._stale_on:
+        except self.policy.stale_on:
             if found.entry is None or time.time() > self._stale_until(found.entry):
                 raise
             self.counters.add(stale=1)
@@ -179,7 +214,7 @@ class Mechanism:
         self.counters.add(misses=1)
         return Fetched(entry, "database", time.perf_counter() - started)
 
-    def put(self, key: str, entry: Entry) -> None:
+    def put(self, key: str, entry: Entry, tags: Collection[str] = ()) -> None:
         """Write through: store what has just been written to the source.
 
         A load that is under way is kept from storing its older value. What cannot be stored takes
@@ -189,11 +224,13 @@ class Mechanism:
             ServiceUnreachableError: as `invalidate`.
 
         """
-        if not self._store(key, entry):
+        if not self._store(key, entry, self._stamps(tags)):
             self.invalidate(key)
 
     def invalidate(self, key: str) -> bool:
         """Remove an entry, and keep loads that are under way from storing. Call it after COMMIT.
+
+        Once it has returned, no reader that starts later sees the older value.
 
         Returns:
             Whether there was an entry.
@@ -205,19 +242,19 @@ class Mechanism:
         """
         return bool(self._insist(lambda: self.storage.delete([key])))
 
-    def invalidate_tag(self, tag: str) -> int:
-        """Remove all entries listed under a tag, as `invalidate`. Returns how many there were."""
+    def invalidate_tag(self, tag: str) -> None:
+        """Invalidate all entries that were filed under a tag, as `invalidate`."""
+        self._insist(lambda: self.storage.forget_tag(tag))
 
-        def work() -> int:
-            listed = self.storage.tagged(tag)
-            gone = self.storage.delete(listed)
-            # Deleted before they are unlisted: if this fails half-way, the next try finds them.
-            # And deleted after: an entry stored in between would stay, listed nowhere.
-            self.storage.untag(tag, listed)
-            self.storage.delete(listed)
-            return gone
+    def validated(self, found: dict[K, Found]) -> dict[K, Found]:
+        """What many keys hold, without what was invalidated by a tag, or may have been."""
+        none: list[Found] = []
+        checked = self.attempt(lambda: self.storage.validated(list(found.values())), none)
+        return dict(zip(found, checked, strict=False))
 
-        return self._insist(work)
+    def count_hits(self, found: Collection[Found]) -> None:
+        """Count answers that a cache read by itself."""
+        self.counters.add(hits=len(found), bytes_read=sum(known.size for known in found))
 
     def stats(self) -> CacheStats:
         """The counters so far."""
@@ -226,13 +263,13 @@ class Mechanism:
     def _stale_until(self, entry: Entry) -> float:
         return entry.fresh_until + self.policy.stale_if_error
 
-    # --- looking
+    # --- looking up
 
-    def _look(self, key: str) -> Found:
+    def _look_up(self, key: str, tags: Collection[str]) -> Found:
         if not self._breaker.allows():
             self.counters.add(errors=1)
             return NOTHING
-        found = self._ask(lambda: self.storage.get(key), NOTHING)
+        found = self._ask(lambda: self.storage.get(key, tags), NOTHING)
         if found.corrupt:
             self.counters.add(corrupt=1)
         return found
@@ -249,12 +286,12 @@ class Mechanism:
         token = secrets.token_hex(8)
         locked, found = self.attempt(lambda: self._acquire(key, token), (False, NOTHING))
         if not locked:
-            return entry  # somebody is at it
+            return entry  # another request is at it
         if found.entry is not None and found.entry.created_at != entry.created_at:
             self._release(key, token)
-            return found.entry  # somebody was quicker
+            return found.entry  # another request was quicker
         try:
-            newer = self._load_with(key, token, load, tags).entry
+            newer = self._load_locked(key, token, Flight(), load, tags)
         except Exception:  # noqa: BLE001 -- whatever it was: the entry at hand is still in force
             return entry
         self.counters.add(early=1)
@@ -262,120 +299,143 @@ class Mechanism:
 
     # --- loading
 
-    def _load_together(self, key: str, load: Callable[[], Entry], tags: Collection[str]) -> Entry:
-        """Load, or wait for the thread of this process that does; bounded either way."""
-        # One lock's time for its waiting for another process, one for its own loading.
-        patience = 2 * self.policy.lock_seconds
-        deadline = time.monotonic() + patience
-        while (left := deadline - time.monotonic()) > 0:
-            flight, leading = self._flights.join(key, patience)
-            if leading:
+    def _load_plainly(self, key: str, load: Callable[[], Entry], tags: Collection[str]) -> Entry:
+        """Load and store with no lock: the plain pattern, with its stampedes and its race."""
+        stamps = self._stamps(tags)
+        entry = load()
+        self._store(key, entry, stamps)
+        return entry
+
+    def _load_shared(self, key: str, load: Callable[[], Entry], tags: Collection[str]) -> Entry:
+        """Load for all threads of this process that ask now, or wait for the thread that does."""
+        for _ in range(FLIGHTS):
+            flight, role = self._flights.join(key)
+            if role is Role.LEADER:
                 return self._lead(key, flight, load, tags)
-            flight.done.wait(left)
-            if flight.error is not None:
-                raise flight.error
-            if flight.incommunicable:
+            if flight.leader == threading.get_ident():  # a load that asks for its own key
                 break
-            if flight.packed is not None:
+            if not flight.done.wait(self.policy.wait_seconds):
+                self._flights.abandon(key, flight)
+                continue
+            if flight.error is not None:
+                raise _copy_of(flight.error)
+            if flight.unshareable:
+                break
+            if flight.packed is not None and (role is Role.EARLY or flight.for_late):
                 self.counters.add(coalesced=1)
                 return self.storage.unpack(flight.packed)
-            found = self._look(key)
+            found = self._look_up(key, tags)
             if found.fresh is not None:
                 self.counters.add(coalesced=1, bytes_read=found.size)
                 return found.fresh
-        return self._timed(load())[0]
+        return load()
 
     def _lead(
         self, key: str, flight: Flight, load: Callable[[], Entry], tags: Collection[str]
     ) -> Entry:
-        """Load for all threads that have joined the flight."""
+        """Load for all threads that join the flight."""
         try:
-            loaded = self._load_once(key, load, tags)
-            flight.packed, flight.incommunicable = loaded.packed, loaded.incommunicable
-            return loaded.entry
+            if flight.previous is not None:
+                flight.previous.done.wait(self.policy.wait_seconds)
+            return self._load_once(key, flight, load, tags)
         except Exception as error:
             flight.error = error
             raise
         finally:  # an Interrupt meant this thread alone: the others find nothing, and try again
             self._flights.land(key, flight)
 
-    def _load_once(self, key: str, load: Callable[[], Entry], tags: Collection[str]) -> _Loaded:
-        """Load with the lock, or wait for the process that has it; bounded either way."""
+    def _load_once(
+        self, key: str, flight: Flight, load: Callable[[], Entry], tags: Collection[str]
+    ) -> Entry:
+        """Load with the lock, or wait for the process that has it."""
         token, pause = secrets.token_hex(8), POLL_S
-        # A moment longer than a lock lives: who waits for a dead process is there when it ends.
-        deadline = time.monotonic() + self.policy.lock_seconds + POLL_MAX_S
+        deadline = time.monotonic() + self.policy.wait_seconds
         while True:
             answer = self.attempt(lambda: self._acquire(key, token), None)
-            if answer is None:  # the cache is down: each process for itself
-                return self._loaded(self._timed(load())[0])
+            if answer is None:  # the cache is down
+                return self._load_unlocked(flight, load)
             locked, found = answer
             entry = found.fresh
             if entry is not None:
                 if locked:
                     self._release(key, token)
                 self.counters.add(coalesced=1, bytes_read=found.size)
-                return _Loaded(entry)
+                return entry
             if locked:
-                return self._load_with(key, token, load, tags)
+                return self._load_locked(key, token, flight, load, tags)
             if time.monotonic() > deadline:
-                return _Loaded(self._timed(load())[0])
+                return self._load_unlocked(flight, load)
             time.sleep(pause)
             pause = min(pause * 1.2, POLL_MAX_S)
 
-    def _load_with(
-        self, key: str, token: str, load: Callable[[], Entry], tags: Collection[str]
-    ) -> _Loaded:
+    def _load_unlocked(self, flight: Flight, load: Callable[[], Entry]) -> Entry:
+        """Load, and store nothing: without the lock an invalidation meanwhile goes unnoticed.
+
+        So the threads that come from now on do not share it, either.
+        """
+        self._flights.close(flight)
+        entry = load()
+        if flight.joined:
+            try:
+                flight.packed, _ = self.storage.pack(entry, {})
+            except Uncacheable:
+                flight.unshareable = True
+        return entry
+
+    def _load_locked(
+        self,
+        key: str,
+        token: str,
+        flight: Flight,
+        load: Callable[[], Entry],
+        tags: Collection[str],
+    ) -> Entry:
         """Load while holding the lock, and store if it is still held afterwards."""
         try:
-            # Before loading: an invalidation by tag that comes meanwhile must find this key.
-            registered = self._registered(key, tags)
-            entry, ttl_ms = self._timed(load())
-            loaded = self._loaded(entry)
+            self._flights.begin(flight)
+            stamps = self._stamps(tags)
+            with self._renewals.held(key, token):
+                entry, ttl_ms = self._dated(load())
+            packed, size, storable = self._packed(entry, stamps)
         except BaseException:
             self._release(key, token)
             raise
+        # Who comes later has to see what is stored, or that it was invalidated.
+        self._flights.close(flight)
         stored = None
-        if loaded.storable and registered:
-            stored = self.attempt(
-                lambda: self.storage.complete(key, token, loaded.packed, ttl_ms), None
-            )
+        if storable and stamps is not None:
+            stored = self.attempt(lambda: self.storage.complete(key, token, packed, ttl_ms), None)
         if stored:
-            self.counters.add(bytes_written=loaded.size)
+            self.counters.add(bytes_written=size)
         elif stored is False:
             self.counters.add(discarded=1)
         ours = self._release(key, token) if stored is None else stored
-        if not loaded.storable:  # an older entry, kept in case of need, is no answer any more
+        if not storable:  # an older entry, kept in case of need, is no answer any more
             self.attempt(lambda: self.storage.delete([key]), 0)
-        # What was invalidated meanwhile is no answer for requests that came after that.
-        return replace(loaded, packed=None) if ours is False else loaded
-
-    def _load_and_store(self, key: str, load: Callable[[], Entry], tags: Collection[str]) -> Entry:
-        """Load and store with no lock: the plain pattern, with its stampedes and its race."""
-        entry = load()
-        self._store(key, entry, tags)
+        flight.packed, flight.unshareable = packed, packed is None
+        # If the lock was ours to the end, nothing was invalidated; of tags it knows nothing.
+        flight.for_late = bool(ours) and not tags
         return entry
 
     # --- storing
 
-    def _store(self, key: str, entry: Entry, tags: Collection[str] = ()) -> bool:
+    def _store(self, key: str, entry: Entry, stamps: Stamps | None) -> bool:
         """Store, whoever holds the lock. Returns whether that worked."""
-        entry, ttl_ms = self._timed(entry)
-        loaded = self._loaded(entry)
+        entry, ttl_ms = self._dated(entry)
+        packed, size, storable = self._packed(entry, stamps)
 
         def work() -> bool:
-            self.storage.put(key, loaded.packed, ttl_ms)
+            self.storage.put(key, packed, ttl_ms)
             return True
 
-        stored = (
-            loaded.storable and self._registered(key, tags) and self.attempt(work, otherwise=False)
-        )
-        self.counters.add(bytes_written=loaded.size if stored else 0)
+        stored = storable and stamps is not None and self.attempt(work, otherwise=False)
+        self.counters.add(bytes_written=size if stored else 0)
         return stored
 
-    def _timed(self, entry: Entry) -> tuple[Entry, int]:
+    def _dated(self, entry: Entry) -> tuple[Entry, int]:
         """The entry with its times, and the milliseconds for which the server should keep it.
 
-        Where nobody needs to know when its TTL ends, the entry does not say so, and the server's
+        Where nothing depends on when its TTL ends, the entry does not say so, and the server's
         own TTL decides alone: clocks of two machines may differ.
         """
         policy, now = self.policy, time.time()
@@ -387,37 +447,36 @@ class Mechanism:
         until = now + ttl if needed else inf
         return Entry(entry.columns, entry.rows, entry.cost_seconds, now, until), kept
 
-    def _loaded(self, entry: Entry) -> _Loaded:
+    def _packed(self, entry: Entry, stamps: Stamps | None) -> tuple[Any, int, bool]:
+        """The stored form of an entry, None if it has none; its size; whether it may be stored."""
         try:
-            packed, size = self.storage.pack(entry)
+            packed, size = self.storage.pack(entry, stamps or {})
         except Uncacheable:
             self.counters.add(uncacheable=1)
-            return _Loaded(entry, incommunicable=True)
+            return None, 0, False
         storable = size <= self.policy.max_bytes
-        if not storable:
-            self.counters.add(too_large=1)
-        return _Loaded(entry, packed, size, storable)
+        self.counters.add(too_large=not storable)
+        return packed, size, storable
 
-    def _registered(self, key: str, tags: Collection[str]) -> bool:
-        """List the key under its tags. Returns whether that worked: if not, do not store."""
-        policy = self.policy
-        kept = max(policy.ttl, policy.empty_ttl or 0) + policy.kept_beyond + policy.lock_seconds
-
-        def work() -> bool:
-            for tag in tags:
-                self.storage.tag(tag, key, round(kept * 1000))
-            return True
-
-        return not tags or self.attempt(work, otherwise=False)
+    def _stamps(self, tags: Collection[str]) -> Stamps | None:
+        """The versions of tags, to be asked for before a load; None if the cache is down."""
+        if not tags:
+            return {}
+        return self.attempt(lambda: self.storage.stamp(tags, self.policy.max_ttl_ms), None)
 
     def _acquire(self, key: str, token: str) -> tuple[bool, Found]:
-        return self.storage.acquire(key, token, round(self.policy.lock_seconds * 1000))
+        return self.storage.acquire(key, token, self.policy.lock_ms)
+
+    def _renew(self, key: str, token: str) -> bool:
+        """Prolong a lock. Returns whether to go on: also after a failure, which may be brief."""
+        renewed = self.attempt(lambda: self.storage.renew(key, token, self.policy.lock_ms), None)
+        return renewed is not False
 
     def _release(self, key: str, token: str) -> bool | None:
         """Give the lock back. Returns whether it was still ours, None if the cache is down."""
         return self.attempt(lambda: self.storage.release(key, token), None)
 
-    # --- staying up
+    # --- going on without the cache
 
     def attempt(self, work: Callable[[], T], otherwise: T) -> T:
         """Ask the cache server, or go without it where it failed a moment ago."""
@@ -448,25 +507,20 @@ class Mechanism:
             ) from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """What a load brought.
+def _copy_of(error: Exception) -> Exception:
+    """An exception of the same type and content for another thread.
 
-    Attributes:
-        entry: for the request that loaded.
-        packed: its stored form, of which every thread that waited unpacks an entry of its own;
-            None if they should rather look again.
-        size: of that, bytes.
-        storable: the stored form is there and not too large.
-        incommunicable: it has no stored form, so that every thread has to load for itself.
-
+    Raised in many threads, one object would gather the tracebacks of all of them. The original is
+    its cause; where a class cannot be copied, the original is all there is.
     """
-
-    entry: Entry
-    packed: Any = None
-    size: int = 0
-    storable: bool = False
-    incommunicable: bool = False
+    try:
+        twin = copy.copy(error)
+    except Exception:  # noqa: BLE001 -- its class can refuse in any way
+        return error
+    if type(twin) is not type(error):
+        return error
+    twin.__cause__ = error
+    return twin
 
 
 def _is_number(value: object) -> bool:

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from redis import Redis
 
-from workshop_lib.cache import keys
+from workshop_lib.cache import codec as frames, keys
 from workshop_lib.cache.codec import Entry
 from workshop_lib.cache.compressed import CompressedCodec
 from workshop_lib.cache.mechanism import Fetched, Mechanism, Policy
 from workshop_lib.cache.stats import CacheStats
-from workshop_lib.cache.storage import NOTHING, Found, StringStorage
+from workshop_lib.cache.storage import NOTHING, Codec, StringStorage
 
 COLUMNS = ("etag", "body")
 AT_ONCE = 8
@@ -132,13 +132,11 @@ class ObjectCache:
         self._source = source
         self._store = source.objects
         kept = source.valkey if valkey is None else valkey
-        self._storage = (
-            StringStorage(kept)
-            if compress_above is None
-            else StringStorage(
-                kept, CompressedCodec(compress_above, max_bytes=int(self.policy.max_bytes))
-            )
-        )
+        max_bytes = int(self.policy.max_bytes)
+        entry_codec: Codec = frames
+        if compress_above is not None:
+            entry_codec = CompressedCodec(compress_above, max_bytes=max_bytes)
+        self._storage = StringStorage(kept, entry_codec, max_bytes)
         self._mechanism = Mechanism(self._storage, self.policy)
 
     def get(self, name: str) -> bytes | None:
@@ -189,7 +187,7 @@ class ObjectCache:
         if whole is not None:
             cut = _cut(whole, first, last)
             seconds = time.perf_counter() - started
-            self._count_hits([found], seconds)
+            self._mechanism.count_hits([found])
             return _answer(Fetched(cut, "cache", seconds), renewed=False)
         fetched = self._mechanism.fetch(
             self.key(name, first, last), lambda: _entry(self._store.get_range(name, first, last))
@@ -205,7 +203,7 @@ class ObjectCache:
             ServiceUnreachableError: as `get`.
 
         """
-        started, wanted = time.perf_counter(), list(dict.fromkeys(names))
+        wanted = list(dict.fromkeys(names))
 
         def read() -> list[Any]:
             pipeline = self._storage.valkey.pipeline(transaction=False)
@@ -220,8 +218,9 @@ class ObjectCache:
             for name, data in zip(wanted, answers, strict=True)
             if isinstance(data, bytes)
         }
+        found = self._mechanism.validated(found)
         hits = {name: known for name, known in found.items() if known.fresh}
-        self._count_hits(list(hits.values()), time.perf_counter() - started)
+        self._mechanism.count_hits(hits.values())
         missing = [name for name in wanted if name not in hits]
         bodies = {name: _body(known.entry) for name, known in hits.items() if known.entry}
         if missing:
@@ -265,14 +264,14 @@ class ObjectCache:
         """
         return self._mechanism.invalidate(self.key(name))
 
-    def invalidate_tag(self, tag: str) -> int:
-        """Remove all entries that were filled under a tag. Returns how many there were.
+    def invalidate_tag(self, tag: str) -> None:
+        """Invalidate all entries that were filled under a tag, in one short command.
 
         Raises:
             ServiceUnreachableError: the cache did not answer; try again.
 
         """
-        return self._mechanism.invalidate_tag(keys.tag_key(self._source.namespace, tag))
+        self._mechanism.invalidate_tag(keys.tag_key(self._source.namespace, tag))
 
     def key(self, name: str, *byte_range: int) -> str:
         """The key under which an object, or a range of it, is kept."""
@@ -299,12 +298,6 @@ class ObjectCache:
         if answer is None or hasattr(answer, "body"):
             return _entry(answer)
         return Entry(known.columns, known.rows, known.cost_seconds, time.time())
-
-    def _count_hits(self, found: list[Found], seconds: float) -> None:
-        if found:
-            saved = sum(known.entry.cost_seconds for known in found if known.entry) - seconds
-            size = sum(known.size for known in found)
-            self._mechanism.counters.add(hits=len(found), bytes_read=size, saved=saved)
 
 
 def _entry(found: Any) -> Entry:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import Redis
 
-from workshop_lib.cache import keys
+from workshop_lib.cache import codec as frames, keys
 from workshop_lib.cache.codec import Entry, Uncacheable
 from workshop_lib.cache.mechanism import Mechanism, Policy
 from workshop_lib.cache.stats import CacheStats
@@ -22,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCAN_COUNT = 500
+WRITES = "25006"
+"""The SQLSTATE of a statement that writes in a transaction that may only read."""
 
 
 class Database(Protocol):
@@ -31,8 +31,8 @@ class Database(Protocol):
     def identity(self) -> str:
         """Which database this is: part of every key, so that two never share an entry."""
 
-    def query(self, statement: str, params: Params = None) -> Rows:
-        """The rows that the statement selects."""
+    def query(self, statement: str, params: Params = None, *, read_only: bool = False) -> Rows:
+        """The rows that the statement selects; if read_only, it is refused if it writes."""
 
 
 class Source(Protocol):
@@ -160,10 +160,9 @@ class QueryCache:
 
         Raises:
             psycopg2.Error: the database refused the statement. Errors are never cached.
-            ValueError: the statement changes something: it must reach the database every time.
+            ValueError: the database says that the statement writes: it must be run every time.
 
         """
-        _require_question(statement)
         try:
             key = self.key(statement, params)
         except Uncacheable:  # a parameter that no key can stand for: the database may know it
@@ -206,14 +205,14 @@ class QueryCache:
         """
         return self._mechanism.invalidate(self.key(statement, params))
 
-    def invalidate_tag(self, tag: str) -> int:
-        """Remove all entries that were filled under a tag. Returns how many there were.
+    def invalidate_tag(self, tag: str) -> None:
+        """Invalidate all entries that were filled under a tag, in one short command.
 
         Raises:
             ServiceUnreachableError: the cache did not answer; try again.
 
         """
-        return self._mechanism.invalidate_tag(keys.tag_key(self._namespace, tag))
+        self._mechanism.invalidate_tag(keys.tag_key(self._namespace, tag))
 
     def clear(self) -> int:
         """Remove this namespace's keys and no others, found with SCAN. Returns how many.
@@ -228,18 +227,29 @@ class QueryCache:
         """The counters so far."""
         return self._mechanism.stats()
 
-    @staticmethod
-    def _storage(valkey: Redis, codec: Codec | None) -> Storage:
-        return StringStorage(valkey, codec) if codec else StringStorage(valkey)
+    def _storage(self, valkey: Redis, codec: Codec | None) -> Storage:
+        return StringStorage(valkey, codec or frames, int(self.policy.max_bytes))
 
     def _load(self, statement: str, params: Params) -> Entry:
-        found = self._database.query(statement, params)
+        found = self._ask(statement, params)
         return Entry(found.columns, found.rows, found.seconds, time.time())
 
     def _uncached(self, statement: str, params: Params) -> Answer:
-        found = self._database.query(statement, params)
+        found = self._ask(statement, params)
         self._mechanism.counters.add(misses=1, uncacheable=1)
         return Answer(found.columns, found.rows, "database", found.seconds, found.seconds)
+
+    def _ask(self, statement: str, params: Params) -> Rows:
+        try:
+            return self._database.query(statement, params, read_only=True)
+        except Exception as error:
+            if getattr(error, "pgcode", None) != WRITES:
+                raise
+            raise ValueError(
+                f"This statement writes ({str(error).strip()}), so its result cannot be cached: it "
+                "would not be run again. Send it with database.query or run_transaction, and "
+                "invalidate what it changes."
+            ) from None
 
 
 class NullCache(QueryCache):
@@ -251,29 +261,9 @@ class NullCache(QueryCache):
     def __init__(self, source: Source, ttl: float | None = None, **behaviour: Any) -> None:
         super().__init__(source, ttl, **{**behaviour, "single_flight": False})
 
-    @staticmethod
-    def _storage(valkey: Redis, codec: Codec | None) -> Storage:
+    def _storage(self, valkey: Redis, codec: Codec | None) -> Storage:
         del valkey, codec
         return NullStorage()
-
-
-@lru_cache(maxsize=1024)  # a program has few statements and sends them often
-def _require_question(statement: str) -> None:
-    """Refuse what is not a question.
-
-    Raises:
-        ValueError: the statement does something else than select.
-
-    """
-    text = re.sub(r"--[^\n]*|/\*.*?\*/", " ", statement, flags=re.DOTALL).lstrip(" \t\r\n(")
-    verb = text.split(None, 1)[0].lower() if text.strip() else "nothing"
-    writes = re.search(r"\b(insert\s+into|delete\s+from|update\s+\S+\s+set)\b", text, re.IGNORECASE)
-    if verb not in {"select", "values", "table", "show"} and not (verb == "with" and not writes):
-        raise ValueError(
-            f"Only a question can be cached, and this statement begins with {verb!r}"
-            f"{' and writes' if verb == 'with' else ''}. Send it with database.query or "
-            "run_transaction, and invalidate what it changes."
-        )
 
 
 def clear_namespace(valkey: Redis, namespace: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -18,11 +18,20 @@ from workshop_lib.cache.fields import decode_field, encode_field
 from workshop_lib.cache.mechanism import Mechanism, Policy
 from workshop_lib.cache.query_cache import Source
 from workshop_lib.cache.stats import CacheStats
-from workshop_lib.cache.storage import NOTHING, Found, StringStorage
+from workshop_lib.cache.storage import (
+    NOTHING,
+    Found,
+    Stamps,
+    StringStorage,
+    read_stamps,
+    wrong_type_as_none,
+)
 
 Record = dict[str, object]
 META = b"@"
 """The field that says when the hash was filled, what that cost, and which fields it has."""
+TAGS = b"@tags"
+"""The field with the versions of the tags that it was filed under, if there were any."""
 
 _ACQUIRE = """
 local locked = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
@@ -83,46 +92,49 @@ class Fetch:
 
 
 class HashStorage(StringStorage):
-    """Each entry is one hash: a field for each column, and one about the entry itself."""
+    """Each entry is one hash: a field for each column, and one or two about the entry itself."""
 
-    def get(self, key: str) -> Found:
-        """See Storage."""
+    def get(self, key: str, tags: Collection[str] = ()) -> Found:
+        """Implement Storage."""
+        if tags:
+            return super().get(key, tags)
         try:
-            return self.parse(self.valkey.hgetall(key))
+            found = self.parse(self._read(self.valkey, key))
         except ResponseError as error:
-            if "WRONGTYPE" in str(error):  # somebody else's string or list
-                return Found(None, corrupt=True)
-            raise
+            found = self.parse(error)
+        return self.validated([found])[0] if found.stamps else found
 
     def acquire(self, key: str, token: str, lock_ms: int) -> tuple[bool, Found]:
-        """See Storage."""
+        """Implement Storage."""
         places = (key, keys.lock_key(key))
         locked, flat = self.scripts.run(_ACQUIRE, places, (token, lock_ms))
-        if not isinstance(flat, list):  # an error inside the script: not a hash
-            return bool(locked), Found(None, corrupt=True)
-        return bool(locked), self.parse(dict(zip(flat[::2], flat[1::2], strict=True)))
+        if isinstance(flat, list):
+            flat = dict(zip(flat[::2], flat[1::2], strict=True))
+        return bool(locked), self.validated([self.parse(flat)])[0]
 
-    def pack(self, entry: Entry) -> tuple[Any, int]:
-        """See Storage."""
+    def pack(self, entry: Entry, stamps: Stamps) -> tuple[Any, int]:
+        """Implement Storage."""
         until = None if entry.fresh_until == inf else entry.fresh_until
         about = _About(entry.cost_seconds, entry.created_at, until, entry.columns, bool(entry.rows))
         flat = [META, msgspec.json.encode(about)]
+        if stamps:
+            flat += [TAGS, msgspec.json.encode(stamps)]
         for row in entry.rows[:1]:
             for name, value in zip(entry.columns, row, strict=True):
                 flat += [name.encode(), encode_field(value)]
         return flat, sum(map(len, flat))
 
     def unpack(self, packed: Any) -> Entry:
-        """See Storage."""
-        return _read(dict(zip(packed[::2], packed[1::2], strict=True)))
+        """Implement Storage."""
+        return _read(dict(zip(packed[::2], packed[1::2], strict=True)), sum(map(len, packed)))
 
     def complete(self, key: str, token: str, packed: Any, ttl_ms: int) -> bool:
-        """See Storage."""
+        """Implement Storage."""
         places = (key, keys.lock_key(key))
         return bool(self.scripts.run(_WRITE, places, (token, ttl_ms, *packed)))
 
     def put(self, key: str, packed: Any, ttl_ms: int) -> None:
-        """See Storage."""
+        """Implement Storage."""
         self.complete(key, "", packed, ttl_ms)
 
     def update(self, key: str, changes: Record) -> bool:
@@ -133,39 +145,49 @@ class HashStorage(StringStorage):
     def get_fields(self, key: str, names: Sequence[str]) -> Found:
         """An entry of these columns only; none if one of them is not there, or is not ours."""
         try:
-            about, *values = self.valkey.hmget(key, [META, *names])
+            about, tags, *values = self.valkey.hmget(key, [META, TAGS, *names])
         except ResponseError as error:
-            if "WRONGTYPE" in str(error):
-                return NOTHING
-            raise
-        size = sum(len(value) for value in (about, *values) if value)
+            wrong_type_as_none(error)
+            return NOTHING
+        size = sum(len(value) for value in (about, tags, *values) if value)
         try:
             known = _ABOUT.decode(about or b"")
             if known.present and None in values:
                 return NOTHING
-            return Found(_make(known, names, values), size)
+            found = Found(
+                _make(known, names, values, self.max_bytes), size, stamps=read_stamps(tags)
+            )
         except (CorruptEntry, ValueError):
             return NOTHING
+        return self.validated([found])[0]
 
-    def parse(self, fields: dict[bytes, bytes]) -> Found:
-        """What the fields of a hash hold."""
+    def parse(self, answer: Any) -> Found:
+        """What the fields of a hash hold; its tags are not asked about."""
+        fields = wrong_type_as_none(answer)
+        if not isinstance(fields, dict):
+            return Found(None, corrupt=True)
         if not fields:
             return NOTHING
         size = sum(map(len, fields)) + sum(map(len, fields.values()))
         try:
-            return Found(_read(fields), size)
+            entry = _read(fields, self.max_bytes)
+            return Found(entry, size, stamps=read_stamps(fields.get(TAGS)))
         except (CorruptEntry, KeyError, ValueError):
             return Found(None, size, corrupt=True)
 
+    def _read(self, client: Any, key: str) -> Any:
+        return client.hgetall(key)
 
-def _read(fields: dict[bytes, bytes]) -> Entry:
+
+def _read(fields: dict[bytes, bytes], max_bytes: int) -> Entry:
     about = _ABOUT.decode(fields[META])
-    return _make(about, about.columns, (fields[name.encode()] for name in about.columns))
+    columns = about.columns
+    return _make(about, columns, (fields[name.encode()] for name in columns), max_bytes)
 
 
-def _make(about: _About, columns: Sequence[str], fields: Iterable[bytes]) -> Entry:
+def _make(about: _About, columns: Sequence[str], fields: Iterable[bytes], max_bytes: int) -> Entry:
     """The entry of these columns."""
-    rows = [tuple(map(decode_field, fields))] if about.present else []
+    rows = [tuple([decode_field(field, max_bytes) for field in fields])] if about.present else []
     until = inf if about.fresh_until is None else about.fresh_until
     return Entry(tuple(columns), rows, about.cost_seconds, about.created_at, until)
 
@@ -207,7 +229,7 @@ class RecordCache:
         self._table = table
         # Names checked above, in quotes as some are SQL's own (user, order); values are parameters.
         self._select = f'SELECT * FROM "{table}" WHERE "{key}" = %s'  # noqa: S608
-        self._storage = HashStorage(source.valkey)
+        self._storage = HashStorage(source.valkey, max_bytes=int(self.policy.max_bytes))
         self._mechanism = Mechanism(self._storage, self.policy)
 
     def get(self, primary_key: object) -> Record | None:
@@ -238,12 +260,12 @@ class RecordCache:
             KeyError: the record has no field of that name.
 
         """
-        started, key = time.perf_counter(), self.key(primary_key)
+        key = self.key(primary_key)
         found = self._mechanism.attempt(lambda: self._storage.get_fields(key, names), NOTHING)
         if found.fresh is None:
             whole = self.get(primary_key)
             return None if whole is None else {name: whole[name] for name in names}
-        self._count_hits([found], time.perf_counter() - started)
+        self._mechanism.count_hits([found])
         return _record(found.fresh)
 
     def get_many(self, primary_keys: Iterable[object]) -> dict[object, Record | None]:
@@ -251,7 +273,7 @@ class RecordCache:
 
         A pipeline without a transaction: on a cluster the keys lie in different slots.
         """
-        started, wanted = time.perf_counter(), list(dict.fromkeys(primary_keys))
+        wanted = list(dict.fromkeys(primary_keys))
 
         def read() -> list[Any]:
             pipeline = self._storage.valkey.pipeline(transaction=False)
@@ -265,8 +287,9 @@ class RecordCache:
             for primary_key, fields in zip(wanted, answers, strict=True)
             if isinstance(fields, dict)  # else an error, as of another type: `get` deals with it
         }
+        found = self._mechanism.validated(found)
         hits = {key: known.fresh for key, known in found.items() if known.fresh}
-        self._count_hits([found[key] for key in hits], time.perf_counter() - started)
+        self._mechanism.count_hits([found[key] for key in hits])
         return {key: _record(hits[key]) if key in hits else self.get(key) for key in wanted}
 
     def put(self, primary_key: object, record: Record) -> None:
@@ -313,14 +336,14 @@ class RecordCache:
         """
         return self._mechanism.invalidate(self.key(primary_key))
 
-    def invalidate_tag(self, tag: str) -> int:
-        """Remove all entries that were filled under a tag. Returns how many there were.
+    def invalidate_tag(self, tag: str) -> None:
+        """Invalidate all entries that were filled under a tag, in one short command.
 
         Raises:
             ServiceUnreachableError: the cache did not answer; try again.
 
         """
-        return self._mechanism.invalidate_tag(keys.tag_key(self._source.namespace, tag))
+        self._mechanism.invalidate_tag(keys.tag_key(self._source.namespace, tag))
 
     def key(self, primary_key: object) -> str:
         """The key under which this record is kept."""
@@ -335,12 +358,6 @@ class RecordCache:
     def _load(self, primary_key: object) -> Entry:
         found = self._source.database.query(self._select, (primary_key,))
         return Entry(found.columns, found.rows, found.seconds, time.time())
-
-    def _count_hits(self, found: Sequence[Found], seconds: float) -> None:
-        if found:
-            saved = sum(known.entry.cost_seconds for known in found if known.entry) - seconds
-            size = sum(known.size for known in found)
-            self._mechanism.counters.add(hits=len(found), bytes_read=size, saved=saved)
 
 
 def _record(entry: Entry) -> Record | None:

@@ -23,9 +23,8 @@ class CacheStats:
         uncacheable: results or parameters of a type that would not come back equal; not stored.
         too_large: results above the size limit; not stored.
         discarded: results that were not stored because the entry was invalidated meanwhile, or
-            because loading took longer than the lock lives.
+            because its lock was lost.
         bytes_read, bytes_written: sizes of entries.
-        seconds_saved: loading time that hits did not spend, less what the hits took.
 
     """
 
@@ -41,7 +40,6 @@ class CacheStats:
     discarded: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
-    seconds_saved: float = 0.0
 
     @property
     def hit_ratio(self) -> float:
@@ -55,17 +53,15 @@ class Counters:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._seconds_saved = 0.0
         self._lock = threading.Lock()
 
-    def add(self, *, saved: float = 0.0, **more: int) -> None:
-        """Raise counters by name, and the seconds saved."""
+    def add(self, **more: int) -> None:
+        """Raise counters by name."""
         with self._lock:
             for name, n in more.items():
                 self._counts[name] += n
-            self._seconds_saved += saved
 
     def snapshot(self) -> CacheStats:
         """The counters so far."""
         with self._lock:
-            return CacheStats(**self._counts, seconds_saved=self._seconds_saved)
+            return CacheStats(**self._counts)

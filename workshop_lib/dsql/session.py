@@ -33,9 +33,6 @@ REFUSED = {
     r"release\b": "unsupported transaction statement: RELEASE",
     r"rollback\s+(work\s+|transaction\s+)?to\b": "unsupported transaction statement: ROLLBACK TO",
     r"set\s+transaction\b": 'setting configuration parameter "TRANSACTION" not supported',
-    r"(set\s+session\s+characteristics\b)": (
-        'setting configuration parameter "SESSION CHARACTERISTICS" not supported'
-    ),
     r"vacuum\b": "unsupported VACUUM statement",
     r"listen\b": "unsupported statement: Listen",
     r"unlisten\b": "unsupported statement: Unlisten",
