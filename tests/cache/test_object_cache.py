@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import re
 import socket
@@ -236,6 +237,25 @@ def test_a_successor_that_is_too_large_takes_the_older_object_away(ws, source, m
     memory.error = ServiceUnreachableError("away")
     with pytest.raises(ServiceUnreachableError):  # and not the object before
         cache.get("a")
+
+
+@pytest.mark.parametrize("body", [bytearray(b"text"), memoryview(b"text")], ids=["array", "view"])
+def test_what_is_put_comes_back_as_bytes(source, memory, body):
+    cache = ObjectCache(source)
+    cache.put("s", body)
+    hit = cache.fetch("s")
+    assert (hit.source, type(hit.body), hit.body) == ("cache", bytes, b"text")
+    assert type(memory.bodies["s"]) is bytes
+
+
+@pytest.mark.parametrize("body", ["text", None, 3, [1], io.BytesIO(b"text")], ids=repr)
+def test_what_is_not_bytes_is_refused_before_anything_is_written(ws, source, memory, body):
+    with pytest.raises(TypeError, match="is no body of an object.*Turn it into bytes"):
+        ObjectCache(source).put("s", body)
+    assert "s" not in memory.bodies
+    with pytest.raises(TypeError, match="Turn it into bytes"):
+        ws.objects.put("s", body)
+    assert ws.objects.get("s") is None
 
 
 def test_what_is_too_large_unpacked_is_not_kept_however_well_it_compresses(source, memory):
