@@ -1,6 +1,7 @@
 """Queries, transactions that run again, and a pool that survives what happens to connections."""
 
 import contextlib
+import re
 import secrets
 import socket
 import threading
@@ -538,7 +539,9 @@ def test_a_connection_of_one_s_own_follows_the_same_rules_outside_the_pool(pool)
 
 
 def test_identity_names_database_and_schema_but_no_port(ws):
-    assert ws.database.identity == f"embedded/postgres/{ws.namespace}"
+    place, name, schema = ws.database.identity.split("/")
+    assert re.fullmatch("admin@local-[0-9a-f]{12}", place)
+    assert (name, schema) == ("postgres", ws.namespace)
 
 
 # --- inserting many rows ---

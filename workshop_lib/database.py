@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import platform
 import random
 import select
 import sys
@@ -150,8 +151,23 @@ class Database:
 
     @cached_property
     def identity(self) -> str:
-        """Which database and schema this is, stable over restarts and new ports."""
-        return f"{self.endpoint.identity}/{self.schema}"
+        """Which database and schema this is, and who asks; stable over restarts and new ports.
+
+        Raises:
+            ServiceUnreachableError: a server of your own, asked once for its identifier, did not
+                answer: its address alone may be another database on another machine.
+
+        """
+        return f"{self.endpoint.identity}/{self.schema}{self._system_identifier()}"
+
+    def _system_identifier(self) -> str:
+        if self.endpoint.embedded or self.endpoint.aws:
+            return ""
+        try:
+            found = self.query("SELECT system_identifier FROM pg_control_system()")[0][0]
+        except psycopg2.Error:  # a server that does not say: known by who talks to it
+            found = platform.node()
+        return f"@{found}"
 
     def query(self, statement: Query, params: Params = None, *, read_only: bool = False) -> Rows:
         """Run one statement in a transaction of its own.

@@ -10,6 +10,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from workshop_lib.cache.object_cache import as_bytes
 from workshop_lib.errors import ServiceUnreachableError, one_line
 from workshop_lib.services import StoreEndpoint
 from workshop_lib.services.explain import code_of, explain, sentence
@@ -63,8 +64,7 @@ class ObjectStore:
     @property
     def identity(self) -> str:
         """Which store and bucket this is, stable over restarts and new ports."""
-        place = "embedded" if self.endpoint.embedded else self.endpoint.host
-        return f"{place}/{self.endpoint.bucket}"
+        return self.endpoint.identity
 
     def get(self, name: str) -> StoredObject | None:
         """An object, whole; None if there is none.
@@ -103,9 +103,11 @@ class ObjectStore:
         """Write an object. Returns its ETag.
 
         Raises:
+            TypeError: the body is neither bytes, bytearray nor memoryview.
             ServiceUnreachableError: as `get`.
 
         """
+        body = as_bytes(body)
         with self._said():
             return str(self.s3.put_object(**self._place(name), Body=body)["ETag"])
 

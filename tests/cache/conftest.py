@@ -182,3 +182,24 @@ def commands(ws) -> Callable[[], Any]:
                 heard.append((speaker, re.findall(r'"((?:[^"\\]|\\.)*)"', line)))
 
     return listen
+
+
+@pytest.fixture
+def round_trips(monkeypatch) -> Callable[[], Any]:
+    """One item for each command or pipeline that this process sends within a `with`."""
+    line = redis.connection.AbstractConnection
+    send = line.send_packed_command
+
+    @contextmanager
+    def listen() -> Iterator[list[int]]:
+        sent: list[int] = []
+
+        def count(*args: Any, **kwargs: Any) -> Any:
+            sent.append(1)
+            return send(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(line, "send_packed_command", count)
+            yield sent
+
+    return listen

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
+import io
+import os
 import pickle
+import pydoc
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import date
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,9 +204,296 @@ def test_functions_of_one_name_in_two_places_have_results_of_their_own(source):
 
 
 def test_a_key_says_whose_it_is(ws, source):
-    assert ":v1:call:" in cached(source)(One.get).key(1)
+    assert ":v2:call:" in cached(source)(One.get).key(1)
     assert "one-get" in cached(source)(One.get).key(1)
     assert cached(source)(One.get).key(1).startswith(f"{ws.namespace}:")
+
+
+def named_price(source_text: str, **names: Any) -> Callable[..., Any]:
+    """A function `price` as a cell of a notebook defines it."""
+    cell = {"__name__": "__main__", **names}
+    exec(source_text, cell)
+    return cell["price"]
+
+
+def adding(n: object) -> Callable[[int], Any]:
+    def price(x: int) -> Any:
+        return [x, n]
+
+    return price
+
+
+def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+class Scale:
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def __call__(self, x: int) -> int:
+        return x * self.factor
+
+    def scaled(self, x: int) -> int:
+        return x * self.factor
+
+
+RATE = "def price(x): return x * RATE"
+HELPER = "def helper(x): return x + {}\ndef price(x): return helper(x)"
+CLASS = "class A:\n    RATE = {}\n    def of(self, x): return x * self.RATE\n"
+CLASS += "def price(x): return A().of(x)"
+TWINS = {
+    "lambdas": (lambda x: x + 1, lambda x: x + 2),
+    "comprehensions": (lambda x: [y + 1 for y in (x,)], lambda x: [y + 2 for y in (x,)]),
+    "constants of two types": (lambda x: [x, 1], lambda x: [x, True]),
+    "closures": (adding(1), adding(2)),
+    "closures of two types": (adding(1), adding(1.0)),
+    "closures over objects": (adding(Scale(1)), adding(Scale(2))),
+    "partials": (functools.partial(pow, 2), functools.partial(pow, 3)),
+    "wrappers": (logged(adding(1)), logged(adding(2))),
+    "callables": (Scale(2), Scale(3)),
+    "bound methods": (Scale(2).scaled, Scale(3).scaled),
+    "builtins": ({1: "a"}.get, {1: "b"}.get),
+    "edited cells": (named_price("def price(x): return 1"), named_price("def price(x): return 2")),
+    "globals": (named_price(RATE, RATE=2), named_price(RATE, RATE=3)),
+    "sets": (named_price(RATE, RATE={1, 2}), named_price(RATE, RATE={1, 3})),
+    "helpers": (named_price(HELPER.format(1)), named_price(HELPER.format(2))),
+    "classes": (named_price(CLASS.format(1)), named_price(CLASS.format(2))),
+    "defaults": (
+        named_price("def price(x, y=1): return x + y"),
+        named_price("def price(x, y=2): return x + y"),
+    ),
+    "keyword defaults": (
+        named_price("def price(x, *, y=1): return x + y"),
+        named_price("def price(x, *, y=2): return x + y"),
+    ),
+}
+
+
+@pytest.mark.parametrize("twins", TWINS.values(), ids=TWINS)
+def test_two_functions_never_share_a_result(source, twins):
+    one, other = map(cached(source), twins)
+    assert one.key(1) != other.key(1)
+    assert (one.stats().hits, repr(one(1))) == (0, repr(twins[0](1)))
+    assert repr(other(1)) == repr(twins[1](1))
+    assert other.stats().hits == 0
+
+
+SAME = {
+    "another line": (named_price(RATE, RATE=2), named_price("\n\n" + RATE, RATE=2)),
+    "a set in another order": (named_price(RATE, RATE={1, 9}), named_price(RATE, RATE={9, 1})),
+    "a helper": (named_price(HELPER.format(1)), named_price(HELPER.format(1))),
+    "closures over one value": (adding([1]), adding([1])),
+    "objects of one value": (Scale(2), Scale(2)),
+}
+
+
+@pytest.mark.parametrize("twins", SAME.values(), ids=SAME)
+def test_a_function_defined_again_finds_its_results(source, twins):
+    one, other = map(cached(source), twins)
+    assert one.key(1) == other.key(1)
+
+
+PROGRAM = """
+import sys
+from types import SimpleNamespace as Some
+import redis
+from workshop_lib.cache.cached import cached
+source = Some(database=Some(identity="d"), valkey=redis.Redis(), namespace="n", default_ttl=3.0)
+WORDS = {"a", "b", "c"}
+def helper(x): return x in WORDS
+@cached(source)
+def price(x): return helper(x) or x in {"d", "e", "f"}
+print(price.key("a"))
+"""
+
+
+def test_two_processes_share_the_results_of_one_function():
+    keys = {
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(keys) == 1
+    assert "main-price" in keys.pop()
+
+
+def test_a_variable_that_is_bound_anew_makes_another_function_until_it_is_put_back(source):
+    def make() -> tuple[CachedFunction[..., int], Callable[[int], None]]:
+        rate = 2
+
+        @cached(source)
+        def price(x: int) -> int:
+            return x * rate
+
+        def bind(value: int) -> None:
+            nonlocal rate
+            rate = value
+
+        return price, bind
+
+    price, bind = make()
+    answers = []
+    for rate in (2, 3, 2, 3):
+        bind(rate)
+        answers.append(price(5))
+    assert answers == [10, 15, 10, 15]
+    assert (price.stats().misses, price.stats().hits) == (2, 2)
+
+
+def test_what_the_function_itself_assigns_makes_no_other_function(source):
+    count = 0
+
+    @cached(source)
+    def price(x: int) -> int:
+        nonlocal count
+        count += 1
+        return x
+
+    assert [price(1), price(1), count] == [1, 1, 1]
+
+
+def test_what_cannot_be_written_down_is_told_apart_within_the_process(source):
+    one, other = (cached(source)(adding(lock)) for lock in (threading.Lock(), threading.Lock()))
+    assert one.key(1) == one.key(1) != other.key(1)
+
+
+def test_a_function_that_uses_the_workshop_finds_its_results_in_any_process(ws, source):
+    def of(workshop: Any) -> CachedFunction[..., Any]:
+        @cached(source)
+        def price(x: int) -> Any:
+            return workshop.database.query("SELECT %s", (x,)).rows
+
+        return price
+
+    twin = SimpleNamespace(database=ws.database, namespace=ws.namespace, lock=threading.Lock())
+    assert of(ws).key(1) == of(ws).key(1)
+    assert of(ws)(1) == [(1,)]
+    assert of(twin).key(1) == of(twin).key(1)
+
+
+def test_a_name_stands_for_the_function(source):
+    one, other = (cached(source, name="prices-2")(adding(n)) for n in (1, 2))
+    assert "call:prices-2:" in one.key(5)
+    assert one(5) == other(5) == [5, 1]
+    assert cached(source, name="prices-3")(adding(2))(5) == [5, 2]
+    with pytest.raises(ValueError, match="name is ''"):
+        cached(source, name="")
+
+
+def test_two_databases_have_results_of_their_own(source, parts, ws):
+    class Elsewhere:
+        identity = "elsewhere"
+
+    other = parts(Elsewhere(), ws.valkey, ws.namespace)
+    assert cached(source)(One.get).key(1) != cached(other)(One.get).key(1)
+
+
+# --- what is no plain function
+
+
+def test_a_method_is_refused_where_it_is_decorated(source):
+    with pytest.raises(TypeError, match="part of a class.*call it from the method"):
+
+        class A:
+            @cached(source)
+            def total(self, x: int) -> int:
+                return x
+
+
+@pytest.mark.parametrize("kind", [classmethod, property])
+def test_a_class_method_and_a_property_are_refused(source, kind):
+    with pytest.raises(TypeError, match="part of a class"):
+        cached(source)(kind(lambda self: 1))
+
+
+def test_a_function_that_becomes_a_method_later_does_not_take_the_argument_for_the_object(source):
+    class A:
+        """Has no method yet."""
+
+    A.total = cached(source)(adding(1))
+    with pytest.raises(TypeError, match="part of a class"):
+        A().total(5)
+    assert A.total(5) == [5, 1]
+
+
+def test_a_static_method_is_cached(source, calls):
+    class A:
+        @cached(source)
+        @staticmethod
+        def total(x: int) -> int:
+            calls.append(x)
+            return x + 1
+
+    class B(A):
+        """Has it, too."""
+
+    assert [A.total(1), A().total(1), B().total(1)] == [2, 2, 2]
+    assert calls == [1]
+
+
+async def waiting() -> int:
+    return 1
+
+
+def counting() -> Iterator[int]:
+    yield 1
+
+
+async def both() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "advice"),
+    [
+        (waiting, "asyncio.to_thread"),
+        (both, "asyncio.to_thread"),
+        (counting, "Return a list"),
+        (functools.partial(counting), "Return a list"),
+        (Scale, "returns plain values"),
+        (3, "returns plain values"),
+    ],
+    ids=["async", "async generator", "generator", "partial", "class", "number"],
+)
+def test_what_gives_no_result_to_keep_is_refused_where_it_is_decorated(source, function, advice):
+    with pytest.raises(TypeError, match=advice):
+        cached(source)(function)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [lambda: counting(), lambda: map(str, [1]), lambda: waiting(), lambda: io.StringIO("a")],
+    ids=["generator", "map", "coroutine", "file"],
+)
+def test_a_result_that_can_be_read_once_is_an_error_at_every_call(ws, source, result):
+    function = cached(source)(result)
+    for _ in range(2):
+        with pytest.raises(TypeError, match="read only once.*Return a list"):
+            function()
+    assert ws.valkey.exists(function.key()) == 0
+
+
+@cached(SimpleNamespace(database=None, valkey=None, namespace="w", default_ttl=1.0))
+def at_module_level(x: int) -> int:
+    """What it does."""
+    return x
+
+
+def test_it_is_copied_and_pickled_by_its_name_and_explains_itself():
+    assert pickle.loads(pickle.dumps(at_module_level)) is at_module_level
+    assert copy.deepcopy(at_module_level) is at_module_level
+    assert str(inspect.signature(at_module_level)) == "(x: 'int') -> 'int'"
+    assert "What it does." in pydoc.plain(pydoc.render_doc(at_module_level))
 
 
 def test_two_wrappers_of_one_function_share_results(source):

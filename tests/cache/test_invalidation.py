@@ -83,7 +83,7 @@ class Side:
             "many": lambda: records.get_many(["many", "record"])["many"]["v"],
             "put": lambda: records.get("put")["v"],
             "function": lambda: function("function"),
-            "mechanism": lambda: loads.fetch("race:v1:x:1", load).entry.rows[0][1],
+            "mechanism": lambda: loads.fetch("race:v2:x:1", load).entry.rows[0][1],
         }
         self.tell: dict[str, Callable[[int], Any]] = {
             "query": lambda _: queries.invalidate("SELECT v", ("query",)),
@@ -93,7 +93,7 @@ class Side:
             "many": lambda _: records.invalidate("many"),
             "put": lambda v: records.put("put", {"id": "put", "v": v}),
             "function": lambda _: function.invalidate("function"),
-            "mechanism": lambda _: loads.invalidate("race:v1:x:1"),
+            "mechanism": lambda _: loads.invalidate("race:v2:x:1"),
         }
 
 
@@ -229,7 +229,7 @@ def test_a_reader_who_comes_between_storing_and_landing_sees_what_was_invalidate
             return done
 
     cache = Mechanism(Held(ws.valkey), Policy(ttl=60))
-    key = f"{ws.namespace}:v1:x:1"
+    key = f"{ws.namespace}:v2:x:1"
 
     def read() -> object:
         rows: list[tuple[object, ...]] = [(value[0],)]

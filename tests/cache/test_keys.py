@@ -39,7 +39,7 @@ class Planet(IntEnum):
 
 def test_a_query_key_says_what_it_is_of() -> None:
     assert re.fullmatch(
-        r"workshop:v1:query:select-from-users-where-user-id:[0-9a-f]{32}",
+        r"workshop:v2:query:select-from-users-where-user-id:[0-9a-f]{32}",
         query_key("workshop", SQL, (7,)),
     )
 
@@ -47,7 +47,7 @@ def test_a_query_key_says_what_it_is_of() -> None:
 def test_a_query_key_is_the_same_in_every_program_and_release() -> None:
     # A change here leaves every entry out there unfound: raise the version in keys.py with it.
     assert query_key("workshop", "SELECT 1") == (
-        "workshop:v1:query:select-1:15cf75cbf5c68bc4f7c7fc5a4a304707"
+        "workshop:v2:query:select-1:15cf75cbf5c68bc4f7c7fc5a4a304707"
     )
 
 
@@ -174,7 +174,7 @@ def test_a_query_key_holds_no_character_that_needs_care(
     sql: str, params: Sequence[object] | None, scope: str
 ) -> None:
     key = query_key("w", sql, params, scope=scope)
-    assert re.fullmatch(r"w:v1:query:[a-z0-9-]{1,40}:[0-9a-f]{32}", key)
+    assert re.fullmatch(r"w:v2:query:[a-z0-9-]{1,40}:[0-9a-f]{32}", key)
 
 
 def shown(params: object) -> str:
@@ -208,7 +208,7 @@ def test_two_questions_share_a_key_only_if_they_are_one(
 def test_a_plain_primary_key_stands_in_the_key(
     primary_key: tuple[object, ...], ending: str
 ) -> None:
-    assert record_key("workshop", "planet", *primary_key) == f"workshop:v1:planet:{ending}"
+    assert record_key("workshop", "planet", *primary_key) == f"workshop:v2:planet:{ending}"
 
 
 @pytest.mark.parametrize(
@@ -221,12 +221,45 @@ def test_a_plain_primary_key_stands_in_the_key(
 )
 def test_any_other_primary_key_stands_there_as_its_type_and_a_digest(value: object) -> None:
     ending = rf"{type(value).__name__}~[0-9a-f]{{32}}"
-    assert re.fullmatch(f"w:v1:planet:{ending}", record_key("w", "planet", value))
+    assert re.fullmatch(f"w:v2:planet:{ending}", record_key("w", "planet", value))
+
+
+awkward = st.text("a1:-~* é", max_size=4)
+part = st.one_of(
+    awkward,
+    st.integers(-20, 20),
+    st.integers(),
+    st.booleans(),
+    st.none(),
+    st.floats(allow_nan=False),
+    st.decimals(allow_nan=False),
+    st.integers(-20, 20).map(str),
+    st.uuids(),
+    st.uuids().map(str),
+)
+records = st.tuples(awkward | st.just("query"), st.lists(part, min_size=1, max_size=3))
+
+
+def test_the_scope_says_which_database_a_record_is_in() -> None:
+    keys = [record_key("w", "planet", 3, scope=scope) for scope in ("", "here", "there")]
+    assert keys[0] == "w:v2:planet:3"
+    assert all(re.fullmatch(r"w:v2:db~[0-9a-f]{12}:planet:3", key) for key in keys[1:])
+    assert len(set(keys)) == 3
+
+
+@quick
+@given(records, records, st.sampled_from(["", "here", "there"]))
+def test_no_table_or_record_reads_as_a_scope(
+    one: tuple[str, list[object]], other: tuple[str, list[object]], scope: str
+) -> None:
+    assert record_key("w", one[0], *one[1], scope=scope) != record_key(
+        "w", other[0], *other[1], scope="elsewhere"
+    )
 
 
 def test_a_uuid_stands_there_to_be_read() -> None:
     assert record_key("w", "users", UUID(int=7)) == (
-        "w:v1:users:UUID~00000000-0000-0000-0000-000000000007"
+        "w:v2:users:UUID~00000000-0000-0000-0000-000000000007"
     )
 
 
@@ -241,7 +274,7 @@ def test_a_table_with_an_unusual_name_has_its_records_too() -> None:
 
 @pytest.mark.parametrize("kind", ["query", "call", "tag"])
 def test_a_table_called_like_another_kind_of_key_does_not_meet_it(kind: str) -> None:
-    assert not record_key("w", kind, "select-1", 3).startswith(f"w:v1:{kind}:")
+    assert not record_key("w", kind, "select-1", 3).startswith(f"w:v2:{kind}:")
 
 
 def test_a_record_without_a_primary_key_is_refused() -> None:
@@ -264,13 +297,13 @@ def test_a_call_has_a_key_of_its_function_and_its_arguments() -> None:
         for arguments in ((), (1,), ("1",), {"n": 1}, {"n": True})
     }
     assert len(keys) == 15
-    assert all(re.fullmatch(r"w:v1:call:m-[fg]:[0-9a-f]{32}", key) for key in keys)
+    assert all(re.fullmatch(r"w:v2:call:m-[fg]:[0-9a-f]{32}", key) for key in keys)
 
 
 def test_a_tag_can_have_any_name() -> None:
     names = ["orders", "orders:eu", "Größe", "query", "3", "", "*"]
     assert len(set(tag_keys("w", names))) == len(names)
-    assert tag_key("w", "orders") == "w:v1:tag:orders"
+    assert tag_key("w", "orders") == "w:v2:tag:orders"
     assert all(fnmatchcase(key, match_all("w")) for key in tag_keys("w", names))
 
 
@@ -287,22 +320,6 @@ def test_a_lock_s_key_names_its_entry_and_is_found_with_the_namespace(key: str) 
     assert fnmatchcase(lock_key(key), match_all("w"))
 
 
-awkward = st.text("a1:-~* é", max_size=4)
-part = st.one_of(
-    awkward,
-    st.integers(-20, 20),
-    st.integers(),
-    st.booleans(),
-    st.none(),
-    st.floats(allow_nan=False),
-    st.decimals(allow_nan=False),
-    st.integers(-20, 20).map(str),
-    st.uuids(),
-    st.uuids().map(str),
-)
-records = st.tuples(awkward | st.just("query"), st.lists(part, min_size=1, max_size=3))
-
-
 @quick
 @given(records, records)
 def test_two_records_share_a_key_only_if_they_are_one(
@@ -317,7 +334,7 @@ def test_two_records_share_a_key_only_if_they_are_one(
 def test_no_way_to_join_two_values_reads_as_another(
     values: list[object], data: st.DataObject
 ) -> None:
-    joined = record_key("w", "t", *values).removeprefix("w:v1:t:")
+    joined = record_key("w", "t", *values).removeprefix("w:v2:t:")
     other = data.draw(st.sampled_from([joined, joined.replace(":", "-"), f"{joined}:1"]))
     assume([other] != values)
     assert record_key("w", "t", other) != record_key("w", "t", *values)
@@ -364,4 +381,4 @@ def test_a_pattern_refuses_a_bad_namespace(namespace: str) -> None:
 
 @pytest.mark.parametrize("namespace", ["a", "A-b_9", "a" * 40])
 def test_a_good_namespace_begins_the_key(namespace: str) -> None:
-    assert record_key(namespace, "planet", 3) == f"{namespace}:v1:planet:3"
+    assert record_key(namespace, "planet", 3) == f"{namespace}:v2:planet:3"

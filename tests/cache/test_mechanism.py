@@ -510,7 +510,7 @@ every_storage = pytest.mark.parametrize("storage", STORAGES.values(), ids=STORAG
 
 @every_storage
 def test_only_the_lock_s_owner_can_give_it_back_or_store(ws, storage):
-    store, key = storage(ws.valkey), f"{ws.namespace}:v1:x:1"
+    store, key = storage(ws.valkey), f"{ws.namespace}:v2:x:1"
     packed, _ = store.pack(an_entry(1), {})
     assert store.acquire(key, "mine", 5_000)[0]
     assert not store.acquire(key, "theirs", 5_000)[0]
@@ -525,7 +525,7 @@ def test_only_the_lock_s_owner_can_give_it_back_or_store(ws, storage):
 
 @every_storage
 def test_a_lock_that_has_expired_stores_nothing(ws, storage):
-    store, key = storage(ws.valkey), f"{ws.namespace}:v1:x:1"
+    store, key = storage(ws.valkey), f"{ws.namespace}:v2:x:1"
     packed, _ = store.pack(an_entry(1), {})
     assert store.acquire(key, "slow", 1)[0]
     assert wait_until(lambda: not ws.valkey.exists(keys.lock_key(key)), SOON)
@@ -538,7 +538,7 @@ def test_a_lock_that_has_expired_stores_nothing(ws, storage):
 
 @every_storage
 def test_whoever_writes_through_takes_the_lock_away(ws, storage):
-    store, key = storage(ws.valkey), f"{ws.namespace}:v1:x:1"
+    store, key = storage(ws.valkey), f"{ws.namespace}:v2:x:1"
     old, new = (store.pack(an_entry(value), {})[0] for value in ("old", "new"))
     assert store.acquire(key, "slow", 5_000)[0]
     store.put(key, new, 5_000)
@@ -548,7 +548,7 @@ def test_whoever_writes_through_takes_the_lock_away(ws, storage):
 
 @every_storage
 def test_acquiring_also_tells_what_lies_there(ws, storage):
-    store, key = storage(ws.valkey), f"{ws.namespace}:v1:x:1"
+    store, key = storage(ws.valkey), f"{ws.namespace}:v2:x:1"
     packed, size = store.pack(an_entry([1, "two"]), {})
     store.put(key, packed, 5_000)
     locked, found = store.acquire(key, "mine", 5_000)
@@ -733,7 +733,7 @@ class Interrupted(StringStorage):
 
 def test_jitter_spreads_the_ends_of_entries_made_together(ws):
     cache = Mechanism(StringStorage(ws.valkey), Policy(ttl=1000, jitter=0.3))
-    names = [f"{ws.namespace}:v1:x:{n}" for n in range(60)]
+    names = [f"{ws.namespace}:v2:x:{n}" for n in range(60)]
     for name in names:
         cache.fetch(name, lambda: an_entry(1))
     ends = [ws.valkey.pttl(name) for name in names]
@@ -745,17 +745,17 @@ def test_jitter_spreads_the_ends_of_entries_made_together(ws):
 def test_without_jitter_they_end_together(ws):
     cache = Mechanism(StringStorage(ws.valkey), Policy(ttl=1000))
     for n in range(5):
-        cache.fetch(f"{ws.namespace}:v1:x:{n}", lambda: an_entry(1))
-        assert 980_000 < ws.valkey.pttl(f"{ws.namespace}:v1:x:{n}") <= 1_000_000
+        cache.fetch(f"{ws.namespace}:v2:x:{n}", lambda: an_entry(1))
+        assert 980_000 < ws.valkey.pttl(f"{ws.namespace}:v2:x:{n}") <= 1_000_000
 
 
 @pytest.mark.parametrize("storage", [StringStorage, HashStorage])
 def test_nothing_has_a_time_to_live_of_its_own(ws, storage):
     cache = Mechanism(storage(ws.valkey), Policy(ttl=1000, empty_ttl=50))
-    cache.fetch(f"{ws.namespace}:v1:x:1", lambda: an_entry(1))
-    cache.fetch(f"{ws.namespace}:v1:x:2", lambda: Entry(("v",), [], 0.0, 0.0))
-    assert 980_000 < ws.valkey.pttl(f"{ws.namespace}:v1:x:1") <= 1_000_000
-    assert 30_000 < ws.valkey.pttl(f"{ws.namespace}:v1:x:2") <= 50_000
+    cache.fetch(f"{ws.namespace}:v2:x:1", lambda: an_entry(1))
+    cache.fetch(f"{ws.namespace}:v2:x:2", lambda: Entry(("v",), [], 0.0, 0.0))
+    assert 980_000 < ws.valkey.pttl(f"{ws.namespace}:v2:x:1") <= 1_000_000
+    assert 30_000 < ws.valkey.pttl(f"{ws.namespace}:v2:x:2") <= 50_000
 
 
 @every_door

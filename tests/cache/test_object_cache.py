@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import random
+import re
 import socket
 import threading
 import time
@@ -127,8 +129,9 @@ def test_all_objects_of_the_workshop_come_back_by_each_way(ws):
 def test_the_key_reads_as_bucket_and_name_and_no_two_objects_share_one(ws, source):
     cache = ObjectCache(ws)
     assert cache.key("filename7.txt") == (
-        f"{ws.namespace}:v1:object:embedded/workshop:{ws.namespace}/filename7.txt"
+        f"{ws.namespace}:v2:object:{ws.objects.identity}:{ws.namespace}/filename7.txt"
     )
+    assert re.fullmatch("local-[0-9a-f]{12}/workshop", ws.objects.identity)
     names = ["a", "a:0-1", "b/a", "b", "ä", "", "a b", "x" * 201, "str~a"]
     found = {cache.key(name) for name in names} | {cache.key("a", 0, 1), cache.key("a", 0, 10)}
     assert len(found) == len(names) + 2
@@ -234,6 +237,25 @@ def test_a_successor_that_is_too_large_takes_the_older_object_away(ws, source, m
     memory.error = ServiceUnreachableError("away")
     with pytest.raises(ServiceUnreachableError):  # and not the object before
         cache.get("a")
+
+
+@pytest.mark.parametrize("body", [bytearray(b"text"), memoryview(b"text")], ids=["array", "view"])
+def test_what_is_put_comes_back_as_bytes(source, memory, body):
+    cache = ObjectCache(source)
+    cache.put("s", body)
+    hit = cache.fetch("s")
+    assert (hit.source, type(hit.body), hit.body) == ("cache", bytes, b"text")
+    assert type(memory.bodies["s"]) is bytes
+
+
+@pytest.mark.parametrize("body", ["text", None, 3, [1], io.BytesIO(b"text")], ids=repr)
+def test_what_is_not_bytes_is_refused_before_anything_is_written(ws, source, memory, body):
+    with pytest.raises(TypeError, match="is no body of an object.*Turn it into bytes"):
+        ObjectCache(source).put("s", body)
+    assert "s" not in memory.bodies
+    with pytest.raises(TypeError, match="Turn it into bytes"):
+        ws.objects.put("s", body)
+    assert ws.objects.get("s") is None
 
 
 def test_what_is_too_large_unpacked_is_not_kept_however_well_it_compresses(source, memory):

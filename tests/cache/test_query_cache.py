@@ -417,3 +417,11 @@ def test_every_fetch_of_many_threads_is_counted_and_right(ws, cache):
     assert stats.hits + stats.misses == 400
     assert stats.misses - stats.coalesced == 5
     assert (stats.errors, stats.corrupt, stats.discarded) == (0, 0, 0)
+
+
+def test_clear_takes_few_round_trips(ws, cache, round_trips):
+    for n in range(2_000):
+        ws.valkey.set(f"{ws.namespace}:v2:x:{n}", "x", px=60_000)
+    with round_trips() as sent:
+        assert cache.clear() == 2_000
+    assert 2 <= len(sent) <= 4

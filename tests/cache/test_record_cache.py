@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +97,7 @@ def test_each_field_is_stored_so_that_a_person_can_read_it(ws, orders):
 
 
 def test_a_record_s_key_reads_as_what_it_is(ws, orders):
-    assert orders.key(3) == f"{ws.namespace}:v1:order:3"
+    assert re.fullmatch(f"{ws.namespace}:v2:db~[0-9a-f]{{12}}:order:3", orders.key(3))
     orders.get(3)
     assert list(ws.valkey.scan_iter(f"{ws.namespace}:*")) == [orders.key(3).encode()]
 
@@ -260,7 +261,7 @@ def test_all_cached_records_come_in_one_round_trip(ws, orders, commands):
 def test_missing_records_are_loaded_and_absent_ones_are_none(ws, orders):
     orders.get(2)
     orders.get(998)
-    with database_queries(ws, 3):
+    with database_queries(ws, 1):
         found = orders.get_many([1, 2, 998, 999, 4])
     assert {number: record and record["id"] for number, record in found.items()} == {
         1: 1, 2: 2, 998: None, 999: None, 4: 4,
@@ -269,6 +270,58 @@ def test_missing_records_are_loaded_and_absent_ones_are_none(ws, orders):
     with database_queries(ws, 0):
         assert exactly(found[1]) == exactly(orders.get_many([1])[1])
         orders.get_many([1, 2, 998, 999, 4])
+
+
+def test_missing_records_take_one_select_and_three_round_trips(ws, orders, round_trips):
+    orders.get(1)
+    with database_queries(ws, 1), round_trips() as sent:
+        found = orders.get_many(range(200))
+    assert [number for number, record in found.items() if record] == [1, 2, 3, 4]
+    assert len(sent) == 3
+    with database_queries(ws, 0), round_trips() as sent:
+        assert str(orders.get_many(range(200))) == str(found)  # a NaN equals nothing
+    assert len(sent) == 1
+    stats = orders.stats()
+    assert (stats.misses, stats.hits) == (200, 201)
+    assert all(ws.valkey.pttl(orders.key(n)) > 0 for n in range(200))
+    assert not list(ws.valkey.scan_iter(f"{ws.namespace}:lock:*"))
+
+
+def test_keys_that_only_the_database_finds_equal_find_their_records(ws, orders):
+    ws.database.query("CREATE TABLE codes (code char(4) PRIMARY KEY, n int)")
+    ws.database.query("INSERT INTO codes VALUES ('ab', 1), ('cd', 2)")
+    codes = RecordCache(ws, "codes", "code")
+    for _ in range(2):
+        found = codes.get_many(["ab", "cd  ", "ab  ", "xy"])
+        assert {key: record and record["n"] for key, record in found.items()} == {
+            "ab": 1, "cd  ": 2, "ab  ": 1, "xy": None,
+        }  # fmt: skip
+        texts = orders.get_many(["1", 2, Decimal(3), "999"])
+        assert [record and record["id"] for record in texts.values()] == [1, 2, 3, None]
+    ws.database.query("DROP TABLE codes")
+
+
+def test_what_is_invalidated_while_many_are_loaded_is_not_stored(source, database, at_once):
+    things = RecordCache(source, "thing")
+    database.answering.clear()
+    answers = []
+    reader = threading.Thread(target=lambda: answers.append(things.get_many(["a", "b"])))
+    reader.start()
+    assert database.asked.wait(20)
+    things.invalidate("a")
+    database.answering.set()
+    reader.join(20)
+    database.value = 2
+    assert things.get("a")["v"] == 2
+    assert things.get("b")["v"] == 1
+
+
+def test_many_that_another_request_is_loading_are_waited_for(ws, orders, at_once):
+    answers = at_once(4, lambda: orders.get_many(range(50)))
+    assert {str(answer) for answer in answers} == {str(orders.get_many(range(50)))}
+    assert answers[0][1]["id"] == 1
+    stats = orders.stats()
+    assert stats.misses - stats.coalesced == 50
 
 
 def test_no_records_are_no_question(orders, commands):

@@ -13,7 +13,7 @@ from uuid import UUID
 from workshop_lib.cache.codec import canonical
 from workshop_lib.rows import Params
 
-_VERSION = "v1"  # raise it when a key is built differently: old entries are then never found
+_VERSION = "v2"  # raise it when a key is built differently: old entries are then never found
 _QUERY = "query"
 _TAG = "tag"
 _CALL = "call"
@@ -28,7 +28,7 @@ def query_key(namespace: str, sql: str, params: Params = None, *, scope: str = "
     `scope` tells apart what the text does not: the database, the schema, or the role that asks.
 
     >>> query_key("workshop", "SELECT * FROM users WHERE user_id = %s", (7,))
-    'workshop:v1:query:select-from-users-where-user-id:060611fe7fadc7c1439f771a5073ef4c'
+    'workshop:v2:query:select-from-users-where-user-id:060611fe7fadc7c1439f771a5073ef4c'
 
     Raises ValueError for a bad namespace, TypeError for a parameter that cannot be told apart from
     others by its type and value.
@@ -39,26 +39,30 @@ def query_key(namespace: str, sql: str, params: Params = None, *, scope: str = "
     return f"{_prefix(namespace)}:{_QUERY}:{_slug(text)}:{_digest(identity)}"
 
 
-def call_key(namespace: str, function: str, arguments: object) -> str:
+def call_key(namespace: str, function: str, arguments: object, *, scope: object = "") -> str:
     """Return the key of what a function returned for these arguments.
 
+    `scope` tells apart what the name does not: the database, and what the function does.
+
     >>> call_key("workshop", "prices.of", ((7,), {}))
-    'workshop:v1:call:prices-of:2700aac1094bf668c7a1d22968aa092d'
+    'workshop:v2:call:prices-of:d093ef5e78fad5e16e2bd2d7ebcb4c98'
 
     Raises ValueError for a bad namespace, TypeError as `query_key` does.
     """
-    identity = canonical((function, arguments))
+    identity = canonical((scope, function, arguments))
     return f"{_prefix(namespace)}:{_CALL}:{_slug(function)}:{_digest(identity)}"
 
 
-def record_key(namespace: str, table: str, *primary_key: object) -> str:
+def record_key(namespace: str, table: str, *primary_key: object, scope: str = "") -> str:
     """Return the key of one record of a table.
 
     Whole numbers, short plain names and UUIDs stand in it to be read; anything else as its type
-    and a digest, so that no two records share a key.
+    and a digest, so that no two records share a key. `scope` says which database the table is in.
 
     >>> record_key("workshop", "planet", 3)
-    'workshop:v1:planet:3'
+    'workshop:v2:planet:3'
+    >>> record_key("workshop", "planet", 3, scope="db.example.com:5432/postgres")
+    'workshop:v2:db~d83ff62d579c:planet:3'
 
     Raises ValueError for a bad namespace or no primary key, TypeError as `query_key` does.
     """
@@ -67,16 +71,16 @@ def record_key(namespace: str, table: str, *primary_key: object) -> str:
             f"A record of {table!r} has no key without its primary key. Pass its value, as in "
             f"record_key(namespace, {table!r}, 3)."
         )
-    return ":".join((_table_prefix(namespace, table), *map(_part, primary_key)))
+    return ":".join((_table_prefix(namespace, table, scope), *map(_part, primary_key)))
 
 
 def object_key(namespace: str, bucket: str, name: str, *byte_range: int) -> str:
     """Return the key of an object of a bucket, or of a range of its bytes.
 
     >>> object_key("workshop", "local/photos", "cats/1.jpg")
-    'workshop:v1:object:local/photos:cats/1.jpg'
+    'workshop:v2:object:local/photos:cats/1.jpg'
     >>> object_key("workshop", "local/photos", "cats/1.jpg", 0, 99)
-    'workshop:v1:object:local/photos:cats/1.jpg:0-99'
+    'workshop:v2:object:local/photos:cats/1.jpg:0-99'
 
     Raises ValueError for a bad namespace.
     """
@@ -98,8 +102,8 @@ def lock_key(key: str) -> str:
     The braces make a cluster hash it by the entry's own key, so that both lie in the same slot and
     one script may touch them together. It begins with the namespace, as all keys of ours do.
 
-    >>> lock_key("workshop:v1:planet:3")
-    'workshop:lock:{workshop:v1:planet:3}'
+    >>> lock_key("workshop:v2:planet:3")
+    'workshop:lock:{workshop:v2:planet:3}'
     """
     namespace, _, _ = key.partition(":")
     return f"{namespace}:lock:{{{key}}}"
@@ -109,7 +113,7 @@ def tag_key(namespace: str, tag: str) -> str:
     """Return the key of the set that lists a tag's entries.
 
     >>> tag_key("workshop", "orders")
-    'workshop:v1:tag:orders'
+    'workshop:v2:tag:orders'
 
     Raises ValueError for a bad namespace.
     """
@@ -120,7 +124,7 @@ def tag_keys(namespace: str, tags: Iterable[str]) -> list[str]:
     """Return the key of each tag.
 
     >>> tag_keys("workshop", ["orders", "users"])
-    ['workshop:v1:tag:orders', 'workshop:v1:tag:users']
+    ['workshop:v2:tag:orders', 'workshop:v2:tag:users']
 
     Raises ValueError for a bad namespace, TypeError for one text in place of a list.
     """
@@ -141,8 +145,10 @@ def match_all(namespace: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _table_prefix(namespace: str, table: str) -> str:
-    return f"{_prefix(namespace)}:{_part(table)}"
+def _table_prefix(namespace: str, table: str, scope: str) -> str:
+    # No part of another kind begins so: before a ~ stands the name of a type.
+    place = f"db~{_digest(scope.encode())[:12]}:" if scope else ""
+    return f"{_prefix(namespace)}:{place}{_part(table)}"
 
 
 @lru_cache(maxsize=1024)

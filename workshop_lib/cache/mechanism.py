@@ -14,11 +14,12 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from redis.exceptions import ConnectionError as LostConnection, RedisError, TimeoutError as Slow
 
@@ -148,6 +149,16 @@ class Fetched:
     seconds: float
 
 
+class ManyStorage(Protocol):
+    """What storage has to do besides for `Mechanism.load_many`. All may raise RedisError."""
+
+    def acquire_many(self, tokens: Mapping[str, str], lock_ms: int) -> list[tuple[bool, Found]]:
+        """As `acquire`, for many entries in one round trip: keys with a token each."""
+
+    def complete_many(self, writes: Iterable[tuple[str, str, Any, int]]) -> list[bool]:
+        """As `complete`, for many entries in one round trip; with no token as `put`."""
+
+
 class Mechanism:
     """Answers from storage, or from a loader.
 
@@ -207,12 +218,83 @@ class Mechanism:
         try:
             entry = fill(key, load, tags)
         except self.policy.stale_on:
-            if found.entry is None or time.time() > self._stale_until(found.entry):
+            if found.entry is None or not self.may_be_served(found.entry):
                 raise
             self.counters.add(stale=1)
             return Fetched(found.entry, "stale", time.perf_counter() - started)
         self.counters.add(misses=1)
         return Fetched(entry, "database", time.perf_counter() - started)
+
+    def load_many(
+        self,
+        storage: ManyStorage,
+        places: Mapping[K, str],
+        load: Callable[[Sequence[K]], Mapping[K, Entry]],
+    ) -> dict[K, Entry]:
+        """Load many entries at once, and store them; without those that another request is loading.
+
+        Args:
+            storage: this mechanism's storage.
+            places: the keys under which they are kept.
+            load: asks the source for some of them, and has to bring an entry for each.
+
+        """
+        tokens = {key: secrets.token_hex(8) for key in places.values()}
+        chosen, locked, available = list(places), set[str](), True
+        if self.policy.single_flight:
+            none: list[tuple[bool, Found]] = []
+            acquired = self.attempt(lambda: storage.acquire_many(tokens, self.policy.lock_ms), none)
+            available = bool(acquired)
+            for key, (got, found) in zip(tokens, acquired, strict=False):
+                if got and found.fresh is not None:  # another request was quicker
+                    self._release(key, tokens[key])
+                elif got:
+                    locked.add(key)
+            if available:
+                chosen = [one for one in places if places[one] in locked]
+        if not chosen:
+            return {}
+        try:
+            with ExitStack() as held:
+                for key in locked:
+                    held.enter_context(self._renewals.held(key, tokens[key]))
+                loaded = {one: self._dated(entry) for one, entry in load(chosen).items()}
+        except BaseException:
+            for key in locked:
+                self._release(key, tokens[key])
+            raise
+        self.counters.add(misses=len(loaded))
+        if available:
+            self._store_many(
+                storage,
+                [
+                    (places[one], tokens[places[one]] if locked else "", entry, ttl_ms)
+                    for one, (entry, ttl_ms) in loaded.items()
+                ],
+            )
+        return {one: entry for one, (entry, _) in loaded.items()}
+
+    def _store_many(
+        self, storage: ManyStorage, entries: Sequence[tuple[str, str, Entry, int]]
+    ) -> None:
+        writes, sizes, refused = [], [], []
+        for key, token, entry, ttl_ms in entries:
+            packed, size, storable = self._packed(entry, {})
+            if storable:
+                writes.append((key, token, packed, ttl_ms))
+                sizes.append(size)
+            else:
+                refused.append(key)
+        none: list[bool] = []
+        stored = self.attempt(lambda: storage.complete_many(writes), none) if writes else none
+        written = sum(size for size, done in zip(sizes, stored, strict=False) if done)
+        self.counters.add(bytes_written=written, discarded=stored.count(False))
+        if refused:  # an older entry is no answer any more, and the lock is not needed
+            self.attempt(lambda: self.storage.delete(refused), 0)
+
+    def may_be_served(self, entry: Entry) -> bool:
+        """Whether an entry beyond its TTL is still good enough if loading fails."""
+        return time.time() <= self._stale_until(entry)
 
     def put(self, key: str, entry: Entry, tags: Collection[str] = ()) -> None:
         """Write through: store what has just been written to the source.

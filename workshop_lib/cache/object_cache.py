@@ -235,10 +235,12 @@ class ObjectCache:
         can be, both should write to the store and invalidate.
 
         Raises:
+            TypeError: the body is neither bytes, bytearray nor memoryview; nothing has changed.
             ServiceUnreachableError: the store did not take it, and nothing has changed; or the
                 cache did not, and readers may see the old one until its TTL ends.
 
         """
+        body = as_bytes(body)
         etag = self._store.put(name, body)
         self._mechanism.put(self.key(name), Entry(COLUMNS, [(etag, body)], 0.0, time.time()))
 
@@ -298,6 +300,21 @@ class ObjectCache:
         if answer is None or hasattr(answer, "body"):
             return _entry(answer)
         return Entry(known.columns, known.rows, known.cost_seconds, time.time())
+
+
+def as_bytes(body: object) -> bytes:
+    """The body of an object, as the store will return it.
+
+    Raises:
+        TypeError: it could be more than one thing in bytes.
+
+    """
+    if not isinstance(body, bytes | bytearray | memoryview):
+        raise TypeError(
+            f"A {type(body).__name__} is no body of an object: a hit would differ from what the "
+            "store returns. Turn it into bytes first, as in text.encode() or file.read()."
+        )
+    return bytes(body)
 
 
 def _entry(found: Any) -> Entry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import Redis
@@ -19,7 +20,8 @@ from workshop_lib.rows import Params, Row, Rows
 if TYPE_CHECKING:
     import pandas as pd
 
-SCAN_COUNT = 500
+BATCH = 5_000
+"""Keys looked through, and removed, in one round trip: a millisecond of the server's time."""
 WRITES = "25006"
 """The SQLSTATE of a statement that writes in a transaction that may only read."""
 
@@ -270,8 +272,13 @@ def clear_namespace(valkey: Redis, namespace: str) -> int:
     """Remove all keys of a namespace and no others. Returns how many there were.
 
     SCAN walks the keys in small steps; KEYS would stop the server for everybody while it looks.
+    Found keys are removed in batches, by one command each: on a cluster they lie in many slots.
     """
     removed = 0
-    for key in valkey.scan_iter(match=keys.match_all(namespace), count=SCAN_COUNT):
-        removed += int(str(valkey.unlink(key)))
+    found = valkey.scan_iter(match=keys.match_all(namespace), count=BATCH)
+    while batch := list(islice(found, BATCH)):
+        pipeline = valkey.pipeline(transaction=False)
+        for key in batch:
+            pipeline.unlink(key)
+        removed += sum(pipeline.execute())
     return removed

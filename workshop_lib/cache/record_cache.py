@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from math import inf
 from typing import Any
 
@@ -13,12 +14,13 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from workshop_lib.cache import keys
-from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable
+from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable, check_times
 from workshop_lib.cache.fields import decode_field, encode_field
 from workshop_lib.cache.mechanism import Mechanism, Policy
 from workshop_lib.cache.query_cache import Source
 from workshop_lib.cache.stats import CacheStats
 from workshop_lib.cache.storage import (
+    BATCH,
     NOTHING,
     Found,
     Stamps,
@@ -28,6 +30,8 @@ from workshop_lib.cache.storage import (
 )
 
 Record = dict[str, object]
+SPOILT = (CorruptEntry, KeyError, RecursionError, Uncacheable, ValueError)
+"""What reading a hash may raise that this program did not write."""
 META = b"@"
 """The field that says when the hash was filled, what that cost, and which fields it has."""
 TAGS = b"@tags"
@@ -137,6 +141,25 @@ class HashStorage(StringStorage):
         """Implement Storage."""
         self.complete(key, "", packed, ttl_ms)
 
+    def acquire_many(self, tokens: Mapping[str, str], lock_ms: int) -> list[tuple[bool, Found]]:
+        """As `acquire`, for many entries in one round trip: keys with a token each."""
+        pipeline = self.valkey.pipeline(transaction=False)
+        for key, token in tokens.items():
+            pipeline.set(keys.lock_key(key), token, nx=True, px=lock_ms).hgetall(key)
+        answers = pipeline.execute(raise_on_error=False)
+        for answer in answers[::2]:
+            if isinstance(answer, Exception):
+                raise answer
+        found = self.validated(list(map(self.parse, answers[1::2])))
+        return list(zip(map(bool, answers[::2]), found, strict=True))
+
+    def complete_many(self, writes: Iterable[tuple[str, str, Any, int]]) -> list[bool]:
+        """As `complete`, for many entries in one round trip; with no token as `put`."""
+        pipeline = self.valkey.pipeline(transaction=False)
+        for key, token, packed, ttl_ms in writes:
+            pipeline.eval(_WRITE, 2, key, keys.lock_key(key), token, ttl_ms, *packed)
+        return list(map(bool, pipeline.execute()))
+
     def update(self, key: str, changes: Record) -> bool:
         """Change some fields of a hash that has them. Returns whether it was there."""
         flat = [part for name, v in changes.items() for part in (name, encode_field(v))]
@@ -157,7 +180,7 @@ class HashStorage(StringStorage):
             found = Found(
                 _make(known, names, values, self.max_bytes), size, stamps=read_stamps(tags)
             )
-        except (CorruptEntry, ValueError):
+        except SPOILT:
             return NOTHING
         return self.validated([found])[0]
 
@@ -169,10 +192,12 @@ class HashStorage(StringStorage):
         if not fields:
             return NOTHING
         size = sum(map(len, fields)) + sum(map(len, fields.values()))
+        if size > self.max_bytes:
+            return Found(None, size, corrupt=True)
         try:
             entry = _read(fields, self.max_bytes)
             return Found(entry, size, stamps=read_stamps(fields.get(TAGS)))
-        except (CorruptEntry, KeyError, ValueError):
+        except SPOILT:
             return Found(None, size, corrupt=True)
 
     def _read(self, client: Any, key: str) -> Any:
@@ -182,6 +207,8 @@ class HashStorage(StringStorage):
 def _read(fields: dict[bytes, bytes], max_bytes: int) -> Entry:
     about = _ABOUT.decode(fields[META])
     columns = about.columns
+    if len(set(columns)) < len(columns):  # one large field could be read a thousand times
+        raise CorruptEntry("A column is named twice.")
     return _make(about, columns, (fields[name.encode()] for name in columns), max_bytes)
 
 
@@ -189,12 +216,15 @@ def _make(about: _About, columns: Sequence[str], fields: Iterable[bytes], max_by
     """The entry of these columns."""
     rows = [tuple([decode_field(field, max_bytes) for field in fields])] if about.present else []
     until = inf if about.fresh_until is None else about.fresh_until
-    return Entry(tuple(columns), rows, about.cost_seconds, about.created_at, until)
+    entry = Entry(tuple(columns), rows, about.cost_seconds, about.created_at, until)
+    check_times(entry)
+    return entry
 
 
 class RecordCache:
-    """Rows of one table by primary key, each kept as a hash such as `workshop:v1:planet:3`.
+    """Rows of one table by primary key, each kept as a hash.
 
+    Its key reads like `workshop:v2:db~3f2a91bc07de:planet:3`, where `db~…` says which database.
     A row that does not exist is kept, too, for `absent_ttl` seconds.
 
     Args:
@@ -228,6 +258,8 @@ class RecordCache:
         self._table = table
         # Names checked above, in quotes as some are SQL's own (user, order); values are parameters.
         self._select = f'SELECT * FROM "{table}" WHERE "{key}" = %s'  # noqa: S608
+        self._select_all = f'SELECT * FROM "{table}" WHERE "{key}" IN %s'  # noqa: S608
+        self._key = key
         self._storage = HashStorage(source.valkey, max_bytes=int(self.policy.max_bytes))
         self._mechanism = Mechanism(self._storage, self.policy)
 
@@ -268,44 +300,47 @@ class RecordCache:
         return _record(found.fresh)
 
     def get_many(self, primary_keys: Iterable[object]) -> dict[object, Record | None]:
-        """Many records: one round trip for all that are in the cache, then the missing ones.
+        """Many records: one round trip for all that are in the cache, one SELECT for the others.
 
-        A pipeline without a transaction: on a cluster the keys lie in different slots.
+        For each thousand, that is. What another request is loading is waited for.
         """
         wanted = list(dict.fromkeys(primary_keys))
-
-        def read() -> list[Any]:
-            pipeline = self._storage.valkey.pipeline(transaction=False)
-            for primary_key in wanted:
-                pipeline.hgetall(self.key(primary_key))
-            return list(pipeline.execute(raise_on_error=False))
-
-        answers: list[Any] = self._mechanism.attempt(read, [{}] * len(wanted))
-        found = {
-            primary_key: self._storage.parse(fields)
-            for primary_key, fields in zip(wanted, answers, strict=True)
-            if isinstance(fields, dict)  # else an error, as of another type: `get` deals with it
-        }
-        found = self._mechanism.validated(found)
-        hits = {key: known.fresh for key, known in found.items() if known.fresh}
-        self._mechanism.count_hits([found[key] for key in hits])
-        return {key: _record(hits[key]) if key in hits else self.get(key) for key in wanted}
+        records: dict[object, Record | None] = {}
+        for first in range(0, len(wanted), BATCH):
+            left = wanted[first : first + BATCH]
+            while left:
+                records |= self._get_batch(left)
+                left = [key for key in left if key not in records]
+                if left:  # one alone, or loaded by another request just now
+                    records[left[0]] = self.get(left[0])
+                    del left[0]
+        return {key: records[key] for key in wanted}
 
     def put(self, primary_key: object, record: Record) -> None:
         """Write through: keep a record that has just been committed to the database.
+
+        A hit is the record as it is given here. For a hit that nothing tells from a miss, give all
+        columns in the table's order, with the types that the database returns: a Decimal for a
+        numeric column, a date for a date. What the database changes on the way (a default, a
+        trigger, a rounded number) is not in it: where that can be, invalidate.
 
         Of two writers of one record the slower may put the older one. Where that can be, both
         should invalidate.
 
         Raises:
+            TypeError: no columns, or one whose name is no text.
             ServiceUnreachableError: the cache did not answer; try again, or invalidate.
 
         """
+        if not record or not all(isinstance(name, str) for name in record):
+            raise TypeError(f"{record!r} is no record: a dict with a name for each column")
         entry = Entry(tuple(record), [tuple(record.values())], 0.0, time.time())
         self._mechanism.put(self.key(primary_key), entry)
 
     def update(self, primary_key: object, **changes: object) -> bool:
         """Write through some fields that have just been committed; the TTL goes on.
+
+        Their types have to be those that the database returns, as for `put`.
 
         A record in the cache that cannot take them is removed.
 
@@ -346,7 +381,9 @@ class RecordCache:
 
     def key(self, primary_key: object) -> str:
         """The key under which this record is kept."""
-        return keys.record_key(self._source.namespace, self._table, primary_key)
+        source = self._source
+        scope = source.database.identity
+        return keys.record_key(source.namespace, self._table, primary_key, scope=scope)
 
     def stats(self) -> CacheStats:
         """The counters so far."""
@@ -356,6 +393,75 @@ class RecordCache:
         found = self._source.database.query(self._select, (primary_key,))
         return Entry(found.columns, found.rows, found.seconds, time.time())
 
+    def _get_batch(self, wanted: list[object]) -> dict[object, Record | None]:
+        """The records that are in the cache, or could be loaded together."""
+
+        def read() -> list[Any]:
+            # Without a transaction: on a cluster the keys lie in different slots.
+            pipeline = self._storage.valkey.pipeline(transaction=False)
+            for primary_key in wanted:
+                pipeline.hgetall(self.key(primary_key))
+            return list(pipeline.execute(raise_on_error=False))
+
+        answers: list[Any] = self._mechanism.attempt(read, [{}] * len(wanted))
+        found = {
+            primary_key: self._storage.parse(fields)
+            for primary_key, fields in zip(wanted, answers, strict=True)
+            if isinstance(fields, dict)  # else an error, as of another type: `get` deals with it
+        }
+        found = self._mechanism.validated(found)
+        hits = {key: known.fresh for key, known in found.items() if known.fresh}
+        self._mechanism.count_hits([found[key] for key in hits])
+        records = {key: _record(entry) for key, entry in hits.items()}
+        missing = [key for key in wanted if key not in hits]
+        if len(missing) <= 1:
+            return records
+        try:
+            return records | self._load_batch(missing)
+        except self.policy.stale_on:
+            known = [found[key].entry for key in missing if key in found]
+            stale = [entry for entry in known if entry and self._mechanism.may_be_served(entry)]
+            if len(stale) < len(missing):
+                raise
+            self._mechanism.counters.add(stale=len(stale))
+            return records | dict(zip(missing, map(_record, stale), strict=True))
+
+    def _load_batch(self, missing: list[object]) -> dict[object, Record | None]:
+        """Records by one SELECT, stored; without those that another request is loading."""
+        places = {primary_key: self.key(primary_key) for primary_key in missing}
+        loaded = self._mechanism.load_many(
+            self._storage, places, lambda chosen: self._select_many(list(chosen))
+        )
+        return {primary_key: _record(entry) for primary_key, entry in loaded.items()}
+
+    def _select_many(self, wanted: list[object]) -> dict[object, Entry]:
+        """An entry for each key, by one SELECT where that can be told apart by the keys found."""
+        found = self._source.database.query(self._select_all, (tuple(wanted),))
+        place = found.columns.index(self._key) if self._key in found.columns else 0
+        rows = {row[place]: row for row in found.rows}
+        seconds, now = found.seconds / max(1, len(wanted)), time.time()
+        kinds, folded = {_kind(key) for key in rows}, {_fold(key) for key in rows}
+        strange = not rows.keys() <= set(wanted)
+
+        def entry(key: object) -> Entry:
+            if key in rows:
+                return Entry(found.columns, [rows[key]], seconds, now)
+            # A database may find a key equal that Python does not: "3" and 3, "a" and "A".
+            if rows and (strange or kinds != {_kind(key)} or _fold(key) in folded):
+                return self._load(key)
+            return Entry(found.columns, [], seconds, now)
+
+        return {key: entry(key) for key in wanted}
+
 
 def _record(entry: Entry) -> Record | None:
     return dict(zip(entry.columns, entry.rows[0], strict=True)) if entry.rows else None
+
+
+def _kind(key: object) -> type:
+    """What keys have to have in common to be compared by Python as by a database."""
+    return int if isinstance(key, int | float | Decimal) else type(key)
+
+
+def _fold(key: object) -> object:
+    return key.strip().casefold() if isinstance(key, str) else key

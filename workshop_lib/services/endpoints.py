@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 
@@ -54,9 +56,19 @@ class DatabaseEndpoint(Endpoint):
 
     @property
     def identity(self) -> str:
-        """Which database this is, stable over restarts and new ports; part of cache keys."""
-        place = "embedded" if self.embedded else self.address
-        return f"{place}/{self.arguments.get('dbname', '')}"
+        """Which database this is and who asks; part of cache keys.
+
+        A local engine goes by its password: it has one of its own on each machine, which stays over
+        restarts and new ports, and changes when `workshop reset` makes a new database.
+        """
+        user, name = (self.arguments.get(part, "") for part in ("user", "dbname"))
+        place = f"local-{_trace(self.arguments['password'])}" if self.embedded else self.address
+        return f"{user}@{place}/{name}"
+
+
+def _trace(secret: str) -> str:
+    """What tells a random secret of 160 bits from others, and does not give it away."""
+    return blake2b(secret.encode(), digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,16 @@ class StoreEndpoint(Endpoint):
 
     bucket: str = ""
     create_bucket: bool = False
+
+    @property
+    def identity(self) -> str:
+        """Which store and bucket this is; part of cache keys, as a database's is."""
+        place = self.address
+        if self.embedded:
+            place = f"local-{_trace(self.arguments['aws_secret_access_key'])}"
+        elif self.host.startswith(("127.", "localhost", "::1")):  # on each machine another one
+            place += f"@{platform.node()}"
+        return f"{place}/{self.bucket}"
 
 
 @dataclass(frozen=True, slots=True)
