@@ -20,7 +20,7 @@ import psycopg2
 import redis
 from botocore.exceptions import BotoCoreError, ClientError
 
-from workshop_lib import dataset
+from workshop_lib import dataset, forks
 from workshop_lib.cache.keys import match_all
 from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
@@ -115,6 +115,15 @@ class Workshop:
         self._result_file = self.settings.workshop_result_file or (
             CHECKOUT / "results" / "interactive" / f"{notebook}.json"
         )
+        self._pid = os.getpid()
+        forks.tell_child(self)
+
+    def _after_fork(self) -> None:
+        """In a forked process: have all clients connect anew."""
+        forks.renew_cache_client(self.valkey)
+        for client in ("s3", "sqs", "cloudwatch"):
+            if client in vars(self):
+                forks.renew_aws_client(vars(self)[client])
 
     @property
     def object_prefix(self) -> str:
@@ -409,7 +418,15 @@ class Workshop:
             n: how many samples stand behind it.
             interval: its ends, in the same unit.
 
+        Raises:
+            WorkshopError: this process was forked since the workshop was opened.
+
         """
+        if self._pid != os.getpid():
+            raise WorkshopError(
+                "This process was forked since the workshop was opened: its figures would replace "
+                "the parent's. Return them to the parent, and record them there."
+            )
         low, high = interval or (None, None)
         self.result.record(name, Measurement(value, unit, n, low, high))
         try:
@@ -601,6 +618,10 @@ def open_workshop(
     Calling it again with the same notebook name closes the first workshop and starts its results
     afresh.
 
+    In a process that was forked since, the workshop's clients connect anew. What is the parent's
+    alone refuses there: connections borrowed or opened before, worker processes, distances and
+    results. The parent notices nothing of the child, nor of its end.
+
     Args:
         notebook: the name under which results are kept.
         needs: tables that have to be there and filled; "objects" for the objects in the bucket.
@@ -615,7 +636,7 @@ def open_workshop(
     loaded = load_settings(**settings)
     if notebook in _open:
         _open.pop(notebook).close()
-    workshop = Workshop(loaded, resolve(loaded.values), notebook)
+    workshop = _open_with(loaded, notebook)
     try:
         workshop._greet()
         for name in needs:
@@ -628,6 +649,15 @@ def open_workshop(
         raise
     _open[notebook] = workshop
     return workshop
+
+
+def _open_with(loaded: LoadedSettings, notebook: str) -> Workshop:
+    endpoints = resolve(loaded.values)
+    try:
+        return Workshop(loaded, endpoints, notebook)
+    except BaseException:
+        endpoints.release()  # else the engines would be held until this process ends
+        raise
 
 
 def abandoned_namespaces() -> list[str]:
@@ -664,7 +694,7 @@ def wipe_namespace(namespace: str) -> dict[str, int]:
 
     """
     loaded = load_settings(workshop_namespace=namespace, workshop_linger_seconds=0.0)
-    workshop = Workshop(loaded, resolve(loaded.values), "wipe")
+    workshop = _open_with(loaded, "wipe")
     try:
         workshop._greet()  # nothing may have been made yet, not even the bucket
         return workshop.wipe(of_others=True)

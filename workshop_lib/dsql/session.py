@@ -127,7 +127,8 @@ class RuledCursor(Cursor):
         try:
             super().copy_expert(sql, file, size)
         except (LockNotAvailable, SerializationFailure):
-            self.connection.rollback()  # nothing more can be asked of this transaction
+            # Nothing more can be asked of this transaction. Not by a subclass's own rollback.
+            Connection.rollback(self.connection)
             self._refuse(*CONFLICT)
 
     @property

@@ -29,6 +29,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from workshop_lib import forks
 from workshop_lib.dsql import CONNECTION_BURST, CONNECTIONS_PER_SECOND, Rate
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load import worker
@@ -260,7 +261,7 @@ class LocalWorkers(_Closing):
         self.label = self.label or f"{self.at_once} {processes} on this machine"
         self._waiting = SimpleQueue[_Call | None]()
         self._calls = WeakSet[_Call]()
-        self._closed = False
+        self._closed = self._inherited = False
         ready = [self._call(to_event(Ping()), READY_S) for _ in range(self.at_once)]
         self._threads = [
             threading.Thread(target=self._keep, args=(call,), name="worker", daemon=True)
@@ -280,9 +281,28 @@ class LocalWorkers(_Closing):
                 f"Not all of {self.at_once} worker processes were ready within {READY_S:.0f} s: "
                 f"{error}. Is the machine out of memory? Try fewer."
             ) from None
+        forks.tell_child(self)
+
+    def _after_fork(self) -> None:
+        """In a forked process: the workers are the parent's, and this process's end is not theirs.
+
+        multiprocessing would end what it takes for children of this process.
+        """
+        self._inherited, self._threads, self._calls = True, [], WeakSet[_Call]()
+        multiprocessing.process._children.clear()  # type: ignore[attr-defined]
 
     def start(self, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
-        """Begin a job in a free process."""
+        """Begin a job in a free process.
+
+        Raises:
+            WorkshopError: this process was forked since they were started.
+
+        """
+        if self._inherited:
+            raise WorkshopError(
+                "These workers were started before this process was forked, and are the parent's. "
+                "Start others here: ws.load_workers()."
+            )
         call = self._call(dict(event), limit_s)
         self._waiting.put(call)
         return call
@@ -482,7 +502,12 @@ class LambdaWorkers(_Closing):
         self.at_once = at_once
         self._clients, self._function = clients, function_name
         self._namespace = namespace
-        self._slots = threading.Semaphore(at_once)
+        self._after_fork()
+        forks.tell_child(self)
+
+    def _after_fork(self) -> None:
+        """Nothing is under way from here."""
+        self._slots = threading.Semaphore(self.at_once)
         self._calls = WeakSet[_Call]()
 
     def wake(self) -> None:

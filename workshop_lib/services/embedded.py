@@ -50,10 +50,15 @@ class Attachment:
     lease: Path
     engines: dict[str, EngineState]
     secrets: dict[str, str] = field(repr=False)
+    _pid: int = field(default_factory=os.getpid, repr=False)
 
     def release(self) -> None:
-        """Let go. The keeper ends the engines when nobody holds them any more."""
-        self.lease.unlink(missing_ok=True)
+        """Let go. The keeper ends the engines when nobody holds them any more.
+
+        In a process that was forked since then it does nothing: the hold is the parent's.
+        """
+        if self._pid == os.getpid():
+            self.lease.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

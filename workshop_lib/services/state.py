@@ -382,8 +382,14 @@ def cache_folder(name: str) -> Path:
 def _temporary_cache() -> Path:
     """Below /tmp: under a name of its own, since anybody could have made a folder that is known."""
     folder = Path(tempfile.mkdtemp(prefix=f"{APPLICATION}-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(_remove, folder, os.getpid())
     return folder
+
+
+def _remove(folder: Path, owner: int) -> None:
+    """Remove a folder at the end of the process that made it, not of one forked from it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_process(pid: object, created: object) -> psutil.Process | None:
