@@ -39,6 +39,9 @@ _scratch = ""
 _shared_turns: Turns | None = None
 CELL_LIMIT_S = 600
 KERNEL_START_S = 90
+LONGEST_PLACE = 70
+"""Bytes in the name of the folder for temporary files, for kernels' sockets to be made in it: the
+name of a Unix socket has 103 at most on macOS, 107 on Linux."""
 SIZES = ("quick", "full")
 LONGEST = ("11", "06", "09", "05", "10", "08", "07", "04", "00")
 """The notebooks that take longest at quick size. Where several run at a time these begin first: one
@@ -605,7 +608,10 @@ def _execute(job: Job, progress: bool) -> Outcome:
 def _kernel_environment(job: Job, result_file: Path) -> Iterator[str]:
     """What a kernel inherits: its own namespace, no personal start-up files, no leftovers."""
     global _scratch  # noqa: PLW0603 -- one notebook at a time in each worker process
-    _scratch = scratch = tempfile.mkdtemp(prefix="workshop-")
+    place = tempfile.gettempdir()
+    if len(os.fsencode(place)) > LONGEST_PLACE:
+        place = "/tmp"  # noqa: S108 -- a folder of its own in there
+    _scratch = scratch = tempfile.mkdtemp(prefix="workshop-", dir=place)
     os.environ.update(
         _kernel_settings(),
         WORKSHOP_NAMESPACE=job.namespace,

