@@ -337,6 +337,7 @@ class Instant:
         if self.begun - 1 in self.refuse:
             raise RuntimeError("can't start new thread")
         future = LateCallbacks()
+        future.set_running_or_notify_cancel()
         self.threads.submit(lambda: (time.sleep(0.01), future.set_result({"ready": True})))
         return future
 

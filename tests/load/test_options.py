@@ -153,7 +153,7 @@ EFFECTS = {
     "region": (["--region", "eu-north-1"], lambda f: f.functions[0][1] == "eu-north-1"),
     "at_once": (["--at-once", 2], lambda f: f.at_once == 2),
     "keep": (["--keep"], lambda f: f.kept is True),
-    "out": (["--out", "there"], lambda f: f.folder == Path("there")),
+    "out": (["--out", "there"], lambda f: f.folder.name == "there"),
 }  # fmt: skip
 
 
@@ -222,7 +222,7 @@ def test_processes_that_write_to_aws_pay_for_no_function(done):
 def test_the_template_s_memory_is_the_one_that_is_assumed():
     template = (CHECKOUT / "cloudformation" / "workshop.yaml").read_text()
     (default,) = re.findall(
-        r"^  FunctionMemory:\n(?:    .*\n)*?    Default: (\d+)$", template, re.M
+        r"^  FunctionMemory:\n(?:    .*\n)*?    Default: (\d+)$", template, re.MULTILINE
     )
     assert int(default) == MEMORY_MB
 
