@@ -231,6 +231,18 @@ def test_a_table_that_cannot_be_counted_is_said_and_loses_no_report(shop, queue,
     assert "The rows could not be counted." in str(report)
 
 
+def test_a_worker_says_what_it_has(shop, monkeypatch):
+    endpoint = shop.database.endpoint
+    alone = Worker(Equipment(endpoint, shop.namespace))
+    assert alone.do(to_event(Ping())) == {"ready": True}
+    alone.close()
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256")
+    function = Worker(Equipment(endpoint, shop.namespace, reader=endpoint))
+    said = function.do(to_event(Ping()))
+    function.close()
+    assert said == {"ready": True, "memory_mb": 256, "reader": endpoint.host}
+
+
 # --- storms and streams
 
 
