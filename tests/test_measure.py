@@ -10,6 +10,7 @@ from workshop_lib.measure import (
     Samples,
     improvement,
     moment,
+    moments_on_schedule,
     on_schedule,
     percentile,
     percentile_interval,
@@ -184,3 +185,53 @@ def test_calls_on_a_schedule_keep_their_order_and_none_is_early():
     made = on_schedule(planned, lambda n: (n, time.perf_counter() - started))
     assert [n for n, _ in made] == [0, 1, 2]
     assert all(at >= time for (_, at), time in zip(made, planned, strict=True))
+
+
+class Clock:
+    """Time that passes only by sleeping, and in calls."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def pass_by(self, seconds):
+        self.now += seconds
+
+
+def test_calls_that_fall_due_while_one_hangs_are_timed_from_when_they_were_due():
+    clock = Clock()
+
+    def call(number):
+        clock.pass_by(1.0 if number == 2 else 0.001)  # the third one hangs for a second
+        return "cache"
+
+    times = [n / 10 for n in range(20)]
+    found = moments_on_schedule(times, call, clock=clock, sleep=clock.pass_by)
+    waits = [round(m.seconds, 3) for m in found]
+    # Due at 0.2 and answered at 1.2; the next ones in a row behind it, each a millisecond later.
+    behind = [round(1.0 - n / 10 + n * 0.001, 3) for n in range(1, 10)]
+    assert waits[:2] == [0.001, 0.001]
+    assert waits[2] == 1.0
+    assert waits[3:12] == behind
+    assert waits[13:] == [0.001] * 7
+    starts = [m.at - found[0].at for m in found]
+    assert starts == pytest.approx(times, abs=1e-5)
+
+
+def test_a_call_that_was_made_late_has_waited_since_it_was_due():
+    clock = Clock()
+    one = moment(lambda: clock.pass_by(0.5) or "database", 97.0, clock=clock)
+    assert (one.seconds, one.source) == (3.5, "database")
+
+
+def test_a_failure_on_a_schedule_is_noted_with_its_wait():
+    clock = Clock()
+
+    def gone(_):
+        clock.pass_by(0.25)
+        raise ServiceUnreachableError("no answer")
+
+    found = moments_on_schedule([0.0, 0.1], gone, clock=clock, sleep=clock.pass_by)
+    assert [(m.source, round(m.seconds, 2)) for m in found] == [("error", 0.25), ("error", 0.4)]

@@ -43,6 +43,15 @@ def test_each_figure_names_its_source_one_a_study(study):
     assert all(0 < one.low_s <= one.high_s for one in found)
 
 
+def test_a_source_says_whose_figures_they_are():
+    (store,) = {one.source for one in published_figures("store-and-cache")}
+    (demonstration,) = {one.source for one in published_figures("cold-warm-pooled")}
+    assert "not AWS" in store
+    assert "measured by its author" in store
+    assert "AWS sample" in demonstration
+    assert "expected" in demonstration
+
+
 def test_an_unknown_study_is_an_error_that_names_the_known_ones():
     with pytest.raises(DataError, match="only: cold-warm-pooled, store-and-cache"):
         published_figures("warm-cold")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from statistics import NormalDist
 from time import perf_counter, perf_counter_ns, sleep, time
@@ -260,13 +260,14 @@ def moments_on_schedule(
         clock, sleep: in seconds.
 
     """
-    started = clock()
+    began, started = time(), clock()
     found = []
     for number, planned in enumerate(times):
         due = started + planned
         if (ahead := due - clock()) > 0:
             sleep(ahead)
-        found.append(moment(lambda n=number: call(n), due, clock=clock))  # type: ignore[misc]
+        one = moment(lambda n=number: call(n), due, clock=clock)  # type: ignore[misc]
+        found.append(replace(one, at=began + planned))
     return found
 
 

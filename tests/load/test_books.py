@@ -231,6 +231,18 @@ def test_a_table_that_cannot_be_counted_is_said_and_loses_no_report(shop, queue,
     assert "The rows could not be counted." in str(report)
 
 
+def test_a_worker_says_what_it_has(shop, monkeypatch):
+    endpoint = shop.database.endpoint
+    alone = Worker(Equipment(endpoint, shop.namespace))
+    assert alone.do(to_event(Ping())) == {"ready": True}
+    alone.close()
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256")
+    function = Worker(Equipment(endpoint, shop.namespace, reader=endpoint))
+    said = function.do(to_event(Ping()))
+    function.close()
+    assert said == {"ready": True, "memory_mb": 256, "reader": endpoint.host}
+
+
 # --- storms and streams
 
 
@@ -261,20 +273,12 @@ def test_another_function_s_answer_is_no_success(shop, here):
     assert report.reconciles
 
 
-def test_rows_that_are_committed_after_their_worker_was_lost_are_counted(shop, here):
-    def lose(answer):
-        raise RuntimeError("lost")
-
-    late = threading.Event()
-    do = here.worker.do
-
-    def work(event):
-        threading.Timer(0.15, lambda: (do(event), late.set())).start()
-
-    here.worker = type("Lost", (), {"do": staticmethod(work), "close": lambda _: None})()
-    here.spoil = lose
+def test_rows_that_are_committed_after_their_worker_was_lost_are_counted(shop, here, monkeypatch):
+    here.spoil = lambda _: fail(RuntimeError("lost"))
+    seen = iter([{}, {0: 1}, {0: 4}, {0: 4}])
+    monkeypatch.setattr(inserts, "count_by_worker", lambda *_: next(seen))
+    monkeypatch.setattr(inserts, "SETTLED_S", 0.0)
     report = storm(shop, here, workers=1, iterations=4)
-    assert late.is_set()
     assert (report.succeeded, report.unreported, report.failed) == (4, 4, 0)
     assert report.reconciles
 
@@ -329,7 +333,7 @@ class LateCallbacks(Future):
     """Whoever waits for it is woken before its callbacks run."""
 
     def add_done_callback(self, call):
-        super().add_done_callback(lambda future: (time.sleep(0.1), call(future)))
+        super().add_done_callback(lambda future: (time.sleep(0.02), call(future)))
 
 
 class Instant:
@@ -345,6 +349,7 @@ class Instant:
         if self.begun - 1 in self.refuse:
             raise RuntimeError("can't start new thread")
         future = LateCallbacks()
+        future.set_running_or_notify_cancel()
         self.threads.submit(lambda: (time.sleep(0.01), future.set_result({"ready": True})))
         return future
 
@@ -363,14 +368,19 @@ def test_a_job_that_cannot_be_begun_fails_alone():
     assert "can't start new thread" in found.each[1].error
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.15])
-def test_after_an_interrupt_each_job_is_counted_once(after_s):
+@pytest.mark.parametrize("number", [1, 3, 200])
+def test_after_an_interrupt_each_job_is_counted_once(number):
     main = threading.main_thread().ident
     driver = Instant()
-    timer = threading.Timer(after_s, lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
-    found = run_jobs(driver, [Ping()] * 2_000, 1.0)
-    timer.join()
+    start = driver.start
+
+    def interrupt(event, limit_s):
+        if driver.begun == number - 1:
+            signal.pthread_kill(main, signal.SIGINT)
+        return start(event, limit_s)
+
+    driver.start = interrupt
+    found = run_jobs(driver, [Ping()] * 5_000, 1.0)
     assert found.interrupted
-    assert [one.number for one in found.each] == list(range(2_000))
-    assert sum(one.begun for one in found.each) == driver.begun < 2_000
+    assert [one.number for one in found.each] == list(range(5_000))
+    assert number <= sum(one.begun for one in found.each) == driver.begun < 5_000

@@ -145,7 +145,7 @@ def run_jobs(
     rate = Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST)
     begun: list[tuple[Future[dict[str, Any]], float]] = []
     ends: dict[int, float] = {}
-    stop = threading.Event()
+    turn, stop = threading.Lock(), threading.Event()
     first = time.perf_counter()
 
     def ended(number: int) -> None:
@@ -158,10 +158,12 @@ def run_jobs(
     def begin_all() -> None:
         for number, event in enumerate(events):
             slots.acquire()
-            if stop.wait(rate.reserve(limit_s)[1]):
-                return
-            now = time.perf_counter()
-            begun.append((_begin(driver, event, limit_s + GRACE_S), now))
+            stop.wait(rate.reserve(limit_s)[1])
+            with turn:
+                if stop.is_set():
+                    return
+                now = time.perf_counter()
+                begun.append((_begin(driver, event, limit_s + GRACE_S), now))
             begun[-1][0].add_done_callback(lambda _, n=number: ended(n))  # type: ignore[misc]
 
     interrupted = not begin
@@ -176,9 +178,9 @@ def run_jobs(
         except KeyboardInterrupt:
             interrupted = True
             with deaf():  # an impatient second one would lose the report
-                stop.set()
+                with turn:
+                    stop.set()  # no further job is begun
                 slots.release()
-                thread.shutdown()  # no further job is begun
                 for future, _ in begun:
                     future.cancel()
                 # A Lambda function cannot be stopped.
