@@ -81,7 +81,7 @@ def on_aws(shop, service, monkeypatch):
 
 @pytest.fixture
 def queue(shop):
-    opened = shop.open_queue("by-function", visibility_timeout_s=6, max_receives=2)
+    opened = shop.open_queue("by-function", visibility_timeout_s=4, max_receives=2)
     yield Queue(shop.sqs, *opened)
     for url in opened:
         shop.sqs.delete_queue(QueueUrl=url)
@@ -97,7 +97,7 @@ def mapped(service, shop, queue):
 
 def scenario(**changes):
     usual = {"duration_s": 0.6, "wait_s": 0.2, "messages_per_batch": 2, "statements_per_message": 3}
-    return MixedScenario(**({**usual, "drain_s": 60.0} | changes))
+    return MixedScenario(**({**usual, "drain_s": 20.0} | changes))
 
 
 def metrics_of_a_second_of_their_own():

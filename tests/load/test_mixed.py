@@ -216,7 +216,7 @@ def test_messages_that_always_fail_end_in_the_dead_letter_queue(shop, queue, pai
 
 
 def test_a_worker_that_is_killed_costs_a_redelivery_and_no_message(shop, queue, equipment):
-    shop.open_queue("mixed", visibility_timeout_s=4, max_receives=5)
+    shop.open_queue("mixed", visibility_timeout_s=10, max_receives=5)
     before = set(psutil.Process().children(recursive=True))
     with LocalWorkers(equipment, at_once=2) as two:
         victims = [
@@ -228,7 +228,7 @@ def test_a_worker_that_is_killed_costs_a_redelivery_and_no_message(shop, queue, 
         killer.start()
         # Both are busy all the time: 18 messages × 3 pauses of 60 ms.
         report = run(
-            shop, queue, two, think_ms=60.0, visibility_timeout_s=4, max_receives=5, duration_s=0.2,
+            shop, queue, two, think_ms=60.0, visibility_timeout_s=10, max_receives=5, duration_s=0.2,
             messages_per_batch=6,
         )  # fmt: skip
         killer.join()
