@@ -228,8 +228,8 @@ def test_a_worker_that_is_killed_costs_a_redelivery_and_no_message(shop, queue, 
         killer.start()
         # Both are busy all the time: 18 messages × 3 pauses of 60 ms.
         report = run(
-            shop, queue, two, think_ms=60.0, visibility_timeout_s=10, max_receives=5, duration_s=0.2,
-            messages_per_batch=6,
+            shop, queue, two, think_ms=60.0, visibility_timeout_s=10, max_receives=5,
+            duration_s=0.2, messages_per_batch=6,
         )  # fmt: skip
         killer.join()
     assert (report.succeeded, report.failed, report.dropped) == (18, 0, 0)
