@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.loaders import JSONFileLoader
 from moto import mock_aws
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2.models import ec2_backends
@@ -98,15 +96,6 @@ class Cloud:
             "addresses": ec2.addresses,
         }
         return {kind: len(found) for kind, found in asked.items()}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def models_are_read_once():
-    """Keep what botocore reads of a service; each of its sessions would read megabytes anew."""
-    with pytest.MonkeyPatch.context() as patch:
-        read = functools.cache(JSONFileLoader().load_file)
-        patch.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
-        yield
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def folder(home: StateFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[State
     while _attached:
         _attached.pop().release()
     embedded.stop(home)
-    assert processes_of(home) == []
+    assert gone(home)
 
 
 _attached: list[Endpoints] = []

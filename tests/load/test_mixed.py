@@ -45,7 +45,7 @@ def alone(equipment):
 
 @pytest.fixture
 def queue(shop):
-    opened = shop.open_queue("mixed", visibility_timeout_s=2, max_receives=2)
+    opened = shop.open_queue("mixed", visibility_timeout_s=10, max_receives=2)
     yield Queue(shop.sqs, *opened)
     for url in opened:
         shop.sqs.delete_queue(QueueUrl=url)
@@ -53,7 +53,7 @@ def queue(shop):
 
 def scenario(**changes):
     usual = {"duration_s": 0.6, "wait_s": 0.2, "messages_per_batch": 2, "statements_per_message": 3}
-    usual |= {"visibility_timeout_s": 2, "max_receives": 2, "drain_s": 60.0}
+    usual |= {"visibility_timeout_s": 10, "max_receives": 2, "drain_s": 60.0}
     return MixedScenario(**(usual | changes))
 
 
@@ -201,11 +201,12 @@ def test_rounds_are_sent_on_time_whether_or_not_they_are_worked_off(shop, queue,
 
 def test_messages_that_always_fail_end_in_the_dead_letter_queue(shop, queue, pair):
     # Their rows break a rule of the table, so they fail at each delivery.
+    shop.open_queue("mixed", visibility_timeout_s=4, max_receives=2)
     shop.database.query(
         "ALTER TABLE transactions ADD CONSTRAINT none CHECK (id < 4611686018427387904) NOT VALID"
     )
     try:
-        report = run(shop, queue, pair, duration_s=0.2)
+        report = run(shop, queue, pair, duration_s=0.2, visibility_timeout_s=4)
     finally:
         shop.database.query("ALTER TABLE transactions DROP CONSTRAINT none")
     assert (report.planned, report.succeeded, report.failed, report.dropped) == (6, 4, 2, 0)
@@ -215,7 +216,7 @@ def test_messages_that_always_fail_end_in_the_dead_letter_queue(shop, queue, pai
 
 
 def test_a_worker_that_is_killed_costs_a_redelivery_and_no_message(shop, queue, equipment):
-    shop.open_queue("mixed", visibility_timeout_s=4, max_receives=5)
+    shop.open_queue("mixed", visibility_timeout_s=10, max_receives=5)
     before = set(psutil.Process().children(recursive=True))
     with LocalWorkers(equipment, at_once=2) as two:
         victims = [
@@ -227,8 +228,8 @@ def test_a_worker_that_is_killed_costs_a_redelivery_and_no_message(shop, queue, 
         killer.start()
         # Both are busy all the time: 18 messages × 3 pauses of 60 ms.
         report = run(
-            shop, queue, two, think_ms=60.0, visibility_timeout_s=4, max_receives=5, duration_s=0.2,
-            messages_per_batch=6,
+            shop, queue, two, think_ms=60.0, visibility_timeout_s=10, max_receives=5,
+            duration_s=0.2, messages_per_batch=6,
         )  # fmt: skip
         killer.join()
     assert (report.succeeded, report.failed, report.dropped) == (18, 0, 0)
@@ -254,7 +255,7 @@ def test_a_queue_that_is_killed_loses_messages_and_the_report_says_how_many(
     assert report.errors
     delete_transactions(shop.database, report.run)
     # It is there again, and empty.
-    shop.open_queue("mixed", visibility_timeout_s=2, max_receives=2)
+    shop.open_queue("mixed", visibility_timeout_s=10, max_receives=2)
     again = run(shop, queue, pair, duration_s=0.2)
     assert again.succeeded == again.planned
     delete_transactions(shop.database, again.run)

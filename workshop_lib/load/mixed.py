@@ -373,7 +373,7 @@ def read_metrics(
             )
         waited = True
         time.sleep(min(ASK_AGAIN_S, late_s))
-    if waited:
+    if waited or shown < statements:
         say(f"After {gone:.0f} s it shows {shown:,} of {statements:,}.")
     return found
 
