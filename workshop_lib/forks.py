@@ -28,21 +28,13 @@ def tell_child(one: Forkable) -> None:
 
 
 def renew_cache_client(valkey: Any) -> None:
-    """Give a redis.Redis no connections, and locks that nobody holds.
-
-    redis-py does the first itself, as soon as it is used; but it asks for the old locks to do it.
-    """
-    pool = valkey.connection_pool
-    pool._fork_lock, pool._lock = threading.RLock(), threading.RLock()
-    pool.reset()
-
-
-def renew_aws_client(client: Any) -> None:
-    """Give a boto3 client no connections: its own it would share with the parent."""
-    http = client._endpoint.http_session
-    http._proxy_managers = {}
-    http._manager = type(http._manager)(**http._get_pool_manager_kwargs())
-    http._manager.pool_classes_by_scheme = http._pool_classes_by_scheme
+    """Give a redis.Redis a pool of its own: the one it has shares sockets and locks."""
+    old = valkey.connection_pool
+    valkey.connection_pool = type(old)(
+        connection_class=old.connection_class,
+        max_connections=old.max_connections,
+        **old.connection_kwargs,
+    )
 
 
 def _in_child() -> None:

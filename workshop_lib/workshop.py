@@ -123,7 +123,7 @@ class Workshop:
         forks.renew_cache_client(self.valkey)
         for client in ("s3", "sqs", "cloudwatch"):
             if client in vars(self):
-                forks.renew_aws_client(vars(self)[client])
+                vars(self)[client].close()  # its connections; it opens new ones
 
     @property
     def object_prefix(self) -> str:
