@@ -7,7 +7,6 @@ processes read each other's answers. A lock that another thread held stays locke
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
