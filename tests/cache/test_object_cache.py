@@ -250,7 +250,7 @@ def test_what_is_put_comes_back_as_bytes(source, memory, body):
 
 @pytest.mark.parametrize("body", ["text", None, 3, [1], io.BytesIO(b"text")], ids=repr)
 def test_what_is_not_bytes_is_refused_before_anything_is_written(ws, source, memory, body):
-    with pytest.raises(TypeError, match="is no body of an object.*Turn it into bytes"):
+    with pytest.raises(TypeError, match=r"is no body of an object.*Turn it into bytes"):
         ObjectCache(source).put("s", body)
     assert "s" not in memory.bodies
     with pytest.raises(TypeError, match="Turn it into bytes"):

@@ -158,11 +158,21 @@ def _look_at(value: Any) -> _Seen:
         return _Seen(value, label, _name(value).encode(), own)
     with suppress(Uncacheable):
         return _Seen(value, label, _digest(canonical(value)))
-    if kind in {list, tuple, set, frozenset}:
+    if kind in {set, frozenset}:
+        return _Seen(value, label, parts=tuple(sorted(value, key=_rank)))
+    if kind in {list, tuple}:
         return _Seen(value, label, parts=tuple(value))
     if kind is dict:
         return _Seen(value, label, parts=tuple(part for item in value.items() for part in item))
     return _Seen(value, label, _identity(value) or _state(value), (kind,))
+
+
+def _rank(value: object) -> bytes:
+    """What sorts a set's values alike in every process."""
+    try:
+        return canonical(value)
+    except Uncacheable:
+        return b""
 
 
 def _identity(value: Any) -> bytes | None:
@@ -223,6 +233,8 @@ def _name(kind: type) -> str:
 def _is_installed(module: str | None) -> bool:
     """Whether a module is of Python, of an installed package or of the workshop."""
     top = str(module).partition(".")[0]
+    if top == "__main__":  # the file of a notebook's is a launcher's
+        return False
     if top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
         return True
     file = getattr(sys.modules.get(str(module)), "__file__", None)
