@@ -59,16 +59,49 @@ LIBPQ = [
     "MAXPROTOCOLVERSION",
 ]
 VALID_LIBPQ = {
-    "PGSSLMODE": "require", "PGHOSTADDR": "203.0.113.1", "PGTZ": "Asia/Tokyo",
-    "PGDATESTYLE": "German", "PGCLIENTENCODING": "LATIN1", "PGOPTIONS": "-c default_transaction_isolation=serializable", "PGTARGETSESSIONATTRS": "standby", "PGREQUIREAUTH": "none",
-    "PGCHANNELBINDING": "require", "PGGSSENCMODE": "require", "PGSSLNEGOTIATION": "direct",
+    "PGSSLMODE": "require",
+    "PGHOSTADDR": "203.0.113.1",
+    "PGTZ": "Asia/Tokyo",
+    "PGDATESTYLE": "German",
+    "PGCLIENTENCODING": "LATIN1",
+    "PGOPTIONS": "-c default_transaction_isolation=serializable",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGREQUIREAUTH": "none",
+    "PGCHANNELBINDING": "require",
+    "PGGSSENCMODE": "require",
+    "PGSSLNEGOTIATION": "direct",
     "PGAPPNAME": "mine",
-}  # fmt: skip
+}
 AWS = dict.fromkeys(
-    ["AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT", "AWS_S3_US_EAST_1_REGIONAL_ENDPOINT", "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_MAX_ATTEMPTS", "AWS_RESPONSE_CHECKSUM_VALIDATION", "AWS_RETRY_MODE", "AWS_DEFAULTS_MODE", "AWS_SESSION_TOKEN", "AWS_ACCOUNT_ID_ENDPOINT_MODE", "AWS_SDK_UA_APP_ID", "AWS_STS_REGIONAL_ENDPOINTS", "AWS_AUTH_SCHEME_PREFERENCE", "AWS_SIGV4A_SIGNING_REGION_SET", "AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES", "AWS_S3_USE_ARN_REGION", "AWS_ENDPOINT_DISCOVERY_ENABLED", "AWS_DEFAULT_REGION", "AWS_DISABLE_HOST_PREFIX_INJECTION", "AWS_DATA_PATH", "AWS_CA_BUNDLE", "AWS_ACCESS_KEY_ID"],
+    [
+        "AWS_PROFILE",
+        "AWS_DEFAULT_PROFILE",
+        "AWS_USE_FIPS_ENDPOINT",
+        "AWS_USE_DUALSTACK_ENDPOINT",
+        "AWS_S3_US_EAST_1_REGIONAL_ENDPOINT",
+        "AWS_REQUEST_CHECKSUM_CALCULATION",
+        "AWS_MAX_ATTEMPTS",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION",
+        "AWS_RETRY_MODE",
+        "AWS_DEFAULTS_MODE",
+        "AWS_SESSION_TOKEN",
+        "AWS_ACCOUNT_ID_ENDPOINT_MODE",
+        "AWS_SDK_UA_APP_ID",
+        "AWS_STS_REGIONAL_ENDPOINTS",
+        "AWS_AUTH_SCHEME_PREFERENCE",
+        "AWS_SIGV4A_SIGNING_REGION_SET",
+        "AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES",
+        "AWS_S3_USE_ARN_REGION",
+        "AWS_ENDPOINT_DISCOVERY_ENABLED",
+        "AWS_DEFAULT_REGION",
+        "AWS_DISABLE_HOST_PREFIX_INJECTION",
+        "AWS_DATA_PATH",
+        "AWS_CA_BUNDLE",
+        "AWS_ACCESS_KEY_ID",
+    ],
     "nonsense",
-)  # fmt: skip
-ENDPOINTS = ("", "_S3", "_SQS", "_CLOUDWATCH", "_DSQL", "_STS")
+)
+ENDPOINTS = ("", "_SQS", "_CLOUDWATCH", "_DSQL", "_STS")
 PROXIES = {
     name: NOWHERE
     for word in ("http_proxy", "https_proxy", "all_proxy")
@@ -86,8 +119,8 @@ with ws.connect() as connection, connection.cursor() as cursor:
 sandbox = ws.sandbox()
 values.append(sandbox.database.query("SHOW TimeZone")[0][0])
 ws.objects.put("a", b"1")
-values.append(ws.objects.get("a").decode())
-ws.objects.put("b", b"22")
+stored = ws.s3.get_object(Bucket=ws.bucket, Key=ws.object_prefix + "a")
+values.append(stored["Body"].read().decode())
 queue, _ = ws.open_queue("q", visibility_timeout_s=1, max_receives=1)
 ws.sqs.send_message(QueueUrl=queue, MessageBody="x")
 values.append(ws.sqs.receive_message(QueueUrl=queue)["Messages"][0]["Body"])
@@ -229,7 +262,10 @@ def test_pictures_are_the_same_whatever_is_configured_for_others(tmp_path):
     )
     plain = ask(DRAW.format(before=""))
     assert ask(DRAW.format(before=""), MATPLOTLIBRC=str(tmp_path), MPLBACKEND="TkAgg") == plain
-    dark = "import matplotlib.style; matplotlib.style.use('dark_background'); matplotlib.rcParams['text.usetex'] = True"
+    dark = (
+        "import matplotlib.style; matplotlib.style.use('dark_background');"
+        "matplotlib.rcParams['text.usetex'] = True"
+    )
     assert ask(DRAW.format(before=dark), MPLCONFIGDIR="/proc/nowhere") == plain
 
 
