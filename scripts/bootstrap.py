@@ -73,7 +73,7 @@ def build() -> int:
             "is a package of its own: apt install python3-venv"
         )
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
-    environment |= pip_settings(PYTHON)
+    environment = pip_settings(PYTHON, environment)
     # In the environment, so that the pins hold for the build of this package as well; as a URL,
     # because pip splits the variable at blanks.
     environment["PIP_CONSTRAINT"] = (ROOT / "constraints.txt").as_uri()
@@ -89,23 +89,26 @@ def build() -> int:
 
 def plain(environment: Mapping[str, str]) -> dict[str, str]:
     """What the programs that build the environment get: nothing that changes what they do."""
-    foreign = ("PIP_", "PYTHON", "SETUPTOOLS_")
+    foreign = ("PYTHON", "SETUPTOOLS_")
     return {name: value for name, value in environment.items() if not name.startswith(foreign)}
 
 
-def pip_settings(python: Path) -> dict[str, str]:
+def pip_settings(python: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """Of what is configured for pip only how it reaches packages, not where it puts them.
 
     Args:
-        python: of the environment whose pip is asked for its files and variables.
+        python: the one whose pip is asked for what its files and variables say.
+        environment: the variables.
 
     Returns:
-        Environment variables.
+        The environment in which pip reads nothing else.
 
     """
     ask = [str(python), "-m", "pip", "config", "list"]
-    lines = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.splitlines()
-    found = {"PIP_CONFIG_FILE": os.devnull}  # none is read
+    done = subprocess.run(ask, env=environment, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    found = {name: value for name, value in environment.items() if not name.startswith("PIP_")}
+    found["PIP_CONFIG_FILE"] = os.devnull
     for section in ("global", "install", ":env:"):  # a later one wins
         for line in lines:
             place, _, value = line.partition("=")
