@@ -10,7 +10,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from workshop_lib.errors import ServiceUnreachableError, one_line
+from workshop_lib.errors import DataError, ServiceUnreachableError, one_line
 from workshop_lib.services import StoreEndpoint
 from workshop_lib.services.explain import code_of, explain, sentence
 
@@ -103,11 +103,21 @@ class ObjectStore:
         """Write an object. Returns its ETag.
 
         Raises:
+            DataError: the local store cannot have it beside another one.
             ServiceUnreachableError: as `get`.
 
         """
         with self._said():
-            return str(self.s3.put_object(**self._place(name), Body=body)["ETag"])
+            try:
+                return str(self.s3.put_object(**self._place(name), Body=body)["ETag"])
+            except ClientError:
+                if self.endpoint.embedded and (other := self._in_the_way(name)):
+                    raise DataError(
+                        f"{name!r} cannot be stored beside {other!r}: the local store keeps "
+                        "objects as files, and one name cannot be a file and a folder. Amazon S3 "
+                        "takes both; choose another name."
+                    ) from None
+                raise
 
     def delete(self, name: str) -> None:
         """Delete an object; if there is none, that is as well.
@@ -133,6 +143,17 @@ class ObjectStore:
                     return None
                 raise
         return StoredObject(body, str(answer["ETag"]), time.perf_counter() - started)
+
+    def _in_the_way(self, name: str) -> str:
+        """The object above or below a name that a store of files cannot have beside it, if any."""
+        parts = name.split("/")
+        for above in ("/".join(parts[:n]) for n in range(1, len(parts))):
+            if above and self.get(above) is not None:
+                return above
+        place = self._place(f"{name}/")
+        below = self.s3.list_objects_v2(Bucket=place["Bucket"], Prefix=place["Key"], MaxKeys=1)
+        found = [str(one["Key"]).removeprefix(self.prefix) for one in below.get("Contents", ())]
+        return found[0] if found else ""
 
     def _place(self, name: str) -> dict[str, str]:
         return {"Bucket": self.endpoint.bucket, "Key": self.prefix + name}
