@@ -48,7 +48,7 @@ from workshop_lib.messaging import delete_queues
 from workshop_lib.prices import load_prices
 from workshop_lib.results import ready_folder
 from workshop_lib.services.functions import MEMORY_MB, LambdaClients
-from workshop_lib.services.named import named_messaging, named_reader
+from workshop_lib.services.named import is_on_aws, named_messaging, named_reader, named_region
 from workshop_lib.services.resolver import external_database
 from workshop_lib.settings import Settings, load_settings, near
 from workshop_lib.workshop import open_workshop
@@ -94,7 +94,7 @@ def run_storms(
     by_lambda = bool(scenario.lambda_function_name)
     if by_lambda:
         _refuse_a_database_here(settings, str(scenario.lambda_function_name))
-    region = scenario.region or settings.aws_region
+    region = scenario.region or named_region(settings)
     prices = load_prices()
     costs: dict[str, Cost] = {}
     runs: dict[str, str] = {}
@@ -229,7 +229,7 @@ def run_queue(
                         function_mb=memory,
                         kept=keep,
                     )
-                    say(_format_cost(cost, prices, memory, settings, settings.aws_region))
+                    say(_format_cost(cost, prices, memory, settings, named_region(settings)))
                     content = {**report.describe(), "cost_usd": cost.total}
                     say(f"Results: {near(write_report(content, folder))}")
                 if queue_is_ours:
@@ -242,7 +242,7 @@ def _memory_here(settings: Settings) -> float | None:
 
     None where it is done there: no function is paid for.
     """
-    return None if settings.dsql_endpoint else MEMORY_MB
+    return None if is_on_aws(settings) else MEMORY_MB
 
 
 def _memory_of_function(settings: Settings, name: str | None, reads_elsewhere: bool) -> float:
@@ -255,7 +255,7 @@ def _memory_of_function(settings: Settings, name: str | None, reads_elsewhere: b
     said = None
     if name:
         with (
-            LambdaWorkers(LambdaClients(settings.aws_region, 1), name, 1) as function,
+            LambdaWorkers(LambdaClients(named_region(settings), 1), name, 1) as function,
             suppress(WorkshopError),  # the queue will show whether it works
         ):
             said = function.ask()
@@ -278,7 +278,7 @@ def _format_cost(
         prices,
         datetime.now(UTC).date(),
         function_mb=memory,
-        on_aws=bool(settings.dsql_endpoint),
+        on_aws=is_on_aws(settings),
         region=region,
     )
 
