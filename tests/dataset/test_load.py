@@ -436,9 +436,10 @@ def test_loaders_that_start_at_once_put_each_object_once(store, prefix, shared):
 
 def test_loaders_in_several_processes_take_turns_as_well(store, prefix, shared):
     program = (
-        "from workshop_lib import dataset, open_workshop; import sys; ws = open_workshop('tests'); "
-        "print('open', flush=True); input(); done = dataset.load_objects(ws.s3, ws.bucket, sys.argv[1], "
-        "dataset.Sizes(objects=100)); print(done.new); ws.close()"
+        "import sys; from workshop_lib import dataset, open_workshop; "
+        "ws = open_workshop('tests'); print('open', flush=True); input(); "
+        "done = dataset.load_objects(ws.s3, ws.bucket, sys.argv[1], dataset.Sizes(objects=100)); "
+        "print(done.new); ws.close()"
     )
     words = [sys.executable, "-c", program, prefix]
     with contextlib.ExitStack() as stack:
