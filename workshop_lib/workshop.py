@@ -280,8 +280,17 @@ class Workshop:
         return dataset.load_table(self.database, name, sizes)
 
     def load_objects(self, sizes: Sizes | None = None) -> Loaded:
-        """Bring the workshop's objects in the bucket to exactly these; again changes nothing."""
-        return dataset.load_objects(self.s3, self.bucket, self.object_prefix, sizes)
+        """Bring the workshop's objects in the bucket to exactly these; again changes nothing.
+
+        Raises:
+            DataError: a size is out of range, or another load has not finished for minutes.
+            ServiceUnreachableError: the store did not answer, or refused us.
+
+        """
+        try:
+            return dataset.load_objects(self.s3, self.bucket, self.object_prefix, sizes)
+        except (ClientError, BotoCoreError) as error:
+            raise store_error(error, self.objects.endpoint) from None
 
     def sandbox(
         self, *, database: bool = True, caches: int = 1, cache_timeout_s: float = 1.0
