@@ -100,7 +100,8 @@ def run(
             sys.exit(INTERRUPTED)
         page = report.write_report(folder)
     failed = sum(not outcome.ok for outcome in outcomes)
-    shown = runner.RESULTS / "latest" / "index.html" if out is None else page
+    latest = runner.RESULTS / "latest" / "index.html"
+    shown = latest if latest.resolve() == page.resolve() else page
     click.echo(f"{len(outcomes) - failed} of {len(outcomes)} passed. Report: {near(shown)}")
     sys.exit(1 if failed else 0)
 

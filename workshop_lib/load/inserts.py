@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -281,9 +282,23 @@ def write_report(content: dict[str, Any], folder: Path) -> Path:
 
     """
     stamp = datetime.now().astimezone()
-    path = folder / f"results_{stamp:%Y%m%d_%H%M%S}.json"
+    name = f"results_{stamp:%Y%m%d_%H%M%S}"
+    path, number = folder / f"{name}.json", 1
+    with contextlib.suppress(OSError):  # writing it says what is wrong
+        while not _claimed(path):
+            number += 1
+            path = folder / f"{name}_{number}.json"
     write_json(path, {"timestamp": stamp.isoformat(), **content})
     return path
+
+
+def _claimed(path: Path) -> bool:
+    """Whether no other result has this name; it is ours from here on."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _job(run: str, storm: Storm, worker: int, *, warm: bool = False) -> InsertJob:
