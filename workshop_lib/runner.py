@@ -298,32 +298,34 @@ def _run_jobs(
     context = get_context("spawn")
     # One more: while it waits for its turn it has a kernel ready, or ends and clears up the last.
     processes = min(at_once + 1, len(jobs))
-    with _scratch_folder() as scratch, _kernels(log, context) as nursery:
+    with _scratch_folder() as scratch:
         while jobs:
-            turns = Turns([job.number for job in jobs], at_once, context)
-            pool = ProcessPoolExecutor(
-                processes,
-                context,
-                initializer=_prepare_worker,
-                initargs=(log, turns, nursery, scratch),
-            )
             lost = []
-            try:
-                for _ in range(processes):
-                    pool.submit(_import_papermill)
-                prepare()
-                futures = {pool.submit(_execute, job, progress): job for job in jobs}
-                for done in as_completed(futures):
-                    job, error = futures[done], done.exception()
-                    if isinstance(error, BrokenProcessPool) and turns.waits(job.number):
-                        lost.append(job)
-                    else:
-                        yield _outcome(done, job)
-            except (KeyboardInterrupt, GeneratorExit):
-                turns.interrupt()  # the signal may have been for this process alone
-                raise
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+            turns = Turns([job.number for job in jobs], at_once, context)
+            # Also new kernels: a killed worker may have held the lock of the old ones.
+            with _kernels(log, context) as nursery:
+                pool = ProcessPoolExecutor(
+                    processes,
+                    context,
+                    initializer=_prepare_worker,
+                    initargs=(log, turns, nursery, scratch),
+                )
+                try:
+                    for _ in range(processes):
+                        pool.submit(_import_papermill)
+                    prepare()
+                    futures = {pool.submit(_execute, job, progress): job for job in jobs}
+                    for done in as_completed(futures):
+                        job, error = futures[done], done.exception()
+                        if isinstance(error, BrokenProcessPool) and turns.waits(job.number):
+                            lost.append(job)
+                        else:
+                            yield _outcome(done, job)
+                except (KeyboardInterrupt, GeneratorExit):
+                    turns.interrupt()  # the signal may have been for this process alone
+                    raise
+                finally:
+                    pool.shutdown(wait=True, cancel_futures=True)
             if len(lost) == len(jobs):
                 raise RunError(f"The processes that run notebooks end at once; see {near(log)}.")
             jobs, prepare = lost, lambda: None
@@ -691,8 +693,7 @@ def _execute(job: Job, progress: bool) -> Outcome:
 @contextmanager
 def _kernel_environment(job: Job, result_file: Path) -> Iterator[str]:
     """What a kernel inherits: its own namespace, no personal start-up files, no leftovers."""
-    scratch = f"{_scratch}/{job.number}"
-    Path(scratch).mkdir(mode=0o700)
+    scratch = tempfile.mkdtemp(dir=_scratch, prefix="")
     os.environ.update(
         _kernel_settings(),
         WORKSHOP_NAMESPACE=job.namespace,

@@ -248,7 +248,9 @@ def test_what_is_put_comes_back_as_bytes(source, memory, body):
     assert type(memory.bodies["s"]) is bytes
 
 
-@pytest.mark.parametrize("body", ["text", None, 3, [1], io.BytesIO(b"text")], ids=lambda body: type(body).__name__)
+@pytest.mark.parametrize(
+    "body", ["text", None, 3, [1], io.BytesIO(b"text")], ids=lambda body: type(body).__name__
+)
 def test_what_is_not_bytes_is_refused_before_anything_is_written(ws, source, memory, body):
     with pytest.raises(TypeError, match=r"is no body of an object.*Turn it into bytes"):
         ObjectCache(source).put("s", body)
