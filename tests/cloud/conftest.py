@@ -12,6 +12,7 @@ import pytest
 from moto import mock_aws
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2.models import ec2_backends
+from moto.ec2.models.amis import Ami
 
 from workshop_lib.aws.console import Console
 from workshop_lib.load.package import RUNNING
@@ -104,15 +105,15 @@ def cloud(monkeypatch):
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": HERE,
+        "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",  # thousands, for each test anew
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(ServerlessCache, "existing", {})
     with mock_aws():
         teach(monkeypatch)
         for region in (HERE, THERE):
-            images = ec2_backends[DEFAULT_ACCOUNT_ID][region].amis
-            image = next(iter(images.values()))
-            monkeypatch.setitem(images, IMAGE, image)
+            ec2 = ec2_backends[DEFAULT_ACCOUNT_ID][region]
+            monkeypatch.setitem(ec2.amis, IMAGE, Ami(ec2, IMAGE))
         yield Cloud()
 
 

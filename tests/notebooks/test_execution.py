@@ -24,9 +24,6 @@ from workshop_lib.results import read_result
 from workshop_lib.services import embedded
 from workshop_lib.services.engines import HOST, OWNER
 
-# The first test waits for one run of all of them.
-pytestmark = pytest.mark.timeout(900)
-
 
 @pytest.fixture(scope="module")
 def owner(shared, state):
