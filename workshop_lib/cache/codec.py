@@ -293,19 +293,20 @@ def _decode_column(decoder: str, data: bytes) -> list[Any]:
     return values
 
 
-def _load(data: bytes | msgspec.Raw, depth: int = 0) -> Any:
+def _load(data: bytes, depth: int = 0) -> Any:
     """Return what `pack` made, from MessagePack.
 
-    Only small pieces are decoded at once: a map, which `pack` never makes, would become a dict, and
-    keys with one and the same hash take it the square of their number in time.
+    A map, which `pack` never makes, would become a dict, and keys with one and the same hash take
+    it the square of their number in time. So only small pieces are decoded as they are, and those
+    that hold no byte that a map could begin with.
     """
-    view = memoryview(data)
-    first = view[0] if len(view) > _SMALL else 0
-    if first in _ARRAYS and depth <= 4 * MAX_DEPTH:  # one level of ours is up to three of these
-        return [_load(part, depth + 1) for part in _PARTS.decode(view)]
-    if first in _ARRAYS or first in _MAPS:
+    if len(data) <= _SMALL or len(data.translate(None, _MAPS)) == len(data):
+        return _ANY.decode(data)
+    if data[0] in _ARRAYS and depth <= 4 * MAX_DEPTH:  # one level of ours is up to three of these
+        return [_load(bytes(part), depth + 1) for part in _PARTS.decode(data)]
+    if data[0] in _ARRAYS or data[0] in _MAPS:
         raise ValueError("nested too deep, or in an unknown form")
-    return _ANY.decode(view)
+    return _ANY.decode(data)
 
 
 def unpack(packed: Any) -> object:
@@ -317,10 +318,9 @@ def unpack(packed: Any) -> object:
 
 
 def _unpack_dict(items: list[Any]) -> dict[object, object]:
-    keys = [unpack(key) for key, _ in items]
-    if _many_share_a_hash(keys):
+    if len(items) > MAX_SAME_HASH and _many_share_a_hash([unpack(key) for key, _ in items]):
         raise ValueError("a dict of too many keys with one and the same hash")
-    return {key: unpack(value) for key, (_, value) in zip(keys, items, strict=True)}
+    return {unpack(key): unpack(value) for key, value in items}
 
 
 def _many_share_a_hash(keys: Collection[object]) -> bool:
@@ -349,8 +349,8 @@ _ENCODER = msgspec.msgpack.Encoder(uuid_format="bytes")
 _ANY = msgspec.msgpack.Decoder()
 _PARTS = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _SMALL = 10_000  # bytes
-_ARRAYS = frozenset({*range(0x90, 0xA0), 0xDC, 0xDD})  # the first bytes, by MessagePack's table
-_MAPS = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})
+_ARRAYS = bytes([*range(0x90, 0xA0), 0xDC, 0xDD])  # the first bytes, by MessagePack's table
+_MAPS = bytes([*range(0x80, 0x90), 0xDE, 0xDF])
 _BODY = msgspec.msgpack.Decoder(_Body)
 
 _TAGGED = "tagged"  # the name for a column of mixed or nested values, which `pack` wrote

@@ -30,15 +30,9 @@ MAX_DIGITS = 3_000
 
 
 def _write_int(value: int) -> str:
-    if value.bit_length() > 3 * MAX_DIGITS:  # a digit is more than three bits
+    if value.bit_length() > 3 * (MAX_DIGITS - 10):  # a digit is more than three bits
         raise ValueError("too many digits")
     return str(value)
-
-
-def _read_int(text: str) -> int:
-    if len(text) > MAX_DIGITS + 1:
-        raise ValueError("too many digits")
-    return int(text)
 
 
 def _write_float(value: float) -> str:
@@ -60,7 +54,7 @@ _LETTERS: dict[type, tuple[str, Callable[[Any], str], Callable[[str], object]]] 
         lambda value: "true" if value else "false",
         {"true": True, "false": False}.__getitem__,
     ),
-    int: ("i", _write_int, _read_int),
+    int: ("i", _write_int, int),
     float: ("f", _write_float, float),
     str: ("s", str, str),
     Decimal: ("d", str, Decimal),
@@ -95,7 +89,10 @@ def decode_field(data: bytes, max_bytes: int = MAX_BYTES) -> object:
 
     Raises CorruptEntry for anything else, and for more than `max_bytes`.
     """
-    check_size(data, max_bytes)
+    if len(data) > max_bytes or len(data) > MAX_DIGITS:
+        check_size(data, max_bytes)
+        if data.startswith(b"i:"):
+            raise CorruptEntry("An integer of more digits than are written as text.")
     try:
         letter, _, text = data.decode().partition(":")
         if letter == _FRAME:
