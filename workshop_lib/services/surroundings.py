@@ -84,6 +84,7 @@ def plain_session() -> boto3.Session:
         "ignore_configured_endpoint_urls": (None, None, True, None),
     }
     session = botocore.session.Session(variables)
+    session.get_component("config_store").set_config_variable("s3", {})
     loader = session.get_component("data_loader")
     loader.search_paths.remove(loader.CUSTOMER_DATA_PATH)
     return boto3.Session(botocore_session=session)
