@@ -83,7 +83,8 @@ def test_nor_is_the_superusers(state, shared):
     ],
 )
 def test_sql_reaches_no_file_no_program_and_no_other_role(shared, tmp_path, statement):
-    connection = shared.connect()
+    connection = psycopg2.connect(**shared.endpoints.database.arguments)
+    connection.autocommit = True
     try:
         with connection.cursor() as cursor:
             cursor.execute("SET workshop.dsql_rules = 'off'")
