@@ -57,7 +57,7 @@ def kept(settings: Settings) -> Iterator[PrivateEngines]:
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
     """The state folder of a checkout whose private engines are treated badly."""
-    folder = StateFolder(tmp_path_factory.mktemp("rough handling").resolve())
+    folder = StateFolder(tmp_path_factory.mktemp("rough handling").resolve() / "state")
     yield folder
     embedded.reset(folder)
     assert not folder.path.exists()
@@ -609,9 +609,10 @@ def test_an_interrupt_while_they_start_leaves_nothing(opened, tried, monkeypatch
     assert [left(folder) for folder in tried] == [[]]
 
 
-def test_a_keeper_that_cannot_run_is_a_clear_error_and_leaves_nothing(opened, tried):
-    with pytest.raises(EngineError, match="keeper ended while they were starting"):
-        opened(workshop_cache_mb="much")
+def test_a_keeper_that_cannot_run_is_a_clear_error_and_leaves_nothing(opened, tried, monkeypatch):
+    monkeypatch.setattr(embedded, "KEEPER", "workshop_lib.no_such_module")
+    with pytest.raises(EngineError, match="keeper did not start"):
+        opened()
     assert [left(folder) for folder in tried] == [[]]
 
 

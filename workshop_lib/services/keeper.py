@@ -71,7 +71,9 @@ class Keeper:
 
     def _follow(self) -> None:
         wanted = self.folder.read(self.folder.wanted_file)
-        Valkey.megabytes = int(number(wanted.get("cache_mb"), Valkey.megabytes))
+        megabytes = wanted.get("cache_mb")
+        if isinstance(megabytes, int):
+            Valkey.megabytes = megabytes
         attempt = int(number(wanted.get("attempt")))
         if attempt > self.attempt:
             self.attempt = attempt
