@@ -2,11 +2,14 @@
 # They need Python 3.11 or newer, git and make. `make help` lists the rest.
 
 # The first of these that is installed. Another one: make PYTHON=/path/to/python3.12 run
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+PYTHON ?= $(shell unset PYTHONHOME PYTHONPATH; for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PY := .venv/bin/python
 WORKSHOP := $(PY) -m workshop_lib
 ARGS ?=
+
+# PYTHONPATH, PYTHONHOME and the like are meant for other programs.
+unexport $(filter PYTHON%,$(.VARIABLES))
 
 .PHONY: run test benchmarks browser soak templates lab check stop reset lint form format clean help venv
 

@@ -6,12 +6,14 @@ Run by the Makefile: `python3 scripts/bootstrap.py`.
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 OLDEST = (3, 11)
@@ -19,6 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "ready"
+REACH = frozenset(
+    {"cache-dir", "cert", "client-cert", "default-timeout", "extra-index-url", "find-links"}
+    | {"index-url", "keyring-provider", "no-index", "proxy", "retries", "timeout"}
+    | {"trusted-host", "use-deprecated", "use-feature"}
+)
+"""pip's settings that say where packages come from, and how to get there."""
 
 
 def main() -> int:
@@ -57,22 +65,57 @@ def build() -> int:
         flush=True,
     )
     shutil.rmtree(VENV, ignore_errors=True)
-    if subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=False).returncode != 0:
+    environment = plain(os.environ)
+    create = [sys.executable, "-m", "venv", str(VENV)]
+    if subprocess.run(create, env=environment, check=False).returncode != 0:
         return fail(
             "Python could not create a virtual environment. On Debian and Ubuntu the venv module "
             "is a package of its own: apt install python3-venv"
         )
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
+    environment = pip_settings(PYTHON, environment)
     # In the environment, so that the pins hold for the build of this package as well; as a URL,
     # because pip splits the variable at blanks.
-    environment = {**os.environ, "PIP_CONSTRAINT": (ROOT / "constraints.txt").as_uri()}
-    install = [*pip, "--editable", f"{ROOT}[test]"]
-    if subprocess.run(install, env=environment, check=False).returncode != 0:
+    environment["PIP_CONSTRAINT"] = (ROOT / "constraints.txt").as_uri()
+    # By a relative path, because pip gives characters like # and [ in a path a meaning.
+    install = [*pip, "--editable", ".[test]"]
+    if subprocess.run(install, env=environment, cwd=ROOT, check=False).returncode != 0:
         return fail(
             "pip could not install the packages (its message is above). Is there a network?"
         )
     STAMP.write_text(wanted())
     return 0
+
+
+def plain(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the programs that build the environment get: nothing that changes what they do."""
+    foreign = ("PYTHON", "SETUPTOOLS_")
+    return {name: value for name, value in environment.items() if not name.startswith(foreign)}
+
+
+def pip_settings(python: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Of what is configured for pip only how it reaches packages, not where it puts them.
+
+    Args:
+        python: the one whose pip is asked for what its files and variables say.
+        environment: the variables.
+
+    Returns:
+        The environment in which pip reads nothing else.
+
+    """
+    ask = [str(python), "-m", "pip", "config", "list"]
+    done = subprocess.run(ask, env=environment, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    found = {name: value for name, value in environment.items() if not name.startswith("PIP_")}
+    found["PIP_CONFIG_FILE"] = os.devnull
+    for section in ("global", "install", ":env:"):  # a later one wins
+        for line in lines:
+            place, _, value = line.partition("=")
+            name = place.removeprefix(f"{section}.")
+            if name in REACH:
+                found[f"PIP_{name.upper().replace('-', '_')}"] = str(ast.literal_eval(value))
+    return found
 
 
 def fail(message: str) -> int:

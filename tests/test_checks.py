@@ -1,6 +1,5 @@
 import ssl
 import threading
-import time
 from socket import create_server
 
 import pytest
@@ -78,9 +77,7 @@ def test_the_other_services_are_still_checked_when_one_is_down(ws):
 def test_a_check_that_hangs_is_called_off_after_its_limit():
     hold = threading.Event()
     round_ = checks._Round(lambda _: None)
-    started = time.monotonic()
     assert round_.ask("slow", hold.wait, "advice", limit_s=0.1) is None
-    assert time.monotonic() - started < 5
     hold.set()
     (check,) = round_.report.checks
     assert (check.ok, check.detail, check.advice) == (False, "no answer within 0.1 s", "advice")

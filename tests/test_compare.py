@@ -1,16 +1,17 @@
 """Two runs side by side: what can be compared, what cannot, and why."""
 
 import json
+import math
 import signal
 from copy import deepcopy
 
 import pytest
 from click.testing import CliRunner
 
-from workshop_lib import plots
 from workshop_lib.cli import main
 from workshop_lib.compare import Pair, Refusal, compare_runs
 from workshop_lib.errors import ResultError
+from workshop_lib.report import write_report
 from workshop_lib.results import Measurement, Result, write_json
 
 SERVICES = {
@@ -156,12 +157,70 @@ def test_the_table_marks_what_differs(kept):
     assert list(frame.iloc[0]) == ["02", "p", "20", "50", "µs", "2.5", "1.6 – 3.33", "differs"]
 
 
-def test_the_picture_has_a_line_for_each_figure_and_names_both_runs(kept):
-    found = compare_runs(kept("a", result(p=FAST, q=SLOW)), kept("b", result(p=SLOW, q=FAST)))
-    (axes,) = plots.two_runs(found, "A title").axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["02 p", "02 q"]
-    assert "first: a (local PostgreSQL 16)" in axes.get_xlabel()
-    assert axes.get_xscale() == "log"
+def test_a_notebook_that_failed_early_is_refused_and_the_others_are_compared(kept):
+    a, b = kept("a", result(p=FAST)), kept("b", result(p=SLOW))
+    kept("a", result(p=FAST), "03_y")
+    early = {"format": 1, "notebook": "03_y", "measurements": {}, "services": {}, "ok": False}
+    write_json(b / "03_y.json", early)
+    found = compare_runs(a, b)
+    assert [pair.notebook for pair in found.pairs] == ["02_x"]
+    assert found.refused == [Refusal("03_y", "", "failed in the second run")]
+
+
+def test_a_damaged_file_is_refused_and_the_others_are_compared(kept):
+    a, b = kept("a", result(p=FAST)), kept("b", result(p=SLOW))
+    (b / "03_y.json").write_text("<<<<<<< HEAD")
+    found = compare_runs(a, b)
+    assert [pair.notebook for pair in found.pairs] == ["02_x"]
+    assert found.refused == [Refusal("03_y", "", "only in the second run")]
+
+
+def test_whatever_a_result_holds_stays_text_on_a_page(kept):
+    bad = "<script>alert(1)</script>"
+    other = result(**{bad: SLOW, f"{bad}only": SLOW})
+    other["services"]["database"] |= {"label": bad, "version": bad}
+    other["versions"][bad] = bad
+    one = result(**{bad: Measurement(bad, bad)})
+    page = compare_runs(kept("a", one), kept("b", other))._repr_html_()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_two_runs_of_the_same_name_keep_a_column_each(kept):
+    a, b = kept("x/run", result(p=FAST)), kept("y/run", result(p=SLOW))
+    frame = compare_runs(a, b).to_frame()
+    assert list(frame.iloc[0])[2:4] == ["20", "50"]
+
+
+def damaged(content):
+    """A result with each of its fields, at any depth, missing or of another type."""
+    for key in content:
+        yield {k: v for k, v in content.items() if k != key}
+        for value in (None, "text", math.nan, 10**400, [{}], {"a": []}):
+            yield {**content, key: value}
+        if isinstance(content[key], dict):
+            yield from ({**content, key: inner} for inner in damaged(content[key]))
+
+
+def test_any_result_is_compared_or_refused_and_reported(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    write_json(a / "02_x.json", result(p=FAST, q=SLOW))
+    error = {"cell": 3, "source": "x", "error": "E", "traceback": "t"}
+    whole = {**result(p=SLOW, q=FAST), "title": "T", "seconds": 1.0, "workers": 1, "error": error}
+    b.mkdir()
+    tried = 0
+    for content in damaged(whole):
+        (b / "02_x.json").write_text(json.dumps(content))
+        tried += 1
+        if content.get("format") != 1:
+            continue
+        found = compare_runs(a, b)
+        json.dumps(found.to_json(), allow_nan=False)
+        assert len(found.to_frame()) == len(found.pairs)
+        found._repr_html_()
+        if tried % 5 == 0:
+            assert "02_x" in write_report(b).read_text()
+    assert tried > 300
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ from workshop_lib.costs import (
     Cost,
     Prices,
     Workload,
+    insert_dpu,
     monthly_cost,
     monthly_saving,
     paying_hit_ratio,
     run_cost,
     sensitivity,
+    transaction_dpu,
     verdict,
 )
 from workshop_lib.errors import DataError
@@ -33,7 +35,9 @@ PRICES = Prices(
     s3_gb_month=0.023,
     lambda_million_requests=0.20,
     lambda_gb_second=0.0000133334,
+    sqs_million_requests=0.40,
     transfer_zone_gb=0.01,
+    transfer_out_gb=0.09,
 )
 MONTH_S = 730 * 3600  # 2,628,000 s
 
@@ -219,7 +223,7 @@ def test_an_input_out_of_its_range_is_named(name, value):
 def test_the_prices_of_the_workshop_are_those_of_the_examples_and_have_sources():
     assert load_prices() == PRICES
     text = FILE.read_text()
-    assert text.count("source =") == text.count("usd =") == text.count("unit =") == 10
+    assert text.count("source =") == text.count("usd =") == text.count("unit =") == 12
 
 
 def test_old_prices_are_warned_about_and_new_ones_are_not():
@@ -250,15 +254,62 @@ def test_a_file_that_is_not_there_is_a_clear_error(tmp_path):
         load_prices(tmp_path / "none.toml")
 
 
+@pytest.mark.parametrize(
+    ("dpu", "published"),
+    [
+        # Aurora DSQL User Guide, "How billing works": the examples, with their compute time.
+        (transaction_dpu(compute_seconds=0.003), 0.00675),
+        (transaction_dpu(bytes_read=23_500, compute_seconds=0.016), 0.059),
+        (insert_dpu(1, 100), 0.06175),
+        (insert_dpu(100, 100), 0.70875),
+    ],
+)
+def test_the_user_guide_s_examples_come_out_right(dpu, published):
+    assert dpu == pytest.approx(published, rel=1e-3)
+
+
+def test_writing_is_charged_by_the_transaction_and_by_its_bytes():
+    # 8 rows of 128 bytes are 1,024: as dear as one row, but for the time to compute.
+    least = transaction_dpu(rows_written=1)
+    assert transaction_dpu(rows_written=8) == pytest.approx(least)
+    assert transaction_dpu(rows_written=9) > least
+    assert transaction_dpu(rows_written=100, row_bytes=1_280) == pytest.approx(
+        128_000 * 0.00004883 + 2_048 * 0.00000183105
+    )
+    assert 100 * insert_dpu(1, 100) > 8 * insert_dpu(100, 100)
+
+
 def test_a_run_of_a_load_test_worked_by_hand():
-    # 1,020 invocations × 2 s × 512 MB / 1,024 = 1,020 GB-s × 0.0000133334 USD.
-    # A million rows × 0.05 DPU = 0.05 million DPU × 8 USD, and as much to delete them again.
+    # 10,000 INSERTs of one small row × 0.06175192 DPU × 8 USD a million.
+    # Deleted in 4 transactions of 2,500 rows: each is charged like an INSERT of as many, and for
+    # reading 250,000 bytes.
+    # 1,020 invocations; 2,040 s × 512 MB / 1,024 = 1,020 GB-s. 3,000 requests. A million bytes.
     found = run_cost(
-        PRICES, invocations=1_020, seconds_each=2, rows=1_000_000, function_mb=512, row_dpu=0.05
-    ).items
-    assert found["functions", "time"] == pytest.approx(0.013600068)
+        PRICES, statements=10_000, rows_each=1, row_bytes=100, reading_dpu=5.0, invocations=1_020,
+        function_seconds=2_040, function_mb=512, requests=3_000, moved_bytes=1e6,
+        stored_seconds=MONTH_S,
+    ).items  # fmt: skip
+    assert found["database", "writing"] == pytest.approx(10_000 * 0.06175192 * 8e-6, rel=1e-5)
+    each = 2_500 * 128 * 0.00004883 + 2_500 * 0.0008 + (250_000 + 2_048) * 0.00000183105
+    assert found["database", "deleting"] == pytest.approx(4 * each * 8e-6)
+    assert found["database", "reading"] == pytest.approx(0.00004)
+    assert found["database", "storage"] == pytest.approx(0.001 * 0.33)  # a million bytes
     assert found["functions", "requests"] == pytest.approx(0.000204)
-    assert found["database", "writing"] == found["database", "deleting"] == pytest.approx(0.4)
+    assert found["functions", "time"] == pytest.approx(0.013600068)
+    assert found["queue", "requests"] == pytest.approx(0.0012)
+    assert found["transfer", "between zones"] == pytest.approx(0.00002)
+
+
+def test_rows_that_are_kept_are_not_deleted_and_what_leaves_aws_is_dearer():
+    how = {"statements": 10, "rows_each": 100, "row_bytes": 300, "moved_bytes": 1e9}
+    found = run_cost(PRICES, **how, kept=True, outside=True).items
+    assert found["database", "deleting"] == 0
+    assert found["transfer", "out"] == pytest.approx(0.09)
+    assert run_cost(PRICES, **how).items["database", "deleting"] > 0
+
+
+def test_a_run_that_did_nothing_costs_nothing():
+    assert run_cost(PRICES, statements=0, rows_each=1, row_bytes=100).total == 0
 
 
 def test_the_price_list_shows_every_price_with_unit_source_and_day():

@@ -1,28 +1,34 @@
 """Queries, transactions that run again, and a pool that survives what happens to connections."""
 
 import contextlib
+import os
 import re
 import secrets
+import signal
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
 from uuid import UUID
 
+import numpy as np
+import pandas as pd
 import psycopg2
 import pytest
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from psycopg2 import sql
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, register_type
+from psycopg2.extras import RealDictCursor
 
 from workshop_lib import database as room
 from workshop_lib.database import Database, DatabaseStats
-from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError
+from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
 from workshop_lib.services import DatabaseEndpoint
 from workshop_lib.services.resolver import embedded_database
 
@@ -151,6 +157,105 @@ def test_a_refused_statement_is_the_database_s_own_error_and_costs_no_connection
     assert pool.stats().connections == 1
 
 
+# --- values of numpy and pandas ---
+
+
+NOON = datetime(2026, 6, 30, 12, 0, 0, 1)  # noqa: DTZ001 -- a timestamp without a time zone
+VALUES = [
+    (np.float64(1.5), 1.5),
+    (np.float32(0.25), 0.25),
+    (np.float64("nan"), float("nan")),
+    (np.int64(-7), -7),
+    (np.uint8(200), 200),
+    (np.bool_(True), True),
+    (np.str_("it's"), "it's"),
+    (np.bytes_(b"\x00'"), b"\x00'"),
+    (np.datetime64("2026-06-30"), date(2026, 6, 30)),
+    (np.datetime64("2026-06-30T12:00:00.000001", "ns"), NOON),
+    (np.datetime64("NaT"), None),
+    (np.timedelta64(90, "s"), timedelta(seconds=90)),
+    (np.timedelta64(90_000, "ns"), timedelta(microseconds=90)),
+    (pd.Timestamp("2026-06-30 12:00:00.000001"), NOON),
+    (pd.Timestamp("2026-06-30 12:00", tz="UTC"), datetime(2026, 6, 30, 12, tzinfo=UTC)),
+    (pd.Timedelta(hours=25), timedelta(hours=25)),
+    (pd.NaT, None),
+    (pd.NA, None),
+    (pd.Series([1, 2, 4]).mean(), 7 / 3),
+    (np.array([1, 2]), [1, 2]),
+    (np.array([0.5, 1.5]), [0.5, 1.5]),
+]
+TYPES = {
+    float: "float8",
+    int: "int8",
+    bool: "bool",
+    str: "text",
+    bytes: "bytea",
+    date: "date",
+    datetime: "timestamp",
+    timedelta: "interval",
+    type(None): "timestamp",
+    list: "float8[]",
+}
+
+
+def alike(found, expected) -> bool:
+    return found == expected or str(found) == str(expected) == "nan"
+
+
+@pytest.mark.parametrize(("given", "python"), VALUES, ids=lambda one: type(one).__name__)
+def test_a_value_of_numpy_or_pandas_is_what_it_is_in_python(ws, given, python):
+    kind = TYPES[type(python)]
+    kind = "timestamptz" if getattr(python, "tzinfo", None) else kind
+    ask = f"SELECT %s::{kind}, %s::{kind} IS NOT DISTINCT FROM %s::{kind}"
+
+    def work(cursor):
+        cursor.execute(ask, (given, given, python))
+        return cursor.fetchall()
+
+    for rows in (
+        ws.database.query(ask, (given, given, python)).rows,
+        ws.database.run_transaction(work),
+    ):
+        ((found, same),) = rows
+        assert same
+        assert alike(found, python)
+    by_name = ws.database.query(f"SELECT %(a)s::{kind}", {"a": given})
+    assert alike(by_name[0][0], python)
+
+
+def test_lists_and_rows_may_hold_values_of_numpy_and_pandas(ws, table):
+    assert ws.database.query("SELECT 2 = ANY(%s)", ([np.int64(1), np.int64(2)],)).rows == [(True,)]
+    rows = [(np.int64(n), np.int32(n)) for n in (2, 3)]
+    assert ws.database.insert_rows(table, ("id", "n"), rows) == 2
+    assert ws.database.copy_rows(table, ("id", "n"), [(np.int64(4), np.int16(4))]) == 1
+    found = ws.database.query(f"SELECT * FROM {table} ORDER BY id").rows
+    assert found == [(1, 0), (2, 2), (3, 3), (4, 4)]
+
+
+def test_copy_takes_the_values_of_numpy_and_pandas(ws):
+    name = f"t_{secrets.token_hex(4)}"
+    ws.database.query(f"CREATE TABLE {name} (id int PRIMARY KEY, f float8, t timestamp, s text)")
+    moment = pd.Timestamp("2026-06-30 12:00:00.000001")
+    rows = [
+        (np.int64(1), np.float64(1.5), moment, np.str_("a\tb")),
+        (np.int64(2), pd.NA, pd.NaT, None),
+        (np.int64(3), np.float64("nan"), np.datetime64("2026-06-30T12:00:00.000001", "ns"), "c"),
+    ]
+    assert ws.database.copy_rows(name, ("id", "f", "t", "s"), rows) == 3
+    found = ws.database.query(f"SELECT id, f::text, t, s FROM {name} ORDER BY id").rows
+    assert found == [
+        (1, "1.5", moment.to_pydatetime(), "a\tb"),
+        (2, None, None, None),
+        (3, "NaN", NOON, "c"),
+    ]
+    ws.database.query(f"DROP TABLE {name}")
+
+
+def test_a_value_that_python_has_no_counterpart_for_is_refused_with_what_to_do(ws):
+    with pytest.raises(TypeError, match=r"complex128 .* float\(x\)"):
+        ws.database.query("SELECT %s", (np.complex128(1),))
+
+
 # --- queries that only read ---
 
 
@@ -256,6 +361,8 @@ def test_what_could_leave_the_read_only_transaction_is_refused_before_it_is_sent
         "START TRANSACTION READ WRITE",
         "COMMIT",
         "COMMIT AND CHAIN",
+        "RESET ALL",
+        "DISCARD ALL",
         "SELECT set_config('transaction_read_only', 'off', true)",
         "SELECT set_config('default_transaction_read_only', 'off', false)",
         "SELECT {w}.leave_later()",
@@ -385,7 +492,8 @@ def test_thirty_conflicts_in_a_row_are_reported_and_leave_nothing_behind(ws, tab
     assert value(ws.database, table) == 3000
 
 
-def test_no_increment_of_16_threads_is_lost(ws, table):
+def test_no_increment_of_16_threads_is_lost(ws, table, monkeypatch):
+    monkeypatch.setattr(room, "CONFLICT_S", 120)  # on a busy machine ten may not be enough
     before = ws.database.stats()
 
     def add_100(_):
@@ -398,7 +506,367 @@ def test_no_increment_of_16_threads_is_lost(ws, table):
     assert ws.database.stats().transactions - before.transactions == 1_600
 
 
+# --- transactions are committed, or that is said ---
+
+
+def swallow(*statements):
+    """Work that catches whatever the database says to its statements."""
+
+    def work(cursor):
+        for statement in statements:
+            with contextlib.suppress(psycopg2.Error):
+                cursor.execute(statement)
+        return "saved"
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("statements", "error"),
+    [
+        (["INSERT INTO {t} VALUES (1, 1)"], psycopg2.errors.UniqueViolation),
+        (["SELECT 1 / 0", "INSERT INTO {t} VALUES (2, 2)"], psycopg2.errors.DivisionByZero),
+        (["SELECT * FROM no_such_table", "COPY {t} FROM STDIN"], psycopg2.errors.UndefinedTable),
+    ],
+)
+def test_an_error_that_the_work_swallowed_is_raised_and_nothing_is_stored(
+    reader, table, statements, error
+):
+    with pytest.raises(error):
+        reader.run_transaction(swallow(*(one.format(t=table) for one in statements)))
+    assert reader.stats().transactions == 0
+    assert reader.query(f"SELECT * FROM {table}").rows == [(1, 0)]
+
+
+def test_what_follows_a_swallowed_error_does_not_hide_it(reader, table):
+    def work(cursor):
+        swallow("SELECT 1 / 0")(cursor)
+        cursor.execute(f"INSERT INTO {table} VALUES (2, 2)")
+
+    with pytest.raises(psycopg2.errors.DivisionByZero):
+        reader.run_transaction(work)
+
+
+def by_a_plain_cursor(cursor):
+    with cursor.connection.cursor(cursor_factory=psycopg2.extensions.cursor) as plain:
+        return swallow("SELECT 1 / 0")(plain)
+
+
+def test_an_error_that_was_not_seen_is_reported_as_well(reader):
+    with pytest.raises(TransactionError, match="not committed"):
+        reader.run_transaction(by_a_plain_cursor)
+
+
+def test_an_error_undone_by_a_savepoint_is_none(ws, table):
+    plain = Database(replace(ws.endpoints.database, dsql_rules=False), ws.namespace, pool_min=1)
+    again = swallow("SAVEPOINT a", "SELECT 1 / 0", "ROLLBACK TO a", f"UPDATE {table} SET n = 3")
+    assert plain.run_transaction(again) == "saved"
+    assert value(plain, table) == 3
+    plain.close()
+
+
+def conflicting(table, handle):
+    """Work whose first attempt meets a conflict, with which `handle` deals."""
+    attempts = []
+
+    def work(cursor):
+        attempts.append(1)
+        try:
+            if len(attempts) == 1:
+                cursor.execute("DO $$ BEGIN RAISE 'lost' USING ERRCODE = '40001'; END $$")
+            cursor.execute(f"UPDATE {table} SET n = n + 1")
+        except psycopg2.Error as error:
+            handle(error)
+        return len(attempts)
+
+    return work
+
+
+def wrap(error):
+    raise LookupError("not found") from error
+
+
+def wrap_twice(error):
+    try:
+        raise LookupError("not found")
+    except LookupError:
+        raise RuntimeError("so it goes")  # noqa: B904 -- as it is often written
+
+
+def give_up(error):
+    raise LookupError("not found") from None
+
+
+@pytest.mark.parametrize("handle", [lambda _: None, wrap, wrap_twice])
+def test_a_conflict_that_was_swallowed_or_wrapped_is_tried_again(reader, table, no_waits, handle):
+    assert reader.run_transaction(conflicting(table, handle)) == 2
+    assert value(reader, table) == 1
+    assert (reader.stats().conflicts, reader.stats().transactions) == (1, 1)
+
+
+def test_raising_from_none_ends_the_attempts(reader, table, no_waits):
+    with pytest.raises(LookupError):
+        reader.run_transaction(conflicting(table, give_up))
+    assert (reader.stats().conflicts, value(reader, table)) == (0, 0)
+
+
+ENDS = {
+    "COMMIT": lambda c: c.execute("COMMIT"),
+    "ROLLBACK": lambda c: c.execute("/* x */ rollback"),
+    "END": lambda c: c.execute("END;"),
+    "ABORT": lambda c: c.execute("ABORT"),
+    "COMMIT AND CHAIN": lambda c: c.execute("COMMIT AND CHAIN"),
+    "several": lambda c: c.execute("SELECT ';'; COMMIT; BEGIN"),
+    "a Composable": lambda c: c.execute(sql.SQL("COMMIT")),
+    "bytes": lambda c: c.execute(b"COMMIT"),
+    "commit()": lambda c: c.connection.commit(),
+    "rollback()": lambda c: c.connection.rollback(),
+    "close()": lambda c: c.connection.close(),
+    "autocommit": lambda c: setattr(c.connection, "autocommit", True),
+    "set_session": lambda c: c.connection.set_session(autocommit=True),
+    "set_isolation_level": lambda c: c.connection.set_isolation_level(0),
+    "reset()": lambda c: c.connection.reset(),
+    "with": lambda c: c.connection.__exit__(None, None, None),
+    "a plain cursor": lambda c: c.connection.cursor(
+        cursor_factory=psycopg2.extensions.cursor
+    ).execute("ROLLBACK"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("first", [True, False])
+def test_work_that_ends_its_own_transaction_is_refused_and_stores_nothing(
+    reader, table, end, first
+):
+    def work(cursor):
+        if not first:
+            cursor.execute(f"INSERT INTO {table} VALUES (2, 2)")
+        end(cursor)
+        if first:
+            cursor.execute(f"INSERT INTO {table} VALUES (2, 2)")
+
+    if first and end is ENDS["a plain cursor"]:
+        return  # ROLLBACK of nothing
+    with pytest.raises(TransactionError, match="end the transaction"):
+        reader.run_transaction(work)
+    assert reader.query(f"SELECT id FROM {table}").rows == [(1,)]
+    assert reader.stats().transactions == 0
+    assert state_of(reader) == (True, TRANSACTION_STATUS_IDLE)
+
+
+def test_work_may_close_its_cursor_or_begin_once_more(reader, table):
+    def work(cursor):
+        cursor.execute("BEGIN")
+        cursor.execute(f"UPDATE {table} SET n = 4")
+        cursor.close()
+
+    reader.run_transaction(work)
+    assert value(reader, table) == 4
+
+
+def as_generator(cursor):
+    cursor.execute("UPDATE {t} SET n = 1")
+    yield 1
+
+
+async def as_coroutine(cursor):
+    cursor.execute("UPDATE {t} SET n = 1")
+
+
+@pytest.mark.parametrize(
+    "work", [as_generator, as_coroutine, lambda cursor: cursor, lambda c: map(c.execute, ["x"])]
+)
+def test_work_that_would_go_on_after_its_commit_is_refused(reader, work):
+    with pytest.raises(TypeError, match="after COMMIT"):
+        reader.run_transaction(work)
+    assert reader.stats().transactions == 0
+
+
+def test_a_connection_that_breaks_during_commit_is_neither_success_nor_tried_again(ws, table):
+    """A deferred constraint waits in COMMIT for a lock that another session holds."""
+    plain = Database(replace(ws.endpoints.database, dsql_rules=False), ws.namespace, pool_min=1)
+    plain.query(
+        f"CREATE FUNCTION {table}_slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$"
+    )
+    plain.query(
+        f"CREATE CONSTRAINT TRIGGER slow AFTER UPDATE ON {table} DEFERRABLE INITIALLY DEFERRED "
+        f"FOR EACH ROW EXECUTE FUNCTION {table}_slow()"
+    )
+    attempts = []
+
+    def work(cursor):
+        attempts.append(cursor.connection.info.backend_pid)
+        cursor.execute(f"UPDATE {table} SET n = 1")
+
+    with ThreadPoolExecutor(1) as thread:
+        outcome = thread.submit(plain.run_transaction, work)
+        sleeps = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND pid = %s"
+        while not attempts or ws.database.query(sleeps, (attempts[0],)).rows != [(1,)]:
+            time.sleep(0.02)
+        ws.database.query("SELECT pg_terminate_backend(%s)", (attempts[0],))
+        with pytest.raises(TransactionError, match="not known"):
+            outcome.result(30)
+    assert len(attempts) == 1
+    assert plain.stats().transactions == 0
+    plain.query(f"DROP TRIGGER slow ON {table}")
+    plain.query(f"DROP FUNCTION {table}_slow()")
+    plain.close()
+
+
+def test_a_batch_that_was_tried_again_is_counted_once(ws, table, no_waits):
+    database, other = Database(ws.endpoints.database, ws.namespace, pool_min=1), ws.connect()
+    other.autocommit = False
+    with other.cursor() as cursor:
+        cursor.execute(f"INSERT INTO {table} VALUES (5, 5)")
+    with ThreadPoolExecutor(1) as thread:
+        rows = [(n, 0) for n in range(2, 12)]
+        found = thread.submit(database.insert_rows, table, ("id", "n"), rows)
+        while not database.stats().conflicts:
+            time.sleep(0.01)
+        other.rollback()
+        assert found.result(30) == 10
+    assert database.stats().transactions == 1
+    assert database.query(f"SELECT count(*) FROM {table}").rows == [(11,)]
+    database.close()
+    other.close()
+
+
 # --- what a borrowed connection is like, and how it comes back ---
+
+
+STATE = """
+SELECT current_setting('statement_timeout'), current_setting('enable_seqscan'),
+    current_setting('search_path'), current_setting('TimeZone'), current_user::text,
+    current_setting('default_transaction_read_only'),
+    current_setting('default_transaction_isolation'), current_setting('client_encoding'),
+    current_setting('my.own', true) IS NOT DISTINCT FROM 'x',
+    (SELECT count(*) FROM pg_prepared_statements WHERE from_sql),
+    (SELECT count(*) FROM pg_cursors WHERE is_holdable),
+    (SELECT count(*) FROM pg_listening_channels()),
+    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+    (SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema())
+"""
+CHANGES = [
+    "SET statement_timeout = '5ms'",
+    "/* quick */ set enable_seqscan = off",
+    "SET search_path = pg_catalog",
+    "SET TIME ZONE 'Asia/Tokyo'",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+    "SET default_transaction_read_only = on",
+    "SET client_encoding = 'LATIN1'",
+    "SET my.own = 'x'",
+    "SELECT set_config('statement_timeout', '7ms', false)",
+    "SELECT 1; SET statement_timeout = '8ms'; SELECT ';'",
+    "PREPARE p AS SELECT 1",
+    "SELECT pg_advisory_lock(7)",
+    "SELECT pg_try_advisory_lock_shared(8)",
+    "CREATE TEMP TABLE t (a int)",
+    "CREATE TEMPORARY TABLE t AS SELECT 1 AS a",
+    "SELECT 1 AS a INTO TEMP t",
+    "CREATE TABLE pg_temp.t (a int)",
+    "CREATE TEMP VIEW v AS SELECT 1",
+    "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT",
+    "LISTEN news",
+    "RESET ALL",
+    "DISCARD ALL",
+]
+
+
+@pytest.fixture(params=["a plain server", "DSQL's sign-in"])
+def plain(ws, request) -> Iterator[Database]:
+    """A pool of one connection without the rules, which would refuse half of what is changed."""
+    endpoint = replace(ws.endpoints.database, dsql_rules=False)
+    if request.param == "DSQL's sign-in":
+        endpoint = replace(endpoint, token=lambda: endpoint.arguments["password"])
+    database = Database(endpoint, ws.namespace, pool_min=1, pool_max=1, pool_timeout_s=0.5)
+    yield database
+    database.close()
+
+
+def by_connection(database, statement):
+    with database.connection() as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def by_real_dict_cursor(database, statement):
+    with (
+        database.connection() as connection,
+        connection.cursor(cursor_factory=RealDictCursor) as cursor,
+    ):
+        cursor.execute(statement)
+
+
+def by_transaction(database, statement):
+    database.run_transaction(lambda cursor: cursor.execute(statement))
+
+
+@pytest.mark.parametrize(
+    "way", [Database.query, by_connection, by_real_dict_cursor, by_transaction]
+)
+def test_what_one_user_changes_in_the_session_the_next_one_does_not_find(plain, way):
+    def state():
+        with plain.connection() as connection, connection.cursor() as cursor:
+            cursor.execute(STATE)
+            return cursor.fetchall()
+
+    before = state()
+    for statement in CHANGES:
+        # Some cannot be run in a transaction, or end it: they are refused.
+        with contextlib.suppress(psycopg2.Error, TransactionError):
+            way(plain, statement)
+        assert state() == before, statement
+
+
+ON_THE_OBJECT = [
+    lambda c: setattr(c, "cursor_factory", RealDictCursor),
+    lambda c: setattr(c, "readonly", True),
+    lambda c: setattr(c, "deferrable", True),
+    lambda c: setattr(c, "isolation_level", "SERIALIZABLE"),
+    lambda c: setattr(c, "notices", None),
+    lambda c: c.set_session(isolation_level="SERIALIZABLE", readonly=True),
+    lambda c: c.set_client_encoding("LATIN1"),
+    lambda c: register_type(psycopg2.extensions.new_type((23,), "NONE", lambda *_: 0), c),
+    lambda c: c.reset(),
+    lambda c: setattr(c, "autocommit", False),
+    lambda c: c.close(),
+]
+
+
+@pytest.mark.parametrize("change", ON_THE_OBJECT)
+def test_what_one_user_changes_in_psycopg2_s_object_the_next_one_does_not_find(plain, change):
+    def state():
+        with plain.connection() as connection, connection.cursor() as cursor:
+            cursor.execute("DO $$ BEGIN RAISE NOTICE 'one'; END $$")
+            cursor.execute("SELECT 23, current_schema(), '\\x01'::bytea")
+            return (
+                *(cursor.fetchall(), len(connection.notices), connection.encoding),
+                *(connection.autocommit, connection.isolation_level, connection.readonly),
+                connection.deferrable,
+            )
+
+    before = state()
+    with plain.connection() as connection:
+        change(connection)
+    assert state() == before
+
+
+def test_reading_and_writing_keeps_the_connection(plain, table):
+    for way in (Database.query, by_connection, by_transaction):
+        for statement in (
+            f"SELECT n AS temp FROM {table}",
+            f"INSERT INTO {table} VALUES (7, 7) ON CONFLICT DO NOTHING; -- that; is all",
+            f"UPDATE {table} SET n = n WHERE 'a; b; set_' <> 'temp'",
+            f"WITH a AS (SELECT * FROM {table}) SELECT * FROM a",
+            f"(SELECT 1); -- for {table}",
+            "SHOW search_path",
+            f"EXPLAIN SELECT * FROM {table}",
+        ):
+            way(plain, statement)
+    plain.insert_rows(table, ("id", "n"), [(n, 0) for n in range(50)])
+    plain.copy_rows(table, ("id", "n"), [(n, 0) for n in range(50, 60)])
+    assert plain.stats().connections == 1
 
 
 def state_of(database: Database) -> tuple[bool, int]:
@@ -567,6 +1035,76 @@ def test_a_server_of_one_s_own_is_known_by_its_identifier_too(ws):
     assert own.identity.startswith(f"admin@{own.endpoint.address}/postgres/")
     assert own.stats().queries == 0
     own.close()
+
+
+# --- Interrupt ---
+
+
+@pytest.fixture
+def interrupt(ws) -> Iterator[Callable[[str], None]]:
+    """Sends this process a SIGINT, as Jupyter does, once a statement with this mark runs."""
+    watchers = []
+
+    def send(mark):
+        running = (
+            "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE %s "
+            "AND pid <> pg_backend_pid()"
+        )
+
+        def wait_and_send():
+            while ws.database.query(running, (f"%{mark}%",)).rows == [(0,)]:
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        watchers.append(threading.Thread(target=wait_and_send))
+        watchers[-1].start()
+
+    yield send
+    for watcher in watchers:
+        watcher.join()
+
+
+def is_running(database, mark) -> bool:
+    end = time.monotonic() + 5
+    found = True
+    while found and time.monotonic() < end:
+        seen = database.query(
+            "SELECT count(*) FROM pg_stat_activity WHERE state <> 'idle' AND query LIKE %s "
+            "AND pid <> pg_backend_pid()",
+            (f"%{mark}%",),
+        )
+        found = seen.rows != [(0,)]
+    return found
+
+
+def raw(database, statement):
+    with database.connection() as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+@pytest.mark.parametrize("way", [Database.query, by_transaction, raw])
+@pytest.mark.parametrize("statement", ["SELECT pg_sleep(60)", "LOCK TABLE {t}"])
+def test_an_interrupt_ends_what_the_main_thread_waits_for_here_and_there(
+    ws, plain, table, interrupt, way, statement
+):
+    mark = f"mark_{secrets.token_hex(4)}"
+    other = ws.connect()
+    other.autocommit = False
+    with other.cursor() as cursor:
+        cursor.execute(f"LOCK TABLE {table}")
+    if "LOCK" in statement and way is not by_transaction:
+        statement = f"UPDATE {table} SET n = 1"
+    with ThreadPoolExecutor(1) as thread:
+        beside = thread.submit(ws.database.query, "SELECT pg_sleep(2)")
+        interrupt(mark)
+        with pytest.raises(KeyboardInterrupt):
+            way(plain, f"/* {mark} */ {statement.format(t=table)}")
+        assert not is_running(ws.database, mark)
+        assert plain.query("SELECT 1").rows == [(1,)]
+        assert len(beside.result(30).rows) == 1
+    other.rollback()
+    other.close()
+    assert value(ws.database, table) == 0
 
 
 # --- inserting many rows ---

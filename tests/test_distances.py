@@ -32,6 +32,7 @@ from workshop_lib.services import distance, embedded
 from workshop_lib.services.state import StateFolder, wait_until
 from workshop_lib.settings import CHECKOUT
 
+SOON = 30.0
 FAR = 0.05
 """Much more than a question takes where there is no distance, seconds."""
 NOWHERE = {"database": 0.0, "cache": 0.0, "store": 0.0}
@@ -172,7 +173,7 @@ def test_a_kernel_that_ends_without_closing_leaves_no_proxy(state, tmp_path):
     )  # fmt: skip
     pids = [int(word) for word in done.stdout.split()]
     assert len(pids) == 3
-    assert wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 10)
+    assert wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), SOON)
 
 
 # --- the database ---
@@ -228,7 +229,7 @@ def test_a_connection_borrowed_before_the_change_works_on_and_is_not_put_back(ow
     assert connection.closed
     assert own.database.query(WHO)[0][0] != number
     alive = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
-    assert wait_until(lambda: own.database.query(alive, (number,))[0][0] == 0, 5)
+    assert wait_until(lambda: own.database.query(alive, (number,))[0][0] == 0, SOON)
 
 
 def test_the_rules_of_aurora_dsql_hold_at_a_distance(own):
@@ -271,7 +272,7 @@ def test_a_cache_connection_in_use_works_on_and_is_not_put_back(own):
         pipeline.set(f"{own.namespace}:k", "v")
         assert pipeline.execute() == [True]
     assert own.valkey.client_id() != number
-    assert wait_until(lambda: own.valkey.client_list(client_id=[number]) == [], 5)
+    assert wait_until(lambda: own.valkey.client_list(client_id=[number]) == [], SOON)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, FAR), (FAR, 0)])
@@ -364,7 +365,7 @@ def test_changing_it_often_leaves_no_connection_behind(own):
         flip()
     few = 8
     assert wait_until(
-        lambda: all(now <= then + few for now, then in zip(files(), before, strict=True)), 5
+        lambda: all(now <= then + few for now, then in zip(files(), before, strict=True)), SOON
     )
 
 
@@ -615,7 +616,7 @@ def test_engines_that_were_killed_and_restarted_are_reached_at_the_same_distance
         now = {e.name: e.pid for e in embedded.status(folder).engines if e.status == "up"}
         return len(now) == 3 and not set(now.values()) & set(before.values())
 
-    assert wait_until(restarted, 20)
+    assert wait_until(restarted, SOON)
     check_all(ws)
     assert seconds_of(ws.valkey.ping) >= 0.005
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from workshop_lib import cli
 from workshop_lib.errors import SettingsError
 from workshop_lib.first_use import QUESTIONS, plan_aws, plan_local
-from workshop_lib.settings import CHECKOUT, Settings, load_settings
+from workshop_lib.settings import CHECKOUT, load_settings
 
 ACCOUNT = "123456789012"
 VALUES = {
@@ -251,12 +251,6 @@ def test_the_services_are_tried_at_the_end(file, monkeypatch, well, code, next_)
 def test_the_settings_file_is_not_for_git():
     ignored = ["git", "check-ignore", "-q", "workshop.toml"]
     assert subprocess.run(ignored, cwd=CHECKOUT, check=False).returncode == 0
-
-
-def test_each_question_is_about_a_setting_and_an_option_of_the_command():
-    assert {question.setting for question in QUESTIONS} <= set(Settings.model_fields)
-    options = {name for one in cli.setup.params for name in one.opts}
-    assert {question.option for question in QUESTIONS} <= options
 
 
 # --- where a person is there to answer ---

@@ -47,7 +47,7 @@ def lab(tmp_path, runtime) -> Iterator[tuple[subprocess.Popen[str], dict[str, st
     try:
         assert wait_until(lambda: list(runtime.glob("jpserver-*.json")), START_S)
         (file,) = runtime.glob("jpserver-*.json")
-        assert wait_until(lambda: file.read_text().rstrip().endswith("}"), 5)
+        assert wait_until(lambda: file.read_text().rstrip().endswith("}"), START_S)
         yield process, json.loads(file.read_text())
     finally:
         process.send_signal(signal.SIGINT)

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from workshop_lib.findings import statements
 from workshop_lib.report import TEMPLATES, write_report
 from workshop_lib.results import Measurement, Result, write_json
 
@@ -320,3 +321,28 @@ def test_rough_and_crowded_runs_say_so_first(tmp_path, size, workers, notes):
     assert ("at the same time" in told) is (workers > 1)
     assert ('make run ARGS="--size full"' in told) is (size == "quick")
     assert ("one notebook at a time" in text) is (workers == 1)
+
+
+# --- what is damaged ---
+
+
+def test_a_damaged_result_is_a_failed_notebook_and_the_others_keep_their_parts(tmp_path):
+    write_json(tmp_path / "02_cache.json", result("02_cache", "Cache a query", 1.0))
+    (tmp_path / "03_broken.json").write_text(f"<<<<<<< {BAD}")
+    (tmp_path / "02_cache.ipynb").write_text("{")
+    (tmp_path / "04_folder.json").mkdir()
+    text = words(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "1 of 3 notebooks passed" in text
+    assert "Failed: 03_broken , 04_folder ." in text
+    assert "03_broken.json is not a result" in text
+    assert "1,234,567 rows" in text
+
+
+@pytest.mark.parametrize("name", [one.notebook for one in statements()])
+def test_figures_of_another_kind_leave_a_gap_and_no_error(tmp_path, name):
+    made = Result(name, "run_1", SERVICES, parameters={}, size="quick").to_json()
+    for value in ("text", True, 0, -1, 1e308, 5e-324):
+        figure = {"value": value, "unit": "s", "n": 0, "low": -1e308, "high": 1e308}
+        needs = {need: figure for one in statements() for need in one.needs}
+        write_json(tmp_path / f"{name}.json", {**made, "measurements": needs})
+        assert name in write_report(tmp_path).read_text(encoding="utf-8")

@@ -1,11 +1,13 @@
 import doctest
 import json
 import os
+import re
 
 import pytest
 
 from workshop_lib import Samples, published, report, results
-from workshop_lib.errors import ResultError
+from workshop_lib.errors import DataError, ResultError
+from workshop_lib.load.inserts import write_report
 from workshop_lib.results import (
     Measurement,
     Result,
@@ -163,3 +165,19 @@ def test_a_median_of_fewer_than_six_samples_has_no_interval(shared, n, interval)
     shared.record_samples(f"of_{n}", Samples("a call", tuple(float(i + 1) for i in range(n))))
     kept = shared.result.measurements[f"of_{n}_p50"]
     assert (kept.low, kept.high) == interval
+
+
+def test_load_tests_of_one_second_keep_a_file_each(tmp_path):
+    places = [write_report({"number": n}, tmp_path) for n in range(5)]
+    assert [json.loads(place.read_text())["number"] for place in places] == [0, 1, 2, 3, 4]
+    assert all(re.fullmatch(r"results_\d{8}_\d{6}(_\d)?\.json", place.name) for place in places)
+
+
+def test_an_object_above_or_below_another_one_is_refused_in_a_sentence(ws):
+    for first, second in (("up", "up/down"), ("x/y/z", "x/y"), ("a", "a/b/c")):
+        ws.objects.put(first, b"1")
+        with pytest.raises(DataError, match="keeps objects as files") as refused:
+            ws.objects.put(second, b"2")
+        assert repr(first) in str(refused.value)
+        assert ws.objects.get(first).body == b"1"
+        ws.objects.delete(first)

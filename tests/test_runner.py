@@ -414,3 +414,40 @@ def test_what_a_killed_run_left_is_deleted_by_the_next_and_nothing_else(ws):
     finally:
         ws.database.query("DROP SCHEMA IF EXISTS runner_of_mine")
     assert runner.sweep() == 0
+
+
+# --- files that are no workshop notebooks ---
+
+
+def test_a_copy_is_meant_by_its_whole_name_only():
+    found = [*FOUND, notebook("02_cache-Copy1"), notebook("02_cache (1)")]
+    assert [n.name for n in runner.choose([], found)] == [n.name for n in FOUND]
+    assert [n.name for n in runner.choose(["02"], found)] == ["02_cache"]
+    assert [n.name for n in runner.choose(["02_cache-Copy1"], found)] == ["02_cache-Copy1"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<<<<<<< HEAD\n{}", b'{"cells": [', b"{}", b"[]", b"null", b"\xff\xfe{", None, "folder"],
+)
+def test_a_file_that_is_no_notebook_is_named_and_keeps_no_other_from_being_found(tmp_path, content):
+    whole = new_notebook(cells=[new_markdown_cell("# Whole")])
+    nbformat.write(whole, tmp_path / "01_whole.ipynb")
+    file = tmp_path / "00_broken.ipynb"
+    if content is None:
+        file.symlink_to(tmp_path / "nowhere")
+    elif content == "folder":
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    broken, other = runner.find_notebooks(tmp_path)
+    assert str(file) in broken.broken
+    assert (other.title, other.broken) == ("Whole", "")
+
+
+def test_a_parameters_cell_that_is_not_all_literals_keeps_what_is(tmp_path):
+    for number, source in enumerate(["rows = 10 * 2\nttl = 5", "rows = (", "%matplotlib inline"]):
+        cell = new_code_cell(source, metadata={"tags": ["parameters"]})
+        nbformat.write(new_notebook(cells=[cell]), tmp_path / f"0{number}_x.ipynb")
+    found = runner.find_notebooks(tmp_path)
+    assert [(n.parameters, n.broken) for n in found] == [({"ttl": 5}, ""), ({}, ""), ({}, "")]

@@ -100,7 +100,8 @@ def run(
             sys.exit(INTERRUPTED)
         page = report.write_report(folder)
     failed = sum(not outcome.ok for outcome in outcomes)
-    shown = runner.RESULTS / "latest" / "index.html" if out is None else page
+    latest = runner.RESULTS / "latest" / "index.html"
+    shown = latest if latest.resolve() == page.resolve() else page
     click.echo(f"{len(outcomes) - failed} of {len(outcomes)} passed. Report: {near(shown)}")
     sys.exit(1 if failed else 0)
 
@@ -167,6 +168,7 @@ def _ask(text: str, default: str) -> str:
 def _check(*, as_json: bool = False) -> bool:
     """Show the checks as they are answered. Returns whether all passed."""
     from workshop_lib.checks import Check, check_deployment
+    from workshop_lib.services import embedded
 
     def show(one: Check) -> None:
         colour = {True: "green", False: "red", None: "yellow"}[one.ok]
@@ -178,6 +180,7 @@ def _check(*, as_json: bool = False) -> bool:
     report = check_deployment(
         on_check=(lambda _: None) if as_json else show, workshop_linger_seconds=0.0
     )
+    embedded.wait_gone(_state_folder())
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     return report.ok
@@ -230,8 +233,8 @@ def load() -> None:
 @click.option("--event-type", type=click.Choice(EVENT_TYPES), help="what the rows say")
 @click.option("--warm-up", type=int, help="INSERTs before the measurement, not counted in it")
 @click.option("--no-warm-up", is_flag=True, help="the same as --warm-up 0")
-@click.option("--function-name", help="do it by this Lambda function, not by local processes")
-@click.option("--region", help="where that function is")
+@click.option("--function-name", help="do it by this Lambda function; empty: by processes here")
+@click.option("--region", help="where that function is  [default: AWS_REGION]")
 @click.option("--at-once", type=click.IntRange(1, 1_000),
               help="workers at the same time  [default: 4 processes, 1000 functions]")  # fmt: skip
 @click.option("--keep", is_flag=True, help="leave the rows of this run in the table")
@@ -268,7 +271,6 @@ def inserts(
         reports, cleared = run_storms(
             scenario,
             which,
-            by_lambda=function_name is not None,
             at_once=at_once,
             keep=keep,
             out=out or LOAD_RESULTS,

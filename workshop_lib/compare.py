@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from workshop_lib.errors import ResultError
-from workshop_lib.results import Value, described, ratio, read_result, shown
+from workshop_lib.results import Value, described, ratio, read_result, shown, unreadable_result
 from workshop_lib.settings import CHECKOUT
 
 RESULTS = CHECKOUT / "results"
@@ -98,8 +99,10 @@ class Comparison:
         }
 
     def _repr_html_(self) -> str:
-        said = "".join(f"<li>{note}</li>" for note in self.notes)
-        left = "".join(f"<li>{r.notebook} {r.name}: {r.why}</li>" for r in self.refused)
+        said = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        left = "".join(
+            f"<li>{escape(f'{r.notebook} {r.name}: {r.why}')}</li>" for r in self.refused
+        )
         table = self.to_frame().to_html(index=False)
         return f"<ul>{said}</ul>{table}<p>Not compared:</p><ul>{left}</ul>"
 
@@ -122,6 +125,8 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
         raise ResultError(f"{first} and {second} are the same run: there is nothing to compare.")
     runs = [_load(place) for place in places]
     labels = (_label(places[0], runs[0]), _label(places[1], runs[1]))
+    if labels[0] == labels[1]:
+        labels = (f"first: {labels[0]}", f"second: {labels[1]}")
     pairs: list[Pair] = []
     refused: list[Refusal] = []
     for notebook in sorted({*runs[0], *runs[1]}):
@@ -147,26 +152,46 @@ def _find(run: str | Path) -> Path:
 
 
 def _load(place: Path) -> dict[str, dict[str, Any]]:
-    files = [place] if place.is_file() else sorted(place.glob("[0-9][0-9]_*.json"))
-    found = {file.stem: read_result(file) for file in files}
+    """The results of a run by notebook.
+
+    Raises:
+        ResultError: there are none, or the only one cannot be read.
+
+    """
+    if place.is_file():
+        result = read_result(place)
+        return {str(result["notebook"]): result}
+    found, unreadable = {}, None
+    for file in sorted(place.glob("[0-9][0-9]_*.json")):
+        try:
+            found[file.stem] = read_result(file)
+        except ResultError as error:
+            unreadable = error
+            found[file.stem] = unreadable_result(file, error)
+    if unreadable and len(found) == 1:
+        raise unreadable
     if not found:
         raise ResultError(f"{place} holds no results of notebooks.")
-    return {str(result["notebook"]): result for result in found.values()}
+    return found
 
 
 def _label(place: Path, run: Mapping[str, dict[str, Any]]) -> str:
     """The run's name, and which databases it used."""
-    services = {result["services"]["database"]["label"] for result in run.values()}
+    services = {
+        result["services"]["database"]["label"]
+        for result in run.values()
+        if "database" in result["services"]
+    }
     name = place.resolve().name if place.is_dir() else place.parent.resolve().name
-    return f"{name} ({', '.join(sorted(services))})"
+    return f"{name} ({', '.join(sorted(services))})" if services else name
 
 
 def _objection(one: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
     """Why a notebook's two results cannot be compared; empty if they can."""
     if one is None or other is None:
         return f"only in the {'second' if one is None else 'first'} run"
-    if not (one.get("ok", True) and other.get("ok", True)):
-        return f"failed in the {'second' if one.get('ok', True) else 'first'} run"
+    if not (one["ok"] and other["ok"]):
+        return f"failed in the {'second' if one['ok'] else 'first'} run"
     if one["size"] != other["size"]:
         return f"of size {one['size']} in the first and {other['size']} in the second"
     ours, theirs = one["parameters"], other["parameters"]
@@ -212,11 +237,11 @@ def _notes(first: Mapping[str, dict[str, Any]], second: Mapping[str, dict[str, A
             ours, theirs = (_service(result["services"][kind]) for result in (one, other))
             if ours != theirs:
                 found[f"{kind}: {ours} in the first run, {theirs} in the second"] = None
-        ours, theirs = (result.get("workers", 1) for result in (one, other))
+        ours, theirs = (result["workers"] for result in (one, other))
         if ours != theirs:
             found[f"notebooks at a time: {ours} in the first run, {theirs} in the second"] = None
         for what in ("machine", "versions"):
-            ours, theirs = one[what], other[what]
+            ours, theirs = one.get(what, {}), other.get(what, {})
             differ = [n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n)]
             for n in differ:
                 found[f"{n}: {ours.get(n)} in the first run, {theirs.get(n)} in the second"] = None

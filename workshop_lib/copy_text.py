@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import cast
 from uuid import UUID
 
+from workshop_lib.adapters import to_python
 from workshop_lib.rows import Row
 
 NULL = r"\N"
@@ -64,6 +65,9 @@ def to_copy_text(rows: Sequence[Row]) -> str:
 
 def _write(column: Sequence[object]) -> Iterable[str]:
     kinds = set(map(type, column))
+    if not kinds <= _WRITERS.keys():
+        column = list(map(to_python, column))
+        kinds = set(map(type, column))
     if unknown := kinds - _WRITERS.keys():
         known = ", ".join(kind.__name__ for kind in _WRITERS)
         raise TypeError(f"COPY takes no {unknown.pop().__name__} here. It takes: {known}.")

@@ -6,6 +6,7 @@ tax, logs and metrics, backups, transfer to the internet, NAT gateways, and peop
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import date
@@ -16,7 +17,14 @@ CACHE_LEAST_GB = 0.1
 """ElastiCache Serverless for Valkey charges for at least 100 MB (pricing page, autumn 2026)."""
 OLD_DAYS = 180
 KB = 1_000.0
-SERVICES = ("database", "store", "cache", "functions", "transfer")
+SERVICES = ("database", "store", "cache", "queue", "functions", "transfer")
+
+# Aurora DSQL User Guide, "How billing works" (November 2026).
+READ_DPU_BYTE, LEAST_READ_BYTES = 0.00000183105, 2_048
+WRITE_DPU_BYTE, LEAST_WRITE_BYTES, LEAST_ROW_BYTES = 0.00004883, 1_024, 128
+INSERT_SECONDS, INSERT_ROW_SECONDS = 0.008, 0.0008
+"""How long its query processor works in the Guide's examples: INSERT of one row, a row of 100."""
+MOST_ROWS_DELETED = 3_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,9 @@ class Prices:
         cache_gb_hour, cache_million_ecpu: ElastiCache Serverless for Valkey, memory and requests.
         s3_thousand_get, s3_thousand_put, s3_gb_month: S3 Standard, requests and storage.
         lambda_million_requests, lambda_gb_second: Lambda on arm64.
+        sqs_million_requests: Amazon SQS, standard queues.
         transfer_zone_gb: to another Availability Zone, each direction.
+        transfer_out_gb: to the internet.
 
     """
 
@@ -45,7 +55,9 @@ class Prices:
     s3_gb_month: float
     lambda_million_requests: float
     lambda_gb_second: float
+    sqs_million_requests: float
     transfer_zone_gb: float
+    transfer_out_gb: float
 
     def warning(self, today: date) -> str:
         """What to be careful about: empty if the prices are of the last half year."""
@@ -137,34 +149,101 @@ class Cost:
         return found
 
 
+def transaction_dpu(
+    *,
+    bytes_read: float = 0.0,
+    rows_written: int = 0,
+    row_bytes: float = 0.0,
+    compute_seconds: float = 0.0,
+) -> float:
+    """What a transaction costs Aurora DSQL, in DPU, by the formula of its User Guide.
+
+    Args:
+        bytes_read: from storage; charged as 2,048 at least.
+        rows_written: inserted, changed or deleted.
+        row_bytes: of each of them; charged as 128 at least, and all rows together as 1,024.
+        compute_seconds: how long the query processor works.
+
+    >>> round(transaction_dpu(compute_seconds=0.003), 5)  # the Guide's lookup of five small rows
+    0.00675
+    """
+    dpu = max(bytes_read, LEAST_READ_BYTES) * READ_DPU_BYTE + compute_seconds
+    if rows_written:
+        written = rows_written * max(row_bytes, LEAST_ROW_BYTES)
+        dpu += max(written, LEAST_WRITE_BYTES) * WRITE_DPU_BYTE
+    return dpu
+
+
+def insert_dpu(rows: int, row_bytes: float) -> float:
+    """What one INSERT of so many rows costs Aurora DSQL, in DPU, as in its Guide's examples.
+
+    >>> round(insert_dpu(1, 100), 5), round(insert_dpu(100, 100), 3)
+    (0.06175, 0.709)
+    """
+    return transaction_dpu(
+        rows_written=rows,
+        row_bytes=row_bytes,
+        compute_seconds=max(INSERT_SECONDS, rows * INSERT_ROW_SECONDS),
+    )
+
+
 def run_cost(
     prices: Prices,
     *,
-    invocations: int,
-    seconds_each: float,
-    rows: int,
-    function_mb: float = 128.0,
-    row_dpu: float = 0.06,
+    statements: int,
+    rows_each: int,
+    row_bytes: float,
+    reading_dpu: float = 0.0,
+    invocations: int = 0,
+    function_seconds: float = 0.0,
+    function_mb: float = 0.0,
+    requests: int = 0,
+    moved_bytes: float = 0.0,
+    outside: bool = False,
+    stored_seconds: float = 0.0,
+    kept: bool = False,
 ) -> Cost:
-    """What one load test costs, in US dollars, by Lambda functions that write to Aurora DSQL.
+    """What one load test costs, in US dollars.
+
+    After a run the cluster's own metric TotalDPU has the truth about the database.
 
     Args:
         prices: of the Region.
-        invocations: of the function, the warm-up's among them.
-        seconds_each: how long one runs.
-        rows: written, and deleted again afterwards.
+        statements: INSERTs that were sent, those of a warm-up among them.
+        rows_each, row_bytes: of each INSERT, and the size of a row.
+        reading_dpu: what all other statements take, DPU.
+        invocations, function_seconds: of the Lambda function, all together.
         function_mb: the function's memory.
-        row_dpu: what writing a row takes, DPU. The default is a guess, as for a workload's writes:
-            after a run, the cluster's own metric TotalDPU has the truth.
+        requests: to the queue.
+        moved_bytes: between the workers and the database.
+        outside: the workers are not on AWS, so `moved_bytes` is what leaves AWS. Else it counts as
+            if each byte went to another Availability Zone, which is the most that it can cost.
+        stored_seconds: for how long the rows are stored.
+        kept: the rows are not deleted again.
 
     """
-    gb_seconds = invocations * seconds_each * function_mb / 1024
+    rows = statements * rows_each
+    writing = statements * insert_dpu(rows_each, row_bytes)
+    deleting = 0.0
+    if rows and not kept:
+        steps = math.ceil(rows / MOST_ROWS_DELETED)
+        size = math.ceil(rows / steps)
+        reading = transaction_dpu(bytes_read=size * row_bytes)
+        deleting = steps * (reading + insert_dpu(size, row_bytes))
+    months = stored_seconds / 3_600 / HOURS_A_MONTH
+    gb_seconds = function_seconds * function_mb / 1024
+    usd_dpu = prices.dsql_million_dpu / 1e6
+    usd_byte = (prices.transfer_out_gb if outside else 2 * prices.transfer_zone_gb) / 1e9
     return Cost(
         {
-            ("database", "writing"): rows * row_dpu / 1e6 * prices.dsql_million_dpu,
-            ("database", "deleting"): rows * row_dpu / 1e6 * prices.dsql_million_dpu,
+            ("database", "reading"): reading_dpu * usd_dpu,
+            ("database", "writing"): writing * usd_dpu,
+            ("database", "deleting"): deleting * usd_dpu,
+            ("database", "storage"): rows * row_bytes / 1e9 * prices.dsql_gb_month * months,
+            ("queue", "requests"): requests / 1e6 * prices.sqs_million_requests,
             ("functions", "requests"): invocations / 1e6 * prices.lambda_million_requests,
             ("functions", "time"): gb_seconds * prices.lambda_gb_second,
+            ("transfer", "out" if outside else "between zones"): moved_bytes * usd_byte,
         }
     )
 

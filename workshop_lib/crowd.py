@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -124,11 +125,13 @@ def _read(asked: _Question) -> Crowd:
     parts.database.query("SELECT 1")  # connected, so that the question alone is seen
     parts.valkey.ping()
     _gate.wait(READY_S)
-    together = threading.Barrier(asked.readers)
+    due: list[float] = []
+    together = threading.Barrier(asked.readers, lambda: due.append(time.perf_counter()))
 
     def ask(_: int) -> Moment:
         together.wait(READY_S)
-        return moment(lambda: cache.fetch(asked.statement, asked.params).source)
+        # A thread that gets its turn late has waited as well.
+        return moment(lambda: cache.fetch(asked.statement, asked.params).source, due[0])
 
     with ThreadPoolExecutor(asked.readers) as threads:
         moments = list(threads.map(ask, range(asked.readers)))

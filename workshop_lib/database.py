@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import platform
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -42,6 +43,13 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from workshop_lib import forks
+from workshop_lib.connections import (
+    WatchedConnection,
+    WatchedCursor,
+    WatchedRuledConnection,
+    WatchedRuledCursor,
+)
 from workshop_lib.copy_text import to_copy_text
 from workshop_lib.dsql import (
     CONNECTION_BURST,
@@ -50,14 +58,12 @@ from workshop_lib.dsql import (
     MAX_ROWS_PER_TRANSACTION,
     Findings,
     Rate,
-    RuledConnection,
-    RuledCursor,
+    comes_from_conflict,
     find_fault,
-    is_conflict,
     lint,
     set_rules,
 )
-from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, SettingsError
+from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
 from workshop_lib.measure import readable
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
@@ -112,6 +118,9 @@ class DatabaseStats:
 class Database:
     """A pooled PostgreSQL or Aurora DSQL database, seen through one schema.
 
+    A process that is forked begins with a pool of its own; a connection that was opened before the
+    fork refuses to work in it.
+
     Args:
         endpoint: where it is.
         schema: the schema that unqualified table names refer to.
@@ -148,6 +157,15 @@ class Database:
         event.listen(self._pool, "connect", _set_end)
         event.listen(self._pool, "checkout", _refuse_dead)
         self._holders: dict[int, tuple[int, float]] = {}
+        forks.tell_child(self)
+
+    def _after_fork(self) -> None:
+        """Begin with no connections, and with locks that nobody holds, in a forked process."""
+        self._rate = Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST)
+        self._counts_lock = threading.Lock()
+        self._pool = self._pool.recreate()
+        self._holders = {}
+        self.endpoint = replace(self.endpoint, token=copy.copy(self.endpoint.token))
 
     @cached_property
     def identity(self) -> str:
@@ -214,11 +232,19 @@ class Database:
         It is given up after 30 attempts and 10 seconds (a hot row needs both), with random waits
         that grow from 5 to 250 ms.
 
+        An error of the database makes the transaction void, also where `work` catches it: it is
+        raised here, or tried again if it is a conflict. So is an error that `work` raises because
+        of a conflict; `raise … from None` ends the attempts.
+
         Returns:
             What `work` returned in the attempt that was committed.
 
         Raises:
             psycopg2.Error: any other database error, or the conflict of the last attempt.
+            TransactionError: `work` ended the transaction itself; or the connection broke during
+                COMMIT, and whether it was committed is not known.
+            TypeError: `work` returned a cursor, a generator or a coroutine, which would read on
+                after COMMIT. Nothing was committed.
 
         """
         for attempt in Retrying(
@@ -307,6 +333,9 @@ class Database:
     def connection(self) -> Iterator[Connection]:
         """Borrow a pooled connection, in autocommit mode; a transaction left open is rolled back.
 
+        What you change in its session (SET, LISTEN, temporary tables, …) or in psycopg2's object
+        is for you alone: the next borrower gets another connection.
+
         Raises:
             PoolTimeoutError: all connections were in use for the whole wait.
             ServiceUnreachableError: the database gave no connection.
@@ -318,7 +347,7 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
-    def _borrow(self) -> Iterator[tuple[Connection, dict[Any, Any]]]:
+    def _borrow(self) -> Iterator[tuple[WatchedConnection, dict[Any, Any]]]:
         """A pooled connection and what is known of it, in whatever mode its last user left it."""
         pool = self._pool
         try:
@@ -334,13 +363,19 @@ class Database:
                 "transactions short), or raise DSQL_POOL_MAX or DSQL_POOL_TIMEOUT. "
                 f"Held by {_describe_holders(list(self._holders.values()))}."
             ) from None
+        connection: WatchedConnection = borrowed.dbapi_connection  # type: ignore[assignment]
         self._holders[id(borrowed)] = (threading.get_ident(), time.monotonic())
+        interrupted = True
         try:
-            yield borrowed.dbapi_connection, borrowed.info  # type: ignore[misc]
+            yield connection, borrowed.info
+            interrupted = False
+        except Exception:
+            interrupted = False
+            raise
         finally:
             self._holders.pop(id(borrowed), None)
             closed_meanwhile = pool is not self._pool
-            if closed_meanwhile or not _tidy_up(borrowed.dbapi_connection):
+            if interrupted or closed_meanwhile or not _tidy_up(connection):
                 borrowed.invalidate()
             borrowed.close()
 
@@ -444,33 +479,62 @@ class Database:
         arguments: dict[str, Any] = dict(self.endpoint.arguments)
         if self.endpoint.token:
             arguments["password"] = token or self.endpoint.token()
-        if self.endpoint.dsql_rules:
-            arguments |= {"connection_factory": RuledConnection, "cursor_factory": RuledCursor}
-        opened: Connection = psycopg2.connect(**arguments)
+        kinds = _RULED if self.endpoint.dsql_rules else _PLAIN
+        opened: WatchedConnection = psycopg2.connect(**arguments, **kinds)
+        forks.tell_child(opened)
+        try:
+            self._set_up(opened)
+        except BaseException:
+            opened.close()
+            raise
+        opened.be_known(arguments)
+        return opened
+
+    def _set_up(self, opened: WatchedConnection) -> None:
         opened.autocommit = True
         if self.endpoint.token is None:  # not DSQL itself
-            try:
-                set_rules(opened, on=self.endpoint.dsql_rules)
-            except SettingsError:
-                opened.close()
-                raise
+            set_rules(opened, on=self.endpoint.dsql_rules)
         # psycopg2 gives memoryview and str for these two; rows should hold bytes and UUID.
         psycopg2.extensions.register_type(_BYTES, opened)
         register_uuid(conn_or_curs=opened)
         with opened.cursor() as cursor:
             cursor.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(self.schema)))
-        return opened
 
     def _attempt(self, work: Callable[[Cursor], T]) -> T:
-        with self.connection() as connection:
-            connection.autocommit = False
+        with self._borrow() as (connection, info):
             with connection.cursor() as cursor:
-                answer = work(cursor)
-            connection.commit()
+                _set_read_only(cursor, info, False)
+                connection.autocommit = False
+                connection.failed, connection.working = None, True
+                try:
+                    answer = work(cursor)
+                except psycopg2.errors.InFailedSqlTransaction as error:
+                    # It came after the error that counts, which was swallowed.
+                    raise connection.failed or error from None
+                finally:
+                    connection.working = False
+            connection.check_committable()
+            if isinstance(answer, Iterator | AsyncIterator | Awaitable):
+                with contextlib.suppress(AttributeError):
+                    answer.close()  # type: ignore[union-attr]  # a coroutine complains otherwise
+                raise TypeError(
+                    f"`work` returned a {type(answer).__name__}, which would go on after COMMIT. "
+                    "Nothing was committed. Return what it gives, such as cursor.fetchall()."
+                )
+            try:
+                connection.commit()
+            except psycopg2.OperationalError as error:
+                if connection.closed:
+                    raise TransactionError(
+                        "The connection to the database broke during COMMIT: whether the "
+                        "transaction was committed is not known. Look for what it wrote before "
+                        "you run it again."
+                    ) from error
+                raise
             return answer
 
     def _is_conflict(self, error: BaseException) -> bool:
-        if not is_conflict(error):
+        if not comes_from_conflict(error):
             return False
         self._count("conflicts")
         return True
@@ -514,7 +578,7 @@ def _set_read_only(cursor: Cursor, info: dict[Any, Any], wanted: bool) -> None:
         cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 
 
-def _tidy_up(connection: Any) -> bool:
+def _tidy_up(connection: WatchedConnection) -> bool:
     """End any transaction and go back to autocommit, at no round trip where it is so already.
 
     Returns:
@@ -531,6 +595,9 @@ def _tidy_up(connection: Any) -> bool:
                 cursor.execute("ROLLBACK")
     except psycopg2.Error:
         return False
+    if not connection.may_be_used_again:
+        return False
+    del connection.notices[:]
     return True
 
 
@@ -617,4 +684,12 @@ def _to_bytes(value: str | bytes | None, cursor: Cursor) -> bytes | None:
     return None if value is None else bytes(psycopg2.BINARY(value, cursor))
 
 
+_PLAIN: dict[str, Any] = {
+    "connection_factory": WatchedConnection,
+    "cursor_factory": WatchedCursor,
+}
+_RULED: dict[str, Any] = {
+    "connection_factory": WatchedRuledConnection,
+    "cursor_factory": WatchedRuledCursor,
+}
 _BYTES = psycopg2.extensions.new_type((17,), "WORKSHOP_BYTES", _to_bytes)

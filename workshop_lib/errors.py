@@ -55,6 +55,10 @@ class PoolTimeoutError(WorkshopError, TimeoutError):
     """No connection became free within the pool's wait limit."""
 
 
+class TransactionError(WorkshopError, RuntimeError):
+    """A transaction was not committed as a whole, or nobody can know whether it was."""
+
+
 class DataError(WorkshopError, ValueError):
     """A data set was asked for that does not exist or is out of range."""
 

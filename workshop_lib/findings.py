@@ -122,6 +122,8 @@ def find(statement: Statement, result: Mapping[str, Any] | None) -> Finding:
     if statement.figure not in figures:
         return Finding(*about, missing=f"Figures of notebook {number} cannot be divided.")
     shown = figures[statement.figure]
+    if "text" not in statement.texts and not is_number(shown["value"]):
+        return Finding(*about, missing=f"Notebook {number} recorded no {statement.figure}.")
     template = statement.texts.get("text") or statement.texts[_side(shown, statement.against)]
     interval = "" if shown["low"] is None else between(shown)
     parts = tuple(_filled(template, figures))

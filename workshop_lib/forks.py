@@ -1,27 +1,45 @@
-"""What an object has to make anew in a forked child: its locks, and what other threads were doing.
+"""What was opened before a fork, told to the child: it opens its own, or refuses.
 
-A lock that another thread held at the moment of the fork stays locked in the child for ever.
+Sockets, locks and threads do not survive a fork in a usable form. A socket would be shared: two
+processes read each other's answers. A lock that another thread held stays locked for ever.
 """
 
 from __future__ import annotations
 
 import os
-import weakref
-from collections.abc import Callable
-from typing import Any
-
-_methods: list[weakref.WeakMethod[Callable[[], Any]]] = []
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 
-def call_in_child(method: Callable[[], Any]) -> None:
-    """Have a bound method called in every child that this process forks, while its object lives."""
-    if not _methods:
-        os.register_at_fork(after_in_child=_call_all)
-    _methods[:] = [known for known in _methods if known() is not None]
-    _methods.append(weakref.WeakMethod(method))
+class Forkable(Protocol):
+    """What has to know that it was copied into a new process."""
+
+    def _after_fork(self) -> None:
+        """Let go of what is the parent's, without a word to whoever is at its other end."""
 
 
-def _call_all() -> None:
-    for known in _methods:
-        if method := known():
-            method()
+_known: WeakValueDictionary[int, Forkable] = WeakValueDictionary()
+
+
+def tell_child(one: Forkable) -> None:
+    """Have `_after_fork` called in each process that is forked from now on."""
+    _known[id(one)] = one
+
+
+def renew_cache_client(valkey: Any) -> None:
+    """Give a redis.Redis a pool of its own: the one it has shares sockets and locks."""
+    old = valkey.connection_pool
+    valkey.connection_pool = type(old)(
+        connection_class=old.connection_class,
+        max_connections=old.max_connections,
+        **old.connection_kwargs,
+    )
+
+
+def _in_child() -> None:
+    for one in list(_known.values()):
+        one._after_fork()
+
+
+# Forks that Python knows of; subprocess starts a new program and needs none of this.
+os.register_at_fork(after_in_child=_in_child)

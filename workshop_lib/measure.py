@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from statistics import NormalDist
 from time import perf_counter, perf_counter_ns, sleep, time
@@ -198,8 +198,9 @@ class Moment:
     """One call on the time line of an experiment.
 
     Attributes:
-        at: when it was made, Unix seconds, so that several processes share the line.
-        seconds: how long its maker waited for the answer.
+        at: when it was due, Unix seconds, so that several processes share the line; of a call that
+            was due at no given time, when it was made.
+        seconds: from then until its answer was there.
         source: where the answer came from, such as "cache"; "error" if there was none.
 
     """
@@ -214,21 +215,66 @@ class Moment:
         return self.at + self.seconds
 
 
-def moment(call: Callable[[], str]) -> Moment:
+def moment(
+    call: Callable[[], str],
+    due: float | None = None,
+    *,
+    clock: Callable[[], float] = perf_counter,
+) -> Moment:
     """Make a call that says where its answer came from.
 
     A WorkshopError, such as a database that does not answer, is noted, not raised.
+
+    Args:
+        call: returns where its answer came from.
+        due: when it should have been made, by the clock; None for now. The wait counts from then:
+            who was held up before it could ask has waited, too.
+        clock: in seconds.
+
     """
-    at, started = time(), perf_counter()
+    now = clock()
+    due = now if due is None else due
+    at = time() - (now - due)
     try:
         source = call()
     except WorkshopError:
         source = "error"
-    return Moment(at, perf_counter() - started, source)
+    return Moment(at, clock() - due, source)
+
+
+def moments_on_schedule(
+    times: Sequence[float],
+    call: Callable[[int], str],
+    *,
+    clock: Callable[[], float] = perf_counter,
+    sleep: Callable[[float], object] = sleep,
+) -> list[Moment]:
+    """Make one call after another as `on_schedule` does, each timed from when it was due.
+
+    If one call hangs, those that fall due meanwhile are made late; timed from when they were made
+    they would hide the outage (Tene's "coordinated omission").
+
+    Args:
+        times: when, in seconds from now, ascending.
+        call: gets the number of the call, from 0; returns where its answer came from.
+        clock, sleep: in seconds.
+
+    """
+    began, started = time(), clock()
+    found = []
+    for number, planned in enumerate(times):
+        due = started + planned
+        if (ahead := due - clock()) > 0:
+            sleep(ahead)
+        one = moment(lambda n=number: call(n), due, clock=clock)  # type: ignore[misc]
+        found.append(replace(one, at=began + planned))
+    return found
 
 
 def on_schedule(times: Sequence[float], call: Callable[[int], T]) -> list[T]:
     """Make one call after another, each at its time or, if the one before it took longer, late.
+
+    To time the calls, use `moments_on_schedule`.
 
     Args:
         times: when, in seconds from now, ascending.

@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.services import MessagingEndpoint
 from workshop_lib.services.explain import cause_of, explain, sentence
+from workshop_lib.services.surroundings import session_for
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,30}")
 LONGEST_VISIBILITY_S = 43_200
@@ -31,7 +31,7 @@ def messaging_client(endpoint: MessagingEndpoint, service: str) -> Any:
 
     """
     with _said(endpoint):
-        make: Any = boto3.Session().client  # typed for names that are written out only
+        make: Any = session_for(endpoint).client  # typed for names that are written out only
         return make(service, **endpoint.arguments)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.cache.object_cache import as_bytes
-from workshop_lib.errors import ServiceUnreachableError, one_line
+from workshop_lib.errors import DataError, ServiceUnreachableError, one_line
 from workshop_lib.services import StoreEndpoint
 from workshop_lib.services.explain import code_of, explain, sentence
 
@@ -104,12 +104,21 @@ class ObjectStore:
 
         Raises:
             TypeError: the body is neither bytes, bytearray nor memoryview.
+            DataError: the local store cannot have it beside another one.
             ServiceUnreachableError: as `get`.
 
         """
         body = as_bytes(body)
         with self._said():
-            return str(self.s3.put_object(**self._place(name), Body=body)["ETag"])
+            # Asked first: the local store would delete what is below the name, and then refuse.
+            if self.endpoint.embedded and (below := self._below(name)):
+                raise _not_beside(name, below)
+            try:
+                return str(self.s3.put_object(**self._place(name), Body=body)["ETag"])
+            except ClientError:
+                if self.endpoint.embedded and (above := self._above(name)):
+                    raise _not_beside(name, above) from None
+                raise
 
     def delete(self, name: str) -> None:
         """Delete an object; if there is none, that is as well.
@@ -136,6 +145,19 @@ class ObjectStore:
                 raise
         return StoredObject(body, str(answer["ETag"]), time.perf_counter() - started)
 
+    def _below(self, name: str) -> str:
+        """An object whose name goes on after a slash, if there is one."""
+        place = self._place(f"{name}/")
+        found = self.s3.list_objects_v2(Bucket=place["Bucket"], Prefix=place["Key"], MaxKeys=1)
+        keys = [str(one["Key"]) for one in found.get("Contents", ())]
+        return keys[0].removeprefix(self.prefix) if keys else ""
+
+    def _above(self, name: str) -> str:
+        """An object whose name is this one's up to a slash, if there is one."""
+        parts = name.split("/")
+        names = ("/".join(parts[:count]) for count in range(1, len(parts)))
+        return next((one for one in names if one and self.get(one) is not None), "")
+
     def _place(self, name: str) -> dict[str, str]:
         return {"Bucket": self.endpoint.bucket, "Key": self.prefix + name}
 
@@ -146,6 +168,13 @@ class ObjectStore:
             yield
         except (ClientError, BotoCoreError) as error:
             raise store_error(error, self.endpoint) from None
+
+
+def _not_beside(name: str, other: str) -> DataError:
+    return DataError(
+        f"{name!r} cannot be stored beside {other!r}: the local store keeps objects as files, and "
+        "one name cannot be a file and a folder. Amazon S3 takes both; choose another name."
+    )
 
 
 def store_error(error: Exception, endpoint: StoreEndpoint) -> ServiceUnreachableError:

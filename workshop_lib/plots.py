@@ -7,13 +7,15 @@ import html
 import io
 import itertools
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
 from IPython.display import display
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FuncFormatter,
@@ -53,6 +55,13 @@ NOTE = "note"
 _notes: dict[object, str] = {}
 
 
+@contextmanager
+def _our_look() -> Iterator[None]:
+    """Draw with matplotlib's own defaults, whatever is configured for other pictures."""
+    with rc_context({name: value for name, value in rcParamsDefault.items() if name != "backend"}):
+        yield
+
+
 def set_note(owner: object, text: str = "") -> None:
     """Have every picture that is drawn or shown from now on carry a note below it.
 
@@ -66,6 +75,7 @@ def set_note(owner: object, text: str = "") -> None:
         _notes[owner] = text
 
 
+@_our_look()
 def show(figure: Figure, alt: str) -> None:
     """Show a figure in the notebook, with a text for those who cannot see it.
 
@@ -96,11 +106,13 @@ class _Picture:
         return self.alt
 
 
+@_our_look()
 def save(figure: Figure, path: Path) -> None:
     """Write a figure into a PNG file."""
     figure.savefig(path, format="png", **ROOMY)  # type: ignore[arg-type]
 
 
+@_our_look()
 def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     """Every sample as a dot, with p50 (and its 95 % interval), p95 and p99, one line a subject.
 
@@ -154,6 +166,7 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     return figure
 
 
+@_our_look()
 def requests(seconds: Sequence[float], sources: Sequence[str], title: str) -> Figure:
     """One bar a request, in order; colour and hatch tell where the answer came from.
 
@@ -186,6 +199,7 @@ def requests(seconds: Sequence[float], sources: Sequence[str], title: str) -> Fi
     return figure
 
 
+@_our_look()
 def bars(
     groups: Mapping[str, Sequence[float]],
     labels: Sequence[str],
@@ -232,6 +246,7 @@ def bars(
     return figure
 
 
+@_our_look()
 def histogram(values: Sequence[int], title: str, x_label: str, y_label: str) -> Figure:
     """How often each number occurs, or each range of numbers where there are many.
 
@@ -254,6 +269,7 @@ def histogram(values: Sequence[int], title: str, x_label: str, y_label: str) -> 
     return figure
 
 
+@_our_look()
 def lines(
     x: Sequence[float],
     series: Mapping[str, Sequence[float]],
@@ -314,6 +330,7 @@ def lines(
     return figure
 
 
+@_our_look()
 def timeline(
     panels: Mapping[str, Sequence[Moment]],
     title: str,
@@ -358,6 +375,7 @@ def timeline(
     return figure
 
 
+@_our_look()
 def dashboard(
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     title: str,
@@ -411,6 +429,7 @@ def dashboard(
     return figure
 
 
+@_our_look()
 def streams(panels: Mapping[str, Sequence[int]], title: str) -> Figure:
     """Which key each request asks for: one dot a request, one panel a stream.
 
@@ -429,6 +448,7 @@ def streams(panels: Mapping[str, Sequence[int]], title: str) -> Figure:
     return figure
 
 
+@_our_look()
 def waits(runs: Mapping[str, Sequence[Moment]], title: str) -> Figure:
     """From when to when each of many simultaneous requests waited: one line a request.
 
@@ -459,6 +479,7 @@ def waits(runs: Mapping[str, Sequence[Moment]], title: str) -> Figure:
     return figure
 
 
+@_our_look()
 def stages(
     times: Mapping[str, Mapping[str, float]], title: str, label: str = "time (ms)"
 ) -> Figure:
@@ -491,6 +512,7 @@ def stages(
     return figure
 
 
+@_our_look()
 def beside_published(
     measured: Mapping[str, Samples], published: Sequence[PublishedFigure], title: str
 ) -> Figure:
@@ -538,6 +560,7 @@ def beside_published(
     return figure
 
 
+@_our_look()
 def transactions(steps: Sequence[Step], title: str) -> Figure:
     """What each player of `Workshop.play` sent and got: a column a player, time downwards.
 
@@ -579,6 +602,7 @@ def transactions(steps: Sequence[Step], title: str) -> Figure:
     return figure
 
 
+@_our_look()
 def dots(
     rows: Sequence[str],
     panels: Mapping[str, Mapping[str, Sequence[float | None]]],
@@ -625,6 +649,7 @@ def dots(
     return figure
 
 
+@_our_look()
 def durations(seconds: Mapping[str, float], title: str, limit_s: float | None = None) -> Figure:
     """One horizontal bar a thing that took time; a line marks what is worth a look.
 
@@ -651,6 +676,7 @@ def durations(seconds: Mapping[str, float], title: str, limit_s: float | None = 
     return figure
 
 
+@_our_look()
 def two_runs(comparison: Comparison, title: str) -> Figure:
     """How the second run's figures relate to the first one's: a dot a figure, a colour a notebook.
 

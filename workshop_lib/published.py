@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workshop_lib.errors import DataError
-from workshop_lib.results import SECONDS, ratio, said_range
+from workshop_lib.results import SECONDS, is_number, ratio, said_range
 from workshop_lib.settings import CHECKOUT
 
 FILE = CHECKOUT / "data" / "published.csv"
@@ -20,12 +20,12 @@ FEW = 10
 
 @dataclass(frozen=True, slots=True)
 class PublishedFigure:
-    """A duration as published: measured on AWS, once, by others, with programs of their own.
+    """A duration as published: on AWS, once, by others, with programs of their own.
 
     Attributes:
         subject: what took this long.
         low_s, high_s: from and to, seconds; equal where one figure is given.
-        source: the document.
+        source: the document, whose it is, and whether its figures were measured or expected.
 
     """
 
@@ -126,7 +126,8 @@ def _figure(names: list[str], result: Mapping[str, Any]) -> Mapping[str, Any] | 
     measured = [result["measurements"].get(name) for name in names]
     if None in measured:
         return None
-    return measured[0] if len(measured) == 1 else ratio(*measured)
+    found = measured[0] if len(measured) == 1 else ratio(*measured)
+    return found if found and is_number(found["value"]) and found["value"] > 0 else None
 
 
 def _difference(value: float, known: tuple[float, float]) -> str:

@@ -15,12 +15,13 @@ from typing import Any
 
 import jinja2
 
+from workshop_lib.errors import ResultError
 from workshop_lib.findings import Finding, between, find, main_figures, statements
 from workshop_lib.load.interrupts import out_of_hearing
 from workshop_lib.notebook_format import nbformat
 from workshop_lib.orphans import end_with
 from workshop_lib.published import Beside, beside_published, published_figures
-from workshop_lib.results import described, read_result, said
+from workshop_lib.results import described, read_result, said, unreadable_result
 
 TEMPLATES = Path(__file__).parent / "templates"
 DETAILS = {
@@ -112,6 +113,9 @@ def write_report(folder: Path) -> Path:
     Returns:
         The page's path.
 
+    Raises:
+        ResultError: the page cannot be written.
+
     """
     sections = [_section(file) for file in sorted(folder.glob("[0-9][0-9]_*.json"))]
     environment = jinja2.Environment(
@@ -131,7 +135,10 @@ def write_report(folder: Path) -> Path:
         style_hash=b64encode(sha256(style.encode()).digest()).decode(),
     )
     page = folder / "index.html"
-    page.write_text(text, encoding="utf-8")
+    try:
+        page.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ResultError(f"The page {page} cannot be written: {error}.") from None
     return page
 
 
@@ -167,10 +174,14 @@ def _services(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, dict[str,
 
 
 def _section(file: Path) -> Section:
-    result, executed = read_result(file), file.with_suffix(".ipynb")
+    executed = file.with_suffix(".ipynb")
+    try:
+        result = read_result(file)
+    except ResultError as error:
+        result = unreadable_result(file, error)
     main = main_figures().get(file.stem)
     measured = result["measurements"]
-    pictures = _pictures(executed) if executed.exists() else []
+    page, pictures = _shown(executed)
     if main is None:  # a notebook of one's own: medians, and its first picture
         names = {n: _in_words(n) for n in measured if not n.endswith(tuple(DETAILS)[1:])}
         telling = pictures[:1]
@@ -186,9 +197,19 @@ def _section(file: Path) -> Section:
         pictures=telling,
         more_figures=[_figure(words, measured[name]) for name, words in more.items()],
         more_pictures=[one for one in pictures if one not in telling],
-        page=_exported(executed).name if executed.exists() else "",
-        distances="; ".join(described(one) for one in result.get("distances", ())),
+        page=page,
+        distances="; ".join(described(one) for one in result["distances"]),
     )
+
+
+def _shown(executed: Path) -> tuple[str, list[Picture]]:
+    """The name of the notebook's page, and its pictures; nothing if it cannot be read."""
+    if not executed.exists():
+        return "", []
+    try:
+        return _exported(executed).name, _pictures(executed)
+    except Exception:  # noqa: BLE001 -- whatever is in that file: the others have their pages
+        return "", []
 
 
 def _in_words(name: str) -> str:

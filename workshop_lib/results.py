@@ -164,7 +164,7 @@ def ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
     narrower. There is none unless both have one of their own, above 0.
 
     Returns:
-        It; None for texts, truth values, different units, and a divisor of 0.
+        It; None for texts, truth values, different units, a divisor of 0, and what is too large.
 
     """
     one, other = first["value"], second["value"]
@@ -173,6 +173,8 @@ def ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
     low = high = None
     if all(is_number(m[end]) and m[end] > 0 for m in (first, second) for end in ("low", "high")):
         low, high = first["low"] / second["high"], first["high"] / second["low"]
+    if not all(math.isfinite(number) for number in (one / other, low or 0, high or 0)):
+        return None
     samples = min(first["n"], second["n"])
     return {"value": one / other, "unit": "times", "n": samples, "low": low, "high": high}
 
@@ -245,17 +247,21 @@ def latest_figure(
         It, and when it was measured; None if there is none that can be read.
 
     """
-    files = [path for path in folder.glob(f"*/{notebook}.json") if not path.parent.is_symlink()]
+    found = (path for path in folder.glob(f"*/{notebook}.json") if not path.parent.is_symlink())
+    files = [path for path in found if path.is_file()]
     files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in [first / f"{notebook}.json", *files] if first else files:
-        with contextlib.suppress(ResultError, KeyError, TypeError):
-            found = read_result(path)
-            return Measurement(**found["measurements"][name]), str(found["started"])
+        with contextlib.suppress(ResultError, KeyError):
+            result = read_result(path)
+            return Measurement(**result["measurements"][name]), result["started"]
     return None
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """One result file.
+    """One result file, with all fields that a result has.
+
+    What is missing or of another type is empty; `started` and `machine` are left out then, and so
+    is a measurement without a usable value.
 
     Raises:
         ResultError: it is missing, damaged, or of another format.
@@ -263,8 +269,90 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not a result: {error}.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ResultError(f"{path} is not a result of format {FORMAT}; run the notebook again.")
-    return content
+    return _sound(content, path.stem)
+
+
+def unreadable_result(path: Path, error: ResultError) -> dict[str, Any]:
+    """What stands in a report for a result that cannot be read: a failed notebook."""
+    return _sound({"ok": False, "error": str(error)}, path.stem)
+
+
+def _sound(content: dict[str, Any], name: str) -> dict[str, Any]:
+    error = content.get("error")
+    if error is not None:
+        given = error if isinstance(error, dict) else {"error": str(error)}
+        texts = {key: _a(str, given, key, "") for key in ("source", "error", "traceback")}
+        error = {"cell": _a(int, given, "cell", 0), **texts}
+    seconds = content.get("seconds")
+    sound = {
+        **content,
+        "notebook": _a(str, content, "notebook", name),
+        "title": _a(str, content, "title", name),
+        "size": _a(str, content, "size", "unknown"),
+        "workers": _a(int, content, "workers", 1),
+        "ok": _a(bool, content, "ok", error is None),
+        "seconds": seconds if _is_finite(seconds) else 0.0,
+        "error": error,
+        "parameters": _a(dict, content, "parameters", {}),
+        "services": {
+            kind: {
+                "label": _a(str, service, "label", "unknown"),
+                "version": _a(str, service, "version", ""),
+                "region": _a(str, service, "region", None),
+                **{key: _a(bool, service, key, False) for key in ("embedded", "emulated", "aws")},
+            }
+            for kind, service in _a(dict, content, "services", {}).items()
+            if isinstance(service, dict)
+        },
+        "distances": [
+            {service: ms for service, ms in distance.items() if _is_finite(ms)}
+            for distance in _a(list, content, "distances", [])
+            if isinstance(distance, dict)
+        ],
+        "measurements": {
+            key: _sound_measurement(measured)
+            for key, measured in _a(dict, content, "measurements", {}).items()
+            if isinstance(measured, dict)
+            and (isinstance(measured.get("value"), str | bool) or _is_finite(measured.get("value")))
+        },
+        "versions": {k: str(v) for k, v in _a(dict, content, "versions", {}).items()},
+        "machine": {
+            key: value if isinstance(value, int) else str(value)
+            for key, value in _a(dict, content, "machine", {}).items()
+        },
+    }
+    if not isinstance(content.get("started"), str):
+        sound.pop("started", None)
+    if not {"system", "python", "cpus"} <= sound["machine"].keys():
+        del sound["machine"]
+    return sound
+
+
+def _sound_measurement(measured: dict[str, Any]) -> dict[str, Any]:
+    low, high = measured.get("low"), measured.get("high")
+    known = _is_finite(low) and _is_finite(high)
+    return {
+        "value": measured["value"],
+        "unit": _a(str, measured, "unit", ""),
+        "n": _a(int, measured, "n", 1),
+        "low": low if known else None,
+        "high": high if known else None,
+    }
+
+
+def _a(kind: type, content: dict[str, Any], name: str, otherwise: Any) -> Any:
+    """A field that is of this type, or what to take otherwise."""
+    value = content.get(name)
+    return value if isinstance(value, kind) else otherwise
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number that a float can hold."""
+    try:
+        return is_number(value) and math.isfinite(value)
+    except OverflowError:
+        return False

@@ -9,12 +9,14 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from multiprocessing import get_context
@@ -25,20 +27,25 @@ from typing import Any, TextIO
 from tqdm import tqdm
 from traitlets.config import Config
 
-from workshop_lib.errors import ResultError, RunError, WorkshopError
+from workshop_lib.errors import ResultError, RunError, WorkshopError, one_line
 from workshop_lib.kernel_client import Nursery, NurseryManager, WakefulClient
+from workshop_lib.load.interrupts import one_interrupt
 from workshop_lib.notebook_format import nbformat
 from workshop_lib.orphans import end_with
 from workshop_lib.results import read_result, ready_folder, write_json
 from workshop_lib.settings import CHECKOUT, near
 
 NOTEBOOKS = CHECKOUT / "notebooks"
+ORIGINAL = re.compile(r"\d\d_\w+")
 RESULTS = CHECKOUT / "results"
 _terminal: TextIO | None = None
 _scratch = ""
 _shared_turns: Turns | None = None
 CELL_LIMIT_S = 600
 KERNEL_START_S = 90
+LONGEST_PLACE = 70
+"""Bytes in the name of the folder for temporary files, for kernels' sockets to be made in it: the
+name of a Unix socket has 103 at most on macOS, 107 on Linux."""
 SIZES = ("quick", "full")
 LONGEST = ("11", "06", "09", "05", "10", "08", "07", "04", "00")
 """The notebooks that take longest at quick size. Where several run at a time these begin first: one
@@ -59,6 +66,7 @@ class Notebook:
         ranges: smallest and largest value, for the parameters whose comment says so; for a list,
             of each of its values.
         several: the lists whose comment asks for two different values or more.
+        broken: why its file is not a notebook; empty if it is one.
 
     """
 
@@ -69,6 +77,7 @@ class Notebook:
     quick: dict[str, Any]
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     several: frozenset[str] = frozenset()
+    broken: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +146,16 @@ def find_notebooks(folder: Path = NOTEBOOKS) -> list[Notebook]:
 def choose(names: Iterable[str], found: list[Notebook]) -> list[Notebook]:
     """The notebooks that these names mean: a number ("02"), a name, or a file's path.
 
+    Copies, such as JupyterLab's 02_cache_a_query-Copy1, are meant by their whole name only.
+
     Raises:
         RunError: a name means none of them; the text lists those that exist.
 
     """
     names = list(names)
+    originals = [n for n in found if ORIGINAL.fullmatch(n.name)]
     if not names:
-        return found
+        return originals
     chosen = []
     for name in names:
         wanted = Path(name).name.removesuffix(".ipynb")
@@ -151,7 +163,7 @@ def choose(names: Iterable[str], found: list[Notebook]) -> list[Notebook]:
         match = [
             n
             for n in found
-            if n.name == wanted or (number is not None and n.name.startswith(number))
+            if n.name == wanted or (number and n in originals and n.name.startswith(number))
         ]
         if not match:
             known = "\n  ".join(n.name for n in found)
@@ -244,7 +256,7 @@ def run(
             size,
             {**(notebook.quick if size == "quick" else {}), **given[notebook.name]},
             folder,
-            f"{stamp}_{notebook.name[:2]}",
+            f"{stamp}_{notebook.name[:2]}_{number}",
             at_once,
         )
         for number, notebook in enumerate(_in_turn(chosen, at_once))
@@ -253,39 +265,70 @@ def run(
     together = f", {at_once} at a time" if at_once > 1 else ""
     say(f"{count}, {size} size{together}, into {near(folder)}")
     outcomes: dict[str, Outcome] = {}
-    # spawn: a forked child would share the parent's sockets and locks.
-    context = get_context("spawn")
-    # One more: while it waits for its turn it has a kernel ready, or ends and clears up the last.
-    processes = min(at_once + 1, len(jobs))
     log = folder / "kernels.log"
-    turns = Turns(len(jobs), at_once, context)
-    with _kernels(log, context) as nursery:
-        pool = ProcessPoolExecutor(
-            processes, context, initializer=_prepare_worker, initargs=(log, turns, nursery)
-        )
-        try:
-            for _ in range(processes):
-                pool.submit(_import_papermill)
-            prepare()
-            # One bar over its cells, or, where several would write over each other, over notebooks.
-            futures = {pool.submit(_execute, job, progress and at_once == 1): job for job in jobs}
-            with tqdm(
-                total=len(jobs), unit="notebook", leave=False, disable=not progress or at_once == 1
-            ) as bar:
-                for done in as_completed(futures):
-                    outcome = _outcome(done, futures[done])
-                    outcomes[outcome.name] = outcome
-                    with bar.external_write_mode():
-                        say(describe(outcome))
-                    bar.update()
-                    finished(folder / f"{outcome.name}.ipynb")
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    # One bar over its cells, or, where several would write over each other, over notebooks.
+    with (
+        closing(_run_jobs(jobs, log, prepare, progress=progress and at_once == 1)) as ended,
+        tqdm(
+            total=len(jobs), unit="notebook", leave=False, disable=not progress or at_once == 1
+        ) as bar,
+    ):
+        for outcome in ended:
+            outcomes[outcome.name] = outcome
+            with bar.external_write_mode():
+                say(describe(outcome))
+            bar.update()
+            finished(folder / f"{outcome.name}.ipynb")
     _drop_if_empty(log)
     ordered = [outcomes[notebook.name] for notebook in chosen]
     if folder.parent == RESULTS:
         _point_latest_to(folder)
     return ordered, folder
+
+
+def _run_jobs(
+    jobs: list[Job], log: Path, prepare: Callable[[], object], *, progress: bool
+) -> Generator[Outcome, None, None]:
+    """Run the notebooks in processes; their outcomes as they end.
+
+    A worker that is killed takes its pool along: what had not begun goes on in another one.
+    """
+    at_once = jobs[0].at_once if jobs else 0
+    # spawn: a forked child would share the parent's sockets and locks.
+    context = get_context("spawn")
+    # One more: while it waits for its turn it has a kernel ready, or ends and clears up the last.
+    processes = min(at_once + 1, len(jobs))
+    with _scratch_folder() as scratch:
+        while jobs:
+            lost = []
+            turns = Turns([job.number for job in jobs], at_once, context)
+            # Also new kernels: a killed worker may have held the lock of the old ones.
+            with _kernels(log, context) as nursery:
+                pool = ProcessPoolExecutor(
+                    processes,
+                    context,
+                    initializer=_prepare_worker,
+                    initargs=(log, turns, nursery, scratch),
+                )
+                try:
+                    for _ in range(processes):
+                        pool.submit(_import_papermill)
+                    prepare()
+                    futures = {pool.submit(_execute, job, progress): job for job in jobs}
+                    for done in as_completed(futures):
+                        job, error = futures[done], done.exception()
+                        if isinstance(error, BrokenProcessPool) and turns.waits(job.number):
+                            lost.append(job)
+                        else:
+                            yield _outcome(done, job)
+                except (KeyboardInterrupt, GeneratorExit):
+                    turns.interrupt()  # the signal may have been for this process alone
+                    raise
+                finally:
+                    pool.shutdown(wait=True, cancel_futures=True)
+            if len(lost) == len(jobs):
+                raise RunError(f"The processes that run notebooks end at once; see {near(log)}.")
+            jobs, prepare = lost, lambda: None
 
 
 def _in_turn(chosen: list[Notebook], at_once: int) -> list[Notebook]:
@@ -324,6 +367,18 @@ def describe(outcome: Outcome) -> str:
 
 
 def _read(path: Path) -> Notebook:
+    try:
+        return _parsed(path)
+    except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others can run
+        said = one_line(error)[:200]
+        why = (
+            f"{near(path)} is not a notebook that can be read: {said} If a merge left its marks in "
+            f"it, resolve the conflict; `git checkout {near(path)}` has the committed one back."
+        )
+        return Notebook(path, path.stem, path.stem, {}, {}, broken=why)
+
+
+def _parsed(path: Path) -> Notebook:
     content = nbformat.read(path, as_version=4)
     title, parameters, ranges, several = path.stem, {}, {}, frozenset[str]()
     for cell in content.cells:
@@ -337,11 +392,13 @@ def _read(path: Path) -> Notebook:
 
 
 def _literals(source: str) -> dict[str, Any]:
-    """The names and values assigned in a parameters cell, where every value is a literal."""
+    """The names of a parameters cell that are assigned a literal, and their values."""
     found = {}
-    for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            found[statement.targets[0].id] = ast.literal_eval(statement.value)
+    with suppress(SyntaxError):  # the notebook will say so when it runs
+        for statement in ast.parse(source).body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                with suppress(ValueError):
+                    found[statement.targets[0].id] = ast.literal_eval(statement.value)
     return found
 
 
@@ -422,7 +479,7 @@ def new_folder(out: Path | None) -> Path:
 
     """
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    folder = out or RESULTS / f"{stamp}-{secrets.token_hex(2)}"
+    folder = out or RESULTS / f"{stamp}-{secrets.token_hex(4)}"
     try:
         return ready_folder(folder)
     except ResultError as error:
@@ -430,10 +487,16 @@ def new_folder(out: Path | None) -> Path:
 
 
 def _point_latest_to(folder: Path) -> None:
-    """Swing `results/latest` to this run in one step; of two runs at once the later one wins."""
+    """Swing `results/latest` to this run in one step; of two runs at once the later one wins.
+
+    What is there and no link stays: it is not the workshop's.
+    """
+    latest = RESULTS / "latest"
+    if latest.exists() and not latest.is_symlink():
+        return
     draft = RESULTS / f".latest-{secrets.token_hex(4)}"
     draft.symlink_to(folder.name, target_is_directory=True)
-    draft.replace(RESULTS / "latest")
+    draft.replace(latest)
 
 
 class Turns:
@@ -445,10 +508,29 @@ class Turns:
 
     WAITING, RUNNING, DONE = range(3)
 
-    def __init__(self, jobs: int, at_once: int, context: SpawnContext) -> None:
+    def __init__(self, waiting: Iterable[int], at_once: int, context: SpawnContext) -> None:
+        numbers = list(waiting)
         self._at_once = at_once
-        self._states = context.Array("b", jobs, lock=False)
+        self._states = context.Array("b", [self.DONE] * (max(numbers) + 1), lock=False)
+        self._workers = context.Array("q", max(numbers) + 1, lock=False)
         self._changed = context.Condition()
+        for number in numbers:
+            self._states[number] = self.WAITING
+
+    def enter(self, number: int) -> None:
+        """Note which process has the notebook with this number."""
+        self._workers[number] = os.getpid()
+
+    def interrupt(self) -> None:
+        """Interrupt the processes whose notebooks have not run all their cells."""
+        for pid, state in zip(self._workers, self._states, strict=True):
+            if pid and state != self.DONE:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
+
+    def waits(self, number: int) -> bool:
+        """Whether the notebook with this number has not begun."""
+        return bool(self._states[number] == self.WAITING)
 
     def begin(self, number: int) -> None:
         """Wait for the turn of the notebook with this number."""
@@ -508,13 +590,14 @@ def _turns() -> Turns:
     return _shared_turns
 
 
-def _prepare_worker(log: Path, turns: Turns, nursery: Nursery | None) -> None:
+def _prepare_worker(log: Path, turns: Turns, nursery: Nursery | None, scratch: str) -> None:
     """Die with the command that started this worker; keep the kernels' chatter off the terminal.
 
     A kernel ends when its worker does. What kernels write to standard error goes into a log beside
     the results; the progress bar keeps the terminal.
     """
-    global _terminal, _shared_turns  # noqa: PLW0603 -- one worker process, one terminal
+    global _terminal, _shared_turns, _scratch  # noqa: PLW0603 -- one worker, one terminal
+    _scratch = scratch
     _shared_turns = turns
     NurseryManager.nursery = nursery
     _terminal = os.fdopen(os.dup(2), "w")
@@ -552,8 +635,12 @@ def _execute(job: Job, progress: bool) -> Outcome:
     result_file = job.out / f"{job.notebook.name}.json"
     result_file.unlink(missing_ok=True)
     turn, error = _Turn(job, progress), None
-    with _kernel_environment(job, result_file) as scratch:
+    _turns().enter(job.number)
+    # A second Ctrl-C would interrupt what the first one has begun to clear up.
+    with one_interrupt(), _kernel_environment(job, result_file) as scratch:
         try:
+            if job.notebook.broken:
+                raise RunError(job.notebook.broken)
             papermill.execute_notebook(
                 str(job.notebook.path),
                 str(executed),
@@ -582,6 +669,8 @@ def _execute(job: Job, progress: bool) -> Outcome:
             )
         except papermill.PapermillExecutionError as stopped:
             error = _cell_error(stopped, executed)
+        except RunError as stopped:
+            error = CellError(0, "", str(stopped), "")
         except Exception as stopped:  # noqa: BLE001 -- a dead kernel, a full disk: report it
             error = CellError(0, "", f"{type(stopped).__name__}: {stopped}", "")
         finally:  # after a Ctrl-C as well
@@ -604,8 +693,7 @@ def _execute(job: Job, progress: bool) -> Outcome:
 @contextmanager
 def _kernel_environment(job: Job, result_file: Path) -> Iterator[str]:
     """What a kernel inherits: its own namespace, no personal start-up files, no leftovers."""
-    global _scratch  # noqa: PLW0603 -- one notebook at a time in each worker process
-    _scratch = scratch = tempfile.mkdtemp(prefix="workshop-")
+    scratch = tempfile.mkdtemp(dir=_scratch, prefix="")
     os.environ.update(
         _kernel_settings(),
         WORKSHOP_NAMESPACE=job.namespace,
@@ -617,11 +705,24 @@ def _kernel_environment(job: Job, result_file: Path) -> Iterator[str]:
     try:
         yield scratch
     finally:
-        _drop_scratch()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[str]:
+    """A folder for what kernels need while they run; of a worker that was killed, too."""
+    place = tempfile.gettempdir()
+    if len(os.fsencode(place)) > LONGEST_PLACE:
+        place = "/tmp"  # noqa: S108 -- a folder of its own in there
+    folder = tempfile.mkdtemp(prefix="workshop-", dir=place)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _drop_scratch() -> None:
-    """Delete the kernel's folder, also when the command was killed."""
+    """Delete the folder of a command that was killed."""
     if _scratch:
         shutil.rmtree(_scratch, ignore_errors=True)
 
@@ -632,9 +733,13 @@ def _kernel_settings() -> dict[str, str]:
 
     return {
         "TQDM_DISABLE": "1",
+        # The environment's own kernel, not one of the same name elsewhere.
+        "JUPYTER_PATH": "",
         "JUPYTER_PREFER_ENV_PATH": "1",
-        # matplotlib's font list takes seconds to build: it is kept from run to run.
+        # matplotlib's font list takes seconds to build: it is kept from run to run, here; there is
+        # no personal configuration in there.
         "MPLCONFIGDIR": str(cache_folder("matplotlib")),
+        "MATPLOTLIBRC": "",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
@@ -693,7 +798,12 @@ def _outcome(done: Future[Outcome], job: Job) -> Outcome:
     except Exception as error:  # noqa: BLE001 -- e.g. BrokenProcessPool
         said = f"{type(error).__name__}: {error}"
         outcome = Outcome(
-            job.notebook.name, job.notebook.title, False, 0.0, CellError(0, "", said, "")
+            job.notebook.name,
+            job.notebook.title,
+            False,
+            0.0,
+            CellError(0, "", said, ""),
+            left_behind=_clear_up(job),
         )
         _write_result(outcome, job, job.out / f"{job.notebook.name}.json")
         return outcome

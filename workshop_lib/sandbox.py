@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import redis
 
-from workshop_lib import dataset
+from workshop_lib import dataset, forks
 from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
@@ -50,6 +50,7 @@ class Sandbox:
         self.cache_arguments = [{**e.arguments, **timeouts} for e in self._engines.caches]
         self.valkeys = tuple(redis.Redis(**arguments) for arguments in self.cache_arguments)
         self.valkey = self.valkeys[0]
+        forks.tell_child(self)
         self._database = None
         if self._engines.database is not None:
             self._database = Database(
@@ -141,6 +142,11 @@ class Sandbox:
     def thaw_cache(self) -> None:
         """Let a halted cache go on."""
         self._engines.thaw("valkey")
+
+    def _after_fork(self) -> None:
+        """In a forked process: connect anew. The engines stay the parent's, and end with it."""
+        for valkey in self.valkeys:
+            forks.renew_cache_client(valkey)
 
     def close(self) -> None:
         """End the engines and delete what they wrote. Doing it twice is harmless."""

@@ -6,25 +6,35 @@ import re
 from collections.abc import Iterator
 
 _NAME = r"[A-Za-z_\x80-\U0010ffff]"
+_TAG = r"(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*+)?"
 _NAME_GOES_ON = r"[A-Za-z0-9_$\x80-\U0010ffff]"
+_PLAIN = r"'(?:[^']|'')*+(?:'|\Z)"
 _ESCAPED = r"'(?:[^'\\]|\\.|'')*+(?:'|\Z)"
 # A text goes on in the next line: 'a'⏎'b' is 'ab'. What E means holds for all of it.
 _NEXT_LINE = r"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:[ \t\f\v\n\r]|--[^\n\r]*+[\n\r])*+"
-_TOKEN = re.compile(
-    rf"""
-      (?P<space> [ \t\n\r\f\v]+ | --[^\n\r]* )
-    | (?P<comment> /\* )
-    | (?P<end> ; )
-    | [eE] {_ESCAPED} (?: {_NEXT_LINE} {_ESCAPED} )*+
-    | (?P<text> ' (?:[^']|'')*+ (?:'|\Z) )
-    | " (?:[^"]|"")*+ (?:"|\Z)
-    | \$ (?P<tag> (?: {_NAME} [A-Za-z0-9_\x80-\U0010ffff]* )? ) \$ .*? (?: \$ (?P=tag) \$ | \Z )
-    | (?P<word> {_NAME} {_NAME_GOES_ON}*+ )
-    | .
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_BACKSLASHES = re.compile(_ESCAPED, re.DOTALL)
+_BETWEEN = re.compile(r"(?:[ \t\n\r\f\v;]|--[^\n\r]*+)*+")
+_WORD = re.compile(rf"{_NAME}{_NAME_GOES_ON}*+")
+
+
+def _up_to_end(text: str) -> re.Pattern[str]:
+    """What a statement goes on with, up to a semicolon or a comment that may hold others."""
+    return re.compile(
+        rf"""(?:
+          [^;'"$eE\-/A-Za-z_\x80-\U0010ffff]++
+        | [eE] {_ESCAPED} (?: {_NEXT_LINE} {_ESCAPED} )*+
+        | {text}
+        | {_NAME} {_NAME_GOES_ON}*+
+        | " (?:[^"]|"")*+ (?:"|\Z)
+        | \$ (?P<tag> {_TAG} ) \$ .*? (?: \$ (?P=tag) \$ | \Z )
+        | --[^\n\r]*+
+        | (?! /\* ) [^;]
+        )*+""",
+        re.VERBOSE | re.DOTALL,
+    )
+
+
+_REST = _up_to_end(_PLAIN)
+_REST_WITH_BACKSLASHES = _up_to_end(_ESCAPED)
 _COMMENT_ENDS = re.compile(r"/\*|\*/")
 _END = " \t\n\r\f\v;"
 MAY_END_TRANSACTIONS = {"do", "call"}
@@ -64,20 +74,23 @@ def first_words(text: str, *, backslashes: bool = False) -> Iterator[str]:
         backslashes: whether they escape in every text, as with standard_conforming_strings off.
 
     """
-    at, between = 0, True
-    while found := _TOKEN.match(text, at):
-        at = found.end()
-        kind = found.lastgroup
-        if kind == "comment":
-            at = _after_comment(text, at)
-        elif kind == "end":
-            between = True
-        elif kind != "space":
-            if kind == "text" and backslashes:
-                at = _BACKSLASHES.match(text, found.start()).end()  # type: ignore[union-attr]
-            if between:
-                yield (found["word"] or "").lower()
-                between = False
+    rest = _REST_WITH_BACKSLASHES if backslashes else _REST
+    at = _skip(_BETWEEN, text, 0)
+    while at < len(text):
+        found = _WORD.match(text, at)
+        # What looks like a word may be the E or U& before a text.
+        is_word = found and text[found.end() : found.end() + 1] not in {"'", "&"}
+        yield found[0].lower() if found and is_word else ""
+        at = _skip(_BETWEEN, text, _skip(rest, text, at))
+
+
+def _skip(what: re.Pattern[str], text: str, at: int) -> int:
+    """Where this ends, and the comments among it."""
+    while True:
+        at = what.match(text, at).end()  # type: ignore[union-attr]  # it matches emptiness
+        if not text.startswith("/*", at):
+            return at
+        at = _after_comment(text, at + 2)
 
 
 def _after_comment(text: str, at: int) -> int:

@@ -20,7 +20,7 @@ import psycopg2
 import redis
 from botocore.exceptions import BotoCoreError, ClientError
 
-from workshop_lib import dataset
+from workshop_lib import dataset, forks
 from workshop_lib.cache.keys import match_all
 from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
@@ -56,6 +56,7 @@ from workshop_lib.services.dial import Dial
 from workshop_lib.services.explain import code_of, explain, sentence
 from workshop_lib.services.functions import LambdaClients
 from workshop_lib.services.state import state_folder
+from workshop_lib.services.surroundings import plain_session, session_for
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
 
 STAND_IN_SIGNING = {
@@ -114,6 +115,15 @@ class Workshop:
         self._result_file = self.settings.workshop_result_file or (
             CHECKOUT / "results" / "interactive" / f"{notebook}.json"
         )
+        self._pid = os.getpid()
+        forks.tell_child(self)
+
+    def _after_fork(self) -> None:
+        """In a forked process: have all clients connect anew."""
+        forks.renew_cache_client(self.valkey)
+        for client in ("s3", "sqs", "cloudwatch"):
+            if client in vars(self):
+                vars(self)[client].close()  # its connections; it opens new ones
 
     @property
     def object_prefix(self) -> str:
@@ -149,7 +159,9 @@ class Workshop:
         Elsewhere with stand-in credentials: what it signs has the form of a token and opens
         nothing on AWS.
         """
-        return boto3.client("dsql", **(self.endpoints.database.signing or STAND_IN_SIGNING))
+        signing = self.endpoints.database.signing
+        session = boto3.Session() if signing else plain_session()
+        return session.client("dsql", **(signing or STAND_IN_SIGNING))
 
     def load_workers(
         self,
@@ -268,8 +280,17 @@ class Workshop:
         return dataset.load_table(self.database, name, sizes)
 
     def load_objects(self, sizes: Sizes | None = None) -> Loaded:
-        """Bring the workshop's objects in the bucket to exactly these; again changes nothing."""
-        return dataset.load_objects(self.s3, self.bucket, self.object_prefix, sizes)
+        """Bring the workshop's objects in the bucket to exactly these; again changes nothing.
+
+        Raises:
+            DataError: a size is out of range, or another load has not finished for minutes.
+            ServiceUnreachableError: the store did not answer, or refused us.
+
+        """
+        try:
+            return dataset.load_objects(self.s3, self.bucket, self.object_prefix, sizes)
+        except (ClientError, BotoCoreError) as error:
+            raise store_error(error, self.objects.endpoint) from None
 
     def sandbox(
         self, *, database: bool = True, caches: int = 1, cache_timeout_s: float = 1.0
@@ -406,7 +427,15 @@ class Workshop:
             n: how many samples stand behind it.
             interval: its ends, in the same unit.
 
+        Raises:
+            WorkshopError: this process was forked since the workshop was opened.
+
         """
+        if self._pid != os.getpid():
+            raise WorkshopError(
+                "This process was forked since the workshop was opened: its figures would replace "
+                "the parent's. Return them to the parent, and record them there."
+            )
         low, high = interval or (None, None)
         self.result.record(name, Measurement(value, unit, n, low, high))
         try:
@@ -598,6 +627,10 @@ def open_workshop(
     Calling it again with the same notebook name closes the first workshop and starts its results
     afresh.
 
+    In a process that was forked since, the workshop's clients connect anew. What is the parent's
+    alone refuses there: connections borrowed or opened before, worker processes, distances and
+    results. The parent notices nothing of the child, nor of its end.
+
     Args:
         notebook: the name under which results are kept.
         needs: tables that have to be there and filled; "objects" for the objects in the bucket.
@@ -612,7 +645,7 @@ def open_workshop(
     loaded = load_settings(**settings)
     if notebook in _open:
         _open.pop(notebook).close()
-    workshop = Workshop(loaded, resolve(loaded.values), notebook)
+    workshop = _open_with(loaded, notebook)
     try:
         workshop._greet()
         for name in needs:
@@ -627,6 +660,15 @@ def open_workshop(
     return workshop
 
 
+def _open_with(loaded: LoadedSettings, notebook: str) -> Workshop:
+    endpoints = resolve(loaded.values)
+    try:
+        return Workshop(loaded, endpoints, notebook)
+    except BaseException:
+        endpoints.release()  # else the engines would be held until this process ends
+        raise
+
+
 def abandoned_namespaces() -> list[str]:
     """The namespaces of runs that were killed; none while another process may still run one.
 
@@ -634,7 +676,7 @@ def abandoned_namespaces() -> list[str]:
         WorkshopError: a service does not answer.
 
     """
-    loaded = load_settings()
+    loaded = load_settings(workshop_linger_seconds=0.0)
     folder = state_folder(loaded.values.workshop_state_dir)
     endpoints = resolve(loaded.values)
     database = Database(endpoints.database, pool_min=1)
@@ -660,8 +702,8 @@ def wipe_namespace(namespace: str) -> dict[str, int]:
         WorkshopError: a service does not answer.
 
     """
-    loaded = load_settings(workshop_namespace=namespace)
-    workshop = Workshop(loaded, resolve(loaded.values), "wipe")
+    loaded = load_settings(workshop_namespace=namespace, workshop_linger_seconds=0.0)
+    workshop = _open_with(loaded, "wipe")
     try:
         workshop._greet()  # nothing may have been made yet, not even the bucket
         return workshop.wipe(of_others=True)
@@ -694,14 +736,12 @@ def greet_cache(valkey: redis.Redis, endpoint: CacheEndpoint) -> str:
 def store_client(endpoint: StoreEndpoint) -> Any:
     """A boto3 S3 client for the endpoint.
 
-    A session of its own, because boto3's shared one remembers the first credentials it met.
-
     Raises:
         ServiceUnreachableError: the configuration of AWS does not allow for one.
 
     """
     try:
-        return boto3.Session().client("s3", **endpoint.arguments)
+        return session_for(endpoint).client("s3", **endpoint.arguments)
     except BotoCoreError as error:
         raise store_error(error, endpoint) from None
 

@@ -25,7 +25,7 @@ def source(ws):
     """A source whose database answers at once, always the same."""
 
     def make(rows):
-        database = SimpleNamespace(identity="at hand", query=lambda *_: rows)
+        database = SimpleNamespace(identity="at hand", query=lambda *_, **__: rows)
         return SimpleNamespace(database=database, valkey=ws.valkey, namespace=ws.namespace)
 
     return make

@@ -99,7 +99,7 @@ def lab(checkout) -> Iterator[Lab]:
         files = own / "runtime"
         assert wait_until(lambda: list(files.glob("jpserver-*.json")), START_S)
         (file,) = files.glob("jpserver-*.json")
-        assert wait_until(lambda: file.read_text().rstrip().endswith("}"), 5)
+        assert wait_until(lambda: file.read_text().rstrip().endswith("}"), START_S)
         server = json.loads(file.read_text())
         yield Lab(server["url"], server["token"], checkout)
         keeper = folder.keeper()

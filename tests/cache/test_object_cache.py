@@ -173,9 +173,9 @@ def test_a_missing_object_of_the_real_store_is_none_and_not_an_error(ws):
 
 
 def test_beyond_its_ttl_an_unchanged_object_is_renewed_and_no_body_travels(source, memory):
-    cache = ObjectCache(source, ttl=0.02, keep_seconds=60)
+    cache = ObjectCache(source, ttl=0.5, keep_seconds=60)
     cache.get("a")
-    time.sleep(0.03)
+    time.sleep(0.55)
     renewed = cache.fetch("a")
     assert (renewed.source, renewed.body, renewed.cost_seconds) == ("renewed", b"first", 0.01)
     assert cache.fetch("a").source == "cache"
@@ -248,7 +248,9 @@ def test_what_is_put_comes_back_as_bytes(source, memory, body):
     assert type(memory.bodies["s"]) is bytes
 
 
-@pytest.mark.parametrize("body", ["text", None, 3, [1], io.BytesIO(b"text")], ids=repr)
+@pytest.mark.parametrize(
+    "body", ["text", None, 3, [1], io.BytesIO(b"text")], ids=lambda body: type(body).__name__
+)
 def test_what_is_not_bytes_is_refused_before_anything_is_written(ws, source, memory, body):
     with pytest.raises(TypeError, match=r"is no body of an object.*Turn it into bytes"):
         ObjectCache(source).put("s", body)
@@ -377,7 +379,7 @@ def test_a_store_that_cannot_be_used_is_a_clear_error_and_quickly(ws, arguments,
     started = time.monotonic()
     with pytest.raises(ServiceUnreachableError, match=says) as caught:
         store.get("thing") if what == "get" else store.put("thing", b"")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # botocore's own limit is a minute
     secret = ws.endpoints.store.arguments["aws_secret_access_key"]
     assert secret not in str(caught.value)
 
@@ -388,17 +390,17 @@ def test_a_store_that_says_nothing_is_given_up_after_its_time_limit(ws):
         started = time.monotonic()
         with pytest.raises(ServiceUnreachableError, match=r"No answer.*[Rr]ead timeout"):
             store.get("thing")
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30  # botocore's own limit is a minute
 
 
 def test_while_the_store_is_away_what_is_kept_is_answered_and_then_stale_if_asked_for(
     source, memory
 ):
-    cache = ObjectCache(source, ttl=0.05, stale_if_error=60)
+    cache = ObjectCache(source, ttl=0.5, stale_if_error=60)
     cache.get("a")
     memory.error = ServiceUnreachableError("away")
     assert cache.fetch("a").source == "cache"
-    time.sleep(0.06)
+    time.sleep(0.55)
     answer = cache.fetch("a")
     assert (answer.source, answer.body) == ("stale", b"first")
     with pytest.raises(ServiceUnreachableError, match="away"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.loaders import JSONFileLoader
 from moto import mock_aws
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2.models import ec2_backends
+from moto.ec2.models.amis import Ami
 
 from workshop_lib.aws.console import Console
 from workshop_lib.load.package import RUNNING
@@ -100,30 +99,21 @@ class Cloud:
         return {kind: len(found) for kind, found in asked.items()}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def models_are_read_once():
-    """Keep what botocore reads of a service; each of its sessions would read megabytes anew."""
-    with pytest.MonkeyPatch.context() as patch:
-        read = functools.cache(JSONFileLoader().load_file)
-        patch.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
-        yield
-
-
 @pytest.fixture
 def cloud(monkeypatch):
     for name, value in {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": HERE,
+        "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",  # thousands, for each test anew
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(ServerlessCache, "existing", {})
     with mock_aws():
         teach(monkeypatch)
         for region in (HERE, THERE):
-            images = ec2_backends[DEFAULT_ACCOUNT_ID][region].amis
-            image = next(iter(images.values()))
-            monkeypatch.setitem(images, IMAGE, image)
+            ec2 = ec2_backends[DEFAULT_ACCOUNT_ID][region]
+            monkeypatch.setitem(ec2.amis, IMAGE, Ami(ec2, IMAGE))
         yield Cloud()
 
 

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import boto3
@@ -722,24 +721,15 @@ def test_a_database_without_its_workshop_is_not_forgotten(account, talk):
         (["link", "--regions", f"{HERE},{THERE}", "--witness", WITNESS], "nothing here to sign"),
     ],
 )
-def test_from_the_shell_without_an_account_each_ends_in_seconds_with_one_message(
-    words, said, tmp_path
-):
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "PYTHONPATH": str(CHECKOUT),
-    }
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "workshop_lib", "aws", *words],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert done.returncode == 1
+def test_without_an_account_each_ends_with_one_message(clean_environment, tmp_path, words, said):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        clean_environment.delenv(name)
+    clean_environment.setenv("HOME", str(tmp_path))
+    clean_environment.setattr(boto3, "DEFAULT_SESSION", None)
+    done = CliRunner().invoke(main, ["aws", *words])
+    assert done.exit_code == 1
     assert re.search(f"^Error: .*{said}", done.stderr, re.MULTILINE)
-    assert "Traceback" not in done.stdout + done.stderr
-    assert time.monotonic() - started < 20
+    assert isinstance(done.exception, SystemExit)
 
 
 def test_status_as_json_is_json_and_nothing_else(account):

@@ -1,10 +1,13 @@
 """What is there after a load depends on seed and sizes alone, whatever happened before."""
 
+import contextlib
 import csv
 import secrets
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
 
@@ -55,7 +58,7 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(database_room, "MAX_ROWS_PER_TRANSACTION", 40)
 
 
-@contextmanager
+@contextlib.contextmanager
 def interrupted_at(database: Database, number: int) -> Iterator[None]:
     """Interrupt the load inside the block before its transaction of this number, from 1."""
     original, made = database.run_transaction, []
@@ -413,6 +416,45 @@ def test_a_wrong_body_is_put_right_and_a_surplus_object_removed(store, prefix):
     store.put(f"{prefix}of a learner.txt", b"surplus")
     assert store.load(objects=3) == (3, 1, 1)
     assert store.content() == dict(generators.objects(3, 42))
+
+
+def test_loaders_that_start_at_once_put_each_object_once(store, prefix, shared):
+    loaders = 8
+    for number in range(3):
+        start = threading.Barrier(loaders)
+
+        def load(_, within=f"{prefix}round {number}/", start=start):
+            start.wait()
+            return load_objects(shared.s3, shared.bucket, within, Sizes(objects=100))
+
+        with ThreadPoolExecutor(loaders) as pool:
+            done = list(pool.map(load, range(loaders)))
+        assert sorted(one.new for one in done) == [0] * (loaders - 1) + [100]
+        assert {(one.rows, one.removed) for one in done} == {(100, 0)}
+    assert len(store.content()) == 300
+
+
+def test_loaders_in_several_processes_take_turns_as_well(store, prefix, shared):
+    program = (
+        "import sys; from workshop_lib import dataset, open_workshop; "
+        "ws = open_workshop('tests'); print('open', flush=True); input(); "
+        "done = dataset.load_objects(ws.s3, ws.bucket, sys.argv[1], dataset.Sizes(objects=100)); "
+        "print(done.new); ws.close()"
+    )
+    words = [sys.executable, "-c", program, prefix]
+    with contextlib.ExitStack() as stack:
+        loaders = [
+            stack.enter_context(
+                subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            for _ in range(3)
+        ]
+        assert [loader.stdout.readline() for loader in loaders] == ["open\n"] * 3
+        for loader in loaders:
+            print(file=loader.stdin, flush=True)
+        said = [loader.communicate(timeout=120)[0] for loader in loaders]
+    assert sorted(int(text.split()[-1]) for text in said) == [0, 0, 100]
+    assert len(store.content()) == 100
 
 
 def test_objects_outside_the_prefix_are_left_alone(store, prefix):

@@ -106,6 +106,43 @@ def test_who_is_no_superuser_is_told_so(workshop):
     assert "Sign in as that server's superuser" in done.output
 
 
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "CREATE SCHEMA sys AUTHORIZATION admin",
+        "CREATE SCHEMA dsql_rules AUTHORIZATION admin",
+        "CREATE SCHEMA sys; CREATE TABLE sys.jobs (id INT); ALTER TABLE sys.jobs OWNER TO admin",
+        """CREATE SCHEMA dsql_rules;
+           CREATE FUNCTION dsql_rules.active() RETURNS boolean LANGUAGE sql RETURN true;
+           ALTER FUNCTION dsql_rules.active() OWNER TO admin""",
+    ],
+)
+def test_schemas_that_another_role_owns_are_refused_and_left_alone(workshop, cursor, planted):
+    assert workshop("rules", "remove").exit_code == 0
+    cursor.execute("DROP SCHEMA IF EXISTS sys CASCADE")
+    cursor.execute(planted)
+    name = "sys" if "sys" in planted else "dsql_rules"
+    cursor.execute(OURS)
+    before = cursor.fetchall()
+    done = workshop("rules", "install")
+    cursor.execute(OURS)
+    assert cursor.fetchall() == before
+    cursor.execute(f"DROP SCHEMA {name} CASCADE")
+    assert done.exit_code == 1
+    assert f"The schema {name} belongs to the role admin" in done.output
+    assert workshop("rules", "install").exit_code == 0
+
+
+def test_what_others_keep_in_sys_stays_when_the_rules_go(workshop, cursor):
+    assert workshop("rules", "install").exit_code == 0
+    cursor.execute("CREATE VIEW mine_of_jobs AS SELECT * FROM sys.jobs")
+    cursor.execute("CREATE TABLE sys.theirs (id INT)")
+    assert workshop("rules", "remove").exit_code == 0
+    cursor.execute("SELECT to_regclass('sys.theirs') IS NOT NULL, to_regclass('sys.jobs') IS NULL")
+    assert cursor.fetchone() == (True, True)
+    cursor.execute("DROP SCHEMA sys CASCADE")
+
+
 def test_without_a_server_of_one_s_own_there_is_nothing_to_do(monkeypatch):
     monkeypatch.delenv("DATABASE_URL", raising=False)
     done = CliRunner().invoke(main, ["rules", "install"])

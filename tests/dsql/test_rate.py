@@ -63,7 +63,7 @@ def test_many_threads_get_turns_of_their_own():
 @pytest.fixture
 def narrow(ws):
     """A database that may open two connections at once, then one an hour."""
-    database = Database(ws.endpoints.database, ws.namespace, pool_min=2, pool_timeout_s=0.5)
+    database = Database(ws.endpoints.database, ws.namespace, pool_min=2, pool_timeout_s=60)
     database._rate = Rate(per_second=1 / 3600, burst=2)
     yield database
     database.close()
@@ -73,11 +73,9 @@ def test_too_many_new_connections_are_a_clear_error_at_once_and_open_ones_go_on(
     with narrow.connection(), narrow.connection():
         pass
     started = time.monotonic()
-    with pytest.raises(
-        PoolTimeoutError, match=r"longer than DSQL_POOL_TIMEOUT \(0\.5 s\).*100 new"
-    ):
+    with pytest.raises(PoolTimeoutError, match=r"longer than DSQL_POOL_TIMEOUT \(60 s\).*100 new"):
         narrow.connect()
-    assert time.monotonic() - started < 0.4
+    assert time.monotonic() - started < 30
     assert narrow.query("SELECT 1").rows == [(1,)]
 
 

@@ -44,6 +44,8 @@ BY_OUR_CONNECTION = {
     "LISTEN here": ("0A000", "unsupported statement: Listen"),
     "NOTIFY here": ("0A000", "unsupported statement: Notify"),
     "ALTER SYSTEM SET work_mem = '1MB'": ("0A000", "unsupported statement: AlterSystem"),
+    "ALTER ROLE admin PASSWORD 'mine'": ("0A000", "unsupported role option: PASSWORD"),
+    "alter user admin\nwith password null": ("0A000", "unsupported role option: PASSWORD"),
     "-- why not\nCREATE DATABASE other": ("0A000", "unsupported statement: Createdb"),
     "MERGE INTO numbers USING numbers m ON FALSE WHEN MATCHED THEN DELETE": (
         "0A000", "unsupported statement: Merge"),

@@ -16,7 +16,7 @@ import pytest
 from workshop_lib import Workshop
 from workshop_lib.services.state import wait_until
 
-SOON_S = 20.0
+SOON_S = 30.0
 """What is ending may take so long."""
 
 

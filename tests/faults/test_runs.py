@@ -107,3 +107,55 @@ def test_of_two_runs_at_once_one_is_interrupted_and_one_killed(ws, write, tmp_pa
     assert there_is(ws, other)
     assert runner.sweep() == 1  # as the next run does
     assert not there_is(ws, other)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("cell", ["while True: pass", "import time\ntime.sleep(600)"])
+def test_a_signal_to_the_command_alone_ends_its_run(ws, write, temporary, number, cell):
+    place = write("00_endless", cell)
+    # As the command does.
+    hear = "import signal\nsignal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+    run = subprocess.Popen(
+        [sys.executable, "-c", hear + textwrap.dedent(RUN), str(place)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    below = []
+    try:
+        mark = place / "00_endless.mark"
+        assert wait_until(lambda: mark.exists() and mark.read_text(), SOON_S)
+        below = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(number)
+        assert run.wait(SOON_S) != 0
+        assert wait_until(lambda: not any(p.is_running() for p in below), SOON_S)
+        assert not there_is(ws, mark.read_text())
+        assert not list(temporary.glob("workshop-*"))
+    finally:
+        for process in below:
+            if process.is_running():
+                process.kill()
+        run.kill()
+        run.wait()
+
+
+def test_a_killed_worker_fails_its_notebook_and_no_other_and_leaves_no_folder(
+    ws, write, temporary, tmp_path
+):
+    # Workers are the children of this process that multiprocessing has spawned.
+    kill = "import os, psutil, signal\n"
+    kill += "[os.kill(p.pid, signal.SIGKILL) for p in psutil.process_iter() "
+    kill += f"if p.ppid() == {os.getpid()} and 'spawn_main' in ' '.join(p.cmdline())]"
+    write("00_kills", kill)
+    write("01_lives", "1 + 1")
+    write("02_lives", "1 + 1")
+    outcomes, _ = runner.run(
+        notebooks=tmp_path, out=tmp_path / "out", say=lambda _: None, workers=1
+    )
+    assert [(o.name, o.ok) for o in outcomes] == [
+        ("00_kills", False),
+        ("01_lives", True),
+        ("02_lives", True),
+    ]
+    assert not list(temporary.glob("workshop-*"))
+    assert not there_is(ws, (tmp_path / "00_kills.mark").read_text())

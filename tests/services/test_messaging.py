@@ -110,7 +110,7 @@ def test_another_access_key_is_refused(mq, service, operation, key):
 
 
 def test_an_unsigned_request_is_refused(mq):
-    connection = HTTPConnection("127.0.0.1", mq.messaging.port, timeout=5)
+    connection = HTTPConnection("127.0.0.1", mq.messaging.port, timeout=30)
     for method in ("GET", "POST"):
         connection.request(
             method, "/", body=b"{}", headers={"X-Amz-Target": "AmazonSQS.ListQueues"}
@@ -361,7 +361,7 @@ def test_a_killed_emulation_comes_back_empty_at_the_same_address(home, mq):
     queue, _ = mq.open_queue("load", visibility_timeout_s=30, max_receives=3)
     victim = report(home).pid
     os.kill(victim, signal.SIGKILL)
-    assert wait_until(lambda: report(home).pid != victim and report(home).status == "up", 10)
+    assert wait_until(lambda: report(home).pid != victim and report(home).status == "up", 30)
     with pytest.raises(ClientError) as gone:
         mq.sqs.send_message(QueueUrl=queue, MessageBody="lost")
     assert "ws.open_queue(…) makes the queue again" in str(

@@ -30,7 +30,7 @@ from workshop_lib.cache.single_flight import Flight, Flights, Role
 from workshop_lib.cache.stats import CacheStats, Counters
 from workshop_lib.cache.storage import NOTHING, Found, Stamps, Storage
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.forks import call_in_child
+from workshop_lib.forks import tell_child
 from workshop_lib.simulate.expiry import should_refresh_early
 
 T = TypeVar("T")
@@ -175,9 +175,9 @@ class Mechanism:
         self._flights = Flights()
         self._breaker = Breaker()
         self._renewals = Renewals(self._renew, policy.lock_seconds / 3, policy.load_seconds)
-        call_in_child(self._begin_anew)
+        tell_child(self)
 
-    def _begin_anew(self) -> None:
+    def _after_fork(self) -> None:
         """In a forked child: the loads under way, and the locks that threads held, are not here."""
         self.counters = Counters()
         self._flights = Flights()

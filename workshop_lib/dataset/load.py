@@ -17,6 +17,7 @@ from decimal import Decimal
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 from psycopg2 import errors, sql
 from psycopg2.extensions import cursor as Cursor
 
@@ -27,11 +28,14 @@ from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
 from workshop_lib.progress import progress_bar
 from workshop_lib.rows import Row
+from workshop_lib.services.state import cache_folder
 from workshop_lib.settings import CHECKOUT
 
 DATA = CHECKOUT / "data"
 LIMITS = {"users": 100_000, "orders": 1_000_000, "transactions": 1_000_000, "objects": 10_000}
 UPLOADS_AT_ONCE = 8
+LOAD_WAIT_S = 300.0
+"""How long a load of objects waits for another one, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +146,29 @@ def ensure_table(database: Database, name: str) -> None:
 def load_objects(s3: Any, bucket: str, prefix: str, sizes: Sizes | None = None) -> Loaded:
     """Put the workshop's objects under the prefix; objects that are right already stay.
 
+    Loads of one user take turns, in whichever processes they run.
+
     Args:
         s3: a boto3 S3 client.
         bucket: the bucket's name.
         prefix: ends with a slash; only objects under it are ever touched.
         sizes: number of objects and seed.
 
+    Raises:
+        DataError: a size out of range, or another load has not finished for minutes.
+
     """
     sizes = sizes or Sizes()
     sizes.check()
     started = time.perf_counter()
     wanted = {prefix + name: body for name, body in generators.objects(sizes.objects, sizes.seed)}
+    with _one_load_at_a_time():
+        new, removed = _put_exactly(s3, bucket, prefix, wanted)
+    return Loaded("objects", len(wanted), new, removed, 0, time.perf_counter() - started)
+
+
+def _put_exactly(s3: Any, bucket: str, prefix: str, wanted: dict[str, bytes]) -> tuple[int, int]:
+    """Make the prefix hold exactly these objects. Returns how many were put and deleted."""
     present = set(list_objects(s3, bucket, prefix))
     surplus = present - wanted.keys()
 
@@ -171,7 +187,24 @@ def load_objects(s3: Any, bucket: str, prefix: str, sizes: Sizes | None = None) 
             new += uploaded
             bar.update()
         list(pool.map(lambda key: s3.delete_object(Bucket=bucket, Key=key), surplus))
-    return Loaded("objects", len(wanted), new, len(surplus), 0, time.perf_counter() - started)
+    return new, len(surplus)
+
+
+@contextlib.contextmanager
+def _one_load_at_a_time() -> Iterator[None]:
+    """Take turns with this user's other loads of objects.
+
+    Amazon S3 replaces an object in one step. A store on local disk may not: of two who write the
+    same object at once, one fails, and who reads meanwhile finds none.
+    """
+    try:
+        with FileLock(cache_folder("locks") / "objects", timeout=LOAD_WAIT_S):
+            yield
+    except Timeout:
+        raise DataError(
+            f"Another load of objects has not finished within {LOAD_WAIT_S:.0f} s. Interrupt it, "
+            "or wait for it; then load again."
+        ) from None
 
 
 def list_objects(s3: Any, bucket: str, prefix: str) -> Iterator[str]:
@@ -318,8 +351,12 @@ def _create(database: Database, statement: sql.Composable) -> None:
         database.query(statement)
 
 
-def _body(s3: Any, bucket: str, key: str) -> bytes:
-    return bytes(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+def _body(s3: Any, bucket: str, key: str) -> bytes | None:
+    """An object; None if it has been deleted since it was listed."""
+    try:
+        return bytes(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+    except s3.exceptions.NoSuchKey:
+        return None
 
 
 def _from_csv(file: str) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """What makes Aurora DSQL different from other PostgreSQL servers: its limits, rules, conflicts."""
 
-from workshop_lib.dsql.conflicts import is_conflict
+from workshop_lib.dsql.conflicts import comes_from_conflict, is_conflict
 from workshop_lib.dsql.limits import (
     CONNECTION_BURST,
     CONNECTION_LIFE_S,
@@ -26,6 +26,7 @@ __all__ = [
     "RuledCursor",
     "Step",
     "Token",
+    "comes_from_conflict",
     "find_fault",
     "install_rules",
     "is_conflict",

@@ -15,3 +15,15 @@ def is_conflict(error: BaseException) -> bool:
     False
     """
     return isinstance(error, psycopg2.Error) and error.pgcode in RETRYABLE
+
+
+def comes_from_conflict(error: BaseException) -> bool:
+    """Whether an error is a conflict, or was raised because of one (`raise … from None` is not)."""
+    known: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in known:
+        if is_conflict(cause):
+            return True
+        known.add(id(cause))
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return False

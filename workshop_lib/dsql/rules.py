@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
+from psycopg2.errors import DependentObjectsStillExist
 from psycopg2.extensions import connection as Connection
 
+from workshop_lib.errors import SettingsError
+
 RULES = Path(__file__).with_name("rules.sql")
+SAFE_PATH = "SET LOCAL search_path = pg_catalog, pg_temp;\n"
+"""Begins what a superuser runs: anybody may have put functions and operators into `public`."""
+FOREIGN = """
+SELECT DISTINCT n.nspname, r.rolname FROM pg_namespace n
+  JOIN LATERAL (SELECT n.nspowner
+                UNION SELECT proowner FROM pg_proc WHERE pronamespace = n.oid
+                UNION SELECT relowner FROM pg_class WHERE relnamespace = n.oid) o (owner) ON true
+  JOIN pg_roles r ON r.oid = o.owner AND NOT r.rolsuper
+ WHERE n.nspname IN ('dsql_rules', 'sys') LIMIT 1
+"""
 
 
 def install_rules(connection: Connection) -> None:
@@ -15,13 +29,24 @@ def install_rules(connection: Connection) -> None:
     Args:
         connection: a superuser's, in autocommit mode.
 
+    Raises:
+        SettingsError: a role that is no superuser owns one of the rules' two schemas or something
+            in it, and so decides what would run with the rights of others. Nothing was changed.
+
     """
     with connection.cursor() as cursor:
-        cursor.execute(RULES.read_text())
+        cursor.execute(SAFE_PATH + FOREIGN)
+        foreign = cursor.fetchone()
+        if foreign is not None:
+            raise SettingsError(
+                "The schema {} belongs to the role {}, or something in it does. The rules need it "
+                "for themselves: rename or drop it, then install them.".format(*foreign)
+            )
+        cursor.execute(SAFE_PATH + RULES.read_text())
 
 
 def remove_rules(connection: Connection) -> None:
-    """Take the rules away, with the triggers on all tables and what `sys` holds.
+    """Take the rules away, with the triggers on all tables and what is theirs in `sys`.
 
     Args:
         connection: a superuser's, in autocommit mode.
@@ -31,6 +56,7 @@ def remove_rules(connection: Connection) -> None:
         for name in ("dsql_rules_before", "dsql_rules_after"):
             cursor.execute(f"DROP EVENT TRIGGER IF EXISTS {name}")
         cursor.execute("DROP SCHEMA IF EXISTS dsql_rules CASCADE")
-        cursor.execute("DROP TABLE IF EXISTS sys.jobs")
-        cursor.execute("DROP PROCEDURE IF EXISTS sys.wait_for_job(text)")
-        cursor.execute("DROP SCHEMA IF EXISTS sys")
+        cursor.execute("DROP TABLE IF EXISTS sys.jobs CASCADE")
+        cursor.execute("DROP PROCEDURE IF EXISTS sys.wait_for_job(text) CASCADE")
+        with contextlib.suppress(DependentObjectsStillExist):
+            cursor.execute("DROP SCHEMA IF EXISTS sys")

@@ -2,6 +2,15 @@
 --
 -- Run by a superuser; again changes nothing. The rules hold where the setting workshop.dsql_rules is
 -- on: for a role (ALTER ROLE … SET), a database, or a session. docs/dsql-rules.md lists them all.
+--
+-- These functions run with the rights of whoever changes or defines a table, a superuser's too. So
+-- none may find a function or an operator that another role has put on the search path: a body in
+-- SQL is bound to what it names when it is created (RETURN, BEGIN ATOMIC), a body in PL/pgSQL is
+-- looked up when it runs, on the search path of its SET clause.
+
+-- First of all, so that what follows does not set off the rules of an earlier version.
+DROP EVENT TRIGGER IF EXISTS dsql_rules_before;
+DROP EVENT TRIGGER IF EXISTS dsql_rules_after;
 
 CREATE SCHEMA IF NOT EXISTS dsql_rules;
 CREATE SCHEMA IF NOT EXISTS sys;
@@ -10,28 +19,26 @@ GRANT USAGE ON SCHEMA dsql_rules, sys TO PUBLIC;
 
 -- ---------------------------------------------------------------- on, off, and what a transaction did
 
-CREATE OR REPLACE FUNCTION dsql_rules.active() RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT coalesce(current_setting('workshop.dsql_rules', true), '') = 'on'
-$$;
+CREATE OR REPLACE FUNCTION dsql_rules.active() RETURNS boolean LANGUAGE sql STABLE
+    RETURN coalesce(current_setting('workshop.dsql_rules', true), '') = 'on';
 
 -- What this transaction has done so far: a number that goes when the transaction ends, and goes back
 -- when a savepoint is rolled back.
-CREATE OR REPLACE FUNCTION dsql_rules.noted(what text) RETURNS bigint LANGUAGE sql STABLE AS $$
-    SELECT coalesce(nullif(current_setting('dsql_rules.' || what, true), ''), '0')::bigint
-$$;
+CREATE OR REPLACE FUNCTION dsql_rules.noted(what text) RETURNS bigint LANGUAGE sql STABLE
+    RETURN coalesce(nullif(current_setting('dsql_rules.' || what, true), ''), '0')::bigint;
 
-CREATE OR REPLACE FUNCTION dsql_rules.note(what text, value bigint) RETURNS void LANGUAGE sql AS $$
-    SELECT set_config('dsql_rules.' || what, value::text, true)
-$$;
+CREATE OR REPLACE FUNCTION dsql_rules.note(what text, value bigint) RETURNS void LANGUAGE sql
+BEGIN ATOMIC
+    SELECT set_config('dsql_rules.' || what, value::text, true);
+END;
 
 -- A limit that a test may lower.
 CREATE OR REPLACE FUNCTION dsql_rules.most(what text, usual bigint) RETURNS bigint
-LANGUAGE sql STABLE AS $$
-    SELECT coalesce(nullif(current_setting('workshop.most_' || what, true), '')::bigint, usual)
-$$;
+LANGUAGE sql STABLE
+    RETURN coalesce(nullif(current_setting('workshop.most_' || what, true), '')::bigint, usual);
 
 CREATE OR REPLACE FUNCTION dsql_rules.refuse(code text, message text) RETURNS text
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = code, MESSAGE = message;
 END
@@ -44,15 +51,17 @@ $$;
 CREATE UNLOGGED TABLE IF NOT EXISTS dsql_rules.doomed (code text, message text);
 GRANT INSERT ON dsql_rules.doomed TO PUBLIC;
 
-CREATE OR REPLACE FUNCTION dsql_rules.fail() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION dsql_rules.fail() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = NEW.code, MESSAGE = NEW.message;
 END
 $$;
 
-CREATE OR REPLACE FUNCTION dsql_rules.doom(code text, message text) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO dsql_rules.doomed VALUES (code, message)
-$$;
+CREATE OR REPLACE FUNCTION dsql_rules.doom(code text, message text) RETURNS void LANGUAGE sql
+BEGIN ATOMIC
+    INSERT INTO dsql_rules.doomed VALUES (code, message);
+END;
 
 DROP TRIGGER IF EXISTS at_commit ON dsql_rules.doomed;
 CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON dsql_rules.doomed
@@ -61,7 +70,8 @@ CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON dsql_rules.doomed
 
 -- ---------------------------------------------------------------- changing rows
 
-CREATE OR REPLACE FUNCTION dsql_rules.after_change() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION dsql_rules.after_change() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     row_count bigint;
     byte_count bigint;
@@ -75,10 +85,10 @@ BEGIN
             '0A000', 'ddl and dml are not supported in the same transaction');
     END IF;
     IF TG_OP = 'DELETE' THEN
-        SELECT count(*), coalesce(sum(pg_column_size(r)), 0) INTO row_count, byte_count
+        SELECT count(*), coalesce(sum(pg_column_size(r.*)), 0) INTO row_count, byte_count
           FROM old_rows r;
     ELSE
-        SELECT count(*), coalesce(sum(pg_column_size(r)), 0) INTO row_count, byte_count
+        SELECT count(*), coalesce(sum(pg_column_size(r.*)), 0) INTO row_count, byte_count
           FROM new_rows r;
     END IF;
     row_count := row_count + dsql_rules.noted('rows');
@@ -99,7 +109,8 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION dsql_rules.before_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION dsql_rules.before_truncate() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF dsql_rules.active() THEN
         PERFORM dsql_rules.refuse('0A000', 'unsupported statement: Truncate');
@@ -109,19 +120,24 @@ END
 $$;
 
 -- Triggers for each kind of change: only these see the changed rows, and only by statement.
-CREATE OR REPLACE FUNCTION dsql_rules.attach(target regclass) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION dsql_rules.attach(target regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = target AND tgname = 'dsql_rules_insert') THEN
+    IF 4 = (SELECT count(*) FROM pg_trigger WHERE tgrelid = target AND tgfoid IN (
+            'dsql_rules.after_change'::regproc, 'dsql_rules.before_truncate'::regproc)) THEN
         RETURN;
     END IF;
     PERFORM dsql_rules.note('inner', 1);
-    EXECUTE format('CREATE TRIGGER dsql_rules_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS '
-        'new_rows FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.after_change()', target);
-    EXECUTE format('CREATE TRIGGER dsql_rules_update AFTER UPDATE ON %s REFERENCING NEW TABLE AS '
-        'new_rows FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.after_change()', target);
-    EXECUTE format('CREATE TRIGGER dsql_rules_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS '
-        'old_rows FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.after_change()', target);
-    EXECUTE format('CREATE TRIGGER dsql_rules_truncate BEFORE TRUNCATE ON %s '
+    EXECUTE format('CREATE OR REPLACE TRIGGER dsql_rules_insert AFTER INSERT ON %s '
+        'REFERENCING NEW TABLE AS new_rows '
+        'FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.after_change()', target);
+    EXECUTE format('CREATE OR REPLACE TRIGGER dsql_rules_update AFTER UPDATE ON %s '
+        'REFERENCING NEW TABLE AS new_rows '
+        'FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.after_change()', target);
+    EXECUTE format('CREATE OR REPLACE TRIGGER dsql_rules_delete AFTER DELETE ON %s '
+        'REFERENCING OLD TABLE AS old_rows '
+        'FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.after_change()', target);
+    EXECUTE format('CREATE OR REPLACE TRIGGER dsql_rules_truncate BEFORE TRUNCATE ON %s '
         'FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.before_truncate()', target);
     PERFORM dsql_rules.note('inner', 0);
 END
@@ -130,7 +146,8 @@ $$;
 
 -- ---------------------------------------------------------------- defining tables
 
-CREATE OR REPLACE FUNCTION dsql_rules.before_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION dsql_rules.before_ddl() RETURNS event_trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     problem text := CASE TG_TAG
         WHEN 'CREATE TABLE AS' THEN 'unsupported statement: CreateTableAs'
@@ -161,7 +178,8 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION dsql_rules.check_table(target oid) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION dsql_rules.check_table(target oid) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     kind "char" := (SELECT relpersistence FROM pg_class WHERE oid = target);
     counter record;
@@ -198,7 +216,7 @@ END
 $$;
 
 CREATE OR REPLACE FUNCTION dsql_rules.check_sequence(kind oid, cached bigint) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF kind <> 'int8'::regtype THEN
         PERFORM dsql_rules.refuse('0A000', 'sequences and identity columns must be bigint');
@@ -208,7 +226,8 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION dsql_rules.after_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION dsql_rules.after_ddl() RETURNS event_trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     made record;
     spoken name;
@@ -240,8 +259,6 @@ BEGIN
 END
 $$;
 
-DROP EVENT TRIGGER IF EXISTS dsql_rules_before;
-DROP EVENT TRIGGER IF EXISTS dsql_rules_after;
 CREATE EVENT TRIGGER dsql_rules_before ON ddl_command_start
     EXECUTE FUNCTION dsql_rules.before_ddl();
 CREATE EVENT TRIGGER dsql_rules_after ON ddl_command_end
@@ -271,18 +288,20 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Our own connections send this in the place of CREATE INDEX ASYNC, which PostgreSQL cannot parse.
--- The index is there at once: the job is never seen at work.
+-- The index is there at once: the job is never seen at work. The statement is the caller's and needs
+-- the caller's search path: what is beside it names schemas.
 CREATE OR REPLACE FUNCTION dsql_rules.create_index(statement text) RETURNS text
 LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM dsql_rules.note('async', 1);
     EXECUTE statement;
     PERFORM dsql_rules.note('async', 0);
-    RETURN dsql_rules.note_job(current_setting('dsql_rules.index', true));
+    RETURN dsql_rules.note_job(pg_catalog.current_setting('dsql_rules.index', true));
 END
 $$;
 
-CREATE OR REPLACE PROCEDURE sys.wait_for_job(wanted text) LANGUAGE plpgsql AS $$
+CREATE OR REPLACE PROCEDURE sys.wait_for_job(wanted text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM sys.jobs WHERE job_id = wanted) THEN
         RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = format('job %s does not exist', wanted);
@@ -302,7 +321,11 @@ BEGIN
          WHERE c.relkind = 'r' AND c.relpersistence = 'p'
            AND n.nspname !~ '^(pg_|information_schema$|dsql_rules$|sys$)'
     LOOP
-        PERFORM dsql_rules.attach(found);
+        BEGIN
+            PERFORM dsql_rules.attach(found);
+        EXCEPTION WHEN OTHERS THEN  -- of one table; all others should have the rules
+            RAISE WARNING 'no rules on %: %', found, SQLERRM;
+        END;
     END LOOP;
 END
 $$;

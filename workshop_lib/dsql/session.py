@@ -38,6 +38,7 @@ REFUSED = {
     r"unlisten\b": "unsupported statement: Unlisten",
     r"notify\b": "unsupported statement: Notify",
     r"alter\s+system\b": "unsupported statement: AlterSystem",
+    r"alter\s+(role|user)\b[^;]*\bpassword\b": "unsupported role option: PASSWORD",
     r"create\s+database\b": "unsupported statement: Createdb",
     r"drop\s+database\b": "unsupported statement: Dropdb",
     r"create\s+tablespace\b": "unsupported statement: CreateTableSpace",
@@ -126,7 +127,8 @@ class RuledCursor(Cursor):
         try:
             super().copy_expert(sql, file, size)
         except (LockNotAvailable, SerializationFailure):
-            self.connection.rollback()  # nothing more can be asked of this transaction
+            # Nothing more can be asked of this transaction. Not by a subclass's own rollback.
+            Connection.rollback(self.connection)
             self._refuse(*CONFLICT)
 
     @property

@@ -1,5 +1,12 @@
 # What of the load tests a cell may use; `__init__.py` imports each name on first use.
 
+from .bill import (
+    FUNCTION_MB as FUNCTION_MB,
+    format_cost as format_cost,
+    insert_cost as insert_cost,
+    mixed_cost as mixed_cost,
+    storm_cost as storm_cost,
+)
 from .drivers import LambdaWorkers as LambdaWorkers, LocalWorkers as LocalWorkers
 from .events import events as events, monthly_payment as monthly_payment
 from .in_vain import deliver_in_vain as deliver_in_vain
@@ -38,6 +45,7 @@ from .traffic import STATEMENTS as STATEMENTS
 from .worker import handler as handler
 
 __all__ = [
+    "FUNCTION_MB",
     "STATEMENTS",
     "Equipment",
     "InsertReport",
@@ -56,7 +64,10 @@ __all__ = [
     "delete_transactions",
     "deliver_in_vain",
     "events",
+    "format_cost",
     "handler",
+    "insert_cost",
+    "mixed_cost",
     "monthly_payment",
     "read_metrics",
     "read_scenario",
@@ -65,5 +76,6 @@ __all__ = [
     "run_stream",
     "saturation",
     "save_reports",
+    "storm_cost",
     "warm_cache",
 ]

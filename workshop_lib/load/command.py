@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg2
 
 from workshop_lib import services
+from workshop_lib.costs import Cost, Prices
 from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, one_line
+from workshop_lib.load.bill import format_cost, insert_cost, mixed_cost
 from workshop_lib.load.drivers import MOST_EXECUTIONS, Driver, LambdaWorkers, LocalWorkers
 from workshop_lib.load.inserts import (
     InsertReport,
@@ -24,7 +28,14 @@ from workshop_lib.load.inserts import (
 from workshop_lib.load.interrupts import deaf
 from workshop_lib.load.means import Equipment
 from workshop_lib.load.messages import metrics_namespace
-from workshop_lib.load.mixed import MixedReport, Queue, new_run_number, read_mixed, run_mixed
+from workshop_lib.load.mixed import (
+    MixedReport,
+    MixedScenario,
+    Queue,
+    new_run_number,
+    read_mixed,
+    run_mixed,
+)
 from workshop_lib.load.rows import (
     all_rows,
     events_of,
@@ -32,16 +43,18 @@ from workshop_lib.load.rows import (
     transactions_of,
     warm_up_of,
 )
-from workshop_lib.load.scenario import InsertScenario, Which
+from workshop_lib.load.scenario import InsertScenario, Which, read_file
 from workshop_lib.messaging import delete_queues
+from workshop_lib.prices import load_prices
 from workshop_lib.results import ready_folder
-from workshop_lib.services.functions import LambdaClients
-from workshop_lib.services.named import named_messaging, named_reader
+from workshop_lib.services.functions import MEMORY_MB, LambdaClients
+from workshop_lib.services.named import is_on_aws, named_messaging, named_reader, named_region
 from workshop_lib.services.resolver import external_database
 from workshop_lib.settings import Settings, load_settings, near
 from workshop_lib.workshop import open_workshop
 
 PROCESSES = 4
+OF_THE_QUEUE = ("visibility_timeout_s", "max_receives")
 HERE = ("127.", "localhost", "::1", "/")
 """How the name of a host begins that is this machine; a path is a socket's."""
 Say = Callable[[str], Any]
@@ -51,7 +64,6 @@ def run_storms(
     scenario: InsertScenario,
     which: Which,
     *,
-    by_lambda: bool,
     at_once: int | None,
     keep: bool,
     out: Path,
@@ -62,8 +74,8 @@ def run_storms(
     However it ends: what there is by then is reported, deleted and written.
 
     Args:
-        scenario, which: what to run.
-        by_lambda: by the scenario's Lambda function; else by processes on this machine.
+        scenario, which: what to run; by the scenario's Lambda function if it names one, else by
+            processes on this machine.
         at_once: workers at the same time; None for the usual number.
         keep: do not delete the rows.
         out: folder for the results file.
@@ -79,8 +91,12 @@ def run_storms(
     storms = scenario.storms(which)
     folder = ready_folder(out)
     settings = load_settings().values
+    by_lambda = bool(scenario.lambda_function_name)
     if by_lambda:
-        _refuse_a_database_here(settings)
+        _refuse_a_database_here(settings, str(scenario.lambda_function_name))
+    region = scenario.region or named_region(settings)
+    prices = load_prices()
+    costs: dict[str, Cost] = {}
     runs: dict[str, str] = {}
     reports: dict[str, InsertReport] = {}
     most = max(storm.workers for storm in storms.values())
@@ -96,12 +112,17 @@ def run_storms(
                 f"--function-name {settings.load_function}."
             )
         try:
-            with _driver(scenario, equipment, most, by_lambda, at_once) as driver:
+            with _driver(scenario, region, equipment, most, at_once) as driver:
+                memory = _memory_here(settings)
+                if isinstance(driver, LambdaWorkers):
+                    memory = driver.ask().memory_mb or MEMORY_MB
                 for name, storm in storms.items():
                     say(f"\n{name}: {storm.workers:,} workers, {storm.planned:,} rows")
                     runs[name] = new_run()
                     reports[name] = run_inserts(database, storm, driver, run=runs[name])
                     say(str(reports[name]))
+                    costs[name] = insert_cost(reports[name], prices, function_mb=memory, kept=keep)
+                    say(_format_cost(costs[name], prices, memory, settings, region))
                     if reports[name].interrupted:
                         break
         finally:
@@ -113,7 +134,7 @@ def run_storms(
                     for name, run in runs.items()
                 ]
                 if reports:
-                    say(f"Results: {near(save_reports(reports, folder))}")
+                    say(f"Results: {near(save_reports(reports, folder, costs))}")
     return list(reports.values()), all(cleared)
 
 
@@ -150,24 +171,46 @@ def run_queue(
     mapped = settings.load_function if settings.queue_url else None
     others = bool(mapped) if by_function is None else by_function
     _refuse_missing_services(settings, others, scenario.reads_elsewhere)
-    run, report = new_run_number(), None
+    if others and at_once is not None:
+        raise SettingsError(
+            "--at-once is the number of processes here, and a Lambda function works the queue off. "
+            "Its copies are limited by the stack's QueueConcurrency; or give --no-by-function."
+        )
+    prices, run = load_prices(), new_run_number()
+    report, queue_is_ours = None, True
     with (
         services.session(settings),
-        # Whoever wants processes here gets no function in their place, either.
-        closing(open_workshop("load_mixed", load_function=None if others else "")) as ws,
+        closing(
+            open_workshop(
+                "load_mixed",
+                # Whoever wants processes here gets no function in their place, either.
+                load_function=None if others else "",
+                workshop_linger_seconds=0.0,
+            )
+        ) as ws,
     ):
-        for name in ("type", "transactions"):
-            ws.load_table(name)
+        ws.load_table("type")
+        table_rows = ws.load_table("transactions").rows
         say(f"Database: {ws.endpoints.database.label}\nQueue: {ws.messaging.label}")
         say(_who_works_it_off(mapped, others))
+        memory = _memory_here(settings)
+        if others:
+            memory = _memory_of_function(settings, mapped, scenario.reads_elsewhere)
         urls = ws.open_queue(
             "load",
             visibility_timeout_s=scenario.visibility_timeout_s,
             max_receives=scenario.max_receives,
         )
-        driver = None if others else ws.load_workers(at_once or PROCESSES, metrics=True)
+        queue = Queue(ws.sqs, *urls)
+        if settings.queue_url:
+            scenario = _with_queue_s_own(scenario, queue, _named(config, options))
         try:
-            report = run_mixed(ws.database, Queue(ws.sqs, *urls), scenario, driver, run=run)
+            driver = None if others else ws.load_workers(at_once or PROCESSES, metrics=True)
+            try:
+                report = run_mixed(ws.database, queue, scenario, driver, run=run)
+            except WorkshopError:
+                queue_is_ours = False  # it may hold messages of another load test
+                raise
             say(str(report))
         finally:
             with deaf():
@@ -179,9 +222,88 @@ def run_queue(
                     say(f"How long statements took is in CloudWatch, namespace {place}.")
                 cleared = _clear(ws.database, run, keep, say)
                 if report:
-                    say(f"Results: {near(write_report(report.describe(), folder))}")
+                    cost = mixed_cost(
+                        report,
+                        prices,
+                        table_rows,
+                        function_mb=memory,
+                        kept=keep,
+                    )
+                    say(_format_cost(cost, prices, memory, settings, named_region(settings)))
+                    content = {**report.describe(), "cost_usd": cost.total}
+                    say(f"Results: {near(write_report(content, folder))}")
+                if queue_is_ours:
                     delete_queues(ws.sqs, ws.messaging, ws.namespace)
     return report, cleared
+
+
+def _memory_here(settings: Settings) -> float | None:
+    """What a function would have if the work of processes here were done on AWS, MB.
+
+    None where it is done there: no function is paid for.
+    """
+    return None if is_on_aws(settings) else MEMORY_MB
+
+
+def _memory_of_function(settings: Settings, name: str | None, reads_elsewhere: bool) -> float:
+    """The memory of the function that works the queue off, MB; the template's if it says nothing.
+
+    Raises:
+        SettingsError: reads are to go elsewhere, and it does not say that it knows where.
+
+    """
+    said = None
+    if name:
+        with (
+            LambdaWorkers(LambdaClients(named_region(settings), 1), name, 1) as function,
+            suppress(WorkshopError),  # the queue will show whether it works
+        ):
+            said = function.ask()
+    if reads_elsewhere and not (said and said.reader):
+        it = f"The function {name}" if name else "The function that works off the queue"
+        raise SettingsError(
+            f"Reads cannot go elsewhere (--reads-elsewhere): {it} does not say that it knows "
+            "another endpoint, so it would read from the writer. Set DSQL_READ_ENDPOINT among its "
+            "environment variables, let it sign in there, and name it by LOAD_FUNCTION; or have "
+            "processes here do the work: --no-by-function."
+        )
+    return (said and said.memory_mb) or MEMORY_MB
+
+
+def _format_cost(
+    cost: Cost, prices: Prices, memory: float | None, settings: Settings, region: str | None
+) -> str:
+    return format_cost(
+        cost,
+        prices,
+        datetime.now(UTC).date(),
+        function_mb=memory,
+        on_aws=is_on_aws(settings),
+        region=region,
+    )
+
+
+def _named(config: str | Path, options: Mapping[str, Any]) -> set[str]:
+    """The values of a scenario that its file or an option names."""
+    return {*read_file(config), *(name for name, value in options.items() if value is not None)}
+
+
+def _with_queue_s_own(scenario: MixedScenario, queue: Queue, named: set[str]) -> MixedScenario:
+    """The scenario with the visibility timeout and the receives that a given queue has.
+
+    Raises:
+        SettingsError: the scenario names others.
+
+    """
+    own = dict(zip(OF_THE_QUEUE, queue.manners(), strict=True))
+    for name in OF_THE_QUEUE:
+        if name in named and getattr(scenario, name) != own[name]:
+            raise SettingsError(
+                f"{name} is {getattr(scenario, name)} in the scenario, and {own[name]} in the "
+                "queue of QUEUE_URL, which is used as it is. Change the queue, or leave the name "
+                "out."
+            )
+    return msgspec.structs.replace(scenario, **own)
 
 
 def clean(run: str | None, say: Say) -> bool:
@@ -253,7 +375,14 @@ def _who_works_it_off(mapped: str | None, others: bool) -> str:
     return "Worked off by: processes here"
 
 
-def _refuse_a_database_here(settings: Settings) -> None:
+def _memory(driver: Driver, *, on_aws: bool) -> float | None:
+    """The memory of the function that is paid for, MB; None where no function is."""
+    if isinstance(driver, LambdaWorkers):
+        return driver.ask().memory_mb or MEMORY_MB
+    return None if on_aws else MEMORY_MB
+
+
+def _refuse_a_database_here(settings: Settings, function: str) -> None:
     """A function on AWS cannot reach this machine.
 
     Raises:
@@ -263,9 +392,10 @@ def _refuse_a_database_here(settings: Settings) -> None:
     database = external_database(settings)
     if database is None or database.host.startswith(HERE):
         raise SettingsError(
-            "--function-name is for a database on AWS, and this one is on this machine, where no "
-            "Lambda function can reach it. Set DSQL_ENDPOINT and AWS_REGION; or leave the option "
-            "out, and processes here do the work."
+            f"The Lambda function {function} (--function-name, or lambda_function_name in the "
+            "scenario file) is for a database on AWS, and this one is on this machine, where no "
+            "Lambda function can reach it. Set DSQL_ENDPOINT and AWS_REGION; or have processes "
+            'here do the work: --function-name "".'
         )
 
 
@@ -292,16 +422,16 @@ def _refuse_missing_services(settings: Settings, by_function: bool, reads_elsewh
 @contextmanager
 def _driver(
     scenario: InsertScenario,
+    region: str | None,
     equipment: Equipment,
     workers: int,
-    by_lambda: bool,
     at_once: int | None,
 ) -> Iterator[Driver]:
     """Who does the work: no more at once than there are workers."""
-    if by_lambda:
+    if name := scenario.lambda_function_name:
         number = min(at_once or MOST_EXECUTIONS, workers)
-        clients = LambdaClients(scenario.region, number)
-        name, namespace = scenario.lambda_function_name, equipment.namespace
+        clients = LambdaClients(region, number)
+        namespace = equipment.namespace
         with LambdaWorkers(clients, name, number, namespace) as functions:
             yield functions
     else:

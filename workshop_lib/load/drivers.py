@@ -10,15 +10,16 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait as readable
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Protocol, Self
 from weakref import WeakSet
 
+import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import (
     Retrying,
@@ -28,11 +29,12 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from workshop_lib import forks
 from workshop_lib.dsql import CONNECTION_BURST, CONNECTIONS_PER_SECOND, Rate
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load import worker
 from workshop_lib.load.interrupts import deaf, out_of_hearing
-from workshop_lib.load.jobs import Job, Ping, to_event
+from workshop_lib.load.jobs import Job, Ping, Ready, to_event
 from workshop_lib.load.means import Equipment
 from workshop_lib.orphans import end_with
 from workshop_lib.services.explain import code_of, explain, sentence
@@ -90,6 +92,16 @@ class Outcome:
     seconds: float
     interrupted: bool = False
 
+    def checked(self, kind: type[msgspec.Struct]) -> Outcome:
+        """Without the answer if it is none of this kind: then something else was called."""
+        try:
+            if self.answer is not None:
+                msgspec.convert(self.answer, kind)
+        except msgspec.ValidationError as error:
+            said = f"This is no answer of a load worker: {error}. Is another function called?"
+            return replace(self, answer=None, error=said)
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
@@ -131,44 +143,69 @@ def run_jobs(
     events = [to_event(job) for job in jobs]
     slots = threading.Semaphore(driver.at_once)
     rate = Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST)
-    found: dict[int, Outcome] = {}
-    pending: list[Future[dict[str, Any]]] = []
+    begun: list[tuple[Future[dict[str, Any]], float]] = []
+    ends: dict[int, float] = {}
+    turn, stop = threading.Lock(), threading.Event()
     first = time.perf_counter()
 
-    def ended(number: int, begun: float, future: Future[dict[str, Any]]) -> None:
-        found[number] = _outcome(number, future, time.perf_counter() - begun)
-        slots.release()
-        done(number)
+    def ended(number: int) -> None:
+        ends[number] = time.perf_counter()
+        try:
+            done(number)
+        finally:
+            slots.release()
+
+    def begin_all() -> None:
+        for number, event in enumerate(events):
+            slots.acquire()
+            stop.wait(rate.reserve(limit_s)[1])
+            with turn:
+                if stop.is_set():
+                    return
+                now = time.perf_counter()
+                begun.append((_begin(driver, event, limit_s + GRACE_S), now))
+            begun[-1][0].add_done_callback(lambda _, n=number: ended(n))  # type: ignore[misc]
 
     interrupted = not begin
+    # In a thread of its own: an Interrupt, which the main thread gets, cannot fall between the
+    # beginning of a job and its entry in the books.
+    with ThreadPoolExecutor(1, thread_name_prefix="jobs") as thread:
+        try:
+            if begin:
+                thread.submit(begin_all).result()
+                for _ in range(driver.at_once):  # a job that has ended gives its slot back
+                    slots.acquire()
+        except KeyboardInterrupt:
+            interrupted = True
+            with deaf():  # an impatient second one would lose the report
+                with turn:
+                    stop.set()  # no further job is begun
+                slots.release()
+                for future, _ in begun:
+                    future.cancel()
+                # A Lambda function cannot be stopped.
+                wait([future for future, _ in begun], timeout=limit_s + GRACE_S)
+    now = time.perf_counter()
+    each = [_outcome(n, *job, ends.get(n, now)) for n, job in enumerate(begun)]
+    not_begun = range(len(each), len(events))
+    each += [Outcome(n, None, "not begun", False, 0.0, interrupted) for n in not_begun]
+    return Outcomes(each, now - first, interrupted)
+
+
+def _begin(driver: Driver, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
     try:
-        for number, event in enumerate(events if begin else []):
-            slots.acquire()
-            time.sleep(rate.reserve(limit_s)[1])
-            future = driver.start(event, limit_s + GRACE_S)
-            begun = time.perf_counter()
-            pending.append(future)
-            future.add_done_callback(lambda f, n=number, b=begun: ended(n, b, f))  # type: ignore[misc]
-        wait(pending)
-    except KeyboardInterrupt:
-        interrupted = True
-        with deaf():  # an impatient second one would lose the report
-            for future in pending:
-                future.cancel()
-            wait(pending, timeout=limit_s + GRACE_S)  # a Lambda function cannot be stopped
-    seconds = time.perf_counter() - first
-    each = [found.get(n) or _unanswered(n, n < len(pending), seconds) for n in range(len(events))]
-    return Outcomes(each, seconds, interrupted)
+        return driver.start(event, limit_s)
+    except Exception as error:  # noqa: BLE001 -- it is this job's, and the others go on
+        failed = Future[dict[str, Any]]()
+        failed.set_exception(error)
+        return failed
 
 
-def _unanswered(number: int, begun: bool, seconds: float) -> Outcome:
-    """A job of which nothing was heard before an Interrupt ended the run."""
-    said = "no answer after the Interrupt" if begun else "not begun"
-    took = seconds if begun else 0.0
-    return Outcome(number, None, said, begun=begun, seconds=took, interrupted=True)
-
-
-def _outcome(number: int, future: Future[dict[str, Any]], seconds: float) -> Outcome:
+def _outcome(number: int, future: Future[dict[str, Any]], begun: float, ended: float) -> Outcome:
+    seconds = ended - begun
+    if not future.done():
+        said = "no answer after the Interrupt"
+        return Outcome(number, None, said, begun=True, seconds=seconds, interrupted=True)
     error = CancelledError() if future.cancelled() else future.exception()
     if isinstance(error, CancelledError):
         said = "interrupted"
@@ -226,7 +263,7 @@ class LocalWorkers(_Closing):
         self.label = self.label or f"{self.at_once} {processes} on this machine"
         self._waiting = SimpleQueue[_Call | None]()
         self._calls = WeakSet[_Call]()
-        self._closed = False
+        self._closed = self._inherited = False
         ready = [self._call(to_event(Ping()), READY_S) for _ in range(self.at_once)]
         self._threads = [
             threading.Thread(target=self._keep, args=(call,), name="worker", daemon=True)
@@ -246,9 +283,28 @@ class LocalWorkers(_Closing):
                 f"Not all of {self.at_once} worker processes were ready within {READY_S:.0f} s: "
                 f"{error}. Is the machine out of memory? Try fewer."
             ) from None
+        forks.tell_child(self)
+
+    def _after_fork(self) -> None:
+        """In a forked process: the workers are the parent's, and this process's end is not theirs.
+
+        multiprocessing would end what it takes for children of this process.
+        """
+        self._inherited, self._threads, self._calls = True, [], WeakSet[_Call]()
+        multiprocessing.process._children.clear()  # type: ignore[attr-defined]
 
     def start(self, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
-        """Begin a job in a free process."""
+        """Begin a job in a free process.
+
+        Raises:
+            WorkshopError: this process was forked since they were started.
+
+        """
+        if self._inherited:
+            raise WorkshopError(
+                "These workers were started before this process was forked, and are the parent's. "
+                "Start others here: ws.load_workers()."
+            )
         call = self._call(dict(event), limit_s)
         self._waiting.put(call)
         return call
@@ -278,8 +334,9 @@ class LocalWorkers(_Closing):
             except Exception as error:  # noqa: BLE001 -- whoever waits for the answer gets it
                 call.set_exception(error)
                 if not self._closed:
-                    with suppress(OSError):  # then the next job says so
-                        process.be_there()
+                    with suppress(Exception):  # then the next job says so
+                        # Ready before the next job, whose time limit its start would use up.
+                        process.do(self._call(to_event(Ping()), READY_S))
             call = self._waiting.get()
         process.end()
 
@@ -447,7 +504,12 @@ class LambdaWorkers(_Closing):
         self.at_once = at_once
         self._clients, self._function = clients, function_name
         self._namespace = namespace
-        self._slots = threading.Semaphore(at_once)
+        self._after_fork()
+        forks.tell_child(self)
+
+    def _after_fork(self) -> None:
+        """Nothing is under way from here."""
+        self._slots = threading.Semaphore(self.at_once)
         self._calls = WeakSet[_Call]()
 
     def wake(self) -> None:
@@ -463,6 +525,21 @@ class LambdaWorkers(_Closing):
         said = [outcome.error for outcome in found.each if outcome.error]
         if said:
             raise WorkshopError(f"{len(said)} of {self.label} did not get ready. {said[0]}")
+
+    def ask(self) -> Ready:
+        """What one execution says of itself: its memory, and where it reads.
+
+        Raises:
+            WorkshopError: there is no such function, it does not answer, or is no load worker.
+
+        """
+        (found,) = run_jobs(self, [Ping()], READY_S).each
+        if found.interrupted:
+            raise KeyboardInterrupt
+        found = found.checked(Ready)
+        if found.answer is None:
+            raise WorkshopError(found.error)
+        return msgspec.convert(found.answer, Ready)
 
     def start(self, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
         """Invoke the function; where it hangs, its own time-out is what ends it there."""

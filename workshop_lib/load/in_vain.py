@@ -45,7 +45,7 @@ def deliver_in_vain(
         WorkshopError: a worker did work it off, or it has not arrived in time.
 
     """
-    hidden_s, receives = _manners(queue)
+    hidden_s, receives = queue.manners()
     takes_s = hidden_s * receives
     if takes_s > patience_s:
         say(
@@ -60,18 +60,22 @@ def deliver_in_vain(
 def _follow(queue: Queue, driver: Driver, message: Mapping[str, Any], limit_s: float) -> list[Row]:
     found: list[Row] = []
     sent = time.perf_counter()
-    queue.sqs.send_message(QueueUrl=queue.url, MessageBody=json.dumps(message))
+    body = json.dumps(message)
+    queue.sqs.send_message(QueueUrl=queue.url, MessageBody=body)
     while time.perf_counter() - sent < limit_s:
         for one in _receive(queue, queue.url, WAIT_S):
             seconds = time.perf_counter() - sent
             records = [{"messageId": one["MessageId"], "body": one["Body"]}]
-            answer = driver.start({"Records": records}, HANDLED_S).result()
-            if not answer["batchItemFailures"]:
+            future = driver.start({"Records": records}, HANDLED_S)
+            # A worker that ended over it has not worked it off, either.
+            if future.exception() is None and not future.result()["batchItemFailures"]:
                 _delete(queue, queue.url, one)
                 raise WorkshopError("This message could be worked off. Take one that cannot.")
             # Not deleted: when its visibility timeout is over, it can be received again.
             found.append((seconds, "the queue", str(len(found) + 1)))
         for one in _receive(queue, queue.dead, 0):
+            if one["Body"] != body:
+                continue  # of somebody else, who will want to look at it
             _delete(queue, queue.dead, one)
             seconds = time.perf_counter() - sent
             return [*found, (seconds, "the dead-letter queue", "")]
@@ -79,14 +83,6 @@ def _follow(queue: Queue, driver: Driver, message: Mapping[str, Any], limit_s: f
         f"The message has not arrived in the dead-letter queue after {limit_s:.0f} s. Does "
         "somebody else receive from this queue?"
     )
-
-
-def _manners(queue: Queue) -> tuple[int, int]:
-    """For how long a queue hides a message that was received, seconds; and how often it does."""
-    asked = ["VisibilityTimeout", "RedrivePolicy"]
-    found = queue.sqs.get_queue_attributes(QueueUrl=queue.url, AttributeNames=asked)["Attributes"]
-    receives = json.loads(found["RedrivePolicy"])["maxReceiveCount"]
-    return int(found["VisibilityTimeout"]), int(receives)
 
 
 def _receive(queue: Queue, url: str, wait_s: int) -> list[Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +14,12 @@ from typing import Any
 import msgspec
 import pandas as pd
 import psutil
+import psycopg2
 
+from workshop_lib.costs import Cost
 from workshop_lib.database import Database
 from workshop_lib.dataset import create_schema, create_table
+from workshop_lib.errors import DataError, WorkshopError, one_line
 from workshop_lib.load.drivers import Driver, Outcome, Outcomes, run_jobs
 from workshop_lib.load.jobs import InsertDone, InsertJob
 from workshop_lib.load.rows import events_of
@@ -24,6 +29,9 @@ from workshop_lib.progress import progress_bar
 from workshop_lib.results import write_json
 
 FIRST_ERRORS = 10
+ROWS = ("planned", "succeeded", "failed", "dropped", "unknown", "unreported", "in_table")
+SETTLED_S = 0.3
+"""A statement of a worker that was ended may be committed shortly after: this long it is waited."""
 BUSY_WORKER = 0.8
 """A worker that computes for this share of its time waits for the database hardly at all."""
 BUSY_MACHINE = 0.5
@@ -41,9 +49,12 @@ class InsertReport:
         at_once: workers at the same time, at most.
         planned, succeeded, failed, dropped: rows asked for; stored; tried in vain; not begun, or
             of workers that an Interrupt ended.
+        unknown: of those that failed or were dropped, the rows that may be stored all the same: no
+            worker said so, and the table could not be counted.
         unreported: of those that succeeded, rows that no worker reported and the table has: a
             worker ended, or an answer was lost, after the database had stored them.
-        in_table: rows of this run that the database counts after it, the warm-up's left out.
+        in_table: rows of this run that the database counts after it, the warm-up's left out; None
+            if they could not be counted.
         workers_succeeded, workers_failed: how many reported that all went well, and all others.
         seconds: from the first worker's beginning to the last one's end.
         statements: those that succeeded: their durations, retries included.
@@ -66,8 +77,9 @@ class InsertReport:
     succeeded: int
     failed: int
     dropped: int
+    unknown: int
     unreported: int
-    in_table: int
+    in_table: int | None
     workers_succeeded: int
     workers_failed: int
     seconds: float
@@ -116,10 +128,7 @@ class InsertReport:
             "success_rate": self.workers_succeeded / total if total else 0.0,
             "total_inserts": self.succeeded,
             "total_errors": self.failed,
-            "rows": {
-                name: getattr(self, name)
-                for name in ("planned", "succeeded", "failed", "dropped", "unreported", "in_table")
-            },
+            "rows": {name: getattr(self, name) for name in ROWS},
             "reconciles": self.reconciles,
             "duration_s": self.seconds,
             "throughput": self.throughput,
@@ -147,6 +156,10 @@ class InsertReport:
             parts.append(f"It was interrupted: {left}.")
         elif self.failed or self.dropped:
             parts.append(f"{self.failed:,} failed, {self.dropped:,} were not begun.")
+        if self.in_table is None:
+            parts.append("The rows in the table could not be counted.")
+        if self.unknown:
+            parts.append(f"Of {self.unknown:,} of these it is not known what became.")
         if self.errors:
             parts.append(f"The first error: {self.errors[0]}")
         if self.limited_by == "generator":
@@ -178,13 +191,18 @@ def run_inserts(
         The report; also after an Interrupt, of what had been done by then.
 
     Raises:
-        DataError: a value of the storm is out of range.
+        DataError: a value of the storm is out of range, or there are rows of such a run already.
 
     """
     storm.check()
     create_schema(database)
     create_table(database, "business_events")
     run = run or new_run()
+    if there := events_of(run).count(database):
+        raise DataError(
+            f"There are {there:,} rows of a run {run} already, which would be counted with this "
+            f"one's. Give it another name, or delete them: load.delete_rows(ws.database, {run!r})."
+        )
     warm = run_jobs(driver, [_job(run, storm, n, warm=True) for n in range(storm.warm_up)],
                     storm.time_limit_s)  # fmt: skip
     jobs = [_job(run, storm, n) for n in range(storm.workers)]
@@ -192,13 +210,38 @@ def run_inserts(
         step = storm.planned // storm.workers
         done: Callable[[int], object] = (lambda _: bar.update(step)) if progress else (lambda _: 0)
         outcomes = run_jobs(driver, jobs, storm.time_limit_s, done, begin=not warm.interrupted)
-    found = count_by_worker(database, run)
-    return _report(run, storm, driver, outcomes, found)
+    checked = Outcomes(
+        [outcome.checked(InsertDone) for outcome in outcomes.each],
+        outcomes.seconds,
+        outcomes.interrupted,
+    )
+    counted = _count(database, run, any(one.begun and one.error for one in checked.each))
+    return _report(run, storm, driver, checked, counted)
 
 
 def new_run() -> str:
     """A name for a run: when it began, and a few digits against another at the same time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _count(database: Database, run: str, settle: bool) -> tuple[dict[int, int] | None, str]:
+    """The rows of each worker, or None and why they could not be counted.
+
+    Args:
+        database, run: of which.
+        settle: until they stay the same: what a worker had sent when it ended may be under way.
+
+    """
+    try:
+        found = count_by_worker(database, run)
+        while settle:
+            before = found
+            time.sleep(SETTLED_S)
+            found = count_by_worker(database, run)
+            settle = found != before
+    except (WorkshopError, psycopg2.Error) as error:
+        return None, one_line(error)
+    return found, ""
 
 
 def count_by_worker(database: Database, run: str) -> dict[int, int]:
@@ -263,14 +306,23 @@ def compare_storms(reports: dict[str, InsertReport]) -> pd.DataFrame:
     )
 
 
-def save_reports(reports: dict[str, InsertReport], folder: Path) -> Path:
+def save_reports(
+    reports: dict[str, InsertReport], folder: Path, costs: Mapping[str, Cost] | None = None
+) -> Path:
     """Write reports to `results_YYYYMMDD_HHMMSS.json` in a folder, and say where.
+
+    Args:
+        reports, costs: by the names of the scenarios.
+        folder: where.
 
     Raises:
         ResultError: it cannot be written.
 
     """
-    return write_report({"scenarios": {n: r.describe() for n, r in reports.items()}}, folder)
+    found = {name: report.describe() for name, report in reports.items()}
+    for name, cost in (costs or {}).items():
+        found[name]["cost_usd"] = cost.total
+    return write_report({"scenarios": found}, folder)
 
 
 def write_report(content: dict[str, Any], folder: Path) -> Path:
@@ -281,9 +333,23 @@ def write_report(content: dict[str, Any], folder: Path) -> Path:
 
     """
     stamp = datetime.now().astimezone()
-    path = folder / f"results_{stamp:%Y%m%d_%H%M%S}.json"
+    name = f"results_{stamp:%Y%m%d_%H%M%S}"
+    path, number = folder / f"{name}.json", 1
+    with contextlib.suppress(OSError):  # writing it says what is wrong
+        while not _claimed(path):
+            number += 1
+            path = folder / f"{name}_{number}.json"
     write_json(path, {"timestamp": stamp.isoformat(), **content})
     return path
+
+
+def _claimed(path: Path) -> bool:
+    """Whether no other result has this name; it is ours from here on."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _job(run: str, storm: Storm, worker: int, *, warm: bool = False) -> InsertJob:
@@ -305,13 +371,18 @@ def _report(
     storm: Storm,
     driver: Driver,
     outcomes: Outcomes,
-    found: dict[int, int],
+    counted: tuple[dict[int, int] | None, str],
 ) -> InsertReport:
+    found, error = counted
     share = storm.planned // storm.workers
-    books = [_book(share, outcome, found.get(outcome.number, 0)) for outcome in outcomes.each]
+    books = [
+        _book(share, outcome, None if found is None else found.get(outcome.number, 0))
+        for outcome in outcomes.each
+    ]
     answers = [book.answer for book in books if book.answer is not None]
     well = sum(a.success_count + a.already_there == a.planned for a in answers)
-    said = [o.error for o in outcomes.each if o.error and not o.interrupted]
+    said = [error] if error else []
+    said += [o.error for o in outcomes.each if o.error and not o.interrupted]
     busy_s = sum(a.duration_ms for a in answers) / 1e3
     cpu_s = sum(a.cpu_ms for a in answers) / 1e3
     latencies = [us / 1e6 for a in answers for us in a.latencies_us]
@@ -324,8 +395,9 @@ def _report(
         succeeded=sum(book.succeeded for book in books),
         failed=sum(book.failed for book in books),
         dropped=sum(book.dropped for book in books),
+        unknown=sum(book.unknown for book in books),
         unreported=sum(book.unreported for book in books),
-        in_table=sum(found.values()),
+        in_table=None if found is None else sum(found.values()),
         workers_succeeded=well,
         workers_failed=storm.workers - well,
         seconds=outcomes.seconds,
@@ -352,17 +424,24 @@ class _Book:
     failed: int
     dropped: int
     unreported: int
+    unknown: int = 0
 
 
-def _book(share: int, outcome: Outcome, in_table: int) -> _Book:
+def _book(share: int, outcome: Outcome, in_table: int | None) -> _Book:
+    """The books of a worker, given the rows that the table has of it; None: not counted."""
     if outcome.answer is None:
         if not outcome.begun:
             return _Book(None, 0, 0, share, 0)
+        known = in_table or 0
+        unknown = share if in_table is None else 0
         if outcome.interrupted:
-            return _Book(None, in_table, 0, share - in_table, in_table)
-        return _Book(None, in_table, share - in_table, 0, in_table)
+            return _Book(None, known, 0, share - known, known, unknown)
+        return _Book(None, known, share - known, 0, known, unknown)
     answer = msgspec.convert(outcome.answer, InsertDone)
     reported = answer.success_count + answer.already_there
+    if in_table is None:
+        failed = answer.error_count
+        return _Book(answer, reported, failed, answer.dropped, 0, unknown=failed)
     # Of statements that failed because the answer did not come, some had been stored.
     unreported = min(max(in_table - reported, 0), answer.error_count)
     failed = answer.error_count - unreported

@@ -34,6 +34,21 @@ class Ping(Job, frozen=True, tag="ping"):
     """Be there, and connected."""
 
 
+class Ready(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to a `Ping`.
+
+    Attributes:
+        ready: it is connected.
+        memory_mb: of the Lambda function that this worker is; None if it is a process.
+        reader: the host that its environment names for reads; empty if it reads from the writer.
+
+    """
+
+    ready: bool
+    memory_mb: int | None = None
+    reader: str = ""
+
+
 class InsertJob(Job, frozen=True, kw_only=True, tag="insert"):
     """One worker's share of an insert storm.
 

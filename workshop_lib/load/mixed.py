@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 
 import msgspec
 import pandas as pd
+import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.database import Database
@@ -32,15 +34,18 @@ from workshop_lib.measure import Samples
 MOST_A_REQUEST = 10
 """Messages of one request to SQS."""
 LOOK_S = 0.2
-EMPTY_LOOKS, EMPTY_LOOKS_OF_OTHERS = 2, 10
-"""So often in a row a queue has to look empty: the numbers it gives are not all of one moment."""
+EMPTY_LOOKS = 10
+"""So often in a row a queue has to look empty: its numbers are approximate, and 0 for moments."""
+LAST_LOOKS = 3
 LATE_S = 300.0
 """CloudWatch shows metrics up to some minutes late."""
 ASK_AGAIN_S = 5.0
 WAIT_S = 1
 PAUSE_S = 0.3
 FIRST_ERRORS = 10
-MESSAGES = ("planned", "succeeded", "failed", "dropped", "unsent", "redelivered")
+MESSAGES = (
+    *("planned", "succeeded", "failed", "dropped", "unsent", "queued", "unknown", "redelivered"),
+)
 BROKEN = (BotoCoreError, ClientError)
 FLAGS = {
     "duration_s": "--duration",
@@ -147,6 +152,13 @@ class Queue:
     url: str = field(repr=False)
     dead: str = field(repr=False)
 
+    def manners(self) -> tuple[int, int]:
+        """For how long it hides a message that was received, seconds; and how often it does."""
+        asked = ["VisibilityTimeout", "RedrivePolicy"]
+        found = self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=asked)
+        receives = json.loads(found["Attributes"]["RedrivePolicy"])["maxReceiveCount"]
+        return int(found["Attributes"]["VisibilityTimeout"]), int(receives)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixedReport:
@@ -155,10 +167,10 @@ class MixedReport:
     Attributes:
         run: its number; the ids of its rows follow from it.
         scenario: what was asked for.
-        planned, succeeded, failed, dropped: messages asked for; worked off; in the dead-letter
-            queue; not sent, left in the queue, or never heard of again. The first is the sum of the
-            others.
-        unsent: of those that were dropped, the ones that were not sent.
+        planned, succeeded, failed, unsent, queued, unknown: messages asked for; worked off; in the
+            dead-letter queue; not sent; still in the queue; and those of which it is not known what
+            became. The first is the sum of the others. A request that failed is no answer: what
+            could not be sent, read or counted for sure is unknown.
         by_others: a function worked the queue off by itself; then the next three are not known.
         redelivered: deliveries beyond the first of a message; None if not known.
         durations: of the statements of each action, COMMIT included.
@@ -166,8 +178,10 @@ class MixedReport:
         depth: when, how many messages waited, how many were being worked off.
         rows_reported: rows of messages that were worked off.
         rows_unreported: rows of others, which the table has as well.
-        in_table: rows of this run that the table has.
-        seconds: until the queue was empty (by_others: for sure), or time was over.
+        in_table: rows of this run that the table has; this and the one before are None if they
+            could not be counted.
+        requests: to the queue: sent, received, deleted, and looked.
+        seconds: until all was worked off (by_others: for sure), or time was over.
         errors: the first few, in words.
         interrupted: it was ended early.
 
@@ -178,19 +192,26 @@ class MixedReport:
     planned: int
     succeeded: int
     failed: int
-    dropped: int
     unsent: int
+    queued: int
+    unknown: int
     by_others: bool
     redelivered: int | None
     durations: Mapping[str, Samples]
     executions: tuple[tuple[float, float, int], ...]
     depth: tuple[tuple[float, int, int], ...]
     rows_reported: int
-    rows_unreported: int
-    in_table: int
+    rows_unreported: int | None
+    in_table: int | None
+    requests: int
     seconds: float
     errors: tuple[str, ...]
     interrupted: bool
+
+    @property
+    def dropped(self) -> int:
+        """Messages that came to no end: not sent, still in the queue, or unknown."""
+        return self.unsent + self.queued + self.unknown
 
     @property
     def statements(self) -> int:
@@ -199,10 +220,14 @@ class MixedReport:
 
     @property
     def reconciles(self) -> bool:
-        """Whether every message is accounted for once, and the table agrees with what was said."""
+        """Whether every message is accounted for once, and the table agrees with what was said.
+
+        Not where it could not be counted.
+        """
         accounted = self.succeeded + self.failed + self.dropped
         others = (self.failed + self.dropped) * self.scenario.statements_per_message
-        return self.planned == accounted and 0 <= self.rows_unreported <= others
+        unreported = self.rows_unreported
+        return self.planned == accounted and unreported is not None and 0 <= unreported <= others
 
     def describe(self) -> dict[str, Any]:
         """The figures as a results file keeps them; durations in milliseconds."""
@@ -247,9 +272,14 @@ class MixedReport:
 
     def __str__(self) -> str:
         parts = [f"{self.succeeded:,} of {self.planned:,} messages in {self.seconds:.1f} s."]
-        lost = self.dropped - self.unsent
-        if self.failed or lost:
-            parts.append(f"{self.failed:,} failed, {lost:,} were left or lost.")
+        if self.failed:
+            parts.append(f"{self.failed:,} failed.")
+        if self.queued:
+            parts.append(f"{self.queued:,} are still in the queue.")
+        if self.unknown:
+            parts.append(f"It is not known what became of {self.unknown:,}.")
+        if self.in_table is None:
+            parts.append("The rows could not be counted.")
         if self.unsent:
             parts.append(f"{self.unsent:,} were not sent.")
         if self.redelivered:
@@ -343,7 +373,7 @@ def read_metrics(
             )
         waited = True
         time.sleep(min(ASK_AGAIN_S, late_s))
-    if waited:
+    if waited or shown < statements:
         say(f"After {gone:.0f} s it shows {shown:,} of {statements:,}.")
     return found
 
@@ -413,20 +443,29 @@ class _Desk:
         self.lock = threading.Lock()
         self.stop = threading.Event()
         self.sent_all = threading.Event()
+        self.emptied = False
         self.busy = 0
+        self.requests = 0
         self.deliveries = Counter[int]()
         self.done: dict[int, MessageDone] = {}
         self.sent: set[int] = set()
+        self.doubtful: set[int] = set()  # sent or not: the request failed on its way
+        self.undeleted: set[int] = set()
         self.dead: set[int] = set()
         self.executions: list[tuple[float, float, int]] = []
         self.depth: list[tuple[float, int, int]] = []
         self.errors: list[str] = []
 
     def run(self) -> MixedReport:
-        waiting, flying = self._look()
-        if waiting or flying:
+        look = self._look()
+        if look is None:
             raise WorkshopError(
-                f"The queue holds {waiting + flying} messages already. Are they of another load "
+                f"How many messages the queue holds cannot be found out: {self.errors[0]} Nothing "
+                "was sent."
+            )
+        if any(look):
+            raise WorkshopError(
+                f"The queue holds {sum(look)} messages already. Are they of another load "
                 "test? Wait until it is over, or purge the queue."
             )
         self.started = time.perf_counter()
@@ -434,21 +473,20 @@ class _Desk:
         pollers = self.driver.at_once if self.driver else 0
         with ExitStack() as until_done:
             with ThreadPoolExecutor(pollers + 2, thread_name_prefix="mixed") as threads:
-                tasks = [threads.submit(self._send), threads.submit(self._watch)]
-                tasks += [threads.submit(self._poll) for _ in range(pollers)]
+                tasks = []
                 try:
+                    tasks += [threads.submit(self._send), threads.submit(self._watch)]
+                    tasks += [threads.submit(self._poll) for _ in range(pollers)]
                     while not self.stop.wait(LOOK_S):
                         pass
                 except KeyboardInterrupt:
                     interrupted = True
-                    until_done.enter_context(deaf())  # a second one would lose the report
                 finally:
+                    until_done.enter_context(deaf())  # one more would lose the report
                     self.stop.set()
                 for task in tasks:
                     task.result()
-            seconds = time.perf_counter() - self.started
-            self._collect_dead()
-            return self._report(seconds, interrupted)
+            return self._report(time.perf_counter() - self.started, interrupted)
 
     def _send(self) -> None:
         """Send each round at its time, whether or not the ones before it have been worked off."""
@@ -464,47 +502,61 @@ class _Desk:
         entries = [
             {"Id": str(m.number), "MessageBody": msgspec.json.encode(m).decode()} for m in messages
         ]
+        numbers = {m.number for m in messages}
         try:
-            answer = self.queue.sqs.send_message_batch(QueueUrl=self.queue.url, Entries=entries)
+            answer = self._ask("send_message_batch", QueueUrl=self.queue.url, Entries=entries)
         except BROKEN as error:
             self._note(error)
+            if not _was_refused(error):
+                self.doubtful |= numbers
             return
-        self.sent.update(int(one["Id"]) for one in answer.get("Successful", []))
-        for refused in answer.get("Failed", []):
-            self._note(refused.get("Message", refused))
+        sent = {int(one["Id"]) for one in answer.get("Successful", [])}
+        refused = {int(one["Id"]): one for one in answer.get("Failed", [])}
+        self.sent |= sent
+        self.doubtful |= numbers - sent - set(refused)
+        for one in refused.values():
+            self._note(one.get("Message", one))
 
     def _watch(self) -> None:
         """Note the queue's depth, and find out when all is done, or the time for it is over."""
         end = self.started + self.scenario.duration_s + self.scenario.drain_s
         empty = 0  # how often in a row it was
         while not self.stop.is_set():
-            try:
-                waiting, flying = self._look()
-            except BROKEN as error:
-                self._note(error)
-                waiting = flying = 0
-            else:
-                self.depth.append((time.perf_counter() - self.started, waiting, flying))
+            look = self._look()
+            if look is not None:
+                self.depth.append((time.perf_counter() - self.started, *look))
             with self.lock:
                 idle = not self.busy
-            empty = empty + 1 if idle and not waiting and not flying else 0
+            # No answer is no empty queue.
+            empty = empty + 1 if idle and look == (0, 0) else 0
             if self.sent_all.is_set() and self._is_done(empty):
+                self.emptied = True
                 self.stop.set()
             if time.perf_counter() > end:
                 self.stop.set()
             self.stop.wait(LOOK_S)
 
     def _is_done(self, empty: int) -> bool:
-        """Whether all is done, the queue having looked empty so often."""
+        """Whether all is done, the queue having looked empty so often in a row."""
+        if empty and self._open:
+            self._collect_dead()
         if self.driver:
-            return empty >= EMPTY_LOOKS
-        if empty < EMPTY_LOOKS_OF_OTHERS:
+            # Workers say which messages they have done: the queue's numbers are not needed, but
+            # for those that may never have been sent.
+            only_doubtful = self._open <= self.doubtful
+            return not self.undeleted and (
+                not self._open or (only_doubtful and empty >= EMPTY_LOOKS)
+            )
+        if empty < EMPTY_LOOKS:
             return False
-        return not self._inserts(self.sent) - self._stored(count_by_message(*self._whose))
+        rows = self._count()
+        return rows is not None and not self._inserts(self.sent - self.dead) - self._stored(rows)
 
     @property
-    def _whose(self) -> tuple[Database, int]:
-        return self.database, self.run_number
+    def _open(self) -> set[int]:
+        """Messages that were sent, or may have been, and have come to no end that is known."""
+        with self.lock:
+            return (self.sent | self.doubtful) - set(self.done) - self.dead
 
     def _inserts(self, numbers: Iterable[int]) -> set[int]:
         return {number for number in numbers if self.planned[number].action == "INSERT"}
@@ -514,17 +566,40 @@ class _Desk:
         each = self.scenario.statements_per_message
         return {number for number, found in rows.items() if found == each}
 
-    def _look(self) -> tuple[int, int]:
+    def _count(self) -> dict[int, int] | None:
+        """How many rows each message has in the table; None if they cannot be counted."""
+        try:
+            return count_by_message(self.database, self.run_number)
+        except (WorkshopError, psycopg2.Error) as error:
+            self._note(error)
+            return None
+
+    def _ask(self, call: str, **asked: Any) -> Any:
+        """Make a request to the queue."""
+        with self.lock:
+            self.requests += 1
+        return getattr(self.queue.sqs, call)(**asked)
+
+    def _look(self) -> tuple[int, int] | None:
+        """How many messages wait, and how many are being worked off; None if it does not say."""
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        found = self.queue.sqs.get_queue_attributes(QueueUrl=self.queue.url, AttributeNames=names)
-        waiting, flying = (int(found["Attributes"][name]) for name in names)
+        try:
+            found = self._ask("get_queue_attributes", QueueUrl=self.queue.url, AttributeNames=names)
+            waiting, flying = (int(found["Attributes"][name]) for name in names)
+        except BROKEN as error:
+            self._note(error)
+            return None
+        except (KeyError, ValueError):
+            self._note("The queue did not say how many messages it holds.")
+            return None
         return waiting, flying
 
     def _poll(self) -> None:
         """Receive messages, have a worker work them off, delete those that it did."""
         while not self.stop.is_set():
             try:
-                answer = self.queue.sqs.receive_message(
+                answer = self._ask(
+                    "receive_message",
                     QueueUrl=self.queue.url,
                     MaxNumberOfMessages=MOST_A_REQUEST,
                     WaitTimeSeconds=WAIT_S,
@@ -546,34 +621,27 @@ class _Desk:
     def _hand_over(self, messages: Sequence[Mapping[str, Any]]) -> None:
         records = [{"messageId": m["MessageId"], "body": m["Body"]} for m in messages]
         with self.lock:
-            self.deliveries.update(
-                number for m in messages for number in self._numbers([m["Body"]])
-            )
+            self.deliveries.update(self._numbers(m["Body"] for m in messages))
         began = time.perf_counter()
         assert self.driver is not None  # noqa: S101 -- there are no pollers without
-        future = self.driver.start({"Records": records}, self.scenario.visibility_timeout_s)
         try:
-            answer = future.result()
-        except TimeoutError:
-            limit = self.scenario.visibility_timeout_s
-            self._note(
-                f"A batch of {len(messages)} messages took longer than the visibility timeout, "
-                f"{limit} s, and was given up. Raise it, or put less into a message."
-            )
-            return
+            answer = self.driver.start(
+                {"Records": records}, self.scenario.visibility_timeout_s
+            ).result()
+            failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
+            done = msgspec.convert(answer["done"], list[MessageDone])
         except Exception as error:  # noqa: BLE001 -- whatever it was, they come again
             self._note(error)
             return
-        failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
         with self.lock:
             took = time.perf_counter() - began
             self.executions.append((began - self.started, took, len(messages)))
-            for one in msgspec.convert(answer["done"], list[MessageDone]):
+            for one in done:
                 if one.error:
                     self._note(one.error)
                 else:
                     self.done.setdefault(one.number, one)
-            if answer["metrics"]:
+            if answer.get("metrics"):
                 self._note(answer["metrics"])
         self._delete(self.queue.url, [m for m in messages if m["MessageId"] not in failed])
 
@@ -581,34 +649,72 @@ class _Desk:
         entries = [
             {"Id": str(n), "ReceiptHandle": m["ReceiptHandle"]} for n, m in enumerate(messages)
         ]
-        if entries:
-            try:
-                self.queue.sqs.delete_message_batch(QueueUrl=url, Entries=entries)
-            except BROKEN as error:  # then they come again, and are found to be done
-                self._note(error)
-
-    def _collect_dead(self) -> None:
-        """Read the dead-letter queue out, and empty it of this run's messages."""
+        if not entries:
+            return
         try:
-            while messages := self.queue.sqs.receive_message(
-                QueueUrl=self.queue.dead, MaxNumberOfMessages=MOST_A_REQUEST
+            answer = self._ask("delete_message_batch", QueueUrl=url, Entries=entries)
+            kept = [messages[int(one["Id"])] for one in answer.get("Failed", [])]
+            for refused in answer.get("Failed", []):
+                self._note(refused.get("Message", refused))
+        except BROKEN as error:
+            self._note(error)
+            kept = list(messages)
+        if url == self.queue.url:  # then they come again, and are found to be done
+            with self.lock:
+                self.undeleted -= set(self._numbers(m["Body"] for m in messages))
+                self.undeleted |= set(self._numbers(m["Body"] for m in kept))
+
+    def _collect_dead(self, wait_s: int = 0) -> bool:
+        """Read the dead-letter queue out, and empty it of this run's messages.
+
+        Args:
+            wait_s: a queue that is asked to wait asks all of its servers, and misses none.
+
+        Returns:
+            Whether it could be read to its end.
+
+        """
+        try:
+            while messages := self._ask(
+                "receive_message",
+                QueueUrl=self.queue.dead,
+                MaxNumberOfMessages=MOST_A_REQUEST,
+                WaitTimeSeconds=wait_s,
             ).get("Messages", []):
                 # A given queue may hold those of others, which they will want to look at.
                 ours = [m for m in messages if self._numbers([m["Body"]])]
-                self.dead.update(self._numbers(m["Body"] for m in ours))
+                with self.lock:
+                    self.dead.update(self._numbers(m["Body"] for m in ours))
                 self._delete(self.queue.dead, ours)
         except BROKEN as error:
             self._note(error)
+            return False
+        return True
 
-    def _worked_off_by_others(self, rows: Mapping[int, int]) -> set[int]:
-        """INSERTs whose rows are there; and of the others, as many as are not in the queue."""
-        left = sum(self.depth[-1][1:]) if self.depth else 0
+    def _left(self) -> int | None:
+        """How many messages the queue holds in the end; None if it does not say each time."""
+        found = []
+        for _ in range(LAST_LOOKS):
+            look = self._look()
+            if look is None:
+                return None
+            found.append(sum(look))
+            time.sleep(LOOK_S)
+        return max(0, max(found) - len(self.undeleted))
+
+    def _worked_off_by_others(
+        self, rows: Mapping[int, int], left: int | None, all_dead: bool
+    ) -> set[int]:
+        """INSERTs whose rows are there; and of the others, as many as are in neither queue."""
         sent = self.sent - self.dead
+        stored = self._inserts((self.sent | self.doubtful) - self.dead) & self._stored(rows)
         inserts = self._inserts(sent)
-        stored = inserts & self._stored(rows)
+        waiting = len(inserts - stored)
+        # A queue that says that it holds fewer than are known to be missing is not to be believed.
+        if left is None or left < waiting or not all_dead:
+            return stored
         reads = sorted(sent - inserts)
-        reads_left = max(0, left - len(inserts - stored))
-        return stored | set(reads[: max(0, len(reads) - reads_left)])
+        return stored | set(reads[: max(0, len(reads) - (left - waiting))])
 
     def _numbers(self, bodies: Iterable[str]) -> list[int]:
         """The numbers of messages; those of others are left out."""
@@ -618,7 +724,7 @@ class _Desk:
                 message = msgspec.json.decode(body, type=Message)
             except (msgspec.ValidationError, msgspec.DecodeError):
                 continue
-            if message.run == self.run_number:
+            if message.run == self.run_number and message.number in self.planned:
                 found.append(message.number)
         return found
 
@@ -627,9 +733,12 @@ class _Desk:
             self.errors.append(one_line(error))
 
     def _report(self, seconds: float, interrupted: bool) -> MixedReport:
-        rows = count_by_message(*self._whose)
-        in_table = sum(rows.values())
-        succeeded = set(self.done) if self.driver else self._worked_off_by_others(rows)
+        all_dead = not self._open or self._collect_dead(WAIT_S)
+        left = 0 if self.emptied or not self._open else self._left()
+        rows = self._count()
+        succeeded = set(self.done)
+        if self.driver is None:
+            succeeded = self._worked_off_by_others(rows or {}, left, all_dead)
         failed = self.dead - succeeded
         if not (self.driver or succeeded or interrupted):
             self._note(
@@ -637,23 +746,27 @@ class _Desk:
                 "enabled (the stack's parameter QueueWorkedOff)? Its log says more."
             )
         reported = len(self._inserts(succeeded)) * self.scenario.statements_per_message
-        heard_of = self.sent | set(self.done) | self.dead
+        in_table = None if rows is None else sum(rows.values())
+        came_to_no_end = (self.sent | self.doubtful) - succeeded - failed
+        queued = min(len(came_to_no_end), left or 0)
         return MixedReport(
             run=self.run_number,
             scenario=self.scenario,
             planned=len(self.planned),
             succeeded=len(succeeded),
             failed=len(failed),
-            dropped=len(self.planned) - len(succeeded) - len(failed),
-            unsent=len(set(self.planned) - heard_of),
+            unsent=len(set(self.planned) - self.sent - self.doubtful - succeeded - failed),
+            queued=queued,
+            unknown=len(came_to_no_end) - queued,
             by_others=self.driver is None,
             redelivered=sum(n - 1 for n in self.deliveries.values()) if self.driver else None,
             durations=self._durations(),
             executions=tuple(sorted(self.executions)),
             depth=tuple(self.depth),
             rows_reported=reported,
-            rows_unreported=in_table - reported,
+            rows_unreported=None if in_table is None else in_table - reported,
             in_table=in_table,
+            requests=self.requests,
             seconds=seconds,
             errors=tuple(self.errors),
             interrupted=interrupted,
@@ -664,3 +777,10 @@ class _Desk:
         for one in self.done.values():
             found[one.action] += [us / 1e6 for us in one.durations_us]
         return {action: Samples(action, tuple(seconds)) for action, seconds in found.items()}
+
+
+def _was_refused(error: Exception) -> bool:
+    """Whether a request was refused: nothing came of it. Of one that broke, that is not known."""
+    if not isinstance(error, ClientError):
+        return False
+    return 400 <= error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) < 500

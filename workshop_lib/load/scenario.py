@@ -21,6 +21,7 @@ T = TypeVar("T")
 SCENARIOS = CHECKOUT / "data" / "scenarios"
 Workers = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS_PER_TRANSACTION)]
+REGION = r"^[a-z]{2}(-[a-z]+)+-[0-9]+$"
 Which = Literal["1", "2", "both"]
 PLACES = {
     "function_name": ("lambda_function_name",),
@@ -68,15 +69,17 @@ class InsertScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """The file of an insert load test. A name that it does not know is refused.
 
     Attributes:
-        lambda_function_name, region: for workers on AWS; local ones need neither.
+        lambda_function_name: the Lambda function that does the work; None or empty for processes on
+            this machine.
+        region: where that function is; None for AWS_REGION.
         scenario_1, scenario_2: individual and multi-row inserts; None where a file has only one.
         warm_up_invocations: jobs before the measurement, not counted in it.
         event_type: which events.
 
     """
 
-    lambda_function_name: str = "cache-aside-load"
-    region: str = "us-east-1"
+    lambda_function_name: str | None = None
+    region: Annotated[str, msgspec.Meta(pattern=REGION)] | None = None
     scenario_1: Individual | None = Individual()
     scenario_2: MultiRow | None = MultiRow()
     warm_up_invocations: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 20
@@ -168,7 +171,20 @@ def read_scenario(path: str | Path, **options: object) -> InsertScenario:
     if isinstance(content, dict):  # what is not in the file is not run
         content = {"scenario_1": None, "scenario_2": None, **content}
     scenario = convert_scenario(content, InsertScenario, str(path))
-    return _with_options(scenario, {k: v for k, v in options.items() if v is not None})
+    given = {k: v for k, v in options.items() if v is not None}
+    found = _with_options(scenario, given)
+    if "region" in given and not found.lambda_function_name:
+        raise DataError(
+            "--region is where a Lambda function is, and none is named. Name it by "
+            "--function-name, or as lambda_function_name in the scenario file; or leave --region "
+            "out, and processes here do the work."
+        )
+    if scenario.region and not scenario.lambda_function_name and not found.lambda_function_name:
+        raise DataError(
+            f"{path} names a region, and no lambda_function_name that would be there. Name both, "
+            "or neither."
+        )
+    return found
 
 
 def read_file(path: str | Path) -> Any:

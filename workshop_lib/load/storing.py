@@ -22,6 +22,7 @@ from workshop_lib.load.means import Means
 
 FIRST_ERRORS = 5
 INSERT = f"INSERT INTO business_events ({', '.join(COLUMNS)}) VALUES %s ON CONFLICT (id) DO NOTHING"  # noqa: S608 -- constants
+COUNT = "SELECT count(*) FROM business_events WHERE id BETWEEN %s AND %s"
 COPY = f"COPY business_events ({', '.join(COLUMNS)}) FROM STDIN"
 
 
@@ -89,7 +90,11 @@ def _send(means: Means, rows: list[EventRow], how: str) -> int:
         try:
             cursor.copy_expert(COPY, io.StringIO(to_copy_text(rows)))
         except errors.UniqueViolation:
-            return 0  # the ids are ours alone: an attempt whose answer was lost stored them
+            # The ids are ours alone: an attempt whose answer was lost stored them, and all of them.
+            cursor.execute(COUNT, (rows[0][0], rows[-1][0]))
+            if cursor.fetchone() != (len(rows),):
+                raise
+            return 0
         return len(rows)
 
 

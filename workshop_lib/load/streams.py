@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
+import psycopg2
 
 from workshop_lib.database import Database
-from workshop_lib.errors import DataError, WorkshopError
+from workshop_lib.errors import DataError, WorkshopError, one_line
 from workshop_lib.load.drivers import Driver, run_jobs
 from workshop_lib.load.inserts import who_limits
 from workshop_lib.load.jobs import StreamDone, StreamJob, WarmJob
@@ -39,13 +40,15 @@ class StreamReport:
         planned, succeeded, failed, dropped: requests; dropped ones had waited too long unserved.
         moments: one a request, on a time line from 0: when it arrived (closed: was sent), and how
             long until its answer was there; the source is "cache", "database", "error", "dropped".
-        rows: new ones, as the database counted them for each INSERT.
-        in_table: rows of this run that the table has.
+        rows: of the INSERTs that were answered.
+        in_table: rows of this run that the table has; None if they could not be counted.
         cpu_share: processor time of the workers by the time that they had: near 1, they compute.
         limited_by: "arrivals" if more would have been served; else "database", or "generator":
             then the figures are the load test's own limit.
         errors: the first few, in words.
         interrupted: it was ended early.
+        unknown: of those that failed (after an Interrupt: were dropped), the requests of workers
+            that ended without a report. How many they were in a closed loop, only those knew.
 
     """
 
@@ -59,11 +62,12 @@ class StreamReport:
     dropped: int
     moments: tuple[Moment, ...]
     rows: int
-    in_table: int
+    in_table: int | None
     cpu_share: float
     limited_by: str
     errors: tuple[str, ...]
     interrupted: bool
+    unknown: int = 0
 
     @property
     def answered(self) -> Samples:
@@ -86,9 +90,14 @@ class StreamReport:
 
     @property
     def reconciles(self) -> bool:
-        """Whether every request is accounted for once, and the table has the rows reported."""
+        """Whether every request is accounted for once, and the table has the rows reported.
+
+        It may have more of those that failed, or are unknown: their answers were lost.
+        """
         accounted = self.succeeded + self.failed + self.dropped
-        return self.planned == accounted and (self.rows == self.in_table or self.failed > 0)
+        if self.in_table is None or self.planned != accounted:
+            return False
+        return 0 <= self.in_table - self.rows <= max(self.failed, self.unknown)
 
     def percentile(self, q: float) -> float:
         """The q-th percentile of the waits of all requests, seconds.
@@ -132,7 +141,10 @@ class StreamReport:
         rate = f"{self.throughput:,.0f}/s, {self.hit_ratio:.0%} from the cache"
         parts = [f"{kind}: {answered}, {rate}."]
         if self.failed or self.dropped:
-            parts.append(f"{self.failed:,} failed, {self.dropped:,} had waited too long.")
+            late = "were not finished or not begun" if self.interrupted else "had waited too long"
+            parts.append(f"{self.failed:,} failed, {self.dropped:,} {late}.")
+        if self.unknown:
+            parts.append(f"Of {self.unknown:,} of these it is not known what became.")
         if self.limited_by == "generator":
             parts.append("The load generator was the limit, not the database.")
         return " ".join(parts)
@@ -191,17 +203,22 @@ def run_stream(
     _check(jobs[0], rate, closed)
     timer = threading.Timer(begins_at + seconds / 2 - time.time(), half_way or _nothing)
     timer.start()
-    outcomes = run_jobs(driver, jobs, seconds + 2 * give_up_s)
-    timer.cancel()  # after an Interrupt its time may not have come
-    timer.join()
-    answers = [msgspec.convert(o.answer, StreamDone) for o in outcomes.each if o.answer is not None]
+    try:
+        outcomes = run_jobs(driver, jobs, seconds + 2 * give_up_s)
+    finally:
+        timer.cancel()  # after an Interrupt or an error its time may not have come
+        timer.join()
+    each = [outcome.checked(StreamDone) for outcome in outcomes.each]
+    answers = [msgspec.convert(o.answer, StreamDone) for o in each if o.answer is not None]
     sources = Counter(source for answer in answers for source in answer.source)
     seen = sum(sources.values())
     planned = seen if closed else sum(1 for _ in requests(rate, seconds, seed, run))
-    succeeded, dropped = sum(sources[name] for name in SERVED), sources["dropped"]
+    succeeded, unknown = sum(sources[name] for name in SERVED), planned - seen
+    dropped = sources["dropped"] + (unknown if outcomes.interrupted else 0)
     cpu_s = sum(answer.cpu_ms for answer in answers) / 1e3
     lasted = max((answer.lasted_ms for answer in answers), default=0.0) / 1e3
-    said = [o.error for o in outcomes.each if o.error]
+    said = [o.error for o in each if o.error]
+    in_table, error = _count(database, run)
     kept_up = not closed and succeeded == planned and lasted < seconds + KEPT_UP_S
     return StreamReport(
         run=run,
@@ -213,14 +230,19 @@ def run_stream(
         failed=planned - succeeded - dropped,
         dropped=dropped,
         moments=_moments(answers),
-        rows=sum(answer.rows for answer in answers),
-        in_table=count_transactions(database, run),
+        rows=sum(
+            action == "INSERT" and source == "database"
+            for answer in answers
+            for action, source in zip(answer.action, answer.source, strict=True)
+        ),
+        in_table=in_table,
         cpu_share=cpu_s / (lasted * workers) if lasted else 0.0,
         limited_by="arrivals"
         if kept_up
         else who_limits(cpu_s, lasted * workers, lasted, here=driver.here),
-        errors=tuple([*said, *(e for a in answers for e in a.errors)][:10]),
+        errors=tuple([*error, *said, *(e for a in answers for e in a.errors)][:10]),
         interrupted=outcomes.interrupted,
+        unknown=unknown,
     )
 
 
@@ -260,6 +282,14 @@ def saturation(reports: Mapping[float, StreamReport], limit_s: float) -> float |
             break
         best = rate
     return best
+
+
+def _count(database: Database, run: int) -> tuple[int | None, list[str]]:
+    """The rows of a run, or None and why they could not be counted."""
+    try:
+        return count_transactions(database, run), []
+    except (WorkshopError, psycopg2.Error) as error:
+        return None, [one_line(error)]
 
 
 def _nothing() -> None:

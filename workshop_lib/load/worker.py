@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from typing import Any, Protocol
 
 import msgspec
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.load.jobs import InsertJob, Ping, StreamJob, WarmJob
+from workshop_lib.load.jobs import InsertJob, Ping, Ready, StreamJob, WarmJob
 from workshop_lib.load.means import AllMeans, Equipment, Means
 from workshop_lib.load.messages import work_off
 from workshop_lib.load.serving import serve, warm
@@ -78,7 +79,12 @@ class Worker:
         if isinstance(job, WarmJob):
             return warm(job, means)
         means.database.query("SELECT 1")
-        return {"ready": True}
+        memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
+        return Ready(
+            ready=True,
+            memory_mb=int(memory) if memory else None,
+            reader="" if means.reader is means.database else means.reader.endpoint.host,
+        )
 
 
 _worker: Worker | None = None

@@ -171,7 +171,9 @@ def _connect(endpoint: Endpoint) -> socket.socket:
 def _shake_hands(endpoint: Endpoint) -> str:
     if endpoint.port == 5432:
         return "verified by the database client when it connects"
-    context = ssl.create_default_context(cafile=trusted_certificates())
+    how = endpoint.arguments
+    context = ssl.create_default_context(cafile=how.get("ssl_ca_certs") or trusted_certificates())
+    context.check_hostname = how.get("ssl_check_hostname", True)
     with _connect(endpoint) as raw:
         raw.settimeout(ANSWER_S)
         with context.wrap_socket(raw, server_hostname=endpoint.host) as secured:

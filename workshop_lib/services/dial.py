@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import IO
 
+from workshop_lib import forks
 from workshop_lib.errors import EngineError, WorkshopError
 from workshop_lib.services import distance
 from workshop_lib.services.distance import HOST
@@ -44,6 +45,14 @@ class Dial:
         self._place = self._direct = (endpoint.host, endpoint.port)
         self._proxy: _Proxy | None = None
         self._lock = threading.Lock()
+        self._inherited = False
+        forks.tell_child(self)
+
+    def _after_fork(self) -> None:
+        """In a forked process: stay as far away as the parent is, and leave its proxy to it."""
+        self._inherited, self._lock = True, threading.Lock()
+        if self._proxy:
+            self._proxy.leave()
 
     def check(self, seconds: float) -> float:
         """Whether the dial can be set to this.
@@ -53,7 +62,7 @@ class Dial:
 
         Raises:
             ValueError: it is out of range.
-            WorkshopError: the service is not a local engine.
+            WorkshopError: the service is not a local engine, or this process was forked.
 
         """
         try:
@@ -70,6 +79,11 @@ class Dial:
                 f"Distance can be added to the local engines only, and the {self.service} is "
                 f"{self.endpoint.label}, which has a distance of its own. Set it to 0."
             )
+        if self._inherited and wanted != self.seconds:
+            raise WorkshopError(
+                f"This process was forked since the workshop was opened: it is as far from the "
+                f"{self.service} as its parent. Set the distance there, or open a workshop here."
+            )
         return wanted
 
     def set(self, seconds: float) -> None:
@@ -81,6 +95,8 @@ class Dial:
 
         """
         wanted = self.check(seconds)
+        if self._inherited:
+            return
         with self._lock:
             if self._proxy and not self._proxy.alive:
                 self._go_direct()
@@ -98,6 +114,8 @@ class Dial:
 
     def close(self) -> None:
         """Connect directly again and end the proxy. Doing it twice is harmless."""
+        if self._inherited:
+            return
         with self._lock:
             self._go_direct()
 
@@ -153,6 +171,11 @@ class _Proxy:
         # Answers to questions that were interrupted may come first.
         while self._answer() != said:
             pass
+
+    def leave(self) -> None:
+        """Close our ends of its pipes, in a forked process: it ends when the parent closes its."""
+        _pipe(self._process.stdin).close()
+        _pipe(self._process.stdout).close()
 
     def close(self) -> None:
         """End it."""

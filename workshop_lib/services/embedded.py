@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -12,14 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from workshop_lib.errors import EngineError
 from workshop_lib.services.engines import EngineState, make_engine
 from workshop_lib.services.state import (
+    KEEPER,
     StateFolder,
-    find_process,
+    birth,
+    end_processes,
     log_tail,
+    number,
+    remove,
     wait_until,
 )
 from workshop_lib.settings import CHECKOUT, Settings
@@ -43,10 +50,15 @@ class Attachment:
     lease: Path
     engines: dict[str, EngineState]
     secrets: dict[str, str] = field(repr=False)
+    _pid: int = field(default_factory=os.getpid, repr=False)
 
     def release(self) -> None:
-        """Let go. The keeper ends the engines when nobody holds them any more."""
-        self.lease.unlink(missing_ok=True)
+        """Let go. The keeper ends the engines when nobody holds them any more.
+
+        In a process that was forked since then it does nothing: the hold is the parent's.
+        """
+        if self._pid == os.getpid():
+            self.lease.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,7 @@ def attach(folder: StateFolder, names: Iterable[str], settings: Settings) -> Att
     """
     names = list(names)
     folder.prepare()
-    with folder.locked():
+    with folder.locked(), folder.usable():
         secrets = folder.secrets()
         lease = folder.take_lease(_command(), settings.workshop_linger_seconds)
         try:
@@ -96,15 +108,26 @@ def set_wanted(folder: StateFolder, **changes: Any) -> int:
 
     """
     wanted = {**folder.read(folder.wanted_file), **changes}
-    wanted["attempt"] = int(wanted.get("attempt", 0)) + 1
-    folder.write(folder.wanted_file, wanted)
-    return int(wanted["attempt"])
+    attempt = max(_attempt(folder, folder.wanted_file), _attempt(folder, folder.state_file)) + 1
+    folder.write(folder.wanted_file, {**wanted, "attempt": attempt})
+    return attempt
+
+
+def acknowledged(folder: StateFolder, attempt: int) -> bool:
+    """Whether the keeper has heard of a request."""
+    return _attempt(folder, folder.state_file) >= attempt
+
+
+def _attempt(folder: StateFolder, file: Path) -> int:
+    return int(number(folder.read(file).get("attempt")))
 
 
 def reports(folder: StateFolder) -> dict[str, EngineState]:
-    """What the keeper last said of each engine, by name."""
-    found = folder.read(folder.state_file).get("engines", {})
-    return {name: EngineState(**report) for name, report in found.items()}
+    """What the keeper last said of each engine, by name; nothing where its file is damaged."""
+    found = folder.read(folder.state_file).get("engines")
+    with contextlib.suppress(msgspec.ValidationError):
+        return msgspec.convert(found, dict[str, EngineState])
+    return {}
 
 
 def status(folder: StateFolder) -> EngineStatus:
@@ -114,7 +137,7 @@ def status(folder: StateFolder) -> EngineStatus:
         folder=folder.path,
         keeper_pid=keeper.pid if keeper else None,
         engines=list(reports(folder).values()) if keeper else [],
-        users=[f"{lease['command']} (pid {lease['pid']})" for lease in folder.live_leases()],
+        users=[f"{lease.get('command')} (pid {lease['pid']})" for lease in folder.live_leases()],
         private=[one for folder in folder.private_folders if (one := status(folder)).keeper_pid],
     )
 
@@ -128,34 +151,38 @@ def stop(folder: StateFolder) -> bool:
     """
     if not folder.ours:
         return False
-    stopped = [stop(private) for private in folder.private_folders]
-    with folder.locked():
-        return (not _vanished(folder) and _end_keeper(folder)) or any(stopped)
+    stopped, made = [stop(private) for private in folder.private_folders], folder.folders_made
+    with folder.locked(), folder.usable():
+        return (not _vanished(folder, made) and _end_keeper(folder)) or any(stopped)
 
 
 def reset(folder: StateFolder) -> bool:
     """Stop the engines and delete their data, passwords and logs.
 
     Returns:
-        Whether there were any; a folder that the workshop did not make is left alone.
+        Whether there were any; what the workshop did not make is left alone.
+
+    Raises:
+        EngineError: they could not be stopped or deleted.
 
     """
     if not folder.ours:
         return False
     for private in folder.private_folders:
         reset(private)
-    with folder.locked():
-        if not _vanished(folder):
+    made = folder.folders_made
+    with folder.locked(), folder.usable():
+        if not _vanished(folder, made):
             _end_keeper(folder)
             folder.delete()
     return True
 
 
 def wait_gone(folder: StateFolder, seconds: float = 20.0) -> bool:
-    """Wait for the keeper to leave once nobody uses the engines.
+    """Wait for the keeper to leave once the engines have no users.
 
     Returns:
-        True if it has left; False, at once, while somebody else still uses them.
+        True if it has left; False, at once, while others use them or they stay idle for a time.
 
     """
     for private in folder.private_folders:
@@ -163,11 +190,15 @@ def wait_gone(folder: StateFolder, seconds: float = 20.0) -> bool:
     keeper = folder.keeper()
     if keeper is not None:
         # The process, not what its file says: it deletes a temporary folder last of all.
-        created = keeper.create_time()
-        wait_until(
-            lambda: find_process(keeper.pid, created) is None or bool(folder.live_leases()), seconds
-        )
+        born = birth(keeper.pid)
+        wait_until(lambda: birth(keeper.pid) != born or _stays(folder), seconds)
     return folder.keeper() is None
+
+
+def _stays(folder: StateFolder) -> bool:
+    """Whether the keeper has reason to: a user, or an idle time that has not passed."""
+    until = number(folder.read(folder.state_file).get("stays_until"))
+    return bool(folder.live_leases()) or until > time.monotonic()
 
 
 class _KeeperGoneError(EngineError):
@@ -177,8 +208,9 @@ class _KeeperGoneError(EngineError):
 def _bring_up(folder: StateFolder, names: list[str], cache_mb: int) -> dict[str, EngineState]:
     """Have a keeper bring the engines up; a second one if the first was dying when we came."""
     for last_try in (False, True):
-        if folder.keeper() is None:
-            _clear_remains(folder)
+        # A keeper whose state file was damaged writes it anew.
+        if not folder.keeper() and not (folder.processes() and wait_until(folder.keeper, 1.0)):
+            _end_keeper(folder)
             _start_keeper(folder)
         try:
             return _wait_for(folder, names, cache_mb)
@@ -188,34 +220,48 @@ def _bring_up(folder: StateFolder, names: list[str], cache_mb: int) -> dict[str,
     raise AssertionError("unreachable")
 
 
-def _vanished(folder: StateFolder) -> bool:
+def _vanished(folder: StateFolder, made: int) -> bool:
     """Whether a temporary folder went with its keeper before we got its lock."""
     if folder.ours:
         return False
-    folder.let_go()
+    folder.let_go(made)
     return True
 
 
 def _end_keeper(folder: StateFolder) -> bool:
-    keeper = folder.keeper()
-    if keeper is not None:
-        created = keeper.create_time()
-        keeper.terminate()
-        # Not keeper.wait(): its parent may not have reaped it, and a zombie has ended, too.
-        if not wait_until(lambda: find_process(keeper.pid, created) is None, 30):
-            keeper.kill()
-    found = _clear_remains(folder)
-    return keeper is not None or found
+    found = folder.processes()
+    for keeper in (process for process in found if KEEPER in _words(process)):
+        born = birth(keeper.pid)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            keeper.terminate()
+            keeper.resume()  # it may have been frozen
+            # Not keeper.wait(): its parent may not have reaped it, and a zombie has ended, too.
+            if not wait_until(lambda k=keeper, b=born: birth(k.pid) != b, 30):
+                keeper.kill()
+    # What a killed keeper and a killed guard have left behind.
+    end_processes(folder.processes())
+    remove(folder.state_file)
+    return bool(found)
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def _wait_for(folder: StateFolder, names: list[str], cache_mb: int) -> dict[str, EngineState]:
     attempt = set_wanted(folder, **dict.fromkeys(names, True), cache_mb=cache_mb)
+    if keeper := folder.keeper():
+        with contextlib.suppress(psutil.Error):
+            keeper.resume()  # it may have been frozen
     end = time.monotonic() + ATTACH_S
     up_since: dict[str, float] = {}
     while time.monotonic() < end:
         found = reports(folder)
         asked = {name: found.get(name, EngineState(name, "down")) for name in names}
-        if folder.read(folder.state_file).get("attempt", 0) >= attempt:
+        if acknowledged(folder, attempt):
             for report in asked.values():
                 if report.status == "failed":
                     raise EngineError(report.message)
@@ -250,20 +296,22 @@ def _answers(folder: StateFolder, report: EngineState) -> bool:
     """Ask the engine itself: the keeper may not have noticed yet that it was killed."""
     engine = make_engine(report.name, folder)
     engine.port = report.port
-    return engine.answers()
+    return engine.admits()
 
 
 def _start_keeper(folder: StateFolder) -> None:
-    folder.wanted_file.unlink(missing_ok=True)
+    remove(folder.wanted_file)
     folder.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder.logs / "keeper.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workshop_lib.services.keeper", str(folder.path)],
+            [sys.executable, "-m", KEEPER, str(folder.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd=CHECKOUT,
+            # It outlives the shell that it was started from, so it takes little from it.
+            env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
         )
     started = wait_until(lambda: process.poll() is not None or folder.keeper(), KEEPER_S)
     if not started or process.poll() is not None:
@@ -273,20 +321,6 @@ def _start_keeper(folder: StateFolder) -> None:
         )
     # The keeper may outlive this process; if it does not, somebody has to take note of its end.
     threading.Thread(target=process.wait, name="keeper", daemon=True).start()
-
-
-def _clear_remains(folder: StateFolder) -> bool:
-    """Stop what a killed keeper and a killed guard left behind. Returns whether there was any."""
-    remains = [find_process(report.pid, report.created) for report in reports(folder).values()]
-    living = [process for process in remains if process]
-    for process in living:
-        process.terminate()
-    _, stubborn = psutil.wait_procs(living, timeout=10)
-    for process in stubborn:
-        process.kill()
-    psutil.wait_procs(stubborn, timeout=5)
-    folder.state_file.unlink(missing_ok=True)
-    return bool(living)
 
 
 def _command() -> str:

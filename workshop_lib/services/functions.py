@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING
 import boto3
 from botocore.config import Config
 
+from workshop_lib import forks
+
 if TYPE_CHECKING:
     from types_boto3_lambda import LambdaClient
 
+MEMORY_MB = 512
+"""Of the stack's load function, where it does not say itself: the template's FunctionMemory."""
 CONNECT_S = 5
 SPARE_S = 30
 """Between a job's own time limit and ours, seconds: a cold start, and the way there."""
@@ -40,6 +44,12 @@ class LambdaClients:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
+        self._after_fork()
+        forks.tell_child(self)
+
+    def _after_fork(self) -> None:
+        """Begin with no clients: their connections would be shared with the parent."""
+        self._made, self._lock = {}, threading.Lock()
         self._session = boto3.Session()  # of its own: the shared one is not for many threads
 
     def patient(self, limit_s: float) -> LambdaClient:

@@ -1,7 +1,8 @@
 """The keeper: one background process per checkout that starts, watches and ends the local engines.
 
 Its users write what they want into the state folder; it compares wanted with running, twenty times
-a second, and acts on the difference. It leaves when nobody has the workshop open any more.
+a second, and acts on the difference. It leaves when nobody has the workshop open any more and all
+idle times have passed: each user asks for one, and it begins when that user ends.
 Run as a program: `python -m workshop_lib.services.keeper STATE_FOLDER`.
 """
 
@@ -19,12 +20,10 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
 from workshop_lib.errors import EngineError
 from workshop_lib.services import guard
 from workshop_lib.services.engines import ENGINES, Engine, EngineState, Valkey, make_engine
-from workshop_lib.services.state import StateFolder
+from workshop_lib.services.state import StateFolder, birth, number, remove
 
 STEP_S = 0.05
 LEASES_EVERY_S = 0.2
@@ -44,8 +43,9 @@ class Keeper:
             self._know(name for name, kind in ENGINES.items() if not kind.on_demand)
         self.guard = Guard()
         self.ending = False
-        self.linger_s = 0.0
-        self.last_used = time.monotonic()
+        self.used = True
+        self.stays_until = 0.0
+        self.published = False
         self.next_lease_check = 0.0
         self.attempt = 0
 
@@ -71,10 +71,13 @@ class Keeper:
 
     def _follow(self) -> None:
         wanted = self.folder.read(self.folder.wanted_file)
-        Valkey.megabytes = int(wanted.get("cache_mb", Valkey.megabytes))
-        if wanted.get("attempt", 0) != self.attempt:
-            self.attempt = int(wanted["attempt"])
+        Valkey.megabytes = int(number(wanted.get("cache_mb"), Valkey.megabytes))
+        attempt = int(number(wanted.get("attempt")))
+        if attempt > self.attempt:
+            self.attempt = attempt
             self._know(name for name in wanted if name.partition("-")[0] in ENGINES)
+            # Before the answer: whoever asked may end before the next look.
+            self._look_for_users()
             self._forgive()
         for name, engine in self.engines.items():
             before = self.reports[name]
@@ -126,19 +129,24 @@ class Keeper:
             self.guard.watch(pid)
 
         try:
-            engine.start(int(ports.get(engine.name, 0)), on_spawn=watch)
-        except (EngineError, OSError) as error:
+            engine.start(_port(ports.get(engine.name)), on_spawn=watch)
+            pid = engine.process.pid if engine.process else 0
+            # The same port again after a restart lets open connections pools recover by themselves.
+            self.folder.write(self.folder.path / "ports.json", {**ports, engine.name: engine.port})
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the other engines go on
             engine.stop()
-            return EngineState(engine.name, "failed", message=str(error))
+            message = str(error)
+            if not isinstance(error, EngineError):
+                message = (
+                    f"{engine.name} did not start: {message}. If the disk is full, free it; if "
+                    f"{self.folder.path} is damaged, `workshop reset` starts afresh."
+                )
+            return EngineState(engine.name, "failed", message=message)
         finally:
             for ended in spawned:
                 if engine.process is None or engine.process.pid != ended:
                     self.guard.forget(ended)
-        pid = engine.process.pid if engine.process else 0
-        created = psutil.Process(pid).create_time()
-        # The same port again after a restart lets open connections pools recover by themselves.
-        self.folder.write(self.folder.path / "ports.json", {**ports, engine.name: engine.port})
-        return EngineState(engine.name, "up", engine.port, pid, created, engine.emulated)
+        return EngineState(engine.name, "up", engine.port, pid, birth(pid), engine.emulated)
 
     def _stop(self, engine: Engine) -> None:
         pid = engine.process.pid if engine.process else 0
@@ -153,15 +161,22 @@ class Keeper:
         return len(times) <= RESTARTS
 
     def _abandoned(self) -> bool:
+        if time.monotonic() >= self.next_lease_check:
+            self._look_for_users()
+            if not self.published or self.folder.keeper() is None:  # a full disk, a damaged file
+                self._publish()
+        return not self.used and time.monotonic() > self.stays_until
+
+    def _look_for_users(self) -> None:
+        """Note who is there, and until when the engines stay if that was all."""
         now = time.monotonic()
-        if now < self.next_lease_check:
-            return False
         self.next_lease_check = now + LEASES_EVERY_S
-        leases = self.folder.live_leases()
-        if leases:
-            self.last_used = now
-            self.linger_s = max(float(lease.get("linger_s", 0)) for lease in leases)
-        return now - self.last_used > self.linger_s
+        lingers = [number(lease.get("linger_s")) for lease in self.folder.live_leases()]
+        before, self.used = self.used, bool(lingers)
+        # A user who asks for less does not shorten what another one has asked for.
+        self.stays_until = max(self.stays_until, now + max(lingers, default=0.0) if lingers else 0)
+        if before and not self.used:
+            self._publish()
 
     def _leave(self) -> bool:
         """Stop everything unless somebody came in at the last moment. Returns whether it did."""
@@ -178,18 +193,26 @@ class Keeper:
     def _stop_all(self) -> None:
         for engine in self.engines.values():
             self._stop(engine)
-        self.folder.state_file.unlink(missing_ok=True)
-        self.folder.wanted_file.unlink(missing_ok=True)
+        remove(self.folder.state_file)
+        remove(self.folder.wanted_file)
 
     def _publish(self) -> None:
-        me = psutil.Process()
         state = {
-            "pid": me.pid,
-            "created": me.create_time(),
+            "pid": os.getpid(),
+            "created": birth(os.getpid()),
             "attempt": self.attempt,
+            "stays_until": self.stays_until,
             "engines": {name: asdict(report) for name, report in self.reports.items()},
         }
-        self.folder.write(self.folder.state_file, state)
+        self.published = False
+        with contextlib.suppress(OSError):
+            self.folder.write(self.folder.state_file, state)
+            self.published = True
+
+
+def _port(value: object) -> int:
+    """A port of a file that may be damaged; 0, for any, where it is none."""
+    return int(port) if (port := number(value)) < 65_536 else 0
 
 
 class Guard:

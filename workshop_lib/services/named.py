@@ -39,3 +39,13 @@ def named_cache(settings: Settings) -> CacheEndpoint | None:
 def named_messaging(settings: Settings) -> MessagingEndpoint | None:
     """The queues and metrics, where the settings name them."""
     return given_messaging(settings)
+
+
+def named_region(settings: Settings) -> str | None:
+    """The Region of the services on AWS, where the settings name one."""
+    return settings.aws_region
+
+
+def is_on_aws(settings: Settings) -> bool:
+    """Whether the database is Aurora DSQL, which is paid for."""
+    return settings.dsql_endpoint is not None

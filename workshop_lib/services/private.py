@@ -23,6 +23,7 @@ from workshop_lib.services.state import (
     PRIVATE,
     StateFolder,
     find_process,
+    remove,
     state_folder,
     wait_until,
 )
@@ -111,8 +112,7 @@ class PrivateEngines:
                 "again."
             )
         attempt = embedded.set_wanted(folder, **{name: wanted})
-        state = folder.state_file
-        wait_until(lambda: folder.read(state).get("attempt", 0) >= attempt, CHANGE_S)
+        wait_until(lambda: embedded.acknowledged(folder, attempt), CHANGE_S)
 
     def _report(self, name: str) -> EngineState:
         return embedded.reports(self.attachment.folder).get(name, EngineState(name, "down"))
@@ -161,7 +161,10 @@ def open_private(settings: Settings, *, database: bool, caches: int) -> PrivateE
 def _swept(home: StateFolder) -> Iterator[Path]:
     """The folder for private state folders, locked, without those whose keeper was killed."""
     base = home.path / PRIVATE
-    base.mkdir(mode=0o700, exist_ok=True)
+    if not base.is_dir():
+        with home.usable():
+            remove(base)
+            base.mkdir(mode=0o700, exist_ok=True)
     with StateFolder(base).locked():
         for old in home.private_folders:
             if old.keeper() is None and not old.live_leases():

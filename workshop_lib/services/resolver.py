@@ -12,7 +12,6 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import boto3
 import psycopg2
-import redis
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from psycopg2.extensions import parse_dsn
@@ -22,6 +21,7 @@ from redis.retry import Retry
 
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
 from workshop_lib.services import embedded
+from workshop_lib.services.cache_url import ESCAPES, parse_cache_url
 from workshop_lib.services.embedded import Attachment
 from workshop_lib.services.endpoints import (
     CacheEndpoint,
@@ -33,6 +33,7 @@ from workshop_lib.services.endpoints import (
 from workshop_lib.services.engines import HOST, NEVER_IN_CLEAR
 from workshop_lib.services.explain import explain, sentence
 from workshop_lib.services.state import state_folder
+from workshop_lib.services.surroundings import isolate_libpq
 from workshop_lib.services.trust import trusted_certificates
 from workshop_lib.settings import Settings, dsql_region
 
@@ -41,7 +42,6 @@ CACHE_TIMEOUT_S = 1.0
 """A cache that takes longer than this to answer is worse than none."""
 TOKEN_LIFE_S = 900
 EMBEDDED_BUCKET = "workshop"
-ESCAPES = "write special characters of a password as %XX, for example @ as %40."
 
 
 def resolve(settings: Settings) -> Endpoints:
@@ -55,7 +55,7 @@ def resolve(settings: Settings) -> Endpoints:
     settings = _without_our_own(settings)
     database = external_database(settings)
     cache = external_cache(settings)
-    store = _external_store(settings)
+    store = external_store(settings)
     wanted = {"postgres": database, "valkey": cache, "s3": store}
     missing = [name for name, endpoint in wanted.items() if endpoint is None]
     attachment = None
@@ -93,25 +93,49 @@ def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:
 
     They hold passwords: for `workshop env`, and for nothing that is kept.
     """
-    database, cache, store = (endpoint.arguments for endpoint in endpoints.all)
-    token = endpoints.database.token
-    password = quote(token() if token else str(database.get("password", "")), safe="")
-    options = {"options": f"-csearch_path={settings.workshop_namespace}"}
-    if "sslmode" in database:
-        options["sslmode"] = str(database["sslmode"])
-    cache_scheme = "rediss" if endpoints.cache.tls else "redis"
-    cache_user = f":{quote(str(cache['password']), safe='')}@" if cache.get("password") else ""
+    store = endpoints.store.arguments
     found = {
-        "DATABASE_URL": f"postgresql://{database['user']}:{password}@{endpoints.database.address}"
-        f"/{database['dbname']}?{urlencode(options, quote_via=quote)}",
-        "VALKEY_URL": f"{cache_scheme}://{cache_user}{endpoints.cache.address}/0",
-        "AWS_ENDPOINT_URL_S3": store.get("endpoint_url", ""),
+        "DATABASE_URL": _database_url(endpoints.database, settings.workshop_namespace),
+        "VALKEY_URL": _valkey_url(endpoints.cache, settings),
+        "AWS_ENDPOINT_URL_S3": store.get("endpoint_url"),
         "BUCKET_NAME": endpoints.store.bucket,
-        "AWS_ACCESS_KEY_ID": store.get("aws_access_key_id", ""),
-        "AWS_SECRET_ACCESS_KEY": store.get("aws_secret_access_key", ""),
-        "AWS_DEFAULT_REGION": store.get("region_name", ""),
+        "AWS_ACCESS_KEY_ID": store.get("aws_access_key_id"),
+        "AWS_SECRET_ACCESS_KEY": store.get("aws_secret_access_key"),
+        # Somebody's own would be sent along with the local key.
+        "AWS_SESSION_TOKEN": "" if endpoints.store.embedded else None,
+        "AWS_DEFAULT_REGION": store.get("region_name"),
     }
-    return {name: str(value) for name, value in found.items() if value}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _database_url(endpoint: DatabaseEndpoint, schema: str) -> str:
+    """An address by which psql connects as we do, and has the workshop's schema first."""
+    options = {name: str(value) for name, value in endpoint.arguments.items() if value != ""}
+    if endpoint.token:
+        options["password"] = endpoint.token()
+    if endpoint.embedded or endpoint.aws:
+        # An older psql does not know all options; these are the ones that matter.
+        names = ("user", "password", "dbname", "sslmode", "sslrootcert")
+        options = {name: options[name] for name in names if name in options}
+    user, password, database = (
+        quote(options.pop(name, ""), safe="") for name in ("user", "password", "dbname")
+    )
+    login = f"{user}:{password}@" if password else f"{user}@" if user else ""
+    options["options"] = f"{options.get('options', '')} -csearch_path={schema}".strip()
+    for name in ("host", "port"):
+        options.pop(name, None)
+    place = _address(quote(endpoint.host, safe=":"), endpoint.port)
+    path = f"/{database}" if database else ""
+    return f"postgresql://{login}{place}{path}?{urlencode(options, quote_via=quote)}"
+
+
+def _valkey_url(endpoint: CacheEndpoint, settings: Settings) -> str:
+    """An address by which valkey-cli connects as we do: where one is given, that one."""
+    if endpoint.embedded:
+        return f"redis://:{endpoint.arguments['password']}@{endpoint.address}/0"
+    if settings.cache_url is None:
+        return f"rediss://{endpoint.address}/0"
+    return settings.cache_url.get_secret_value()
 
 
 def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint:
@@ -123,6 +147,7 @@ def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint
         host=HOST,
         port=port,
         arguments={
+            **isolate_libpq(),
             "host": HOST,
             "port": port,
             "user": "admin",
@@ -197,7 +222,8 @@ def _embedded_store(held: Attachment) -> StoreEndpoint:
             "aws_access_key_id": held.secrets["s3_key"],
             "aws_secret_access_key": held.secrets["s3_secret"],
             "region_name": "us-east-1",
-            "config": _store_manners(plain=True),
+            # An empty choice of proxies: none of the environment's is asked for this machine.
+            "config": _store_manners(plain=True).merge(Config(proxies={})),
         },
         embedded=True,
         emulated=engine.emulated,
@@ -215,18 +241,21 @@ def external_database(settings: Settings) -> DatabaseEndpoint | None:
     try:
         found: dict[str, Any] = parse_dsn(settings.database_url.get_secret_value())
         host, port = _host_and_port(found, 5432)
+        found["connect_timeout"] = int(found.get("connect_timeout", CONNECT_S))
     except (psycopg2.ProgrammingError, ValueError):
         # The library's own message repeats the text, and with it the password.
         raise SettingsError(
             "DATABASE_URL is not a PostgreSQL address. Its form is "
             f"postgresql://user:password@host:port/database; {ESCAPES}"
         ) from None
+    if service := os.environ.get("PGSERVICE"):
+        found.setdefault("service", service)  # a local engine's clients remove the variable
     return DatabaseEndpoint(
         label="PostgreSQL of your own (DATABASE_URL)",
-        address=f"{host}:{port}",
+        address=_address(host, port),
         host=host,
         port=port,
-        arguments={"connect_timeout": CONNECT_S, **found, "host": host, "port": port},
+        arguments={**found, "host": host, "port": port},
         tls=found.get("sslmode") in {"verify-full", "verify-ca"},
         dsql_rules=settings.dsql_rules == "on",
     )
@@ -247,6 +276,7 @@ def _dsql(host: str, region: str) -> DatabaseEndpoint:
         host=host,
         port=5432,
         arguments={
+            **isolate_libpq(),
             "host": host,
             "port": 5432,
             "user": "admin",
@@ -312,28 +342,20 @@ def external_cache(settings: Settings) -> CacheEndpoint | None:
         )
     if settings.cache_url is None:
         return None
-    url = settings.cache_url.get_secret_value()
-    try:
-        found = redis.connection.parse_url(url)
-        host, port = _host_and_port(found, 6379)
-    except ValueError:
-        raise SettingsError(
-            "VALKEY_URL is not a cache address. Its form is redis://:password@host:port/0 "
-            f"(rediss:// for TLS); {ESCAPES}"
-        ) from None
-    tls = url.startswith(("rediss:", "valkeys:"))
-    found.pop("connection_class", None)
+    found = parse_cache_url(settings.cache_url.get_secret_value())
+    host, port = found["host"], found["port"]
     return CacheEndpoint(
         label="Valkey of your own (VALKEY_URL)",
-        address=f"{host}:{port}",
+        address=_address(host, port),
         host=host,
         port=port,
-        arguments={**_cache_manners(), **found, "host": host, "port": port, "ssl": tls},
-        tls=tls,
+        arguments={**_cache_manners(), **found},
+        tls=found["ssl"] and found.get("ssl_cert_reqs") != "none",
     )
 
 
-def _external_store(settings: Settings) -> StoreEndpoint | None:
+def external_store(settings: Settings) -> StoreEndpoint | None:
+    """Where the settings say that objects are; None if it is the local engine."""
     if not settings.bucket_name:
         return None
     url = settings.aws_endpoint_url_s3
@@ -371,6 +393,11 @@ def _host_and_port(found: Mapping[str, Any], port: int) -> tuple[str, int]:
     if "@" in host:
         raise ValueError("not a host name")
     return host, int(found.get("port", port))
+
+
+def _address(host: str, port: int) -> str:
+    """Host and port in one; that of IPv6 stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _cache_manners() -> dict[str, Any]:

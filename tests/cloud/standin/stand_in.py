@@ -302,7 +302,7 @@ class StandIn:
 
 def _end(process: subprocess.Popen[str]) -> None:
     process.stdin.close()
-    process.wait(10)
+    process.wait(60)
     process.stdout.close()
 
 

@@ -1,0 +1,370 @@
+"""What the local `admin` plants gains it nothing: not now, not when the engines start again."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+
+from workshop_lib.services import embedded
+from workshop_lib.services.engines import HOST, OWNER
+from workshop_lib.services.state import StateFolder
+from workshop_lib.settings import load_settings
+
+TYPES = [
+    "text", "name", "varchar", "bpchar", '"char"', "bool", "int2", "int4", "int8", "numeric", "oid",
+    "regclass", "regtype", "regproc", "interval", "timestamptz", "anyelement",
+]  # fmt: skip
+OPERATORS = ["=", "<>", "!~", "~", "~~", "||", "+", "-", ">", "<", ">=", "<="]
+FUNCTIONS = [
+    "format", "set_config", "current_setting", "pg_column_size", "substr", "md5", "random",
+    "clock_timestamp", "transaction_timestamp", "make_interval", "to_regnamespace",
+    "pg_event_trigger_ddl_commands",
+]  # fmt: skip
+TRAP = "LANGUAGE plpgsql AS $$ BEGIN PERFORM public.caught(); {} END $$"
+PLANTED_SCHEMAS = ("public", OWNER)  # a role's search path begins with the schema of its name
+DESPERATE = [
+    "ALTER ROLE admin SUPERUSER",
+    "ALTER ROLE workshop_owner PASSWORD 'mine'",
+    "ALTER ROLE workshop_owner SET search_path = public",
+    "ALTER ROLE ALL SET search_path = public",
+    "ALTER DATABASE postgres SET search_path = public",
+    "ALTER DATABASE postgres CONNECTION LIMIT 0",
+    "ALTER DATABASE postgres RENAME TO other",
+    "ALTER SYSTEM SET search_path = 'public'",
+    "SELECT pg_reload_conf()",
+    "SET ROLE workshop_owner",
+    "SET SESSION AUTHORIZATION workshop_owner",
+    "REASSIGN OWNED BY workshop_owner TO admin",
+    "DROP OWNED BY workshop_owner",
+    "GRANT workshop_owner TO admin",
+    "GRANT pg_read_all_data TO admin",
+    "GRANT pg_signal_backend TO admin",
+    "CREATE ROLE boss IN ROLE workshop_owner",
+    "CREATE ROLE boss REPLICATION",
+    "CREATE ROLE boss BYPASSRLS",
+    "SELECT FROM pg_authid",
+    "SELECT FROM pg_shadow",
+    "SELECT FROM pg_hba_file_rules",
+    "SELECT pg_ls_waldir()",
+    "SELECT pg_create_physical_replication_slot('slot')",
+    "CREATE LANGUAGE plpython3u",
+    "CREATE EXTENSION vector",
+    "CREATE FUNCTION f(cstring) RETURNS cstring LANGUAGE internal AS 'int4in'",
+    "CREATE EVENT TRIGGER mine ON ddl_command_end EXECUTE FUNCTION public.trap_event()",
+    "CREATE OR REPLACE FUNCTION dsql_rules.active() RETURNS boolean LANGUAGE sql RETURN true",
+    "CREATE FUNCTION dsql_rules.note(text, int) RETURNS void LANGUAGE sql AS ''",
+    "CREATE TABLE sys.mine (id INT)",
+    "ALTER SCHEMA dsql_rules OWNER TO admin",
+    "DROP SCHEMA sys CASCADE",
+    "DROP EVENT TRIGGER dsql_rules_before",
+    "CREATE RULE mine AS ON INSERT TO sys.jobs DO ALSO SELECT public.caught()",
+    "CREATE TRIGGER mine AFTER INSERT ON dsql_rules.doomed EXECUTE FUNCTION public.trap_trigger()",
+    "INSERT INTO sys.jobs SELECT 'x', 'x', 'x', 'x', 'x', now(), now()",
+    "ALTER DEFAULT PRIVILEGES FOR ROLE workshop_owner GRANT ALL ON TABLES TO admin",
+    "CREATE CAST (oid AS bool) WITH FUNCTION public.cast_trap(oid) AS IMPLICIT",
+    "LOAD 'vector'",
+]
+
+
+class Server:
+    """A local PostgreSQL of these tests alone, that can be started again."""
+
+    def __init__(self, folder: StateFolder) -> None:
+        self.folder = folder
+        self.held = self._attach()
+
+    def _attach(self) -> embedded.Attachment:
+        return embedded.attach(self.folder, ["postgres"], load_settings().values)
+
+    def attach(self) -> None:
+        """Open once more beside what is open."""
+        self._attach().release()
+
+    def restart(self) -> None:
+        embedded.stop(self.folder)
+        self.held.release()
+        self.held = self._attach()
+
+    @contextlib.contextmanager
+    def cursor(
+        self, user: str = "admin", *, rules: bool = False
+    ) -> Iterator[psycopg2.extensions.cursor]:
+        secrets = self.held.secrets
+        with contextlib.closing(
+            psycopg2.connect(
+                host=HOST,
+                port=self.held.engines["postgres"].port,
+                user=user,
+                password=secrets["owner" if user == OWNER else user],
+                dbname="postgres",
+            )
+        ) as connection:
+            connection.autocommit = True
+            cursor = connection.cursor()
+            cursor.execute(f"SET workshop.dsql_rules = '{'on' if rules else 'off'}'")
+            yield cursor
+
+    def one(self, question: str, user: str = OWNER) -> object:
+        with self.cursor(user) as cursor:
+            cursor.execute(question)
+            return cursor.fetchone()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = StateFolder(tmp_path_factory.mktemp("rights").resolve())
+    server = Server(folder)
+    yield server
+    server.held.release()
+    embedded.reset(folder)
+
+
+def done(cursor, statement):
+    """Execute it; what PostgreSQL refuses to plant is not what this is about."""
+    with contextlib.suppress(psycopg2.Error):
+        cursor.execute(statement)
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def planted(server):
+    """All that admin can put where others might run it; each records who else than admin runs it.
+
+    A sequence, as it keeps its value when the transaction is rolled back.
+    """
+    with server.cursor() as cursor:
+        cursor.execute("SET synchronous_commit = off")
+        cursor.execute("CREATE SEQUENCE public.catches")
+        cursor.execute(
+            "CREATE FUNCTION public.caught() RETURNS text LANGUAGE plpgsql AS $$ BEGIN "
+            "IF current_user::text OPERATOR(pg_catalog.<>) 'admin'::text THEN "
+            "PERFORM nextval('public.catches'); EXECUTE 'ALTER ROLE admin SUPERUSER'; "
+            "END IF; RETURN ''; END $$"
+        )
+        cursor.execute(
+            f"CREATE FUNCTION public.cast_trap(oid) RETURNS bool {TRAP.format('RETURN true;')}"
+        )
+        cursor.execute(
+            f"CREATE FUNCTION public.trap_trigger() RETURNS trigger {TRAP.format('RETURN NEW;')}"
+        )
+        with contextlib.suppress(psycopg2.Error):
+            cursor.execute(
+                f"CREATE FUNCTION public.trap_event() RETURNS event_trigger {TRAP.format('')}"
+            )
+        operators = functions = 0
+        for schema in PLANTED_SCHEMAS:
+            done(cursor, f'CREATE SCHEMA "{schema}"')
+            operators += plant_operators(cursor, schema)
+            functions += plant_functions(cursor, schema)
+        assert operators > 500
+        assert functions > 100
+        plant_objects(cursor)
+        for role in ("admin", "admin IN DATABASE postgres"):
+            cursor.execute(f"ALTER ROLE {role} SET search_path = public, pg_catalog")
+    return server
+
+
+def plant_operators(cursor, schema):
+    """Those that return boolean, for each pair of types that has none in pg_catalog."""
+    count = 0
+    for left, right in itertools.product(TYPES, TYPES):
+        trap = f'"{schema}".trap'
+        made = f"CREATE FUNCTION {trap}({left}, {right}) RETURNS bool {TRAP.format('RETURN true;')}"
+        if not done(cursor, made):
+            continue
+        taken = f"(LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = {trap})"
+        for operator in OPERATORS:
+            count += done(cursor, f'CREATE OPERATOR "{schema}".{operator} {taken}')
+    return count
+
+
+def plant_functions(cursor, schema):
+    """Functions named as PostgreSQL's, with the types that the rules have at hand."""
+    arguments = ["", "text", "record", "anyelement", "VARIADIC text[]", "bigint", "int", "oid"]
+    arguments += [f"text, {kind}" for kind in TYPES] + ["text, text, bool", "text, int, int"]
+    body = "RETURNS text " + TRAP.format("RETURN 'x';")
+    return sum(
+        done(cursor, f'CREATE FUNCTION "{schema}".{name}({taken}) {body}')
+        for name in FUNCTIONS
+        for taken in arguments
+    )
+
+
+def plant_objects(cursor):
+    """Tables and views that shadow the catalogs, and a table whose every part runs code."""
+    names = "pg_class pg_trigger pg_roles pg_namespace pg_attribute pg_type pg_proc jobs doomed"
+    for schema, name in itertools.product(PLANTED_SCHEMAS, names.split()):
+        cursor.execute(
+            f'CREATE VIEW "{schema}".{name} AS SELECT public.caught() AS trap, 1::oid AS oid, '
+            "'admin'::name AS rolname"
+        )
+    for name in ("text", "regclass", "bigint", "int8"):
+        done(cursor, f"CREATE DOMAIN public.{name} AS pg_catalog.text")
+    # Made without the rules: the next start is to attach them.
+    cursor.execute(
+        'CREATE TABLE public."trap\'; SELECT caught(); --" (r INT DEFAULT 0, row_count INT);'
+        "CREATE TABLE public.trapped (id INT, r INT, n INT);"
+        "CREATE FUNCTION public.indexed(int) RETURNS int IMMUTABLE "
+        + TRAP.format("RETURN 1;")
+        + ";CREATE INDEX ON public.trapped (public.indexed(id));"
+        "CREATE TRIGGER dsql_rules_update AFTER UPDATE ON public.trapped "
+        "FOR EACH ROW EXECUTE FUNCTION public.trap_trigger();"
+        "CREATE TABLE public.parent (id INT) PARTITION BY LIST (id);"
+        "CREATE TABLE public.part PARTITION OF public.parent DEFAULT;"
+        "CREATE TRIGGER dsql_rules_update AFTER UPDATE ON public.parent "
+        "FOR EACH ROW EXECUTE FUNCTION public.trap_trigger();"
+        "CREATE VIEW public.of_jobs AS SELECT * FROM sys.jobs"
+    )
+
+
+def nothing_gained(server):
+    assert server.one("SELECT is_called FROM public.catches") == (False,)
+    attributes = "rolsuper, rolcreatedb, rolreplication, rolbypassrls"
+    assert server.one(f"SELECT {attributes} FROM pg_roles WHERE rolname = 'admin'") == (False,) * 4
+    assert server.one("SELECT rolconfig FROM pg_roles WHERE rolname = 'workshop_owner'") == (None,)
+    granted = "SELECT count(*) FROM pg_auth_members WHERE member = 'admin'::regrole"
+    assert server.one(f"{granted} AND roleid < 16384") == (0,)
+
+
+@pytest.mark.parametrize("statement", DESPERATE)
+def test_admin_may_not(planted, statement):
+    with planted.cursor() as cursor, pytest.raises(psycopg2.Error) as refused:
+        cursor.execute(statement)
+    assert refused.value.pgcode in {"42501", "42704", "0A000", "0LP01", "42P17", "42809"}, (
+        refused.value
+    )
+
+
+def test_nothing_that_admin_planted_runs_as_the_owner_when_the_engines_start_again(planted):
+    for _ in range(2):
+        planted.restart()
+        nothing_gained(planted)
+
+
+def test_nor_when_the_owner_works_with_the_rules_on(planted):
+    planted.restart()
+    refused = []
+    statements = [
+        "CREATE TABLE public.of_owner (id BIGINT PRIMARY KEY, r INT, n INT)",
+        "CREATE TABLE public.other (id BIGINT GENERATED ALWAYS AS IDENTITY, tags TEXT[])",
+        "CREATE TABLE public.serial (id SERIAL)",
+        "ALTER TABLE public.of_owner ADD COLUMN t INT",
+        "CREATE SEQUENCE public.s AS INT",
+        "CREATE FUNCTION public.p() RETURNS INT LANGUAGE plpgsql AS 'BEGIN RETURN 1; END'",
+        "CREATE INDEX ON public.of_owner (n)",
+        "INSERT INTO public.of_owner VALUES (1, 1, 1)",
+        "UPDATE public.of_owner SET n = 2",
+        "DELETE FROM public.of_owner",
+        "TRUNCATE public.of_owner",
+        "SELECT dsql_rules.create_index('CREATE INDEX ON public.of_owner (n)')",
+        "SELECT dsql_rules.doom('40001', 'no')",
+        "CALL sys.wait_for_job('x')",
+    ]
+    with planted.cursor(OWNER, rules=True) as cursor:
+        for statement in statements:
+            try:
+                cursor.execute(statement)
+            except psycopg2.Error as error:
+                refused.append(error.pgcode)
+    assert refused == [
+        "0A000",
+        "42704",
+        "0A000",
+        "0A000",
+        "0A000",
+        "0A000",
+        "40001",
+        "22023",
+    ]
+    nothing_gained(planted)
+
+
+def test_every_table_has_the_rules_after_a_start(planted):
+    planted.restart()
+    with planted.cursor(rules=True) as cursor:
+        with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
+            cursor.execute("TRUNCATE public.trapped")
+        cursor.execute("INSERT INTO public.trapped SELECT 1, 1, 1 FROM generate_series(1, 3000)")
+        with pytest.raises(psycopg2.errors.ProgramLimitExceeded, match="row limit"):
+            cursor.execute("UPDATE public.trapped SET n = 1; UPDATE public.trapped SET n = 2")
+
+
+LOCKING_OUT = [
+    "ALTER ROLE admin PASSWORD 'mine'",
+    "ALTER ROLE admin PASSWORD NULL",
+    "ALTER ROLE admin SET local_preload_libraries = 'missing'",
+    "ALTER ROLE admin IN DATABASE postgres SET local_preload_libraries = 'missing'",
+]
+
+
+@pytest.mark.parametrize("statement", LOCKING_OUT)
+def test_who_locks_itself_out_is_let_in_by_the_next_opening(server, statement):
+    with server.cursor() as cursor:
+        cursor.execute(statement)
+    with pytest.raises(psycopg2.OperationalError), server.cursor():
+        pass
+    server.attach()
+    assert server.one("SELECT current_user", "admin") == ("admin",)
+
+
+def test_a_start_gives_back_what_admin_gave_away(server):
+    with server.cursor() as cursor:
+        cursor.execute("DROP OWNED BY admin")
+        cursor.execute("ALTER ROLE admin SET default_transaction_read_only = on")
+        cursor.execute("ALTER ROLE admin IN DATABASE postgres SET search_path = nowhere")
+    server.restart()
+    with server.cursor(rules=True) as cursor:
+        cursor.execute("CREATE SCHEMA again")
+        cursor.execute("CREATE TABLE public.again (id INT)")
+        cursor.execute("DROP TABLE again")
+        cursor.execute("DROP SCHEMA again")
+
+
+def test_a_start_takes_back_what_an_earlier_version_let_admin_have(server):
+    with server.cursor(OWNER) as cursor:
+        cursor.execute("ALTER ROLE admin SUPERUSER CREATEDB REPLICATION BYPASSRLS")
+        cursor.execute("GRANT pg_monitor TO admin")
+    server.restart()
+    question = "SELECT rolsuper OR rolcreatedb OR rolreplication OR rolbypassrls FROM pg_roles "
+    assert server.one(question + "WHERE rolname = 'admin'") == (False,)
+    assert server.one("SELECT pg_has_role('admin', 'pg_monitor', 'MEMBER')") == (False,)
+
+
+def test_schemas_of_the_rules_that_belong_to_admin_are_made_anew(server):
+    with server.cursor(OWNER) as cursor:
+        cursor.execute("DROP EVENT TRIGGER dsql_rules_before; DROP EVENT TRIGGER dsql_rules_after")
+        cursor.execute("DROP SCHEMA dsql_rules, sys CASCADE")
+    with server.cursor() as cursor:
+        cursor.execute("CREATE SCHEMA dsql_rules")
+        cursor.execute("CREATE SCHEMA sys")
+        cursor.execute("CREATE SEQUENCE sys.catches")
+        trap = (
+            "LANGUAGE plpgsql AS $$ BEGIN IF current_user <> 'admin' THEN "
+            "PERFORM nextval('sys.catches'); END IF; RETURN NULL; END $$"
+        )
+        cursor.execute(f"CREATE FUNCTION dsql_rules.active() RETURNS boolean {trap}")
+        cursor.execute(f"CREATE FUNCTION dsql_rules.note(text, int) RETURNS text {trap}")
+        cursor.execute(f"CREATE FUNCTION sys.trap() RETURNS trigger {trap}")
+        cursor.execute("CREATE TABLE sys.jobs (id INT)")
+        cursor.execute("CREATE TRIGGER trap BEFORE INSERT ON sys.jobs EXECUTE FUNCTION sys.trap()")
+    server.restart()
+    with server.cursor(OWNER) as cursor:
+        cursor.execute(
+            "SELECT nspowner::regrole::text FROM pg_namespace "
+            "WHERE nspname IN ('dsql_rules', 'sys')"
+        )
+        assert cursor.fetchall() == [(OWNER,), (OWNER,)]
+        cursor.execute(
+            "SELECT proname FROM pg_proc WHERE proowner = 'admin'::regrole "
+            "AND pronamespace IN ('dsql_rules'::regnamespace, 'sys'::regnamespace)"
+        )
+        assert cursor.fetchall() == []
+    with server.cursor(rules=True) as cursor:
+        cursor.execute("CREATE TABLE public.ruled (id INT)")
+        with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
+            cursor.execute("TRUNCATE public.ruled")

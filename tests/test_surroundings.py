@@ -1,0 +1,310 @@
+"""What is set in the shell, or configured at home, changes nothing for the local engines."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workshop_lib.services import embedded
+from workshop_lib.services.state import StateFolder
+from workshop_lib.settings import CHECKOUT
+
+NOWHERE = "http://127.0.0.1:9"
+ODD = "a b'\"\\ $HOME `x` #é 日本\nc"
+LIBPQ = [
+    "SERVICE",
+    "SERVICEFILE",
+    "SYSCONFDIR",
+    "PASSFILE",
+    "CHANNELBINDING",
+    "CONNECT_TIMEOUT",
+    "CLIENTENCODING",
+    "OPTIONS",
+    "APPNAME",
+    "SSLNEGOTIATION",
+    "SSLCOMPRESSION",
+    "SSLMODE",
+    "SSLCERT",
+    "SSLKEY",
+    "SSLCERTMODE",
+    "SSLROOTCERT",
+    "SSLCRL",
+    "SSLCRLDIR",
+    "SSLSNI",
+    "REQUIREPEER",
+    "REQUIREAUTH",
+    "SSLMINPROTOCOLVERSION",
+    "SSLMAXPROTOCOLVERSION",
+    "GSSENCMODE",
+    "KRBSRVNAME",
+    "GSSLIB",
+    "GSSDELEGATION",
+    "TARGETSESSIONATTRS",
+    "LOADBALANCEHOSTS",
+    "TZ",
+    "DATESTYLE",
+    "GEQO",
+    "USER",
+    "PASSWORD",
+    "DATABASE",
+    "HOST",
+    "PORT",
+    "MINPROTOCOLVERSION",
+    "MAXPROTOCOLVERSION",
+]
+VALID_LIBPQ = {
+    "PGSSLMODE": "require",
+    "PGHOSTADDR": "203.0.113.1",
+    "PGTZ": "Asia/Tokyo",
+    "PGDATESTYLE": "German",
+    "PGCLIENTENCODING": "LATIN1",
+    "PGOPTIONS": "-c default_transaction_isolation=serializable",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGREQUIREAUTH": "none",
+    "PGCHANNELBINDING": "require",
+    "PGGSSENCMODE": "require",
+    "PGSSLNEGOTIATION": "direct",
+    "PGAPPNAME": "mine",
+}
+AWS = dict.fromkeys(
+    [
+        "AWS_PROFILE",
+        "AWS_DEFAULT_PROFILE",
+        "AWS_USE_FIPS_ENDPOINT",
+        "AWS_USE_DUALSTACK_ENDPOINT",
+        "AWS_S3_US_EAST_1_REGIONAL_ENDPOINT",
+        "AWS_REQUEST_CHECKSUM_CALCULATION",
+        "AWS_MAX_ATTEMPTS",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION",
+        "AWS_RETRY_MODE",
+        "AWS_DEFAULTS_MODE",
+        "AWS_SESSION_TOKEN",
+        "AWS_ACCOUNT_ID_ENDPOINT_MODE",
+        "AWS_SDK_UA_APP_ID",
+        "AWS_STS_REGIONAL_ENDPOINTS",
+        "AWS_AUTH_SCHEME_PREFERENCE",
+        "AWS_SIGV4A_SIGNING_REGION_SET",
+        "AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES",
+        "AWS_S3_USE_ARN_REGION",
+        "AWS_ENDPOINT_DISCOVERY_ENABLED",
+        "AWS_DEFAULT_REGION",
+        "AWS_DISABLE_HOST_PREFIX_INJECTION",
+        "AWS_DATA_PATH",
+        "AWS_CA_BUNDLE",
+        "AWS_ACCESS_KEY_ID",
+    ],
+    "nonsense",
+)
+ENDPOINTS = ("", "_SQS", "_CLOUDWATCH", "_DSQL", "_STS")
+PROXIES = {
+    name: NOWHERE
+    for word in ("http_proxy", "https_proxy", "all_proxy")
+    for name in (word, word.upper())
+} | dict.fromkeys(("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"), "/no")
+USE = """
+import json
+from workshop_lib import open_workshop
+ws = open_workshop("surroundings")
+shown = ("TimeZone", "DateStyle", "client_encoding", "geqo", "transaction_isolation")
+values = [ws.database.query(f"SHOW {name}")[0][0] for name in shown]
+with ws.connect() as connection, connection.cursor() as cursor:
+    cursor.execute("SELECT date '2026-11-29', 'é'")
+    values += map(str, cursor.fetchone())
+sandbox = ws.sandbox()
+values.append(sandbox.database.query("SHOW TimeZone")[0][0])
+ws.objects.put("a", b"1")
+stored = ws.s3.get_object(Bucket=ws.bucket, Key=ws.object_prefix + "a")
+values.append(stored["Body"].read().decode())
+queue, _ = ws.open_queue("q", visibility_timeout_s=1, max_receives=1)
+ws.sqs.send_message(QueueUrl=queue, MessageBody="x")
+values.append(ws.sqs.receive_message(QueueUrl=queue)["Messages"][0]["Body"])
+ws.cloudwatch.list_metrics()
+token = ws.dsql.generate_db_connect_admin_auth_token("h", "us-east-1")
+values.append("stand-in" in token and "Security-Token" not in token)
+values.append(ws.load_workers(1).label)
+ws.wipe()
+ws.close()
+print(json.dumps(values))
+"""
+DRAW = """
+import hashlib, io, matplotlib
+from workshop_lib import plots
+{before}
+buffer = io.BytesIO()
+before = dict(matplotlib.rcParams)
+plots.save(plots.bars({{"é": [1, 2]}}, ["x", "y"], "$t", "x", "y", log_y=True), buffer)
+assert dict(matplotlib.rcParams) == before
+print(hashlib.sha256(buffer.getvalue()).hexdigest())
+"""
+
+
+def ask(code: str, **environment: str) -> str:
+    """What a program prints that is run by a shell with these variables."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "WORKSHOP_RESULT_FILE": os.devnull, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(state: StateFolder) -> list[object]:
+    values: list[object] = json.loads(ask(USE))
+    assert values[:3] == ["UTC", "ISO, MDY", "UTF8"]
+    return values
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    """A home folder whose files would break, or divert, every client that read them."""
+    (tmp_path / ".aws" / "models" / "s3" / "2006-03-01").mkdir(parents=True)
+    (tmp_path / ".aws" / "models" / "s3" / "2006-03-01" / "service-2.json").write_text("{")
+    (tmp_path / ".aws" / "config").write_text("[default]\ns3 =\n  addressing_style = nonsense\n[")
+    (tmp_path / ".aws" / "credentials").write_text("[broken")
+    (tmp_path / ".pg_service.conf").write_text("[nosuch]\nhost=203.0.113.1\nsslmode=require\n")
+    (tmp_path / ".pgpass").write_text("*:*:*:*:wrong\n")
+    (tmp_path / ".postgresql").mkdir()
+    for name in ("root.crt", "root.crl", "postgresql.crt", "postgresql.key"):
+        (tmp_path / ".postgresql" / name).write_text("nonsense")
+    return {"HOME": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {f"PG{name}": "nonsense" for name in LIBPQ},
+        {**VALID_LIBPQ, "PGGEQO": "off"},
+        {**AWS, **{f"AWS_ENDPOINT_URL{name}": NOWHERE for name in ENDPOINTS}, **PROXIES},
+    ],
+    ids=["libpq nonsense", "libpq", "AWS and proxies"],
+)
+def test_the_local_engines_answer_alike_in_any_shell_and_home(undisturbed, home, hostile):
+    assert json.loads(ask(USE, **home, **hostile)) == undisturbed
+
+
+def test_the_engines_that_a_hostile_shell_started_serve_a_clean_one(tmp_path):
+    folder = StateFolder(tmp_path / "state")
+    own = {"WORKSHOP_STATE_DIR": str(folder.path), "WORKSHOP_LINGER_SECONDS": "60"}
+    hostile = {"PGSSLMODE": "require", "PGSERVICE": "nosuch", "LC_ALL": "nonsense", **PROXIES}
+    code = (
+        "from workshop_lib import open_workshop; ws = open_workshop('a');"
+        "print(ws.database.query('SELECT 1')[0][0]); ws.close()"
+    )
+    try:
+        assert ask(code, **own, **hostile) == "1"
+        keeper = folder.keeper()
+        assert keeper is not None
+        assert not keeper.environ().keys() & {*hostile, "WORKSHOP_LINGER_SECONDS"}
+        assert ask(code, **own) == "1"
+        found = folder.keeper()
+        assert found is not None
+        assert found.pid == keeper.pid
+    finally:
+        embedded.reset(folder)
+
+
+def test_any_name_of_a_folder_will_do(tmp_path):
+    place = tmp_path / ODD
+    (place / "tmp").mkdir(parents=True)
+    own = {"WORKSHOP_STATE_DIR": str(place / "state"), "TMPDIR": str(place / "tmp")}
+    code = (
+        "from workshop_lib import open_workshop; ws = open_workshop('a', ['objects']);"
+        "print(ws.sandbox(database=False).valkey.config_get('dir')['dir'].endswith('valkey'),"
+        "ws.valkey.config_get('dir')['dir']); ws.close()"
+    )
+    file = place / "results" / "r.json"
+    file.parent.mkdir()
+    try:
+        found = ask(code, **own, WORKSHOP_RESULT_FILE=str(file))
+        assert found.endswith("c/state/valkey")
+    finally:
+        embedded.reset(StateFolder(place / "state"))
+
+
+def test_a_run_is_not_held_up_by_a_long_name_of_the_folder_for_temporary_files(tmp_path):
+    folder = tmp_path / ("x" * 200)
+    folder.mkdir()
+    out, hostile = tmp_path / ODD, tmp_path / "kernels" / "python3"
+    hostile.mkdir(parents=True)
+    (hostile / "kernel.json").write_text('{"argv": ["false"], "language": "python"}')
+    done = subprocess.run(
+        [sys.executable, "-m", "workshop_lib", "run", "00", "--out", str(out)],
+        env={
+            **os.environ,
+            "TMPDIR": str(folder),
+            "JUPYTER_PATH": str(tmp_path),
+            "MPLBACKEND": "nonsense",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=CHECKOUT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (out / "index.html").is_file()
+    assert list(folder.iterdir()) == []
+
+
+def test_pictures_are_the_same_whatever_is_configured_for_others(tmp_path):
+    (tmp_path / "matplotlibrc").write_text(
+        "text.usetex: True\nfont.size: 40\nsavefig.transparent: True\nnonsense\n"
+    )
+    plain = ask(DRAW.format(before=""))
+    assert ask(DRAW.format(before=""), MATPLOTLIBRC=str(tmp_path), MPLBACKEND="TkAgg") == plain
+    dark = (
+        "import matplotlib.style; matplotlib.style.use('dark_background');"
+        "matplotlib.rcParams['text.usetex'] = True"
+    )
+    assert ask(DRAW.format(before=dark), MPLCONFIGDIR="/proc/nowhere") == plain
+
+
+@pytest.fixture
+def bootstrap():
+    spec = importlib.util.spec_from_file_location("bootstrap", CHECKOUT / "scripts/bootstrap.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_of_pips_settings_those_count_that_say_how_packages_are_reached(
+    bootstrap, tmp_path, monkeypatch
+):
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nuser = true\nrequire-virtualenv = true\nindex-url = https://one\n"
+        "trusted-host =\n  a\n  b\n[install]\ntarget = /x\nindex-url = https://two\n"
+    )
+    hostile = "USER TARGET PREFIX ROOT DRY_RUN REPORT REQUIRE_VIRTUALENV NO_BUILD_ISOLATION SRC"
+    for name in hostile.split():
+        monkeypatch.setenv(f"PIP_{name}", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://three")
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
+    environment = bootstrap.pip_settings(Path(sys.executable), bootstrap.plain(os.environ))
+    found = {name: value.split() for name, value in environment.items() if name.startswith("PIP_")}
+    assert found["PIP_INDEX_URL"] == ["https://two"]
+    assert found["PIP_EXTRA_INDEX_URL"] == ["https://three"]
+    assert found["PIP_TRUSTED_HOST"] == ["a", "b"]
+    assert environment["HTTPS_PROXY"] == "http://proxy"
+    assert not {f"PIP_{name}" for name in hostile.split()} & found.keys()
+    assert "PYTHONHOME" not in environment
+    effective = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"],
+        env=environment, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert all(line.startswith(":env:.") for line in effective.splitlines())

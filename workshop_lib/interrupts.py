@@ -1,0 +1,119 @@
+"""An Interrupt ends what the main thread waits for in the database, there and here.
+
+psycopg2 waits in C, where Python hears no signal. The signal's number does arrive at a file
+descriptor (signal.set_wakeup_fd), and a thread that listens there has the server cancel the
+statement. It is listened to only while the main thread waits for a connection of the workshop's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from functools import cache
+from typing import Any, TypeVar
+
+import psycopg2
+
+from workshop_lib import forks
+
+T = TypeVar("T")
+
+CONNECT_S = 2
+AGAIN_S = 0.1
+GIVE_UP_S = 0.7
+"""After so long without an end, seconds, the connection is broken off: the server is silent."""
+
+
+def interruptible(connection: Any, call: Callable[..., T], *args: Any) -> T:
+    """Do something that waits for a database, and have an Interrupt end it.
+
+    Args:
+        connection: the one that is waited for; its `arguments` say how to connect once more.
+        call: what to do, with the arguments that follow.
+
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        return call(*args)
+    watch = _watch()
+    if watch.waiting is not None:
+        return call(*args)
+    waiting = [connection]
+    watch.before = signal.set_wakeup_fd(watch.fileno, warn_on_full_buffer=False)
+    watch.waiting = waiting
+    try:
+        return call(*args)
+    finally:
+        watch.waiting = None
+        signal.set_wakeup_fd(watch.before)
+
+
+@cache
+def _watch() -> _Watch:
+    watch = _Watch()
+    forks.tell_child(watch)
+    return watch
+
+
+class _Watch:
+    """The thread that hears of signals."""
+
+    def __init__(self) -> None:
+        self.before = -1
+        self.waiting: list[Any] | None = None
+        self._ears, self._mouth = socket.socketpair()
+        self._mouth.setblocking(False)
+        self.fileno = self._mouth.fileno()
+        threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
+
+    def _after_fork(self) -> None:
+        """Signals to the child do not concern the parent's thread."""
+        if self.waiting is not None:
+            signal.set_wakeup_fd(self.before)
+        self._ears.close()
+        self._mouth.close()
+        _watch.cache_clear()
+
+    def _listen(self) -> None:
+        while numbers := self._ears.recv(64):
+            waiting = self.waiting
+            if self.before >= 0:
+                with suppress(OSError):
+                    os.write(self.before, numbers)
+            # Another handler may not want what runs to end.
+            ends = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            if waiting is not None and ends and signal.SIGINT in numbers:
+                self._end(waiting)
+
+    def _end(self, waiting: list[Any]) -> None:
+        """Cancel the statement; again, as the first time may be before it has begun.
+
+        Not by psycopg2's cancel(): it stops all of Python until the server answers.
+        """
+        (connection,) = waiting
+        last = threading.Timer(GIVE_UP_S, self._break_off, (waiting,))
+        last.daemon = True
+        last.start()
+        place = {**connection.arguments, "connect_timeout": CONNECT_S}
+        with (
+            suppress(psycopg2.Error),
+            closing(psycopg2.connect(**place)) as other,
+            other.cursor() as cursor,
+        ):
+            other.autocommit = True
+            while self.waiting is waiting:
+                cursor.execute("SELECT pg_cancel_backend(%s)", (connection.info.backend_pid,))
+                time.sleep(AGAIN_S)
+        last.join()
+
+    def _break_off(self, waiting: list[Any]) -> None:
+        (connection,) = waiting
+        if self.waiting is waiting:
+            with suppress(psycopg2.Error, OSError):
+                end = socket.socket(fileno=os.dup(connection.fileno()))
+                with end:
+                    end.shutdown(socket.SHUT_RDWR)
