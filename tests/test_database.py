@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 from uuid import UUID
 
 import numpy as np
@@ -28,6 +29,8 @@ from psycopg2.extras import RealDictCursor
 from workshop_lib import database as room
 from workshop_lib.database import Database, DatabaseStats
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
+from workshop_lib.services import DatabaseEndpoint
+from workshop_lib.services.resolver import embedded_database
 
 
 @pytest.fixture
@@ -1010,6 +1013,28 @@ def test_identity_names_database_and_schema_but_no_port(ws):
     place, name, schema = ws.database.identity.split("/")
     assert re.fullmatch("admin@local-[0-9a-f]{12}", place)
     assert (name, schema) == ("postgres", ws.namespace)
+
+
+def local_engine(secret: str, port: int) -> DatabaseEndpoint:
+    engines = {"postgres": SimpleNamespace(port=port)}
+    return embedded_database(SimpleNamespace(engines=engines, secrets={"admin": secret}))
+
+
+def test_two_local_engines_differ_and_one_stays_the_same_at_a_new_port():
+    here, moved, there = local_engine("a", 1), local_engine("a", 2), local_engine("b", 1)
+    assert Database(here).identity == Database(moved).identity
+    assert Database(here).identity != Database(there).identity
+    assert Database(here, "one").identity != Database(here, "other").identity
+
+
+def test_a_server_of_one_s_own_is_known_by_its_identifier_too(ws):
+    # The address alone, such as 127.0.0.1, is another server on another machine.
+    ((identifier,),) = ws.database.query("SELECT system_identifier::text FROM pg_control_system()")
+    own = Database(replace(ws.endpoints.database, engine="", embedded=False))
+    assert own.identity.endswith(f"@{identifier}")
+    assert own.identity.startswith(f"admin@{own.endpoint.address}/postgres/")
+    assert own.stats().queries == 0
+    own.close()
 
 
 # --- Interrupt ---

@@ -179,10 +179,12 @@ class Database:
         return f"{self.endpoint.identity}/{self.schema}{self._system_identifier()}"
 
     def _system_identifier(self) -> str:
-        if self.endpoint.embedded or self.endpoint.aws:
+        if self.endpoint.engine or self.endpoint.aws:
             return ""
         try:
-            found = self.query("SELECT system_identifier FROM pg_control_system()")[0][0]
+            with self.connection() as connection, connection.cursor() as cursor:
+                cursor.execute("SELECT system_identifier FROM pg_control_system()")
+                ((found,),) = cursor.fetchall()
         except psycopg2.Error:  # a server that does not say: known by who talks to it
             found = platform.node()
         return f"@{found}"

@@ -46,10 +46,12 @@ class DatabaseEndpoint(Endpoint):
         token: makes a fresh password for each connection; None where there are no tokens.
         signing: arguments of a boto3 client by which tokens are made by hand; empty where the
             server knows none.
+        engine: tells the data of this local engine from any other's; empty elsewhere.
         dsql_rules: connections keep Aurora DSQL's rules, on a server that does not by itself.
 
     """
 
+    engine: str = ""
     dsql_rules: bool = False
     token: Callable[[], str] | None = field(default=None, repr=False)
     signing: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -58,17 +60,19 @@ class DatabaseEndpoint(Endpoint):
     def identity(self) -> str:
         """Which database this is and who asks; part of cache keys.
 
-        A local engine goes by its password: it has one of its own on each machine, which stays over
-        restarts and new ports, and changes when `workshop reset` makes a new database.
+        A local engine stays the same over restarts and new ports, and is another one after
+        `workshop reset`.
         """
         user, name = (self.arguments.get(part, "") for part in ("user", "dbname"))
-        place = f"local-{_trace(self.arguments['password'])}" if self.embedded else self.address
-        return f"{user}@{place}/{name}"
+        return f"{user}@{self.engine or self.address}/{name}"
 
 
-def _trace(secret: str) -> str:
-    """What tells a random secret of 160 bits from others, and does not give it away."""
-    return blake2b(secret.encode(), digest_size=6).hexdigest()
+def engine_name(secret: str) -> str:
+    """A name for a local engine, made from a random secret that it has kept since its data began.
+
+    A secret of 160 bits is not given away by it.
+    """
+    return f"local-{blake2b(secret.encode(), digest_size=6).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class StoreEndpoint(Endpoint):
         """Which store and bucket this is; part of cache keys, as a database's is."""
         place = self.address
         if self.embedded:
-            place = f"local-{_trace(self.arguments['aws_secret_access_key'])}"
+            place = engine_name(self.arguments["aws_secret_access_key"])
         elif self.host.startswith(("127.", "localhost", "::1")):  # on each machine another one
             place += f"@{platform.node()}"
         return f"{place}/{self.bucket}"

@@ -28,6 +28,7 @@ from workshop_lib.services.endpoints import (
     DatabaseEndpoint,
     Endpoints,
     StoreEndpoint,
+    engine_name,
 )
 from workshop_lib.services.engines import HOST, NEVER_IN_CLEAR
 from workshop_lib.services.explain import explain, sentence
@@ -156,6 +157,7 @@ def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint
             "require_auth": NEVER_IN_CLEAR,
         },
         embedded=True,
+        engine=engine_name(held.secrets["admin"]),
         dsql_rules=rules != "off",
     )
 
