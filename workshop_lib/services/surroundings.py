@@ -16,7 +16,7 @@ from workshop_lib.services.endpoints import Endpoint
 
 _LIBPQ = {
     "application_name": "",
-    "channel_binding": "disable",
+    "channel_binding": "prefer",
     "client_encoding": "UTF8",
     "gssdelegation": "0",
     "gssencmode": "disable",
