@@ -70,6 +70,7 @@ def test_a_cache_knows_no_database_driver_and_no_aws(file):
     allowed = (
         "workshop_lib.cache",
         "workshop_lib.errors",
+        "workshop_lib.forks",
         "workshop_lib.rows",
         "workshop_lib.simulate",
     )
