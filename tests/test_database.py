@@ -259,6 +259,17 @@ def test_a_value_that_python_has_no_counterpart_for_is_refused_with_what_to_do(w
 # --- queries that only read ---
 
 
+def test_reading_only_and_writing_in_turn_open_no_connections(plain, table):
+    plain.query("SELECT 1", read_only=True)
+    before = plain.stats().connections
+    for n in range(20):
+        assert plain.query("SELECT %s", (n,), read_only=True).rows == [(n,)]
+        if n % 3 == 0:
+            plain.run_transaction(lambda cursor: cursor.execute(f"UPDATE {table} SET n = n + 1"))
+            plain.query(f"UPDATE {table} SET n = n + 1")
+    assert plain.stats().connections == before
+
+
 @pytest.fixture(params=["rules", "a plain server", "DSQL's sign-in"])
 def reader(ws, request) -> Iterator[Database]:
     """A pool of one connection, to each of the kinds of server that differ in what is sent."""

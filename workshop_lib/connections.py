@@ -84,6 +84,7 @@ class WatchedConnection(Connection):
         failed: the error that made the present transaction void, if one did.
         working: it runs the `work` of run_transaction, which must not end the transaction.
         inherited: it was opened before this process was forked: it is the parent's.
+        reads_only: we made its session read-only.
         arguments: how to connect once more.
 
     """
@@ -92,6 +93,7 @@ class WatchedConnection(Connection):
     failed: psycopg2.Error | None = None
     working = False
     inherited = False
+    reads_only = False
     arguments: dict[str, Any]
     _types: tuple[dict[Any, Any], dict[Any, Any]]
 
@@ -187,6 +189,25 @@ class WatchedConnection(Connection):
         """Whether the next user will find it as it was when it was new."""
         types = self.string_types, self.binary_types
         return not (self.changed or self.closed or self.inherited or types != self._types)
+
+    def have_read_only(self, *, wanted: bool) -> None:
+        """Have the transactions to come be read-only or not. No round trip if they are so already.
+
+        The session stays as it is for the next user, who asks for this as well: a cache that only
+        reads never switches. Of the statements that do this, Aurora DSQL takes this one.
+        """
+        if wanted:
+            # The server reports it, as PostgreSQL does since 14, or it says nothing of it.
+            reported = self.get_parameter_status("default_transaction_read_only")
+            switch = reported == "off" or not (reported or self.reads_only)
+        else:
+            switch = self.reads_only
+        if switch:
+            changed = self.changed
+            with self.cursor() as cursor:
+                mode = "ONLY" if wanted else "WRITE"
+                cursor.execute(f"SET SESSION CHARACTERISTICS AS TRANSACTION READ {mode}")
+            self.changed, self.reads_only = changed, wanted
 
     def look(self, text: str, cursor: Cursor) -> None:
         """Note what a statement may have left behind; rather once too often."""

@@ -91,7 +91,6 @@ AWAY = (
     # A proxy before the server cannot refuse, only hang up.
     *("closed the connection unexpectedly", "Connection reset by peer"),
 )
-_READ_ONLY = "read only"
 RECYCLE_S = CONNECTION_LIFE_S * 5 / 6
 RECYCLE_JITTER = 0.2
 """A connection is replaced at this age, or up to this share earlier: not all at the same moment."""
@@ -209,12 +208,12 @@ class Database:
 
         """
         started = time.perf_counter()
-        with self._borrow() as (connection, info), connection.cursor() as cursor:
+        with self._borrow() as connection, connection.cursor() as cursor:
             sent = cursor.mogrify(statement, params)
             if read_only:
                 _check_read_only(connection, sent)
             try:
-                _set_read_only(cursor, info, read_only)
+                connection.have_read_only(wanted=read_only)
                 cursor.execute(sent)
                 columns, rows = _fetch(cursor)
             except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
@@ -341,14 +340,13 @@ class Database:
             ServiceUnreachableError: the database gave no connection.
 
         """
-        with self._borrow() as (connection, info):
-            with connection.cursor() as cursor:
-                _set_read_only(cursor, info, False)
+        with self._borrow() as connection:
+            connection.have_read_only(wanted=False)
             yield connection
 
     @contextlib.contextmanager
-    def _borrow(self) -> Iterator[tuple[WatchedConnection, dict[Any, Any]]]:
-        """A pooled connection and what is known of it, in whatever mode its last user left it."""
+    def _borrow(self) -> Iterator[WatchedConnection]:
+        """A pooled connection, read-only or not, as its last user left it."""
         pool = self._pool
         try:
             borrowed = pool.connect()
@@ -367,7 +365,7 @@ class Database:
         self._holders[id(borrowed)] = (threading.get_ident(), time.monotonic())
         interrupted = True
         try:
-            yield connection, borrowed.info
+            yield connection
             interrupted = False
         except Exception:
             interrupted = False
@@ -501,9 +499,9 @@ class Database:
             cursor.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(self.schema)))
 
     def _attempt(self, work: Callable[[Cursor], T]) -> T:
-        with self._borrow() as (connection, info):
+        with self._borrow() as connection:
             with connection.cursor() as cursor:
-                _set_read_only(cursor, info, False)
+                connection.have_read_only(wanted=False)
                 connection.autocommit = False
                 connection.failed, connection.working = None, True
                 try:
@@ -559,23 +557,6 @@ def _check_read_only(connection: Connection, sent: bytes) -> None:
     text = sent.decode(encodings[connection.encoding])
     conforming = connection.get_parameter_status("standard_conforming_strings")
     check_read_only(text, backslashes=conforming == "off")
-
-
-def _set_read_only(cursor: Cursor, info: dict[Any, Any], wanted: bool) -> None:
-    """Have the transactions to come be read-only or not. No round trip if they are so already.
-
-    Of the statements that do this, Aurora DSQL takes this one.
-    """
-    if not wanted:
-        if info.get(_READ_ONLY):
-            cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE")
-            del info[_READ_ONLY]
-        return
-    # The server reports it, as PostgreSQL does since 14, or it says nothing of it.
-    reported = cursor.connection.get_parameter_status("default_transaction_read_only")
-    if reported == "off" or not (reported or info.get(_READ_ONLY)):
-        info[_READ_ONLY] = True
-        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 
 
 def _tidy_up(connection: WatchedConnection) -> bool:

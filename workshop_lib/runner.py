@@ -43,7 +43,7 @@ _scratch = ""
 _shared_turns: Turns | None = None
 CELL_LIMIT_S = 600
 KERNEL_START_S = 90
-LONGEST_PLACE = 70
+LONGEST_PLACE = 55
 """Bytes in the name of the folder for temporary files, for kernels' sockets to be made in it: the
 name of a Unix socket has 103 at most on macOS, 107 on Linux."""
 SIZES = ("quick", "full")
