@@ -425,6 +425,9 @@ def _store_manners(*, plain: bool) -> Config:
         return manners
     return manners.merge(
         Config(
+            # A store on this machine, or in the next room: one that is silent for so long is stuck.
+            read_timeout=8,
+            retries={"total_max_attempts": 2, "mode": "standard"},
             signature_version="s3v4",
             s3={"addressing_style": "path"},
             request_checksum_calculation="when_required",
