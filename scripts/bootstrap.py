@@ -105,7 +105,9 @@ def pip_settings(python: Path, environment: Mapping[str, str]) -> dict[str, str]
 
     """
     ask = [str(python), "-m", "pip", "config", "list"]
-    done = subprocess.run(ask, env=environment, capture_output=True, text=True, check=False)
+    # `user = true` in a file would be taken for the option of this command: list that file alone.
+    every_file = {**environment, "PIP_GLOBAL": "0", "PIP_USER": "0", "PIP_SITE": "0"}
+    done = subprocess.run(ask, env=every_file, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     found = {name: value for name, value in environment.items() if not name.startswith("PIP_")}
     found["PIP_CONFIG_FILE"] = os.devnull

@@ -1,6 +1,7 @@
 """A request for a run is understood or refused at once; a run leaves results and nothing else."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -374,7 +375,8 @@ def test_the_results_say_how_each_notebook_went(done):
     assert passed["services"]["cache"]["version"].startswith("Valkey ")
     assert (failed["ok"], failed["error"]["cell"]) == (False, 3)
     assert failed["measurements"] == {}
-    assert runner.load_outcomes(done.folder) == {"00_passes": passed, "01_fails": failed}
+    went = {name: found["ok"] for name, found in runner.load_outcomes(done.folder).items()}
+    assert went == {"00_passes": True, "01_fails": False}
 
 
 def test_the_executed_notebooks_are_kept_beside_the_results(done):
@@ -390,7 +392,7 @@ def test_the_executed_notebooks_are_kept_beside_the_results(done):
 def test_tables_keys_and_objects_of_a_run_are_gone_after_it(done, shared):
     namespace = done.data("00_passes")["namespace"]
     assert namespace.startswith("run_")
-    assert namespace.endswith("_00")
+    assert re.search(r"_00_\d+$", namespace)
     schemas = shared.database.query("SELECT 1 FROM pg_namespace WHERE nspname = %s", (namespace,))
     assert schemas.rows == []
     assert list(shared.valkey.scan_iter(f"{namespace}:*")) == []

@@ -465,7 +465,7 @@ def test_an_invocation_for_which_there_is_no_room_is_tried_again_until_there_is(
     wait_for(lambda: service.calls > 5)
     assert not any(one.done() for one in waiting)
     let_go()
-    assert [one.result(WAIT_S) for one in waiting] == [{"ready": True}] * 2
+    assert [one.result(WAIT_S) for one in waiting] == [{"ready": True, "memory_mb": 512}] * 2
 
 
 def test_an_invocation_for_which_there_is_never_room_is_given_up_in_words(no_room):

@@ -345,6 +345,7 @@ def test_deleting_a_namespace_spares_one_whose_name_begins_alike(workshops):
 
 
 def test_closing_leaves_no_lease_and_in_the_end_no_process(home, workshops):
+    embedded.stop(home)  # those before asked for an idle time
     mq = workshops(workshop_linger_seconds=0)
     mq.open_queue("load", visibility_timeout_s=30, max_receives=3)
     _ = mq.cloudwatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -29,10 +30,11 @@ def closed(tmp_path_factory):
     for source in (installed, installed.with_name(f"{PACKAGE}.libs")):
         if source.is_dir():
             shutil.copytree(source, folder / source.name, symlinks=True)
-    os.utime(folder / PACKAGE / "pginstall/bin/postgres", ns=(0, 0x5EC0DE))
+    age = secrets.randbits(40)
+    os.utime(folder / PACKAGE / "pginstall/bin/postgres", ns=(0, age))
     subprocess.run(["chmod", "-R", "go-rwx", str(folder)], check=True)
     yield folder
-    shutil.rmtree(ROOT_BASE / "postgresql-16-5ec0de", ignore_errors=True)
+    shutil.rmtree(ROOT_BASE / f"postgresql-16-{age:x}", ignore_errors=True)
 
 
 def run(umask, folder, packages, *words):
@@ -61,7 +63,8 @@ def test_the_engines_start(umask, closed, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as another user")
 def test_a_copy_of_the_programs_that_is_closed_is_made_anew(closed, tmp_path):
-    copy = ROOT_BASE / "postgresql-16-5ec0de"
+    age = (closed / PACKAGE / "pginstall/bin/postgres").stat().st_mtime_ns
+    copy = ROOT_BASE / f"postgresql-16-{age:x}"
     folder = StateFolder(tmp_path / "state")
     try:
         assert run(0o022, folder.path, closed, "env").returncode == 0

@@ -16,6 +16,7 @@ from workshop_lib.cache.mechanism import Mechanism, Policy
 from workshop_lib.cache.query_cache import Source
 from workshop_lib.cache.stats import CacheStats
 from workshop_lib.cache.storage import StringStorage
+from workshop_lib.errors import WorkshopError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,7 +78,7 @@ class CachedFunction(Generic[P, R]):
             bound.apply_defaults()
             arguments = dict(bound.arguments)
         scope = (
-            self._source.database.identity,
+            _place(self._source),
             None if self._fingerprint is None else self._fingerprint.digest(),
         )
         return keys.call_key(self._source.namespace, self._name, arguments, scope=scope)
@@ -125,6 +126,14 @@ def cached(
         return CachedFunction(function, source, policy, name)
 
     return decorate
+
+
+def _place(source: Source) -> str:
+    """Which database is behind a source; empty where there is none, as in some sandboxes."""
+    try:
+        return source.database.identity
+    except WorkshopError:
+        return ""
 
 
 def _require_plain(function: Any) -> None:

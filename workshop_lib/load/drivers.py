@@ -269,10 +269,10 @@ class LocalWorkers(_Closing):
             threading.Thread(target=self._keep, args=(call,), name="worker", daemon=True)
             for call in ready
         ]
-        with out_of_hearing():
-            for thread in self._threads:
-                thread.start()
         try:
+            with out_of_hearing():  # a Ctrl-C meanwhile arrives at its end
+                for thread in self._threads:
+                    thread.start()
             for call in ready:  # all of them: then none starts in mid-measurement
                 call.result()
         except BaseException as error:

@@ -284,6 +284,7 @@ def _dsql(host: str, region: str) -> DatabaseEndpoint:
             "sslmode": "verify-full",
             "sslrootcert": trusted_certificates(),
             "connect_timeout": CONNECT_S,
+            "require_auth": "password",  # a token is sent as it is, within TLS
         },
         aws=True,
         tls=True,
