@@ -385,7 +385,7 @@ def test_10_accounts_for_every_row_and_leaves_none(figures):
     curve = 301 + 31 * 10 + 13 * 100 + 13 * 1_000
     assert found["rows_deleted"] == 24_240 + 8 * 101 + curve + 12_000 + 50
     assert found["rows_left"] == 0
-    assert 0.5 < found["full_size_cost"] < 5
+    assert 0.05 < found["full_size_cost"] < 1  # USD, by the published formulas
 
 
 def test_each_notebook_leaves_its_result_its_page_and_its_pictures(executed):
