@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import copy
+import dataclasses
 import functools
 import inspect
 import io
@@ -12,6 +14,7 @@ import pydoc
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import date
 from decimal import Decimal
@@ -211,7 +214,8 @@ def test_a_key_says_whose_it_is(ws, source):
 
 def named_price(source_text: str, **names: Any) -> Callable[..., Any]:
     """A function `price` as a cell of a notebook defines it."""
-    cell = {"__name__": "__main__", **names}
+    modules = {"abc": abc, "dataclasses": dataclasses, "functools": functools}
+    cell = {"__name__": "__main__", **modules, **names}
     exec(source_text, cell)  # noqa: S102 -- as a notebook does
     return cell["price"]
 
@@ -247,6 +251,16 @@ LISTED = "def price(x): return sorted(RATES)"
 HELPER = "def helper(x): return x + {}\ndef price(x): return helper(x)"
 CLASS = "class A:\n    RATE = {}\n    def of(self, x): return x * self.RATE\n"
 CLASS += "def price(x): return A().of(x)"
+LRU = "@functools.lru_cache\ndef helper(x): return x + {}\ndef price(x): return helper(x)"
+ATTRIBUTE = "def helper(x): return helper.n\nhelper.n = {}\ndef price(x): return helper(x)"
+METACLASS = "class M(type):\n    def __call__(cls): return {}\n"
+METACLASS += "class A(metaclass=M): pass\ndef price(x): return A()"
+SETTER = "class A:\n    def put(self, x): self.y = {}\n    y_too = property(fset=put)\n"
+SETTER += "def price(x):\n    a = A()\n    a.y_too = x\n    return a.y"
+CELL = "import functools\nclass Held:\n    def __init__(self, f): self.f = f\n"
+CELL += "    def __call__(self, x): return self.f(x)\ndef price(x): return helper(x)\n"
+KINDS = "@dataclasses.dataclass\nclass D:\n    n: int = {}\nclass A(abc.ABC): pass\n"
+KINDS += "def price(x): return D().n if A else 0"
 TWINS = {
     "lambdas": (lambda x: x + 1, lambda x: x + 2),
     "comprehensions": (lambda x: [y + 1 for y in (x,)], lambda x: [y + 2 for y in (x,)]),
@@ -264,6 +278,11 @@ TWINS = {
     "sets": (named_price(LISTED, RATES={1, 2}), named_price(LISTED, RATES={1, 3})),
     "helpers": (named_price(HELPER.format(1)), named_price(HELPER.format(2))),
     "classes": (named_price(CLASS.format(1)), named_price(CLASS.format(2))),
+    "memoized helpers": (named_price(LRU.format(1)), named_price(LRU.format(2))),
+    "attributes of functions": (named_price(ATTRIBUTE.format(1)), named_price(ATTRIBUTE.format(2))),
+    "metaclasses": (named_price(METACLASS.format(1)), named_price(METACLASS.format(2))),
+    "setters": (named_price(SETTER.format(1)), named_price(SETTER.format(2))),
+    "dataclasses": (named_price(KINDS.format(1)), named_price(KINDS.format(2))),
     "defaults": (
         named_price("def price(x, y=1): return x + y"),
         named_price("def price(x, y=2): return x + y"),
@@ -303,13 +322,23 @@ def test_a_function_defined_again_finds_its_results(source, twins):
 
 
 PROGRAM = """
-import sys
+import abc
+from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace as Some
 import redis
 from workshop_lib.cache.cached import cached
 source = Some(database=Some(identity="d"), valkey=redis.Redis(), namespace="n", default_ttl=3.0)
 WORDS = {"a", "b", "c"}
-def helper(x): return x in WORDS
+class Held:
+    def __init__(self): self.words = {"a", "b", "c"}
+@dataclass
+class Default:
+    n: int = 0
+class Plain(abc.ABC): pass
+HELD = Held()
+@lru_cache
+def helper(x): return x in WORDS or x in HELD.words or Default().n or Plain
 @cached(source)
 def price(x): return helper(x) or x in {"d", "e", "f"}
 print(price.key("a"))
@@ -352,6 +381,25 @@ def test_a_variable_that_is_bound_anew_makes_another_function_until_it_is_put_ba
         answers.append(price(5))
     assert answers == [10, 15, 10, 15]
     assert (price.stats().misses, price.stats().hits) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "helper",
+    [
+        "@functools.lru_cache\ndef helper(x): return x + {}",
+        "def rule(x): return x + {}\nhelper = Held(rule)",
+        "def rule(x): return x + {}\nhelper = Held([{{'rule': rule}}, None][0]['rule'])",
+    ],
+    ids=["memoized", "an object's function", "the same, found in a list"],
+)
+def test_what_a_pickle_only_names_is_looked_into(source, monkeypatch, helper):
+    cell = types.ModuleType("cell")
+    monkeypatch.setitem(sys.modules, "cell", cell)  # so that a pickle can name what is in it
+    exec(CELL + helper.format(1), vars(cell))  # noqa: S102 -- as a notebook does
+    price = cached(source)(cell.price)
+    assert (price(1), price(1), price.stats().hits) == (2, 2, 1)
+    exec(helper.format(2), vars(cell))  # noqa: S102
+    assert price(1) == 3
 
 
 def test_what_the_function_itself_assigns_makes_no_other_function(source):

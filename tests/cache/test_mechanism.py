@@ -77,7 +77,7 @@ def record_door(source: Any, **behaviour: Any) -> Door:
         {
             "invalidate": lambda _: cache.invalidate(3),
             "invalidate_tag": lambda _: cache.invalidate_tag("things"),
-            "put": lambda value: cache.put(3, {"id": 3, "v": value}),
+            "put": lambda value: cache.put(3, {"id": 3, "v": value}, tags=["things"]),
             "update": lambda value: cache.update(3, v=value),
         },
     )
@@ -664,12 +664,11 @@ def test_a_reader_who_names_no_tags_or_others_sees_no_invalidated_entry(source, 
     people.fetch(1, tags=["a", "b"])
     readers = [
         lambda: cache.fetch(ASK).rows[0][1],
-        lambda: cache.fetch(ASK, tags=["c"]).rows[0][1],
         lambda: people.get(1)["v"],
         lambda: people.get_fields(1, ["v"])["v"],
         lambda: people.get_many([1])[1]["v"],
     ]
-    assert [read() for read in readers] == [1] * 5
+    assert [read() for read in readers] == [1] * 4
     assert database.queries == 2
     for value, read in enumerate(readers, start=2):
         cache.fetch(ASK, tags=["a", "b"])
@@ -679,6 +678,35 @@ def test_a_reader_who_names_no_tags_or_others_sees_no_invalidated_entry(source, 
         assert read() == value
         cache.invalidate(ASK)
         people.invalidate(1)
+
+
+def test_a_reader_who_names_a_tag_sees_nothing_that_this_tag_would_not_invalidate(source, database):
+    cache, people = QueryCache(source), RecordCache(source, "thing")
+    others = [
+        lambda: cache.fetch(ASK),
+        lambda: cache.fetch(ASK, tags=["a"]),
+        lambda: people.get(1),
+        lambda: people.put(1, {"id": 1, "v": database.value}),
+        lambda: people.put(1, {"id": 1, "v": database.value}, tags=["a"]),
+        lambda: people.get_many([1, 2]),
+    ]
+    for value, other in enumerate(others, start=2):
+        other()
+        database.value = value
+        cache.invalidate_tag("b")
+        assert cache.fetch(ASK, tags=["a", "b"]).rows[0][1] == value
+        assert people.fetch(1, tags=["a", "b"]).record["v"] == value
+        cache.invalidate(ASK)
+        people.invalidate(1)
+
+
+def test_a_record_is_put_under_tags(source, database):
+    people = RecordCache(source, "thing")
+    people.put(1, {"id": 1, "v": 5}, tags=["a", "b"])
+    assert people.fetch(1, tags=["b"]).record == {"id": 1, "v": 5}
+    assert database.queries == 0
+    people.invalidate_tag("a")
+    assert people.fetch(1, tags=["b"]).source == "database"
 
 
 def test_an_unknown_tag_invalidates_nothing(source):

@@ -292,6 +292,56 @@ def test_a_range_is_cut_out_of_what_is_kept_or_asked_of_the_store_alone(source, 
     assert memory.asked == ["10-19", "get"]
 
 
+@pytest.mark.parametrize("way", ["put", "invalidate", "delete"])
+def test_ranges_are_forgotten_with_their_object(source, memory, way):
+    cache, other = ObjectCache(source), ObjectCache(source)
+    for first, last in ((0, 9), (10, 19), (0, 4_999)):
+        cache.fetch_range("large", first, last)
+    cache.fetch_range("one byte", 0, 0)
+    memory.bodies["large"] = b"new" * 2_000
+    changes = {
+        "put": lambda: other.put("large", memory.bodies["large"]),
+        "invalidate": lambda: other.invalidate("large"),
+        "delete": lambda: other.delete("large"),
+    }
+    changes[way]()
+    expected = None if way == "delete" else b"newnewnewn"
+    assert cache.fetch_range("large", 0, 9).body == expected
+    if way == "put":
+        ObjectCache(source).invalidate("large")
+        assert cache.fetch_range("large", 0, 9).body == expected
+    assert cache.fetch_range("one byte", 0, 0).source == "cache"
+
+
+def test_a_range_that_is_being_loaded_while_its_object_is_put_is_not_kept(source, memory):
+    cache, ask = ObjectCache(source), memory.get_range
+
+    def slow(name, first, last):
+        found = ask(name, first, last)
+        cache.put(name, b"new" * 2_000)
+        return found
+
+    memory.get_range = slow
+    assert cache.fetch_range("large", 0, 9).body == NOISE[:10]
+    memory.get_range = ask
+    assert cache.fetch_range("large", 0, 9).body == b"newnewnewn"
+    source.valkey.delete(cache.key("large"))
+    assert cache.fetch_range("large", 0, 9).body == b"newnewnewn"
+
+
+def test_an_object_is_put_under_tags(source, memory):
+    cache = ObjectCache(source)
+    cache.put("a", b"1", tags=["t"])
+    assert cache.fetch("a", tags=["t"]).source == "cache"
+    memory.bodies["a"] = b"2"
+    cache.invalidate_tag("t")
+    assert cache.fetch("a", tags=["t"]).body == cache.get("a") == b"2"
+    cache.put("a", b"3")
+    memory.bodies["a"] = b"4"
+    cache.invalidate_tag("t")
+    assert cache.fetch("a", tags=["t"]).body == b"4"
+
+
 def test_ranges_of_the_real_store_are_those_of_http(ws):
     ws.objects.put("thing", b"0123456789")
     for first, last, expected in ((0, 3, b"0123"), (8, 99, b"89"), (9, 9, b"9"), (10, 12, None)):

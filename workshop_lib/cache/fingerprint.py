@@ -9,8 +9,8 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import Field, dataclass
+from functools import _lru_cache_wrapper, lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,7 @@ class _Walk:
             (str(function.__module__), function.__qualname__, _code_digest(code)),
             tuple(map(self._of, function.__defaults__ or ())),
             tuple((name, self._of(v)) for name, v in (function.__kwdefaults__ or {}).items()),
+            tuple((name, self._of(v)) for name, v in vars(function).items()),
             tuple((name, self._of_variable(function, name, look)) for name, look in looks.items()),
         )
 
@@ -149,12 +150,17 @@ def _look_at(value: Any) -> _Seen:
         return _Seen(value, label, parts=(value.__func__, value.__self__))
     if isinstance(value, types.BuiltinFunctionType):
         return _Seen(value, label, value.__qualname__.encode(), (value.__self__,))
-    if isinstance(value, staticmethod | classmethod):
-        return _Seen(value, label, parts=(value.__func__,))
+    if isinstance(value, staticmethod | classmethod | _lru_cache_wrapper):
+        return _Seen(value, label, parts=(value.__wrapped__,))
     if isinstance(value, property):
-        return _Seen(value, label, parts=(value.fget,))
+        return _Seen(value, label, parts=(value.fget, value.fset, value.fdel))
+    if isinstance(value, Field):
+        return _Seen(value, label, parts=tuple(getattr(value, name) for name in value.__slots__))
     if isinstance(value, type):
-        own = () if _is_installed(value.__module__) else (*value.__bases__, *_members(value))
+        own = (
+            () if _is_installed(value.__module__)
+            else (kind, *value.__bases__, *_members(value))
+        )  # fmt: skip
         return _Seen(value, label, _name(value).encode(), own)
     with suppress(Uncacheable):
         return _Seen(value, label, _digest(canonical(value)))
@@ -162,9 +168,12 @@ def _look_at(value: Any) -> _Seen:
         return _Seen(value, label, parts=tuple(sorted(value, key=_rank)))
     if kind in {list, tuple}:
         return _Seen(value, label, parts=tuple(value))
-    if kind is dict:
+    if kind in {dict, types.MappingProxyType}:
         return _Seen(value, label, parts=tuple(part for item in value.items() for part in item))
-    return _Seen(value, label, _identity(value) or _state(value), (kind,))
+    if identity := _identity(value):
+        return _Seen(value, label, identity, (kind,))
+    state, parts = _state(value)
+    return _Seen(value, label, state, (kind, *parts))
 
 
 def _rank(value: object) -> bytes:
@@ -185,14 +194,35 @@ def _identity(value: Any) -> bytes | None:
     return None
 
 
-def _state(value: object) -> bytes:
-    """What a pickle of the value holds; something of its own where there is none."""
+def _state(value: object) -> tuple[bytes, list[object]]:
+    """What a pickle of the value holds, and what is in it that has to be looked at.
+
+    Something of its own where there is none.
+    """
     sink = _Sink()
+    pickler = _Pickler(sink, protocol=5)
     try:
-        pickle.Pickler(sink, protocol=5).dump(value)
+        pickler.dump(value)
     except Exception:  # noqa: BLE001 -- whatever a class raises: it cannot be pickled
-        return secrets.token_bytes(16)
-    return sink.hash.digest()
+        return secrets.token_bytes(16), []
+    return sink.hash.digest(), pickler.parts
+
+
+class _Pickler(pickle.Pickler):
+    """Leaves out what a pickle would only name, and sets, which it writes in any order."""
+
+    _LEFT_OUT = (types.FunctionType, type, set, frozenset, _lru_cache_wrapper)
+
+    def __init__(self, sink: Any, protocol: int) -> None:
+        super().__init__(sink, protocol)
+        self.parts: list[object] = []
+
+    def persistent_id(self, value: object) -> int | None:
+        """A number in the place of such a value."""
+        if not isinstance(value, self._LEFT_OUT) and not hasattr(value, "__wrapped__"):
+            return None
+        self.parts.append(value)
+        return len(self.parts)
 
 
 class _Sink:
@@ -208,7 +238,7 @@ class _Sink:
 
 def _members(cls: type) -> Iterator[object]:
     """What a class defines, names and values, without what Python adds to each."""
-    added = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__"}
+    added = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "_abc_impl"}
     for name, value in vars(cls).items():
         if name not in added:
             yield from (name, value)

@@ -109,8 +109,20 @@ def lock_key(key: str) -> str:
     return f"{namespace}:lock:{{{key}}}"
 
 
+def ranges_tag(key: str) -> str:
+    """Return the key of the tag under which the ranges of an object are filed, by the object's key.
+
+    In the same slot of a cluster, as `lock_key`.
+
+    >>> ranges_tag("workshop:v2:object:local/photos:cats/1.jpg")
+    'workshop:ranges:{workshop:v2:object:local/photos:cats/1.jpg}'
+    """
+    namespace, _, _ = key.partition(":")
+    return f"{namespace}:ranges:{{{key}}}"
+
+
 def tag_key(namespace: str, tag: str) -> str:
-    """Return the key of the set that lists a tag's entries.
+    """Return the key of a tag, which holds its version.
 
     >>> tag_key("workshop", "orders")
     'workshop:v2:tag:orders'

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from typing import Any, Protocol, TypeVar
@@ -296,20 +296,27 @@ class Mechanism:
         """Whether an entry beyond its TTL is still good enough if loading fails."""
         return time.time() <= self._stale_until(entry)
 
-    def put(self, key: str, entry: Entry, tags: Collection[str] = ()) -> None:
-        """Write through: store what has just been written to the source.
+    def put(
+        self,
+        key: str,
+        entry: Entry,
+        tags: Collection[str] = (),
+        *,
+        forget: Collection[str] = (),
+    ) -> None:
+        """Write through: store what has just been written to the source, filed under the tags.
 
         A load that is under way is kept from storing its older value. What cannot be stored takes
-        the older entry away.
+        the older entry away. What is filed under the tags in `forget` is invalidated.
 
         Raises:
             ServiceUnreachableError: as `invalidate`.
 
         """
-        if not self._store(key, entry, self._stamps(tags)):
-            self.invalidate(key)
+        if not self._store(key, entry, self._stamps(tags), forget):
+            self.invalidate(key, forget)
 
-    def invalidate(self, key: str) -> bool:
+    def invalidate(self, key: str, forget: Collection[str] = ()) -> bool:
         """Remove an entry, and keep loads that are under way from storing. Call it after COMMIT.
 
         Once it has returned, no reader that starts later sees the older value.
@@ -322,7 +329,7 @@ class Mechanism:
                 its TTL ends. Try again.
 
         """
-        return bool(self._insist(lambda: self.storage.delete([key])))
+        return bool(self._insist(lambda: self.storage.delete([key], forget)))
 
     def invalidate_tag(self, tag: str) -> None:
         """Invalidate all entries that were filed under a tag, as `invalidate`."""
@@ -354,7 +361,7 @@ class Mechanism:
         found = self._ask(lambda: self.storage.get(key, tags), NOTHING)
         if found.corrupt:
             self.counters.add(corrupt=1)
-        return found
+        return _filed_under(tags, found)
 
     def _refresh_if_due(
         self, key: str, entry: Entry, load: Callable[[], Entry], tags: Collection[str]
@@ -403,7 +410,7 @@ class Mechanism:
                 raise _copy_of(flight.error)
             if flight.unshareable:
                 break
-            if flight.packed is not None and (role is Role.EARLY or flight.for_late):
+            if flight.packed is not None and (role is Role.EARLY or (flight.for_late and not tags)):
                 self.counters.add(coalesced=1)
                 return self.storage.unpack(flight.packed)
             found = self._look_up(key, tags)
@@ -437,7 +444,7 @@ class Mechanism:
             if answer is None:  # the cache is down
                 return self._load_unlocked(flight, load)
             locked, found = answer
-            entry = found.fresh
+            entry = _filed_under(tags, found).fresh
             if entry is not None:
                 if locked:
                     self._release(key, token)
@@ -501,13 +508,15 @@ class Mechanism:
 
     # --- storing
 
-    def _store(self, key: str, entry: Entry, stamps: Stamps | None) -> bool:
+    def _store(
+        self, key: str, entry: Entry, stamps: Stamps | None, forget: Collection[str] = ()
+    ) -> bool:
         """Store, whoever holds the lock. Returns whether that worked."""
         entry, ttl_ms = self._dated(entry)
         packed, size, storable = self._packed(entry, stamps)
 
         def work() -> bool:
-            self.storage.put(key, packed, ttl_ms)
+            self.storage.put(key, packed, ttl_ms, forget)
             return True
 
         stored = storable and stamps is not None and self.attempt(work, otherwise=False)
@@ -587,6 +596,11 @@ class Mechanism:
                 f"The cache could not be told that an entry is out of date: {error}. Readers may "
                 "see the old value until its TTL ends; try again when the cache answers."
             ) from None
+
+
+def _filed_under(tags: Collection[str], found: Found) -> Found:
+    """The same, without an entry that `invalidate_tag` of one of these would not have found."""
+    return found if found.stamps.keys() >= set(tags) else replace(found, entry=None)
 
 
 def _copy_of(error: Exception) -> Exception:

@@ -152,7 +152,8 @@ class ObjectCache:
     def fetch(self, name: str, tags: Iterable[str] = ()) -> ObjectAnswer:
         """As `get`, with where the answer came from and how long it took.
 
-        If the object is loaded, `invalidate_tag` finds it under these tags.
+        If the object is loaded, `invalidate_tag` finds it under these tags. An entry that is not
+        filed under all of them is not taken.
         """
         renewed: list[bool] = []
 
@@ -171,8 +172,7 @@ class ObjectCache:
         """The bytes from `first` to `last`, both included, of what may be a large object.
 
         They are cut out of the whole object if that is in the cache; else they are asked of the
-        store, which sends no more, and kept by themselves. `invalidate` of the object does not
-        find them: their TTL ends them.
+        store, which sends no more, and kept by themselves until the object is invalidated.
 
         Raises:
             ValueError: not 0 <= first <= last.
@@ -190,7 +190,9 @@ class ObjectCache:
             self._mechanism.count_hits([found])
             return _answer(Fetched(cut, "cache", seconds), renewed=False)
         fetched = self._mechanism.fetch(
-            self.key(name, first, last), lambda: _entry(self._store.get_range(name, first, last))
+            self.key(name, first, last),
+            lambda: _entry(self._store.get_range(name, first, last)),
+            [self._ranges(name)],
         )
         return _answer(fetched, renewed=False)
 
@@ -228,8 +230,8 @@ class ObjectCache:
                 bodies |= dict(zip(missing, threads.map(self.get, missing), strict=True))
         return {name: bodies[name] for name in wanted}
 
-    def put(self, name: str, body: bytes) -> None:
-        """Write an object to the store, then through to the cache.
+    def put(self, name: str, body: bytes, tags: Iterable[str] = ()) -> None:
+        """Write an object to the store, then through to the cache, under the tags of `fetch`.
 
         Of two writers of one object the slower may leave the older one in the cache. Where that
         can be, both should write to the store and invalidate.
@@ -240,9 +242,14 @@ class ObjectCache:
                 cache did not, and readers may see the old one until its TTL ends.
 
         """
-        body = as_bytes(body)
+        body, tag_keys = as_bytes(body), keys.tag_keys(self._source.namespace, tags)
         etag = self._store.put(name, body)
-        self._mechanism.put(self.key(name), Entry(COLUMNS, [(etag, body)], 0.0, time.time()))
+        self._mechanism.put(
+            self.key(name),
+            Entry(COLUMNS, [(etag, body)], 0.0, time.time()),
+            tag_keys,
+            forget=[self._ranges(name)],
+        )
 
     def delete(self, name: str) -> None:
         """Delete an object from the store, then from the cache.
@@ -255,16 +262,16 @@ class ObjectCache:
         self.invalidate(name)
 
     def invalidate(self, name: str) -> bool:
-        """Remove an object from the cache, and keep loads that are under way from storing.
+        """Remove an object and its ranges from the cache; loads under way will not store them.
 
         Returns:
-            Whether it was there.
+            Whether the whole object was there.
 
         Raises:
             ServiceUnreachableError: the cache did not answer; try again.
 
         """
-        return self._mechanism.invalidate(self.key(name))
+        return self._mechanism.invalidate(self.key(name), forget=[self._ranges(name)])
 
     def invalidate_tag(self, tag: str) -> None:
         """Invalidate all entries that were filled under a tag, in one short command.
@@ -281,6 +288,10 @@ class ObjectCache:
         return keys.object_key(
             self._source.namespace, store.identity, store.prefix + name, *byte_range
         )
+
+    def _ranges(self, name: str) -> str:
+        """The tag under which all ranges of an object are filed."""
+        return keys.ranges_tag(self.key(name))
 
     def size(self, name: str) -> int:
         """Bytes that the entry of an object takes in the cache, without Valkey's own; 0 if none."""

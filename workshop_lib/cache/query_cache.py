@@ -158,7 +158,7 @@ class QueryCache:
             statement: SQL with placeholders.
             params: the values for them.
             tags: names under which `invalidate_tag` finds the entry if this fetch fills it, for
-                example of tables. Whoever fetches the same should give the same tags.
+                example of tables. An entry that is not filed under all of them is not taken.
 
         Raises:
             psycopg2.Error: the database refused the statement. Errors are never cached.

@@ -137,8 +137,9 @@ class HashStorage(StringStorage):
         places = (key, keys.lock_key(key))
         return bool(self.scripts.run(_WRITE, places, (token, ttl_ms, *packed)))
 
-    def put(self, key: str, packed: Any, ttl_ms: int) -> None:
+    def put(self, key: str, packed: Any, ttl_ms: int, forget: Collection[str] = ()) -> None:
         """Implement Storage."""
+        del forget  # a record has no parts that are kept by themselves
         self.complete(key, "", packed, ttl_ms)
 
     def acquire_many(self, tokens: Mapping[str, str], lock_ms: int) -> list[tuple[bool, Found]]:
@@ -276,7 +277,8 @@ class RecordCache:
     def fetch(self, primary_key: object, tags: Iterable[str] = ()) -> Fetch:
         """As `get`, with where the answer came from and how long it took.
 
-        If the record is loaded, `invalidate_tag` finds it under these tags.
+        If the record is loaded, `invalidate_tag` finds it under these tags. An entry that is not
+        filed under all of them is not taken.
         """
         tag_keys = keys.tag_keys(self._source.namespace, tags)
         fetched = self._mechanism.fetch(
@@ -316,13 +318,14 @@ class RecordCache:
                     del left[0]
         return {key: records[key] for key in wanted}
 
-    def put(self, primary_key: object, record: Record) -> None:
+    def put(self, primary_key: object, record: Record, tags: Iterable[str] = ()) -> None:
         """Write through: keep a record that has just been committed to the database.
 
         A hit is the record as it is given here. For a hit that nothing tells from a miss, give all
         columns in the table's order, with the types that the database returns: a Decimal for a
         numeric column, a date for a date. What the database changes on the way (a default, a
-        trigger, a rounded number) is not in it: where that can be, invalidate.
+        trigger, a rounded number) is not in it: where that can be, invalidate. Give the tags that
+        `fetch` gives.
 
         Of two writers of one record the slower may put the older one. Where that can be, both
         should invalidate.
@@ -335,7 +338,8 @@ class RecordCache:
         if not record or not all(isinstance(name, str) for name in record):
             raise TypeError(f"{record!r} is no record: a dict with a name for each column")
         entry = Entry(tuple(record), [tuple(record.values())], 0.0, time.time())
-        self._mechanism.put(self.key(primary_key), entry)
+        tag_keys = keys.tag_keys(self._source.namespace, tags)
+        self._mechanism.put(self.key(primary_key), entry, tag_keys)
 
     def update(self, primary_key: object, **changes: object) -> bool:
         """Write through some fields that have just been committed; the TTL goes on.

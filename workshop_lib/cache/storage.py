@@ -126,14 +126,17 @@ class Storage(Protocol):
     def complete(self, key: str, token: str, packed: Any, ttl_ms: int) -> bool:
         """Store and release, if the lock is still this token's. Returns whether it was."""
 
-    def put(self, key: str, packed: Any, ttl_ms: int) -> None:
-        """Store, and take the lock away from any loader: what it loads is older."""
+    def put(self, key: str, packed: Any, ttl_ms: int, forget: Collection[str] = ()) -> None:
+        """Store, and take the lock away from any loader: what it loads is older.
+
+        Tags in `forget` are forgotten; on a cluster they have to lie in the key's slot.
+        """
 
     def release(self, key: str, token: str) -> bool:
         """Give the lock back, if it is still this token's. Returns whether it was."""
 
-    def delete(self, keys: Sequence[str]) -> int:
-        """Remove entries and their locks. Returns how many entries there were."""
+    def delete(self, keys: Sequence[str], forget: Collection[str] = ()) -> int:
+        """Remove entries and their locks, and forget tags. Returns how many entries there were."""
 
     def forget_tag(self, tag: str) -> None:
         """Invalidate all that is filed, or being loaded, under the tag."""
@@ -248,17 +251,17 @@ class StringStorage:
         """Implement Storage."""
         return bool(self.scripts.run(_COMPLETE, (key, lock_key(key)), (token, ttl_ms, packed)))
 
-    def put(self, key: str, packed: Any, ttl_ms: int) -> None:
+    def put(self, key: str, packed: Any, ttl_ms: int, forget: Collection[str] = ()) -> None:
         """Implement Storage."""
         # SET with its TTL is one command: there is no moment without a TTL.
         pipeline = self.valkey.pipeline(transaction=True)
-        pipeline.set(key, packed, px=ttl_ms).delete(lock_key(key)).execute()
+        pipeline.set(key, packed, px=ttl_ms).delete(lock_key(key), *forget).execute()
 
     def release(self, key: str, token: str) -> bool:
         """Implement Storage."""
         return bool(self.scripts.run(_RELEASE, (lock_key(key),), (token,)))
 
-    def delete(self, keys: Sequence[str]) -> int:
+    def delete(self, keys: Sequence[str], forget: Collection[str] = ()) -> int:
         """Implement Storage."""
         removed = 0
         for first in range(0, len(keys), BATCH):
@@ -266,7 +269,7 @@ class StringStorage:
             # can store between the two commands what it read before.
             pipeline = self.valkey.pipeline(transaction=False)
             for key in keys[first : first + BATCH]:
-                pipeline.delete(lock_key(key)).unlink(key)
+                pipeline.delete(lock_key(key), *forget).unlink(key)
             removed += sum(pipeline.execute()[1::2])
         return removed
 
@@ -341,7 +344,7 @@ class NullStorage:
         del key, token, packed, ttl_ms
         return True
 
-    def put(self, key: str, packed: Any, ttl_ms: int) -> None:
+    def put(self, key: str, packed: Any, ttl_ms: int, forget: Collection[str] = ()) -> None:
         """Done."""
 
     def release(self, key: str, token: str) -> bool:
@@ -349,9 +352,9 @@ class NullStorage:
         del key, token
         return True
 
-    def delete(self, keys: Sequence[str]) -> int:
+    def delete(self, keys: Sequence[str], forget: Collection[str] = ()) -> int:
         """There were none."""
-        del keys
+        del keys, forget
         return 0
 
     def forget_tag(self, tag: str) -> None:
