@@ -568,14 +568,22 @@ def _set_read_only(cursor: Cursor, info: dict[Any, Any], wanted: bool) -> None:
     """
     if not wanted:
         if info.get(_READ_ONLY):
-            cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE")
+            _set_characteristics(cursor, "READ WRITE")
             del info[_READ_ONLY]
         return
     # The server reports it, as PostgreSQL does since 14, or it says nothing of it.
     reported = cursor.connection.get_parameter_status("default_transaction_read_only")
     if reported == "off" or not (reported or info.get(_READ_ONLY)):
         info[_READ_ONLY] = True
-        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+        _set_characteristics(cursor, "READ ONLY")
+
+
+def _set_characteristics(cursor: Cursor, mode: str) -> None:
+    # The pool remembers this change and takes it back, so the connection need not be replaced.
+    connection: Any = cursor.connection
+    changed = connection.changed
+    cursor.execute(f"SET SESSION CHARACTERISTICS AS TRANSACTION {mode}")
+    connection.changed = changed
 
 
 def _tidy_up(connection: WatchedConnection) -> bool:

@@ -76,8 +76,9 @@ class CachedFunction(Generic[P, R]):
             bound = self._signature.bind(*args, **kwargs)
             bound.apply_defaults()
             arguments = dict(bound.arguments)
+        database = getattr(self._source, "database", None)  # a sandbox may have none
         scope = (
-            self._source.database.identity,
+            None if database is None else database.identity,
             None if self._fingerprint is None else self._fingerprint.digest(),
         )
         return keys.call_key(self._source.namespace, self._name, arguments, scope=scope)
