@@ -938,6 +938,27 @@ def test_the_pool_reuses_its_connections(pool):
     assert pool.stats() == DatabaseStats(queries=5, connections=1)
 
 
+def test_reading_only_and_writing_in_turn_stay_on_one_connection(pool, table):
+    write = f"INSERT INTO {table} (id, n) VALUES (%s, 0)"
+    for number in range(3):
+        pool.query("SELECT 1", read_only=True)
+        pool.query(write, (100 + 2 * number,))
+        pool.query("SELECT 1", read_only=True)
+        pool.run_transaction(lambda cursor, n=number: cursor.execute(write, (101 + 2 * n,)))
+    with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+        pool.query(write, (106,), read_only=True)
+    assert pool.query(f"SELECT count(*) FROM {table} WHERE id >= 100").rows == [(6,)]
+    assert pool.stats().connections == 1
+
+
+def test_a_session_that_its_user_made_read_only_goes_to_no_one_else(pool, table):
+    pool.query("SELECT 1", read_only=True)
+    with pool.connection() as connection, connection.cursor() as cursor:
+        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+    pool.query(f"INSERT INTO {table} (id, n) VALUES (100, 0)")
+    assert pool.stats().connections == 2
+
+
 def test_a_connection_whose_server_process_was_ended_is_replaced_unnoticed(ws, pool):
     (pid,) = pool.query("SELECT pg_backend_pid()")[0]
     ended = ws.database.query("SELECT pg_terminate_backend(%s, 5000)", (pid,))

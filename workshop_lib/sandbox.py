@@ -19,6 +19,10 @@ Service = Literal["cache", "database"]
 ENGINE_OF = {"cache": "valkey", "database": "postgres"}
 
 
+class _NoDatabaseError(WorkshopError, AttributeError):
+    """A sandbox was opened without a database; `getattr(box, "database", None)` is None."""
+
+
 class Sandbox:
     """Real local engines that nobody else uses, also where the workshop runs on AWS.
 
@@ -75,7 +79,7 @@ class Sandbox:
 
         """
         if self._database is None:
-            raise WorkshopError(
+            raise _NoDatabaseError(
                 "This sandbox has no database. Open it with ws.sandbox(database=True)."
             )
         return self._database

@@ -205,6 +205,19 @@ def test_it_has_as_many_caches_as_asked_for(another):
     assert [valkey.get("k") for valkey in box.valkeys] == [b"0", b"1", b"2"]
 
 
+def test_without_a_database_its_caches_keep_what_functions_return_and_queries_are_refused(another):
+    box = another.sandbox(database=False)
+
+    @cached(box, ttl=60)
+    def double(number):
+        return 2 * number
+
+    assert [double(21), double(21)] == [42, 42]
+    assert (double.stats().hits, double.stats().misses) == (1, 1)
+    with pytest.raises(WorkshopError, match=r"no database.*sandbox\(database=True\)"):
+        QueryCache(box).fetch("SELECT 1")
+
+
 def test_it_is_local_also_where_the_workshop_runs_on_aws():
     on_aws = load_settings(
         aws_region="us-east-1",
