@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import secrets
 import signal
@@ -24,7 +25,7 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, register_type
-from psycopg2.extras import RealDictCursor
+from psycopg2.extras import DictCursor, NamedTupleCursor, RealDictCursor
 
 from workshop_lib import database as room
 from workshop_lib.database import Database, DatabaseStats
@@ -383,7 +384,7 @@ def test_what_could_leave_the_read_only_transaction_is_refused_before_it_is_sent
     ],
 )
 def test_no_statement_opens_the_way_for_one_that_writes(reader, table, writers, statement):
-    with contextlib.suppress(psycopg2.Error):
+    with contextlib.suppress(psycopg2.Error, ValueError):
         reader.query(statement.format(t=table, w=writers), read_only=True)
     with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
         reader.query(f"DELETE FROM {table}", read_only=True)
@@ -559,7 +560,7 @@ def test_what_follows_a_swallowed_error_does_not_hide_it(reader, table):
 
 
 def by_a_plain_cursor(cursor):
-    with cursor.connection.cursor(cursor_factory=psycopg2.extensions.cursor) as plain:
+    with psycopg2.extensions.cursor(cursor.connection) as plain:
         return swallow("SELECT 1 / 0")(plain)
 
 
@@ -641,6 +642,11 @@ ENDS = {
     "a plain cursor": lambda c: c.connection.cursor(
         cursor_factory=psycopg2.extensions.cursor
     ).execute("ROLLBACK"),
+    "a dict cursor": lambda c: c.connection.cursor(cursor_factory=RealDictCursor).execute(
+        "ROLLBACK AND CHAIN"
+    ),
+    "a chain, with TO elsewhere": lambda c: c.execute("ROLLBACK AND CHAIN /* to */"),
+    "a chain, before a TO": lambda c: c.execute("ROLLBACK AND CHAIN; SELECT 1 AS to"),
 }
 
 
@@ -656,8 +662,6 @@ def test_work_that_ends_its_own_transaction_is_refused_and_stores_nothing(
         if first:
             cursor.execute(f"INSERT INTO {table} VALUES (2, 2)")
 
-    if first and end is ENDS["a plain cursor"]:
-        return  # ROLLBACK of nothing
     with pytest.raises(TransactionError, match="end the transaction"):
         reader.run_transaction(work)
     assert reader.query(f"SELECT id FROM {table}").rows == [(1,)]
@@ -746,6 +750,50 @@ def test_a_batch_that_was_tried_again_is_counted_once(ws, table, no_waits):
 # --- what a borrowed connection is like, and how it comes back ---
 
 
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        (RealDictCursor, {"a": 1}),
+        (NamedTupleCursor, (1,)),
+        (DictCursor, [1]),
+        (psycopg2.extensions.cursor, (1,)),
+    ],
+)
+def test_other_kinds_of_cursors_in_a_transaction_are_watched_and_give_their_rows(
+    ws, table, kind, row
+):
+    attempts = []
+
+    def work(cursor):
+        attempts.append(1)
+        with cursor.connection.cursor(cursor_factory=kind) as other:
+            other.execute(f"SELECT n AS a FROM {table} WHERE id = 1")
+            found = other.fetchone()
+            if len(attempts) == 1:
+                ws.database.query(f"UPDATE {table} SET n = 1")
+            with contextlib.suppress(psycopg2.Error):
+                other.execute(f"UPDATE {table} SET n = n + 1")
+        with cursor.connection.cursor("named", cursor_factory=kind) as named:
+            named.execute("SELECT 1 AS a")
+            assert named.fetchall() == [row]
+        return found
+
+    assert ws.database.run_transaction(work) == row
+    assert len(attempts) == 2
+    assert value(ws.database, table) == 2
+
+
+@pytest.mark.parametrize(
+    "statement", ["SET TIME ZONE 'Asia/Tokyo'", "BEGIN", "COMMIT", "ANALYZE {t}", "DISCARD ALL"]
+)
+def test_what_asks_for_nothing_is_no_question(reader, table, statement):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="asks for nothing"):
+            reader.query(statement.format(t=table), read_only=True)
+    assert reader.query(f"SELECT FROM {table}", read_only=True).rows == [()]
+    assert reader.query("SHOW TimeZone", read_only=True).rows == [("UTC",)]
+
+
 STATE = """
 SELECT current_setting('statement_timeout'), current_setting('enable_seqscan'),
     current_setting('search_path'), current_setting('TimeZone'), current_user::text,
@@ -769,6 +817,9 @@ CHANGES = [
     "SET client_encoding = 'LATIN1'",
     "SET my.own = 'x'",
     "SELECT set_config('statement_timeout', '7ms', false)",
+    "SELECT * FROM moved_to_tokyo",
+    "EXPLAIN ANALYZE TABLE moved_to_tokyo",
+    "UPDATE pg_settings SET setting = '9ms' WHERE name = 'statement_timeout'",
     "SELECT 1; SET statement_timeout = '8ms'; SELECT ';'",
     "PREPARE p AS SELECT 1",
     "SELECT pg_advisory_lock(7)",
@@ -822,6 +873,10 @@ def test_what_one_user_changes_in_the_session_the_next_one_does_not_find(plain, 
             cursor.execute(STATE)
             return cursor.fetchall()
 
+    plain.query(
+        "CREATE OR REPLACE VIEW moved_to_tokyo AS "
+        "SELECT set_config('TimeZone', 'Asia/Tokyo', false) AS x"
+    )
     before = state()
     for statement in CHANGES:
         # Some cannot be run in a transaction, or end it: they are refused.
@@ -1137,6 +1192,32 @@ def test_an_interrupt_ends_what_the_main_thread_waits_for_here_and_there(
     other.rollback()
     other.close()
     assert value(ws.database, table) == 0
+
+
+def test_interrupts_at_any_moment_leave_right_answers_and_later_interrupts_their_effect(
+    plain, interrupt
+):
+    before = signal.set_wakeup_fd(-1)
+    hit = 0
+    for n in range(60):
+        # While connecting, in a question, between two.
+        timer = threading.Timer(
+            random.random() * 0.02, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)
+        )
+        try:
+            timer.start()
+            for at in range(100_000):
+                assert plain.query("SELECT %s::int", (n + at,)).rows == [(n + at,)]
+        except KeyboardInterrupt:
+            hit += 1
+        timer.join()
+        assert plain.query("SELECT %s::int", (-n,)).rows == [(-n,)]
+        assert signal.set_wakeup_fd(before) == before
+    assert hit == 60
+    mark = f"mark_{secrets.token_hex(4)}"
+    interrupt(mark)
+    with pytest.raises(KeyboardInterrupt):
+        plain.query(f"/* {mark} */ SELECT pg_sleep(60)")
 
 
 # --- inserting many rows ---

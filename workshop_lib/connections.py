@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache
 from typing import Any, TypeVar
 
 import psycopg2
@@ -68,12 +69,24 @@ LEAVE_NO_TRACE = frozenset(
     ]
 ) | {""}
 """How statements begin that change nothing in the session, but for what follows."""
-LEAVES_A_TRACE = ("set_config", "pg_advisory", "pg_try_advisory", "setseed", "pg_temp", 'u&"')
+LEAVES_A_TRACE = (
+    "set_config",
+    "pg_advisory",
+    "pg_try_advisory",
+    "setseed",
+    "pg_temp",
+    "pg_settings",
+    'u&"',
+)
 """What a session keeps of functions, wherever they are called."""
+REPORTED = (
+    *("DateStyle", "IntervalStyle", "TimeZone", "client_encoding", "standard_conforming_strings"),
+    *("session_authorization", "is_superuser", "application_name"),
+)
 MAKES_TABLES = frozenset({"create", "select", "with", "values", "table", "explain", ""})
 TEMPORARY = re.compile(r"\btemp(orary)?\b", re.IGNORECASE)
 ENDS = frozenset({"commit", "end", "abort", "rollback"})
-TO_SAVEPOINT = re.compile(r"\bto\b", re.IGNORECASE)
+TO_SAVEPOINT = re.compile(r"\s*rollback(\s+(work|transaction))?\s+to\b", re.IGNORECASE)
 
 
 class WatchedConnection(Connection):
@@ -95,12 +108,11 @@ class WatchedConnection(Connection):
     inherited = False
     reads_only = False
     arguments: dict[str, Any]
-    _types: tuple[dict[Any, Any], dict[Any, Any]]
+    _as_new: tuple[object, ...]
 
-    def be_known(self, arguments: dict[str, Any]) -> None:
+    def be_known(self) -> None:
         """Take note of how it is now, when it is set up."""
-        self.arguments = arguments
-        self._types = dict(self.string_types), dict(self.binary_types)
+        self._as_new = self._state()
         self.changed = False
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -109,8 +121,8 @@ class WatchedConnection(Connection):
             super().__setattr__("changed", self.changed or name != "autocommit")
         super().__setattr__(name, value)
 
-    def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        """As psycopg2's.
+    def cursor(self, name: Any = None, cursor_factory: Any = None, **kwargs: Any) -> Any:
+        """As psycopg2's; of a kind of its own, such as RealDictCursor, a watched one.
 
         Raises:
             ServiceUnreachableError: this process was forked since it was opened.
@@ -118,7 +130,8 @@ class WatchedConnection(Connection):
         """
         self.check()
         adapters.register()
-        made = super().cursor(*args, **kwargs)
+        wanted = cursor_factory or self.cursor_factory
+        made = super().cursor(name, cursor_factory=_watching(wanted, self), **kwargs)
         if not isinstance(made, _Watched):
             self.changed = True  # what it does is not seen here
         return made
@@ -187,8 +200,19 @@ class WatchedConnection(Connection):
     @property
     def may_be_used_again(self) -> bool:
         """Whether the next user will find it as it was when it was new."""
-        types = self.string_types, self.binary_types
-        return not (self.changed or self.closed or self.inherited or types != self._types)
+        return not (self.changed or self.closed or self.inherited or self._state() != self._as_new)
+
+    def _state(self) -> tuple[object, ...]:
+        """How values are read, and what the server reports of the session at no round trip.
+
+        So the settings that would change the next user's answers are seen, whatever set them: a
+        function in a view, for example.
+        """
+        return (
+            dict(self.string_types),
+            dict(self.binary_types),
+            *map(self.get_parameter_status, REPORTED),
+        )
 
     def have_read_only(self, *, wanted: bool) -> None:
         """Have the transactions to come be read-only or not. No round trip if they are so already.
@@ -338,7 +362,21 @@ class WatchedRuledCursor(_Watched, RuledCursor):
     """The same with DSQL's rules."""
 
 
+def _watching(factory: Any, connection: WatchedConnection) -> Any:
+    """The same kind of cursor, of which its connection hears what it does."""
+    if not isinstance(factory, type) or issubclass(factory, _Watched):
+        return factory
+    ruled = isinstance(connection, RuledConnection)
+    return _watched_kind(factory, WatchedRuledCursor if ruled else WatchedCursor)  # type: ignore[arg-type]  # a class is hashable
+
+
+@cache
+def _watched_kind(factory: Any, watched: Any) -> Any:
+    return type(factory.__name__, (watched, factory), {})
+
+
 def _refuse_to_end(text: str) -> None:
-    for word in first_words(text):
-        if word in ENDS and not (word == "rollback" and TO_SAVEPOINT.search(text)):
+    words = list(first_words(text))
+    for word in words:
+        if word in ENDS and not (len(words) == 1 and TO_SAVEPOINT.match(text)):
             raise TransactionError(_ENDED.format(word.upper()))

@@ -91,6 +91,10 @@ AWAY = (
     # A proxy before the server cannot refuse, only hang up.
     *("closed the connection unexpectedly", "Connection reset by peer"),
 )
+_NO_QUESTION = (
+    "This statement asks for nothing: its answer has no columns and no rows. With read_only=True "
+    "it must be a question. Run it with read_only=False."
+)
 RECYCLE_S = CONNECTION_LIFE_S * 5 / 6
 RECYCLE_JITTER = 0.2
 """A connection is replaced at this age, or up to this share earlier: not all at the same moment."""
@@ -204,7 +208,8 @@ class Database:
             psycopg2.Error: the database refused the statement.
             PoolTimeoutError, ServiceUnreachableError: there was no connection to run it on.
             ValueError: `read_only` is set, and the string holds several statements, or a DO or
-                CALL, which could end the read-only transaction. Nothing was sent.
+                CALL, which could end the read-only transaction, and nothing was sent; or the
+                statement asks for nothing, such as SET, and has no effect beyond it.
 
         """
         started = time.perf_counter()
@@ -215,6 +220,8 @@ class Database:
             try:
                 connection.have_read_only(wanted=read_only)
                 cursor.execute(sent)
+                if read_only and cursor.description is None:
+                    raise ValueError(_NO_QUESTION)
                 columns, rows = _fetch(cursor)
             except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
                 if connection.closed:  # in the middle of the question: the server went away
@@ -480,12 +487,13 @@ class Database:
         kinds = _RULED if self.endpoint.dsql_rules else _PLAIN
         opened: WatchedConnection = psycopg2.connect(**arguments, **kinds)
         forks.tell_child(opened)
+        opened.arguments = arguments
         try:
             self._set_up(opened)
         except BaseException:
             opened.close()
             raise
-        opened.be_known(arguments)
+        opened.be_known()
         return opened
 
     def _set_up(self, opened: WatchedConnection) -> None:

@@ -42,10 +42,10 @@ def interruptible(connection: Any, call: Callable[..., T], *args: Any) -> T:
     watch = _watch()
     if watch.waiting is not None:
         return call(*args)
-    waiting = [connection]
-    watch.before = signal.set_wakeup_fd(watch.fileno, warn_on_full_buffer=False)
-    watch.waiting = waiting
-    try:
+    try:  # the Interrupt may come at any line of this
+        before = signal.set_wakeup_fd(watch.fileno, warn_on_full_buffer=False)
+        watch.before = before if before != watch.fileno else watch.before
+        watch.waiting = [connection]
         return call(*args)
     finally:
         watch.waiting = None

@@ -9,6 +9,7 @@ from decimal import Decimal
 import psycopg2
 import pytest
 import redis
+from psycopg2 import sql
 
 from workshop_lib import QueryCache
 from workshop_lib.cache import json_codec
@@ -425,3 +426,9 @@ def test_clear_takes_few_round_trips(ws, cache, round_trips):
     with round_trips() as sent:
         assert cache.clear() == 2_000
     assert 2 <= len(sent) <= 4
+
+
+@pytest.mark.parametrize("statement", [b"SELECT 1", sql.SQL("SELECT 1")], ids=["bytes", "composed"])
+def test_a_statement_that_is_no_text_is_refused_with_what_to_do(ws, statement):
+    with pytest.raises(TypeError, match="Pass its text"):
+        QueryCache(ws).fetch(statement)

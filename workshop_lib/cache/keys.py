@@ -30,9 +30,14 @@ def query_key(namespace: str, sql: str, params: Params = None, *, scope: str = "
     >>> query_key("workshop", "SELECT * FROM users WHERE user_id = %s", (7,))
     'workshop:v2:query:select-from-users-where-user-id:060611fe7fadc7c1439f771a5073ef4c'
 
-    Raises ValueError for a bad namespace, TypeError for a parameter that cannot be told apart from
-    others by its type and value.
+    Raises ValueError for a bad namespace, TypeError for a statement that is no text, or a parameter
+    that cannot be told apart from others by its type and value.
     """
+    if not isinstance(sql, str):
+        raise TypeError(
+            f"A {type(sql).__name__} cannot be a query whose result is kept. Pass its text; of "
+            "psycopg2.sql's objects, as_string(connection)."
+        )
     # Only the ends are stripped: white space within may belong to a literal, as in 'New  York'.
     text = sql.strip()
     identity = canonical((scope, text, _plain(params)))
