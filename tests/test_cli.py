@@ -231,7 +231,8 @@ def test_env_prints_exports_that_a_shell_takes_and_nothing_else(ws, workshop):
         f"export {name}"
         for name in (
             "DATABASE_URL", "VALKEY_URL", "AWS_ENDPOINT_URL_S3", "BUCKET_NAME",
-            "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION",
+            "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+            "AWS_DEFAULT_REGION",
         )
     ]  # fmt: skip
     assert done.stderr == ""

@@ -294,7 +294,7 @@ def inserts(
 @click.option("--reads-elsewhere", is_flag=True, default=None,
               help="reads go to DSQL_READ_ENDPOINT, which has to be set")  # fmt: skip
 @click.option("--by-function/--no-by-function", default=None,
-              help="the queue of QUEUE_URL is mapped to a Lambda function, which works it off  "
+              help="the queue of QUEUE_URL is mapped to a Lambda function, which processes it  "
                    "[default: where LOAD_FUNCTION names it]")  # fmt: skip
 @click.option("--at-once", type=click.IntRange(1, 64), help="processes here  [default: 4]")
 @click.option("--keep", is_flag=True, help="leave the rows of this run in the table")
@@ -411,7 +411,7 @@ def status() -> None:
 
 @main.command()
 def stop() -> None:
-    """Stop the local engines, whoever uses them; their data stays."""
+    """Stop the local engines, even while they are in use; their data stays."""
     from workshop_lib.services import embedded
 
     stopped = embedded.stop(_state_folder())
@@ -605,7 +605,7 @@ def _show_engines(found: EngineStatus) -> None:
         place = f"127.0.0.1:{engine.port}  pid {engine.pid}" if engine.port else engine.message
         kind = "  (emulation)" if engine.emulated else ""
         click.echo(f"{engine.name:<10} {engine.status:<7} {place}{kind}")
-    click.echo(f"used by: {', '.join(found.users) or 'nobody; they will end by themselves'}")
+    click.echo(f"used by: {', '.join(found.users) or 'no one; they stop by themselves'}")
     click.echo(f"state:   {found.folder}")
 
 

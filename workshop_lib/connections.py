@@ -121,7 +121,9 @@ class WatchedConnection(Connection):
             super().__setattr__("changed", self.changed or name != "autocommit")
         super().__setattr__(name, value)
 
-    def cursor(self, name: Any = None, cursor_factory: Any = None, **kwargs: Any) -> Any:
+    def cursor(  # type: ignore[override]  # of which psycopg2's types know more forms
+        self, name: Any = None, cursor_factory: Any = None, **kwargs: Any
+    ) -> Any:
         """As psycopg2's; of a kind of its own, such as RealDictCursor, a watched one.
 
         Raises:

@@ -56,7 +56,7 @@ class PoolTimeoutError(WorkshopError, TimeoutError):
 
 
 class TransactionError(WorkshopError, RuntimeError):
-    """A transaction was not committed as a whole, or nobody can know whether it was."""
+    """A transaction was not committed, or it is not known whether it was."""
 
 
 class DataError(WorkshopError, ValueError):

@@ -331,7 +331,7 @@ def test_a_region_is_needed_and_may_come_from_the_environment(account, talk, mon
     account.deploy(region=None, dry_run=True)
     assert talk.lines[0] == "✓ Region       us-east-1 (from boto3's configuration)"
     monkeypatch.delenv("AWS_DEFAULT_REGION")
-    with pytest.raises(AwsError, match="No Region is named"):
+    with pytest.raises(AwsError, match="No AWS Region is set"):
         account.deploy(region=None)
 
 
@@ -711,7 +711,7 @@ def test_a_database_without_its_workshop_is_not_forgotten(account, talk):
     ("words", "said"),
     [
         (["deploy", "--region", "us-esat-1"], "Did you mean"),
-        (["deploy"], "No Region is named"),
+        (["deploy"], "No AWS Region is set"),
         (["deploy", "--region", HERE], "nothing here to sign in to AWS with. Sign in"),
         (["deploy", "--region", HERE, "-p", "Nope=1"], "has no parameter 'Nope'"),
         (["deploy", "--linked", "--region", HERE], "nothing here to sign in to AWS with"),

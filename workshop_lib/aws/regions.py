@@ -51,8 +51,7 @@ def find_region(given: str | None) -> Place:
             check_region(region, source)
             return Place(region, source)
     raise AwsError(
-        "No Region is named, so there is no saying where. Give --region us-east-1, set AWS_REGION, "
-        "or run `aws configure`."
+        "No AWS Region is set. Give --region us-east-1, set AWS_REGION, or run `aws configure`."
     )
 
 

@@ -173,7 +173,7 @@ def run_queue(
     _refuse_missing_services(settings, others, scenario.reads_elsewhere)
     if others and at_once is not None:
         raise SettingsError(
-            "--at-once is the number of processes here, and a Lambda function works the queue off. "
+            "--at-once is the number of processes here, and a Lambda function processes the queue. "
             "Its copies are limited by the stack's QueueConcurrency; or give --no-by-function."
         )
     prices, run = load_prices(), new_run_number()
@@ -183,7 +183,7 @@ def run_queue(
         closing(
             open_workshop(
                 "load_mixed",
-                # Whoever wants processes here gets no function in their place, either.
+                # If processes were asked for, no function takes their place, either.
                 load_function=None if others else "",
                 workshop_linger_seconds=0.0,
             )
@@ -366,13 +366,14 @@ def _who_works_it_off(mapped: str | None, others: bool) -> str:
     """A line about it."""
     if others:
         name = f"the AWS Lambda function {mapped}" if mapped else "the function it is mapped to"
-        return f"Worked off by: {name} (--no-by-function: by processes here)"
+        return f"Processed by: {name} (--no-by-function: processes on this machine)"
     if mapped:
         return (
-            f"Worked off by: processes here. Is the mapping of the queue to {mapped} disabled? "
-            "They would compete, and what the function works off is not in the report."
+            "Processed by: processes on this machine. Is the mapping of the queue to "
+            f"{mapped} disabled? The two would compete, and the report would not "
+            "include what the function takes."
         )
-    return "Worked off by: processes here"
+    return "Processed by: processes on this machine"
 
 
 def _memory(driver: Driver, *, on_aws: bool) -> float | None:
