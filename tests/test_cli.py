@@ -116,6 +116,30 @@ def test_the_command_itself_shows_no_traceback_either(nowhere, monkeypatch):
     assert "Traceback" not in done.stderr
 
 
+def test_a_terminal_without_some_characters_is_shown_the_others(nowhere, monkeypatch):
+    monkeypatch.setenv("VALKEY_TTL", "soon")
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    done = subprocess.run(
+        [sys.executable, "-m", "workshop_lib", "check"],
+        capture_output=True,
+        encoding="latin-1",
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "\n? Settings " in done.stdout
+
+
+@pytest.mark.parametrize("command", ["status", "stop"])
+def test_a_folder_of_a_user_who_does_not_exist_is_a_folder(
+    workshop, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORKSHOP_STATE_DIR", "~no-such-user/state")
+    done = workshop(command)
+    assert (done.exit_code, list(tmp_path.iterdir())) == (0, [])
+
+
 # --- the local engines ---
 
 

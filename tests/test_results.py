@@ -2,6 +2,7 @@ import doctest
 import json
 import os
 import re
+import time
 
 import pytest
 
@@ -181,3 +182,13 @@ def test_an_object_above_or_below_another_one_is_refused_in_a_sentence(ws):
         assert repr(first) in str(refused.value)
         assert ws.objects.get(first).body == b"1"
         ws.objects.delete(first)
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the system's time zone cannot be set")
+def test_a_result_is_written_in_whatever_time_zone_the_shell_names(tmp_path, monkeypatch):
+    with monkeypatch.context() as shell:
+        shell.setenv("TZ", "XXX-99:99")
+        time.tzset()
+        place = write_report({}, tmp_path)
+    time.tzset()
+    assert json.loads(place.read_text())["timestamp"].startswith("20")

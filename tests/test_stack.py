@@ -73,6 +73,16 @@ def test_a_server_of_ones_own_takes_the_place_of_the_stacks(account):
     assert found.bucket_name == "my-bucket"
 
 
+def test_addresses_that_the_workshop_printed_leave_the_stacks_services_in_their_place(account):
+    outputs = load_settings().values
+    found = load_settings(
+        database_url=f"postgresql://admin:token@{outputs.dsql_endpoint}:5432/postgres",
+        valkey_url=f"rediss://{outputs.valkey_endpoint}:6379/0",
+    ).values
+    assert found.dsql_endpoint == outputs.dsql_endpoint
+    assert found.valkey_endpoint == outputs.valkey_endpoint
+
+
 def test_the_stack_is_asked_once(account):
     load_settings()
     load_settings(valkey_ttl=5)

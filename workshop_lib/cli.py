@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shlex
@@ -31,6 +33,14 @@ LOAD_RESULTS = CHECKOUT / "results" / "load"
 class _Commands(click.Group):
     """Turns the workshop's own errors, and Ctrl-C, into one clear message and an exit code."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().main(*args, **options)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            sys.exit(f"Error: {error.strerror}. Free the disk, and do it again.")
+
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
@@ -44,6 +54,9 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """How a cache in front of a database really behaves: run, check and control the workshop."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a locale may have no ✓ or µ
+            stream.reconfigure(errors="replace")
     # A plain `kill` should clean up like Ctrl-C does.
     signal.signal(signal.SIGTERM, _interrupt)
 
@@ -470,7 +483,7 @@ def rules(what: str) -> None:
     # Whoever installs rules need not keep them meanwhile.
     settings = load_settings(dsql_rules="off").values
     endpoint = external_database(settings)
-    if endpoint is None or settings.database_url is None:
+    if endpoint is None or endpoint.aws:
         raise WorkshopError(
             "DATABASE_URL is not set. The local engine has the rules, and Aurora DSQL is where "
             "they come from; this command is for a PostgreSQL of your own."

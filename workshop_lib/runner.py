@@ -18,7 +18,6 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from multiprocessing import get_context
 from multiprocessing.context import SpawnContext
 from pathlib import Path
@@ -478,7 +477,7 @@ def new_folder(out: Path | None) -> Path:
         RunError: it cannot be written.
 
     """
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = out or RESULTS / f"{stamp}-{secrets.token_hex(4)}"
     try:
         return ready_folder(folder)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -140,9 +141,9 @@ class Settings(BaseSettings):
                 f"DSQL_POOL_MIN ({self.dsql_pool_min}) is larger than "
                 f"DSQL_POOL_MAX ({self.dsql_pool_max})"
             )
-        if self.dsql_endpoint and self.database_url:
+        if self.dsql_endpoint and not _same_host(self.database_url, self.dsql_endpoint):
             raise ValueError("both DSQL_ENDPOINT and DATABASE_URL are set; unset one of them")
-        if self.valkey_endpoint and self.cache_url:
+        if self.valkey_endpoint and not _same_host(self.cache_url, self.valkey_endpoint):
             raise ValueError("both VALKEY_ENDPOINT and VALKEY_URL (REDIS_URL) are set; unset one")
         if self.dsql_read_endpoint and not self.dsql_endpoint:
             raise ValueError("DSQL_READ_ENDPOINT is set, so DSQL_ENDPOINT is needed too")
@@ -332,12 +333,21 @@ def _read_stack(given: Mapping[str, Any]) -> Mapping[str, Any]:
         "dsql_endpoint": given.get("database_url"),
         "valkey_endpoint": given.get("valkey_url") or given.get("redis_url"),
     }
-    return {name: value for name, value in found.items() if not instead.get(name)}
+    return {name: value for name, value in found.items() if _same_host(instead.get(name), value)}
 
 
 def _host_only(value: str | None, port: str) -> str | None:
     """Drop what people paste along with a host name: blanks, and the service's port."""
     return None if value is None else value.strip().removesuffix(port)
+
+
+def _same_host(url: SecretStr | str | None, endpoint: str) -> bool:
+    """Whether a URL, if there is one, leads to this endpoint, as those of `workshop env` do."""
+    text = url.get_secret_value() if isinstance(url, SecretStr) else url
+    try:
+        return not text or urlsplit(text).hostname == endpoint
+    except ValueError:  # malformed, which is said when it is used
+        return False
 
 
 def _shown(value: object) -> str:

@@ -85,8 +85,15 @@ def test_wiping_leaves_what_is_not_the_workshops_alone(own, tmp_path):
     ("name", "value", "said"),
     [
         ("DATABASE_URL", "postgresql://:::", "is not a PostgreSQL address"),
+        ("DATABASE_URL", "postgresql://h:99999/x", "is not a PostgreSQL address"),
+        ("DATABASE_URL", "postgresql://h:-5/x", "is not a PostgreSQL address"),
+        ("DATABASE_URL", "postgresql://h/x?sslmod=require", "an option 'sslmod', which"),
+        ("DATABASE_URL", "host=h sslmod=require", "an option 'sslmod', which"),
         ("VALKEY_URL", "ftp://127.0.0.1", "is not a cache address"),
         ("AWS_ENDPOINT_URL_S3", "nonsense", "its form is http://host:port"),
+        ("AWS_ENDPOINT_URL_S3", "http://h:port", "its form is http://host:port"),
+        ("AWS_ENDPOINT_URL_S3", "http://h:99999", "its form is http://host:port"),
+        ("AWS_ENDPOINT_URL_S3", "http://[::1", "its form is http://host:port"),
     ],
 )
 def test_a_malformed_address_is_refused_before_anything_starts(
@@ -156,6 +163,8 @@ def test_the_exports_are_all_a_shell_needs(own):
         ("DATABASE_URL", "mysql://u:S3CRET@127.0.0.1/db"),
         ("DATABASE_URL", "postgresql://u:S3CRET%zz@127.0.0.1/db"),
         ("DATABASE_URL", "postgresql://u:my@S3CRET@127.0.0.1:9/db"),
+        ("DATABASE_URL", "postgresql://u:9/my?S3CRET=x@127.0.0.1:9/db"),
+        ("DATABASE_URL", "postgresql://u:9/my?secret_S3CRET=x"),
         ("VALKEY_URL", "redis://:S3CRET@127.0.0.1:port/0"),
         ("VALKEY_URL", "ftp://:S3CRET@127.0.0.1/0"),
         ("AWS_ENDPOINT_URL_S3", "http://key:S3CRET@127.0.0.1:9"),
@@ -330,3 +339,10 @@ def test_a_cluster_that_is_printed_is_verified_with_a_token_as_the_password(
     assert Path(found["sslrootcert"]).exists()
     assert read_token(found["password"]).host == host
     assert cache == "rediss://a.serverless.use1.cache.amazonaws.com:6379/0"
+    # A shell that took these exports reaches the same services, with tokens that are made anew.
+    monkeypatch.setenv("DATABASE_URL", database)
+    monkeypatch.setenv("VALKEY_URL", cache)
+    settings = load_settings().values
+    assert external_database(settings).address == f"{host}:5432"
+    assert external_database(settings).token
+    assert external_cache(settings).aws

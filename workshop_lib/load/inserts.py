@@ -332,14 +332,14 @@ def write_report(content: dict[str, Any], folder: Path) -> Path:
         ResultError: it cannot be written.
 
     """
-    stamp = datetime.now().astimezone()
-    name = f"results_{stamp:%Y%m%d_%H%M%S}"
+    stamp = time.localtime()
+    name = time.strftime("results_%Y%m%d_%H%M%S", stamp)
     path, number = folder / f"{name}.json", 1
     with contextlib.suppress(OSError):  # writing it says what is wrong
         while not _claimed(path):
             number += 1
             path = folder / f"{name}_{number}.json"
-    write_json(path, {"timestamp": stamp.isoformat(), **content})
+    write_json(path, {"timestamp": time.strftime("%Y-%m-%dT%H:%M:%S%z", stamp), **content})
     return path
 
 

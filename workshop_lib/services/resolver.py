@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ CACHE_TIMEOUT_S = 1.0
 """A cache that takes longer than this to answer is worse than none."""
 TOKEN_LIFE_S = 900
 EMBEDDED_BUCKET = "workshop"
+_UNKNOWN_OPTION = re.compile(r'invalid (?:URI query parameter:|connection option) "([a-z_]+)"')
 
 
 def resolve(settings: Settings) -> Endpoints:
@@ -242,8 +244,15 @@ def external_database(settings: Settings) -> DatabaseEndpoint | None:
         found: dict[str, Any] = parse_dsn(settings.database_url.get_secret_value())
         host, port = _host_and_port(found, 5432)
         found["connect_timeout"] = int(found.get("connect_timeout", CONNECT_S))
-    except (psycopg2.ProgrammingError, ValueError):
-        # The library's own message repeats the text, and with it the password.
+    except (psycopg2.ProgrammingError, ValueError) as error:
+        # The library's own message repeats the text, and with it the password; what it calls an
+        # option is one, unless an @ shows that it is the end of a password that was not escaped.
+        unknown = _UNKNOWN_OPTION.search(str(error))
+        if unknown and "@" not in settings.database_url.get_secret_value().partition("?")[2]:
+            raise SettingsError(
+                f"DATABASE_URL has an option {unknown[1]!r}, which PostgreSQL's client library "
+                "does not know. Correct it, or leave it out."
+            ) from None
         raise SettingsError(
             "DATABASE_URL is not a PostgreSQL address. Its form is "
             f"postgresql://user:password@host:port/database; {ESCAPES}"
@@ -361,7 +370,11 @@ def external_store(settings: Settings) -> StoreEndpoint | None:
         return None
     url = settings.aws_endpoint_url_s3
     region = settings.aws_region or "us-east-1"
-    place = urlsplit(url or f"https://s3.{region}.amazonaws.com")
+    try:
+        place = urlsplit(url or f"https://s3.{region}.amazonaws.com")
+        port = place.port or (443 if place.scheme == "https" else 80)
+    except ValueError:
+        place, port = urlsplit(""), 0
     if not place.hostname or place.username or place.scheme not in {"http", "https"}:
         raise SettingsError(
             "AWS_ENDPOINT_URL_S3 is not an address; its form is http://host:port or https://host "
@@ -370,7 +383,6 @@ def external_store(settings: Settings) -> StoreEndpoint | None:
     arguments: dict[str, Any] = {"region_name": region, "config": _store_manners(plain=bool(url))}
     if url:
         arguments["endpoint_url"] = url
-    port = place.port or (443 if place.scheme == "https" else 80)
     return StoreEndpoint(
         label="S3 store of your own (AWS_ENDPOINT_URL_S3)" if url else f"Amazon S3 in {region}",
         address=f"{place.hostname}:{port}",
@@ -387,13 +399,17 @@ def _host_and_port(found: Mapping[str, Any], port: int) -> tuple[str, int]:
     """Where a parsed address points; `port` if it names none.
 
     Raises:
-        ValueError: the host holds an @, so it is the end of a password that was not escaped.
+        ValueError: the host holds an @, so it is the end of a password that was not escaped; or
+            the port is none.
 
     """
     host = str(found.get("host", "localhost"))
     if "@" in host:
         raise ValueError("not a host name")
-    return host, int(found.get("port", port))
+    number = int(found.get("port", port))
+    if not 0 < number < 65536:
+        raise ValueError("not a port")
+    return host, number
 
 
 def _address(host: str, port: int) -> str:

@@ -363,7 +363,8 @@ class StateFolder:
 def state_folder(chosen: Path | None) -> StateFolder:
     """The state folder of this checkout, or the chosen one. Nothing is created."""
     if chosen is not None:
-        return StateFolder(chosen.expanduser().resolve())
+        # Not Path.expanduser, which refuses the name of a user who does not exist.
+        return StateFolder(Path(os.path.expanduser(chosen)).resolve())  # noqa: PTH111
     base = ROOT_BASE if os.geteuid() == 0 else platformdirs.user_state_path(APPLICATION)
     return StateFolder(base / _short_hash(CHECKOUT))
 
