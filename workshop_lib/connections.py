@@ -122,7 +122,7 @@ class WatchedConnection(Connection):
         super().__setattr__(name, value)
 
     def cursor(  # type: ignore[override]  # of which psycopg2's types know more forms
-        self, name: Any = None, cursor_factory: Any = None, **kwargs: Any
+        self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         """As psycopg2's; of a kind of its own, such as RealDictCursor, a watched one.
 
@@ -133,7 +133,7 @@ class WatchedConnection(Connection):
         self.check()
         adapters.register()
         wanted = cursor_factory or self.cursor_factory
-        made = super().cursor(name, cursor_factory=_watching(wanted, self), **kwargs)
+        made = super().cursor(name, _watching(wanted, self), *args, **kwargs)
         if not isinstance(made, _Watched):
             self.changed = True  # what it does is not seen here
         return made
@@ -368,8 +368,9 @@ def _watching(factory: Any, connection: WatchedConnection) -> Any:
     """The same kind of cursor, of which its connection hears what it does."""
     if not isinstance(factory, type) or issubclass(factory, _Watched):
         return factory
+    kind: Any = factory
     ruled = isinstance(connection, RuledConnection)
-    return _watched_kind(factory, WatchedRuledCursor if ruled else WatchedCursor)  # type: ignore[arg-type]  # a class is hashable
+    return _watched_kind(kind, WatchedRuledCursor if ruled else WatchedCursor)
 
 
 @cache
