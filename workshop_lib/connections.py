@@ -77,7 +77,7 @@ TO_SAVEPOINT = re.compile(r"\bto\b", re.IGNORECASE)
 
 
 class WatchedConnection(Connection):
-    """A connection, in autocommit mode at first, that notes what its next user must know.
+    """A connection, in autocommit mode at first, that knows whether its session has changed.
 
     Attributes:
         changed: something may be left in the session or in this object that was not there.
@@ -96,7 +96,7 @@ class WatchedConnection(Connection):
     _types: tuple[dict[Any, Any], dict[Any, Any]]
 
     def be_known(self, arguments: dict[str, Any]) -> None:
-        """Take note of how it is now, when it is set up."""
+        """Remember the state that a new connection has, once it is set up."""
         self.arguments = arguments
         self._types = dict(self.string_types), dict(self.binary_types)
         self.changed = False
@@ -151,7 +151,7 @@ class WatchedConnection(Connection):
                     os.dup2(here.fileno(), self.fileno(), inheritable=False)
 
     def check(self) -> None:
-        """Refuse to serve a process that did not open it.
+        """Refuse to work in a process that did not open it.
 
         Raises:
             ServiceUnreachableError: this process was forked since then.
@@ -189,7 +189,7 @@ class WatchedConnection(Connection):
         return not (self.changed or self.closed or self.inherited or types != self._types)
 
     def look(self, text: str, cursor: Cursor) -> None:
-        """Note what a statement may have left behind; rather once too often."""
+        """Note whether a statement may have left something in the session; if in doubt, yes."""
         words, lower = first_words(text), text.lower()
         word = next(words, "")
         if (
