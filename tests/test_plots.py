@@ -33,8 +33,8 @@ def durations():
 
 
 PICTURES = {
-    "latencies": (latencies, "time until the answer is here (log scale)", ""),
-    "requests": (requests, "request", "time until the answer is here (µs)"),
+    "latencies": (latencies, "response time (log scale)", ""),
+    "requests": (requests, "request", "response time (µs)"),
     "bars": (bars, "percentile", "time (µs)"),
     "durations": (durations, "time (ms)", ""),
 }

@@ -79,7 +79,10 @@ def run(
     workers: int | None,
     out: Path | None,
 ) -> None:
-    """Run notebooks headless (all, or the NAMED ones: 02 or 02_cache_a_query)."""
+    """Run notebooks headless.
+
+    All of them, or the NAMED ones: 02 or 02_cache_a_query.
+    """
     from workshop_lib import report, runner, services
 
     # Whatever can be wrong with the request is said before anything starts.
@@ -122,7 +125,10 @@ def run(
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 def check(as_json: bool) -> None:
-    """Check Python, settings and every service; exit code 1 if any check fails."""
+    """Check Python, settings and every service.
+
+    Exit code 1 if a check fails.
+    """
     sys.exit(0 if _check(as_json=as_json) else 1)
 
 
@@ -139,7 +145,9 @@ def check(as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="write without asking")
 @click.option("--no-check", is_flag=True, help="do not try the services afterwards")
 def setup(*, local: bool, yes: bool, no_check: bool, **options: str | None) -> None:
-    """Say once where your services on AWS are; it is kept in workshop.toml.
+    """Say once where your services on AWS are.
+
+    It is kept in workshop.toml.
 
     What is not given is asked for, if this is a terminal. Each value is looked at at once, and at
     the end the services are tried: exit code 1 if a check fails.
@@ -206,7 +214,9 @@ def _check(*, as_json: bool = False) -> bool:
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path),
               help="draw the ratios into this PNG file")  # fmt: skip
 def compare(first: str, second: str, as_json: bool, plot: Path | None) -> None:
-    """Show the figures of two runs side by side; exit code 1 if nothing can be compared.
+    """Show the figures of two runs side by side.
+
+    Exit code 1 if nothing can be compared.
 
     A RUN is a folder of results, its name below results/, or one result file.
     """
@@ -231,7 +241,10 @@ def compare(first: str, second: str, as_json: bool, plot: Path | None) -> None:
 
 @main.group()
 def load() -> None:
-    """Put load on the database from the shell: insert storms and mixed traffic."""
+    """Put load on the database, and say what it costs.
+
+    Insert storms, and mixed traffic through a queue.
+    """
 
 
 @load.command()
@@ -381,7 +394,10 @@ def package(architecture: Any, python: str, out: Path | None) -> None:
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("jupyter_options", nargs=-1, type=click.UNPROCESSED)
 def lab(jupyter_options: tuple[str, ...]) -> None:
-    """Open JupyterLab on the notebooks, with the engines running (options go to JupyterLab)."""
+    """Open JupyterLab with the engines running.
+
+    Other options go to JupyterLab.
+    """
     from workshop_lib import services
 
     words = [sys.executable, "-m", "jupyterlab", f"--notebook-dir={CHECKOUT / 'notebooks'}"]
@@ -424,7 +440,10 @@ def status() -> None:
 
 @main.command()
 def stop() -> None:
-    """Stop the local engines, even while they are in use; their data stays."""
+    """Stop the local engines, even if in use.
+
+    Their data stays.
+    """
     from workshop_lib.services import embedded
 
     stopped = embedded.stop(_state_folder())
@@ -435,7 +454,10 @@ def stop() -> None:
 @click.option("--yes", is_flag=True, help="do not ask")
 @click.option("--local", is_flag=True, help="the local engines only, nothing of your services")
 def reset(yes: bool, local: bool) -> None:
-    """Delete what the workshop made: local engines and data, and its own part of your services."""
+    """Delete what the workshop made.
+
+    The local engines with their data, and its own part of your services.
+    """
     from workshop_lib.services import embedded
     from workshop_lib.services.state import state_folder
     from workshop_lib.workshop import wipe_namespace
@@ -461,7 +483,10 @@ def reset(yes: bool, local: bool) -> None:
 
 @main.command()
 def env() -> None:
-    """Print shell exports for the services: eval "$(workshop env)"; psql "$DATABASE_URL"."""
+    """Print shell exports for the services.
+
+    For example: (eval "$(workshop env)"; psql "$DATABASE_URL")
+    """
     from workshop_lib import services
 
     settings = load_settings().values
@@ -473,7 +498,10 @@ def env() -> None:
 @main.command()
 @click.argument("what", type=click.Choice(["install", "remove"]))
 def rules(what: str) -> None:
-    """Install Aurora DSQL's rules in the PostgreSQL that DATABASE_URL names, or remove them."""
+    """Install or remove Aurora DSQL's rules.
+
+    In the PostgreSQL that DATABASE_URL names.
+    """
     import psycopg2
 
     from workshop_lib.database import Database
@@ -504,7 +532,10 @@ def rules(what: str) -> None:
 
 @main.group()
 def aws() -> None:
-    """Make, look at and delete the workshop's services on AWS, by CloudFormation."""
+    """Make, look at and delete the services on AWS.
+
+    By CloudFormation.
+    """
 
 
 _stack = click.option("--stack", default=DEFAULT_NAME, show_default=True, metavar="NAME",

@@ -90,7 +90,7 @@ TO_SAVEPOINT = re.compile(r"\s*rollback(\s+(work|transaction))?\s+to\b", re.IGNO
 
 
 class WatchedConnection(Connection):
-    """A connection, in autocommit mode at first, that notes what its next user must know.
+    """A connection, in autocommit mode at first, that knows whether its session has changed.
 
     Attributes:
         changed: something may be left in the session or in this object that was not there.
@@ -111,7 +111,7 @@ class WatchedConnection(Connection):
     _as_new: tuple[object, ...]
 
     def be_known(self) -> None:
-        """Take note of how it is now, when it is set up."""
+        """Remember the state that a new connection has, once it is set up."""
         self._as_new = self._state()
         self.changed = False
 
@@ -121,7 +121,7 @@ class WatchedConnection(Connection):
             super().__setattr__("changed", self.changed or name != "autocommit")
         super().__setattr__(name, value)
 
-    def cursor(  # type: ignore[override]  # of which psycopg2's types know more forms
+    def cursor(
         self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         """As psycopg2's; of a kind of its own, such as RealDictCursor, a watched one.
@@ -168,7 +168,7 @@ class WatchedConnection(Connection):
                     os.dup2(here.fileno(), self.fileno(), inheritable=False)
 
     def check(self) -> None:
-        """Refuse to serve a process that did not open it.
+        """Refuse to work in a process that did not open it.
 
         Raises:
             ServiceUnreachableError: this process was forked since then.
@@ -236,7 +236,7 @@ class WatchedConnection(Connection):
             self.changed, self.reads_only = changed, wanted
 
     def look(self, text: str, cursor: Cursor) -> None:
-        """Note what a statement may have left behind; rather once too often."""
+        """Note whether a statement may have left something in the session; if in doubt, yes."""
         words, lower = first_words(text), text.lower()
         word = next(words, "")
         if (

@@ -218,7 +218,7 @@ class _Answers:
         missing = [q.option for q in questions if q.needed and q.setting not in self.values]
         if missing:
             raise SettingsError(
-                f"Not given, and nobody is here to be asked: {', '.join(missing)}. Give them, or "
+                f"Missing, and there is no terminal to ask at: {', '.join(missing)}. Give them, or "
                 "--stack with the name of the workshop's stack and --region, or --local for this "
                 "machine's own engines."
             )

@@ -15,7 +15,7 @@ class Forkable(Protocol):
     """What has to know that it was copied into a new process."""
 
     def _after_fork(self) -> None:
-        """Let go of what is the parent's, without a word to whoever is at its other end."""
+        """Drop what belongs to the parent, and send nothing to its servers."""
 
 
 _known: WeakValueDictionary[int, Forkable] = WeakValueDictionary()

@@ -160,7 +160,7 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(value / 1e6)))
-    axes.set_xlabel("time until the answer is here (log scale)\nbar: p50 and its 95 % interval, "
+    axes.set_xlabel("response time (log scale)\nbar: p50 and its 95 % interval, "
                     f"dotted: p95, dashed: p99 (of {P99_SAMPLES} or more)", fontsize=9)  # fmt: skip
     axes.set_title(title)
     return figure
@@ -192,7 +192,7 @@ def requests(seconds: Sequence[float], sources: Sequence[str], title: str) -> Fi
     axes.set_xticks(range(1, len(seconds) + 1))
     axes.set_xlabel("request")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.set_ylabel("time until the answer is here (µs)")
+    axes.set_ylabel("response time (µs)")
     axes.set_title(title)
     axes.margins(y=0.15)
     axes.legend(frameon=False)

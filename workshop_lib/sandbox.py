@@ -24,9 +24,9 @@ class _NoDatabaseError(WorkshopError, AttributeError):
 
 
 class Sandbox:
-    """Real local engines that nobody else uses, also where the workshop runs on AWS.
+    """Real local engines of a notebook's own, also where the workshop runs on AWS.
 
-    There, nobody may stop a service or change its configuration to see what happens. Caches take
+    There, a service cannot be stopped or reconfigured to see what happens. Caches take
     a sandbox in the place of a workshop: `QueryCache(box)`. Made by `Workshop.sandbox`.
 
     Attributes:

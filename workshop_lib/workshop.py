@@ -210,7 +210,7 @@ class Workshop:
 
     @property
     def queue_function(self) -> str:
-        """The AWS Lambda function that works off the queue of `open_queue`; empty if none does.
+        """The AWS Lambda function that processes the queue of `open_queue`; empty if none does.
 
         It is the one of LOAD_FUNCTION, where the queue is that of QUEUE_URL. Workers that received
         from that queue, too, would compete with it.
@@ -295,7 +295,7 @@ class Workshop:
     def sandbox(
         self, *, database: bool = True, caches: int = 1, cache_timeout_s: float = 1.0
     ) -> Sandbox:
-        """Engines for this notebook alone: to reconfigure, stop and freeze, disturbing nobody.
+        """Engines of this notebook's own, to reconfigure, stop and freeze.
 
         They are local also where the workshop runs on AWS. One sandbox at a time: a new one ends
         the one before. All ends with the workshop, or with the kernel.

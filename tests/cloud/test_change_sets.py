@@ -204,7 +204,10 @@ def test_two_regions_cost_nothing_an_hour():
     ("reason", "helps"),
     [
         ("API: iam:CreateServiceLinkedRole User is not authorized to perform", "iam create-servi"),
-        ("User: ada is not authorized to perform: ec2:CreateVpc", "Ask whoever manages"),
+        (
+            "User: ada is not authorized to perform: ec2:CreateVpc",
+            "Ask the account's administrator",
+        ),
         ("The maximum number of VPCs has been reached. (VpcLimitExceeded)", "Service Quotas"),
         ("cache-aside-workshop-us-east-1 already exists in stack arn", "take another name"),
         ("decreases account's UnreservedConcurrentExecution below its minimum", "Reserved=-1"),

@@ -20,7 +20,7 @@ def test_whoever_works_on_the_stack_may_not_change_it_and_is_told_so(aws):
     assert done.returncode == 1
     assert "✗ Template" in done.stdout
     assert "is not authorized to perform: cloudformation:ValidateTemplate" in done.stderr
-    assert "You may not do this. Ask whoever manages the account" in done.stderr
+    assert "You may not do this. Ask the account's administrator" in done.stderr
     assert ACCOUNT not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 

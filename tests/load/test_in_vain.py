@@ -61,6 +61,6 @@ def test_where_it_would_take_too_long_that_is_said_and_nothing_is_sent(shop, one
 
 def test_a_message_that_can_be_worked_off_is_the_wrong_one(shop, one, open_queue):
     queue = open_queue(1, 2)
-    with pytest.raises(WorkshopError, match="Take one that cannot"):
+    with pytest.raises(WorkshopError, match="Use one that fails"):
         deliver_in_vain(queue, one, BAD | {"action": "SELECT"})
     assert held(shop, queue.url) == 0

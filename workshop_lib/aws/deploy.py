@@ -38,7 +38,7 @@ class Build(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What somebody wants deployed.
+    """What is to be deployed.
 
     Attributes:
         stack: its name.
@@ -343,7 +343,7 @@ def _fills_host(site: _Site, values: Mapping[str, str]) -> bool:
 def _now(site: _Site) -> Stack:
     stack = find_stack(site.clients.stacks, site.wish.stack)
     if stack is None:
-        raise AwsError(f"The stack {site.wish.stack} has just gone. Did somebody else delete it?")
+        raise AwsError(f"The stack {site.wish.stack} is gone. Was it deleted meanwhile?")
     return stack
 
 

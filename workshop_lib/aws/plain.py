@@ -18,7 +18,7 @@ from workshop_lib.errors import AwsError, one_line
 from workshop_lib.services import explain as meaning
 
 ADVICE_NOT_ALLOWED = (
-    "You may not do this. Ask whoever manages the account for the action that is named, or use a "
+    "You may not do this. Ask the account's administrator for the action that is named, or use a "
     "role that has it."
 )
 

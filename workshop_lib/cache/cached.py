@@ -106,7 +106,7 @@ def cached(
     Args:
         source: an open workshop.
         ttl: time to live of a result, seconds; VALKEY_TTL if left out.
-        name: says what the function is, in the place of all that: who uses the same name shares
+        name: says what the function is, in the place of all that: functions of the same name share
             results. Change it when the function changes.
         behaviour: the other attributes of Policy by name, for example stale_if_error=60.
 

@@ -301,7 +301,7 @@ def _check_error_passes(function: Callable[..., Any], error: Exception) -> None:
 
 def _check_unreadable(function: Callable[..., Any], data: bytes) -> None:
     cache, database = FakeCache(**{KEY: data}), FakeDatabase(ROWS)
-    when = f"With `{data!r}` under the key, which nobody can read"
+    when = f"With `{data!r}` under the key, which cannot be read"
     try:
         got = function(cache, KEY, database.load)
     except Exception as error:
@@ -357,7 +357,7 @@ def cache_key(sql, params):
         judge=check_get_or_load,
         hints=(
             (
-                "There are four cases: a hit, a miss, an entry that nobody can read, a `load()` "
+                "There are four cases: a hit, a miss, an unreadable entry, a `load()` "
                 "that raises. In which of them is `load()` called, and in which `cache.set`?"
             ),
             (
@@ -386,7 +386,7 @@ def get_or_load(cache, key, load):
 """,
         praise=(
             "One question to the database for two requests, empty or not; errors pass, and an "
-            "entry that nobody can read costs time, not the answer."
+            "unreadable entry costs time, not the answer."
         ),
     ),
 )

@@ -15,7 +15,7 @@ IMPOSSIBLE = (
     (1.0, 5.0, "Each fill is a miss: no time to live gives a hit ratio of 1."),
     (1.5, 5.0, "No hit ratio is above 1."),
     (-0.1, 5.0, "No hit ratio is below 0."),
-    (0.9, 0.0, "A key that nobody asks for has no hits, however long it lives."),
+    (0.9, 0.0, "A key that is never read has no hits, however long it lives."),
     (0.9, -2.0, "There cannot be fewer than no requests."),
 )
 

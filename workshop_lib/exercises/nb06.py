@@ -204,7 +204,7 @@ def _check_together(function: Callable[..., Any], replies: Callable[[str, int], 
 def _say_loads(database: SlowDatabase) -> str:
     many = f"`load` was called {len(database.loads)} times. Expected: once."
     if database.crowded.is_set():
-        return f"{many} Whoever finds a load for the key under way waits for it to end."
+        return f"{many} A thread that finds a load for the key under way waits for it to end."
     if database.replies is fault_at_first:
         return (
             f"{many} The first load failed, and those who had waited tried again, one after "
@@ -394,7 +394,7 @@ def _check_own(bench: LockBench) -> Trips:
     when = "With your own token in the lock"
     got, trips = bench.release(when, _nothing_happens)
     if bench.holder() is not None:
-        advice = "Nobody can take it before it expires."
+        advice = "It cannot be taken before it expires."
         if any("GET" in trip for trip in trips):
             advice += " `valkey.get` gives back bytes, and `b'1' == '1'` is False."
         raise Wrong(f"{when}, {bench.shown} left the lock where it was. {advice}")

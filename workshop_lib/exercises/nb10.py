@@ -67,7 +67,7 @@ def _unsorted_inexact(values: Sequence[float], q: float) -> float:
 SUSPECTS: dict[Callable[[Sequence[float], float], float], str] = {
     _beside: "That is one place too far: of 100 values, the 95th is at index 94.",
     _between: (
-        "That is a value between two measured ones: nobody waited so long. Take one of them."
+        "That is a value between two measured ones: no request took that long. Take one of them."
     ),
     _unsorted: "The values are not in order as they come.",
     _unsorted_inexact: "The values are not in order as they come.",
@@ -165,7 +165,7 @@ def p(values, q):
     return sorted(values)[math.ceil(q * len(values) / 100) - 1]
 """,
         praise=(
-            "Nearest rank: always a wait that somebody had. `int(q / 100 * n)` as an index is one "
+            "Nearest rank: always one of the waits. `int(q / 100 * n)` as an index is one "
             "place too far, and with 100 values turns p99 into the maximum."
         ),
     ),

@@ -184,5 +184,7 @@ def format_cost(
 
 
 def _usd(usd: float) -> str:
-    """Two digits that count, and no exponent."""
+    """Two significant digits, no exponent."""
+    if usd < 0.000001:
+        return "under 0.000001"
     return f"{usd:,.2f}" if usd >= 1 else f"{float(f'{usd:.2g}'):.12f}".rstrip("0").rstrip(".")

@@ -54,7 +54,7 @@ LOOK_S = 0.1
 
 
 class Driver(Protocol):
-    """Whoever does jobs.
+    """What does jobs: processes here, or a Lambda function.
 
     Attributes:
         label: what a learner sees.
@@ -448,7 +448,7 @@ def _work(pipe: Connection[Any, Any], equipment: Equipment, parent: int) -> None
 
 
 class _Call(Future[dict[str, Any]]):
-    """A job that somebody is to do within a time limit.
+    """A job to be done within a time limit.
 
     Cancelling it ends the process that does it, or the wait for a free one. What runs on AWS, runs
     on.

@@ -1,4 +1,4 @@
-"""What becomes of a message that nobody can work off: delivered again, and in the end set aside."""
+"""What happens to a message that always fails: delivered again, and in the end set aside."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def deliver_in_vain(
     patience_s: float = 30.0,
     say: Callable[[str], object] = print,
 ) -> pd.DataFrame:
-    """Send a message that no worker can work off, and follow it into the dead-letter queue.
+    """Send a message that always fails, and follow it into the dead-letter queue.
 
     Args:
         queue: an empty one.
@@ -70,7 +70,7 @@ def _follow(queue: Queue, driver: Driver, message: Mapping[str, Any], limit_s: f
             # A worker that ended over it has not worked it off, either.
             if future.exception() is None and not future.result()["batchItemFailures"]:
                 _delete(queue, queue.url, one)
-                raise WorkshopError("This message could be worked off. Take one that cannot.")
+                raise WorkshopError("This message was processed. Use one that fails.")
             # Not deleted: when its visibility timeout is over, it can be received again.
             found.append((seconds, "the queue", str(len(found) + 1)))
         for one in _receive(queue, queue.dead, 0):

@@ -36,7 +36,7 @@ class Sent:
 def work_off(
     records: Sequence[Any], means_of: Callable[[str], Means], end: float
 ) -> dict[str, Any]:
-    """Work off a batch of messages, each by itself: one that fails does not take others with it.
+    """Process a batch of messages, each by itself: one that fails does not affect the others.
 
     Args:
         records: what SQS hands to a Lambda function: `messageId` and `body` of each.

@@ -1,4 +1,4 @@
-"""A mixed load through a queue: send rounds of messages, have them worked off, account for all."""
+"""A mixed load through a queue: send rounds of messages, have them processed, account for all."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class MixedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         statements_per_message: how often a message's statement is run.
         think_ms: pause after each statement, in no transaction.
         reads_elsewhere: SELECT and SELECT2 go to the endpoint for reads, where there is one.
-        visibility_timeout_s: a message that is not worked off by then is delivered again. On AWS at
+        visibility_timeout_s: a message that is not processed by then is delivered again. On AWS at
             least six times the function's time-out.
         max_receives: after so many deliveries in vain a message goes to the dead-letter queue.
         drain_s: how long after the last round to wait for the queue to empty.
@@ -167,7 +167,7 @@ class MixedReport:
     Attributes:
         run: its number; the ids of its rows follow from it.
         scenario: what was asked for.
-        planned, succeeded, failed, unsent, queued, unknown: messages asked for; worked off; in the
+        planned, succeeded, failed, unsent, queued, unknown: messages asked for; processed; in the
             dead-letter queue; not sent; still in the queue; and those of which it is not known what
             became. The first is the sum of the others. A request that failed is no answer: what
             could not be sent, read or counted for sure is unknown.
@@ -175,13 +175,13 @@ class MixedReport:
         redelivered: deliveries beyond the first of a message; None if not known.
         durations: of the statements of each action, COMMIT included.
         executions: when each invocation of a worker began, how long it took, its messages; seconds.
-        depth: when, how many messages waited, how many were being worked off.
-        rows_reported: rows of messages that were worked off.
+        depth: when, how many messages waited, how many were being processed.
+        rows_reported: rows of messages that were processed.
         rows_unreported: rows of others, which the table has as well.
         in_table: rows of this run that the table has; this and the one before are None if they
             could not be counted.
         requests: to the queue: sent, received, deleted, and looked.
-        seconds: until all was worked off (by_others: for sure), or time was over.
+        seconds: until all was processed (by_others: for sure), or the time was up.
         errors: the first few, in words.
         interrupted: it was ended early.
 
@@ -215,7 +215,7 @@ class MixedReport:
 
     @property
     def statements(self) -> int:
-        """Statements of the messages that were worked off."""
+        """Statements of the messages that were processed."""
         return self.succeeded * self.scenario.statements_per_message
 
     @property
@@ -299,7 +299,7 @@ def run_mixed(
     *,
     run: int | None = None,
 ) -> MixedReport:
-    """Send a mixed load through a queue and have it worked off.
+    """Send a mixed load through a queue and have it processed.
 
     Pollers hand messages to a driver's workers and delete those that were worked off, as Lambda's
     event source mapping does for functions; the others are delivered again. So a worker may meet a

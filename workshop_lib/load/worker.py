@@ -46,7 +46,7 @@ class Worker:
         return self._means.of()
 
     def do(self, event: Any, until: float | None = None) -> dict[str, Any]:
-        """Do a job, or work off a batch of messages.
+        """Do a job, or process a batch of messages.
 
         Args:
             event: the job as JSON carries it, or what SQS hands to a function.

@@ -53,7 +53,7 @@ class Attachment:
     _pid: int = field(default_factory=os.getpid, repr=False)
 
     def release(self) -> None:
-        """Let go. The keeper ends the engines when nobody holds them any more.
+        """Release the engines. The keeper stops them when no process uses them.
 
         In a process that was forked since then it does nothing: the hold is the parent's.
         """
@@ -143,7 +143,7 @@ def status(folder: StateFolder) -> EngineStatus:
 
 
 def stop(folder: StateFolder) -> bool:
-    """End the engines now, whoever uses them. Returns whether any were running.
+    """Stop the engines now, even while they are in use. Returns whether any were running.
 
     Raises:
         EngineError: they could not be stopped.

@@ -254,7 +254,7 @@ WRONG = {
         (errors_become_empty_answers, "a fault that looks like an answer"),
         (errors_are_renamed, "the error of `load()` itself"),
         (try_around_everything, "Only the decoding"),
-        (without_care, "which nobody can read"),
+        (without_care, "which cannot be read"),
         (only_one_kind_of_unreadable, "UnicodeDecodeError"),
         (unreadable_stays, "the entry is written anew"),
     ],

@@ -141,7 +141,7 @@ WRONG = {
         (for_ever, "returned `inf`; expected: a `ValueError`"),
         (refuses_one_alone, "No hit ratio is above 1"),
         (below_zero_is_forgotten, "No hit ratio is below 0"),
-        (no_requests_are_forgotten, "A key that nobody asks for has no hits"),
+        (no_requests_are_forgotten, "A key that is never read has no hits"),
         (zero_alone_is_refused, "`choose_ttl(0.9, -2.0)` returned"),
         (prints_only, "Is there a `return`?"),
         (text, "Expected: a number of seconds"),

@@ -561,7 +561,7 @@ RIGHT = {
 }
 WRONG = {
     "06.1": [
-        (not_shared, "`load` was called 20 times. Expected: once. Whoever finds a load"),
+        (not_shared, "`load` was called 20 times. Expected: once. A thread that finds a load"),
         (one_after_another, "loaded as well, one after another"),
         (a_lock_for_each_key, "Hand what the first one loaded to all who waited"),
         (a_cache, "This is no cache"),

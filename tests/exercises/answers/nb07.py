@@ -504,7 +504,7 @@ WRONG = {
         (returns_the_last_step, "Do you add up all steps?"),
         (returns_true, "returned `True`. Expected: 0"),
         (a_count_too_many, "returned `1`. Expected: 0"),
-        (commits_by_itself, "`commit` would end the transaction"),
+        (commits_by_itself, "`commit` would end the transaction of run_transaction"),
         (commits_nothing, "`database.connection` was used"),
         (without_transactions, "`database.query` was used to delete"),
         (by_a_query, "`database.query` was used to delete"),
