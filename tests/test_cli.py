@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,6 +139,22 @@ def test_a_folder_of_a_user_who_does_not_exist_is_a_folder(
     monkeypatch.setenv("WORKSHOP_STATE_DIR", "~no-such-user/state")
     done = workshop(command)
     assert (done.exit_code, list(tmp_path.iterdir())) == (0, [])
+
+
+def test_ctrl_c_while_the_command_is_being_imported_ends_it_without_a_traceback():
+    program = """
+        import os, signal, sys
+        class Interrupt:
+            def find_spec(name, path, target=None):
+                if name == "click":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Interrupt)
+        import workshop_lib.__main__
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 # --- the local engines ---

@@ -28,7 +28,7 @@ from traitlets.config import Config
 
 from workshop_lib.errors import ResultError, RunError, WorkshopError, one_line
 from workshop_lib.kernel_client import Nursery, NurseryManager, WakefulClient
-from workshop_lib.load.interrupts import one_interrupt
+from workshop_lib.load.interrupts import one_interrupt, out_of_hearing
 from workshop_lib.notebook_format import nbformat
 from workshop_lib.orphans import end_with
 from workshop_lib.results import read_result, ready_folder, write_json
@@ -310,8 +310,9 @@ def _run_jobs(
                     initargs=(log, turns, nursery, scratch),
                 )
                 try:
-                    for _ in range(processes):
-                        pool.submit(_import_papermill)
+                    with out_of_hearing():  # until what workers write goes into the log
+                        for _ in range(processes):
+                            pool.submit(_import_papermill)
                     prepare()
                     futures = {pool.submit(_execute, job, progress): job for job in jobs}
                     for done in as_completed(futures):
@@ -602,6 +603,7 @@ def _prepare_worker(log: Path, turns: Turns, nursery: Nursery | None, scratch: s
     _terminal = os.fdopen(os.dup(2), "w")
     with log.open("a") as stream:
         os.dup2(stream.fileno(), 2)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     end_with(os.getppid(), _drop_scratch)
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import nbformat
 import psutil
@@ -159,3 +160,22 @@ def test_a_killed_worker_fails_its_notebook_and_no_other_and_leaves_no_folder(
     ]
     assert not list(temporary.glob("workshop-*"))
     assert not there_is(ws, (tmp_path / "00_kills.mark").read_text())
+
+
+def test_ctrl_c_while_a_run_starts_ends_it_without_a_traceback(tmp_path):
+    run = subprocess.Popen(
+        [sys.executable, "-m", "workshop_lib", "run", "12", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    assert run.stdout.readline().startswith("1 notebook")
+    time.sleep(0.7)  # its processes import what they need
+    os.killpg(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=SOON_S)
+    assert (run.returncode, said.startswith("Interrupted. "), "Traceback" in said) == (
+        130,
+        True,
+        False,
+    )
