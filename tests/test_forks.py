@@ -17,7 +17,7 @@ import psycopg2
 import pytest
 
 from workshop_lib import QueryCache, RecordCache, Workshop, cached, open_workshop
-from workshop_lib.errors import WorkshopError
+from workshop_lib.errors import ServiceUnreachableError, WorkshopError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 FORK = multiprocessing.get_context("fork")
@@ -226,7 +226,10 @@ def test_one_s_own_connection_is_refused_in_the_child_and_goes_on_in_the_parent(
 
 def test_a_cursor_of_another_kind_gets_no_answer_of_the_parent_s_either(opened):
     own = opened.connect()
-    plain = own.cursor(cursor_factory=psycopg2.extensions.cursor)
+    watched = own.cursor(cursor_factory=psycopg2.extensions.cursor)
+    with pytest.raises(ServiceUnreachableError, match="before this process was forked"):
+        in_child(lambda: watched.execute("SELECT 1"))
+    plain = psycopg2.extensions.cursor(own)
     with pytest.raises(psycopg2.Error):
         in_child(lambda: plain.execute("SELECT 1"))
     plain.execute("SELECT 3")
