@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 import pandas as pd
 import psutil
 import pytest
+from botocore.exceptions import ClientError
 
-from workshop_lib.errors import DataError, WorkshopError
+from workshop_lib.errors import DataError, ServiceUnreachableError, WorkshopError
 from workshop_lib.load import messages, mixed
 from workshop_lib.load.drivers import LocalWorkers
 from workshop_lib.load.jobs import Message
@@ -373,3 +374,36 @@ def test_metrics_that_do_not_come_are_given_up_and_it_is_said(shop):
     )
     assert len(found) == 0
     assert said[-1].endswith("it shows 0 of 7.")
+
+
+class Pages:
+    """A CloudWatch that answers in pages, or fails at one of them."""
+
+    def __init__(self, *pages):
+        self.pages = pages
+
+    def get_paginator(self, name):
+        assert name == "get_metric_data"
+        return self
+
+    def paginate(self, **asked):
+        for page in self.pages:
+            if isinstance(page, Exception):
+                raise page
+            results = [
+                {"Id": one["Id"], "Timestamps": [asked["StartTime"]], "Values": [page]}
+                for one in asked["MetricDataQueries"]
+                if one["Id"].startswith("completions")
+            ]
+            yield {"MetricDataResults": results[: int(page)]}
+
+
+def test_metrics_that_come_in_pages_are_all_counted():
+    found = read_metrics(Pages(0, 3.0), "n", datetime.now(UTC), 1)
+    assert found.completions.sum() == 9  # three actions, three of each
+
+
+def test_metrics_that_cannot_be_read_are_no_zeros():
+    denied = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "GetMetricData")
+    with pytest.raises(ServiceUnreachableError, match=r"no metrics: .*AccessDenied"):
+        read_metrics(Pages(3.0, denied), "n", datetime.now(UTC), 1)

@@ -21,7 +21,7 @@ import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.database import Database
-from workshop_lib.errors import WorkshopError, one_line
+from workshop_lib.errors import ServiceUnreachableError, WorkshopError, one_line
 from workshop_lib.load.drivers import Driver
 from workshop_lib.load.interrupts import deaf
 from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
@@ -359,6 +359,9 @@ def read_metrics(
     Returns:
         Columns: second (from the beginning), action, completions, duration_ms (mean, or NaN).
 
+    Raises:
+        ServiceUnreachableError: CloudWatch gave no answer, or refused the question.
+
     """
     asked, waited = time.monotonic(), False
     while True:
@@ -385,7 +388,7 @@ def _read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: flo
         for kind, statistic in (("COMPLETIONS", "Sum"), ("DURATION", "Average"))
         for action in ACTIONS
     }
-    answer = cloudwatch.get_metric_data(
+    pages = cloudwatch.get_paginator("get_metric_data").paginate(
         MetricDataQueries=[
             {
                 "Id": name,
@@ -406,7 +409,14 @@ def _read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: flo
         ScanBy="TimestampAscending",
     )
     found: dict[tuple[int, str], dict[str, float]] = {}
-    for series in answer["MetricDataResults"]:
+    try:
+        answers = [series for page in pages for series in page["MetricDataResults"]]
+    except (BotoCoreError, ClientError) as error:
+        raise ServiceUnreachableError(
+            f"CloudWatch gave no metrics: {one_line(error)}. The load itself is counted by the "
+            "table and the queue; ask for its metrics again later."
+        ) from None
+    for series in answers:
         kind, action, _ = asked[series["Id"]]
         for at, value in zip(series["Timestamps"], series["Values"], strict=True):
             second = round((at - start).total_seconds())
