@@ -214,12 +214,14 @@ class Database:
         """
         started = time.perf_counter()
         with self._borrow() as connection, connection.cursor() as cursor:
-            sent = cursor.mogrify(statement, params)
-            if read_only:
-                _check_read_only(connection, sent)
+            sent: Query | bytes = statement
+            if read_only:  # what is checked is what is sent
+                merged = cursor.mogrify(statement, params)
+                _check_read_only(connection, merged)
+                sent, params = merged, None
             try:
                 connection.have_read_only(wanted=read_only)
-                cursor.execute(sent)
+                cursor.execute(sent, params)
                 if read_only and cursor.description is None:
                     raise ValueError(_NO_QUESTION)
                 columns, rows = _fetch(cursor)

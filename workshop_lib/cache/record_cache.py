@@ -98,16 +98,6 @@ class Fetch:
 class HashStorage(StringStorage):
     """Each entry is one hash: a field for each column, and one or two about the entry itself."""
 
-    def get(self, key: str, tags: Collection[str] = ()) -> Found:
-        """Implement Storage."""
-        if tags:
-            return super().get(key, tags)
-        try:
-            found = self.parse(self._read(self.valkey, key))
-        except ResponseError as error:
-            found = self.parse(error)
-        return self.validated([found])[0] if found.stamps else found
-
     def acquire(self, key: str, token: str, lock_ms: int) -> tuple[bool, Found]:
         """Implement Storage."""
         places = (key, keys.lock_key(key))
