@@ -7,6 +7,7 @@ Run by the Makefile: `python3 scripts/bootstrap.py`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -109,7 +110,9 @@ def build() -> None:
     say(f"Setting up {VENV.name} with Python {sys.version.split()[0]} (once; about 1 GB) …")
     shutil.rmtree(VENV, ignore_errors=True)
     environment = plain(os.environ)
-    if run("creating the environment", [sys.executable, "-m", "venv", str(VENV)], environment):
+    create = [sys.executable, "-m", "venv", "--without-pip", str(VENV)]
+    add_pip = [str(PYTHON), "-m", "ensurepip", "--default-pip"]
+    if run("creating", create, environment) or run("adding pip", add_pip, environment):
         raise BuildError(
             "Python could not create a virtual environment. On Debian and Ubuntu the venv module "
             "is a package of its own: apt install python3-venv"
@@ -143,7 +146,9 @@ def run(doing: str, command: list[str], environment: Mapping[str, str]) -> str:
                     say(f"  {doing}: {time.monotonic() - started:.0f} s …")
                 else:
                     return (said.strip() or "It failed.") if process.returncode else ""
-        finally:
+        finally:  # it got the same Ctrl-C, and may clean up
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PROGRESS_S)
             process.kill()
 
 
