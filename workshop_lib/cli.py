@@ -97,18 +97,16 @@ def run(
             runner.sweep()
 
         try:
-            with report.exporting() as export:
-                outcomes, _ = runner.run(
-                    names,
-                    size=size,
-                    parameters=parameters,
-                    workers=workers,
-                    out=folder,
-                    say=click.echo,
-                    progress=sys.stderr.isatty(),
-                    prepare=start_engines,
-                    finished=export,
-                )
+            outcomes, _ = runner.run(
+                names,
+                size=size,
+                parameters=parameters,
+                workers=workers,
+                out=folder,
+                say=click.echo,
+                progress=sys.stderr.isatty(),
+                prepare=start_engines,
+            )
         except KeyboardInterrupt:
             if list(folder.glob("*.json")):
                 report.write_report(folder)

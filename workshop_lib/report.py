@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +13,7 @@ import jinja2
 
 from workshop_lib.errors import ResultError
 from workshop_lib.findings import Finding, between, find, main_figures, statements
-from workshop_lib.load.interrupts import out_of_hearing
 from workshop_lib.notebook_format import nbformat
-from workshop_lib.orphans import end_with
 from workshop_lib.published import Beside, beside_published, published_figures
 from workshop_lib.results import described, read_result, said, unreadable_result
 
@@ -88,21 +82,6 @@ class Study:
     def reasons(self) -> list[str]:
         """Why they differ, at length, each once."""
         return list(dict.fromkeys(long for row in self.rows for _, long in row.reasons if long))
-
-
-@contextmanager
-def exporting() -> Iterator[Callable[[Path], object]]:
-    """Export executed notebooks as HTML in a process that steps back behind whatever else runs.
-
-    Gives what takes a notebook's path. What fails here is done, or fails, in `write_report`.
-    """
-    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_step_back)
-    try:
-        with out_of_hearing():  # Ctrl-C is for who runs the notebooks
-            pool.submit(_exporter)
-        yield lambda executed: pool.submit(_export, executed)
-    finally:
-        pool.shutdown(wait=True)
 
 
 def write_report(folder: Path) -> Path:
@@ -241,12 +220,6 @@ def _pictures(executed: Path) -> list[Picture]:
         for output in outputs
         if "image/png" in output.get("data", {})
     ]
-
-
-def _step_back() -> None:
-    """Run when the processor has nothing better to do; end with the command."""
-    os.nice(19)
-    end_with(os.getppid())
 
 
 def _exported(executed: Path) -> Path:
