@@ -91,7 +91,7 @@ def test_a_package_that_cannot_be_is_refused_in_words_and_not_written(tmp_path, 
     with pytest.raises(WorkshopError, match=r"for Python 3\.\d+ on Linux, arm64, could not be had"):
         build_package(out, architecture="arm64")
     monkeypatch.setattr(packages, "_install", lambda tree, *_: tree.mkdir())
-    monkeypatch.setattr(packages, "MOST_UNZIPPED", 100_000)
+    monkeypatch.setattr(packages, "MAX_UNZIPPED", 100_000)
     with pytest.raises(WorkshopError, match=r"MB unzipped; Lambda takes 0\.1 MB"):
         build_package(out)
     assert list(tmp_path.iterdir()) == []
