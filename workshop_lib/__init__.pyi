@@ -14,7 +14,6 @@ from .cache.record_cache import RecordCache
 from .cache.stats import CacheStats
 from .checks import check_deployment
 from .compare import compare_runs
-from .crowd import Crowd, read_at_once
 from .database import Database
 from .dataset import (
     COMPLEX_QUERY,
@@ -44,6 +43,7 @@ from .objects import ObjectStore
 from .prices import load_prices, price_list
 from .progress import with_progress
 from .published import published_figures
+from .readers import ConcurrentReads, concurrent_reads
 from .rows import Rows
 from .sandbox import Sandbox
 from .settings import load_settings
@@ -57,7 +57,7 @@ __all__ = [
     "TODAY",
     "Answer",
     "CacheStats",
-    "Crowd",
+    "ConcurrentReads",
     "Database",
     "EntryInfo",
     "Loaded",
@@ -77,6 +77,7 @@ __all__ = [
     "cached",
     "check_deployment",
     "compare_runs",
+    "concurrent_reads",
     "costs",
     "create_table",
     "exercise",
@@ -91,7 +92,6 @@ __all__ = [
     "plots",
     "price_list",
     "published_figures",
-    "read_at_once",
     "read_token",
     "readable",
     "simulate",

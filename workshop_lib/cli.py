@@ -241,7 +241,7 @@ def compare(first: str, second: str, as_json: bool, plot: Path | None) -> None:
 def load() -> None:
     """Put load on the database, and say what it costs.
 
-    Insert storms, and mixed traffic through a queue.
+    Insert loads, and mixed traffic through a queue.
     """
 
 
@@ -288,11 +288,11 @@ def inserts(
     if no_warm_up:
         options["warm_up"] = 0
     with one_interrupt():
-        from workshop_lib.load.command import run_storms
+        from workshop_lib.load.command import run_insert_loads
         from workshop_lib.load.scenario import read_scenario
 
         scenario = read_scenario(config or "inserts_laptop", function_name=function_name, **options)
-        reports, cleared = run_storms(
+        reports, cleared = run_insert_loads(
             scenario,
             which,
             at_once=at_once,
@@ -342,9 +342,9 @@ def mixed(
     report of what was done by then, and the rows are deleted all the same.
     """
     with one_interrupt():
-        from workshop_lib.load.command import run_queue
+        from workshop_lib.load.command import run_mixed_load
 
-        report, cleared = run_queue(
+        report, cleared = run_mixed_load(
             options,
             config or "mixed_laptop",
             by_function=by_function,

@@ -27,8 +27,8 @@ from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.dsql import Step, play
 from workshop_lib.errors import ResultError, ServiceUnreachableError, WorkshopError
+from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
-from workshop_lib.load.means import Equipment
 from workshop_lib.measure import FEWEST_FOR_INTERVAL, P99_SAMPLES, Samples
 from workshop_lib.messaging import delete_queues, messaging_client, open_queue
 from workshop_lib.objects import ObjectStore, store_error
@@ -198,14 +198,14 @@ class Workshop:
             return self._workers
         place = self.valkey.get_connection_kwargs()
         own = {**self.endpoints.cache.arguments, "host": place["host"], "port": place["port"]}
-        equipment = Equipment(
+        config = ClientConfig(
             self.database.endpoint,
             self.namespace,
             reader=self.endpoints.reader,
             cache=cache or own,
             messaging=self.messaging if metrics else None,
         )
-        self._workers = LocalWorkers(equipment, at_once)
+        self._workers = LocalWorkers(config, at_once)
         return self._workers
 
     @property

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from workshop_lib import dataset
+from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.drivers import LocalWorkers
 from workshop_lib.load.events import events
 from workshop_lib.load.inserts import delete_rows, run_inserts
-from workshop_lib.load.means import Equipment
-from workshop_lib.load.scenario import Storm
+from workshop_lib.load.scenario import InsertLoad
 
 CLIENTS, STATEMENTS, ROUNDS = 2, 300, 8
 SCRIPT = """\\set n random(1, 9000000000000)
@@ -69,9 +69,9 @@ def test_a_worker_inserts_at_no_less_than_seven_tenths_of_pgbench_s_rate(
 ):
     dataset.create_schema(ws.database)
     dataset.create_table(ws.database, "business_events")
-    storm = Storm(workers=CLIENTS, iterations=STATEMENTS)
+    storm = InsertLoad(workers=CLIENTS, iterations=STATEMENTS)
     seconds = {"ours": [], "pgbench": []}
-    equipment = Equipment(ws.database.endpoint, ws.namespace)
+    equipment = ClientConfig(ws.database.endpoint, ws.namespace)
     with LocalWorkers(equipment, at_once=CLIENTS) as workers:
         for _ in range(ROUNDS):
             report = run_inserts(ws.database, storm, workers, progress=False)

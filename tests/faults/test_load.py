@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from workshop_lib.load import drivers
+from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.drivers import LocalWorkers, run_jobs
 from workshop_lib.load.jobs import Ping, Ready
-from workshop_lib.load.means import Equipment
 from workshop_lib.services.state import wait_until
 from workshop_lib.workshop import wipe_namespace
 
@@ -20,7 +20,7 @@ NEVER_S = 120.0
 
 @pytest.fixture
 def equipment(shared):
-    return Equipment(shared.database.endpoint, shared.namespace)
+    return ClientConfig(shared.database.endpoint, shared.namespace)
 
 
 def has_ended(process):

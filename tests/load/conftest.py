@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from workshop_lib import dataset
+from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.drivers import LocalWorkers
-from workshop_lib.load.means import Equipment
 from workshop_lib.load.mixed import Queue
 from workshop_lib.load.worker import Worker
 
@@ -41,7 +41,7 @@ def shop(shared):
 @pytest.fixture(scope="session")
 def equipment(shared):
     """What workers are given: database, cache, and metrics."""
-    return Equipment(
+    return ClientConfig(
         shared.database.endpoint,
         shared.namespace,
         cache=shared.endpoints.cache.arguments,

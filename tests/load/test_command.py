@@ -134,13 +134,15 @@ def test_a_queue_that_the_function_processes_is_left_to_it_unless_told_otherwise
 ):
     change_settings(monkeypatch, load_function="our-load", queue_url=QUEUE, aws_region="us-east-1")
     path = tmp_path / "short.json"
-    path.write_text(json.dumps({"duration_s": 0.2, "wait_s": 0.1, "drain_s": 1}))
-    words = ("mixed", "--config", path, "--messages", 1, "--out", tmp_path / "out")
+    short = {"duration_s": 0.2, "wait_s": 0.1, "messages_per_batch": 1}
+    words = ("mixed", "--config", path, "--out", tmp_path / "out")
+    path.write_text(json.dumps(short | {"drain_s": 1}))
     done = load(*words)  # the emulated queue is mapped to nothing
     assert done.exit_code == 1
     for says in ("by: the AWS Lambda function our-load (--no-by", "Nobody worked off",
                  "is in CloudWatch, namespace CacheAsideWorkshop/workshop."):  # fmt: skip
         assert says in done.output
+    path.write_text(json.dumps(short | {"drain_s": 60}))
     done = load(*words, "--no-by-function", "--at-once", 1)
     assert done.exit_code == 0, done.output
     assert "compete" in done.output
@@ -331,7 +333,7 @@ class Done:
     def run(self, database, storm, driver, *, run):  # noqa: ARG002 -- as it is called
         self.storms.append(storm)
         return InsertReport(
-            run=run, storm=storm, driver=driver.label, at_once=1, planned=storm.planned,
+            run=run, load=storm, driver=driver.label, at_once=1, planned=storm.planned,
             succeeded=storm.planned, failed=0, dropped=0, unknown=0, unreported=0,
             in_table=storm.planned, workers_succeeded=1, workers_failed=0, seconds=1.0,
             statements=Samples("s", ()), invocations=Samples("i", ()), worker_durations_s=(60.0,),

@@ -24,7 +24,7 @@ from workshop_lib.load.jobs import Ping, to_event
 from workshop_lib.load.mixed import MixedScenario, Queue, read_metrics, run_mixed
 from workshop_lib.load.package import HANDLER, RUNNING, build_package
 from workshop_lib.load.rows import delete_transactions
-from workshop_lib.load.scenario import Storm
+from workshop_lib.load.scenario import InsertLoad
 from workshop_lib.load.streams import run_stream, warm_cache
 from workshop_lib.services import exports
 from workshop_lib.services.functions import LambdaClients
@@ -197,7 +197,7 @@ def held_up(shop, worker, number):
 
 
 def storm(shop, driver, **what):
-    report = run_inserts(shop.database, Storm(**what), driver, progress=False)
+    report = run_inserts(shop.database, InsertLoad(**what), driver, progress=False)
     assert report.reconciles
     assert report.planned == report.succeeded + report.failed + report.dropped
     delete_rows(shop.database, report.run)
@@ -301,7 +301,7 @@ def test_a_function_that_is_killed_in_mid_job_leaves_a_report_that_reconciles(
     killer = threading.Thread(target=kill)
     with held_up(shop, 1, 10) as block, calling(shop.namespace, on_event=block) as driver:
         killer.start()
-        report = run_inserts(shop.database, Storm(workers=2, iterations=20, rows=5), driver)
+        report = run_inserts(shop.database, InsertLoad(workers=2, iterations=20, rows=5), driver)
         killer.join()
     assert report.reconciles
     assert (report.succeeded, report.failed, report.dropped) == (150, 50, 0)

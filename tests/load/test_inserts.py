@@ -17,9 +17,10 @@ from psycopg2 import sql
 from workshop_lib import dataset
 from workshop_lib.errors import DataError, ServiceUnreachableError, WorkshopError
 from workshop_lib.load import drivers, events, inserts
+from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.drivers import LocalWorkers, run_jobs
 from workshop_lib.load.inserts import (
-    compare_storms,
+    compare_loads,
     count_by_worker,
     count_rows,
     delete_rows,
@@ -27,8 +28,8 @@ from workshop_lib.load.inserts import (
     save_reports,
 )
 from workshop_lib.load.jobs import InsertJob, Ping, Ready, to_event
-from workshop_lib.load.scenario import Storm
-from workshop_lib.load.worker import Equipment, Worker
+from workshop_lib.load.scenario import InsertLoad
+from workshop_lib.load.worker import Worker
 from workshop_lib.services.state import wait_until
 
 SOON_S = 60.0
@@ -39,7 +40,7 @@ def job(**changes):
 
 
 def storm(database, driver, **what):
-    report = run_inserts(database, Storm(**what), driver, progress=False)
+    report = run_inserts(database, InsertLoad(**what), driver, progress=False)
     assert report.planned == report.succeeded + report.failed + report.dropped
     return report
 
@@ -74,7 +75,7 @@ def test_every_planned_row_is_in_the_table_and_goes_again(shop, pair, what, tmp_
     for name in ("statement_ms", "latency_ms", "worker_duration_ms", "worker_throughput"):
         assert set(written[name]) == {"min", "max", "avg", "median", "p95", "p99"}
         assert written[name]["min"] <= written[name]["median"] <= written[name]["max"]
-    assert compare_storms({"one": report}).loc["rows", "one"] == f"{rows:,}"
+    assert compare_loads({"one": report}).loc["rows", "one"] == f"{rows:,}"
     other = storm(shop.database, pair, workers=1, iterations=2)
     assert delete_rows(shop.database, report.run) == rows + 2 * what["rows"]
     assert count_rows(shop.database, report.run) == 0
@@ -188,7 +189,7 @@ def test_a_conflict_is_tried_again_and_counted(shop, alone):
 
 def test_a_statement_without_an_answer_is_given_up(shop):
     patient = replace(shop.database.endpoint, dsql_rules=False)  # there the second writer waits
-    one = Worker(Equipment(patient, shop.namespace, statement_limit_s=0.3))
+    one = Worker(ClientConfig(patient, shop.namespace, statement_limit_s=0.3))
     with row_held(patient, shop.namespace, "stuck/00000/0000000/0000"):
         answer = one.do(job(run="stuck", iterations=2, time_limit_s=1.0))
     one.close()
@@ -200,7 +201,7 @@ def test_a_statement_without_an_answer_is_given_up(shop):
 def test_a_database_that_restarts_costs_time_and_one_that_stays_away_ends_the_run(ws):
     box = ws.sandbox(database=True)
     dataset.create_table(box.database, "business_events")
-    equipment = Equipment(box.database.endpoint, box.namespace)
+    equipment = ClientConfig(box.database.endpoint, box.namespace)
     one = Worker(equipment)
     driver = Here(one)
 
@@ -294,15 +295,16 @@ def test_rows_that_are_committed_after_their_worker_was_lost_are_counted(shop, h
 
 
 def test_a_run_s_name_is_used_once_and_is_a_name(shop, here):
-    run_inserts(shop.database, Storm(workers=1, iterations=2), here, run="once", progress=False)
+    load = InsertLoad(workers=1, iterations=2)
+    run_inserts(shop.database, load, here, run="once", progress=False)
     with pytest.raises(DataError, match="2 rows of a run once already"):
-        run_inserts(shop.database, Storm(workers=1, iterations=2), here, run="once")
+        run_inserts(shop.database, load, here, run="once")
     delete_rows(shop.database, "once")
     for run in ("", "a/b"):
         with pytest.raises(DataError, match="not the name of a run"):
             delete_rows(shop.database, run)
     with pytest.raises(DataError, match="<= 3000"):
-        run_inserts(shop.database, Storm(rows=9_999), here)
+        run_inserts(shop.database, InsertLoad(rows=9_999), here)
 
 
 # --- jobs and processes
@@ -376,6 +378,6 @@ def test_processes_are_few_know_how_to_keep_a_secret_and_leave_none_behind(equip
     with LocalWorkers(equipment, at_once=1) as one:
         assert set(psutil.Process().children(recursive=True)) - before
         password = str(equipment.database.arguments["password"])
-        assert password not in f"{one!r} {one.equipment!r}"
+        assert password not in f"{one!r} {one.config!r}"
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
     assert [p for p in left if "serve_parent" in " ".join(p.cmdline())] == []

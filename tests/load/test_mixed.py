@@ -12,10 +12,10 @@ from helpers import fail, records
 
 from workshop_lib.errors import DataError, ServiceUnreachableError, WorkshopError
 from workshop_lib.load import messages, mixed
-from workshop_lib.load.in_vain import deliver_in_vain
+from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.jobs import Message, Ping, to_event
-from workshop_lib.load.means import Equipment
 from workshop_lib.load.mixed import MixedScenario, Queue, read_metrics, run_mixed
+from workshop_lib.load.poison import follow_poison_message
 from workshop_lib.load.rows import count_transactions, delete_transactions
 from workshop_lib.load.worker import Worker
 from workshop_lib.services.state import wait_until
@@ -136,8 +136,8 @@ def test_reads_go_to_the_endpoint_for_reads_and_a_worker_says_what_it_has(
     # Another endpoint of the same data: here the same server, of which connections are counted.
     one = Worker(replace(equipment, reader=equipment.database))
     one.do(records(message(run=26), message(run=26, number=1, action="SELECT", target="reader")))
-    assert one.means.reader is not one.means.database
-    assert one.means.reader.stats().connections == 1
+    assert one.clients.reader is not one.clients.database
+    assert one.clients.reader.stats().connections == 1
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256")
     said = one.do(to_event(Ping()))
     assert said == {"ready": True, "memory_mb": 256, "reader": equipment.database.host}
@@ -146,7 +146,7 @@ def test_reads_go_to_the_endpoint_for_reads_and_a_worker_says_what_it_has(
 
 
 def test_lost_metrics_are_said_and_fail_nothing(shop, alone, monkeypatch):
-    monkeypatch.setattr(alone.means.cloudwatch, "put_metric_data", lambda **_: fail(THROTTLED))
+    monkeypatch.setattr(alone.clients.cloudwatch, "put_metric_data", lambda **_: fail(THROTTLED))
     answer = alone.do(records(message(run=27)))
     assert answer["batchItemFailures"] == []
     assert "slower" in answer["metrics"]
@@ -154,7 +154,7 @@ def test_lost_metrics_are_said_and_fail_nothing(shop, alone, monkeypatch):
 
 
 def test_a_worker_keeps_the_connections_of_few_namespaces(shop):
-    one = Worker(Equipment(shop.database.endpoint, shop.namespace))
+    one = Worker(ClientConfig(shop.database.endpoint, shop.namespace))
     counted = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
     before = shop.database.query(counted)[0][0]
     for number in range(10):
@@ -415,19 +415,19 @@ def held(shop, url):
 def test_a_poison_message_is_delivered_twice_then_set_aside_and_both_queues_are_empty(
     shop, queue, here
 ):
-    rows = deliver_in_vain(queue, here, message(action="DANCE"))
+    rows = follow_poison_message(queue, here, message(action="DANCE"))
     assert list(rows["received from"]) == ["the queue", "the queue", "the dead-letter queue"]
     assert list(rows["delivery"]) == ["1", "2", ""]
     assert rows["seconds"].is_monotonic_increasing
     assert rows["seconds"][1] >= 1
     with pytest.raises(WorkshopError, match="Use one that fails"):
-        deliver_in_vain(queue, here, message(action="SELECT"))
+        follow_poison_message(queue, here, message(action="SELECT"))
     assert held(shop, queue.url) == held(shop, queue.dead) == 0
 
 
 def test_where_that_would_take_too_long_it_is_said_and_nothing_is_sent(shop, here):
     urls, said = shop.open_queue("slow", visibility_timeout_s=720, max_receives=3), []
-    assert len(deliver_in_vain(Queue(shop.sqs, *urls), here, {}, say=said.append)) == 0
+    assert len(follow_poison_message(Queue(shop.sqs, *urls), here, {}, say=said.append)) == 0
     assert "hides a message for 720 s" in said[0]
     assert held(shop, urls[0]) == 0
     for url in urls:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from workshop_lib.errors import DataError
-from workshop_lib.load.scenario import InsertScenario, Storm, read_scenario
+from workshop_lib.load.scenario import InsertLoad, InsertScenario, read_scenario
 from workshop_lib.settings import CHECKOUT
 
 FULL = CHECKOUT / "data" / "scenarios" / "inserts_full.json"
@@ -21,11 +21,11 @@ def test_the_full_size_is_the_one_of_the_original_and_goes_by_its_name(tmp_path,
     monkeypatch.chdir(tmp_path)
     found = read_scenario("inserts_full")
     assert found == read_scenario(FULL, workers=None, warm_up=None) == InsertScenario()
-    one, two = found.storms().values()
+    one, two = found.loads().values()
     assert (one.workers, one.rows, one.planned) == (1_000, 1, 10_000)
     assert (two.workers, two.rows, two.planned) == (1_000, 100, 1_000_000)
     assert one.warm_up == two.warm_up == 20
-    assert list(found.storms("1")) == ["individual inserts"]
+    assert list(found.loads("1")) == ["individual inserts"]
     write(tmp_path, {"warm_up_invocations": 3}, "inserts_full.json")
     assert read_scenario("inserts_full.json").warm_up_invocations == 3  # one that is here wins
 
@@ -34,7 +34,7 @@ def test_only_what_the_file_has_is_run_and_toml_will_do_as_well(tmp_path):
     path = write(tmp_path, 'event_type = "Mixed"\n[scenario_1]\nnum_lambdas = 2\n', "s.toml")
     found = read_scenario(path, iterations=7)
     assert found.scenario_2 is None
-    assert {name: storm.planned for name, storm in found.storms().items()} == {
+    assert {name: storm.planned for name, storm in found.loads().items()} == {
         "individual inserts": 14
     }
 
@@ -73,5 +73,5 @@ def test_an_option_out_of_range_is_refused(options, says):
 
 def test_a_load_made_by_hand_is_checked():
     with pytest.raises(DataError, match="<= 3000"):
-        Storm(rows=3_001).check()
-    assert Storm(workers=2, iterations=3, statements=4, rows=5).planned == 120
+        InsertLoad(rows=3_001).check()
+    assert InsertLoad(workers=2, iterations=3, statements=4, rows=5).planned == 120

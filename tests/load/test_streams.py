@@ -8,8 +8,8 @@ from helpers import fail
 
 from workshop_lib.errors import DataError, ServiceUnreachableError
 from workshop_lib.load import streams
+from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.jobs import Ping, StreamJob, to_event
-from workshop_lib.load.means import Equipment
 from workshop_lib.load.rows import count_transactions, delete_transactions
 from workshop_lib.load.streams import StreamReport, run_stream, saturation, warm_cache
 from workshop_lib.load.traffic import requests
@@ -81,7 +81,7 @@ def test_a_closed_loop_sends_when_it_has_an_answer(shop, pair):
 
 def test_a_cache_that_is_away_costs_no_answer(shop):
     nowhere = {**shop.endpoints.cache.arguments, "port": 1}
-    one = Worker(Equipment(shop.database.endpoint, shop.namespace, cache=nowhere))
+    one = Worker(ClientConfig(shop.database.endpoint, shop.namespace, cache=nowhere))
     assert set(ask(one, run=9, ttl_s=10.0)["source"]) == {"database"}
     one.close()
     delete_transactions(shop.database, 9)
@@ -89,7 +89,7 @@ def test_a_cache_that_is_away_costs_no_answer(shop):
 
 def test_a_database_that_is_away_fails_requests_and_no_request_is_lost(ws):
     box = ws.sandbox(database=True)
-    one = Worker(Equipment(box.database.endpoint, box.namespace))
+    one = Worker(ClientConfig(box.database.endpoint, box.namespace))
     one.do(to_event(Ping()))
     box.stop("database")
     answer = ask(one, run=9, rate=30, give_up_s=0.5)

@@ -1,4 +1,4 @@
-"""Load tests: insert storms and mixed traffic, by local processes or Lambda functions."""
+"""Load tests: insert loads and mixed traffic, by local processes or Lambda functions."""
 
 import lazy_loader
 

@@ -5,20 +5,19 @@ from .bill import (
     format_cost as format_cost,
     insert_cost as insert_cost,
     mixed_cost as mixed_cost,
-    storm_cost as storm_cost,
+    planned_cost as planned_cost,
 )
+from .clients import ClientConfig as ClientConfig
 from .drivers import LambdaWorkers as LambdaWorkers, LocalWorkers as LocalWorkers
 from .events import events as events, monthly_payment as monthly_payment
-from .in_vain import deliver_in_vain as deliver_in_vain
 from .inserts import (
     InsertReport as InsertReport,
-    compare_storms as compare_storms,
+    compare_loads as compare_loads,
     count_rows as count_rows,
     delete_rows as delete_rows,
     run_inserts as run_inserts,
     save_reports as save_reports,
 )
-from .means import Equipment as Equipment
 from .mixed import (
     MixedReport as MixedReport,
     MixedScenario as MixedScenario,
@@ -26,13 +25,14 @@ from .mixed import (
     read_metrics as read_metrics,
     run_mixed as run_mixed,
 )
+from .poison import follow_poison_message as follow_poison_message
 from .rows import (
     count_transactions as count_transactions,
     delete_transactions as delete_transactions,
 )
 from .scenario import (
+    InsertLoad as InsertLoad,
     InsertScenario as InsertScenario,
-    Storm as Storm,
     read_scenario as read_scenario,
 )
 from .streams import (
@@ -47,7 +47,8 @@ from .worker import handler as handler
 __all__ = [
     "FUNCTION_MB",
     "STATEMENTS",
-    "Equipment",
+    "ClientConfig",
+    "InsertLoad",
     "InsertReport",
     "InsertScenario",
     "LambdaWorkers",
@@ -55,20 +56,20 @@ __all__ = [
     "MixedReport",
     "MixedScenario",
     "Queue",
-    "Storm",
     "StreamReport",
-    "compare_storms",
+    "compare_loads",
     "count_rows",
     "count_transactions",
     "delete_rows",
     "delete_transactions",
-    "deliver_in_vain",
     "events",
+    "follow_poison_message",
     "format_cost",
     "handler",
     "insert_cost",
     "mixed_cost",
     "monthly_payment",
+    "planned_cost",
     "read_metrics",
     "read_scenario",
     "run_inserts",
@@ -76,6 +77,5 @@ __all__ = [
     "run_stream",
     "saturation",
     "save_reports",
-    "storm_cost",
     "warm_cache",
 ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from datetime import UTC, date, datetime
 from itertools import islice
+from typing import Any
 
 from workshop_lib.costs import HOURS_A_MONTH, Cost, Prices, run_cost, transaction_dpu
 from workshop_lib.load.events import EventType, events
 from workshop_lib.load.inserts import InsertReport
 from workshop_lib.load.mixed import MixedReport
-from workshop_lib.load.scenario import Storm
+from workshop_lib.load.scenario import InsertLoad
 from workshop_lib.services.functions import MEMORY_MB
 
 FUNCTION_MB = MEMORY_MB
@@ -31,30 +32,27 @@ NAMES = {
 }
 
 
-def storm_cost(
-    storm: Storm, prices: Prices, statement_s: float, *, function_mb: float = FUNCTION_MB
+def planned_cost(
+    load: InsertLoad, prices: Prices, statement_s: float, *, function_mb: float = FUNCTION_MB
 ) -> Cost:
-    """What a storm would cost if Lambda functions did it, and its rows were deleted afterwards.
+    """What a load would cost if Lambda functions did it, and its rows were deleted afterwards.
 
     Args:
-        storm: what to do.
+        load: what to do.
         prices: by what it is charged.
         statement_s: how long one INSERT takes, seconds.
         function_mb: the function's memory.
 
     """
-    each = storm.iterations * storm.statements
-    statements = storm.workers * each + storm.warm_up
-    row_bytes = event_bytes(storm.event_type)
-    return run_cost(
+    each = load.iterations * load.statements
+    statements = load.workers * each + load.warm_up
+    return _cost_of_inserts(
+        load,
         prices,
-        statements=statements,
-        rows_each=storm.rows,
-        row_bytes=row_bytes,
-        invocations=storm.workers + storm.warm_up,
+        statements,
+        invocations=load.workers + load.warm_up,
         function_seconds=statements * statement_s,
         function_mb=function_mb,
-        moved_bytes=statements * storm.rows * row_bytes,
         stored_seconds=each * statement_s,
     )
 
@@ -66,33 +64,42 @@ def insert_cost(
     function_mb: float | None = FUNCTION_MB,
     kept: bool = False,
 ) -> Cost:
-    """What an insert storm cost, or would cost on AWS.
+    """What an insert load cost, or would cost on AWS.
 
     Args:
-        report: of the storm.
+        report: of the load.
         prices: by what it is charged.
         function_mb: the memory of the function that did it; None if processes outside AWS did.
         kept: the rows stay, for a month.
 
     """
-    storm = report.storm
+    load = report.load
     # A statement that was sent again is charged again.
-    sent = math.ceil((report.succeeded + report.failed) / storm.rows)
-    statements = sent + report.conflicts + report.reconnects + storm.warm_up
-    row_bytes = event_bytes(storm.event_type)
-    return run_cost(
+    sent = math.ceil((report.succeeded + report.failed) / load.rows)
+    return _cost_of_inserts(
+        load,
         prices,
-        statements=statements,
-        rows_each=storm.rows,
-        row_bytes=row_bytes,
-        invocations=len(report.invocations) + storm.warm_up if function_mb else 0,
+        sent + report.conflicts + report.reconnects + load.warm_up,
+        invocations=len(report.invocations) + load.warm_up if function_mb else 0,
         function_seconds=sum(report.worker_durations_s),
         function_mb=function_mb or 0.0,
-        # What goes in is free; an answer is a few words.
-        moved_bytes=statements * storm.rows * row_bytes if function_mb else 0.0,
         outside=not function_mb,
         stored_seconds=MONTH_S if kept else report.seconds,
         kept=kept,
+    )
+
+
+def _cost_of_inserts(load: InsertLoad, prices: Prices, statements: int, **how: Any) -> Cost:
+    """What so many statements of a load cost; what goes in is free outside, answers are short."""
+    row_bytes = event_bytes(load.event_type)
+    moved = 0.0 if how.get("outside") else statements * load.rows * row_bytes
+    return run_cost(
+        prices,
+        statements=statements,
+        rows_each=load.rows,
+        row_bytes=row_bytes,
+        moved_bytes=moved,
+        **how,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ from workshop_lib.costs import Cost, Prices
 from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, one_line
 from workshop_lib.load.bill import format_cost, insert_cost, mixed_cost
-from workshop_lib.load.drivers import MAX_EXECUTIONS, Driver, LambdaWorkers, LocalWorkers
+from workshop_lib.load.clients import ClientConfig
+from workshop_lib.load.drivers import MAX_EXECUTIONS, LambdaWorkers, LocalWorkers
 from workshop_lib.load.inserts import (
     InsertReport,
-    compare_storms,
+    compare_loads,
     new_run,
     run_inserts,
     save_reports,
     write_report,
 )
 from workshop_lib.load.interrupts import ignore_signals
-from workshop_lib.load.means import Equipment
 from workshop_lib.load.messages import metrics_namespace
 from workshop_lib.load.mixed import (
     MixedReport,
@@ -60,7 +60,7 @@ HERE = ("127.", "localhost", "::1", "/")
 Say = Callable[[str], Any]
 
 
-def run_storms(
+def run_insert_loads(
     scenario: InsertScenario,
     which: Which,
     *,
@@ -88,7 +88,7 @@ def run_storms(
         WorkshopError: the folder, the services or the workers could not be had.
 
     """
-    storms = scenario.storms(which)
+    loads = scenario.loads(which)
     folder = ready_folder(out)
     settings = load_settings().values
     by_lambda = bool(scenario.lambda_function_name)
@@ -99,12 +99,9 @@ def run_storms(
     costs: dict[str, Cost] = {}
     runs: dict[str, str] = {}
     reports: dict[str, InsertReport] = {}
-    most = max(storm.workers for storm in storms.values())
-    with (
-        services.session(settings) as endpoints,
-        closing(Database(endpoints.database, settings.workshop_namespace, pool_min=1)) as database,
-    ):
-        equipment = Equipment(endpoints.database, settings.workshop_namespace)
+    most = max(load.workers for load in loads.values())
+    with services.session(settings) as endpoints, _open(endpoints, settings) as database:
+        config = ClientConfig(endpoints.database, settings.workshop_namespace)
         say(f"Database: {endpoints.database.label}")
         if settings.load_function and not by_lambda:
             say(
@@ -112,14 +109,14 @@ def run_storms(
                 f"--function-name {settings.load_function}."
             )
         try:
-            with _driver(scenario, region, equipment, most, at_once) as driver:
+            with _driver(scenario, region, config, most, at_once) as driver:
                 memory = _memory_here(settings)
                 if isinstance(driver, LambdaWorkers):
                     memory = driver.ask().memory_mb or MEMORY_MB
-                for name, storm in storms.items():
-                    say(f"\n{name}: {storm.workers:,} workers, {storm.planned:,} rows")
+                for name, load in loads.items():
+                    say(f"\n{name}: {load.workers:,} workers, {load.planned:,} rows")
                     runs[name] = new_run()
-                    reports[name] = run_inserts(database, storm, driver, run=runs[name])
+                    reports[name] = run_inserts(database, load, driver, run=runs[name])
                     say(str(reports[name]))
                     costs[name] = insert_cost(reports[name], prices, function_mb=memory, kept=keep)
                     say(_format_cost(costs[name], prices, memory, settings, region))
@@ -128,7 +125,7 @@ def run_storms(
         finally:
             with ignore_signals():
                 if any(len(report.statements) for report in reports.values()):
-                    say(f"\n{compare_storms(reports).to_string()}\n")
+                    say(f"\n{compare_loads(reports).to_string()}\n")
                 cleared = [
                     _clear(database, run, keep, lambda said, name=name: say(f"{name}: {said}"))  # type: ignore[misc]
                     for name, run in runs.items()
@@ -138,7 +135,7 @@ def run_storms(
     return list(reports.values()), all(cleared)
 
 
-def run_queue(
+def run_mixed_load(
     options: dict[str, Any],
     config: str | Path,
     *,
@@ -155,7 +152,7 @@ def run_queue(
         config: a scenario file, or the name of one in data/scenarios/.
         by_function: the queue is mapped to a Lambda function; else processes here work it off.
             None: it is if the settings name the function, with which processes would compete.
-        at_once, keep, out, say: as in `run_storms`.
+        at_once, keep, out, say: as in `run_insert_loads`.
 
     Returns:
         The report; and whether the rows are where they should be.
@@ -192,7 +189,7 @@ def run_queue(
         ws.load_table("type")
         table_rows = ws.load_table("transactions").rows
         say(f"Database: {ws.endpoints.database.label}\nQueue: {ws.messaging.label}")
-        say(_who_works_it_off(mapped, others))
+        say(_who_processes(mapped, others))
         memory = _memory_here(settings)
         if others:
             memory = _memory_of_function(settings, mapped, scenario.reads_elsewhere)
@@ -203,7 +200,7 @@ def run_queue(
         )
         queue = Queue(ws.sqs, *urls)
         if settings.queue_url:
-            scenario = _with_queue_s_own(scenario, queue, _named(config, options))
+            scenario = _with_queue_s_own(scenario, queue, config, options)
         try:
             driver = None if others else ws.load_workers(at_once or PROCESSES, metrics=True)
             try:
@@ -273,33 +270,25 @@ def _memory_of_function(settings: Settings, name: str | None, reads_elsewhere: b
 def _format_cost(
     cost: Cost, prices: Prices, memory: float | None, settings: Settings, region: str | None
 ) -> str:
-    return format_cost(
-        cost,
-        prices,
-        datetime.now(UTC).date(),
-        function_mb=memory,
-        on_aws=is_on_aws(settings),
-        region=region,
-    )
+    today, on_aws = datetime.now(UTC).date(), is_on_aws(settings)
+    return format_cost(cost, prices, today, function_mb=memory, on_aws=on_aws, region=region)
 
 
-def _named(config: str | Path, options: Mapping[str, Any]) -> set[str]:
-    """The values of a scenario that its file or an option names."""
-    return {*read_file(config), *(name for name, value in options.items() if value is not None)}
-
-
-def _with_queue_s_own(scenario: MixedScenario, queue: Queue, named: set[str]) -> MixedScenario:
+def _with_queue_s_own(
+    scenario: MixedScenario, queue: Queue, config: str | Path, options: dict[str, Any]
+) -> MixedScenario:
     """The scenario with the visibility timeout and the receives that a given queue has.
 
     Raises:
-        SettingsError: the scenario names others.
+        SettingsError: the file or an option names others.
 
     """
+    named = {**read_file(config), **options}
     own = dict(zip(OF_THE_QUEUE, queue.manners(), strict=True))
-    for name in OF_THE_QUEUE:
-        if name in named and getattr(scenario, name) != own[name]:
+    for name, value in own.items():
+        if named.get(name) is not None and getattr(scenario, name) != value:
             raise SettingsError(
-                f"{name} is {getattr(scenario, name)} in the scenario, and {own[name]} in the "
+                f"{name} is {getattr(scenario, name)} in the scenario, and {value} in the "
                 "queue of QUEUE_URL, which is used as it is. Change the queue, or leave the name "
                 "out."
             )
@@ -320,10 +309,7 @@ def clean(run: str | None, say: Say) -> bool:
     settings = load_settings().values
     found = rows_of(run) if run is not None else all_rows()
     left = 0
-    with (
-        services.session(settings) as endpoints,
-        closing(Database(endpoints.database, settings.workshop_namespace, pool_min=1)) as database,
-    ):
+    with services.session(settings) as endpoints, _open(endpoints, settings) as database:
         for rows in found:
             before = rows.count(database)
             deleted = rows.delete(database) if before else 0
@@ -333,8 +319,12 @@ def clean(run: str | None, say: Say) -> bool:
     return left == 0
 
 
+def _open(endpoints: Any, settings: Settings) -> closing[Database]:
+    return closing(Database(endpoints.database, settings.workshop_namespace, pool_min=1))
+
+
 def _clear(database: Database, run: str | int, keep: bool, say: Say) -> bool:
-    """Delete the rows of an insert storm (by name) or mixed load (by number), and say so.
+    """Delete the rows of an insert load (by name) or mixed load (by number), and say so.
 
     Returns:
         Whether none is left that should not be.
@@ -362,25 +352,18 @@ def _clear(database: Database, run: str | int, keep: bool, say: Say) -> bool:
     return True
 
 
-def _who_works_it_off(mapped: str | None, others: bool) -> str:
+def _who_processes(mapped: str | None, others: bool) -> str:
     """A line about it."""
+    by = "processes on this machine"
     if others:
         name = f"the AWS Lambda function {mapped}" if mapped else "the function it is mapped to"
-        return f"Processed by: {name} (--no-by-function: processes on this machine)"
-    if mapped:
-        return (
-            "Processed by: processes on this machine. Is the mapping of the queue to "
-            f"{mapped} disabled? The two would compete, and the report would not "
-            "include what the function takes."
+        by = f"{name} (--no-by-function: {by})"
+    elif mapped:
+        by += (
+            f". Is the mapping of the queue to {mapped} disabled? The two would compete, and the "
+            "report would not include what the function takes."
         )
-    return "Processed by: processes on this machine"
-
-
-def _memory(driver: Driver, *, on_aws: bool) -> float | None:
-    """The memory of the function that is paid for, MB; None where no function is."""
-    if isinstance(driver, LambdaWorkers):
-        return driver.ask().memory_mb or MEMORY_MB
-    return None if on_aws else MEMORY_MB
+    return f"Processed by: {by}"
 
 
 def _refuse_a_database_here(settings: Settings, function: str) -> None:
@@ -420,21 +403,15 @@ def _refuse_missing_services(settings: Settings, by_function: bool, reads_elsewh
         )
 
 
-@contextmanager
 def _driver(
     scenario: InsertScenario,
     region: str | None,
-    equipment: Equipment,
+    config: ClientConfig,
     workers: int,
     at_once: int | None,
-) -> Iterator[Driver]:
+) -> LambdaWorkers | LocalWorkers:
     """Who does the work: no more at once than there are workers."""
     if name := scenario.lambda_function_name:
         number = min(at_once or MAX_EXECUTIONS, workers)
-        clients = LambdaClients(region, number)
-        namespace = equipment.namespace
-        with LambdaWorkers(clients, name, number, namespace) as functions:
-            yield functions
-    else:
-        with LocalWorkers(equipment, min(at_once or PROCESSES, workers)) as processes:
-            yield processes
+        return LambdaWorkers(LambdaClients(region, number), name, number, config.namespace)
+    return LocalWorkers(config, min(at_once or PROCESSES, workers))

@@ -30,9 +30,9 @@ from tenacity import (
 
 from workshop_lib.dsql import CONNECTION_BURST, CONNECTIONS_PER_SECOND, Rate
 from workshop_lib.errors import WorkshopError
+from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.interrupts import interrupt_event
 from workshop_lib.load.jobs import ANSWERS, Answer, Job, Ping, Ready, to_event
-from workshop_lib.load.means import Equipment
 from workshop_lib.services.explain import code_of, explain, sentence
 from workshop_lib.services.functions import LambdaClients
 
@@ -264,7 +264,7 @@ class LocalWorkers(Driver):
     """Worker processes on this machine, started once and used for many runs.
 
     Args:
-        equipment: what they work with.
+        config: what they work with.
         at_once: how many processes, 1 to 64.
         label: what a learner sees in place of their number.
 
@@ -273,16 +273,16 @@ class LocalWorkers(Driver):
 
     """
 
-    def __init__(self, equipment: Equipment, at_once: int = 4, label: str = "") -> None:
+    def __init__(self, config: ClientConfig, at_once: int = 4, label: str = "") -> None:
         super().__init__(at_once, MAX_PROCESSES, "worker processes")
         processes = "process" if at_once == 1 else "processes"
         self.label = label or f"{at_once} {processes} on this machine"
-        self.equipment = equipment
+        self.config = config
         self._idle = SimpleQueue[_Process]()
         self._parent, self._processes = os.getpid(), list[_Process]()
         try:
             for _ in range(at_once):
-                self._processes.append(_Process(equipment))
+                self._processes.append(_Process(config))
             with ThreadPoolExecutor(at_once) as threads:  # then none starts in mid-measurement
                 list(threads.map(_Process.get_ready, self._processes))
         except (OSError, WorkshopError) as error:
@@ -345,8 +345,8 @@ class _Process:
     not reach it: it is in a group of its own.
     """
 
-    def __init__(self, equipment: Equipment) -> None:
-        self._equipment, self._closed, self._lock = equipment, False, threading.Lock()
+    def __init__(self, config: ClientConfig) -> None:
+        self._config, self._closed, self._lock = config, False, threading.Lock()
         self._start()
 
     def get_ready(self) -> None:
@@ -398,7 +398,7 @@ class _Process:
         )
         self._ready = False
         with suppress(OSError):  # it has ended: whoever asks it finds out
-            self._send(pickle.dumps((self._equipment, os.getpid())))
+            self._send(pickle.dumps((self._config, os.getpid())))
 
     def _ask(self, event: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
         late = threading.Timer(limit_s, self._popen.kill)

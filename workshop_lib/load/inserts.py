@@ -1,4 +1,4 @@
-"""Run an insert storm, count what the database really has, and report it."""
+"""Run an insert load, count what the database really has, and report it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pandas as pd
@@ -20,16 +20,18 @@ from workshop_lib.costs import Cost
 from workshop_lib.database import Database
 from workshop_lib.dataset import create_schema, create_table
 from workshop_lib.errors import DataError, WorkshopError, one_line
-from workshop_lib.load.drivers import Driver, Outcome, Outcomes, run_jobs
+from workshop_lib.load.drivers import Driver, Outcome, run_jobs
 from workshop_lib.load.jobs import InsertDone, InsertJob
 from workshop_lib.load.rows import events_of
-from workshop_lib.load.scenario import Storm
+from workshop_lib.load.scenario import InsertLoad
 from workshop_lib.measure import Samples, percentile
 from workshop_lib.progress import progress_bar
 from workshop_lib.results import write_json
 
 FIRST_ERRORS = 10
 ROWS = ("planned", "succeeded", "failed", "dropped", "unknown", "unreported", "in_table")
+GENERATOR = ("cpu_seconds", "cpu_share", "limited_by")
+AS_IT_IS = ("reconciles", "conflicts", "reconnects", "interrupted", "errors")
 SETTLED_S = 0.3
 """A statement of a worker that was ended may be committed shortly after: this long it is waited."""
 BUSY_WORKER = 0.8
@@ -40,11 +42,11 @@ BUSY_MACHINE = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InsertReport:
-    """What came of a storm. Rows unless said otherwise, and `planned` is the sum of the next three.
+    """What came of a load. Rows unless said otherwise, and `planned` is the sum of the next three.
 
     Attributes:
         run: its name: ids of its rows begin with it.
-        storm: what was asked for.
+        load: what was asked for.
         driver: who did it.
         at_once: workers at the same time, at most.
         planned, succeeded, failed, dropped: rows asked for; stored; tried in vain; not begun, or
@@ -70,7 +72,7 @@ class InsertReport:
     """
 
     run: str
-    storm: Storm
+    load: InsertLoad
     driver: str
     at_once: int
     planned: int
@@ -97,7 +99,7 @@ class InsertReport:
 
     @property
     def throughput(self) -> float:
-        """Rows a second over the whole storm."""
+        """Rows a second over the whole load."""
         return self.succeeded / self.seconds if self.seconds else 0.0
 
     @property
@@ -106,50 +108,36 @@ class InsertReport:
         accounted = self.succeeded + self.failed + self.dropped
         return self.planned == accounted and self.succeeded == self.in_table
 
-    @property
-    def _who(self) -> str:
-        """Who did it, with as many as were needed."""
-        all_of_them = self.driver.startswith(f"{self.at_once:,} ")
-        return self.driver if all_of_them else f"{self.at_once:,} at a time of {self.driver}"
-
     def describe(self) -> dict[str, Any]:
         """The figures as the results file keeps them; durations in milliseconds."""
-        total = self.workers_succeeded + self.workers_failed
+        well = self.workers_succeeded
+        total = well + self.workers_failed
         return {
             "run": self.run,
             "driver": self.driver,
             "at_once": self.at_once,
-            "storm": msgspec.to_builtins(self.storm),
-            "workers": {
-                "total": total,
-                "successful": self.workers_succeeded,
-                "failed": self.workers_failed,
-            },
-            "success_rate": self.workers_succeeded / total if total else 0.0,
+            "load": msgspec.to_builtins(self.load),
+            "workers": {"total": total, "successful": well, "failed": self.workers_failed},
+            "success_rate": well / total if total else 0.0,
             "total_inserts": self.succeeded,
             "total_errors": self.failed,
             "rows": {name: getattr(self, name) for name in ROWS},
-            "reconciles": self.reconciles,
             "duration_s": self.seconds,
             "throughput": self.throughput,
             "statement_ms": _spread([s * 1e3 for s in self.statements.seconds]),
             "latency_ms": _spread([s * 1e3 for s in self.invocations.seconds]),
             "worker_duration_ms": _spread([s * 1e3 for s in self.worker_durations_s]),
             "worker_throughput": _spread(self.worker_throughputs),
-            "conflicts": self.conflicts,
-            "reconnects": self.reconnects,
-            "generator": {
-                "cpu_s": self.cpu_seconds,
-                "cpu_share": self.cpu_share,
-                "limited_by": self.limited_by,
-            },
-            "interrupted": self.interrupted,
-            "errors": list(self.errors),
+            "generator": {name: getattr(self, name) for name in GENERATOR},
+            **{name: getattr(self, name) for name in AS_IT_IS},
         }
 
     def __str__(self) -> str:
         rows = f"{self.succeeded:,} of {self.planned:,} rows in {self.seconds:.2f} s"
-        parts = [f"{rows}: {self.throughput:,.0f} rows/s by {self._who}."]
+        who = self.driver
+        if not who.startswith(f"{self.at_once:,} "):
+            who = f"{self.at_once:,} at a time of {who}"
+        parts = [f"{rows}: {self.throughput:,.0f} rows/s by {who}."]
         if self.interrupted:
             failed = f"{self.failed:,} failed, " if self.failed else ""
             left = f"{failed}{self.dropped:,} rows were not finished or not begun"
@@ -172,9 +160,9 @@ class InsertReport:
 
 
 def run_inserts(
-    database: Database, storm: Storm, driver: Driver, *, run: str = "", progress: bool = True
+    database: Database, load: InsertLoad, driver: Driver, *, run: str = "", progress: bool = True
 ) -> InsertReport:
-    """Make the table `business_events` if need be, run a storm of inserts into it, and count.
+    """Make the table `business_events` if need be, insert into it, and count.
 
     It is a closed loop: each worker sends its next statement when the one before is answered. That
     finds out how much the database takes; how long answers take at a given rate of arrivals is
@@ -182,7 +170,7 @@ def run_inserts(
 
     Args:
         database: where the rows are counted; the workers were given the same one.
-        storm: what to do.
+        load: what to do.
         driver: who does it.
         run: its name; a new one if there is none (`new_run`).
         progress: with a progress bar.
@@ -191,10 +179,10 @@ def run_inserts(
         The report; also after an Interrupt, of what had been done by then.
 
     Raises:
-        DataError: a value of the storm is out of range, or there are rows of such a run already.
+        DataError: a value of the load is out of range, or there are rows of such a run already.
 
     """
-    storm.check()
+    load.check()
     create_schema(database)
     create_table(database, "business_events")
     run = run or new_run()
@@ -203,15 +191,76 @@ def run_inserts(
             f"There are {there:,} rows of a run {run} already, which would be counted with this "
             f"one's. Give it another name, or delete them: load.delete_rows(ws.database, {run!r})."
         )
-    warm = run_jobs(driver, [_job(run, storm, n, warm=True) for n in range(storm.warm_up)],
-                    storm.time_limit_s)  # fmt: skip
-    jobs = [_job(run, storm, n) for n in range(storm.workers)]
-    with progress_bar(storm.planned, "insert") as bar:
-        step = storm.planned // storm.workers
+    warm_up = [_job(run, load, n, warm=True) for n in range(load.warm_up)]
+    warm = run_jobs(driver, warm_up, load.time_limit_s)
+    jobs = [_job(run, load, n) for n in range(load.workers)]
+    with progress_bar(load.planned, "insert") as bar:
+        step = load.planned // load.workers
         done: Callable[[int], object] = (lambda _: bar.update(step)) if progress else (lambda _: 0)
-        outcomes = run_jobs(driver, jobs, storm.time_limit_s, done, begin=not warm.interrupted)
-    counted = _count(database, run, any(one.begun and one.error for one in outcomes.each))
-    return _report(run, storm, driver, outcomes, counted)
+        outcomes = run_jobs(driver, jobs, load.time_limit_s, done, begin=not warm.interrupted)
+    each = outcomes.each
+    found, error = _count(database, run, any(one.begun and one.error for one in each))
+    share = load.planned // load.workers
+    books = [_book(share, one, None if found is None else found.get(one.number, 0)) for one in each]
+    answers = [one.answer for one in each if isinstance(one.answer, InsertDone)]
+    well = sum(a.success_count + a.already_there == a.planned for a in answers)
+    said = [error] if error else []
+    said += [one.error for one in each if one.error and not one.interrupted]
+    said += [error for answer in answers for error in answer.errors]
+    busy_s = sum(a.duration_ms for a in answers) / 1e3
+    cpu_s = sum(a.cpu_ms for a in answers) / 1e3
+    latencies = tuple(us / 1e6 for a in answers for us in a.latencies_us)
+    return InsertReport(
+        run=run,
+        load=load,
+        driver=driver.label,
+        at_once=min(driver.at_once, load.workers),
+        planned=load.planned,
+        in_table=None if found is None else sum(found.values()),
+        workers_succeeded=well,
+        workers_failed=load.workers - well,
+        seconds=outcomes.seconds,
+        statements=Samples("statement", latencies),
+        invocations=Samples("invocation", tuple(one.seconds for one in each if one.begun)),
+        worker_durations_s=tuple(a.duration_ms / 1e3 for a in answers),
+        worker_throughputs=tuple(a.inserts_per_second for a in answers),
+        conflicts=sum(a.conflicts for a in answers),
+        reconnects=sum(a.reconnects for a in answers),
+        cpu_seconds=cpu_s,
+        cpu_share=cpu_s / busy_s if busy_s else 0.0,
+        limited_by=who_limits(cpu_s, busy_s, outcomes.seconds, here=driver.here),
+        errors=tuple(said[:FIRST_ERRORS]),
+        interrupted=outcomes.interrupted,
+        **_Book(*map(sum, zip(*books, strict=True)))._asdict(),
+    )
+
+
+class _Book(NamedTuple):
+    """What became of one worker's rows: its own report, put right by what the table has."""
+
+    succeeded: int = 0
+    failed: int = 0
+    dropped: int = 0
+    unreported: int = 0
+    unknown: int = 0
+
+
+def _book(share: int, outcome: Outcome, in_table: int | None) -> _Book:
+    """The books of a worker, given the rows that the table has of it; None: not counted."""
+    answer = outcome.answer
+    if not outcome.begun:
+        return _Book(dropped=share)
+    if not isinstance(answer, InsertDone):
+        known = in_table or 0
+        unknown = share if in_table is None else 0
+        failed, dropped = (0, share - known) if outcome.interrupted else (share - known, 0)
+        return _Book(known, failed, dropped, known, unknown)
+    reported, failed = answer.success_count + answer.already_there, answer.error_count
+    if in_table is None:
+        return _Book(reported, failed, answer.dropped, unknown=failed)
+    # Of statements that failed because the answer did not come, some had been stored.
+    unreported = min(max(in_table - reported, 0), failed)
+    return _Book(reported + unreported, failed - unreported, answer.dropped, unreported)
 
 
 def new_run() -> str:
@@ -279,8 +328,8 @@ def who_limits(cpu_s: float, busy_s: float, seconds: float, *, here: bool = True
     return "generator" if computing or crowding else "database"
 
 
-def compare_storms(reports: dict[str, InsertReport]) -> pd.DataFrame:
-    """Storms side by side: a column each; rows a second, and durations in milliseconds."""
+def compare_loads(reports: dict[str, InsertReport]) -> pd.DataFrame:
+    """Loads side by side: a column each; rows a second, and durations in milliseconds."""
     first = next(iter(reports.values()))
     return pd.DataFrame(
         {
@@ -347,100 +396,18 @@ def _claimed(path: Path) -> bool:
     return True
 
 
-def _job(run: str, storm: Storm, worker: int, *, warm: bool = False) -> InsertJob:
+def _job(run: str, load: InsertLoad, worker: int, *, warm: bool = False) -> InsertJob:
     return InsertJob(
         run=run,
         worker=worker,
-        iterations=1 if warm else storm.iterations,
-        statements=1 if warm else storm.statements,
-        rows=storm.rows,
-        how=storm.how,
-        event_type=storm.event_type,
+        iterations=1 if warm else load.iterations,
+        statements=1 if warm else load.statements,
+        rows=load.rows,
+        how=load.how,
+        event_type=load.event_type,
         warm_up=warm,
-        time_limit_s=storm.time_limit_s,
+        time_limit_s=load.time_limit_s,
     )
-
-
-def _report(
-    run: str,
-    storm: Storm,
-    driver: Driver,
-    outcomes: Outcomes,
-    counted: tuple[dict[int, int] | None, str],
-) -> InsertReport:
-    found, error = counted
-    share = storm.planned // storm.workers
-    books = [
-        _book(share, outcome, None if found is None else found.get(outcome.number, 0))
-        for outcome in outcomes.each
-    ]
-    answers = [book.answer for book in books if book.answer is not None]
-    well = sum(a.success_count + a.already_there == a.planned for a in answers)
-    said = [error] if error else []
-    said += [o.error for o in outcomes.each if o.error and not o.interrupted]
-    busy_s = sum(a.duration_ms for a in answers) / 1e3
-    cpu_s = sum(a.cpu_ms for a in answers) / 1e3
-    latencies = [us / 1e6 for a in answers for us in a.latencies_us]
-    return InsertReport(
-        run=run,
-        storm=storm,
-        driver=driver.label,
-        at_once=min(driver.at_once, storm.workers),
-        planned=storm.planned,
-        succeeded=sum(book.succeeded for book in books),
-        failed=sum(book.failed for book in books),
-        dropped=sum(book.dropped for book in books),
-        unknown=sum(book.unknown for book in books),
-        unreported=sum(book.unreported for book in books),
-        in_table=None if found is None else sum(found.values()),
-        workers_succeeded=well,
-        workers_failed=storm.workers - well,
-        seconds=outcomes.seconds,
-        statements=Samples("statement", tuple(latencies)),
-        invocations=Samples("invocation", tuple(o.seconds for o in outcomes.each if o.begun)),
-        worker_durations_s=tuple(a.duration_ms / 1e3 for a in answers),
-        worker_throughputs=tuple(a.inserts_per_second for a in answers),
-        conflicts=sum(a.conflicts for a in answers),
-        reconnects=sum(a.reconnects for a in answers),
-        cpu_seconds=cpu_s,
-        cpu_share=cpu_s / busy_s if busy_s else 0.0,
-        limited_by=who_limits(cpu_s, busy_s, outcomes.seconds, here=driver.here),
-        errors=tuple([*said, *(e for a in answers for e in a.errors)][:FIRST_ERRORS]),
-        interrupted=outcomes.interrupted,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Book:
-    """What became of one worker's rows: its own report, put right by what the table has."""
-
-    answer: InsertDone | None
-    succeeded: int
-    failed: int
-    dropped: int
-    unreported: int
-    unknown: int = 0
-
-
-def _book(share: int, outcome: Outcome, in_table: int | None) -> _Book:
-    """The books of a worker, given the rows that the table has of it; None: not counted."""
-    answer = outcome.answer
-    if not isinstance(answer, InsertDone):
-        if not outcome.begun:
-            return _Book(None, 0, 0, share, 0)
-        known = in_table or 0
-        unknown = share if in_table is None else 0
-        if outcome.interrupted:
-            return _Book(None, known, 0, share - known, known, unknown)
-        return _Book(None, known, share - known, 0, known, unknown)
-    reported = answer.success_count + answer.already_there
-    if in_table is None:
-        failed = answer.error_count
-        return _Book(answer, reported, failed, answer.dropped, 0, unknown=failed)
-    # Of statements that failed because the answer did not come, some had been stored.
-    unreported = min(max(in_table - reported, 0), answer.error_count)
-    failed = answer.error_count - unreported
-    return _Book(answer, reported + unreported, failed, answer.dropped, unreported)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:

@@ -12,7 +12,7 @@ from workshop_lib.load.traffic import Action
 from workshop_lib.settings import NAMESPACE
 
 RUN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$"
-MOST_STATEMENTS = 1_000
+MAX_STATEMENTS = 1_000
 """Of one message: more take longer than a message should."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Namespace = Annotated[str, msgspec.Meta(pattern=rf"\A({NAMESPACE})?\Z")]
@@ -50,7 +50,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class InsertJob(Job, frozen=True, kw_only=True, tag="insert"):
-    """One worker's share of an insert storm.
+    """One worker's share of an insert load.
 
     Attributes:
         run: its name; every row's id begins with it.
@@ -206,7 +206,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
     number: Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
     action: Action
-    statements: Annotated[int, msgspec.Meta(ge=1, le=MOST_STATEMENTS)] = 1
+    statements: Annotated[int, msgspec.Meta(ge=1, le=MAX_STATEMENTS)] = 1
     target: Literal["writer", "reader"] = "writer"
     think_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0.0
     namespace: Namespace = ""

@@ -16,12 +16,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.database import Database
 from workshop_lib.errors import WorkshopError, one_line
-from workshop_lib.load.attempts import attempts
-from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
-from workshop_lib.load.means import Means
+from workshop_lib.load.clients import Clients, attempts
+from workshop_lib.load.jobs import MAX_STATEMENTS, Message, MessageDone
 from workshop_lib.load.traffic import STATEMENTS, Action, Values, values_of
 
-MOST_VALUES = 150
+MAX_VALUES = 150
 """Values of one datum (CloudWatch API Reference, "MetricDatum")."""
 
 
@@ -33,14 +32,14 @@ class Sent:
     reconnects: int = 0
 
 
-def work_off(
-    records: Sequence[Any], means_of: Callable[[str], Means], end: float
+def process_batch(
+    records: Sequence[Any], clients_of: Callable[[str], Clients], end: float
 ) -> dict[str, Any]:
     """Process a batch of messages, each by itself: one that fails does not affect the others.
 
     Args:
         records: what SQS hands to a Lambda function: `messageId` and `body` of each.
-        means_of: by which, given a message's namespace.
+        clients_of: by which, given a message's namespace.
         end: messages that are not begun by then go back to the queue, by `time.monotonic()`.
 
     Returns:
@@ -53,14 +52,14 @@ def work_off(
     to_publish: dict[str, list[MessageDone]] = {}
     for record in records:
         message = _read(str(record["body"]))
-        answer = _attend(message, means_of(message.namespace), end) if message else None
+        answer = _attend(message, clients_of(message.namespace), end) if message else None
         if answer is None or answer.error:
             failures.append({"itemIdentifier": record["messageId"]})
         if answer is not None:
             done.append(answer)
         if message and answer and not answer.error:
             to_publish.setdefault(message.namespace, []).append(answer)
-    said = (publish(means_of(namespace), worked) for namespace, worked in to_publish.items())
+    said = (publish(clients_of(namespace), worked) for namespace, worked in to_publish.items())
     return {
         "batchItemFailures": failures,
         "done": msgspec.to_builtins(done),
@@ -79,20 +78,20 @@ def _read(body: str) -> Message | None:
         return None
 
 
-def _attend(message: Message, means: Means, end: float) -> MessageDone | None:
+def _attend(message: Message, clients: Clients, end: float) -> MessageDone | None:
     """One message; None if there was no time for it."""
     if time.monotonic() >= end:
         return None
-    database = means.reader if message.target == "reader" else means.database
+    database = clients.reader if message.target == "reader" else clients.database
     rng = random.Random(f"{message.run}/{message.number}")
     rows = 0
     durations: list[int] = []
     for step in range(message.statements):
-        number = message.number * MOST_STATEMENTS + step
+        number = message.number * MAX_STATEMENTS + step
         values = values_of(message.action, rng, message.run, number)
         started = time.perf_counter()
         try:
-            rows += run(database, means, message.action, values, end)
+            rows += run(database, clients, message.action, values, end)
         except (WorkshopError, psycopg2.Error) as error:
             said = one_line(error)
             return MessageDone(
@@ -110,7 +109,7 @@ def _attend(message: Message, means: Means, end: float) -> MessageDone | None:
     )
 
 
-def run(database: Database, means: Means, action: Action, values: Values, end: float) -> int:
+def run(database: Database, clients: Clients, action: Action, values: Values, end: float) -> int:
     """Run one of the statements until it is clear what became of it.
 
     Returns:
@@ -124,7 +123,7 @@ def run(database: Database, means: Means, action: Action, values: Values, end: f
         with (
             attempt,
             database.connection() as connection,
-            means.watch.over(connection),
+            clients.watch.over(connection),
             connection.cursor() as cursor,
         ):
             cursor.execute(STATEMENTS[action], values)
@@ -134,7 +133,7 @@ def run(database: Database, means: Means, action: Action, values: Values, end: f
     return 0
 
 
-def publish(means: Means, done: Iterable[MessageDone]) -> str:
+def publish(clients: Clients, done: Iterable[MessageDone]) -> str:
     """Send DURATION (ms) and COMPLETIONS of a batch to CloudWatch, in one request.
 
     Returns:
@@ -145,14 +144,14 @@ def publish(means: Means, done: Iterable[MessageDone]) -> str:
     now = datetime.now(UTC)
     for action, found in _by_action(done).items():
         common = {
-            "Dimensions": dimensions(means.namespace, action),
+            "Dimensions": dimensions(clients.namespace, action),
             "Timestamp": now,
             "StorageResolution": 1,
         }
         data.append({"MetricName": "COMPLETIONS", "Value": len(found), "Unit": "Count", **common})
         counted = list(Counter(round(us / 1e3, 1) for us in found).items())
-        for at in range(0, len(counted), MOST_VALUES):
-            values, counts = zip(*counted[at : at + MOST_VALUES], strict=True)
+        for at in range(0, len(counted), MAX_VALUES):
+            values, counts = zip(*counted[at : at + MAX_VALUES], strict=True)
             data.append(
                 {
                     "MetricName": "DURATION",
@@ -162,11 +161,11 @@ def publish(means: Means, done: Iterable[MessageDone]) -> str:
                     **common,
                 }
             )
-    if not data or means.cloudwatch is None:
+    if not data or clients.cloudwatch is None:
         return ""
     try:
-        means.cloudwatch.put_metric_data(
-            Namespace=metrics_namespace(means.namespace), MetricData=data
+        clients.cloudwatch.put_metric_data(
+            Namespace=metrics_namespace(clients.namespace), MetricData=data
         )
     except (BotoCoreError, ClientError) as error:
         return one_line(error)

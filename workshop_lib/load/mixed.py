@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,14 +24,14 @@ from workshop_lib.database import Database
 from workshop_lib.errors import ServiceUnreachableError, WorkshopError, one_line
 from workshop_lib.load.drivers import Driver
 from workshop_lib.load.interrupts import interrupt_event
-from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
+from workshop_lib.load.jobs import MAX_STATEMENTS, Message, MessageDone
 from workshop_lib.load.messages import dimensions, metrics_namespace
 from workshop_lib.load.rows import count_by_message
 from workshop_lib.load.scenario import convert_scenario, read_file
 from workshop_lib.load.traffic import ACTIONS
 from workshop_lib.measure import Samples
 
-MOST_A_REQUEST = 10
+MAX_A_REQUEST = 10
 """Messages of one request to SQS."""
 LOOK_S = 0.2
 EMPTY_LOOKS = 10
@@ -45,7 +46,9 @@ FIRST_ERRORS = 10
 MESSAGES = (
     *("planned", "succeeded", "failed", "dropped", "unsent", "queued", "unknown", "redelivered"),
 )
-BROKEN = (BotoCoreError, ClientError)
+ROWS = ("rows_reported", "rows_unreported", "in_table")
+AS_IT_IS = ("reconciles", "by_others", "seconds", "interrupted", "errors")
+NUMBERS = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
 FLAGS = {
     "duration_s": "--duration",
     "wait_s": "--wait",
@@ -77,7 +80,7 @@ class MixedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     duration_s: Annotated[float, msgspec.Meta(gt=0, le=3_600)] = 10.0
     wait_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.5
     messages_per_batch: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 5
-    statements_per_message: Annotated[int, msgspec.Meta(ge=1, le=MOST_STATEMENTS)] = 5
+    statements_per_message: Annotated[int, msgspec.Meta(ge=1, le=MAX_STATEMENTS)] = 5
     think_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0.0
     reads_elsewhere: bool = False
     visibility_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=43_200)] = 30
@@ -97,27 +100,23 @@ class MixedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             namespace: whose tables they are for; empty for the worker's own.
 
         """
-        found: list[list[Message]] = []
-        number = 0
-        for _ in range(self.rounds):
-            found.append([])
-            for action in ACTIONS:
-                for _ in range(self.messages_per_batch):
-                    found[-1].append(self._message(run, number, action, namespace))
-                    number += 1
-        return found
-
-    def _message(self, run: int, number: int, action: Any, namespace: str) -> Message:
-        reads = self.reads_elsewhere and action != "INSERT"
-        return Message(
-            run=run,
-            number=number,
-            action=action,
-            statements=self.statements_per_message,
-            target="reader" if reads else "writer",
-            think_ms=self.think_ms,
-            namespace=namespace,
-        )
+        numbers = count()
+        return [
+            [
+                Message(
+                    run=run,
+                    number=next(numbers),
+                    action=action,
+                    statements=self.statements_per_message,
+                    target="reader" if self.reads_elsewhere and action != "INSERT" else "writer",
+                    think_ms=self.think_ms,
+                    namespace=namespace,
+                )
+                for action in ACTIONS
+                for _ in range(self.messages_per_batch)
+            ]
+            for _ in range(self.rounds)
+        ]
 
 
 def read_mixed(path: str | Path | None = None, **options: object) -> MixedScenario:
@@ -234,36 +233,23 @@ class MixedReport:
             "run": self.run,
             "scenario": msgspec.to_builtins(self.scenario),
             "messages": {name: getattr(self, name) for name in MESSAGES},
-            "rows": {
-                name: getattr(self, name)
-                for name in ("rows_reported", "rows_unreported", "in_table")
-            },
-            "reconciles": self.reconciles,
+            "rows": {name: getattr(self, name) for name in ROWS},
             "duration_ms": {
-                action: {
-                    "n": len(found),
-                    "avg": found.mean * 1e3,
-                    **{f"p{q}": found.percentile(q) * 1e3 for q in (50, 95, 99)},
-                }
+                action: {"n": len(found), "avg": found.mean * 1e3, **_percentiles(found, "p{}")}
                 for action, found in self.durations.items()
                 if len(found)
             },
-            "by_others": self.by_others,
             "executions": None if self.by_others else len(self.executions),
             "deepest": max((waiting for _, waiting, _ in self.depth), default=0),
-            "seconds": self.seconds,
-            "interrupted": self.interrupted,
-            "errors": list(self.errors),
+            **{name: getattr(self, name) for name in AS_IT_IS},
         }
 
     def by_action(self) -> pd.DataFrame:
         """The durations of statements: a row an action; empty if others worked the queue off."""
         return pd.DataFrame(
             {
-                action: {
-                    "statements": f"{len(found):,}",
-                    **{f"p{q} (ms)": f"{found.percentile(q) * 1e3:.2f}" for q in (50, 95, 99)},
-                }
+                action: {"statements": f"{len(found):,}"}
+                | {name: f"{ms:.2f}" for name, ms in _percentiles(found, "p{} (ms)").items()}
                 for action, found in self.durations.items()
                 if len(found)
             }
@@ -271,23 +257,24 @@ class MixedReport:
 
     def __str__(self) -> str:
         parts = [f"{self.succeeded:,} of {self.planned:,} messages in {self.seconds:.1f} s."]
-        if self.failed:
-            parts.append(f"{self.failed:,} failed.")
-        if self.queued:
-            parts.append(f"{self.queued:,} are still in the queue.")
-        if self.unknown:
-            parts.append(f"It is not known what became of {self.unknown:,}.")
-        if self.in_table is None:
-            parts.append("The rows could not be counted.")
-        if self.unsent:
-            parts.append(f"{self.unsent:,} were not sent.")
-        if self.redelivered:
-            parts.append(f"{self.redelivered:,} were delivered again.")
-        if self.interrupted:
-            parts.append("It was interrupted.")
+        counts = {
+            f"{self.failed:,} failed.": self.failed,
+            f"{self.queued:,} are still in the queue.": self.queued,
+            f"It is not known what became of {self.unknown:,}.": self.unknown,
+            "The rows could not be counted.": self.in_table is None,
+            f"{self.unsent:,} were not sent.": self.unsent,
+            f"{self.redelivered or 0:,} were delivered again.": self.redelivered,
+            "It was interrupted.": self.interrupted,
+        }
+        parts += [said for said, applies in counts.items() if applies]
         if self.errors:
             parts.append(f"The first error: {self.errors[0]}")
         return " ".join(parts)
+
+
+def _percentiles(found: Samples, name: str) -> dict[str, float]:
+    """Three percentiles by these names, milliseconds."""
+    return {name.format(q): found.percentile(q) * 1e3 for q in (50, 95, 99)}
 
 
 def run_mixed(
@@ -326,7 +313,7 @@ def run_mixed(
     """
     convert_scenario(msgspec.to_builtins(scenario), MixedScenario, "this scenario")
     number = new_run_number() if run is None else run
-    return _Desk(database, queue, scenario, driver, number).run()
+    return _Run(database, queue, scenario, driver, number).run()
 
 
 def new_run_number() -> int:
@@ -382,15 +369,15 @@ def read_metrics(
 
 def _read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: float) -> pd.DataFrame:
     start = began.replace(microsecond=0)
-    asked = {
-        f"{kind.lower()}_{action.lower()}": (kind, action, statistic)
-        for kind, statistic in (("COMPLETIONS", "Sum"), ("DURATION", "Average"))
+    series = [
+        (action, kind, statistic)
         for action in ACTIONS
-    }
+        for kind, statistic in (("COMPLETIONS", "Sum"), ("DURATION", "Average"))
+    ]
     pages = cloudwatch.get_paginator("get_metric_data").paginate(
         MetricDataQueries=[
             {
-                "Id": name,
+                "Id": f"{kind}_{action}".lower(),
                 "MetricStat": {
                     "Metric": {
                         "Namespace": metrics_namespace(namespace),
@@ -401,39 +388,38 @@ def _read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: flo
                     "Stat": statistic,
                 },
             }
-            for name, (kind, action, statistic) in asked.items()
+            for action, kind, statistic in series
         ],
         StartTime=start,
         EndTime=start + timedelta(seconds=int(seconds) + 2),
         ScanBy="TimestampAscending",
     )
-    found: dict[tuple[int, str], dict[str, float]] = {}
+    found: dict[str, dict[int, float]] = {f"{kind}_{a}".lower(): {} for a, kind, _ in series}
     try:
-        answers = [series for page in pages for series in page["MetricDataResults"]]
+        for one in (one for page in pages for one in page["MetricDataResults"]):
+            at = [round((at - start).total_seconds()) for at in one["Timestamps"]]
+            found[one["Id"]].update(zip(at, one["Values"], strict=True))
     except (BotoCoreError, ClientError) as error:
         raise ServiceUnreachableError(
             f"CloudWatch gave no metrics: {one_line(error)}. The load itself is counted by the "
             "table and the queue; ask for its metrics again later."
         ) from None
-    for series in answers:
-        kind, action, _ = asked[series["Id"]]
-        for at, value in zip(series["Timestamps"], series["Values"], strict=True):
-            second = round((at - start).total_seconds())
-            found.setdefault((second, action), {})[kind] = value
     # A second without a statement has no data in CloudWatch; here it is a row, with 0 completions.
-    seconds_seen = [second for second, _ in found]
-    every = range(min(seconds_seen, default=0), max(seconds_seen, default=-1) + 1)
-    nothing: dict[str, float] = {}
+    seen = {second for values in found.values() for second in values}
     rows = [
-        (second, action, at.get("COMPLETIONS", 0.0), at.get("DURATION", float("nan")))
-        for second in every
+        (
+            second,
+            action,
+            found[f"completions_{action}".lower()].get(second, 0.0),
+            found[f"duration_{action}".lower()].get(second, float("nan")),
+        )
+        for second in range(min(seen, default=0), max(seen, default=-1) + 1)
         for action in ACTIONS
-        for at in [found.get((second, action), nothing)]
     ]
     return pd.DataFrame(rows, columns=["second", "action", "completions", "duration_ms"])
 
 
-class _Desk:
+class _Run:
     """A mixed load under way."""
 
     def __init__(
@@ -497,8 +483,8 @@ class _Desk:
             ahead = self.started + number * self.scenario.wait_s - time.perf_counter()
             if self.stop.wait(max(0.0, ahead)):
                 break
-            for at in range(0, len(messages), MOST_A_REQUEST):
-                self._send_some(messages[at : at + MOST_A_REQUEST])
+            for at in range(0, len(messages), MAX_A_REQUEST):
+                self._send_some(messages[at : at + MAX_A_REQUEST])
         self.sent_all.set()
 
     def _send_some(self, messages: Sequence[Message]) -> None:
@@ -506,19 +492,12 @@ class _Desk:
             {"Id": str(m.number), "MessageBody": msgspec.json.encode(m).decode()} for m in messages
         ]
         numbers = {m.number for m in messages}
-        try:
-            answer = self._ask("send_message_batch", QueueUrl=self.queue.url, Entries=entries)
-        except BROKEN as error:
-            self._note(error)
-            if not _was_refused(error):
-                self.doubtful |= numbers
-            return
+        answer = self._ask("send_message_batch", QueueUrl=self.queue.url, Entries=entries)
         sent = {int(one["Id"]) for one in answer.get("Successful", [])}
-        refused = {int(one["Id"]): one for one in answer.get("Failed", [])}
+        refused = {int(one["Id"]) for one in answer.get("Failed", [])}
         self.sent |= sent
-        self.doubtful |= numbers - sent - set(refused)
-        for one in refused.values():
-            self._note(one.get("Message", one))
+        if not answer.get("refused"):
+            self.doubtful |= numbers - sent - refused
 
     def _watch(self) -> None:
         """Note the queue's depth, and find out when all is done, or the time for it is over."""
@@ -577,42 +556,53 @@ class _Desk:
             self._note(error)
             return None
 
-    def _ask(self, call: str, **asked: Any) -> Any:
-        """Make a request to the queue."""
+    def _ask(self, call: str, **asked: Any) -> dict[str, Any]:
+        """Make a request to the queue, and note what fails.
+
+        Returns:
+            The answer; of a request that failed an empty one, with `refused` if nothing came of it:
+            of one that broke, that is not known.
+
+        """
         with self.lock:
             self.requests += 1
-        return getattr(self.queue.sqs, call)(**asked)
+        try:
+            answer: dict[str, Any] = getattr(self.queue.sqs, call)(**asked)
+        except ClientError as error:
+            self._note(error)
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return {"refused": 400 <= status < 500}
+        except BotoCoreError as error:
+            self._note(error)
+            return {}
+        for one in answer.get("Failed", []):
+            self._note(one.get("Message", one))
+        return answer
 
     def _look(self) -> tuple[int, int] | None:
         """How many messages wait, and how many are being worked off; None if it does not say."""
-        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        asked = {"QueueUrl": self.queue.url, "AttributeNames": NUMBERS}
+        answer = self._ask("get_queue_attributes", **asked)
         try:
-            found = self._ask("get_queue_attributes", QueueUrl=self.queue.url, AttributeNames=names)
-            waiting, flying = (int(found["Attributes"][name]) for name in names)
-        except BROKEN as error:
-            self._note(error)
-            return None
+            waiting, flying = (int(answer["Attributes"][name]) for name in NUMBERS)
         except (KeyError, ValueError):
             self._note("The queue did not say how many messages it holds.")
             return None
         return waiting, flying
 
+    def _receive(self, url: str, wait_s: int) -> list[Any] | None:
+        """Some messages; None if the request failed."""
+        asked = {"QueueUrl": url, "MaxNumberOfMessages": MAX_A_REQUEST, "WaitTimeSeconds": wait_s}
+        answer = self._ask("receive_message", **asked)
+        return answer.get("Messages", []) if "ResponseMetadata" in answer else None
+
     def _poll(self) -> None:
-        """Receive messages, have a worker work them off, delete those that it did."""
+        """Receive messages, have a worker process them, delete those that it did."""
         while not self.stop.is_set():
-            try:
-                answer = self._ask(
-                    "receive_message",
-                    QueueUrl=self.queue.url,
-                    MaxNumberOfMessages=MOST_A_REQUEST,
-                    WaitTimeSeconds=WAIT_S,
-                )
-            except BROKEN as error:
-                self._note(error)
+            messages = self._receive(self.queue.url, WAIT_S)
+            if messages is None:
                 self.stop.wait(PAUSE_S)
-                continue
-            messages = answer.get("Messages", [])
-            if messages:
+            elif messages:
                 with self.lock:
                     self.busy += 1
                 try:
@@ -654,18 +644,15 @@ class _Desk:
         ]
         if not entries:
             return
-        try:
-            answer = self._ask("delete_message_batch", QueueUrl=url, Entries=entries)
-            kept = [messages[int(one["Id"])] for one in answer.get("Failed", [])]
-            for refused in answer.get("Failed", []):
-                self._note(refused.get("Message", refused))
-        except BROKEN as error:
-            self._note(error)
-            kept = list(messages)
-        if url == self.queue.url:  # then they come again, and are found to be done
+        answer = self._ask("delete_message_batch", QueueUrl=url, Entries=entries)
+        deleted = {int(one["Id"]) for one in answer.get("Successful", [])}
+        if url == self.queue.url:  # those that were not come again, and are found to be done
             with self.lock:
-                self.undeleted -= set(self._numbers(m["Body"] for m in messages))
-                self.undeleted |= set(self._numbers(m["Body"] for m in kept))
+                for n, message in enumerate(messages):
+                    change = (
+                        self.undeleted.difference_update if n in deleted else self.undeleted.update
+                    )
+                    change(self._numbers([message["Body"]]))
 
     def _collect_dead(self, wait_s: int = 0) -> bool:
         """Read the dead-letter queue out, and empty it of this run's messages.
@@ -677,33 +664,23 @@ class _Desk:
             Whether it could be read to its end.
 
         """
-        try:
-            while messages := self._ask(
-                "receive_message",
-                QueueUrl=self.queue.dead,
-                MaxNumberOfMessages=MOST_A_REQUEST,
-                WaitTimeSeconds=wait_s,
-            ).get("Messages", []):
-                # A given queue may hold those of others, which they will want to look at.
-                ours = [m for m in messages if self._numbers([m["Body"]])]
-                with self.lock:
-                    self.dead.update(self._numbers(m["Body"] for m in ours))
-                self._delete(self.queue.dead, ours)
-        except BROKEN as error:
-            self._note(error)
-            return False
-        return True
+        while messages := self._receive(self.queue.dead, wait_s):
+            # A given queue may hold those of others, which they will want to look at.
+            ours = [m for m in messages if self._numbers([m["Body"]])]
+            with self.lock:
+                self.dead.update(self._numbers(m["Body"] for m in ours))
+            self._delete(self.queue.dead, ours)
+        return messages is not None
 
     def _left(self) -> int | None:
         """How many messages the queue holds in the end; None if it does not say each time."""
         found = []
         for _ in range(LAST_LOOKS):
-            look = self._look()
-            if look is None:
-                return None
-            found.append(sum(look))
+            found.append(self._look())
             time.sleep(LOOK_S)
-        return max(0, max(found) - len(self.undeleted))
+        if None in found:
+            return None
+        return max(0, max(sum(look) for look in found if look) - len(self.undeleted))
 
     def _worked_off_by_others(
         self, rows: Mapping[int, int], left: int | None, all_dead: bool
@@ -780,10 +757,3 @@ class _Desk:
         for one in self.done.values():
             found[one.action] += [us / 1e6 for us in one.durations_us]
         return {action: Samples(action, tuple(seconds)) for action, seconds in found.items()}
-
-
-def _was_refused(error: Exception) -> bool:
-    """Whether a request was refused: nothing came of it. Of one that broke, that is not known."""
-    if not isinstance(error, ClientError):
-        return False
-    return 400 <= error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) < 500

@@ -10,10 +10,10 @@ from psycopg2.extensions import cursor as Cursor
 from workshop_lib.database import Database
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
-from workshop_lib.load.jobs import MOST_STATEMENTS
+from workshop_lib.load.jobs import MAX_STATEMENTS
 from workshop_lib.load.traffic import FIRST_ID, ids_of, row_id
 
-MOST_RUNS = 1 << 32
+MAX_RUNS = 1 << 32
 """A run's number is below this."""
 
 
@@ -61,7 +61,7 @@ class LoadRows:
 
 
 def events_of(run: str) -> LoadRows:
-    """The rows of an insert storm.
+    """The rows of an insert load.
 
     Raises:
         DataError: this cannot be the name of a run.
@@ -74,7 +74,7 @@ def events_of(run: str) -> LoadRows:
 
 
 def warm_up_of(run: str) -> LoadRows:
-    """Those rows of an insert storm that its warm-up stored."""
+    """Those rows of an insert load that its warm-up stored."""
     return LoadRows("business_events", "id LIKE %s", (f"{run}/warm-up-%",))
 
 
@@ -98,7 +98,7 @@ def rows_of(run: str) -> tuple[LoadRows, ...]:
         DataError: this can be neither.
 
     """
-    if run.isdecimal() and int(run) < MOST_RUNS:
+    if run.isdecimal() and int(run) < MAX_RUNS:
         return events_of(run), transactions_of(int(run))
     return (events_of(run),)
 
@@ -113,7 +113,7 @@ def count_by_message(database: Database, run: int) -> dict[int, int]:
     rows = database.query(
         "SELECT (id - %s) / %s AS message, count(*) FROM transactions "
         "WHERE id >= %s AND id < %s GROUP BY 1",
-        (row_id(run, 0), MOST_STATEMENTS, *ids_of(run)),
+        (row_id(run, 0), MAX_STATEMENTS, *ids_of(run)),
     )
     return {int(str(message)): int(str(number)) for message, number in rows}
 

@@ -85,29 +85,26 @@ class InsertScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     warm_up_invocations: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 20
     event_type: EventType = "CarCreated"
 
-    def storms(self, which: Which = "both") -> dict[str, Storm]:
-        """The storms to run, by name: of those that are asked for the ones that there are.
+    def loads(self, which: Which = "both") -> dict[str, InsertLoad]:
+        """The loads to run, by name: of those that are asked for the ones that there are.
 
         Raises:
             DataError: there is none.
 
         """
+        one, two = self.scenario_1, self.scenario_2
+        same: dict[str, Any] = {"event_type": self.event_type, "warm_up": self.warm_up_invocations}
         found = {}
-        if self.scenario_1 is not None and which in {"1", "both"}:
-            found["individual inserts"] = Storm(
-                workers=self.scenario_1.num_lambdas,
-                iterations=self.scenario_1.iterations,
-                statements=self.scenario_1.inserts_per_iteration,
-                event_type=self.event_type,
-                warm_up=self.warm_up_invocations,
+        if one is not None and which in {"1", "both"}:
+            found["individual inserts"] = InsertLoad(
+                workers=one.num_lambdas,
+                iterations=one.iterations,
+                statements=one.inserts_per_iteration,
+                **same,
             )
-        if self.scenario_2 is not None and which in {"2", "both"}:
-            found["multi-row inserts"] = Storm(
-                workers=self.scenario_2.num_lambdas,
-                iterations=self.scenario_2.iterations,
-                rows=self.scenario_2.rows_per_batch,
-                event_type=self.event_type,
-                warm_up=self.warm_up_invocations,
+        if two is not None and which in {"2", "both"}:
+            found["multi-row inserts"] = InsertLoad(
+                workers=two.num_lambdas, iterations=two.iterations, rows=two.rows_per_batch, **same
             )
         if not found:
             asked = "scenario_1 nor scenario_2" if which == "both" else f"scenario_{which}"
@@ -116,7 +113,7 @@ class InsertScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return found
 
 
-class Storm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class InsertLoad(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One measurement: so many workers, each sending statements as fast as they are answered.
 
     Attributes:
@@ -152,7 +149,7 @@ class Storm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             DataError: one is; the text names it and says what is allowed.
 
         """
-        convert_scenario(msgspec.to_builtins(self), Storm, "this storm")
+        convert_scenario(msgspec.to_builtins(self), InsertLoad, "this load")
 
 
 def read_scenario(path: str | Path, **options: object) -> InsertScenario:

@@ -200,8 +200,13 @@ def run_stream(
         )
         for number in range(workers)
     ]
-    _check(jobs[0], rate, closed)
-    timer = threading.Timer(begins_at + seconds / 2 - time.time(), half_way or _nothing)
+    try:
+        msgspec.convert(msgspec.to_builtins(jobs[0]), StreamJob)
+    except msgspec.ValidationError as error:
+        raise DataError(f"No stream like this: {str(error).replace('`$.', '`')}.") from None
+    if not closed and rate <= 0:
+        raise DataError(f"rate is {rate!r}; an open loop needs arrivals, above 0 a second.")
+    timer = threading.Timer(begins_at + seconds / 2 - time.time(), half_way or (lambda: None))
     timer.start()
     try:
         outcomes = run_jobs(driver, jobs, seconds + 2 * give_up_s)
@@ -217,7 +222,7 @@ def run_stream(
     cpu_s = sum(answer.cpu_ms for answer in answers) / 1e3
     lasted = max((answer.lasted_ms for answer in answers), default=0.0) / 1e3
     said = [o.error for o in outcomes.each if o.error]
-    in_table, error = _count(database, run)
+    in_table, uncounted = _count(database, run)
     kept_up = not closed and succeeded == planned and lasted < seconds + KEPT_UP_S
     return StreamReport(
         run=run,
@@ -239,7 +244,7 @@ def run_stream(
         limited_by="arrivals"
         if kept_up
         else who_limits(cpu_s, lasted * workers, lasted, here=driver.here),
-        errors=tuple([*error, *said, *(e for a in answers for e in a.errors)][:10]),
+        errors=tuple([*uncounted, *said, *(e for a in answers for e in a.errors)][:10]),
         interrupted=outcomes.interrupted,
         unknown=unknown,
     )
@@ -273,11 +278,8 @@ def saturation(reports: Mapping[float, StreamReport], limit_s: float) -> float |
 
     """
     best = None
-    for rate in sorted(reports):
-        if (
-            reports[rate].percentile(95) > limit_s
-            or reports[rate].succeeded < reports[rate].planned
-        ):
+    for rate, report in sorted(reports.items()):
+        if report.percentile(95) > limit_s or report.succeeded < report.planned:
             break
         best = rate
     return best
@@ -289,21 +291,6 @@ def _count(database: Database, run: int) -> tuple[int | None, list[str]]:
         return count_transactions(database, run), []
     except (WorkshopError, psycopg2.Error) as error:
         return None, [one_line(error)]
-
-
-def _nothing() -> None:
-    pass
-
-
-def _check(job: StreamJob, rate: float, closed: bool) -> None:
-    try:
-        msgspec.convert(msgspec.to_builtins(job), StreamJob)
-    except msgspec.ValidationError as error:
-        raise DataError(f"No stream like this: {str(error).replace('`$.', '`')}.") from None
-    if not closed and rate <= 0:
-        raise DataError(
-            f"rate is {rate!r}; an open loop needs arrivals: a number above 0 a second."
-        )
 
 
 def _moments(answers: Sequence[StreamDone]) -> tuple[Moment, ...]:

@@ -13,8 +13,8 @@ Action: TypeAlias = Literal["SELECT", "INSERT", "SELECT2"]
 ACTIONS: tuple[Action, ...] = ("SELECT", "INSERT", "SELECT2")
 
 TYPES = 10
-MOST_QUANTITY = 1_000
-MOST_CENTS = 50_000
+MAX_QUANTITY = 1_000
+MAX_CENTS = 50_000
 FIRST_DAY = date(2026, 4, 2)
 DAYS = 90
 STATEMENTS: dict[Action, str] = {
@@ -100,8 +100,8 @@ def values_of(action: Action, rng: random.Random, run: int, number: int) -> Valu
         row_id(run, number),
         rng.randint(1, TYPES),
         FIRST_DAY + timedelta(days=rng.randrange(DAYS)),
-        rng.randint(1, MOST_QUANTITY),
-        Decimal(rng.randint(0, MOST_CENTS)).scaleb(-2),
+        rng.randint(1, MAX_QUANTITY),
+        Decimal(rng.randint(0, MAX_CENTS)).scaleb(-2),
     )
 
 

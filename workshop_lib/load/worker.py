@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import msgspec
 
 from workshop_lib.errors import WorkshopError
+from workshop_lib.load.clients import ClientConfig, Clients, ClientsByNamespace
+from workshop_lib.load.insert_worker import insert
 from workshop_lib.load.jobs import InsertJob, Ping, Ready, StreamJob, WarmJob
-from workshop_lib.load.means import AllMeans, Equipment, Means
-from workshop_lib.load.messages import work_off
-from workshop_lib.load.serving import serve, warm
-from workshop_lib.load.storing import insert
+from workshop_lib.load.messages import process_batch
+from workshop_lib.load.stream_worker import serve, warm
 from workshop_lib.orphans import end_with
 from workshop_lib.services.named import (
     named_cache,
@@ -41,13 +41,13 @@ class Context(Protocol):
 class Worker:
     """What one process or one Lambda execution environment keeps from job to job."""
 
-    def __init__(self, equipment: Equipment) -> None:
-        self._means = AllMeans(equipment)
+    def __init__(self, config: ClientConfig) -> None:
+        self._clients = ClientsByNamespace(config)
 
     @property
-    def means(self) -> Means:
+    def clients(self) -> Clients:
         """What it has for its own namespace."""
-        return self._means.of()
+        return self._clients.of()
 
     def do(self, event: Any, until: float | None = None) -> dict[str, Any]:
         """Do a job, or process a batch of messages.
@@ -62,7 +62,7 @@ class Worker:
         """
         end = math.inf if until is None else until - SPARE_S
         if isinstance(event, dict) and "Records" in event:
-            return work_off(event["Records"], self._means.of, end)
+            return process_batch(event["Records"], self._clients.of, end)
         try:
             job = msgspec.convert(event, Ping | InsertJob | StreamJob | WarmJob)
         except msgspec.ValidationError as error:
@@ -72,43 +72,43 @@ class Worker:
 
     def close(self) -> None:
         """Let go of everything."""
-        self._means.close()
+        self._clients.close()
 
     def _answer(self, job: Ping | InsertJob | StreamJob | WarmJob, end: float) -> Any:
-        means = self._means.of(job.namespace)
+        clients = self._clients.of(job.namespace)
         if isinstance(job, InsertJob):
-            return insert(job, means, min(end, time.monotonic() + job.time_limit_s))
+            return insert(job, clients, min(end, time.monotonic() + job.time_limit_s))
         if isinstance(job, StreamJob):
-            return serve(job, means)
+            return serve(job, clients)
         if isinstance(job, WarmJob):
-            return warm(job, means)
-        means.database.query("SELECT 1")
+            return warm(job, clients)
+        clients.database.query("SELECT 1")
         memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
         return Ready(
             ready=True,
             memory_mb=int(memory) if memory else None,
-            reader="" if means.reader is means.database else means.reader.endpoint.host,
+            reader="" if clients.reader is clients.database else clients.reader.endpoint.host,
         )
 
 
 _worker: Worker | None = None
 
 
-def equip(equipment: Equipment) -> None:
+def equip(config: ClientConfig) -> None:
     """Have this process's worker use these services, rather than what the environment names."""
     global _worker  # noqa: PLW0603 -- one worker a process, as in a Lambda execution environment
     if _worker is not None:
         _worker.close()
-    _worker = Worker(equipment)
+    _worker = Worker(config)
 
 
 def serve_parent() -> None:
     """Work as a process of LocalWorkers: jobs and answers are lines of JSON."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what others print is no answer
-    equipment, parent = pickle.load(sys.stdin.buffer)  # noqa: S301 -- from who started this process
+    config, parent = pickle.load(sys.stdin.buffer)  # noqa: S301 -- from who started this process
     end_with(parent)
-    equip(equipment)
+    equip(config)
     for line in sys.stdin.buffer:
         try:
             said = handler(json.loads(line)), ""
@@ -133,7 +133,7 @@ def handler(event: Any, context: Context | None = None) -> dict[str, Any]:
         settings = load_settings().values
         database, cache = named_database(settings), named_cache(settings)
         equip(
-            Equipment(
+            ClientConfig(
                 database,
                 settings.workshop_namespace,
                 reader=named_reader(settings),

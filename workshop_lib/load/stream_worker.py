@@ -14,15 +14,15 @@ from redis.exceptions import RedisError
 
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.errors import WorkshopError, one_line
+from workshop_lib.load.clients import Clients
 from workshop_lib.load.jobs import StreamDone, StreamJob, Warmed, WarmJob
-from workshop_lib.load.means import Means
 from workshop_lib.load.messages import run
 from workshop_lib.load.traffic import STATEMENTS, Request, requests, thresholds
 
 FIRST_ERRORS = 5
 
 
-def serve(job: StreamJob, means: Means) -> StreamDone:
+def serve(job: StreamJob, clients: Clients) -> StreamDone:
     """Serve one worker's share of a stream.
 
     Open loop: a request is due when it arrives, whether or not those before it have been answered,
@@ -32,15 +32,15 @@ def serve(job: StreamJob, means: Means) -> StreamDone:
 
     Args:
         job: which share of which stream.
-        means: by which.
+        clients: by which.
 
     """
-    return _Desk(job, means).serve()
+    return _Desk(job, clients).serve()
 
 
-def warm(job: WarmJob, means: Means) -> Warmed:
+def warm(job: WarmJob, clients: Clients) -> Warmed:
     """Bring every answer that a stream asks for into the cache."""
-    cache = QueryCache(means, ttl=job.ttl_s)
+    cache = QueryCache(clients, ttl=job.ttl_s)
     cache.fetch(STATEMENTS["SELECT"])
     for values in thresholds():
         cache.fetch(STATEMENTS["SELECT2"], values)
@@ -50,9 +50,9 @@ def warm(job: WarmJob, means: Means) -> Warmed:
 class _Desk:
     """The threads of a worker at work."""
 
-    def __init__(self, job: StreamJob, means: Means) -> None:
-        self.job, self.means = job, means
-        self.cache = QueryCache(means, ttl=job.ttl_s) if job.ttl_s else None
+    def __init__(self, job: StreamJob, clients: Clients) -> None:
+        self.job, self.clients = job, clients
+        self.cache = QueryCache(clients, ttl=job.ttl_s) if job.ttl_s else None
         length = math.inf if job.closed else job.seconds
         stream = requests(job.rate, length, job.seed, job.run)
         self.stream: Iterator[Request] = islice(stream, job.worker, None, job.of)
@@ -116,7 +116,7 @@ class _Desk:
         try:
             if self.cache is not None and action != "INSERT":
                 return self.cache.fetch(STATEMENTS[action], values or None).source
-            new = run(self.means.database, self.means, action, values, end)
+            new = run(self.clients.database, self.clients, action, values, end)
         except (WorkshopError, psycopg2.Error, RedisError) as error:
             with self.lock:
                 if len(self.errors) < FIRST_ERRORS:

@@ -19,7 +19,7 @@ HANDLED_S = 30.0
 Row: TypeAlias = tuple[float, str, str]
 
 
-def deliver_in_vain(
+def follow_poison_message(
     queue: Queue,
     driver: Driver,
     message: Mapping[str, Any],

@@ -1,4 +1,4 @@
-"""What a worker does in an insert storm: make rows, store them, and count what became of them."""
+"""What a worker does in an insert load: make rows, store them, and count what became of them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from psycopg2.extras import execute_values
 
 from workshop_lib.copy_text import to_copy_text
 from workshop_lib.errors import WorkshopError, one_line
-from workshop_lib.load.attempts import attempts, is_lost
+from workshop_lib.load.clients import Clients, attempts, is_lost
 from workshop_lib.load.events import COLUMNS, EventRow, events
 from workshop_lib.load.jobs import InsertDone, InsertJob
-from workshop_lib.load.means import Means
 
 FIRST_ERRORS = 5
 INSERT = f"INSERT INTO business_events ({', '.join(COLUMNS)}) VALUES %s ON CONFLICT (id) DO NOTHING"  # noqa: S608 -- constants
@@ -26,23 +25,23 @@ COUNT = "SELECT count(*) FROM business_events WHERE id BETWEEN %s AND %s"
 COPY = f"COPY business_events ({', '.join(COLUMNS)}) FROM STDIN"
 
 
-def insert(job: InsertJob, means: Means, end: float) -> InsertDone:
+def insert(job: InsertJob, clients: Clients, end: float) -> InsertDone:
     """Do an insert job.
 
     Args:
         job: what to insert.
-        means: by which.
+        clients: by which.
         end: when to begin no further statement, by `time.monotonic()`.
 
     """
     tally, asked = _Tally(), time.perf_counter()
     with contextlib.suppress(WorkshopError):  # the first statement will try for longer
-        means.database.query("SELECT 1")
+        clients.database.query("SELECT 1")
     started, cpu = time.perf_counter(), time.process_time()
     for number in range(job.iterations * job.statements):
         if tally.unreachable or time.monotonic() >= end:
             break
-        _store(means, list(_make_rows(job, number)), job.how, end, tally)
+        _store(clients, list(_make_rows(job, number)), job.how, end, tally)
     seconds = time.perf_counter() - started
     return InsertDone(
         worker=job.worker,
@@ -62,13 +61,13 @@ def insert(job: InsertJob, means: Means, end: float) -> InsertDone:
     )
 
 
-def _store(means: Means, rows: list[EventRow], how: str, end: float, tally: _Tally) -> None:
+def _store(clients: Clients, rows: list[EventRow], how: str, end: float, tally: _Tally) -> None:
     """Send one statement until it is clear what became of it, and put that into the tally."""
     started = time.perf_counter()
     try:
         for attempt in attempts(tally, end):
             with attempt:
-                new = _send(means, rows, how)
+                new = _send(clients, rows, how)
     except (WorkshopError, psycopg2.Error) as error:
         tally.fail(len(rows), error)
         return
@@ -77,11 +76,11 @@ def _store(means: Means, rows: list[EventRow], how: str, end: float, tally: _Tal
     tally.latencies_us.append(round((time.perf_counter() - started) * 1e6))
 
 
-def _send(means: Means, rows: list[EventRow], how: str) -> int:
+def _send(clients: Clients, rows: list[EventRow], how: str) -> int:
     """One statement, one transaction. Returns how many rows are new, as the database says."""
     with (
-        means.database.connection() as connection,
-        means.watch.over(connection),
+        clients.database.connection() as connection,
+        clients.watch.over(connection),
         connection.cursor() as cursor,
     ):
         if how == "insert":
