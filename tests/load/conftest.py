@@ -19,7 +19,7 @@ from workshop_lib.load.worker import Worker
 
 sys.path.append(str(Path(__file__).parent))  # the stand-in is no part of the package
 from helpers import Here
-from lambda_runtime import allow_writing, build, copy_runtime, unpack
+from lambda_runtime import allow_writing, build, unpack
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,12 +96,6 @@ def task(built, tmp_path_factory):
     folder = unpack(built.path, tmp_path_factory.mktemp("task"))
     yield folder
     allow_writing(folder)
-
-
-@pytest.fixture(scope="session")
-def runtime(tmp_path_factory):
-    """Lambda's own runtime client."""
-    return copy_runtime(tmp_path_factory.mktemp("runtime"))
 
 
 @pytest.fixture

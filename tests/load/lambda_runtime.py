@@ -1,28 +1,21 @@
-"""A stand-in for the AWS Lambda service: real HTTP on both sides, real processes in between.
+"""A stand-in for the AWS Lambda service: HTTP in front, as boto3 speaks it, and real processes.
 
-In front the Invoke API, which boto3 speaks. Behind, for each execution environment, a process of
-AWS's own runtime client (`awslambdaric`) and the Runtime API that it speaks, as the Developer Guide
-describes them under "Using the Lambda runtime API for custom runtimes". An environment is started
-when there is an event and none is free, does one event at a time, stays for further ones, and is
-ended when the function's time is over.
+An execution environment is started when there is an event and none is free, does one event at a
+time, stays for further ones, and is ended when the function's time is over. It imports from the
+package and the standard library alone, as in Lambda.
 """
 
 import json
 import os
 import platform
-import queue
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -35,154 +28,95 @@ from workshop_lib.load.package import Architecture, Package, build_package
 HERE: Architecture = {"aarch64": "arm64"}.get(platform.machine(), "x86_64")
 HOST = "127.0.0.1"
 FRONT = "/2015-03-31/functions/"
-BACK = "/2018-06-01/runtime/"
-MANAGED = ("awslambdaric", "snapshot-restore-py", "simplejson")
-"""What Lambda's managed runtime brings along: its client, and what that needs."""
-MOST_BYTES = 6 * 2**20
+MAX_BYTES = 6 * 2**20
 """Of an event and of an answer, each."""
-TICK_S = 0.02
 RUN = """
-import runpy, sys
-for name in sys.argv.pop(1).split():
-    __import__(name)
-runpy.run_module("awslambdaric", run_name="__main__", alter_sys=True)
+import importlib, json, os, sys, time
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what a function prints goes to its log
+for name in sys.argv[1].split():
+    importlib.import_module(name)
+module, _, name = os.environ["_HANDLER"].rpartition(".")
+handler = getattr(importlib.import_module(module), name)
+print("ready", file=answers, flush=True)
+class Context:
+    def get_remaining_time_in_millis(self):
+        return int((deadline - time.time()) * 1e3)
+for line in sys.stdin:
+    event, limit_s = json.loads(line)
+    deadline = time.time() + limit_s
+    try:
+        said = handler(event, Context()), ""
+    except Exception as error:
+        said = {"errorMessage": str(error), "errorType": type(error).__name__}, "Unhandled"
+    print(json.dumps(said), file=answers, flush=True)
 """
-"""Runs the runtime client, after modules that are asked for (-S leaves sitecustomize out)."""
 
 
 @dataclass
-class Invocation:
-    """One call of the function."""
+class Done:
+    """The end of one call of the function."""
 
-    payload: bytes
-    limit_s: float
-    deadline: float = float("inf")
-    number: str = field(default_factory=lambda: str(uuid.uuid4()))
-    answer: bytes = b""
+    answer: bytes
     failure: str = ""
-    over: threading.Event = field(default_factory=threading.Event)
-
-    def begin(self) -> None:
-        """The function's time begins when it gets the event: starting is not part of it."""
-        self.deadline = time.time() + self.limit_s
-
-    def end(self, answer: bytes, failure: str = "") -> None:
-        """The first end counts."""
-        if not self.over.is_set():
-            self.answer, self.failure = answer, failure
-            self.over.set()
 
 
 class Environment:
-    """An execution environment: a process, and the Runtime API that it asks for events."""
+    """An execution environment: a process with events on its input, and answers on its output."""
 
     def __init__(self, service: "LambdaService", number: int) -> None:
-        self.number = number
-        self.current: Invocation | None = None
-        self.init_seconds: float | None = None
-        self._events: queue.Queue[Invocation | None] = queue.Queue()
-        self._server = serve(self._api())
+        self.event: Any = None
+        """What it is working on; None if it is not."""
         self.log = service.folder / f"environment-{number}.log"
-        self._started = time.perf_counter()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                # -S and PYTHONPATH: of all that is installed here it sees nothing but these two.
-                [sys.executable, "-s", "-S", "-c", RUN, service.preload, service.handler],
+                # -S and PYTHONPATH: of all that is installed here it sees nothing but the package.
+                [sys.executable, "-s", "-S", "-c", RUN, service.preload],
                 cwd=service.package,
-                env={
-                    **service.environment,
-                    "AWS_LAMBDA_RUNTIME_API": f"{HOST}:{self._server.server_port}",
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
+                env=service.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=log,
+                text=True,
                 start_new_session=True,
             )
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    @property
-    def event(self) -> Any:
-        """What it is working on; None if it is not."""
-        return json.loads(self.current.payload) if self.current else None
+        self._ready = False
 
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def do(self, invocation: Invocation) -> None:
-        """Have it do this, and wait for the end."""
-        self.current = invocation
-        self._events.put(invocation)
-        if not self.alive:
-            self._exited()
-        while not invocation.over.wait(TICK_S):
-            if time.time() > invocation.deadline:
-                said = f"{invocation.number} Task timed out after {invocation.limit_s:.2f} seconds"
-                invocation.end(json.dumps({"errorMessage": said}).encode(), "Unhandled")
-                self.end()
-        self.current = None
+    def do(self, event: Any, limit_s: float) -> Done:
+        """Have it do this, and wait for the end; starting is not part of the function's time."""
+        self.event = event
+        timed_out = threading.Event()
+        late = threading.Timer(limit_s, lambda: (timed_out.set(), self.end()))
+        try:
+            self._ready = self._ready or self.process.stdout.readline() == "ready\n"
+            late.start()
+            self.process.stdin.write(json.dumps([event, limit_s]) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except (OSError, ValueError):
+            line = ""
+        finally:
+            late.cancel()
+            self.event = None
+        if line.endswith("\n"):
+            answer, failure = json.loads(line)
+            return Done(json.dumps(answer).encode(), failure)
+        code = self.process.wait()
+        how = f"signal: {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        said = f"Error: Runtime exited with error: {how}"
+        if timed_out.is_set():
+            said = f"Task timed out after {limit_s:.2f} seconds"
+        return Done(json.dumps({"errorMessage": said}).encode(), "Unhandled")
 
     def end(self) -> None:
         """End the process as the service does: at once."""
-        self._events.put(None)
         if self.alive:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self._server.shutdown()
-        self._server.server_close()
-
-    def _watch(self) -> None:
-        self.process.wait()
-        self._exited()
-
-    def _exited(self) -> None:
-        if self.current:
-            code = self.process.returncode
-            how = f"signal: {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-            said = f"RequestId: {self.current.number} Error: Runtime exited with error: {how}"
-            error = {"errorType": "Runtime.ExitError", "errorMessage": said}
-            self.current.end(json.dumps(error).encode(), "Unhandled")
-
-    def _api(self) -> type[BaseHTTPRequestHandler]:
-        environment = self
-
-        class Api(Quiet):
-            def do_GET(self) -> None:
-                assert self.path == f"{BACK}invocation/next"
-                if environment.init_seconds is None:
-                    environment.init_seconds = time.perf_counter() - environment._started
-                event = environment._events.get()
-                if event is None:
-                    self.close_connection = True
-                    return
-                event.begin()
-                headers = {
-                    "Lambda-Runtime-Aws-Request-Id": event.number,
-                    "Lambda-Runtime-Deadline-Ms": f"{event.deadline * 1e3:.0f}",
-                    "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:us-east-1:1:function:f",
-                }
-                self.reply(200, event.payload, headers)
-
-            def do_POST(self) -> None:
-                body, current = self.body(), environment.current
-                what = self.path.removeprefix(BACK)
-                if what == "init/error" or current is None:
-                    # The environment ends by itself; its first event, if any, gets the reason.
-                    if current:
-                        current.end(body, "Unhandled")
-                elif what == f"invocation/{current.number}/error":
-                    current.end(body, "Unhandled")
-                elif what != f"invocation/{current.number}/response":
-                    return self.reply(400)
-                elif len(body) > MOST_BYTES:
-                    said = f"Response payload size exceeded the maximum ({MOST_BYTES} bytes)."
-                    current.end(json.dumps({"errorMessage": said}).encode(), "Unhandled")
-                    return self.reply(413)
-                else:
-                    current.end(body)
-                return self.reply(202, b'{"status": "OK"}')
-
-        return Api
 
 
 class LambdaService:
@@ -190,7 +124,6 @@ class LambdaService:
 
     Args:
         package: the unpacked package.
-        runtime: the folder with the managed runtime.
         folder: for logs, and what stands for /tmp.
         settings: the function's environment variables.
         timeout_s: the function's time-out, seconds.
@@ -209,7 +142,6 @@ class LambdaService:
     def __init__(
         self,
         package: Path,
-        runtime: Path,
         folder: Path,
         settings: Mapping[str, str],
         *,
@@ -232,8 +164,7 @@ class LambdaService:
             "TZ": ":UTC",
             "TMPDIR": str(self.scratch),
             "LAMBDA_TASK_ROOT": str(package),
-            "LAMBDA_RUNTIME_DIR": str(runtime),
-            "PYTHONPATH": ":".join(map(str, (*paths, package, runtime))),
+            "PYTHONPATH": ":".join(map(str, (*paths, package))),
             # Lambda's file system refuses to be written to; where tests run as root, it would not.
             "PYTHONDONTWRITEBYTECODE": "1",
             "AWS_EXECUTION_ENV": f"AWS_Lambda_python3.{sys.version_info.minor}",
@@ -265,13 +196,13 @@ class LambdaService:
 
     def working(self) -> list[Environment]:
         """The environments that have an event in hand."""
-        return [e for e in self.environments if e.current]
+        return [e for e in self.environments if e.event]
 
     def logs(self) -> str:
         """What the environments wrote."""
         return "\n".join(e.log.read_text(errors="replace") for e in self.environments)
 
-    def invoke(self, payload: bytes) -> Invocation | None:
+    def invoke(self, payload: bytes) -> Done | None:
         """Have a free environment, or a new one, do this; None if there are too many."""
         self.calls += 1
         environment = self._take()
@@ -279,12 +210,11 @@ class LambdaService:
             return None
         event = json.loads(payload)
         self.on_event(event)
-        invocation = Invocation(json.dumps(event).encode(), self.timeout_s)
-        environment.do(invocation)
+        done = environment.do(event, self.timeout_s)
         if environment.alive:
             with self._lock:
                 self._free.append(environment)
-        return invocation
+        return done
 
     def _take(self) -> Environment | None:
         with self._lock:
@@ -305,7 +235,7 @@ class LambdaService:
                 body = self.body()
                 if self.path != f"{FRONT}{service.name}/invocations":
                     return self.refuse(404, "ResourceNotFoundException", "Function not found")
-                if len(body) > MOST_BYTES:
+                if len(body) > MAX_BYTES:
                     return self.refuse(413, "RequestTooLargeException", "Request must be smaller")
                 done = service.invoke(body)
                 if done is None:
@@ -419,17 +349,6 @@ def serve(api: type[BaseHTTPRequestHandler]) -> Server:
     server = Server((HOST, 0), api)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     return server
-
-
-def copy_runtime(to: Path) -> Path:
-    """Put Lambda's runtime client into a folder of its own, as the managed runtime has it."""
-    for name in MANAGED:
-        for file in distribution(name).files or ():
-            if ".." not in file.parts and "__pycache__" not in file.parts:
-                target = to / file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file.locate(), target)
-    return to
 
 
 def build(out: Path, architecture: Architecture = HERE) -> Package:

@@ -101,7 +101,7 @@ def test_a_package_that_cannot_be_is_refused_in_words_and_not_written(tmp_path, 
 
 
 @pytest.fixture(scope="module")
-def service(shop, task, runtime, tmp_path_factory):
+def service(shop, task, tmp_path_factory):
     """The function of a stack: told where everything is, and a namespace that is not ours."""
     addresses = exports(shop.settings, shop.endpoints)
     messaging = shop.messaging.arguments
@@ -117,7 +117,7 @@ def service(shop, task, runtime, tmp_path_factory):
         "AWS_SECRET_ACCESS_KEY": messaging["aws_secret_access_key"],
     }
     folder = tmp_path_factory.mktemp("function")
-    function = LambdaService(task, runtime, folder, settings, handler=HANDLER)
+    function = LambdaService(task, folder, settings, handler=HANDLER)
     yield function
     function.close()
     sys.stdout.write(function.logs())

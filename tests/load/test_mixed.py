@@ -307,6 +307,15 @@ def test_a_request_that_breaks_leaves_it_open_whether_messages_were_sent(
     assert report.reconciles
 
 
+def test_a_queue_that_loses_messages_is_told_by_how_many(shop, queue, here):
+    def accept(_, __, asked):
+        return {"Successful": [{"Id": entry["Id"]} for entry in asked["Entries"]]}
+
+    report = load(shop, queue, here, {"drain_s": 2.0}, send_message_batch=at_first(accept))
+    assert (report.succeeded, report.unknown, report.dropped) == (9, 9, 9)
+    assert report.reconciles
+
+
 def test_what_could_not_be_received_or_deleted_comes_again_and_counts_once(shop, queue, here):
     report = load(
         shop, queue, here, {"max_receives": 5},

@@ -29,6 +29,10 @@ def ask(worker, **changes):
     return worker.do(to_event(StreamJob(**(usual | changes))))
 
 
+def sources(answer):
+    return {source for _, _, source, _ in answer["requests"]}
+
+
 def test_without_a_cache_every_request_reaches_the_database(shop, pair):
     done = []
     report = run(shop, pair, half_way=lambda: done.append(time.monotonic()))
@@ -59,12 +63,11 @@ def test_with_a_cache_repeated_reads_do_not_reach_the_database(shop, pair):
 def test_latency_counts_from_the_planned_arrival_and_who_waits_too_long_leaves(shop, alone):
     # It begins a second late, as if the worker had been held up: nobody may fail to see that.
     late = ask(alone, run=7, begins_at=time.time() - 1.0, threads=1)
-    assert len(late["at_us"]) == len(list(requests(40, 0.5, 0, 7)))
-    pairs = zip(late["at_us"], late["wait_us"], strict=True)
-    assert all(at + wait >= 1_000_000 for at, wait in pairs)
-    assert set(late["source"]) == {"database"}
+    assert len(late["requests"]) == len(list(requests(40, 0.5, 0, 7)))
+    assert all(at + wait >= 1_000_000 for at, wait, _, _ in late["requests"])
+    assert sources(late) == {"database"}
     gone = ask(alone, run=8, begins_at=time.time() - 5.0, give_up_s=1.0)
-    assert set(gone["source"]) == {"dropped"}
+    assert sources(gone) == {"dropped"}
     assert count_transactions(shop.database, 8) == gone["rows"] == 0
     delete_transactions(shop.database, 7)
 
@@ -82,7 +85,7 @@ def test_a_closed_loop_sends_when_it_has_an_answer(shop, pair):
 def test_a_cache_that_is_away_costs_no_answer(shop):
     nowhere = {**shop.endpoints.cache.arguments, "port": 1}
     one = Worker(ClientConfig(shop.database.endpoint, shop.namespace, cache=nowhere))
-    assert set(ask(one, run=9, ttl_s=10.0)["source"]) == {"database"}
+    assert sources(ask(one, run=9, ttl_s=10.0)) == {"database"}
     one.close()
     delete_transactions(shop.database, 9)
 
@@ -95,9 +98,8 @@ def test_a_database_that_is_away_fails_requests_and_no_request_is_lost(ws):
     answer = ask(one, run=9, rate=30, give_up_s=0.5)
     one.close()
     box.close()
-    assert len(answer["source"]) == len(list(requests(30, 0.5, 0, 9)))
-    assert set(answer["source"]) <= {"error", "dropped"}
-    assert answer["source"].count("error") >= 1
+    assert len(answer["requests"]) == len(list(requests(30, 0.5, 0, 9)))
+    assert sources(answer) in ({"error"}, {"error", "dropped"})
     assert "No connection to the database" in answer["errors"][0]
 
 

@@ -67,7 +67,7 @@ class ClientConfig:
 
 
 class Clients:
-    """The clients made of an `ClientConfig`; a cache takes them in the place of a workshop.
+    """The clients made of a `ClientConfig`; a cache takes them in the place of a workshop.
 
     Attributes:
         database, reader: for writes, and for reads.
@@ -117,7 +117,7 @@ class Clients:
 
 
 class ClientsByNamespace:
-    """The means of each namespace that was lately worked for."""
+    """The clients of each namespace that was lately worked for."""
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
@@ -162,18 +162,20 @@ def is_lost(error: BaseException | None) -> bool:
     return not error.pgcode or error.pgcode.startswith(("08", "57P"))
 
 
-def attempts(counts: Counts, end: float) -> Retrying:
+def attempts(end: float, counts: Counts | None = None) -> Retrying:
     """Try again after a conflict or a lost connection, within the patience and the time left.
 
     Only for a statement that may be sent twice.
 
     Args:
-        counts: told of each further attempt.
         end: by when to have done, by `time.monotonic()`.
+        counts: told of each further attempt.
 
     """
 
     def note(state: RetryCallState) -> None:
+        if counts is None:
+            return
         if _was_lost(state):
             counts.reconnects += 1
         else:

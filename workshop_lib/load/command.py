@@ -36,13 +36,7 @@ from workshop_lib.load.mixed import (
     read_mixed,
     run_mixed,
 )
-from workshop_lib.load.rows import (
-    all_rows,
-    events_of,
-    rows_of,
-    transactions_of,
-    warm_up_of,
-)
+from workshop_lib.load.rows import all_rows, events_of, rows_of, transactions_of, warm_up_of
 from workshop_lib.load.scenario import InsertScenario, Which, read_file
 from workshop_lib.messaging import delete_queues
 from workshop_lib.prices import load_prices
@@ -61,13 +55,7 @@ Say = Callable[[str], Any]
 
 
 def run_insert_loads(
-    scenario: InsertScenario,
-    which: Which,
-    *,
-    at_once: int | None,
-    keep: bool,
-    out: Path,
-    say: Say,
+    scenario: InsertScenario, which: Which, *, at_once: int | None, keep: bool, out: Path, say: Say
 ) -> tuple[list[InsertReport], bool]:
     """Run one or both scenarios, compare them, delete their rows again, and write the results.
 
@@ -219,13 +207,7 @@ def run_mixed_load(
                     say(f"How long statements took is in CloudWatch, namespace {place}.")
                 cleared = _clear(ws.database, run, keep, say)
                 if report:
-                    cost = mixed_cost(
-                        report,
-                        prices,
-                        table_rows,
-                        function_mb=memory,
-                        kept=keep,
-                    )
+                    cost = mixed_cost(report, prices, table_rows, function_mb=memory, kept=keep)
                     say(_format_cost(cost, prices, memory, settings, named_region(settings)))
                     content = {**report.describe(), "cost_usd": cost.total}
                     say(f"Results: {near(write_report(content, folder))}")
@@ -283,10 +265,11 @@ def _with_queue_s_own(
         SettingsError: the file or an option names others.
 
     """
-    named = {**read_file(config), **options}
+    given = {name: value for name, value in options.items() if value is not None}
+    named = {**read_file(config), **given}
     own = dict(zip(OF_THE_QUEUE, queue.manners(), strict=True))
     for name, value in own.items():
-        if named.get(name) is not None and getattr(scenario, name) != value:
+        if name in named and getattr(scenario, name) != value:
             raise SettingsError(
                 f"{name} is {getattr(scenario, name)} in the scenario, and {value} in the "
                 "queue of QUEUE_URL, which is used as it is. Change the queue, or leave the name "

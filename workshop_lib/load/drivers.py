@@ -120,7 +120,11 @@ class Driver(ABC):
         call = _Call(dict(event), limit_s)
         self._calls.add(call)
         # A daemon: an interpreter that ends would wait for the threads of an executor.
-        threading.Thread(target=self._run, args=(call,), name="load job", daemon=True).start()
+        thread = threading.Thread(target=self._run, args=(call,), name="load job", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # too many: it is this job's, and the others go on
+            call.set_exception(error)
         return call
 
     def close(self) -> None:
@@ -209,7 +213,7 @@ def run_jobs(
             if stop.wait(rate.reserve(limit_s)[1]):
                 break
             now = time.perf_counter()
-            begun.append((_begin(driver, to_event(job), limit_s + GRACE_S), now))
+            begun.append((driver.start(to_event(job), limit_s + GRACE_S), now))
             begun[-1][0].add_done_callback(lambda _, n=number: ended(n))  # type: ignore[misc]
         for _ in range(driver.at_once):  # a job that has ended gives its slot back
             _acquire(slots, stop)
@@ -231,15 +235,6 @@ def _acquire(slots: threading.Semaphore, stop: threading.Event) -> None:
     """Wait for a slot, unless it shall stop."""
     while not stop.is_set() and not slots.acquire(timeout=LOOK_S):
         pass
-
-
-def _begin(driver: Driver, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
-    try:
-        return driver.start(event, limit_s)
-    except Exception as error:  # noqa: BLE001 -- it is this job's, and the others go on
-        failed = Future[dict[str, Any]]()
-        failed.set_exception(error)
-        return failed
 
 
 def _outcome(
@@ -266,17 +261,16 @@ class LocalWorkers(Driver):
     Args:
         config: what they work with.
         at_once: how many processes, 1 to 64.
-        label: what a learner sees in place of their number.
 
     Raises:
         WorkshopError: the number is out of range, or they did not all start.
 
     """
 
-    def __init__(self, config: ClientConfig, at_once: int = 4, label: str = "") -> None:
+    def __init__(self, config: ClientConfig, at_once: int = 4) -> None:
         super().__init__(at_once, MAX_PROCESSES, "worker processes")
         processes = "process" if at_once == 1 else "processes"
-        self.label = label or f"{at_once} {processes} on this machine"
+        self.label = f"{at_once} {processes} on this machine"
         self.config = config
         self._idle = SimpleQueue[_Process]()
         self._parent, self._processes = os.getpid(), list[_Process]()

@@ -6,7 +6,6 @@ import contextlib
 import io
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import psycopg2
@@ -34,46 +33,37 @@ def insert(job: InsertJob, clients: Clients, end: float) -> InsertDone:
         end: when to begin no further statement, by `time.monotonic()`.
 
     """
-    tally, asked = _Tally(), time.perf_counter()
+    done = InsertDone(worker=job.worker, planned=job.planned)
     with contextlib.suppress(WorkshopError):  # the first statement will try for longer
         clients.database.query("SELECT 1")
     started, cpu = time.perf_counter(), time.process_time()
     for number in range(job.iterations * job.statements):
-        if tally.unreachable or time.monotonic() >= end:
+        rows = list(_make_rows(job, number))
+        if time.monotonic() >= end or not _store(clients, rows, job.how, end, done):
             break
-        _store(clients, list(_make_rows(job, number)), job.how, end, tally)
     seconds = time.perf_counter() - started
-    return InsertDone(
-        worker=job.worker,
-        planned=job.planned,
-        success_count=tally.new,
-        already_there=tally.known,
-        error_count=tally.failed,
-        dropped=job.planned - tally.new - tally.known - tally.failed,
-        duration_ms=seconds * 1e3,
-        inserts_per_second=tally.new / seconds,
-        latencies_us=tally.latencies_us,
-        connect_ms=(started - asked) * 1e3,
-        cpu_ms=(time.process_time() - cpu) * 1e3,
-        conflicts=tally.conflicts,
-        reconnects=tally.reconnects,
-        errors=tally.errors,
-    )
+    done.dropped = job.planned - done.success_count - done.already_there - done.error_count
+    done.duration_ms, done.cpu_ms = seconds * 1e3, (time.process_time() - cpu) * 1e3
+    done.inserts_per_second = done.success_count / seconds
+    return done
 
 
-def _store(clients: Clients, rows: list[EventRow], how: str, end: float, tally: _Tally) -> None:
-    """Send one statement until it is clear what became of it, and put that into the tally."""
+def _store(clients: Clients, rows: list[EventRow], how: str, end: float, done: InsertDone) -> bool:
+    """Send one statement until it is clear what became of it. False if the database is away."""
     started = time.perf_counter()
     try:
-        for attempt in attempts(tally, end):
+        for attempt in attempts(end, done):
             with attempt:
                 new = _send(clients, rows, how)
     except (WorkshopError, psycopg2.Error) as error:
-        tally.fail(len(rows), error)
-        return
-    tally.new += new
-    tally.known += len(rows) - new
-    tally.latencies_us.append(round((time.perf_counter() - started) * 1e6))
+        done.error_count += len(rows)
+        if len(done.errors) < FIRST_ERRORS:
+            done.errors.append(one_line(error))
+        return not is_lost(error)
+    done.success_count += new
+    done.already_there += len(rows) - new
+    done.latencies_us.append(round((time.perf_counter() - started) * 1e6))
+    return True
 
 
 def _send(clients: Clients, rows: list[EventRow], how: str) -> int:
@@ -95,27 +85,6 @@ def _send(clients: Clients, rows: list[EventRow], how: str) -> int:
                 raise
             return 0
         return len(rows)
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What has come of the statements so far."""
-
-    new: int = 0
-    known: int = 0
-    failed: int = 0
-    conflicts: int = 0
-    reconnects: int = 0
-    unreachable: bool = False
-    latencies_us: list[int] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def fail(self, rows: int, error: BaseException) -> None:
-        """Count rows that could not be stored."""
-        self.failed += rows
-        self.unreachable = is_lost(error)
-        if len(self.errors) < FIRST_ERRORS:
-            self.errors.append(one_line(error))
 
 
 def _make_rows(job: InsertJob, number: int) -> Iterator[EventRow]:

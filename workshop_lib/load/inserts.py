@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 import msgspec
 import pandas as pd
 import psutil
-import psycopg2
 
 from workshop_lib.costs import Cost
 from workshop_lib.database import Database
 from workshop_lib.dataset import create_schema, create_table
-from workshop_lib.errors import DataError, WorkshopError, one_line
+from workshop_lib.errors import DataError
 from workshop_lib.load.drivers import Driver, Outcome, run_jobs
 from workshop_lib.load.jobs import InsertDone, InsertJob
-from workshop_lib.load.rows import events_of
+from workshop_lib.load.rows import count_or_say, events_of
 from workshop_lib.load.scenario import InsertLoad
 from workshop_lib.measure import Samples, percentile
 from workshop_lib.progress import progress_bar
@@ -276,16 +275,13 @@ def _count(database: Database, run: str, settle: bool) -> tuple[dict[int, int] |
         settle: until they stay the same: what a worker had sent when it ended may be under way.
 
     """
-    try:
-        found = count_by_worker(database, run)
-        while settle:
-            before = found
-            time.sleep(SETTLED_S)
-            found = count_by_worker(database, run)
-            settle = found != before
-    except (WorkshopError, psycopg2.Error) as error:
-        return None, one_line(error)
-    return found, ""
+    found, error = count_or_say(count_by_worker, database, run)
+    while settle and found is not None:
+        before = found
+        time.sleep(SETTLED_S)
+        found, error = count_or_say(count_by_worker, database, run)
+        settle = found != before
+    return found, error
 
 
 def count_by_worker(database: Database, run: str) -> dict[int, int]:

@@ -81,8 +81,8 @@ class InsertJob(Job, frozen=True, kw_only=True, tag="insert"):
         return self.iterations * self.statements * self.rows
 
 
-class InsertDone(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an `InsertJob`. Rows unless said otherwise.
+class InsertDone(msgspec.Struct, kw_only=True):
+    """What became of an `InsertJob`; the worker counts in it. Rows unless said otherwise.
 
     Attributes:
         worker: as in the job.
@@ -94,7 +94,6 @@ class InsertDone(msgspec.Struct, frozen=True, kw_only=True):
         duration_ms: from the first statement's beginning to the last one's end.
         inserts_per_second: new rows by that duration.
         latencies_us: of each statement that succeeded, retries included, microseconds.
-        connect_ms: until the database was connected; almost nothing where it was.
         cpu_ms: processor time that this worker itself used meanwhile: the generator's own cost.
         conflicts, reconnects: statements that had to be sent again, by reason.
         errors: the first few, in words.
@@ -103,18 +102,17 @@ class InsertDone(msgspec.Struct, frozen=True, kw_only=True):
 
     worker: int
     planned: int
-    success_count: int
-    already_there: int
-    error_count: int
-    dropped: int
-    duration_ms: float
-    inserts_per_second: float
-    latencies_us: list[int]
-    connect_ms: float
-    cpu_ms: float
-    conflicts: int
-    reconnects: int
-    errors: list[str]
+    success_count: int = 0
+    already_there: int = 0
+    error_count: int = 0
+    dropped: int = 0
+    duration_ms: float = 0.0
+    inserts_per_second: float = 0.0
+    latencies_us: list[int] = []
+    cpu_ms: float = 0.0
+    conflicts: int = 0
+    reconnects: int = 0
+    errors: list[str] = []
 
 
 class StreamJob(Job, frozen=True, kw_only=True, tag="stream"):
@@ -162,15 +160,14 @@ class Warmed(msgspec.Struct, frozen=True, kw_only=True):
     answers: int
 
 
-class StreamDone(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a `StreamJob`: lists of the same length, one item a request.
+class StreamDone(msgspec.Struct, kw_only=True):
+    """What became of a `StreamJob`; the worker counts in it.
 
     Attributes:
         worker: as in the job.
-        at_us: when each request arrived (closed: was sent), from the stream's beginning.
-        wait_us: from then until its answer was there.
-        source: "cache", "database", "error", or "dropped".
-        action: SELECT, SELECT2 or INSERT.
+        requests: of each, in the order of their arrival: when it arrived (closed: was sent), from
+            the stream's beginning, microseconds; how long from then until its answer was there;
+            "cache", "database", "error", or "dropped"; and SELECT, SELECT2 or INSERT.
         rows: new ones, of INSERTs.
         cpu_ms: processor time of this worker meanwhile.
         lasted_ms: from the stream's beginning until all was answered.
@@ -179,14 +176,11 @@ class StreamDone(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     worker: int
-    at_us: list[int]
-    wait_us: list[int]
-    source: list[str]
-    action: list[str]
-    rows: int
-    cpu_ms: float
-    lasted_ms: float
-    errors: list[str]
+    requests: list[tuple[int, int, str, str]] = []
+    rows: int = 0
+    cpu_ms: float = 0.0
+    lasted_ms: float = 0.0
+    errors: list[str] = []
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -212,7 +206,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     namespace: Namespace = ""
 
 
-class MessageDone(msgspec.Struct, frozen=True, kw_only=True):
+class MessageDone(msgspec.Struct, kw_only=True):
     """What became of a message.
 
     Attributes:
@@ -225,8 +219,8 @@ class MessageDone(msgspec.Struct, frozen=True, kw_only=True):
 
     number: int
     action: str
-    rows: int
-    durations_us: list[int]
+    rows: int = 0
+    durations_us: list[int] = []
     error: str = ""
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,18 +17,10 @@ from workshop_lib.database import Database
 from workshop_lib.errors import WorkshopError, one_line
 from workshop_lib.load.clients import Clients, attempts
 from workshop_lib.load.jobs import MAX_STATEMENTS, Message, MessageDone
-from workshop_lib.load.traffic import STATEMENTS, Action, Values, values_of
+from workshop_lib.load.traffic import ACTIONS, STATEMENTS, Action, Values, values_of
 
 MAX_VALUES = 150
 """Values of one datum (CloudWatch API Reference, "MetricDatum")."""
-
-
-@dataclass(slots=True)
-class Sent:
-    """How often statements were sent again, by reason."""
-
-    conflicts: int = 0
-    reconnects: int = 0
 
 
 def process_batch(
@@ -84,29 +75,19 @@ def _attend(message: Message, clients: Clients, end: float) -> MessageDone | Non
         return None
     database = clients.reader if message.target == "reader" else clients.database
     rng = random.Random(f"{message.run}/{message.number}")
-    rows = 0
-    durations: list[int] = []
-    for step in range(message.statements):
-        number = message.number * MAX_STATEMENTS + step
-        values = values_of(message.action, rng, message.run, number)
-        started = time.perf_counter()
-        try:
-            rows += run(database, clients, message.action, values, end)
-        except (WorkshopError, psycopg2.Error) as error:
-            said = one_line(error)
-            return MessageDone(
-                number=message.number,
-                action=message.action,
-                rows=rows,
-                durations_us=durations,
-                error=said,
-            )
-        # In autocommit mode the answer is that of the COMMIT: it is part of the duration.
-        durations.append(round((time.perf_counter() - started) * 1e6))
-        time.sleep(message.think_ms / 1e3)  # no transaction is open meanwhile
-    return MessageDone(
-        number=message.number, action=message.action, rows=rows, durations_us=durations
-    )
+    done = MessageDone(number=message.number, action=message.action)
+    try:
+        for step in range(message.statements):
+            number = message.number * MAX_STATEMENTS + step
+            values = values_of(message.action, rng, message.run, number)
+            started = time.perf_counter()
+            done.rows += run(database, clients, message.action, values, end)
+            # In autocommit mode the answer is that of the COMMIT: it is part of the duration.
+            done.durations_us.append(round((time.perf_counter() - started) * 1e6))
+            time.sleep(message.think_ms / 1e3)  # no transaction is open meanwhile
+    except (WorkshopError, psycopg2.Error) as error:
+        done.error = one_line(error)
+    return done
 
 
 def run(database: Database, clients: Clients, action: Action, values: Values, end: float) -> int:
@@ -119,7 +100,7 @@ def run(database: Database, clients: Clients, action: Action, values: Values, en
         WorkshopError, psycopg2.Error: it failed in the end.
 
     """
-    for attempt in attempts(Sent(), end):
+    for attempt in attempts(end):
         with (
             attempt,
             database.connection() as connection,
@@ -133,34 +114,29 @@ def run(database: Database, clients: Clients, action: Action, values: Values, en
     return 0
 
 
-def publish(clients: Clients, done: Iterable[MessageDone]) -> str:
+def publish(clients: Clients, done: Sequence[MessageDone]) -> str:
     """Send DURATION (ms) and COMPLETIONS of a batch to CloudWatch, in one request.
 
     Returns:
         Why that failed; empty if it did not. A lost metric is no reason to do work again.
 
     """
-    data = []
+    data: list[dict[str, Any]] = []
     now = datetime.now(UTC)
-    for action, found in _by_action(done).items():
+    for action in ACTIONS:
+        found = [us for one in done if one.action == action for us in one.durations_us]
         common = {
             "Dimensions": dimensions(clients.namespace, action),
             "Timestamp": now,
             "StorageResolution": 1,
         }
-        data.append({"MetricName": "COMPLETIONS", "Value": len(found), "Unit": "Count", **common})
+        completed = {"MetricName": "COMPLETIONS", "Value": len(found), "Unit": "Count"}
+        data += [completed | common] if found else []
         counted = list(Counter(round(us / 1e3, 1) for us in found).items())
         for at in range(0, len(counted), MAX_VALUES):
-            values, counts = zip(*counted[at : at + MAX_VALUES], strict=True)
-            data.append(
-                {
-                    "MetricName": "DURATION",
-                    "Values": list(values),
-                    "Counts": list(counts),
-                    "Unit": "Milliseconds",
-                    **common,
-                }
-            )
+            values, counts = map(list, zip(*counted[at : at + MAX_VALUES], strict=True))
+            lasted = {"MetricName": "DURATION", "Values": values, "Counts": counts}
+            data.append({**lasted, "Unit": "Milliseconds", **common})
     if not data or clients.cloudwatch is None:
         return ""
     try:
@@ -181,10 +157,3 @@ def dimensions(namespace: str, action: str) -> list[dict[str, str]]:
     """By what a workshop's metrics are told apart there."""
     # The second would do on AWS; the emulation knows metrics by their dimensions only.
     return [{"Name": "DATABASE", "Value": namespace}, {"Name": "ACTION", "Value": action}]
-
-
-def _by_action(done: Iterable[MessageDone]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for one in done:
-        found.setdefault(one.action, []).extend(one.durations_us)
-    return {action: durations for action, durations in found.items() if durations}

@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import msgspec
 import pandas as pd
-import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.database import Database
@@ -26,7 +25,7 @@ from workshop_lib.load.drivers import Driver
 from workshop_lib.load.interrupts import interrupt_event
 from workshop_lib.load.jobs import MAX_STATEMENTS, Message, MessageDone
 from workshop_lib.load.messages import dimensions, metrics_namespace
-from workshop_lib.load.rows import count_by_message
+from workshop_lib.load.rows import count_by_message, count_or_say
 from workshop_lib.load.scenario import convert_scenario, read_file
 from workshop_lib.load.traffic import ACTIONS
 from workshop_lib.measure import Samples
@@ -550,11 +549,10 @@ class _Run:
 
     def _count(self) -> dict[int, int] | None:
         """How many rows each message has in the table; None if they cannot be counted."""
-        try:
-            return count_by_message(self.database, self.run_number)
-        except (WorkshopError, psycopg2.Error) as error:
+        rows, error = count_or_say(count_by_message, self.database, self.run_number)
+        if error:
             self._note(error)
-            return None
+        return rows
 
     def _ask(self, call: str, **asked: Any) -> dict[str, Any]:
         """Make a request to the queue, and note what fails.

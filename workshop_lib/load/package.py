@@ -119,7 +119,12 @@ def build_package(
                                  (MAX_UNZIPPED, unzipped, "unzipped")):  # fmt: skip
             if size > limit:
                 raise WorkshopError(f"The package has {_mb(size)} {how}; Lambda takes {_mb(limit)}")
-        _put(packed, out)
+        try:  # moved when it is finished: what stands there is always a whole one
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(packed, out.with_name(f"{out.name}.part"))
+            out.with_name(f"{out.name}.part").replace(out)
+        except OSError as error:
+            raise WorkshopError(f"The package cannot be written to {out}: {error}.") from None
     return Package(out, architecture, python, zipped, unzipped, len(names), largest)
 
 
@@ -145,18 +150,6 @@ def _install(tree: Path, architecture: Architecture, python: str) -> None:
             f"{said.removeprefix('ERROR: ')} Is the package index that pip is configured for "
             f"reachable, and has it got wheels for {architecture}?"
         )
-
-
-def _put(packed: Path, out: Path) -> None:
-    """Move the finished package to its place: what stands there is always a whole one."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out.parent, delete=False) as beside:
-            beside.write(packed.read_bytes())
-        Path(beside.name).chmod(0o644)
-        Path(beside.name).replace(out)
-    except OSError as error:
-        raise WorkshopError(f"The package cannot be written to {out}: {error}.") from None
 
 
 def _mb(size: int) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
 from workshop_lib.database import Database
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
-from workshop_lib.errors import DataError
+from workshop_lib.errors import DataError, WorkshopError, one_line
 from workshop_lib.load.jobs import MAX_STATEMENTS
 from workshop_lib.load.traffic import FIRST_ID, ids_of, row_id
 
+R = TypeVar("R", str, int)
+T = TypeVar("T")
 MAX_RUNS = 1 << 32
 """A run's number is below this."""
 
@@ -121,3 +126,13 @@ def count_by_message(database: Database, run: int) -> dict[int, int]:
 def delete_transactions(database: Database, run: int) -> int:
     """Delete the rows of a run, in transactions that Aurora DSQL accepts. Returns how many."""
     return transactions_of(run).delete(database)
+
+
+def count_or_say(
+    count: Callable[[Database, R], T], database: Database, run: R
+) -> tuple[T | None, str]:
+    """What a count of a run's rows gives; or None, and why they cannot be counted."""
+    try:
+        return count(database, run), ""
+    except (WorkshopError, psycopg2.Error) as error:
+        return None, one_line(error)

@@ -35,7 +35,7 @@ def serve(job: StreamJob, clients: Clients) -> StreamDone:
         clients: by which.
 
     """
-    return _Desk(job, clients).serve()
+    return _Stream(job, clients).serve()
 
 
 def warm(job: WarmJob, clients: Clients) -> Warmed:
@@ -47,7 +47,7 @@ def warm(job: WarmJob, clients: Clients) -> Warmed:
     return Warmed(answers=1 + len(thresholds()))
 
 
-class _Desk:
+class _Stream:
     """The threads of a worker at work."""
 
     def __init__(self, job: StreamJob, clients: Clients) -> None:
@@ -57,9 +57,7 @@ class _Desk:
         stream = requests(job.rate, length, job.seed, job.run)
         self.stream: Iterator[Request] = islice(stream, job.worker, None, job.of)
         self.lock = threading.Lock()
-        self.found: list[tuple[int, int, str, str]] = []
-        self.errors: list[str] = []
-        self.rows = 0
+        self.done = StreamDone(worker=job.worker)
 
     def serve(self) -> StreamDone:
         self.begins = time.perf_counter() + self.job.begins_at - time.time()
@@ -67,20 +65,10 @@ class _Desk:
         with ThreadPoolExecutor(self.job.threads) as threads:
             for done in [threads.submit(self._attend) for _ in range(self.job.threads)]:
                 done.result()
-        self.found.sort()
-        columns = zip(*self.found, strict=True) if self.found else ((), (), (), ())
-        at_us, wait_us, source, action = map(list, columns)
-        return StreamDone(
-            worker=self.job.worker,
-            at_us=at_us,
-            wait_us=wait_us,
-            source=source,
-            action=action,
-            rows=self.rows,
-            cpu_ms=(time.process_time() - cpu) * 1e3,
-            lasted_ms=(time.perf_counter() - self.begins) * 1e3,
-            errors=self.errors,
-        )
+        self.done.requests.sort()
+        self.done.cpu_ms = (time.process_time() - cpu) * 1e3
+        self.done.lasted_ms = (time.perf_counter() - self.begins) * 1e3
+        return self.done
 
     def _attend(self) -> None:
         """Take one request after the other until there are none."""
@@ -94,16 +82,10 @@ class _Desk:
             started = time.perf_counter()
             late = started - due > self.job.give_up_s
             source = "dropped" if late else self._ask(request)
-            ended = time.perf_counter()
+            wait = time.perf_counter() - due
+            at_us, wait_us = round((due - self.begins) * 1e6), round(wait * 1e6)
             with self.lock:
-                self.found.append(
-                    (
-                        round((due - self.begins) * 1e6),
-                        round((ended - due) * 1e6),
-                        source,
-                        request.action,
-                    )
-                )
+                self.done.requests.append((at_us, wait_us, source, request.action))
 
     def _next(self) -> Request | None:
         with self.lock:
@@ -119,9 +101,9 @@ class _Desk:
             new = run(self.clients.database, self.clients, action, values, end)
         except (WorkshopError, psycopg2.Error, RedisError) as error:
             with self.lock:
-                if len(self.errors) < FIRST_ERRORS:
-                    self.errors.append(one_line(error))
+                if len(self.done.errors) < FIRST_ERRORS:
+                    self.done.errors.append(one_line(error))
             return "error"
         with self.lock:
-            self.rows += new
+            self.done.rows += new
         return "database"

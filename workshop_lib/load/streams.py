@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
-import psycopg2
 
 from workshop_lib.database import Database
-from workshop_lib.errors import DataError, WorkshopError, one_line
+from workshop_lib.errors import DataError, WorkshopError
 from workshop_lib.load.drivers import Driver, run_jobs
 from workshop_lib.load.inserts import who_limits
 from workshop_lib.load.jobs import StreamDone, StreamJob, Warmed, WarmJob
-from workshop_lib.load.rows import count_transactions
+from workshop_lib.load.rows import count_or_say, count_transactions
 from workshop_lib.load.traffic import requests
 from workshop_lib.measure import Moment, Samples, percentile
 
@@ -26,6 +25,7 @@ AHEAD_S = 0.3
 WARM_S = 60.0
 KEPT_UP_S = 0.1
 """Whose last answer comes no later than so long after the last arrival had no line waiting."""
+FIRST_ERRORS = 10
 SERVED = ("cache", "database")
 
 
@@ -214,15 +214,18 @@ def run_stream(
         timer.cancel()  # after an Interrupt or an error its time may not have come
         timer.join()
     answers = [o.answer for o in outcomes.each if isinstance(o.answer, StreamDone)]
-    sources = Counter(source for answer in answers for source in answer.source)
+    each = sorted(request for answer in answers for request in answer.requests)
+    sources = Counter(source for _, _, source, _ in each)
     seen = sum(sources.values())
     planned = seen if closed else sum(1 for _ in requests(rate, seconds, seed, run))
     succeeded, unknown = sum(sources[name] for name in SERVED), planned - seen
     dropped = sources["dropped"] + (unknown if outcomes.interrupted else 0)
     cpu_s = sum(answer.cpu_ms for answer in answers) / 1e3
     lasted = max((answer.lasted_ms for answer in answers), default=0.0) / 1e3
-    said = [o.error for o in outcomes.each if o.error]
-    in_table, uncounted = _count(database, run)
+    in_table, uncounted = count_or_say(count_transactions, database, run)
+    said = [uncounted] if uncounted else []
+    said += [o.error for o in outcomes.each if o.error]
+    said += [error for answer in answers for error in answer.errors]
     kept_up = not closed and succeeded == planned and lasted < seconds + KEPT_UP_S
     return StreamReport(
         run=run,
@@ -233,18 +236,14 @@ def run_stream(
         succeeded=succeeded,
         failed=planned - succeeded - dropped,
         dropped=dropped,
-        moments=_moments(answers),
-        rows=sum(
-            action == "INSERT" and source == "database"
-            for answer in answers
-            for action, source in zip(answer.action, answer.source, strict=True)
-        ),
+        moments=tuple(Moment(at / 1e6, wait / 1e6, source) for at, wait, source, _ in each),
+        rows=sum(action == "INSERT" and source == "database" for _, _, source, action in each),
         in_table=in_table,
         cpu_share=cpu_s / (lasted * workers) if lasted else 0.0,
         limited_by="arrivals"
         if kept_up
         else who_limits(cpu_s, lasted * workers, lasted, here=driver.here),
-        errors=tuple([*uncounted, *said, *(e for a in answers for e in a.errors)][:10]),
+        errors=tuple(said[:FIRST_ERRORS]),
         interrupted=outcomes.interrupted,
         unknown=unknown,
     )
@@ -283,23 +282,6 @@ def saturation(reports: Mapping[float, StreamReport], limit_s: float) -> float |
             break
         best = rate
     return best
-
-
-def _count(database: Database, run: int) -> tuple[int | None, list[str]]:
-    """The rows of a run, or None and why they could not be counted."""
-    try:
-        return count_transactions(database, run), []
-    except (WorkshopError, psycopg2.Error) as error:
-        return None, [one_line(error)]
-
-
-def _moments(answers: Sequence[StreamDone]) -> tuple[Moment, ...]:
-    found = [
-        Moment(at / 1e6, wait / 1e6, source)
-        for answer in answers
-        for at, wait, source in zip(answer.at_us, answer.wait_us, answer.source, strict=True)
-    ]
-    return tuple(sorted(found, key=lambda m: m.at))
 
 
 def _in_steps(pairs: Sequence[tuple[float, float]], step_s: float) -> dict[int, list[float]]:

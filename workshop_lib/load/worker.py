@@ -19,12 +19,7 @@ from workshop_lib.load.jobs import InsertJob, Ping, Ready, StreamJob, WarmJob
 from workshop_lib.load.messages import process_batch
 from workshop_lib.load.stream_worker import serve, warm
 from workshop_lib.orphans import end_with
-from workshop_lib.services.named import (
-    named_cache,
-    named_database,
-    named_messaging,
-    named_reader,
-)
+from workshop_lib.services.named import named_cache, named_database, named_messaging, named_reader
 from workshop_lib.settings import load_settings
 
 SPARE_S = 1.0

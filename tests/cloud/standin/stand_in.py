@@ -23,7 +23,7 @@ from authority import Authority
 from botocore.config import Config
 
 sys.path.append(str(Path(__file__).parent.parent.parent / "load"))
-from lambda_runtime import EventSourceMapping, LambdaService, copy_runtime, unpack
+from lambda_runtime import EventSourceMapping, LambdaService, unpack
 
 HERE = Path(__file__).parent
 REGION = "us-east-1"
@@ -95,7 +95,6 @@ class StandIn:
         packed.write_bytes(code["Body"].read())
         function = LambdaService(
             unpack(packed, self.folder / "task"),
-            copy_runtime(self.folder / "runtime"),
             self.folder,
             {**self._to_know("function"), **made["Environment"]["Variables"]},
             handler=made["Handler"],
