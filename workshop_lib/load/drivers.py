@@ -274,20 +274,20 @@ class LocalWorkers(Driver):
         self.config = config
         self._idle = SimpleQueue[_Process]()
         self._parent, self._processes = os.getpid(), list[_Process]()
-        try:
-            for _ in range(at_once):
-                self._processes.append(_Process(config))
-            with ThreadPoolExecutor(at_once) as threads:  # then none starts in mid-measurement
+        with ThreadPoolExecutor(at_once) as threads:
+            try:
+                for _ in range(at_once):
+                    self._processes.append(_Process(config))
+                # All of them: then none starts in mid-measurement.
                 list(threads.map(_Process.get_ready, self._processes))
-        except (OSError, WorkshopError) as error:
-            self.close()
-            raise WorkshopError(
-                f"Not all of {at_once} worker processes were ready within {READY_S:.0f} s: "
-                f"{error}. Is the machine out of memory? Try fewer."
-            ) from None
-        except BaseException:
-            self.close()
-            raise
+            except BaseException as error:
+                self.close()
+                if not isinstance(error, OSError | WorkshopError):
+                    raise
+                raise WorkshopError(
+                    f"Not all of {at_once} worker processes were ready within {READY_S:.0f} s: "
+                    f"{error}. Is the machine out of memory? Try fewer."
+                ) from None
         for process in self._processes:
             self._idle.put(process)
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
@@ -438,7 +439,6 @@ class _Run:
         self.stop = threading.Event()
         self.sent_all = threading.Event()
         self.emptied = False
-        self.busy = 0
         self.requests = 0
         self.deliveries = Counter[int]()
         self.done: dict[int, MessageDone] = {}
@@ -506,10 +506,7 @@ class _Run:
             look = self._look()
             if look is not None:
                 self.depth.append((time.perf_counter() - self.started, *look))
-            with self.lock:
-                idle = not self.busy
-            # No answer is no empty queue.
-            empty = empty + 1 if idle and look == (0, 0) else 0
+            empty = empty + 1 if look == (0, 0) else 0  # no answer is no empty queue
             if self.sent_all.is_set() and self._is_done(empty):
                 self.emptied = True
                 self.stop.set()
@@ -601,18 +598,12 @@ class _Run:
             if messages is None:
                 self.stop.wait(PAUSE_S)
             elif messages:
-                with self.lock:
-                    self.busy += 1
-                try:
-                    self._hand_over(messages)
-                finally:
-                    with self.lock:
-                        self.busy -= 1
+                self._hand_over(messages)
 
     def _hand_over(self, messages: Sequence[Mapping[str, Any]]) -> None:
         records = [{"messageId": m["MessageId"], "body": m["Body"]} for m in messages]
         with self.lock:
-            self.deliveries.update(self._numbers(m["Body"] for m in messages))
+            self.deliveries.update(self._numbers(messages))
         began = time.perf_counter()
         assert self.driver is not None  # noqa: S101 -- there are no pollers without
         try:
@@ -643,14 +634,12 @@ class _Run:
         if not entries:
             return
         answer = self._ask("delete_message_batch", QueueUrl=url, Entries=entries)
-        deleted = {int(one["Id"]) for one in answer.get("Successful", [])}
+        done = {int(one["Id"]) for one in answer.get("Successful", [])}
+        deleted = [m for n, m in enumerate(messages) if n in done]
         if url == self.queue.url:  # those that were not come again, and are found to be done
             with self.lock:
-                for n, message in enumerate(messages):
-                    change = (
-                        self.undeleted.difference_update if n in deleted else self.undeleted.update
-                    )
-                    change(self._numbers([message["Body"]]))
+                self.undeleted |= set(self._numbers(messages))
+                self.undeleted -= set(self._numbers(deleted))
 
     def _collect_dead(self, wait_s: int = 0) -> bool:
         """Read the dead-letter queue out, and empty it of this run's messages.
@@ -664,9 +653,9 @@ class _Run:
         """
         while messages := self._receive(self.queue.dead, wait_s):
             # A given queue may hold those of others, which they will want to look at.
-            ours = [m for m in messages if self._numbers([m["Body"]])]
+            ours = [m for m in messages if self._numbers([m])]
             with self.lock:
-                self.dead.update(self._numbers(m["Body"] for m in ours))
+                self.dead.update(self._numbers(ours))
             self._delete(self.queue.dead, ours)
         return messages is not None
 
@@ -694,16 +683,14 @@ class _Run:
         reads = sorted(sent - inserts)
         return stored | set(reads[: max(0, len(reads) - (left - waiting))])
 
-    def _numbers(self, bodies: Iterable[str]) -> list[int]:
+    def _numbers(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
         """The numbers of messages; those of others are left out."""
         found = []
-        for body in bodies:
-            try:
-                message = msgspec.json.decode(body, type=Message)
-            except (msgspec.ValidationError, msgspec.DecodeError):
-                continue
-            if message.run == self.run_number and message.number in self.planned:
-                found.append(message.number)
+        for one in messages:
+            with suppress(msgspec.ValidationError, msgspec.DecodeError):
+                message = msgspec.json.decode(one["Body"], type=Message)
+                if message.run == self.run_number and message.number in self.planned:
+                    found.append(message.number)
         return found
 
     def _note(self, error: object) -> None:
