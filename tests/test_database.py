@@ -31,7 +31,7 @@ from workshop_lib import database as room
 from workshop_lib.database import Database, DatabaseStats
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
 from workshop_lib.services import DatabaseEndpoint
-from workshop_lib.services.resolver import embedded_database
+from workshop_lib.services.endpoints import embedded_database
 
 
 @pytest.fixture
