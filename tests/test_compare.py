@@ -83,8 +83,8 @@ def test_figures_without_intervals_texts_and_zeros_are_shown_without_claims(kept
         ({"size": "full"}, "of size quick in the first and full in the second"),
         ({"ok": False}, "failed in the second run"),
         (
-            {"distances": [{"database_ms": 5.0}]},
-            "with other emulated distances: none in the first, database 5 ms in the second",
+            {"latencies": [{"database_ms": 5.0}]},
+            "with other emulated latencies: none in the first, database 5 ms in the second",
         ),
     ],
 )

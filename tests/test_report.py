@@ -45,7 +45,7 @@ def result(name: str, title: str, seconds: float, error: dict | None = None) -> 
     made = Result(name, "run_1", SERVICES, parameters={}, size="quick")
     made.measurements = {} if error else FIGURES
     for far in () if error else (0.005, 0.02):
-        made.note_distance({"database": far, "cache": 0.0005, "store": 0.0})
+        made.note_latency({"database": far, "cache": 0.0005, "store": 0.0})
     extra = {"title": title, "ok": error is None, "seconds": seconds, "error": error}
     return {**made.to_json(), **extra, "parameters": {"rows": 10, "query": BAD}}
 
@@ -141,9 +141,9 @@ def test_the_services_are_listed_with_versions_and_emulations_are_called_so(page
     assert "store local S3 emulation (emulated) –" in text
 
 
-def test_emulated_distances_are_named_where_there_were_any(page):
+def test_emulated_latencies_are_named_where_there_were_any(page):
     text = " ".join(Elements(page).text.split())
-    (found,) = re.findall(r"emulated distances: (.*? 20 ms, \S+ \S+ ms)", text)
+    (found,) = re.findall(r"emulated latencies: (.*? 20 ms, \S+ \S+ ms)", text)
     assert found == "database 5 ms, cache 0.5 ms; database 20 ms, cache 0.5 ms"
 
 

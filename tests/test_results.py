@@ -32,17 +32,17 @@ def test_a_recorded_figure_comes_back_with_unit_and_sample_count(tmp_path):
         "value": 31.2, "unit": "µs", "n": 900, "low": 30.0, "high": 32.0,
     }  # fmt: skip
     assert back["notebook"] == "02_cache_a_query"
-    assert back["distances"] == []
+    assert back["latencies"] == []
     assert back["versions"]["redis"]
     assert back["machine"]["cpus"] >= 1
 
 
-def test_each_distance_that_was_in_force_is_kept_once_in_order_and_none_is_no_distance():
+def test_each_latency_that_was_in_force_is_kept_once_in_order_and_none_is_no_latency():
     kept = result()
     for seconds in (0.0, 0.005, 0.0, 0.0005, 0.005):
-        kept.note_distance({"database": seconds, "cache": 0.0})
+        kept.note_latency({"database": seconds, "cache": 0.0})
     both = [{"database_ms": 5.0, "cache_ms": 0.0}, {"database_ms": 0.5, "cache_ms": 0.0}]
-    assert kept.to_json()["distances"] == both
+    assert kept.to_json()["latencies"] == both
     assert [described(one) for one in both] == ["database 5 ms", "database 0.5 ms"]
     assert not described({"database_ms": 0.0})
 

@@ -31,8 +31,8 @@ from workshop_lib.services import (
     resolve,
 )
 from workshop_lib.services.diagnose import briefly, probes
+from workshop_lib.services.endpoints import external_messaging
 from workshop_lib.services.explain import explain, sentence
-from workshop_lib.services.messaging import given_messaging
 from workshop_lib.services.state import NEEDED_BYTES, state_folder
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
 from workshop_lib.workshop import greet_cache, greet_store, store_client
@@ -148,7 +148,7 @@ def check_deployment(
 
 def _ask_services(round_: _Round, endpoints: Endpoints, loaded: LoadedSettings) -> None:
     silent: set[str] = set()
-    for probe in probes(endpoints, given_messaging(loaded.values)):
+    for probe in probes(endpoints, external_messaging(loaded.values)):
         if probe.place in silent:
             round_.skip(probe.name, "see the ✗ before it")
         elif round_.ask(probe.name, probe.ask, probe.advise) is None and probe.place:
@@ -178,7 +178,7 @@ def _ask_services(round_: _Round, endpoints: Endpoints, loaded: LoadedSettings) 
 
 def _ask_messaging(round_: _Round, loaded: LoadedSettings) -> None:
     """Only where a queue is given: the emulation starts with the notebook that needs it."""
-    endpoint = given_messaging(loaded.values)
+    endpoint = external_messaging(loaded.values)
     if endpoint is None:
         return
     advise = partial(explain, endpoint=endpoint)

@@ -504,7 +504,7 @@ def rules(what: str) -> None:
 
     from workshop_lib.database import Database
     from workshop_lib.dsql import install_rules, remove_rules
-    from workshop_lib.services.resolver import external_database
+    from workshop_lib.services.endpoints import external_database
 
     # Whoever installs rules need not keep them meanwhile.
     settings = load_settings(dsql_rules="off").values

@@ -111,7 +111,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
     """Compare the figures of two runs, where they can be compared.
 
     They can if the same notebook passed in both, at the same size, with the same parameters and
-    the same emulated distances; a figure besides, if it has the same unit in both.
+    the same emulated latencies; a figure besides, if it has the same unit in both.
 
     Args:
         first, second: a folder of results, the name of one below results/, or one result file.
@@ -199,12 +199,12 @@ def _objection(one: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
     if differ:
         said = ", ".join(f"{n} {ours.get(n)} and {theirs.get(n)}" for n in differ)
         return f"with other parameters: {said}"
-    if one["distances"] != other["distances"]:
+    if one["latencies"] != other["latencies"]:
         near, far = (
-            "; ".join(described(d) for d in result["distances"]) or "none"
+            "; ".join(described(d) for d in result["latencies"]) or "none"
             for result in (one, other)
         )
-        return f"with other emulated distances: {near} in the first, {far} in the second"
+        return f"with other emulated latencies: {near} in the first, {far} in the second"
     return ""
 
 

@@ -15,8 +15,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.services import MessagingEndpoint
+from workshop_lib.services.client_config import session_for
 from workshop_lib.services.explain import cause_of, explain, sentence
-from workshop_lib.services.surroundings import session_for
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,30}")
 LONGEST_VISIBILITY_S = 43_200

@@ -56,7 +56,7 @@ class Section:
         figures, pictures: what matters most; at most one picture.
         more_figures, more_pictures: what lies below the fold.
         page: its executed page; empty if there is none.
-        distances: those that were emulated.
+        latencies: those that were emulated.
 
     """
 
@@ -68,7 +68,7 @@ class Section:
     more_figures: list[Figure]
     more_pictures: list[Picture]
     page: str
-    distances: str
+    latencies: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def _section(file: Path) -> Section:
         more_figures=[_figure(words, measured[name]) for name, words in more.items()],
         more_pictures=[one for one in pictures if one not in telling],
         page=page,
-        distances="; ".join(described(one) for one in result["distances"]),
+        latencies="; ".join(described(one) for one in result["latencies"]),
     )
 
 

@@ -54,7 +54,7 @@ class Result:
         started: when, UTC, ISO 8601.
         parameters: the notebook's parameters by name, where the run knows them.
         size: "quick", "full", or "interactive".
-        distances: the emulated round-trip times that were in force, by service in
+        latencies: the emulated round-trip times that were in force, by service in
             milliseconds; each distinct setting once.
         measurements: by name.
 
@@ -66,7 +66,7 @@ class Result:
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     parameters: dict[str, Any] = field(default_factory=dict)
     size: str = "interactive"
-    distances: list[dict[str, float]] = field(default_factory=list)
+    latencies: list[dict[str, float]] = field(default_factory=list)
     measurements: dict[str, Measurement] = field(default_factory=dict)
 
     def record(self, name: str, measurement: Measurement) -> None:
@@ -88,11 +88,11 @@ class Result:
             )
         self.measurements[name] = measurement
 
-    def note_distance(self, seconds: Mapping[str, float]) -> None:
+    def note_latency(self, seconds: Mapping[str, float]) -> None:
         """Keep that these round-trip times, by service, were in force; once each, in order."""
         setting = {f"{service}_ms": round(s * 1e3, 6) for service, s in seconds.items()}
-        if any(setting.values()) and setting not in self.distances:
-            self.distances.append(setting)
+        if any(setting.values()) and setting not in self.latencies:
+            self.latencies.append(setting)
 
     def to_json(self) -> dict[str, Any]:
         """The whole result, with the machine and the package versions, as JSON takes it."""
@@ -184,13 +184,13 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def described(distance: Mapping[str, float]) -> str:
-    """A distance as kept in a result, as a person reads it; empty if there is none.
+def described(latency: Mapping[str, float]) -> str:
+    """Latencies as kept in a result, as a person reads them; empty if there are none.
 
     >>> described({"database_ms": 5.0, "cache_ms": 0.0, "store_ms": 0.5})
     'database 5 ms, store 0.5 ms'
     """
-    return ", ".join(f"{name.removesuffix('_ms')} {ms:g} ms" for name, ms in distance.items() if ms)
+    return ", ".join(f"{name.removesuffix('_ms')} {ms:g} ms" for name, ms in latency.items() if ms)
 
 
 def ready_folder(folder: Path) -> Path:
@@ -308,10 +308,10 @@ def _sound(content: dict[str, Any], name: str) -> dict[str, Any]:
             for kind, service in _a(dict, content, "services", {}).items()
             if isinstance(service, dict)
         },
-        "distances": [
-            {service: ms for service, ms in distance.items() if _is_finite(ms)}
-            for distance in _a(list, content, "distances", [])
-            if isinstance(distance, dict)
+        "latencies": [
+            {service: ms for service, ms in latency.items() if _is_finite(ms)}
+            for latency in _a(list, content, "latencies", _a(list, content, "distances", []))
+            if isinstance(latency, dict)
         ],
         "measurements": {
             key: _sound_measurement(measured)

@@ -250,7 +250,7 @@ def mixed(monkeypatch, tmp_path, shared):
 
         monkeypatch.setattr(command, "run_mixed", run_mixed)
         monkeypatch.setattr(command.Queue, "manners", lambda _: own)
-        monkeypatch.setattr(command, "named_reader", lambda _: object())
+        monkeypatch.setattr(command, "external_reader", lambda _: object())
         monkeypatch.setattr(command.LambdaWorkers, "ask", lambda _: found.ready)
         words = [str(word) for word in words]
         if config is not None:

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import boto3
 from botocore.config import Config
 
+from workshop_lib.services.client_config import ca_bundle
 from workshop_lib.services.endpoints import Endpoint, Endpoints, MessagingEndpoint
 from workshop_lib.services.explain import explain
-from workshop_lib.services.trust import trusted_certificates
 
 ANSWER_S = 5.0
 BRIEF = Config(
@@ -172,7 +172,7 @@ def _shake_hands(endpoint: Endpoint) -> str:
     if endpoint.port == 5432:
         return "verified by the database client when it connects"
     how = endpoint.arguments
-    context = ssl.create_default_context(cafile=how.get("ssl_ca_certs") or trusted_certificates())
+    context = ssl.create_default_context(cafile=how.get("ssl_ca_certs") or ca_bundle())
     context.check_hostname = how.get("ssl_check_hostname", True)
     with _connect(endpoint) as raw:
         raw.settimeout(ANSWER_S)
