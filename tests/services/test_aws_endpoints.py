@@ -88,19 +88,6 @@ def test_no_secret_stands_in_what_is_shown_of_endpoints(aws):
     assert "not-a-real-secret" not in repr(resolve(load_settings().values))
 
 
-def test_the_checks_ask_for_identity_names_ports_certificates_and_a_token(aws):
-    names = [probe.name for probe in diagnose.probes(resolve(load_settings().values))]
-    assert names[:2] == ["Region of the cache", "AWS identity"]
-    assert names[-1] == "Sign-in token for the database"
-    for kind in ("Name of", "Port of", "Certificate of"):
-        assert len([name for name in names if name.startswith(kind)]) == 3
-
-
-def test_the_token_itself_is_never_shown(aws):
-    probe = diagnose.probes(resolve(load_settings().values))[-1]
-    assert "Action=" not in probe.ask()
-
-
 def test_the_other_end_of_a_cluster_gets_tokens_for_its_own_region(aws):
     aws.setenv("DSQL_READ_ENDPOINT", "klmnopqrst.dsql.us-west-2.on.aws")
     reader = resolve(load_settings().values).reader
@@ -122,15 +109,3 @@ def test_the_other_end_of_a_cluster_gets_tokens_for_its_own_region(aws):
 )
 def test_the_region_of_a_cache_is_read_from_its_name_where_that_is_certain(name, region):
     assert diagnose.cache_region(f"{name}.cache.amazonaws.com") == region
-
-
-def test_a_name_that_does_not_say_its_region_is_not_compared(aws):
-    aws.setenv("VALKEY_ENDPOINT", "mine.serverless.aps1.cache.amazonaws.com")
-    names = [probe.name for probe in diagnose.probes(resolve(load_settings().values))]
-    assert "Region of the cache" not in names
-
-
-def test_a_name_server_that_does_not_answer_is_not_called_a_security_group(aws):
-    (first, *_) = (p for p in diagnose.probes(resolve(load_settings().values)) if "Name" in p.name)
-    assert "name server" in first.advise(TimeoutError())
-    assert "aws dsql list-clusters" in first.advise(OSError("Name or service not known"))
