@@ -140,9 +140,8 @@ def check(as_json: bool) -> None:
 @click.option("--bucket", "bucket_name", help="the S3 bucket")
 @click.option("--queue-url", help="the SQS queue for load tests; need not be")
 @click.option("--local", is_flag=True, help="back to this machine's own engines")
-@click.option("--yes", is_flag=True, help="write without asking")
 @click.option("--no-check", is_flag=True, help="do not try the services afterwards")
-def setup(*, local: bool, yes: bool, no_check: bool, **options: str | None) -> None:
+def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
     """Say once where your services on AWS are.
 
     It is kept in workshop.toml.
@@ -157,18 +156,9 @@ def setup(*, local: bool, yes: bool, no_check: bool, **options: str | None) -> N
         raise click.UsageError("--local takes no other values.")
     someone = sys.stdin.isatty() and sys.stdout.isatty()
     if local:
-        plan = first_use.plan_local()
+        first_use.use_local(click.echo)
     else:
-        plan = first_use.plan_aws(given, _ask if someone else None, click.echo)
-    for line in plan.changes or [f"Nothing to change in {near(plan.path)}."]:
-        click.echo(line)
-    if plan.changes:
-        if someone and not yes:
-            click.confirm(f"Write this to {near(plan.path)}?", default=True, abort=True)
-        plan.save()
-        click.echo(f"Written to {near(plan.path)}.")
-    for name in plan.overruled:
-        click.echo(f"But {name} is set here, and the environment wins: unset {name}", err=True)
+        first_use.set_up(given, _ask if someone else None, click.echo)
     well = no_check or _check()
     click.echo(
         "Next: `workshop lab` opens the notebooks, `workshop run` runs them all."

@@ -124,7 +124,7 @@ def messaging_error(error: Exception, endpoint: MessagingEndpoint) -> ServiceUnr
         "it had: run the notebook from its first cell."
     )
     cause = cause_of(error, endpoint)
-    if endpoint.embedded and cause == "no queue":
+    if endpoint.embedded and cause == "not there":
         return ServiceUnreachableError(
             f"There is no such queue in the {place}. It may have been restarted, which empties "
             "it: ws.open_queue(…) makes the queue again."
