@@ -83,6 +83,8 @@ def run(
 
     All of them, or the NAMED ones: 02 or 02_cache_a_query.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from workshop_lib import report, runner, services
 
     # Whatever can be wrong with the request is said before anything starts.
@@ -97,7 +99,7 @@ def run(
             runner.sweep()
 
         try:
-            with report.exporting() as export:
+            with ThreadPoolExecutor(1) as pool:  # a page is made while the next notebook runs
                 outcomes, _ = runner.run(
                     names,
                     size=size,
@@ -107,7 +109,7 @@ def run(
                     say=click.echo,
                     progress=sys.stderr.isatty(),
                     prepare=start_engines,
-                    finished=export,
+                    finished=lambda executed: pool.submit(report.export, executed),
                 )
         except KeyboardInterrupt:
             if list(folder.glob("*.json")):
@@ -226,12 +228,7 @@ def compare(first: str, second: str, as_json: bool, plot: Path | None) -> None:
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
     else:
-        for note in found.notes:
-            click.echo(f"differs: {note}")
-        if found.pairs:
-            click.echo(found.to_frame().to_string(index=False))
-        for one in found.refused:
-            click.echo(f"not compared: {one.notebook} {one.name}: {one.why}".replace(" : ", ": "))
+        click.echo(str(found))
     if plot and found.pairs:
         from workshop_lib import plots
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.context import SpawnContext
 from pathlib import Path
@@ -31,7 +31,7 @@ from workshop_lib.kernel_client import Nursery, NurseryManager, WakefulClient
 from workshop_lib.load.interrupts import one_interrupt, out_of_hearing
 from workshop_lib.notebook_format import nbformat
 from workshop_lib.orphans import end_with
-from workshop_lib.results import read_result, ready_folder, write_json
+from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
 from workshop_lib.settings import CHECKOUT, near
 
 NOTEBOOKS = CHECKOUT / "notebooks"
@@ -98,24 +98,6 @@ class Job:
     out: Path
     namespace: str
     at_once: int
-
-
-@dataclass(frozen=True, slots=True)
-class CellError:
-    """Where and why a notebook stopped.
-
-    Attributes:
-        cell: its number among all cells, from 1; 0 if no cell was reached.
-        source: the cell's code.
-        error: the exception's name and text.
-        traceback: as a terminal shows it, without colours.
-
-    """
-
-    cell: int
-    source: str
-    error: str
-    traceback: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -779,17 +761,18 @@ def _write_result(outcome: Outcome, job: Job, file: Path) -> None:
     try:
         recorded = read_result(file)
     except WorkshopError:
-        recorded = {"format": 1, "notebook": outcome.name, "measurements": {}, "services": {}}
-    recorded |= {
-        "title": outcome.title,
-        "ok": outcome.ok,
-        "seconds": round(outcome.seconds, 3),
-        "size": job.size,
-        "workers": job.at_once,
-        "parameters": outcome.parameters,
-        "error": asdict(outcome.error) if outcome.error else None,
-    }
-    write_json(file, recorded)
+        recorded = Result(outcome.name)
+    complete = replace(
+        recorded,
+        title=outcome.title,
+        ok=outcome.ok,
+        seconds=round(outcome.seconds, 3),
+        size=job.size,
+        workers=job.at_once,
+        parameters=outcome.parameters,
+        error=outcome.error,
+    )
+    write_json(file, complete.to_json())
 
 
 def _outcome(done: Future[Outcome], job: Job) -> Outcome:
@@ -815,6 +798,6 @@ def _drop_if_empty(log: Path) -> None:
         log.unlink()
 
 
-def load_outcomes(folder: Path) -> Mapping[str, dict[str, Any]]:
+def load_outcomes(folder: Path) -> Mapping[str, Result]:
     """The results of a run by notebook name."""
     return {file.stem: read_result(file) for file in sorted(folder.glob("[0-9][0-9]_*.json"))}

@@ -36,9 +36,9 @@ from workshop_lib.results import (
     Measurement,
     Result,
     Value,
-    described,
+    format_distance,
+    format_value,
     latest_figure,
-    shown,
     write_json,
 )
 from workshop_lib.sandbox import Sandbox
@@ -480,9 +480,11 @@ class Workshop:
         return pd.DataFrame(
             [
                 {
-                    "value": shown(m.value),
+                    "value": format_value(m.value),
                     "unit": m.unit,
-                    "95 % interval": "" if m.low is None else f"{shown(m.low)} – {shown(m.high)}",
+                    "95 % interval": ""
+                    if m.low is None or m.high is None
+                    else f"{format_value(m.low)} – {format_value(m.high)}",
                     "samples": f"{m.n:,}",
                 }
                 for m in chosen.values()
@@ -597,7 +599,7 @@ class Workshop:
         """Have the result keep, and the plots say, how far away the services are."""
         distances = self.distances
         self.result.note_distance(distances)
-        note = described({service: seconds * 1e3 for service, seconds in distances.items()})
+        note = format_distance({service: seconds * 1e3 for service, seconds in distances.items()})
         if note or "workshop_lib.plots" in sys.modules:
             # Not at the top: matplotlib takes a second that few openings need to spend.
             from workshop_lib import plots  # noqa: PLC0415
