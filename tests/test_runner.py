@@ -369,7 +369,7 @@ def test_the_results_say_how_each_notebook_went(done):
     assert passed["services"]["cache"]["version"].startswith("Valkey ")
     assert (failed["ok"], failed["error"]["cell"]) == (False, 3)
     assert failed["measurements"] == {}
-    went = {name: found["ok"] for name, found in runner.load_outcomes(done.folder).items()}
+    went = {name: found.ok for name, found in runner.load_outcomes(done.folder).items()}
     assert went == {"00_passes": True, "01_fails": False}
 
 

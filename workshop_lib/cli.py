@@ -214,12 +214,7 @@ def compare(first: str, second: str, as_json: bool, plot: Path | None) -> None:
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
     else:
-        for note in found.notes:
-            click.echo(f"differs: {note}")
-        if found.pairs:
-            click.echo(found.to_frame().to_string(index=False))
-        for one in found.refused:
-            click.echo(f"not compared: {one.notebook} {one.name}: {one.why}".replace(" : ", ": "))
+        click.echo(str(found))
     if plot and found.pairs:
         from workshop_lib import plots
 

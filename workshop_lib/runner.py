@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from traitlets.config import Config
 
 from workshop_lib.errors import ResultError, RunError, WorkshopError, one_line
 from workshop_lib.notebook_format import nbformat
-from workshop_lib.results import read_result, ready_folder, write_json
+from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
 from workshop_lib.settings import CHECKOUT, near
 
 NOTEBOOKS = CHECKOUT / "notebooks"
@@ -124,24 +124,6 @@ class Job:
     namespace: str
     at_once: int
     progress: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CellError:
-    """Where and why a notebook stopped.
-
-    Attributes:
-        cell: its number among all cells, from 1; 0 if no cell was reached.
-        source: the cell's code.
-        error: the exception's name and text.
-        traceback: as a terminal shows it, without colours.
-
-    """
-
-    cell: int
-    source: str
-    error: str
-    traceback: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +325,7 @@ def new_folder(out: Path | None) -> Path:
         raise RunError(str(error)) from None
 
 
-def load_outcomes(folder: Path) -> Mapping[str, dict[str, Any]]:
+def load_outcomes(folder: Path) -> Mapping[str, Result]:
     """The results of a run by notebook name."""
     return {file.stem: read_result(file) for file in sorted(folder.glob("[0-9][0-9]_*.json"))}
 
@@ -619,17 +601,18 @@ def _write_result(outcome: Outcome, job: Job, file: Path) -> None:
     try:
         recorded = read_result(file)
     except WorkshopError:
-        recorded = {"format": 1, "notebook": outcome.name, "measurements": {}, "services": {}}
-    recorded |= {
-        "title": outcome.title,
-        "ok": outcome.ok,
-        "seconds": round(outcome.seconds, 3),
-        "size": job.size,
-        "workers": job.at_once,
-        "parameters": outcome.parameters,
-        "error": asdict(outcome.error) if outcome.error else None,
-    }
-    write_json(file, recorded)
+        recorded = Result(outcome.name)
+    complete = replace(
+        recorded,
+        title=outcome.title,
+        ok=outcome.ok,
+        seconds=round(outcome.seconds, 3),
+        size=job.size,
+        workers=job.at_once,
+        parameters=outcome.parameters,
+        error=outcome.error,
+    )
+    write_json(file, complete.to_json())
 
 
 def _point_latest_to(folder: Path) -> None:

@@ -36,9 +36,9 @@ from workshop_lib.results import (
     Measurement,
     Result,
     Value,
-    described,
+    format_latency,
+    format_value,
     latest_figure,
-    shown,
     write_json,
 )
 from workshop_lib.sandbox import Sandbox
@@ -482,9 +482,11 @@ class Workshop:
         return pd.DataFrame(
             [
                 {
-                    "value": shown(m.value),
+                    "value": format_value(m.value),
                     "unit": m.unit,
-                    "95 % interval": "" if m.low is None else f"{shown(m.low)} – {shown(m.high)}",
+                    "95 % interval": ""
+                    if m.low is None or m.high is None
+                    else f"{format_value(m.low)} – {format_value(m.high)}",
                     "samples": f"{m.n:,}",
                 }
                 for m in chosen.values()
@@ -599,7 +601,7 @@ class Workshop:
         """Have the result keep, and the plots say, which latencies are emulated."""
         latencies = self.latencies
         self.result.note_latency(latencies)
-        note = described({service: seconds * 1e3 for service, seconds in latencies.items()})
+        note = format_latency({service: seconds * 1e3 for service, seconds in latencies.items()})
         if note or "workshop_lib.plots" in sys.modules:
             # Not at the top: matplotlib takes a second that few openings need to spend.
             from workshop_lib import plots  # noqa: PLC0415
