@@ -37,7 +37,7 @@ from workshop_lib.simulate import (
 traces = st.lists(st.integers(0, 12), max_size=150)
 capacities = st.integers(1, 14)
 policies = st.sampled_from(POLICIES)
-unhurried = settings(deadline=None)
+unhurried = settings(deadline=None, max_examples=40)
 
 
 @pytest.mark.parametrize("room", ["streams", "eviction", "expiry", "theory"])
@@ -318,10 +318,10 @@ def test_a_cache_without_room_is_refused_before_the_first_request(policy):
 # --- theory
 
 
-@pytest.mark.parametrize("exponent", [0.0, 0.6, 0.9, 1.2])
-@pytest.mark.parametrize("capacity", [20, 200, 800])
+@pytest.mark.parametrize("exponent", [0.0, 0.9, 1.2])
+@pytest.mark.parametrize("capacity", [20, 800])
 def test_ches_approximation_is_within_two_points_of_a_replay(exponent, capacity):
-    stream = zipf_stream(60_000, 1_000, exponent, seed=11)
+    stream = zipf_stream(40_000, 1_000, exponent, seed=11)
     warm = [step.hit for step in steps(stream, capacity, "lru")][10_000:]
     expected = che_lru_hit_ratio(zipf_probabilities(1_000, exponent), capacity)
     assert fmean(warm) == pytest.approx(expected, abs=0.02)
@@ -343,7 +343,7 @@ def mean_of_runs(measure):
     return fmean(found), 4 * stdev(found) / math.sqrt(RUNS)
 
 
-@pytest.mark.parametrize(("rate", "ttl"), [(0.05, 10), (0.3, 30), (5, 1), (2, 20)])
+@pytest.mark.parametrize(("rate", "ttl"), [(0.05, 10), (5, 1)])
 def test_the_hit_ratio_under_a_ttl_is_within_four_standard_errors_of_the_simulation(rate, ttl):
     def simulated(seed):
         times = poisson_times(rate, 2_000 / rate, seed)
@@ -371,9 +371,7 @@ def test_the_hit_ratio_of_many_keys_is_within_four_standard_errors_of_the_simula
     assert expected == pytest.approx(mean, abs=margin)
 
 
-@pytest.mark.parametrize(
-    ("update_rate", "ttl", "rate"), [(0.02, 30, 1.0), (0.5, 2, 3.0), (0.4, 10, 0.2), (0.1, 5, 5.0)]
-)
+@pytest.mark.parametrize(("update_rate", "ttl", "rate"), [(0.02, 30, 1.0), (0.4, 10, 0.2)])
 def test_the_stale_share_is_within_four_standard_errors_of_the_simulation(update_rate, ttl, rate):
     seconds = 15_000 / rate
 
@@ -463,9 +461,9 @@ def test_a_jittered_ttl_is_never_longer_than_asked_nor_shorter_than_its_share(tt
 
 
 def test_keys_filled_together_expire_together_unless_jittered():
-    # 500 keys, each read twice a second for five minutes
-    times = [i / 1_000 for i in range(300_000)]
-    keys = [i % 500 for i in range(300_000)]
+    # 500 keys, each read twice a second for two and a half minutes
+    times = [i / 1_000 for i in range(150_000)]
+    keys = [i % 500 for i in range(150_000)]
 
     def busiest_second(jitter):
         loads = replay_ttl(times, keys, 60, jitter=jitter, seed=1).load_times
