@@ -119,67 +119,25 @@ ENTRY = encode(entry_of(1))
 VALUE = encode_value(1)
 
 EXAMPLES = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    2**63 - 1,
-    -(2**63),
-    2**64 - 1,
-    2**64,
-    -(2**63) - 1,
-    10**1000,
-    1.0,
-    -0.0,
-    float("inf"),
-    float("-inf"),
-    float("nan"),
-    5e-324,
-    Decimal("12.50"),
-    Decimal("-0"),
-    Decimal("0E-10"),
-    Decimal("1E+500000"),
-    Decimal("NaN"),
-    Decimal("sNaN"),
-    Decimal("-NaN123"),
-    Decimal("-Infinity"),
-    "",
-    "Zürich Ω 日本語 🪐 مرحبا",
-    "\x00\n",
-    "2024-01-01",
-    "12.50",
-    b"",
-    b"\x00\xff",
-    date(1, 1, 1),
-    date(9999, 12, 31),
-    time(23, 59, 59, 999999),
-    time(1, 2, tzinfo=UTC),
-    time(1, 2, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
-    datetime(1, 1, 1),  # noqa: DTZ001 - a naive one is a value of its own
-    datetime(2024, 2, 29, 12, 0, 0, 1),  # noqa: DTZ001
-    datetime(2024, 10, 27, 2, 30, fold=1),  # noqa: DTZ001
-    datetime.min.replace(tzinfo=UTC),
-    datetime.max.replace(tzinfo=UTC),
+    None, True, False, 0, -1, 2**63 - 1, -(2**63), 2**64 - 1, 2**64, -(2**63) - 1, 10**1000, 1.0,
+    -0.0, float("inf"), float("-inf"), float("nan"), 5e-324, Decimal("12.50"), Decimal("-0"),
+    Decimal("0E-10"), Decimal("1E+500000"), Decimal("NaN"), Decimal("sNaN"), Decimal("-NaN123"),
+    Decimal("-Infinity"), "", "Zürich Ω 日本語 🪐 مرحبا", "\x00\n", "2024-01-01", "12.50", b"",
+    b"\x00\xff", date(1, 1, 1), date(9999, 12, 31), time(23, 59, 59, 999999),
+    time(1, 2, tzinfo=UTC), time(1, 2, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
+    datetime(1, 1, 1), datetime(2024, 2, 29, 12, 0, 0, 1), datetime(2024, 10, 27, 2, 30, fold=1),  # noqa: DTZ001
+    datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC),
     datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
     datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=5, minutes=45))),
     datetime(2024, 1, 1, tzinfo=timezone(timedelta(seconds=-1, microseconds=1))),
     datetime(2024, 1, 1, tzinfo=timezone(timedelta(0), "Zulu")),
     datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
-    datetime(2024, 1, 1, tzinfo=ZoneInfo("UTC")),
-    timedelta.min,
-    timedelta.max,
-    timedelta(microseconds=-1),
-    UUID(int=0),
-    UUID(int=2**128 - 1),
-    [],
-    (),
-    {},
-    [1, [2.5, (None, {"a": [Decimal("1.0")]})]],
-    (date(2024, 1, 1), b"x"),
+    datetime(2024, 1, 1, tzinfo=ZoneInfo("UTC")), timedelta.min, timedelta.max,
+    timedelta(microseconds=-1), UUID(int=0), UUID(int=2**128 - 1), [], (), {},
+    [1, [2.5, (None, {"a": [Decimal("1.0")]})]], (date(2024, 1, 1), b"x"),
     {"b": 1, "a": 2, 3: "three", None: (), Decimal("1.5"): [], date(2024, 1, 1): True},
     ["list", [1]],
-]
+]  # fmt: skip
 
 
 @both
@@ -284,26 +242,11 @@ class Local(tzinfo):
 Point = namedtuple("Point", "x y")
 
 STRANGERS = [
-    Planet.EARTH,
-    Colour.RED,
-    Nickname("Al"),
-    Point(1, 2),
-    OrderedDict(a=1),
-    np.int64(1),
-    np.float64(1.0),
-    pd.Timestamp("2024-01-01"),
-    pd.NaT,
-    bytearray(b"x"),
-    memoryview(b"x"),
-    {1},
-    frozenset({1}),
-    1j,
-    range(3),
-    object(),
-    int,
-    datetime(2024, 1, 1, tzinfo=Local()),
+    Planet.EARTH, Colour.RED, Nickname("Al"), Point(1, 2), OrderedDict(a=1), np.int64(1),
+    np.float64(1.0), pd.Timestamp("2024-01-01"), pd.NaT, bytearray(b"x"), memoryview(b"x"), {1},
+    frozenset({1}), 1j, range(3), object(), int, datetime(2024, 1, 1, tzinfo=Local()),
     "half a pair: \ud83e",
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("stranger", STRANGERS, ids=lambda value: type(value).__name__)
@@ -578,24 +521,9 @@ def test_any_damage_to_json_raises_corrupt_or_nothing(entry: Entry, data: st.Dat
 
 
 LOOKALIKES = [
-    1,
-    True,
-    1.0,
-    "1",
-    b"1",
-    Decimal(1),
-    Decimal("1.0"),
-    [1],
-    (1,),
-    {"1": 1},
-    {1: 1},
-    "None",
-    None,
-    "[1]",
-    date(1, 1, 1),
-    datetime(1, 1, 1),  # noqa: DTZ001
-    datetime(1, 1, 1, tzinfo=UTC),
-]
+    1, True, 1.0, "1", b"1", Decimal(1), Decimal("1.0"), [1], (1,), {"1": 1}, {1: 1}, "None",
+    None, "[1]", date(1, 1, 1), datetime(1, 1, 1), datetime(1, 1, 1, tzinfo=UTC),  # noqa: DTZ001
+]  # fmt: skip
 
 
 def test_values_that_look_alike_have_canonical_bytes_of_their_own() -> None:

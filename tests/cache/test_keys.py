@@ -52,23 +52,9 @@ def test_a_query_key_is_the_same_in_every_program_and_release() -> None:
 
 
 LOOKALIKES: list[object] = [
-    1,
-    True,
-    1.0,
-    "1",
-    b"1",
-    Decimal(1),
-    Decimal("1.0"),
-    [1],
-    (1,),
-    None,
-    "None",
-    "",
-    date(2024, 1, 1),
-    "2024-01-01",
-    datetime(2024, 1, 1),  # noqa: DTZ001 - a naive one is a value of its own
-    datetime(2024, 1, 1, tzinfo=UTC),
-]
+    1, True, 1.0, "1", b"1", Decimal(1), Decimal("1.0"), [1], (1,), None, "None", "",
+    date(2024, 1, 1), "2024-01-01", datetime(2024, 1, 1), datetime(2024, 1, 1, tzinfo=UTC),  # noqa: DTZ001
+]  # fmt: skip
 
 
 def test_parameters_that_look_alike_have_keys_of_their_own() -> None:
