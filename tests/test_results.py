@@ -87,17 +87,10 @@ def test_the_workshop_writes_each_figure_at_once_and_can_read_it_back(ws):
     ws.record("answer", 42, "rows", 3)
     kept = json.loads(ws.settings.workshop_result_file.read_text())
     assert kept["measurements"]["answer"]["value"] == 42
-    assert ws.recorded("answer") == 42
     assert kept["services"]["cache"]["version"].startswith("Valkey")
     assert ws.summary("^answer$").to_dict("index") == {
         "answer": {"value": "42", "unit": "rows", "95 % interval": "", "samples": "3"}
     }
-
-
-def test_asking_for_a_figure_that_was_not_recorded_lists_those_that_were(ws):
-    ws.record("known", 1)
-    with pytest.raises(KeyError, match="known"):
-        ws.recorded("unknown")
 
 
 def test_no_password_stands_in_a_result(ws, state):

@@ -23,6 +23,7 @@ from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, one_line
 from workshop_lib.load.messages import metrics_namespace
 from workshop_lib.messaging import describe_queue, messaging_client
+from workshop_lib.objects import greet_store, store_client
 from workshop_lib.services import (
     DatabaseEndpoint,
     Endpoints,
@@ -32,10 +33,10 @@ from workshop_lib.services import (
 )
 from workshop_lib.services.diagnose import briefly, probes
 from workshop_lib.services.explain import explain, sentence
+from workshop_lib.services.greet import greet_cache
 from workshop_lib.services.messaging import given_messaging
 from workshop_lib.services.state import NEEDED_BYTES, state_folder
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
-from workshop_lib.workshop import greet_cache, greet_store, store_client
 
 LIMIT_S = 10.0
 ENGINES_LIMIT_S = 90.0

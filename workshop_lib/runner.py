@@ -348,7 +348,7 @@ def sweep() -> int:
         How many namespaces were cleared.
 
     """
-    from workshop_lib.workshop import abandoned_namespaces, wipe_namespace  # noqa: PLC0415
+    from workshop_lib.namespaces import abandoned_namespaces, wipe_namespace  # noqa: PLC0415
 
     found = abandoned_namespaces()
     for namespace in found:
@@ -748,7 +748,7 @@ def _kernel_settings() -> dict[str, str]:
 
 def _clear_up(job: Job) -> str:
     """Delete the tables, keys and objects of this run. Returns why that failed, or nothing."""
-    from workshop_lib.workshop import wipe_namespace  # noqa: PLC0415 -- as papermill above
+    from workshop_lib.namespaces import wipe_namespace  # noqa: PLC0415 -- as papermill above
 
     try:
         wipe_namespace(job.namespace)
