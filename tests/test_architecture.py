@@ -50,7 +50,6 @@ PRIVATE_NAMES: dict[str, set[str]] = {
     "exercises/trial.py": {"_current_frames", "ctypes"},
     "load/drivers.py": {"_children"},
     "services/cloud_emulation.py": {"_messages", "_messages_lock"},
-    "workshop.py": {"_available_connections", "_in_use_connections"},
 }
 """Private names of others that are still used, by file: who ends a use removes its name here."""
 PUBLIC = {"_exit", "_replace", "_asdict"}

@@ -295,7 +295,7 @@ ws = open_workshop("forks", workshop_namespace=namespace, workshop_result_file=r
 ws.database.query("SELECT 1")
 ws.objects.put("ten", b"10")
 workers = ws.load_workers(1)
-ws.set_distance(cache=0.001)
+ws.set_latency(cache=0.001)
 ws.record("x", 1)
 for end in test_forks.ENDS:
     print(end.__name__, file=sys.stderr)
@@ -306,14 +306,14 @@ for end in test_forks.ENDS:
     os.waitpid(pid, 0)
     test_forks.still_well(ws)
     workers.start(to_event(Ping()), 10).result(10)
-    assert ws.distances["cache"] == 0.001
+    assert ws.latencies["cache"] == 0.001
     held = state_folder(ws.settings.workshop_state_dir).live_leases()
     assert os.getpid() in [lease["pid"] for lease in held]
 stays = os.fork()
 if stays == 0:
     time.sleep(600)
 try:
-    ws.set_distance(cache=0)
+    ws.set_latency(cache=0)
     ws.wipe()
     ws.close()
 finally:

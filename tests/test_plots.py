@@ -144,22 +144,22 @@ def shown_alt(figure: Figure, monkeypatch) -> str:
 @pictures
 def test_a_picture_carries_the_notes_that_were_in_force_when_it_was_drawn(draw, x, y, noted):
     before = draw()
-    noted("one", "emulated distance: cache 5 ms")
+    noted("one", "emulated latency: cache 5 ms")
     during = draw()
     noted("one")
     assert [notes(picture) for picture in (before, during, draw())] == [
-        [], ["emulated distance: cache 5 ms"], [],
+        [], ["emulated latency: cache 5 ms"], [],
     ]  # fmt: skip
 
 
 def test_a_shown_picture_has_its_notes_once_and_in_its_text_as_well(noted, monkeypatch):
-    noted("one", "emulated distance: cache 5 ms")
+    noted("one", "emulated latency: cache 5 ms")
     drawn = bars()
-    expected = "A picture. Emulated distance: cache 5 ms."
+    expected = "A picture. Emulated latency: cache 5 ms."
     assert shown_alt(drawn, monkeypatch) == shown_alt(drawn, monkeypatch) == expected
     noted("one")
     assert shown_alt(drawn, monkeypatch) == expected
-    assert notes(drawn) == ["emulated distance: cache 5 ms"]
+    assert notes(drawn) == ["emulated latency: cache 5 ms"]
     assert shown_alt(bars(), monkeypatch) == "A picture."
 
 

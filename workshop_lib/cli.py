@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from workshop_lib.aws.cli import aws
-from workshop_lib.errors import WorkshopError, one_line
+from workshop_lib.errors import WorkshopError, redact
 from workshop_lib.load.cli import load
 from workshop_lib.options import INTERRUPTED, a_file, a_folder, as_json, yes
+from workshop_lib.paths import CHECKOUT, display_path
 
 if TYPE_CHECKING:
     from workshop_lib.runner import Notebook
@@ -84,7 +85,7 @@ def run(
     All of them, or the NAMED ones: 02 or 02_cache_a_query.
     """
     from workshop_lib import report, runner, services
-    from workshop_lib.settings import load_settings, near
+    from workshop_lib.settings import load_settings
 
     # Whatever can be wrong with the request is said before anything starts.
     chosen = runner.choose(names, _find_notebooks())
@@ -98,28 +99,26 @@ def run(
             runner.sweep()
 
         try:
-            with report.exporting() as export:
-                outcomes, _ = runner.run(
-                    names,
-                    size=size,
-                    parameters=parameters,
-                    workers=workers,
-                    out=folder,
-                    say=click.echo,
-                    progress=sys.stderr.isatty(),
-                    prepare=start_engines,
-                    finished=export,
-                )
+            outcomes, _ = runner.run(
+                names,
+                size=size,
+                parameters=parameters,
+                workers=workers,
+                out=folder,
+                say=click.echo,
+                progress=sys.stderr.isatty(),
+                prepare=start_engines,
+            )
         except KeyboardInterrupt:
             if list(folder.glob("*.json")):
                 report.write_report(folder)
-            click.echo(f"Interrupted. What had finished is in {near(folder)}.", err=True)
+            click.echo(f"Interrupted. What had finished is in {display_path(folder)}.", err=True)
             sys.exit(INTERRUPTED)
         page = report.write_report(folder)
     failed = sum(not outcome.ok for outcome in outcomes)
     latest = runner.RESULTS / "latest" / "index.html"
     shown = latest if latest.resolve() == page.resolve() else page
-    click.echo(f"{len(outcomes) - failed} of {len(outcomes)} passed. Report: {near(shown)}")
+    click.echo(f"{len(outcomes) - failed} of {len(outcomes)} passed. Report: {display_path(shown)}")
     sys.exit(1 if failed else 0)
 
 
@@ -143,9 +142,8 @@ def check(as_json: bool) -> None:
 @click.option("--bucket", "bucket_name", help="the S3 bucket")
 @click.option("--queue-url", help="the SQS queue for load tests; need not be")
 @click.option("--local", is_flag=True, help="back to this machine's own engines")
-@click.option("--yes", is_flag=True, help="write without asking")
 @click.option("--no-check", is_flag=True, help="do not try the services afterwards")
-def setup(*, local: bool, yes: bool, no_check: bool, **options: str | None) -> None:
+def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
     """Say once where your services on AWS are.
 
     It is kept in workshop.toml.
@@ -154,25 +152,15 @@ def setup(*, local: bool, yes: bool, no_check: bool, **options: str | None) -> N
     the end the services are tried: exit code 1 if a check fails.
     """
     from workshop_lib import first_use
-    from workshop_lib.settings import near
 
     given = {name: value for name, value in options.items() if value is not None}
     if local and given:
         raise click.UsageError("--local takes no other values.")
     someone = sys.stdin.isatty() and sys.stdout.isatty()
     if local:
-        plan = first_use.plan_local()
+        first_use.use_local(click.echo)
     else:
-        plan = first_use.plan_aws(given, _ask if someone else None, click.echo)
-    for line in plan.changes or [f"Nothing to change in {near(plan.path)}."]:
-        click.echo(line)
-    if plan.changes:
-        if someone and not yes:
-            click.confirm(f"Write this to {near(plan.path)}?", default=True, abort=True)
-        plan.save()
-        click.echo(f"Written to {near(plan.path)}.")
-    for name in plan.overruled:
-        click.echo(f"But {name} is set here, and the environment wins: unset {name}", err=True)
+        first_use.set_up(given, _ask if someone else None, click.echo)
     well = no_check or _check()
     click.echo(
         "Next: `workshop lab` opens the notebooks, `workshop run` runs them all."
@@ -184,7 +172,7 @@ def setup(*, local: bool, yes: bool, no_check: bool, **options: str | None) -> N
 
 def _ask(text: str, default: str) -> str:
     # The default is shown here, because the URL of a queue has an account number in it.
-    shown = f"{text} [{one_line(default)}]" if default else text
+    shown = f"{text} [{redact(default)}]" if default else text
     return str(click.prompt(shown, default=default, show_default=False))
 
 
@@ -228,12 +216,7 @@ def compare(first: str, second: str, as_json: bool, plot: Path | None) -> None:
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
     else:
-        for note in found.notes:
-            click.echo(f"differs: {note}")
-        if found.pairs:
-            click.echo(found.to_frame().to_string(index=False))
-        for one in found.refused:
-            click.echo(f"not compared: {one.notebook} {one.name}: {one.why}".replace(" : ", ": "))
+        click.echo(str(found))
     if plot and found.pairs:
         from workshop_lib import plots
 
@@ -250,7 +233,7 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     Other options go to JupyterLab.
     """
     from workshop_lib import runner, services
-    from workshop_lib.settings import CHECKOUT, load_settings
+    from workshop_lib.settings import load_settings
 
     if notebook and notebook.startswith("-"):
         jupyter_options = (notebook, *jupyter_options)
@@ -382,7 +365,7 @@ def rules(what: str) -> None:
 
     from workshop_lib.database import Database
     from workshop_lib.dsql import install_rules, remove_rules
-    from workshop_lib.services.resolver import external_database
+    from workshop_lib.services.endpoints import external_database
     from workshop_lib.settings import load_settings
 
     # Whoever installs rules need not keep them meanwhile.

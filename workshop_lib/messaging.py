@@ -15,8 +15,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.services import MessagingEndpoint, running_messaging
+from workshop_lib.services.client_config import session_for
 from workshop_lib.services.explain import cause_of, explain, sentence
-from workshop_lib.services.surroundings import session_for
 from workshop_lib.settings import Settings
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,30}")
@@ -142,7 +142,7 @@ def messaging_error(error: Exception, endpoint: MessagingEndpoint) -> ServiceUnr
         "it had: run the notebook from its first cell."
     )
     cause = cause_of(error, endpoint)
-    if endpoint.embedded and cause == "no queue":
+    if endpoint.embedded and cause == "not there":
         return ServiceUnreachableError(
             f"There is no such queue in the {place}. It may have been restarted, which empties "
             "it: ws.open_queue(…) makes the queue again."

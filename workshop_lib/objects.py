@@ -12,8 +12,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import DataError, ServiceUnreachableError, one_line
 from workshop_lib.services import StoreEndpoint
+from workshop_lib.services.client_config import session_for
 from workshop_lib.services.explain import code_of, explain, sentence
-from workshop_lib.services.surroundings import session_for
 
 NOT_MODIFIED, NO_SUCH_RANGE = 304, 416
 

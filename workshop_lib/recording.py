@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from workshop_lib.errors import ResultError, WorkshopError
 from workshop_lib.measure import FEWEST_FOR_INTERVAL, P99_SAMPLES, Samples
-from workshop_lib.results import Measurement, Result, Value, latest_figure, shown, write_json
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.results import Measurement, Result, Value, format_value, latest_figure, write_json
 from workshop_lib.services import Endpoint, Endpoints
-from workshop_lib.settings import CHECKOUT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,9 +96,11 @@ class Recording:
         return pd.DataFrame(
             [
                 {
-                    "value": shown(m.value),
+                    "value": format_value(m.value),
                     "unit": m.unit,
-                    "95 % interval": "" if m.low is None else f"{shown(m.low)} – {shown(m.high)}",
+                    "95 % interval": ""
+                    if m.low is None or m.high is None
+                    else f"{format_value(m.low)} – {format_value(m.high)}",
                     "samples": f"{m.n:,}",
                 }
                 for m in chosen.values()

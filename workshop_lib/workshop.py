@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import boto3
 import psycopg2
-import redis
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib import dataset, forks, namespaces
@@ -23,11 +21,11 @@ from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.dsql import Step, play
 from workshop_lib.objects import ObjectStore, greet_store, store_client, store_error
 from workshop_lib.recording import Recording, describe_service, describe_services
-from workshop_lib.results import Result, described
+from workshop_lib.results import Result, format_latency
 from workshop_lib.services import Endpoints, MessagingEndpoint, resolve, resolve_messaging
-from workshop_lib.services.dial import Dial
-from workshop_lib.services.greet import greet_cache
-from workshop_lib.services.surroundings import plain_session
+from workshop_lib.services.client_config import plain_session
+from workshop_lib.services.clients import cache_client, greet_cache, steer
+from workshop_lib.services.latency_proxy import LatencyProxy
 from workshop_lib.settings import LoadedSettings, load_settings
 
 if TYPE_CHECKING:
@@ -78,17 +76,19 @@ class Workshop(Recording):
             pool_max=self.settings.dsql_pool_max,
             pool_timeout_s=self.settings.dsql_pool_timeout,
         )
-        self.valkey = redis.Redis(**endpoints.cache.arguments)
+        self._proxies = {
+            "database": LatencyProxy("database", endpoints.database, self.database.reroute),
+            "cache": LatencyProxy("cache", endpoints.cache),
+            "store": LatencyProxy("store", endpoints.store),
+        }
+        self.valkey = cache_client(endpoints.cache, self._proxies["cache"])
         self.s3 = store_client(endpoints.store)
+        if endpoints.store.embedded:
+            self.s3.meta.events.register("before-sign.s3", partial(steer, self._proxies["store"]))
         self.bucket = endpoints.store.bucket
         self.objects = ObjectStore(self.s3, endpoints.store, self.object_prefix)
         result = Result(notebook, self.namespace, describe_services(endpoints))
         super().__init__(result, self.settings.workshop_result_file)
-        self._dials = {
-            "database": Dial("database", endpoints.database, self.database.go_through),
-            "cache": Dial("cache", endpoints.cache, partial(_reroute_cache, self.valkey)),
-            "store": Dial("store", endpoints.store, _steering(self.s3)),
-        }
         self._sandbox: Sandbox | None = None
         self._let_go_of_messaging: Callable[[], None] = lambda: None
         self._workers: LocalWorkers | LambdaWorkers | None = None
@@ -147,8 +147,8 @@ class Workshop(Recording):
         on this machine: also where a cache of your own is given, which may be one on this machine,
         where no function can reach it. Their `label` says which.
 
-        Processes are as far from the services as this workshop is now (`set_distance`). Executions
-        use the services that the function's environment names, in this workshop's namespace. One
+        Processes have the latency that this workshop has now (`set_latency`). Executions use the
+        services that the function's environment names, in this workshop's namespace. One
         set at a time: new ones end those before. All end with the workshop, or with the kernel.
 
         Args:
@@ -166,7 +166,9 @@ class Workshop(Recording):
         if self._workers is not None:
             self._workers.close()
             self._workers = None
-        self._workers = open_workers(self, at_once, cache=cache, metrics=metrics)
+        self._workers = open_workers(
+            self, at_once, cache=cache, route=self._proxies["cache"].route, metrics=metrics
+        )
         return self._workers
 
     @property
@@ -297,24 +299,24 @@ class Workshop(Recording):
         return self._sandbox
 
     @property
-    def distances(self) -> dict[str, float]:
+    def latencies(self) -> dict[str, float]:
         """The emulated round-trip time to each service now, seconds; 0 where there is none."""
-        return {service: dial.seconds for service, dial in self._dials.items()}
+        return {service: proxy.seconds for service, proxy in self._proxies.items()}
 
-    def set_distance(
+    def set_latency(
         self,
         *,
         database: float | None = None,
         cache: float | None = None,
         store: float | None = None,
     ) -> None:
-        """Put services at a distance, as if a network lay between; others keep theirs.
+        """Add latency to services, as if a network lay between; others keep theirs.
 
         A proxy holds back each reply by the round-trip time; connecting takes one more. It is for
         this workshop's own clients (`database`, `valkey`, `s3` and all that was made with them),
         from their next question on; other notebooks notice nothing. A connection of your own from
         `connect()` goes the way that was in force when it was made. Every plot that is drawn
-        meanwhile says so, and the result keeps the distances that were in force.
+        meanwhile says so, and the result keeps the latencies that were in force.
 
         Args:
             database, cache, store: the round-trip time, 0 to 0.4 seconds; 0 for none.
@@ -328,49 +330,49 @@ class Workshop(Recording):
         given = {"database": database, "cache": cache, "store": store}
         asked = {service: seconds for service, seconds in given.items() if seconds is not None}
         for service, seconds in asked.items():
-            self._dials[service].check(seconds)
+            self._proxies[service].check(seconds)
         try:
             for service, seconds in asked.items():
-                self._dials[service].set(seconds)
+                self._proxies[service].set(seconds)
         finally:
-            self._tell_distance()
+            self._note_latency()
 
     @contextmanager
-    def at_distance(
+    def at_latency(
         self,
         *,
         database: float | None = None,
         cache: float | None = None,
         store: float | None = None,
     ) -> Iterator[None]:
-        """`set_distance` for the length of a with block; what was before is in force after it.
+        """`set_latency` for the length of a with block; what was before is in force after it.
 
-        Draw the plots of what you measure within the block: then they carry the distance.
+        Draw the plots of what you measure within the block: then they carry the latency.
         """
-        before = self.distances
+        before = self.latencies
         try:
-            self.set_distance(database=database, cache=cache, store=store)
+            self.set_latency(database=database, cache=cache, store=store)
             yield
         finally:
-            self.set_distance(**before)
+            self.set_latency(**before)
 
-    def possible_distances(self, distances: Iterable[float]) -> list[float]:
-        """Those of some distances that can be set here; the others become 0, and that is said.
+    def possible_latencies(self, latencies: Iterable[float]) -> list[float]:
+        """Those of some latencies that can be set here; the others become 0, and that is said.
 
-        A service on AWS, or of your own, has a distance of its own, to which none can be added.
+        A service on AWS, or of your own, has a latency of its own, to which none can be added.
 
         Args:
-            distances: round-trip times in seconds.
+            latencies: round-trip times in seconds.
 
         """
-        asked = list(distances)
+        asked = list(latencies)
         real = [endpoint.label for endpoint in self.endpoints.all if not endpoint.embedded]
         if not real or not any(asked):
             return asked
         left_out = ", ".join(f"{seconds * 1e3:g} ms" for seconds in asked if seconds)
         print(  # noqa: T201 -- for whoever reads the notebook
-            f"Skipped: an emulated distance of {left_out}. It can be added to local engines only. "
-            f"{', '.join(real)}: what is measured is their real distance."
+            f"Skipped: an emulated latency of {left_out}. It can be added to local engines only. "
+            f"{', '.join(real)}: what is measured is their real latency."
         )
         return [0.0] * len(asked)
 
@@ -405,9 +407,9 @@ class Workshop(Recording):
             self._workers = None
         if self._sandbox is not None:
             self._sandbox.close()
-        for dial in self._dials.values():
-            dial.close()
-        self._tell_distance()
+        for proxy in self._proxies.values():
+            proxy.close()
+        self._note_latency()
         self.database.close()
         self.valkey.close()
         self.s3.close()
@@ -426,15 +428,15 @@ class Workshop(Recording):
 
         return str(pd.DataFrame(rows).to_html(index=False))
 
-    def _tell_distance(self) -> None:
-        """Have the result keep, and the plots say, how far away the services are."""
-        distances = self.distances
-        self.result.note_distance(distances)
-        note = described({service: seconds * 1e3 for service, seconds in distances.items()})
+    def _note_latency(self) -> None:
+        """Have the result keep, and the plots say, which latencies are emulated."""
+        latencies = self.latencies
+        self.result.note_latency(latencies)
+        note = format_latency({service: seconds * 1e3 for service, seconds in latencies.items()})
         if note or "workshop_lib.plots" in sys.modules:
             from workshop_lib import plots
 
-            plots.set_note(id(self), note and f"emulated distance: {note}")
+            plots.set_note(id(self), note and f"emulated latency: {note}")
 
     def _greet(self) -> None:
         """Make sure that all three services answer; note their versions; make schema and bucket.
@@ -460,7 +462,7 @@ def open_workshop(
     afresh.
 
     In a process that was forked since, the workshop's clients connect anew. What is the parent's
-    alone refuses there: connections borrowed or opened before, worker processes, distances and
+    alone refuses there: connections borrowed or opened before, worker processes, latencies and
     results. The parent notices nothing of the child, nor of its end.
 
     Args:
@@ -499,37 +501,3 @@ def _open_with(loaded: LoadedSettings, notebook: str) -> Workshop:
     except BaseException:
         endpoints.release()  # else the engines would be held until this process ends
         raise
-
-
-def _reroute_cache(valkey: redis.Redis, host: str, port: int) -> None:
-    """Have a client, and whatever shares its pool, connect by this address from now on.
-
-    Connections in use go on as they are; they connect anew once they are given back.
-    """
-    pool: Any = valkey.connection_pool
-    with pool._lock:  # no connection may change hands meanwhile
-        pool.connection_kwargs.update(host=host, port=port)
-        for connection in (*pool._available_connections, *pool._in_use_connections):
-            connection.host, connection.port = host, port
-            connection.mark_for_reconnect()
-        pool.disconnect(inuse_connections=False)
-
-
-def _steering(s3: Any) -> Callable[[str, int], None]:
-    """What has a client send its requests to a given address from then on.
-
-    Hooked in once, here: botocore can miss a hook that comes while another thread sends a request.
-    """
-    place = ""
-
-    def steer(request: Any, **_: Any) -> None:
-        # Before it is signed: the address is part of what the signature covers.
-        if place:
-            request.url = urlsplit(request.url)._replace(netloc=place).geturl()
-
-    def reroute(host: str, port: int) -> None:
-        nonlocal place
-        place = f"{host}:{port}"
-
-    s3.meta.events.register("before-sign.s3", steer)
-    return reroute

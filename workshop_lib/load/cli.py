@@ -12,6 +12,7 @@ import click
 from workshop_lib.load.events import EVENT_TYPES
 from workshop_lib.load.interrupts import one_interrupt
 from workshop_lib.options import INTERRUPTED, a_file, a_folder
+from workshop_lib.paths import CHECKOUT
 
 if TYPE_CHECKING:
     from workshop_lib.load import InsertReport, MixedReport
@@ -132,8 +133,6 @@ def mixed(
 
 
 def _load_folder(out: Path | None) -> Path:
-    from workshop_lib.settings import CHECKOUT
-
     return out or CHECKOUT / "results" / "load"
 
 
@@ -169,7 +168,6 @@ def package(architecture: Any, python: str, out: Path | None) -> None:
     `workshop aws deploy` does this by itself.
     """
     from workshop_lib.load.package import HANDLER, build_package
-    from workshop_lib.settings import CHECKOUT
 
     path = out or CHECKOUT / "build" / f"load-worker-{architecture}.zip"
     built = build_package(path, architecture=architecture, python=python)

@@ -47,9 +47,14 @@ from workshop_lib.load.scenario import InsertScenario, Which, read_file
 from workshop_lib.messaging import delete_queues
 from workshop_lib.prices import load_prices
 from workshop_lib.results import ready_folder
+from workshop_lib.services.endpoints import (
+    external_database,
+    external_messaging,
+    external_reader,
+    external_region,
+    is_on_aws,
+)
 from workshop_lib.services.functions import MEMORY_MB, LambdaClients
-from workshop_lib.services.named import is_on_aws, named_messaging, named_reader, named_region
-from workshop_lib.services.resolver import external_database
 from workshop_lib.settings import Settings, load_settings, near
 from workshop_lib.workshop import open_workshop
 
@@ -94,7 +99,7 @@ def run_storms(
     by_lambda = bool(scenario.lambda_function_name)
     if by_lambda:
         _refuse_a_database_here(settings, str(scenario.lambda_function_name))
-    region = scenario.region or named_region(settings)
+    region = scenario.region or external_region(settings)
     prices = load_prices()
     costs: dict[str, Cost] = {}
     runs: dict[str, str] = {}
@@ -229,7 +234,7 @@ def run_queue(
                         function_mb=memory,
                         kept=keep,
                     )
-                    say(_format_cost(cost, prices, memory, settings, named_region(settings)))
+                    say(_format_cost(cost, prices, memory, settings, external_region(settings)))
                     content = {**report.describe(), "cost_usd": cost.total}
                     say(f"Results: {near(write_report(content, folder))}")
                 if queue_is_ours:
@@ -255,7 +260,7 @@ def _memory_of_function(settings: Settings, name: str | None, reads_elsewhere: b
     said = None
     if name:
         with (
-            LambdaWorkers(LambdaClients(named_region(settings), 1), name, 1) as function,
+            LambdaWorkers(LambdaClients(external_region(settings), 1), name, 1) as function,
             suppress(WorkshopError),  # the queue will show whether it works
         ):
             said = function.ask()
@@ -407,13 +412,13 @@ def _refuse_missing_services(settings: Settings, by_function: bool, reads_elsewh
         SettingsError: it is not.
 
     """
-    messaging = named_messaging(settings)
+    messaging = external_messaging(settings)
     if by_function and not (messaging and messaging.queue_url):
         raise SettingsError(
             "--by-function needs the queue that the Lambda function is mapped to: set QUEUE_URL. "
             "The local queue is an emulation, which no function works off."
         )
-    if reads_elsewhere and named_reader(settings) is None:
+    if reads_elsewhere and external_reader(settings) is None:
         raise SettingsError(
             "Reads cannot go elsewhere (--reads-elsewhere): DSQL_READ_ENDPOINT is not set, so "
             "there is no other endpoint."

@@ -233,10 +233,11 @@ def _slim(tree: Path) -> None:
 
 
 def _copy_rooms(tree: Path) -> None:
-    """Copy our own modules, and what lies beside them: lists of lazy names (.pyi), and SQL."""
+    """Copy our own modules, and what lies beside them: lists of lazy names, SQL, advice."""
     sources = [source for name in find_rooms() if (source := _source(name))]
     folders = {source.parent for source in sources if source.name == "__init__.py"}
-    beside = (p for folder in folders for ending in ("*.pyi", "*.sql") for p in folder.glob(ending))
+    endings = ("*.pyi", "*.sql", "*.toml")
+    beside = (path for folder in folders for ending in endings for path in folder.glob(ending))
     for path in [*sources, *beside]:
         target = tree / path.relative_to(CHECKOUT)
         target.parent.mkdir(parents=True, exist_ok=True)

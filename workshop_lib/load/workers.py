@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def open_workers(
-    ws: Workshop, at_once: int, *, cache: Mapping[str, Any] | None, metrics: bool
+    ws: Workshop,
+    at_once: int,
+    *,
+    cache: Mapping[str, Any] | None,
+    route: tuple[str, int],
+    metrics: bool,
 ) -> LocalWorkers | LambdaWorkers:
     """Processes, or executions of the function that LOAD_FUNCTION names; `Workshop.load_workers`.
 
@@ -25,8 +30,8 @@ def open_workers(
     """
     if ws.settings.load_function and cache is None:
         return _wake(ws, ws.settings.load_function, at_once)
-    place = ws.valkey.get_connection_kwargs()
-    own = {**ws.endpoints.cache.arguments, "host": place["host"], "port": place["port"]}
+    host, port = route
+    own = {**ws.endpoints.cache.arguments, "host": host, "port": port}
     equipment = Equipment(
         ws.database.endpoint,
         ws.namespace,
