@@ -289,7 +289,7 @@ def sweep() -> int:
         How many namespaces were cleared.
 
     """
-    from workshop_lib.workshop import abandoned_namespaces, wipe_namespace  # noqa: PLC0415
+    from workshop_lib.namespaces import abandoned_namespaces, wipe_namespace  # noqa: PLC0415
 
     for folder in _short_folder().glob(f"{SCRATCH}*-*"):
         if not psutil.pid_exists(int(folder.name.split("-")[2])):
@@ -576,7 +576,7 @@ def _kernel_environment(job: Job, place: str, result_file: Path) -> dict[str, st
 
 def _clear_up(job: Job) -> str:
     """Delete the tables, keys and objects of this run. Returns why that failed, or nothing."""
-    from workshop_lib.workshop import wipe_namespace  # noqa: PLC0415 -- as papermill above
+    from workshop_lib.namespaces import wipe_namespace  # noqa: PLC0415 -- as papermill above
 
     try:
         wipe_namespace(job.namespace)
