@@ -111,21 +111,17 @@ class Comparison:
             "The intervals below hold for all together, and leave a factor of "
             f"{format_value(self.allowed)} to what differs from run to run."
         )
-        rest = sum(not pair.telling for pair in self.pairs)
-        table = [LINE.format("figure", "first", "second", "ratio", "interval", "").rstrip()]
-        table += [_line(pair) for pair in self.pairs if pair.telling]
-        last = f"{rest} more figures, without an interval or unchanged: --json has them"
-        texts = [
-            self.summary,
-            *[how][: self._known],
-            *map("{}: {}".format, ("first", "second"), self.labels),
-        ]
-        texts += [
-            *map("note: {}".format, self.notes),
-            *map("not compared: {}".format, self.refused),
-        ]
+        texts = [self.summary] + [how] * bool(self._known)
+        texts += [f"first: {self.labels[0]}", f"second: {self.labels[1]}"]
+        texts += [f"note: {note}" for note in self.notes]
+        texts += [f"not compared, {why}: {', '.join(what)}" for why, what in self.refused.items()]
         lines = [textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in texts]
-        return "\n".join(lines + ([*table, last] if self.pairs else []))
+        if self.pairs:
+            lines.append(LINE.format("figure", "first", "second", "ratio", "interval", "").rstrip())
+            lines += [_line(pair) for pair in self.pairs if pair.telling]
+            rest = sum(not pair.telling for pair in self.pairs)
+            lines.append(f"{rest} more figures, without an interval or unchanged: --json has them")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
@@ -140,7 +136,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
     """Compare the figures of two runs, where they can be compared.
 
     They can if the same notebook passed in both, at the same size, with the same parameters and
-    the same emulated distances; a figure besides, if it has the same unit in both.
+    the same emulated distances; a figure has a ratio if it has the same unit in both.
 
     Two runs of the same code differ, too: by chance, and by what else the machine did. So a figure
     counts as different only outside of an interval that holds for all figures together (Bonferroni)
