@@ -28,8 +28,9 @@ from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.dataset import list_objects
 from workshop_lib.dsql import RuledConnection
 from workshop_lib.errors import ServiceUnreachableError, WorkshopError
-from workshop_lib.services import distance, embedded
-from workshop_lib.services.state import StateFolder, wait_until
+from workshop_lib.services import distance, local
+from workshop_lib.services.processes import wait_until
+from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import CHECKOUT
 
 SOON = 30.0
@@ -595,7 +596,7 @@ def rough(tmp_path_factory, workshops) -> Iterator[tuple[StateFolder, Workshop]]
         yield folder, ws
         ws.close()
     finally:
-        embedded.reset(folder)
+        local.reset(folder)
 
 
 def check_all(ws: Workshop) -> None:
@@ -608,12 +609,12 @@ def check_all(ws: Workshop) -> None:
 def test_engines_that_were_killed_and_restarted_are_reached_at_the_same_distance(rough):
     folder, ws = rough
     check_all(ws)
-    before = {engine.name: engine.pid for engine in embedded.status(folder).engines}
+    before = {engine.name: engine.pid for engine in local.status(folder).engines}
     for pid in before.values():
         psutil.Process(pid).kill()
 
     def restarted() -> bool:
-        now = {e.name: e.pid for e in embedded.status(folder).engines if e.status == "up"}
+        now = {e.name: e.pid for e in local.status(folder).engines if e.status == "up"}
         return len(now) == 3 and not set(now.values()) & set(before.values())
 
     assert wait_until(restarted, SOON)
@@ -634,7 +635,7 @@ def occupied(ports: list[int]) -> Iterator[None]:
 def test_engines_that_have_moved_are_an_error_that_says_what_to_do_and_then_found(rough, workshops):
     folder, ws = rough
     ports = [endpoint.port for endpoint in ws.endpoints.all]
-    embedded.stop(folder)
+    local.stop(folder)
     with occupied(ports):
         again = workshops("moved", workshop_state_dir=folder.path)
     assert not {endpoint.port for endpoint in again.endpoints.all} & set(ports)

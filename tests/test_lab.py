@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from workshop_lib.services import embedded
-from workshop_lib.services.state import StateFolder, wait_until
+from workshop_lib.services import local
+from workshop_lib.services.processes import wait_until
+from workshop_lib.services.state_folder import StateFolder
 
 START_S = 60
 
@@ -55,7 +56,7 @@ def lab(tmp_path, runtime) -> Iterator[tuple[subprocess.Popen[str], dict[str, st
             process.wait(30)
         finally:
             process.kill()
-            embedded.reset(folder)
+            local.reset(folder)
 
 
 def ask(server: dict[str, str], path: str, method: str = "GET") -> requests.Response:

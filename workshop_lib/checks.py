@@ -33,7 +33,7 @@ from workshop_lib.services import (
 from workshop_lib.services.diagnose import briefly, probes
 from workshop_lib.services.explain import explain, sentence
 from workshop_lib.services.messaging import given_messaging
-from workshop_lib.services.state import NEEDED_BYTES, state_folder
+from workshop_lib.services.state_folder import NEEDED_BYTES, state_folder
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
 from workshop_lib.workshop import greet_cache, greet_store, store_client
 

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,7 @@ from workshop_lib.load.interrupts import one_interrupt
 from workshop_lib.settings import CHECKOUT, load_settings, near
 
 if TYPE_CHECKING:
-    from workshop_lib.services.embedded import EngineStatus
+    from workshop_lib.services.protocol import EngineState
 
 INTERRUPTED = 128 + signal.SIGINT
 LOAD_RESULTS = CHECKOUT / "results" / "load"
@@ -189,7 +190,7 @@ def _ask(text: str, default: str) -> str:
 def _check(*, as_json: bool = False) -> bool:
     """Show the checks as they are answered. Returns whether all passed."""
     from workshop_lib.checks import Check, check_deployment
-    from workshop_lib.services import embedded
+    from workshop_lib.services import local
 
     def show(one: Check) -> None:
         colour = {True: "green", False: "red", None: "yellow"}[one.ok]
@@ -201,7 +202,7 @@ def _check(*, as_json: bool = False) -> bool:
     report = check_deployment(
         on_check=(lambda _: None) if as_json else show, workshop_linger_seconds=0.0
     )
-    embedded.wait_gone(_state_folder())
+    local.wait_gone(_state_folder())
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     return report.ok
@@ -426,16 +427,18 @@ def lab(jupyter_options: tuple[str, ...]) -> None:
 @main.command()
 def status() -> None:
     """Show the local engines and who uses them."""
-    from workshop_lib.services import embedded
+    from workshop_lib.services import local
 
-    found = embedded.status(_state_folder())
-    if found.keeper_pid is None:
+    found = local.status(_state_folder())
+    if found.supervisor_pid is None:
         click.echo(f"The local engines are not running (their state: {found.folder}).")
-    else:
-        _show_engines(found)
-    for sandbox in found.private:
-        click.echo("\nthe sandbox of a notebook:")
-        _show_engines(sandbox)
+        return
+    _show_engines(found.engines)
+    click.echo(f"used by: {', '.join(map(str, found.users)) or 'no one; they stop by themselves'}")
+    for user, engines in found.sandboxes:
+        click.echo(f"\nthe sandbox of {user}:")
+        _show_engines(engines)
+    click.echo(f"state:   {found.folder}")
 
 
 @main.command()
@@ -444,9 +447,9 @@ def stop() -> None:
 
     Their data stays.
     """
-    from workshop_lib.services import embedded
+    from workshop_lib.services import local
 
-    stopped = embedded.stop(_state_folder())
+    stopped = local.stop(_state_folder())
     click.echo("The local engines are stopped." if stopped else "No local engines were running.")
 
 
@@ -458,8 +461,8 @@ def reset(yes: bool, local: bool) -> None:
 
     The local engines with their data, and its own part of your services.
     """
-    from workshop_lib.services import embedded
-    from workshop_lib.services.state import state_folder
+    from workshop_lib.services.local import reset as reset_engines
+    from workshop_lib.services.state_folder import state_folder
     from workshop_lib.workshop import wipe_namespace
 
     settings = load_settings().values
@@ -475,7 +478,7 @@ def reset(yes: bool, local: bool) -> None:
     if own:
         gone = wipe_namespace(settings.workshop_namespace)
         click.echo(", ".join(f"{count} {kind}" for kind, count in gone.items()) + " deleted.")
-    found = embedded.reset(folder)
+    found = reset_engines(folder)
     click.echo(
         "Reset. The next run starts afresh." if found or own else "There was nothing to reset."
     )
@@ -644,18 +647,16 @@ def _console() -> Any:
     )
 
 
-def _show_engines(found: EngineStatus) -> None:
-    for engine in found.engines:
+def _show_engines(engines: Iterable[EngineState]) -> None:
+    for engine in engines:
         place = f"127.0.0.1:{engine.port}  pid {engine.pid}" if engine.port else engine.message
         kind = "  (emulation)" if engine.emulated else ""
         click.echo(f"{engine.name:<10} {engine.status:<7} {place}{kind}")
-    click.echo(f"used by: {', '.join(found.users) or 'no one; they stop by themselves'}")
-    click.echo(f"state:   {found.folder}")
 
 
 def _state_folder() -> Any:
     """The state folder, even if another setting is not usable: stopping must always work."""
-    from workshop_lib.services.state import state_folder
+    from workshop_lib.services.state_folder import state_folder
 
     try:
         return state_folder(load_settings().values.workshop_state_dir)

@@ -730,7 +730,7 @@ def _drop_scratch() -> None:
 
 def _kernel_settings() -> dict[str, str]:
     """What is the same for all kernels, and read by some libraries when they are imported."""
-    from workshop_lib.services.state import cache_folder  # noqa: PLC0415
+    from workshop_lib.services.state_folder import cache_folder  # noqa: PLC0415
 
     return {
         "TQDM_DISABLE": "1",

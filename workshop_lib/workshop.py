@@ -48,6 +48,7 @@ from workshop_lib.services import (
     Endpoints,
     MessagingEndpoint,
     StoreEndpoint,
+    local,
     resolve,
     resolve_messaging,
     running_messaging,
@@ -55,7 +56,7 @@ from workshop_lib.services import (
 from workshop_lib.services.dial import Dial
 from workshop_lib.services.explain import code_of, explain, sentence
 from workshop_lib.services.functions import LambdaClients
-from workshop_lib.services.state import state_folder
+from workshop_lib.services.state_folder import state_folder
 from workshop_lib.services.surroundings import plain_session, session_for
 from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
 
@@ -681,7 +682,7 @@ def abandoned_namespaces() -> list[str]:
     endpoints = resolve(loaded.values)
     database = Database(endpoints.database, pool_min=1)
     try:
-        others = {lease["pid"] for lease in folder.live_leases()} - {os.getpid()}
+        others = {user.pid for user in local.status(folder).users} - {os.getpid()}
         if others or not endpoints.database.embedded:
             return []
         found = database.query(

@@ -34,7 +34,7 @@ from workshop_lib.cache.single_flight import Flights
 from workshop_lib.cache.stats import CacheStats
 from workshop_lib.cache.storage import StringStorage
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.services.state import wait_until
+from workshop_lib.services.processes import wait_until
 
 ASK = "SELECT v"
 SOON = 20.0

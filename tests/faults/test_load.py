@@ -15,7 +15,7 @@ from workshop_lib.load import drivers
 from workshop_lib.load.drivers import LocalWorkers, run_jobs
 from workshop_lib.load.jobs import Ping
 from workshop_lib.load.means import Equipment
-from workshop_lib.services.state import wait_until
+from workshop_lib.services.processes import wait_until
 from workshop_lib.workshop import wipe_namespace
 
 SOON_S = 60.0

@@ -21,9 +21,9 @@ from workshop_lib.load.means import Equipment
 from workshop_lib.load.mixed import MixedScenario, Queue, read_metrics, run_mixed
 from workshop_lib.load.rows import count_transactions, delete_transactions
 from workshop_lib.load.worker import Worker
-from workshop_lib.services import embedded
+from workshop_lib.services import local
 from workshop_lib.services.engines import CloudEmulation
-from workshop_lib.services.state import wait_until
+from workshop_lib.services.processes import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,8 @@ def test_a_queue_that_is_killed_loses_messages_and_the_report_says_how_many(
     shop, queue, pair, state
 ):
     def kill():
-        report = embedded.reports(state)[CloudEmulation.kind]
+        engines = local.status(state).engines
+        report = next(one for one in engines if one.name == CloudEmulation.kind)
         os.kill(report.pid, signal.SIGKILL)
 
     killer = threading.Timer(0.5, kill)

@@ -14,9 +14,9 @@ import redis
 from workshop_lib import QueryCache, open_workshop
 from workshop_lib.dsql import read_token
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
-from workshop_lib.services import Endpoints, embedded, exports, resolve
+from workshop_lib.services import Endpoints, exports, local, resolve
 from workshop_lib.services.resolver import external_cache, external_database, external_store
-from workshop_lib.services.state import StateFolder
+from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import load_settings
 
 
@@ -55,11 +55,11 @@ def test_one_service_of_ones_own_leaves_the_others_local(ws, tmp_path, monkeypat
     endpoints = resolve(load_settings().values)
     try:
         assert [e.embedded for e in endpoints.all] == [True, False, True]
-        running = {e.name: e.status for e in embedded.status(folder).engines}
-        assert running == {"postgres": "up", "valkey": "down", "s3": "up"}
+        running = {e.name: e.status for e in local.status(folder).engines}
+        assert running == {"postgres": "up", "s3": "up"}
     finally:
         endpoints.release()
-        embedded.reset(folder)
+        local.reset(folder)
 
 
 def test_wiping_leaves_what_is_not_the_workshops_alone(own, tmp_path):

@@ -25,7 +25,7 @@ from workshop_lib.errors import EngineError, WorkshopError
 from workshop_lib.services import dial as dials, distance
 from workshop_lib.services.dial import Dial
 from workshop_lib.services.endpoints import Endpoint
-from workshop_lib.services.state import wait_until
+from workshop_lib.services.processes import wait_until
 
 SOON = 30.0
 Handler = Callable[[socket.socket], None]

@@ -7,11 +7,12 @@ from typing import Any
 
 from botocore.config import Config
 
-from workshop_lib.services import embedded
-from workshop_lib.services.embedded import Attachment
+from workshop_lib.services import local
 from workshop_lib.services.endpoints import MessagingEndpoint
-from workshop_lib.services.engines import HOST, CloudEmulation
-from workshop_lib.services.state import state_folder
+from workshop_lib.services.engines import CloudEmulation
+from workshop_lib.services.local import Attachment
+from workshop_lib.services.protocol import HOST
+from workshop_lib.services.state_folder import state_folder
 from workshop_lib.settings import Settings
 
 REGION = "us-east-1"
@@ -28,7 +29,7 @@ Release = Callable[[], None]
 def resolve_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release]:
     """Find the queues and metrics, starting the emulation if it is needed.
 
-    The emulation keeps all in memory: if it is killed, the keeper starts it again at the same
+    The emulation keeps all in memory: if it is killed, the supervisor starts it again at the same
     address, but queues, messages and metrics are gone.
 
     Returns:
@@ -41,17 +42,17 @@ def resolve_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release]:
     if settings.queue_url is not None:
         return _on_aws(settings), lambda: None
     name = CloudEmulation.kind
-    held = embedded.attach(state_folder(settings.workshop_state_dir), [name], settings)
+    held = local.attach(state_folder(settings.workshop_state_dir), [name], settings)
     return _emulated(held), held.release
 
 
 def running_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release] | None:
     """As `resolve_messaging` if the emulation is in use and runs already; starts nothing."""
-    folder = state_folder(settings.workshop_state_dir)
-    if settings.queue_url is not None or folder.keeper() is None:
+    if settings.queue_url is not None:
         return None
-    report = embedded.reports(folder).get(CloudEmulation.kind)
-    return resolve_messaging(settings) if report and report.status == "up" else None
+    running = local.status(state_folder(settings.workshop_state_dir)).engines
+    up = {engine.name for engine in running if engine.status == "up"}
+    return resolve_messaging(settings) if CloudEmulation.kind in up else None
 
 
 def given_messaging(settings: Settings) -> MessagingEndpoint | None:

@@ -21,9 +21,8 @@ from redis.exceptions import ConnectionError as LostConnection
 from redis.retry import Retry
 
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
-from workshop_lib.services import embedded
+from workshop_lib.services import local
 from workshop_lib.services.cache_url import ESCAPES, parse_cache_url
-from workshop_lib.services.embedded import Attachment
 from workshop_lib.services.endpoints import (
     CacheEndpoint,
     DatabaseEndpoint,
@@ -31,9 +30,11 @@ from workshop_lib.services.endpoints import (
     StoreEndpoint,
     engine_name,
 )
-from workshop_lib.services.engines import HOST, NEVER_IN_CLEAR
+from workshop_lib.services.engines import NEVER_IN_CLEAR
 from workshop_lib.services.explain import explain, sentence
-from workshop_lib.services.state import state_folder
+from workshop_lib.services.local import Attachment
+from workshop_lib.services.protocol import HOST
+from workshop_lib.services.state_folder import state_folder
 from workshop_lib.services.surroundings import isolate_libpq
 from workshop_lib.services.trust import trusted_certificates
 from workshop_lib.settings import Settings, dsql_region
@@ -62,7 +63,7 @@ def resolve(settings: Settings) -> Endpoints:
     missing = [name for name, endpoint in wanted.items() if endpoint is None]
     attachment = None
     if missing:
-        attachment = embedded.attach(state_folder(settings.workshop_state_dir), missing, settings)
+        attachment = local.attach(state_folder(settings.workshop_state_dir), missing, settings)
     return Endpoints(
         database=database or embedded_database(_held(attachment), settings.dsql_rules),
         cache=cache or embedded_cache(_held(attachment)),
@@ -87,7 +88,7 @@ def session(settings: Settings) -> Iterator[Endpoints]:
         yield endpoints
     finally:
         endpoints.release()
-        embedded.wait_gone(state_folder(settings.workshop_state_dir))
+        local.wait_gone(state_folder(settings.workshop_state_dir))
 
 
 def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:

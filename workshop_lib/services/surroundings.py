@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import boto3
-import botocore.session
 import psycopg2
 from psycopg2.extensions import parse_dsn
 
 from workshop_lib.services.endpoints import Endpoint
+
+if TYPE_CHECKING:
+    import boto3
 
 _LIBPQ = {
     "application_name": "",
@@ -68,11 +69,16 @@ def session_for(endpoint: Endpoint) -> boto3.Session:
 
     One of its own each time: boto3's shared one remembers the first credentials that it met.
     """
+    import boto3  # noqa: PLC0415 -- the engines' supervisor reads this module, too
+
     return plain_session() if endpoint.embedded else boto3.Session()
 
 
 def plain_session() -> boto3.Session:
     """A session of boto3 that reads no AWS_* variable and nothing below ~/.aws."""
+    import boto3  # noqa: PLC0415 -- as above
+    import botocore.session  # noqa: PLC0415 -- as above
+
     variables: dict[str, Any] = {
         name: (None, None, default, convert)
         for name, (_, _, default, convert) in botocore.session.Session.SESSION_VARIABLES.items()
