@@ -7,7 +7,7 @@ import ast
 import pytest
 
 import workshop_lib
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 HOUSE = CHECKOUT / "workshop_lib"
 CLIENTS = {"psycopg2", "redis", "boto3", "botocore", "sqlalchemy"}
@@ -91,7 +91,8 @@ def test_what_makes_the_stacks_knows_nothing_of_running_on_them(file):
         "workshop_lib.dataset",
         "workshop_lib.errors",
         "workshop_lib.load.package",
-        "workshop_lib.services.explain",
+        "workshop_lib.paths",
+        "workshop_lib.services.error_help",
         "workshop_lib.settings",
     )
     assert [

@@ -28,9 +28,9 @@ from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.dataset import list_objects
 from workshop_lib.dsql import RuledConnection
 from workshop_lib.errors import ServiceUnreachableError, WorkshopError
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import distance, embedded
 from workshop_lib.services.state import StateFolder, wait_until
-from workshop_lib.settings import CHECKOUT
 
 SOON = 30.0
 FAR = 0.05

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workshop_lib.settings import CHECKOUT, Settings
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.settings import Settings
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from workshop_lib.cli import main
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 MAKEFILE = (CHECKOUT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))

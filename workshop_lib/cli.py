@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from workshop_lib.aws import DEFAULT_NAME
-from workshop_lib.errors import WorkshopError, one_line
+from workshop_lib.errors import WorkshopError, redact
 from workshop_lib.load.events import EVENT_TYPES
 from workshop_lib.load.interrupts import one_interrupt
-from workshop_lib.settings import CHECKOUT, load_settings, near
+from workshop_lib.paths import CHECKOUT, display_path
+from workshop_lib.settings import load_settings
 
 if TYPE_CHECKING:
     from workshop_lib.services.embedded import EngineStatus
@@ -112,13 +113,13 @@ def run(
         except KeyboardInterrupt:
             if list(folder.glob("*.json")):
                 report.write_report(folder)
-            click.echo(f"Interrupted. What had finished is in {near(folder)}.", err=True)
+            click.echo(f"Interrupted. What had finished is in {display_path(folder)}.", err=True)
             sys.exit(INTERRUPTED)
         page = report.write_report(folder)
     failed = sum(not outcome.ok for outcome in outcomes)
     latest = runner.RESULTS / "latest" / "index.html"
     shown = latest if latest.resolve() == page.resolve() else page
-    click.echo(f"{len(outcomes) - failed} of {len(outcomes)} passed. Report: {near(shown)}")
+    click.echo(f"{len(outcomes) - failed} of {len(outcomes)} passed. Report: {display_path(shown)}")
     sys.exit(1 if failed else 0)
 
 
@@ -172,7 +173,7 @@ def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
 
 def _ask(text: str, default: str) -> str:
     # The default is shown here, because the URL of a queue has an account number in it.
-    shown = f"{text} [{one_line(default)}]" if default else text
+    shown = f"{text} [{redact(default)}]" if default else text
     return str(click.prompt(shown, default=default, show_default=False))
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from workshop_lib.errors import ResultError
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.results import Value, described, ratio, read_result, shown, unreadable_result
-from workshop_lib.settings import CHECKOUT
 
 RESULTS = CHECKOUT / "results"
 MOST_LISTED = 8

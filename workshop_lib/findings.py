@@ -10,8 +10,8 @@ from functools import cache
 from typing import Any
 
 from workshop_lib.errors import DataError
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.results import is_number, ratio, said, said_range
-from workshop_lib.settings import CHECKOUT
 
 FILE = CHECKOUT / "data" / "findings.toml"
 SLOT = re.compile(r"\{([\w-]+)(\.n)?(?::(%|size))?\}")

@@ -21,7 +21,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Type
 
 from workshop_lib.errors import RunError
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 POLL_S = 0.02
 LOST = -9

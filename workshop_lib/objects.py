@@ -11,9 +11,9 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.cache.object_cache import as_bytes
-from workshop_lib.errors import DataError, ServiceUnreachableError, one_line
+from workshop_lib.errors import DataError, ServiceUnreachableError, redact
 from workshop_lib.services import StoreEndpoint
-from workshop_lib.services.explain import code_of, explain, sentence
+from workshop_lib.services.error_help import error_code, error_help
 
 NOT_MODIFIED, NO_SUCH_RANGE = 304, 416
 
@@ -140,7 +140,7 @@ class ObjectStore:
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
                 if status == NOT_MODIFIED:
                     return Unchanged(time.perf_counter() - started)
-                if status == NO_SUCH_RANGE or code_of(error) in {"NoSuchKey", "404"}:
+                if status == NO_SUCH_RANGE or error_code(error) in {"NoSuchKey", "404"}:
                     return None
                 raise
         return StoredObject(body, str(answer["ETag"]), time.perf_counter() - started)
@@ -183,6 +183,4 @@ def store_error(error: Exception, endpoint: StoreEndpoint) -> ServiceUnreachable
     about = f"No answer from {place}"
     if isinstance(error, ClientError):
         about = f"The bucket {endpoint.bucket!r} of {place}"
-    return ServiceUnreachableError(
-        f"{one_line(about)}: {sentence(error)} {explain(error, endpoint)}"
-    )
+    return ServiceUnreachableError(f"{redact(about)}: {error_help(error, endpoint)}")

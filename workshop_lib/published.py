@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from workshop_lib.errors import DataError
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.results import SECONDS, is_number, ratio, said_range
-from workshop_lib.settings import CHECKOUT
 
 FILE = CHECKOUT / "data" / "published.csv"
 BESIDE = CHECKOUT / "data" / "published.toml"

@@ -26,13 +26,13 @@ from typing import Any, TextIO
 from tqdm import tqdm
 from traitlets.config import Config
 
-from workshop_lib.errors import ResultError, RunError, WorkshopError, one_line
+from workshop_lib.errors import ResultError, RunError, WorkshopError, redact
 from workshop_lib.kernel_client import Nursery, NurseryManager, WakefulClient
 from workshop_lib.load.interrupts import one_interrupt, out_of_hearing
 from workshop_lib.notebook_format import nbformat
 from workshop_lib.orphans import end_with
+from workshop_lib.paths import CHECKOUT, display_path
 from workshop_lib.results import read_result, ready_folder, write_json
-from workshop_lib.settings import CHECKOUT, near
 
 NOTEBOOKS = CHECKOUT / "notebooks"
 ORIGINAL = re.compile(r"\d\d_\w+")
@@ -262,7 +262,7 @@ def run(
     ]
     count = "1 notebook" if len(jobs) == 1 else f"{len(jobs)} notebooks"
     together = f", {at_once} at a time" if at_once > 1 else ""
-    say(f"{count}, {size} size{together}, into {near(folder)}")
+    say(f"{count}, {size} size{together}, into {display_path(folder)}")
     outcomes: dict[str, Outcome] = {}
     log = folder / "kernels.log"
     # One bar over its cells, or, where several would write over each other, over notebooks.
@@ -327,7 +327,9 @@ def _run_jobs(
                 finally:
                     pool.shutdown(wait=True, cancel_futures=True)
             if len(lost) == len(jobs):
-                raise RunError(f"The processes that run notebooks end at once; see {near(log)}.")
+                raise RunError(
+                    f"The processes that run notebooks end at once; see {display_path(log)}."
+                )
             jobs, prepare = lost, lambda: None
 
 
@@ -370,10 +372,10 @@ def _read(path: Path) -> Notebook:
     try:
         return _parsed(path)
     except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others can run
-        said = one_line(error)[:200]
+        said, name = redact(error)[:200], display_path(path)
         why = (
-            f"{near(path)} is not a notebook that can be read: {said} If a merge left its marks in "
-            f"it, resolve the conflict; `git checkout {near(path)}` has the committed one back."
+            f"{name} is not a notebook that can be read: {said} If a merge left its marks in "
+            f"it, resolve the conflict; `git checkout {name}` has the committed one back."
         )
         return Notebook(path, path.stem, path.stem, {}, {}, broken=why)
 

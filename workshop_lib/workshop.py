@@ -32,6 +32,7 @@ from workshop_lib.load.means import Equipment
 from workshop_lib.measure import FEWEST_FOR_INTERVAL, P99_SAMPLES, Samples
 from workshop_lib.messaging import delete_queues, messaging_client, open_queue
 from workshop_lib.objects import ObjectStore, store_error
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.results import (
     Measurement,
     Result,
@@ -53,11 +54,11 @@ from workshop_lib.services import (
     running_messaging,
 )
 from workshop_lib.services.dial import Dial
-from workshop_lib.services.explain import code_of, explain, sentence
+from workshop_lib.services.error_help import error_code, error_help
 from workshop_lib.services.functions import LambdaClients
 from workshop_lib.services.state import state_folder
 from workshop_lib.services.surroundings import plain_session, session_for
-from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
+from workshop_lib.settings import LoadedSettings, load_settings
 
 STAND_IN_SIGNING = {
     "region_name": "us-east-1",
@@ -725,8 +726,7 @@ def greet_cache(valkey: redis.Redis, endpoint: CacheEndpoint) -> str:
         if isinstance(error, redis.AuthenticationError):
             about = "Refused by the cache"
         raise ServiceUnreachableError(
-            f"{about} at {endpoint.address} ({endpoint.label}): {sentence(error)} "
-            f"{explain(error, endpoint)}"
+            f"{about} at {endpoint.address} ({endpoint.label}): {error_help(error, endpoint)}"
         ) from None
     if "valkey_version" in info:
         return f"Valkey {info['valkey_version']}"
@@ -771,7 +771,7 @@ def _bucket_region(s3: Any, bucket: str) -> str:
     try:
         found = s3.head_bucket(Bucket=bucket)
     except ClientError as error:
-        if code_of(error) in {"400", "403"}:
+        if error_code(error) in {"400", "403"}:
             # The answer to a HEAD has no room for the reason. A list takes the same permission.
             s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
         raise

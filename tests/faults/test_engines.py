@@ -26,17 +26,19 @@ from psycopg2.extras import wait_select
 
 from workshop_lib.cli import main
 from workshop_lib.errors import EngineError
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import embedded, exports, resolve
 from workshop_lib.services.endpoints import Endpoints
 from workshop_lib.services.engines import ObjectStore
 from workshop_lib.services.state import StateFolder, state_folder, wait_until
-from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.settings import load_settings
 
 SOON = 30.0
 OPEN = """
     import sys, time
     from workshop_lib.services import resolve
-    from workshop_lib.settings import CHECKOUT, load_settings
+    from workshop_lib.paths import CHECKOUT
+    from workshop_lib.settings import load_settings
     endpoints = resolve(load_settings().values)
     print("open", *(endpoint.port for endpoint in endpoints.all), flush=True)
 """

@@ -20,8 +20,9 @@ from workshop_lib.load.jobs import Ready
 from workshop_lib.load.mixed import MixedScenario
 from workshop_lib.load.scenario import Individual, InsertScenario, MultiRow
 from workshop_lib.measure import Samples
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services.functions import MEMORY_MB
-from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.settings import load_settings
 
 ENDPOINT = "abcdefghij.dsql.eu-west-1.on.aws"
 

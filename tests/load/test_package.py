@@ -28,10 +28,11 @@ from workshop_lib.load.inserts import count_by_worker, count_rows, run_inserts
 from workshop_lib.load.jobs import Ping, to_event
 from workshop_lib.load.package import HANDLER, RUNNING, build_package, find_rooms
 from workshop_lib.load.scenario import Storm
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import exports
 from workshop_lib.services.functions import LambdaClients
 from workshop_lib.services.named import named_database
-from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.settings import load_settings
 
 sys.path.append(str(Path(__file__).parent))  # the stand-in is no part of the package
 from lambda_runtime import HERE, LambdaService, build

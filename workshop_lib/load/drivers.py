@@ -37,7 +37,7 @@ from workshop_lib.load.interrupts import deaf, out_of_hearing
 from workshop_lib.load.jobs import Job, Ping, Ready, to_event
 from workshop_lib.load.means import Equipment
 from workshop_lib.orphans import end_with
-from workshop_lib.services.explain import code_of, explain, sentence
+from workshop_lib.services.error_help import error_code, error_help
 from workshop_lib.services.functions import LambdaClients
 
 READY_S = 60.0
@@ -587,7 +587,7 @@ class LambdaWorkers(_Closing):
             said = json.loads(answer["Payload"].read())
         except (BotoCoreError, ClientError, ValueError) as error:
             raise WorkshopError(
-                f"The function {self._function} gave no answer: {sentence(error)} {explain(error)}"
+                f"The function {self._function} gave no answer: {error_help(error)}"
             ) from None
         # The status is 200 also where the function failed.
         if answer.get("FunctionError"):
@@ -599,4 +599,4 @@ class LambdaWorkers(_Closing):
 
 def _was_throttled(error: BaseException) -> bool:
     """Whether Lambda refused an invocation because too many run: it has not begun."""
-    return code_of(error) == THROTTLED
+    return error_code(error) == THROTTLED

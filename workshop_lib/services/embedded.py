@@ -18,6 +18,7 @@ import msgspec
 import psutil
 
 from workshop_lib.errors import EngineError
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services.engines import EngineState, make_engine
 from workshop_lib.services.state import (
     KEEPER,
@@ -29,7 +30,7 @@ from workshop_lib.services.state import (
     remove,
     wait_until,
 )
-from workshop_lib.settings import CHECKOUT, Settings
+from workshop_lib.settings import Settings
 
 ATTACH_S = 75.0
 KEEPER_S = 20.0

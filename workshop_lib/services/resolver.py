@@ -32,7 +32,7 @@ from workshop_lib.services.endpoints import (
     engine_name,
 )
 from workshop_lib.services.engines import HOST, NEVER_IN_CLEAR
-from workshop_lib.services.explain import explain, sentence
+from workshop_lib.services.error_help import error_help
 from workshop_lib.services.state import state_folder
 from workshop_lib.services.surroundings import isolate_libpq
 from workshop_lib.services.trust import trusted_certificates
@@ -318,8 +318,7 @@ class _TokenMaker:
             )
         except (BotoCoreError, ClientError) as error:  # the latter where a role is to be assumed
             raise ServiceUnreachableError(
-                f"No sign-in token for Aurora DSQL could be made: {sentence(error)} "
-                f"{explain(error)}"
+                f"No sign-in token for Aurora DSQL could be made: {error_help(error)}"
             ) from None
 
     @cached_property

@@ -27,7 +27,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from workshop_lib.errors import EngineError
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 APPLICATION = "cache-aside-workshop"
 MARK = ".made-by-cache-aside-workshop"
