@@ -22,8 +22,7 @@ from click.testing import CliRunner
 from workshop_lib import checks
 from workshop_lib.cli import main
 from workshop_lib.services import diagnose
-from workshop_lib.services.messaging import given_messaging
-from workshop_lib.services.resolver import resolve
+from workshop_lib.services.endpoints import external_messaging, resolve
 
 ACCOUNT = "123456789012"
 ARN = f"arn:aws:sts::{ACCOUNT}:assumed-role/Learner/me"
@@ -127,7 +126,7 @@ class Deployment:
             ),
         )
         monkeypatch.setattr(checks, "resolve", self._resolve)
-        monkeypatch.setattr(checks, "given_messaging", self._given)
+        monkeypatch.setattr(checks, "external_messaging", self._given)
 
     def _resolve(self, settings):
         found = resolve(settings)
@@ -149,7 +148,7 @@ class Deployment:
         return replace(found, **changed)
 
     def _given(self, settings):
-        found = given_messaging(settings)
+        found = external_messaging(settings)
         return found and replace(found, tls=False, port=self.aws.server_port)
 
     def change(self, service, **changes):

@@ -23,6 +23,7 @@ from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.load.messages import metrics_namespace
 from workshop_lib.messaging import describe_queue, messaging_client
+from workshop_lib.objects import greet_store, store_client
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import (
     CacheEndpoint,
@@ -34,11 +35,11 @@ from workshop_lib.services import (
     diagnose,
     resolve,
 )
+from workshop_lib.services.clients import greet_cache
+from workshop_lib.services.endpoints import external_messaging
 from workshop_lib.services.error_help import advice, error_text
-from workshop_lib.services.messaging import given_messaging
 from workshop_lib.services.state import NEEDED_BYTES, state_folder
 from workshop_lib.settings import LoadedSettings, load_settings
-from workshop_lib.workshop import greet_cache, greet_store, store_client
 
 LIMIT_S = 10.0
 ENGINES_LIMIT_S = 90.0
@@ -143,7 +144,7 @@ def check_deployment(
         asking.skip("Database, cache, object store", "the services were not found")
         return asking.report
     try:
-        queues = given_messaging(loaded.values)  # the emulation starts only where it is needed
+        queues = external_messaging(loaded.values)  # the emulation starts only where it is needed
         _ask_network(asking, endpoints, queues)
         _ask_services(asking, endpoints, queues, loaded.values.workshop_namespace)
     finally:

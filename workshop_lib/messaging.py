@@ -14,9 +14,10 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.services import MessagingEndpoint
+from workshop_lib.services import MessagingEndpoint, running_messaging
+from workshop_lib.services.client_config import session_for
 from workshop_lib.services.error_help import advice, cause_of, error_text
-from workshop_lib.services.surroundings import session_for
+from workshop_lib.settings import Settings
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,30}")
 LONGEST_VISIBILITY_S = 43_200
@@ -108,6 +109,23 @@ def delete_queues(sqs: Any, endpoint: MessagingEndpoint, namespace: str) -> int:
         for url in found:
             sqs.delete_queue(QueueUrl=url)
     return len(found)
+
+
+def delete_own_queues(settings: Settings) -> None:
+    """Delete a workshop's queues; an emulation that does not run has none.
+
+    Raises:
+        ServiceUnreachableError: no answer.
+
+    """
+    running = running_messaging(settings)
+    if running is None:
+        return
+    endpoint, release = running
+    try:
+        delete_queues(messaging_client(endpoint, "sqs"), endpoint, settings.workshop_namespace)
+    finally:
+        release()
 
 
 def messaging_error(error: Exception, endpoint: MessagingEndpoint) -> ServiceUnreachableError:

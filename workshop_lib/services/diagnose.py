@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import boto3
 from botocore.config import Config
 
+from workshop_lib.services.client_config import ca_bundle
 from workshop_lib.services.endpoints import Endpoint, Endpoints
-from workshop_lib.services.trust import trusted_certificates
 
 ANSWER_S = 5.0
 BRIEF = Config(
@@ -51,7 +51,7 @@ def shake_hands(endpoint: Endpoint) -> str:
     if endpoint.port == 5432:
         return "verified by the database client when it connects"
     how = endpoint.arguments
-    context = ssl.create_default_context(cafile=how.get("ssl_ca_certs") or trusted_certificates())
+    context = ssl.create_default_context(cafile=how.get("ssl_ca_certs") or ca_bundle())
     context.check_hostname = how.get("ssl_check_hostname", True)
     with _connect(endpoint) as raw:
         raw.settimeout(ANSWER_S)
