@@ -513,9 +513,8 @@ class LambdaWorkers(Driver):
             )
 
         retrying = Retrying(
-            retry=retry_if_exception(
-                lambda error: error_code(error) == THROTTLED
-            ),  # it has not begun
+            # A throttled invocation has not begun.
+            retry=retry_if_exception(lambda error: error_code(error) == THROTTLED),
             wait=THROTTLED_WAIT,
             stop=stop_after_delay(call.limit_s),
             sleep=sleep_using_event(call.unwanted),
