@@ -11,7 +11,7 @@ from graphlib import TopologicalSorter
 import pytest
 
 import workshop_lib
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 PACKAGE = CHECKOUT / "workshop_lib"
 TREES = {
@@ -114,7 +114,8 @@ def test_services_know_nothing_of_caching_or_data():
 
 def test_what_makes_the_stacks_knows_nothing_of_running_on_them_and_nobody_else_makes_any():
     known = (
-        "aws", "dataset", "errors", "load.package", "options", "services.explain", "settings",
+        "aws", "dataset", "errors", "load.package", "options", "paths", "services.error_help",
+        "settings",
     )  # fmt: skip
     for file in files("aws/"):
         others = ours(file, outside=tuple(f"workshop_lib.{name}" for name in known))

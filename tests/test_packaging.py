@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 OURS = ("pyproject.toml", "constraints.txt", "Makefile", "scripts/bootstrap.py")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import local
 from workshop_lib.services.state_folder import StateFolder
-from workshop_lib.settings import CHECKOUT
 
 NOWHERE = "http://127.0.0.1:9"
 ODD = "a b'\"\\ $HOME `x` #é 日本\nc"

@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import escape
 
 from workshop_lib.errors import ResultError
+from workshop_lib.paths import CHECKOUT, display_path
 from workshop_lib.results import (
     Measurement,
     Result,
@@ -21,7 +22,6 @@ from workshop_lib.results import (
     read_result,
     read_run,
 )
-from workshop_lib.settings import CHECKOUT, near
 
 RESULTS = CHECKOUT / "results"
 MAX_LISTED = 8
@@ -170,7 +170,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
             *({"notebooks at a time": r.workers, **r.machine, **r.versions} for r in both)
         )
     judged, allowed = _judge(pairs, same_services=not services)
-    labels = (near(places[0]), near(places[1]))
+    labels = (display_path(places[0]), display_path(places[1]))
     return Comparison(labels, judged, allowed, refused, list(dict.fromkeys(services + machines)))
 
 

@@ -13,8 +13,8 @@ import jinja2
 import msgspec
 from markupsafe import Markup
 
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.results import Measurement, Result, format_range, format_value
-from workshop_lib.settings import CHECKOUT
 
 FILE = CHECKOUT / "data" / "findings.toml"
 

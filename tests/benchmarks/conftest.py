@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from workshop_lib.measure import percentile, percentile_interval, readable, time_shuffled
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.results import Measurement, Result, write_json
 from workshop_lib.rows import Rows
 from workshop_lib.services import local
-from workshop_lib.settings import CHECKOUT
 
 ROUNDS = 40
 """Pairs of one block of ours and one of the baseline; each gives one ratio."""

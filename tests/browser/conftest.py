@@ -16,11 +16,11 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.runner import find_notebooks
 from workshop_lib.services import local
 from workshop_lib.services.processes import wait_until
 from workshop_lib.services.state_folder import StateFolder
-from workshop_lib.settings import CHECKOUT
 
 sys.path.append(str(Path(__file__).parent))
 from lab_page import Lab

@@ -23,7 +23,7 @@ from workshop_lib.cli import main
 from workshop_lib.dataset import Sizes
 from workshop_lib.errors import AwsError, WorkshopError
 from workshop_lib.load.package import Package
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 NAME = "cache-aside-workshop"
 HERE, THERE, WITNESS = "us-east-1", "us-east-2", "us-west-2"

@@ -15,7 +15,8 @@ from botocore import xform_name
 
 from workshop_lib.load.messages import metrics_namespace
 from workshop_lib.load.package import HANDLER, RUNNING
-from workshop_lib.settings import CHECKOUT, Settings
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.settings import Settings
 
 FOLDER = CHECKOUT / "cloudformation"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -26,6 +26,7 @@ from psycopg2.extras import wait_select
 
 from workshop_lib.cli import main
 from workshop_lib.errors import EngineError
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import exports, local, resolve
 from workshop_lib.services.endpoints import embedded_cache, embedded_database
 from workshop_lib.services.engines import ObjectStore
@@ -36,7 +37,7 @@ from workshop_lib.services.processes import (
 )
 from workshop_lib.services.protocol import EngineState
 from workshop_lib.services.state_folder import StateFolder, state_folder
-from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.settings import load_settings
 
 SOON_S = 30.0
 OPENERS = {"shared": local.attach, "sandbox": local.open_group}

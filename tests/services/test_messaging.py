@@ -452,7 +452,7 @@ def test_a_given_queue_that_does_not_exist_is_a_clear_error(on_aws, workshops):
 
 def test_refused_credentials_are_a_clear_error(on_aws, workshops, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
-    with pytest.raises(ServiceUnreachableError, match="AWS does not know this access key"):
+    with pytest.raises(ServiceUnreachableError, match="does not know this access key"):
         workshops().open_queue("load", visibility_timeout_s=30, max_receives=3)
 
 

@@ -16,10 +16,11 @@ import pytest
 import redis
 
 from workshop_lib.errors import EngineError
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import local, resolve
 from workshop_lib.services.engines import HOST, Postgres
 from workshop_lib.services.state_folder import StateFolder, cache_folder
-from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.settings import load_settings
 
 HARMLESS = {"PATH", "LC_ALL", "TZ", "HOME", "RCLONE_AUTH_KEY", "WORKSHOP_ACCESS_KEY"}
 HARMLESS |= {"__CF_USER_TEXT_ENCODING"}  # macOS adds it

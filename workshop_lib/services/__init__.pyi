@@ -2,7 +2,7 @@
 
 from . import (
     cache_url as cache_url,
-    explain as explain,
+    error_help as error_help,
     local as local,
     state_folder as state_folder,
 )

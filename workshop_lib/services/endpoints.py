@@ -545,7 +545,7 @@ class TokenMaker:
         except (BotoCoreError, ClientError) as error:  # the latter where a role is to be assumed
             raise ServiceUnreachableError(
                 "No sign-in token for Aurora DSQL could be made: "
-                f"{services.explain.sentence(error)} {services.explain.explain(error)}"
+                f"{services.error_help.error_help(error)}"
             ) from None
 
     @cached_property

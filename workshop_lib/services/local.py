@@ -20,6 +20,7 @@ import psutil
 
 from workshop_lib import forks
 from workshop_lib.errors import EngineError
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services.processes import (
     SUPERVISOR,
     end_processes,
@@ -28,7 +29,7 @@ from workshop_lib.services.processes import (
 )
 from workshop_lib.services.protocol import HOST, EngineState, User, receive, send
 from workshop_lib.services.state_folder import StateFolder, log_tail, remove
-from workshop_lib.settings import CHECKOUT, Settings
+from workshop_lib.settings import Settings
 
 ATTACH_S = 75.0
 SUPERVISOR_S = 20.0

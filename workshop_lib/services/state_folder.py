@@ -22,6 +22,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from workshop_lib.errors import EngineError
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services.processes import Found, find_processes
 
 APPLICATION = "cache-aside-workshop"
@@ -273,8 +274,6 @@ class StateFolder:
 
 def state_folder(chosen: Path | None) -> StateFolder:
     """The state folder of this checkout, or the chosen one. Nothing is created."""
-    from workshop_lib.settings import CHECKOUT  # noqa: PLC0415 -- the supervisor reads no settings
-
     if chosen is not None:
         # Not Path.expanduser, which refuses the name of a user who does not exist.
         return StateFolder(Path(os.path.expanduser(chosen)).resolve())  # noqa: PTH111
