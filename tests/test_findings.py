@@ -15,7 +15,7 @@ def words(sentence):
 
 
 def found_in(text, figure="gain", services=None, on=(), **measured):
-    statement = Statement("02_cache", "How much?", figure, text, on=list(on))
+    statement = Statement("02_cache", "How much?", figure, text, on=tuple(on))
     return find(statement, Result("02_cache", services=services or {}, measurements=measured))
 
 

@@ -26,7 +26,7 @@ from workshop_lib.settings import CHECKOUT, near
 RESULTS = CHECKOUT / "results"
 MAX_LISTED = 8
 WIDTH = 100
-COLUMNS = (37, 13, 13, 8, 17, 7)
+LINE = "{:<40.40} {:>12.12} {:>12.12} {:>8.8} {:>16.16} {}"
 END = NormalDist().inv_cdf(0.975)
 """Standard errors from the middle of a 95 % interval to its end."""
 MIN_FIGURES = 5
@@ -79,7 +79,7 @@ class Comparison:
         labels: where they are.
         pairs: the figures that can be compared, by notebook.
         allowed: the ratio, either way, that is put down to the runs and not to the code.
-        refused: what cannot be compared, and why.
+        refused: what cannot be compared, by why.
         notes: differences that do not stand in the way, such as another machine: to know.
 
     """
@@ -87,7 +87,7 @@ class Comparison:
     labels: tuple[str, str]
     pairs: list[Pair]
     allowed: float
-    refused: list[str]
+    refused: dict[str, list[str]]
     notes: list[str]
 
     @property
@@ -107,21 +107,21 @@ class Comparison:
     def __str__(self) -> str:
         """The summary, then what is telling, in lines of at most 100 characters."""
         how = (
-            f"One by one, {self._known / 20:.0f} of them would seem to differ by chance. The "
-            "intervals below hold for all together, and leave a factor of "
+            f"One by one, {format_value(self._known / 20)} of them would seem to differ by chance. "
+            "The intervals below hold for all together, and leave a factor of "
             f"{format_value(self.allowed)} to what differs from run to run."
         )
-        rest = sum(not pair.telling for pair in self.pairs)
-        table: list[tuple[str, ...]] = [("figure", "first", "second", "ratio", "interval", "")]
-        table += [_cells(pair) for pair in self.pairs if pair.telling]
-        last = f"{rest} more figures, without an interval or unchanged: --json has them"
-        texts = [self.summary, how, *map("{}: {}".format, ("first", "second"), self.labels)]
-        texts += [
-            *map("note: {}".format, self.notes),
-            *map("not compared: {}".format, self.refused),
-        ]
+        texts = [self.summary] + [how] * bool(self._known)
+        texts += [f"first: {self.labels[0]}", f"second: {self.labels[1]}"]
+        texts += [f"note: {note}" for note in self.notes]
+        texts += [f"not compared, {why}: {', '.join(what)}" for why, what in self.refused.items()]
         lines = [textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in texts]
-        return "\n".join(lines + ([*map(_line, table), last] if self.pairs else []))
+        if self.pairs:
+            lines.append(LINE.format("figure", "first", "second", "ratio", "interval", "").rstrip())
+            lines += [_line(pair) for pair in self.pairs if pair.telling]
+            rest = sum(not pair.telling for pair in self.pairs)
+            lines.append(f"{rest} more figures, without an interval or unchanged: --json has them")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
@@ -136,7 +136,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
     """Compare the figures of two runs, where they can be compared.
 
     They can if the same notebook passed in both, at the same size, with the same parameters and
-    the same emulated latencies; a figure besides, if it has the same unit in both.
+    the same emulated latencies; a figure has a ratio if it has the same unit in both.
 
     Two runs of the same code differ, too: by chance, and by what else the machine did. So a figure
     counts as different only outside of an interval that holds for all figures together (Bonferroni)
@@ -154,15 +154,17 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
     if places[0] == places[1]:
         raise ResultError(f"{first} and {second} are the same run: there is nothing to compare.")
     one, other = (_load(place) for place in places)
-    pairs, refused, services, machines = [], [], [], []
+    pairs, services, machines = [], [], []
+    refused: dict[str, list[str]] = {}
     for name in sorted({*one, *other}):
         if why := _objection(one.get(name), other.get(name)):
-            refused.append(f"{name}: {why}")
+            refused.setdefault(why, []).append(name)
             continue
         both = (one[name], other[name])
         ours, theirs = (result.measurements for result in both)
         pairs += [Pair(name, n, ours[n], theirs[n]) for n in ours if n in theirs]
-        refused += [f"{name} {n}: in one run only" for n in ours.keys() ^ theirs.keys()]
+        for figure in ours.keys() ^ theirs.keys():
+            refused.setdefault("in one run only", []).append(f"{name[:2]} {figure}")
         services += _differences(*({k: _label(s) for k, s in r.services.items()} for r in both))
         machines += _differences(
             *({"notebooks at a time": r.workers, **r.machine, **r.versions} for r in both)
@@ -246,17 +248,9 @@ def _error(pair: Pair) -> float:
     return math.hypot(*(math.log(high / low) / (2 * END) for low, high in ends))
 
 
-def _cells(pair: Pair) -> tuple[str, ...]:
+def _line(pair: Pair) -> str:
+    """A line of the table; what is too long for its column is cut."""
+    name, mark = f"{pair.notebook[:2]} {pair.name}", "differs" if pair.apart else ""
     ratio = "" if pair.ratio is None else f"{pair.ratio:.3g}"
     interval = "" if pair.low is None else f"{pair.low:.3g} – {pair.high:.3g}"
-    name, mark = f"{pair.notebook[:2]} {pair.name}", "differs" if pair.apart else ""
-    return name, str(pair.first), str(pair.second), ratio, interval, mark
-
-
-def _line(cells: tuple[str, ...]) -> str:
-    """A line of the table; what is too long for its column is cut."""
-    name, *others = (
-        text if len(text) <= width else f"{text[: width - 1]}…"
-        for text, width in zip(cells, COLUMNS, strict=True)
-    )
-    return " ".join([name.ljust(COLUMNS[0]), *map(str.rjust, others, COLUMNS[1:])]).rstrip()
+    return LINE.format(name, str(pair.first), str(pair.second), ratio, interval, mark).rstrip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 from typing import Any, Literal
@@ -28,7 +28,7 @@ class Statement:
     figure: str
     text: str
     headline: Literal["quick", "full", ""] = ""
-    on: list[str] = field(default_factory=list)
+    on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,9 @@ def find(statement: Statement, result: Result | None) -> Finding:
         return Finding(statement, missing=f"{number} failed.")
     known = {**result.measurements, "figures": result.measurements}
     try:
-        figure: Any = _language().compile_expression(statement.figure, False)(known)
-        sentence = _language().from_string(statement.text).render(known, figure=figure)
+        expression, text = _compiled(statement)
+        figure = expression(known)
+        sentence = text.render(known, figure=figure)
     except (jinja2.UndefinedError, TypeError, ValueError, ArithmeticError) as error:
         return Finding(statement, missing=f"{number} did not record what it takes: {error}.")
     labels = [str(result.services.get(kind, {}).get("label", "")) for kind in statement.on]
@@ -128,6 +129,13 @@ def _language() -> jinja2.Environment:
     found.tests["above"] = lambda figure, limit: _end(figure, figure.low) > limit
     found.tests["below"] = lambda figure, limit: _end(figure, figure.high) < limit
     return found
+
+
+@cache
+def _compiled(statement: Statement) -> tuple[Any, jinja2.Template]:
+    """Its expression and its sentence."""
+    expression = _language().compile_expression(statement.figure, undefined_to_none=False)
+    return expression, _language().from_string(statement.text)
 
 
 def _mark(said: Any) -> Any:

@@ -6,8 +6,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,8 @@ def write_report(folder: Path) -> Path:
     """
     results = read_run(folder)
     sections = {name: _section(folder / name, result) for name, result in results.items()}
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"interval": format_interval, "latency": format_latency}
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    text = environment.get_template("report.html").render(
+    text = _template().render(
         sections=sections,
         results=results,
         seconds=_seconds_by_the_clock(results.values()),
@@ -95,14 +90,13 @@ def write_report(folder: Path) -> Path:
 
 def headlines(results: Mapping[str, Result]) -> list[Finding]:
     """What stands at the top: the first sentences whose figures can be trusted at their size."""
-    found = (find(statement, results.get(statement.notebook)) for statement in statements())
-    trusted = (
-        finding
-        for finding in found
-        if finding.interval
-        and finding.statement.headline in {"quick", results[finding.statement.notebook].size}
-    )
-    return list(islice(trusted, MAX_HEADLINES))
+    found = [find(statement, results.get(statement.notebook)) for statement in statements()]
+    sizes = {name: {"quick", result.size} for name, result in results.items()}
+    return [
+        one
+        for one in found
+        if one.interval and one.statement.headline in sizes[one.statement.notebook]
+    ][:MAX_HEADLINES]
 
 
 def export(executed: Path) -> Path:
@@ -118,6 +112,16 @@ def export(executed: Path) -> Path:
     draft = page.with_suffix(".html.new")
     draft.write_text(body, encoding="utf-8")
     return draft.replace(page)  # whole or not at all: Ctrl-C can come at any time
+
+
+@cache
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"interval": format_interval, "latency": format_latency}
+    return environment.get_template("report.html")
 
 
 def _section(place: Path, result: Result) -> Section:

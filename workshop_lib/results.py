@@ -10,7 +10,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -51,10 +51,7 @@ class Measurement:
     def __post_init__(self) -> None:
         value: object = self.value  # a notebook may pass anything
         if not isinstance(value, int | float | str | bool):
-            kind = type(value).__name__
-            raise ResultError(
-                f"A figure is a {kind}; record a number, a text or a truth value (float(x) helps)."
-            )
+            raise ResultError(f"{value!r} is no number, text or truth value (float(x) helps).")
         for number in (value, self.low, self.high):
             if isinstance(number, float) and not math.isfinite(number):
                 raise ResultError(f"A figure is {number}; only finite numbers can be recorded.")
@@ -183,7 +180,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """The whole result, as JSON takes it."""
-        return {"format": FORMAT, **asdict(self)}
+        return {"format": FORMAT, **msgspec.to_builtins(self)}
 
 
 def format_value(value: Value) -> str:

@@ -116,8 +116,7 @@ def kill_a_worker(pair):
     """Kill one of the two worker processes."""
 
     def kill():
-        commands = {p: " ".join(p.cmdline()) for p in psutil.Process().children()}
-        names = ("spawn_main", "workshop_lib.load.worker")
-        next(p for p, said in commands.items() if any(n in said for n in names)).kill()
+        found = psutil.Process().children()
+        next(p for p in found if "serve_parent" in " ".join(p.cmdline())).kill()
 
     return kill

@@ -487,7 +487,7 @@ def test_the_options_and_keys_of_a_mixed_load_have_their_effect_or_are_refused(
     change_settings(monkeypatch, load_function="our-load", aws_region="us-east-1", queue_url=QUEUE)
     monkeypatch.setattr(command, "run_mixed", run_mixed)
     monkeypatch.setattr(command.Queue, "manners", lambda _: (720, 3))
-    monkeypatch.setattr(command, "named_reader", lambda _: object())
+    monkeypatch.setattr(command, "external_reader", lambda _: object())
     monkeypatch.setattr(command.LambdaWorkers, "ask", lambda _: found.ready)
     path = tmp_path / "own.json"
 

@@ -15,7 +15,6 @@ import pytest
 from helpers import records
 from lambda_runtime import HERE, EventSourceMapping, LambdaService
 from tenacity import wait_fixed
-from workshop_lib.services.named import named_database
 
 from workshop_lib.errors import SettingsError, WorkshopError
 from workshop_lib.load import drivers, package as packages
@@ -27,6 +26,7 @@ from workshop_lib.load.package import HANDLER, RUNNING, build_package
 from workshop_lib.load.rows import delete_transactions
 from workshop_lib.load.scenario import Storm
 from workshop_lib.load.streams import run_stream, warm_cache
+from workshop_lib.load.worker import named_database
 from workshop_lib.services import exports
 from workshop_lib.services.functions import LambdaClients
 from workshop_lib.settings import load_settings
@@ -41,7 +41,7 @@ PROBE = """
 import json, sys
 sys.path.append(sys.argv[1])
 from workshop_lib.load.worker import handler
-from workshop_lib.services.named import named_database
+from workshop_lib.load.worker import named_database
 from workshop_lib.settings import load_settings
 import boto3
 print(json.dumps({
@@ -91,7 +91,7 @@ def test_a_package_that_cannot_be_is_refused_in_words_and_not_written(tmp_path, 
     with pytest.raises(WorkshopError, match=r"for Python 3\.\d+ on Linux, arm64, could not be had"):
         build_package(out, architecture="arm64")
     monkeypatch.setattr(packages, "_install", lambda tree, *_: tree.mkdir())
-    monkeypatch.setattr(packages, "MOST_UNZIPPED", 100_000)
+    monkeypatch.setattr(packages, "MAX_UNZIPPED", 100_000)
     with pytest.raises(WorkshopError, match=r"MB unzipped; Lambda takes 0\.1 MB"):
         build_package(out)
     assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,7 @@ from workshop_lib.load.inserts import (
     run_inserts,
     save_reports,
 )
-from workshop_lib.load.jobs import InsertJob, Ping, to_event
+from workshop_lib.load.jobs import InsertJob, Ping, Ready, to_event
 from workshop_lib.load.scenario import Storm
 from workshop_lib.load.worker import Equipment, Worker
 from workshop_lib.services.state import wait_until
@@ -331,7 +331,7 @@ def test_every_outcome_is_there_when_jobs_have_been_run_and_one_that_cannot_be_b
     told = []
     found = run_jobs(Instant(refuse={1, 4}), [Ping()] * 6, 1.0, told.append)
     assert [bool(one.error) for one in found.each] == [False, True, False, False, True, False]
-    assert found.each[0].answer == {"ready": True}
+    assert found.each[0].answer == Ready(ready=True)
     assert "can't start new thread" in found.each[1].error
     assert [one.number for one in found.each] == sorted(told) == list(range(6))
     assert not found.interrupted
@@ -378,4 +378,4 @@ def test_processes_are_few_know_how_to_keep_a_secret_and_leave_none_behind(equip
         password = str(equipment.database.arguments["password"])
         assert password not in f"{one!r} {one.equipment!r}"
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
-    assert [p for p in left if "spawn_main" in " ".join(p.cmdline())] == []
+    assert [p for p in left if "serve_parent" in " ".join(p.cmdline())] == []
