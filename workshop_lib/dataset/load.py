@@ -27,7 +27,7 @@ from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
 from workshop_lib.progress import progress_bar
 from workshop_lib.rows import Row
-from workshop_lib.services.state import cache_folder
+from workshop_lib.services.state_folder import cache_folder
 from workshop_lib.settings import CHECKOUT
 
 if TYPE_CHECKING:
