@@ -22,7 +22,7 @@ import redis
 from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, one_line
 from workshop_lib.load.messages import metrics_namespace
-from workshop_lib.messaging import describe_queue, messaging_client
+from workshop_lib.queues import describe_queue, messaging_client
 from workshop_lib.services import (
     DatabaseEndpoint,
     Endpoints,

@@ -30,8 +30,8 @@ from workshop_lib.errors import ResultError, ServiceUnreachableError, WorkshopEr
 from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
 from workshop_lib.load.means import Equipment
 from workshop_lib.measure import FEWEST_FOR_INTERVAL, P99_SAMPLES, Samples
-from workshop_lib.messaging import delete_queues, messaging_client, open_queue
 from workshop_lib.objects import ObjectStore, store_error
+from workshop_lib.queues import delete_queues, messaging_client, open_queue
 from workshop_lib.results import (
     Measurement,
     Result,
