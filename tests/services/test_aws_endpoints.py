@@ -110,19 +110,6 @@ def test_what_is_printed_is_verified_with_a_token_and_leads_to_the_same_services
     assert again.cache.aws
 
 
-def test_the_checks_ask_for_identity_names_ports_certificates_and_a_token(on_aws):
-    probes = diagnose.probes(on_aws())
-    names = [probe.name for probe in probes]
-    assert names[:2] == ["Region of the cache", "AWS identity"]
-    assert names[-1] == "Sign-in token for the database"
-    for kind in ("Name of", "Port of", "Certificate of"):
-        assert len([name for name in names if name.startswith(kind)]) == 3
-    assert "Action=" not in probes[-1].ask()
-    first = next(probe for probe in probes if "Name" in probe.name)
-    assert "name server" in first.advise(TimeoutError())
-    assert "aws dsql list-clusters" in first.advise(OSError("Name or service not known"))
-
-
 @pytest.mark.parametrize(
     ("name", "region"),
     [
@@ -137,8 +124,3 @@ def test_the_checks_ask_for_identity_names_ports_certificates_and_a_token(on_aws
 )
 def test_the_region_of_a_cache_is_read_from_its_name_where_that_is_certain(name, region):
     assert diagnose.cache_region(f"{name}.cache.amazonaws.com") == region
-
-
-def test_a_name_that_does_not_say_its_region_is_not_compared(on_aws):
-    found = on_aws(VALKEY_ENDPOINT="mine.serverless.aps1.cache.amazonaws.com")
-    assert "Region of the cache" not in [probe.name for probe in diagnose.probes(found)]

@@ -16,7 +16,7 @@ from workshop_lib.costs import Cost, Prices
 from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, one_line
 from workshop_lib.load.bill import format_cost, insert_cost, mixed_cost
-from workshop_lib.load.drivers import MOST_EXECUTIONS, Driver, LambdaWorkers, LocalWorkers
+from workshop_lib.load.drivers import MAX_EXECUTIONS, Driver, LambdaWorkers, LocalWorkers
 from workshop_lib.load.inserts import (
     InsertReport,
     compare_storms,
@@ -25,7 +25,7 @@ from workshop_lib.load.inserts import (
     save_reports,
     write_report,
 )
-from workshop_lib.load.interrupts import deaf
+from workshop_lib.load.interrupts import ignore_signals
 from workshop_lib.load.means import Equipment
 from workshop_lib.load.messages import metrics_namespace
 from workshop_lib.load.mixed import (
@@ -131,7 +131,7 @@ def run_storms(
                     if reports[name].interrupted:
                         break
         finally:
-            with deaf():
+            with ignore_signals():
                 if any(len(report.statements) for report in reports.values()):
                     say(f"\n{compare_storms(reports).to_string()}\n")
                 cleared = [
@@ -218,7 +218,7 @@ def run_queue(
                 raise
             say(str(report))
         finally:
-            with deaf():
+            with ignore_signals():
                 table = report.by_action() if report else None
                 if table is not None and len(table):
                     say(f"\n{table.to_string()}\n")
@@ -435,7 +435,7 @@ def _driver(
 ) -> Iterator[Driver]:
     """Who does the work: no more at once than there are workers."""
     if name := scenario.lambda_function_name:
-        number = min(at_once or MOST_EXECUTIONS, workers)
+        number = min(at_once or MAX_EXECUTIONS, workers)
         clients = LambdaClients(region, number)
         namespace = equipment.namespace
         with LambdaWorkers(clients, name, number, namespace) as functions:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import pickle
+import sys
 import time
 from typing import Any, Protocol
 
@@ -15,6 +18,7 @@ from workshop_lib.load.means import AllMeans, Equipment, Means
 from workshop_lib.load.messages import work_off
 from workshop_lib.load.serving import serve, warm
 from workshop_lib.load.storing import insert
+from workshop_lib.orphans import end_with
 from workshop_lib.services import DatabaseEndpoint
 from workshop_lib.services.endpoints import (
     external_cache,
@@ -97,6 +101,22 @@ def equip(equipment: Equipment) -> None:
     if _worker is not None:
         _worker.close()
     _worker = Worker(equipment)
+
+
+def serve_parent() -> None:
+    """Work as a process of LocalWorkers: jobs and answers are lines of JSON."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what others print is no answer
+    equipment, parent = pickle.load(sys.stdin.buffer)  # noqa: S301 -- from who started this process
+    end_with(parent)
+    equip(equipment)
+    for line in sys.stdin.buffer:
+        try:
+            said = handler(json.loads(line)), ""
+        except Exception as error:  # noqa: BLE001 -- in words: not every error can be sent
+            said = {}, f"{type(error).__name__}: {error}"
+        answers.write(msgspec.json.encode(said) + b"\n")
+        answers.flush()
 
 
 def handler(event: Any, context: Context | None = None) -> dict[str, Any]:
