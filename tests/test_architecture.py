@@ -48,7 +48,6 @@ PRIVATE_NAMES: dict[str, set[str]] = {
     "cache/fingerprint.py": {"_lru_cache_wrapper"},
     "database.py": {"_current_frames"},
     "exercises/trial.py": {"_current_frames", "ctypes"},
-    "services/cloud_emulation.py": {"_messages", "_messages_lock"},
 }
 """Private names of others that are still used, by file: who ends a use removes its name here."""
 PUBLIC = {"_exit", "_replace", "_asdict"}
