@@ -26,6 +26,36 @@ from workshop_lib.settings import Settings
 FOREIGN = {name.upper() for name in Settings.model_fields} | {"WORKSHOP_CONFIG"}
 
 
+LONGEST_FIRST = (
+    "notebooks/test_execution.py",
+    "cloud/test_on_aws.py",
+    "cloud/test_commands_on_aws.py",
+    "faults/",
+    "services/",
+    "load/",
+    "test_distances.py",
+    "test_database.py",
+    "test_forks.py",
+    "cache/",
+    "exercises/",
+    "cloud/",
+)
+"""Files and folders that take minutes: begun last, they would leave one worker without work."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next(
+            (n for n, begin in enumerate(LONGEST_FIRST) if name.startswith(begin)),
+            len(LONGEST_FIRST),
+        )
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
     """A state folder for this session: the learner's own engines and settings are left alone."""

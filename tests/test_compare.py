@@ -104,8 +104,8 @@ def test_figures_without_intervals_texts_and_other_units_are_shown_without_claim
         ({"size": "full"}, "size: first quick, second full"),
         ({"ok": False}, "failed in the second run"),
         (
-            {"distances": [{"database_ms": 5.0}]},
-            "distances: first none, second database 5 ms",
+            {"latencies": [{"database_ms": 5.0}]},
+            "latencies: first none, second database 5 ms",
         ),
     ],
 )

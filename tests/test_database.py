@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from types import SimpleNamespace
 from uuid import UUID
 
@@ -30,8 +31,6 @@ from psycopg2.extras import DictCursor, NamedTupleCursor, RealDictCursor
 from workshop_lib import database as room
 from workshop_lib.database import Database, DatabaseStats
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
-from workshop_lib.services import DatabaseEndpoint
-from workshop_lib.services.resolver import embedded_database
 
 
 @pytest.fixture
@@ -95,54 +94,40 @@ def test_a_query_returns_columns_and_rows_in_order(ws):
 @pytest.mark.parametrize(
     ("statement", "params", "answer"),
     [
-        ("SELECT %s + %s", (1, 2), 3),
         ("SELECT %s + %s", [1, 2], 3),
         ("SELECT %(a)s - %(b)s", {"b": 1, "a": 5}, 4),
         ("SELECT %s::int", (None,), None),
         ("SELECT '100%'", None, "100%"),
         ("SELECT %s", ("'; DROP TABLE x; --",), "'; DROP TABLE x; --"),
+        ("SELECT %s::bytea", (b"\x00\xff",), b"\x00\xff"),
+        ("SELECT %s::uuid", (UUID(int=7),), UUID(int=7)),
     ],
 )
 def test_parameters_go_by_position_or_by_name(ws, statement, params, answer):
     assert ws.database.query(statement, params).rows == [(answer,)]
 
 
-def test_no_rows_still_have_columns(ws):
+def test_an_answer_has_columns_without_rows_and_a_change_has_neither(ws, table):
     found = ws.database.query("SELECT 1 AS a WHERE false")
     assert (found.columns, found.rows, len(found)) == (("a",), [], 0)
-
-
-def test_a_statement_that_returns_nothing_has_neither_columns_nor_rows(ws, table):
     found = ws.database.query(f"UPDATE {table} SET n = 7")
     assert (found.columns, found.rows) == ((), [])
     assert found._repr_html_() == "<p>Done. This statement returns no rows.</p>"
     assert value(ws.database, table) == 7
 
 
-@pytest.mark.parametrize(
-    ("literal", "expected"),
-    [
-        ("'\\x00ff'::bytea", b"\x00\xff"),
-        ("''::bytea", b""),
-        ("NULL::bytea", None),
-        (
-            "'5f0c6b1e-8b0a-4a0e-9a4e-0d4b3b1c2d3e'::uuid",
-            UUID("5f0c6b1e-8b0a-4a0e-9a4e-0d4b3b1c2d3e"),
-        ),
-        ("12.50::numeric", Decimal("12.50")),
-        ("date '2026-06-30'", date(2026, 6, 30)),
-        ("timestamptz '2026-06-30 14:00+02'", datetime(2026, 6, 30, 12, tzinfo=UTC)),
-        ("true", True),
-    ],
-)
-def test_values_have_their_python_types(ws, literal, expected):
-    found = ws.database.query(f"SELECT {literal}")[0][0]
-    assert (type(found), str(found)) == (type(expected), str(expected))
-
-
-def test_bytes_and_uuids_go_in_as_parameters_too(ws):
-    given = (b"\x00\xff", UUID(int=7))
-    assert ws.database.query("SELECT %s::bytea, %s::uuid", given).rows == [given]
+def test_values_have_their_python_types(ws):
+    literals = {
+        "'\\x00ff'::bytea": b"\x00\xff",
+        "NULL::bytea": None,
+        "'5f0c6b1e-8b0a-4a0e-9a4e-0d4b3b1c2d3e'::uuid": UUID("5f0c6b1e8b0a4a0e9a4e0d4b3b1c2d3e"),
+        "12.50::numeric": Decimal("12.50"),
+        "date '2026-06-30'": date(2026, 6, 30),
+        "timestamptz '2026-06-30 14:00+02'": datetime(2026, 6, 30, 12, tzinfo=UTC),
+        "true": True,
+    }
+    (found,) = ws.database.query(f"SELECT {', '.join(literals)}").rows
+    assert [(type(v), str(v)) for v in found] == [(type(v), str(v)) for v in literals.values()]
 
 
 def test_unqualified_names_mean_the_workshop_s_own_schema(ws, table):
@@ -203,37 +188,29 @@ def alike(found, expected) -> bool:
     return found == expected or str(found) == str(expected) == "nan"
 
 
-@pytest.mark.parametrize(("given", "python"), VALUES, ids=lambda one: type(one).__name__)
-def test_a_value_of_numpy_or_pandas_is_what_it_is_in_python(ws, given, python):
-    kind = TYPES[type(python)]
-    kind = "timestamptz" if getattr(python, "tzinfo", None) else kind
-    ask = f"SELECT %s::{kind}, %s::{kind} IS NOT DISTINCT FROM %s::{kind}"
+def test_a_value_of_numpy_or_pandas_is_what_it_is_in_python(ws):
+    for given, python in VALUES:
+        kind = TYPES[type(python)]
+        kind = "timestamptz" if getattr(python, "tzinfo", None) else kind
+        ask = f"SELECT %s::{kind}, %s::{kind} IS NOT DISTINCT FROM %s::{kind}"
+        for way in (ws.database.query, partial(ask_by_transaction, ws.database)):
+            ((found, same),) = way(ask, (given, given, python)).rows
+            assert same, type(given)
+            assert alike(found, python), type(given)
+        by_name = ws.database.query(f"SELECT %(a)s::{kind}", {"a": given})
+        assert alike(by_name[0][0], python), type(given)
 
+
+def ask_by_transaction(database, statement, params):
     def work(cursor):
-        cursor.execute(ask, (given, given, python))
-        return cursor.fetchall()
+        cursor.execute(statement, params)
+        return SimpleNamespace(rows=cursor.fetchall())
 
-    for rows in (
-        ws.database.query(ask, (given, given, python)).rows,
-        ws.database.run_transaction(work),
-    ):
-        ((found, same),) = rows
-        assert same
-        assert alike(found, python)
-    by_name = ws.database.query(f"SELECT %(a)s::{kind}", {"a": given})
-    assert alike(by_name[0][0], python)
+    return database.run_transaction(work)
 
 
-def test_lists_and_rows_may_hold_values_of_numpy_and_pandas(ws, table):
+def test_lists_and_rows_may_hold_values_of_numpy_and_pandas(ws):
     assert ws.database.query("SELECT 2 = ANY(%s)", ([np.int64(1), np.int64(2)],)).rows == [(True,)]
-    rows = [(np.int64(n), np.int32(n)) for n in (2, 3)]
-    assert ws.database.insert_rows(table, ("id", "n"), rows) == 2
-    assert ws.database.copy_rows(table, ("id", "n"), [(np.int64(4), np.int16(4))]) == 1
-    found = ws.database.query(f"SELECT * FROM {table} ORDER BY id").rows
-    assert found == [(1, 0), (2, 2), (3, 3), (4, 4)]
-
-
-def test_copy_takes_the_values_of_numpy_and_pandas(ws):
     name = f"t_{secrets.token_hex(4)}"
     ws.database.query(f"CREATE TABLE {name} (id int PRIMARY KEY, f float8, t timestamp, s text)")
     moment = pd.Timestamp("2026-06-30 12:00:00.000001")
@@ -242,12 +219,15 @@ def test_copy_takes_the_values_of_numpy_and_pandas(ws):
         (np.int64(2), pd.NA, pd.NaT, None),
         (np.int64(3), np.float64("nan"), np.datetime64("2026-06-30T12:00:00.000001", "ns"), "c"),
     ]
-    assert ws.database.copy_rows(name, ("id", "f", "t", "s"), rows) == 3
+    columns = ("id", "f", "t", "s")
+    assert ws.database.copy_rows(name, columns, rows) == 3
+    assert ws.database.insert_rows(name, columns, [(np.int64(4), *rows[0][1:])]) == 1
     found = ws.database.query(f"SELECT id, f::text, t, s FROM {name} ORDER BY id").rows
     assert found == [
         (1, "1.5", moment.to_pydatetime(), "a\tb"),
         (2, None, None, None),
         (3, "NaN", NOON, "c"),
+        (4, "1.5", moment.to_pydatetime(), "a\tb"),
     ]
     ws.database.query(f"DROP TABLE {name}")
 
@@ -258,17 +238,6 @@ def test_a_value_that_python_has_no_counterpart_for_is_refused_with_what_to_do(w
 
 
 # --- queries that only read ---
-
-
-def test_reading_only_and_writing_in_turn_open_no_connections(plain, table):
-    plain.query("SELECT 1", read_only=True)
-    before = plain.stats().connections
-    for n in range(20):
-        assert plain.query("SELECT %s", (n,), read_only=True).rows == [(n,)]
-        if n % 3 == 0:
-            plain.run_transaction(lambda cursor: cursor.execute(f"UPDATE {table} SET n = n + 1"))
-            plain.query(f"UPDATE {table} SET n = n + 1")
-    assert plain.stats().connections == before
 
 
 @pytest.fixture(params=["rules", "a plain server", "DSQL's sign-in"])
@@ -310,87 +279,85 @@ def writers(ws, table) -> Iterator[str]:
     owner.close()
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "INSERT INTO {t} VALUES (2, 20)",
-        "UPDATE {t} SET n = 7 RETURNING n",
-        "DELETE FROM {t}",
-        "WITH u AS (UPDATE {t} SET n = n + 1 RETURNING n) SELECT * FROM u",
-        "WITH d AS (DELETE FROM {t} RETURNING *) SELECT count(*) FROM d",
-        "SELECT {w}.add()",
-        "SELECT * FROM {w}.add() WHERE '%%' <> ''",
-        "SELECT nextval('{w}.numbers')",
-        "SELECT setval('{w}.numbers', 7)",
-        "EXPLAIN ANALYZE DELETE FROM {t}",
-        "SELECT * FROM {t} FOR UPDATE",
-        "SELECT * INTO copied FROM {t}",
-        "CREATE TABLE copied AS SELECT * FROM {t}",
-        "DROP TABLE {t}",
-        "COMMENT ON TABLE {t} IS 'x'",
-        "/* a read? */ -- ; no\nDELETE FROM {t};",
-    ],
-)
-def test_what_writes_is_refused_by_the_database_in_a_query_that_only_reads(
-    reader, table, writers, statement
-):
-    with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction) as refused:
-        reader.query(statement.format(t=table, w=writers), (), read_only=True)
-    assert refused.value.pgcode == "25006"
+WRITING = [
+    "INSERT INTO {t} VALUES (2, 20)",
+    "UPDATE {t} SET n = 7 RETURNING n",
+    "DELETE FROM {t}",
+    "WITH u AS (UPDATE {t} SET n = n + 1 RETURNING n) SELECT * FROM u",
+    "WITH d AS (DELETE FROM {t} RETURNING *) SELECT count(*) FROM d",
+    "SELECT {w}.add()",
+    "SELECT * FROM {w}.add() WHERE '%%' <> ''",
+    "SELECT nextval('{w}.numbers')",
+    "SELECT setval('{w}.numbers', 7)",
+    "EXPLAIN ANALYZE DELETE FROM {t}",
+    "SELECT * FROM {t} FOR UPDATE",
+    "SELECT * INTO copied FROM {t}",
+    "CREATE TABLE copied AS SELECT * FROM {t}",
+    "DROP TABLE {t}",
+    "COMMENT ON TABLE {t} IS 'x'",
+    "/* a read? */ -- ; no\nDELETE FROM {t};",
+]
+
+
+def test_what_writes_is_refused_by_the_database_in_a_query_that_only_reads(reader, table, writers):
+    found = {}
+    for statement in WRITING:
+        with pytest.raises(psycopg2.Error) as refused:
+            reader.query(statement.format(t=table, w=writers), (), read_only=True)
+        found[statement] = refused.value.pgcode
+    assert found == dict.fromkeys(WRITING, "25006")
     assert reader.query(f"SELECT * FROM {table}").rows == [(1, 0)]
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "SELECT 1; DELETE FROM {t}",
-        "SELECT 1; COMMIT; BEGIN READ WRITE; DELETE FROM {t}; COMMIT",
-        "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE; DELETE FROM {t}",
-        "SET transaction_read_only = off; DELETE FROM {t}",
-        "BEGIN READ WRITE; DELETE FROM {t}; COMMIT",
-        "SELECT '\\'; DELETE FROM {t}; --'",
-        "SELECT 1 AS a$$; DELETE FROM {t}; --$$",
-        "DO $$ BEGIN COMMIT; SET TRANSACTION READ WRITE; DELETE FROM {t}; END $$",
-        "/* x */ do $$ BEGIN COMMIT; SET TRANSACTION READ WRITE; DELETE FROM {t}; END $$",
-        "CALL anything()",
-    ],
-)
-def test_what_could_leave_the_read_only_transaction_is_refused_before_it_is_sent(
-    reader, table, statement
-):
-    with pytest.raises(ValueError, match="read-only"):
-        reader.query(statement.format(t=table), read_only=True)
+LEAVING = [
+    "SELECT 1; DELETE FROM {t}",
+    "SELECT 1; COMMIT; BEGIN READ WRITE; DELETE FROM {t}; COMMIT",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE; DELETE FROM {t}",
+    "SET transaction_read_only = off; DELETE FROM {t}",
+    "BEGIN READ WRITE; DELETE FROM {t}; COMMIT",
+    "SELECT '\\'; DELETE FROM {t}; --'",
+    "SELECT 1 AS a$$; DELETE FROM {t}; --$$",
+    "DO $$ BEGIN COMMIT; SET TRANSACTION READ WRITE; DELETE FROM {t}; END $$",
+    "/* x */ do $$ BEGIN COMMIT; SET TRANSACTION READ WRITE; DELETE FROM {t}; END $$",
+    "CALL anything()",
+]
+
+
+def test_what_could_leave_the_read_only_transaction_is_refused_before_it_is_sent(reader, table):
+    for statement in LEAVING:
+        with pytest.raises(ValueError, match="read-only"):
+            reader.query(statement.format(t=table), read_only=True)
     assert reader.stats().queries == 0
     assert value(reader, table) == 0
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
-        "SET default_transaction_read_only = off",
-        "BEGIN READ WRITE",
-        "START TRANSACTION READ WRITE",
-        "COMMIT",
-        "COMMIT AND CHAIN",
-        "RESET ALL",
-        "DISCARD ALL",
-        "SELECT set_config('transaction_read_only', 'off', true)",
-        "SELECT set_config('default_transaction_read_only', 'off', false)",
-        "SELECT {w}.leave_later()",
-        "SELECT {w}.leave()",
-        "PREPARE delete_it AS DELETE FROM {t}",
-        "EXECUTE delete_it",
-    ],
-)
-def test_no_statement_opens_the_way_for_one_that_writes(reader, table, writers, statement):
-    with contextlib.suppress(psycopg2.Error, ValueError):
-        reader.query(statement.format(t=table, w=writers), read_only=True)
-    with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
-        reader.query(f"DELETE FROM {table}", read_only=True)
-    assert value(reader, table) == 0
-    reader.query(f"UPDATE {table} SET n = 5")
-    assert value(reader, table) == 5
+OPENING = [
+    "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
+    "SET default_transaction_read_only = off",
+    "BEGIN READ WRITE",
+    "START TRANSACTION READ WRITE",
+    "COMMIT",
+    "COMMIT AND CHAIN",
+    "RESET ALL",
+    "DISCARD ALL",
+    "SELECT set_config('transaction_read_only', 'off', true)",
+    "SELECT set_config('default_transaction_read_only', 'off', false)",
+    "SELECT {w}.leave_later()",
+    "SELECT {w}.leave()",
+    "PREPARE delete_it AS DELETE FROM {t}",
+    "EXECUTE delete_it",
+]
+
+
+def test_no_statement_opens_the_way_for_one_that_writes(reader, table, writers):
+    for n, statement in enumerate(OPENING, start=1):
+        with contextlib.suppress(psycopg2.Error, ValueError):
+            reader.query(statement.format(t=table, w=writers), read_only=True)
+        with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+            reader.query(f"DELETE FROM {table}", read_only=True)
+        assert value(reader, table) == n - 1, statement
+        reader.query(f"UPDATE {table} SET n = {n}")
+        assert value(reader, table) == n, statement
 
 
 def test_reading_and_writing_take_turns_on_one_connection(reader, table):
@@ -421,6 +388,21 @@ def test_values_and_texts_may_hold_whatever_they_like_in_a_query_that_only_reads
     assert reader.query("SELECT '100%; %s'", read_only=True).rows == [("100%; %s",)]
 
 
+def test_what_asks_for_nothing_is_no_question(reader, table):
+    for statement in (
+        "SET TIME ZONE 'Asia/Tokyo'",
+        "BEGIN",
+        "COMMIT",
+        "ANALYZE {t}",
+        "DISCARD ALL",
+    ):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="asks for nothing"):
+                reader.query(statement.format(t=table), read_only=True)
+    assert reader.query(f"SELECT FROM {table}", read_only=True).rows == [()]
+    assert reader.query("SHOW TimeZone", read_only=True).rows == [("UTC",)]
+
+
 # --- transactions ---
 
 
@@ -435,32 +417,21 @@ def test_a_transaction_commits_all_it_did_and_returns_what_its_work_returned(ws,
     assert found.rows == [(1, 0), (2, 20), (3, 30)]
 
 
-def test_an_error_in_a_transaction_undoes_all_of_it_and_is_not_tried_again(ws, table):
+@pytest.mark.parametrize("error", [ValueError, psycopg2.errors.UniqueViolation])
+def test_an_error_in_a_transaction_undoes_all_of_it_and_is_not_tried_again(pool, table, error):
     attempts = []
 
     def work(cursor):
         attempts.append(1)
         cursor.execute(f"INSERT INTO {table} VALUES (2, 20)")
+        cursor.execute(f"INSERT INTO {table} VALUES ({1 if error is not ValueError else 3}, 1)")
         raise ValueError("changed my mind")
 
-    with pytest.raises(ValueError, match="changed my mind"):
-        ws.database.run_transaction(work)
+    with pytest.raises(error):
+        pool.run_transaction(work)
     assert len(attempts) == 1
-    assert ws.database.query(f"SELECT * FROM {table}").rows == [(1, 0)]
-
-
-def test_an_error_of_the_database_other_than_a_conflict_is_not_tried_again(ws, table):
-    before, attempts = ws.database.stats(), []
-
-    def work(cursor):
-        attempts.append(1)
-        cursor.execute(f"INSERT INTO {table} VALUES (1, 1)")
-
-    with pytest.raises(psycopg2.errors.UniqueViolation):
-        ws.database.run_transaction(work)
-    after = ws.database.stats()
-    assert len(attempts) == 1
-    assert (after.conflicts, after.transactions) == (before.conflicts, before.transactions)
+    assert pool.query(f"SELECT * FROM {table}").rows == [(1, 0)]
+    assert (pool.stats().conflicts, pool.stats().transactions) == (0, 0)
 
 
 def test_a_conflict_runs_the_work_again_on_what_the_other_transaction_wrote(ws, table, no_waits):
@@ -504,20 +475,6 @@ def test_thirty_conflicts_in_a_row_are_reported_and_leave_nothing_behind(ws, tab
     assert value(ws.database, table) == 3000
 
 
-def test_no_increment_of_16_threads_is_lost(ws, table, monkeypatch):
-    monkeypatch.setattr(room, "CONFLICT_S", 120)  # on a busy machine ten may not be enough
-    before = ws.database.stats()
-
-    def add_100(_):
-        return [ws.database.run_transaction(increment(table)) for _ in range(100)]
-
-    with ThreadPoolExecutor(16) as threads:
-        answers = [n for found in threads.map(add_100, range(16)) for n in found]
-    assert value(ws.database, table) == 1_600
-    assert sorted(answers) == list(range(1, 1_601))
-    assert ws.database.stats().transactions - before.transactions == 1_600
-
-
 # --- transactions are committed, or that is said ---
 
 
@@ -533,30 +490,18 @@ def swallow(*statements):
     return work
 
 
-@pytest.mark.parametrize(
-    ("statements", "error"),
-    [
+def test_an_error_that_the_work_swallowed_is_raised_and_nothing_is_stored(reader, table):
+    for statements, error in (
         (["INSERT INTO {t} VALUES (1, 1)"], psycopg2.errors.UniqueViolation),
         (["SELECT 1 / 0", "INSERT INTO {t} VALUES (2, 2)"], psycopg2.errors.DivisionByZero),
         (["SELECT * FROM no_such_table", "COPY {t} FROM STDIN"], psycopg2.errors.UndefinedTable),
-    ],
-)
-def test_an_error_that_the_work_swallowed_is_raised_and_nothing_is_stored(
-    reader, table, statements, error
-):
-    with pytest.raises(error):
-        reader.run_transaction(swallow(*(one.format(t=table) for one in statements)))
+    ):
+        with pytest.raises(error):
+            reader.run_transaction(swallow(*(one.format(t=table) for one in statements)))
+    with pytest.raises(TransactionError, match="not committed"):
+        reader.run_transaction(by_a_plain_cursor)
     assert reader.stats().transactions == 0
     assert reader.query(f"SELECT * FROM {table}").rows == [(1, 0)]
-
-
-def test_what_follows_a_swallowed_error_does_not_hide_it(reader, table):
-    def work(cursor):
-        swallow("SELECT 1 / 0")(cursor)
-        cursor.execute(f"INSERT INTO {table} VALUES (2, 2)")
-
-    with pytest.raises(psycopg2.errors.DivisionByZero):
-        reader.run_transaction(work)
 
 
 def by_a_plain_cursor(cursor):
@@ -564,17 +509,10 @@ def by_a_plain_cursor(cursor):
         return swallow("SELECT 1 / 0")(plain)
 
 
-def test_an_error_that_was_not_seen_is_reported_as_well(reader):
-    with pytest.raises(TransactionError, match="not committed"):
-        reader.run_transaction(by_a_plain_cursor)
-
-
-def test_an_error_undone_by_a_savepoint_is_none(ws, table):
-    plain = Database(replace(ws.endpoints.database, dsql_rules=False), ws.namespace, pool_min=1)
+def test_an_error_undone_by_a_savepoint_is_none(plain, table):
     again = swallow("SAVEPOINT a", "SELECT 1 / 0", "ROLLBACK TO a", f"UPDATE {table} SET n = 3")
     assert plain.run_transaction(again) == "saved"
     assert value(plain, table) == 3
-    plain.close()
 
 
 def conflicting(table, handle):
@@ -609,17 +547,17 @@ def give_up(error):
     raise LookupError("not found") from None
 
 
-@pytest.mark.parametrize("handle", [lambda _: None, wrap, wrap_twice])
-def test_a_conflict_that_was_swallowed_or_wrapped_is_tried_again(reader, table, no_waits, handle):
-    assert reader.run_transaction(conflicting(table, handle)) == 2
-    assert value(reader, table) == 1
-    assert (reader.stats().conflicts, reader.stats().transactions) == (1, 1)
+def test_a_conflict_that_was_swallowed_or_wrapped_is_tried_again(reader, table, no_waits):
+    for n, handle in enumerate((lambda _: None, wrap, wrap_twice), start=1):
+        assert reader.run_transaction(conflicting(table, handle)) == 2
+        assert value(reader, table) == n
+        assert (reader.stats().conflicts, reader.stats().transactions) == (n, n)
 
 
-def test_raising_from_none_ends_the_attempts(reader, table, no_waits):
+def test_raising_from_none_ends_the_attempts(pool, table, no_waits):
     with pytest.raises(LookupError):
-        reader.run_transaction(conflicting(table, give_up))
-    assert (reader.stats().conflicts, value(reader, table)) == (0, 0)
+        pool.run_transaction(conflicting(table, give_up))
+    assert (pool.stats().conflicts, value(pool, table)) == (0, 0)
 
 
 ENDS = {
@@ -650,33 +588,29 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("first", [True, False])
-def test_work_that_ends_its_own_transaction_is_refused_and_stores_nothing(
-    reader, table, end, first
-):
-    def work(cursor):
-        if not first:
-            cursor.execute(f"INSERT INTO {table} VALUES (2, 2)")
-        end(cursor)
-        if first:
-            cursor.execute(f"INSERT INTO {table} VALUES (2, 2)")
+def test_work_that_ends_its_own_transaction_is_refused_and_stores_nothing(reader, table, first):
+    def work(end, cursor):
+        steps = [end, lambda c: c.execute(f"INSERT INTO {table} VALUES (2, 2)")]
+        for step in steps if first else steps[::-1]:
+            step(cursor)
 
-    with pytest.raises(TransactionError, match="end the transaction"):
-        reader.run_transaction(work)
-    assert reader.query(f"SELECT id FROM {table}").rows == [(1,)]
-    assert reader.stats().transactions == 0
-    assert state_of(reader) == (True, TRANSACTION_STATUS_IDLE)
+    for name, end in ENDS.items():
+        with pytest.raises(TransactionError, match="end the transaction"):
+            reader.run_transaction(partial(work, end))
+        assert reader.query(f"SELECT id FROM {table}").rows == [(1,)], name
+        assert reader.stats().transactions == 0
+        assert state_of(reader) == (True, TRANSACTION_STATUS_IDLE), name
 
 
-def test_work_may_close_its_cursor_or_begin_once_more(reader, table):
+def test_work_may_close_its_cursor_or_begin_once_more(pool, table):
     def work(cursor):
         cursor.execute("BEGIN")
         cursor.execute(f"UPDATE {table} SET n = 4")
         cursor.close()
 
-    reader.run_transaction(work)
-    assert value(reader, table) == 4
+    pool.run_transaction(work)
+    assert value(pool, table) == 4
 
 
 def as_generator(cursor):
@@ -691,15 +625,16 @@ async def as_coroutine(cursor):
 @pytest.mark.parametrize(
     "work", [as_generator, as_coroutine, lambda cursor: cursor, lambda c: map(c.execute, ["x"])]
 )
-def test_work_that_would_go_on_after_its_commit_is_refused(reader, work):
+def test_work_that_would_go_on_after_its_commit_is_refused(pool, work):
     with pytest.raises(TypeError, match="after COMMIT"):
-        reader.run_transaction(work)
-    assert reader.stats().transactions == 0
+        pool.run_transaction(work)
+    assert pool.stats().transactions == 0
 
 
-def test_a_connection_that_breaks_during_commit_is_neither_success_nor_tried_again(ws, table):
+def test_a_connection_that_breaks_during_commit_is_neither_success_nor_tried_again(
+    ws, plain, table
+):
     """A deferred constraint waits in COMMIT for a lock that another session holds."""
-    plain = Database(replace(ws.endpoints.database, dsql_rules=False), ws.namespace, pool_min=1)
     plain.query(
         f"CREATE FUNCTION {table}_slow() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$"
@@ -726,7 +661,6 @@ def test_a_connection_that_breaks_during_commit_is_neither_success_nor_tried_aga
     assert plain.stats().transactions == 0
     plain.query(f"DROP TRIGGER slow ON {table}")
     plain.query(f"DROP FUNCTION {table}_slow()")
-    plain.close()
 
 
 def test_a_batch_that_was_tried_again_is_counted_once(ws, table, no_waits):
@@ -783,17 +717,6 @@ def test_other_kinds_of_cursors_in_a_transaction_are_watched_and_give_their_rows
     assert value(ws.database, table) == 2
 
 
-@pytest.mark.parametrize(
-    "statement", ["SET TIME ZONE 'Asia/Tokyo'", "BEGIN", "COMMIT", "ANALYZE {t}", "DISCARD ALL"]
-)
-def test_what_asks_for_nothing_is_no_question(reader, table, statement):
-    for _ in range(2):
-        with pytest.raises(ValueError, match="asks for nothing"):
-            reader.query(statement.format(t=table), read_only=True)
-    assert reader.query(f"SELECT FROM {table}", read_only=True).rows == [()]
-    assert reader.query("SHOW TimeZone", read_only=True).rows == [("UTC",)]
-
-
 STATE = """
 SELECT current_setting('statement_timeout'), current_setting('enable_seqscan'),
     current_setting('search_path'), current_setting('TimeZone'), current_user::text,
@@ -836,12 +759,10 @@ CHANGES = [
 ]
 
 
-@pytest.fixture(params=["a plain server", "DSQL's sign-in"])
-def plain(ws, request) -> Iterator[Database]:
+@pytest.fixture
+def plain(ws) -> Iterator[Database]:
     """A pool of one connection without the rules, which would refuse half of what is changed."""
     endpoint = replace(ws.endpoints.database, dsql_rules=False)
-    if request.param == "DSQL's sign-in":
-        endpoint = replace(endpoint, token=lambda: endpoint.arguments["password"])
     database = Database(endpoint, ws.namespace, pool_min=1, pool_max=1, pool_timeout_s=0.5)
     yield database
     database.close()
@@ -852,21 +773,11 @@ def by_connection(database, statement):
         cursor.execute(statement)
 
 
-def by_real_dict_cursor(database, statement):
-    with (
-        database.connection() as connection,
-        connection.cursor(cursor_factory=RealDictCursor) as cursor,
-    ):
-        cursor.execute(statement)
-
-
 def by_transaction(database, statement):
     database.run_transaction(lambda cursor: cursor.execute(statement))
 
 
-@pytest.mark.parametrize(
-    "way", [Database.query, by_connection, by_real_dict_cursor, by_transaction]
-)
+@pytest.mark.parametrize("way", [Database.query, by_connection, by_transaction])
 def test_what_one_user_changes_in_the_session_the_next_one_does_not_find(plain, way):
     def state():
         with plain.connection() as connection, connection.cursor() as cursor:
@@ -900,8 +811,7 @@ ON_THE_OBJECT = [
 ]
 
 
-@pytest.mark.parametrize("change", ON_THE_OBJECT)
-def test_what_one_user_changes_in_psycopg2_s_object_the_next_one_does_not_find(plain, change):
+def test_what_one_user_changes_in_psycopg2_s_object_the_next_one_does_not_find(plain):
     def state():
         with plain.connection() as connection, connection.cursor() as cursor:
             cursor.execute("DO $$ BEGIN RAISE NOTICE 'one'; END $$")
@@ -913,9 +823,10 @@ def test_what_one_user_changes_in_psycopg2_s_object_the_next_one_does_not_find(p
             )
 
     before = state()
-    with plain.connection() as connection:
-        change(connection)
-    assert state() == before
+    for n, change in enumerate(ON_THE_OBJECT):
+        with plain.connection() as connection:
+            change(connection)
+        assert state() == before, n
 
 
 def test_reading_and_writing_keeps_the_connection(plain, table):
@@ -940,15 +851,6 @@ def state_of(database: Database) -> tuple[bool, int]:
         return connection.autocommit, connection.get_transaction_status()
 
 
-def test_after_a_transaction_the_connection_is_back_in_autocommit_with_nothing_open(pool):
-    pool.run_transaction(lambda cursor: cursor.execute("SELECT 1"))
-    assert state_of(pool) == (True, TRANSACTION_STATUS_IDLE)
-    with pytest.raises(psycopg2.errors.DivisionByZero):
-        pool.run_transaction(lambda cursor: cursor.execute("SELECT 1 / 0"))
-    assert state_of(pool) == (True, TRANSACTION_STATUS_IDLE)
-    assert pool.stats().connections == 1
-
-
 def test_a_transaction_begun_by_hand_does_not_swallow_the_next_statement(pool, table):
     pool.query("BEGIN")
     pool.query(f"INSERT INTO {table} VALUES (2, 20)")
@@ -957,25 +859,6 @@ def test_a_transaction_begun_by_hand_does_not_swallow_the_next_statement(pool, t
         cursor.execute(f"INSERT INTO {table} VALUES (3, 30)")
     assert state_of(pool) == (True, TRANSACTION_STATUS_IDLE)
     assert pool.query(f"SELECT id FROM {table} ORDER BY id").rows == [(1,), (2,)]
-
-
-def test_a_borrower_who_leaves_autocommit_does_not_change_it_for_the_next_one(pool, table):
-    with pool.connection() as connection, connection.cursor() as cursor:
-        connection.autocommit = False
-        cursor.execute(f"INSERT INTO {table} VALUES (2, 20)")
-    assert state_of(pool) == (True, TRANSACTION_STATUS_IDLE)
-    pool.query(f"INSERT INTO {table} VALUES (3, 30)")
-    assert pool.query(f"SELECT id FROM {table} ORDER BY id").rows == [(1,), (3,)]
-
-
-def test_the_server_sees_no_open_transaction_after_success_or_failure(ws, pool, table):
-    pool.run_transaction(increment(table))
-    with pytest.raises(psycopg2.errors.UniqueViolation):
-        pool.run_transaction(lambda cursor: cursor.execute(f"INSERT INTO {table} VALUES (1, 1)"))
-    pool.query("BEGIN")
-    (pid,) = pool.query("SELECT pg_backend_pid()")[0]
-    seen = ws.database.query("SELECT state FROM pg_stat_activity WHERE pid = %s", (pid,))
-    assert seen.rows == [("idle",)]
 
 
 def test_a_pool_with_all_connections_in_use_says_so_and_works_again_afterwards(pool):
@@ -987,23 +870,12 @@ def test_a_pool_with_all_connections_in_use_says_so_and_works_again_afterwards(p
     assert pool.query("SELECT 1").rows == [(1,)]
 
 
-def test_the_pool_reuses_its_connections(pool):
-    sessions = {pool.query("SELECT pg_backend_pid()")[0][0] for _ in range(5)}
-    assert len(sessions) == 1
-    assert pool.stats() == DatabaseStats(queries=5, connections=1)
-
-
 def test_reading_only_and_writing_in_turn_stay_on_one_connection(pool, table):
-    write = f"INSERT INTO {table} (id, n) VALUES (%s, 0)"
     for number in range(3):
         pool.query("SELECT 1", read_only=True)
-        pool.query(write, (100 + 2 * number,))
-        pool.query("SELECT 1", read_only=True)
-        pool.run_transaction(lambda cursor, n=number: cursor.execute(write, (101 + 2 * n,)))
-    with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
-        pool.query(write, (106,), read_only=True)
-    assert pool.query(f"SELECT count(*) FROM {table} WHERE id >= 100").rows == [(6,)]
-    assert pool.stats().connections == 1
+        pool.query(f"INSERT INTO {table} (id, n) VALUES (%s, 0)", (100 + number,))
+        pool.run_transaction(lambda cursor: cursor.execute(f"UPDATE {table} SET n = n + 1"))
+    assert pool.stats() == DatabaseStats(queries=6, transactions=3, connections=1)
 
 
 def test_a_session_that_its_user_made_read_only_goes_to_no_one_else(pool, table):
@@ -1066,15 +938,6 @@ def test_a_transaction_whose_server_process_is_ended_fails_and_the_next_one_work
     assert pool.stats() == DatabaseStats(transactions=1, connections=2)
 
 
-def test_statements_transactions_and_conflicts_are_counted_exactly(pool):
-    for _ in range(3):
-        pool.query("SELECT 1")
-    for _ in range(2):
-        pool.run_transaction(lambda cursor: cursor.execute("SELECT 1"))
-    pool.connect().close()
-    assert pool.stats() == DatabaseStats(queries=3, transactions=2, conflicts=0, connections=2)
-
-
 def test_closing_closes_idle_connections_at_once_and_borrowed_ones_on_their_return(ws):
     database = Database(ws.endpoints.database, ws.namespace, pool_min=2, pool_max=2)
     with database.connection() as borrowed:
@@ -1100,18 +963,6 @@ def test_identity_names_database_and_schema_but_no_port(ws):
     place, name, schema = ws.database.identity.split("/")
     assert re.fullmatch("admin@local-[0-9a-f]{12}", place)
     assert (name, schema) == ("postgres", ws.namespace)
-
-
-def local_engine(secret: str, port: int) -> DatabaseEndpoint:
-    engines = {"postgres": SimpleNamespace(port=port)}
-    return embedded_database(SimpleNamespace(engines=engines, secrets={"admin": secret}))
-
-
-def test_two_local_engines_differ_and_one_stays_the_same_at_a_new_port():
-    here, moved, there = local_engine("a", 1), local_engine("a", 2), local_engine("b", 1)
-    assert Database(here).identity == Database(moved).identity
-    assert Database(here).identity != Database(there).identity
-    assert Database(here, "one").identity != Database(here, "other").identity
 
 
 def test_a_server_of_one_s_own_is_known_by_its_identifier_too(ws):
@@ -1164,12 +1015,7 @@ def is_running(database, mark) -> bool:
     return found
 
 
-def raw(database, statement):
-    with database.connection() as connection, connection.cursor() as cursor:
-        cursor.execute(statement)
-
-
-@pytest.mark.parametrize("way", [Database.query, by_transaction, raw])
+@pytest.mark.parametrize("way", [Database.query, by_transaction, by_connection])
 @pytest.mark.parametrize("statement", ["SELECT pg_sleep(60)", "LOCK TABLE {t}"])
 def test_an_interrupt_ends_what_the_main_thread_waits_for_here_and_there(
     ws, plain, table, interrupt, way, statement
@@ -1182,7 +1028,7 @@ def test_an_interrupt_ends_what_the_main_thread_waits_for_here_and_there(
     if "LOCK" in statement and way is not by_transaction:
         statement = f"UPDATE {table} SET n = 1"
     with ThreadPoolExecutor(1) as thread:
-        beside = thread.submit(ws.database.query, "SELECT pg_sleep(2)")
+        beside = thread.submit(ws.database.query, "SELECT pg_sleep(0.5)")
         interrupt(mark)
         with pytest.raises(KeyboardInterrupt):
             way(plain, f"/* {mark} */ {statement.format(t=table)}")
@@ -1199,7 +1045,7 @@ def test_interrupts_at_any_moment_leave_right_answers_and_later_interrupts_their
 ):
     before = signal.set_wakeup_fd(-1)
     hit = 0
-    for n in range(60):
+    for n in range(20):
         # While connecting, in a question, between two.
         timer = threading.Timer(
             random.random() * 0.02, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)
@@ -1213,7 +1059,7 @@ def test_interrupts_at_any_moment_leave_right_answers_and_later_interrupts_their
         timer.join()
         assert plain.query("SELECT %s::int", (-n,)).rows == [(-n,)]
         assert signal.set_wakeup_fd(before) == before
-    assert hit == 60
+    assert hit == 20
     mark = f"mark_{secrets.token_hex(4)}"
     interrupt(mark)
     with pytest.raises(KeyboardInterrupt):
@@ -1251,12 +1097,6 @@ def test_a_smaller_number_of_rows_a_transaction_can_be_chosen_but_no_larger_one(
             table, ("id", "n"), rows, rows_per_transaction=chosen, progress=steps.append
         )
         assert steps == expected
-
-
-def test_no_rows_are_no_transaction(ws, table):
-    before = ws.database.stats().transactions
-    assert ws.database.insert_rows(table, ("id", "n"), []) == 0
-    assert ws.database.stats().transactions == before
 
 
 # --- a database that cannot be reached ---
@@ -1338,7 +1178,6 @@ def test_a_pool_that_is_used_up_says_who_holds_its_connections(ws):
         enough.set()
         holder.join()
     assert small.query("SELECT 1").rows == [(1,)]
-    assert small._holders == {}
     small.close()
 
 
@@ -1370,17 +1209,3 @@ def test_a_connection_that_has_reached_its_age_is_replaced(ws, monkeypatch):
     (third,) = short.query("SELECT pg_backend_pid()").rows[0]
     assert first != second == third
     short.close()
-
-
-def test_ages_differ_so_that_not_all_connections_end_at_once():
-    class Record:
-        def __init__(self):
-            self.info = {}
-
-    records = [Record() for _ in range(100)]
-    for record in records:
-        room._set_end(None, record)
-    ends = [record.info["ends"] - time.monotonic() for record in records]
-    assert 0.8 * room.RECYCLE_S - 1 <= min(ends) < max(ends) <= room.RECYCLE_S
-    assert max(ends) - min(ends) > 0.1 * room.RECYCLE_S
-    assert room.RECYCLE_S < 3600

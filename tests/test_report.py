@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
     draw(run, f"{QUERY}.ipynb", 'Hits "fast"', "the cache takes about the same time <as ever>")
     far = [{"database_ms": 5.0, "cache_ms": 0.5, "store_ms": 0.0}]
-    keep(run, QUERY, measurements=FIGURES, workers=2, distances=far)
+    keep(run, QUERY, measurements=FIGURES, workers=2, latencies=far)
     keep(run, RATIO, measurements=HIT, started="2026-11-29T10:00:05+00:00", title=f"Title {BAD}")
     error = CellError(7, f"print({BAD!r})", f"ValueError: {BAD}", BAD)
     keep(run, FAILS, ok=False, error=error, started="2026-11-29T10:01:00+00:00", seconds=1.0)
@@ -161,7 +161,7 @@ def test_figures_stand_beside_published_ones_and_nothing_divides_them(page):
 def test_the_services_are_named_with_versions_and_emulations_are_called_so(page):
     assert "database: local PostgreSQL 16, PostgreSQL 16.14" in page.text
     assert "store: S3 emulation (emulated)" in page.text
-    assert "emulated distances: database 5 ms, cache 0.5 ms" in page.text
+    assert "emulated latencies: database 5 ms, cache 0.5 ms" in page.text
 
 
 def test_a_failure_is_named_at_the_top_and_shows_its_cell_code_and_error(page):

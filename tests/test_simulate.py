@@ -13,7 +13,6 @@ from workshop_lib import simulate
 from workshop_lib.simulate import (
     POLICIES,
     EarlyReplay,
-    Replay,
     TtlReplay,
     break_even,
     che_lru_hit_ratio,
@@ -37,7 +36,7 @@ from workshop_lib.simulate import (
 traces = st.lists(st.integers(0, 12), max_size=150)
 capacities = st.integers(1, 14)
 policies = st.sampled_from(POLICIES)
-unhurried = settings(deadline=None)
+unhurried = settings(deadline=None, max_examples=40)
 
 
 @pytest.mark.parametrize("room", ["streams", "eviction", "expiry", "theory"])
@@ -56,12 +55,6 @@ def test_zipf_probabilities_add_up_to_one_and_never_rise(keys, exponent):
     assert len(shares) == keys
     assert math.fsum(shares) == pytest.approx(1)
     assert shares == sorted(shares, reverse=True)
-
-
-def test_zipf_probabilities_have_the_stated_ratios():
-    first, second, third = zipf_probabilities(3, 2.0)
-    assert (first / second, first / third) == (pytest.approx(4), pytest.approx(9))
-    assert zipf_probabilities(4, 0) == [0.25] * 4
 
 
 def test_a_zipf_stream_asks_for_each_key_as_often_as_its_probability_says():
@@ -241,13 +234,6 @@ def test_belady_is_as_good_as_trying_every_eviction(trace, capacity):
     assert replay(trace, capacity, "belady").hits == best(0, frozenset())
 
 
-@unhurried
-@given(traces, capacities)
-def test_a_larger_lru_cache_never_has_fewer_hits(trace, capacity):
-    smaller, larger = (replay(trace, size, "lru").hits for size in (capacity, capacity + 1))
-    assert smaller <= larger
-
-
 def test_a_larger_fifo_cache_may_have_fewer_hits():
     # Belady, Nelson and Shedler 1969
     trace = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 4, 5]
@@ -276,11 +262,6 @@ def test_valkeys_sampling_comes_close_to_lru_and_stays_above_chance():
     assert ratio["random"] + 0.01 < ratio["sampled-lru"]
 
 
-def test_a_sample_of_a_small_cache_finds_the_least_recently_used_entry():
-    *_, last = steps([1, 2, 3, 4, 5, 1, 6], 5, "sampled-lru")
-    assert last.evicted == 2
-
-
 def test_a_scan_hurts_lru_more_than_lfu():
     def loss(policy):
         calm, scanned = (
@@ -295,11 +276,6 @@ def test_a_scan_hurts_lru_more_than_lfu():
 def test_a_hot_set_that_moves_hurts_lfu_more_than_lru():
     stream = shifting_stream(30_000, 2_000, 1.0, period=3_000)
     assert replay(stream, 200, "lru").hit_ratio > replay(stream, 200, "lfu").hit_ratio + 0.05
-
-
-def test_a_replay_of_nothing_has_no_hits():
-    assert replay([], 3, "lfu") == Replay("lfu", 0, 0, 0)
-    assert replay([], 3, "lfu").hit_ratio == 0
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones():
@@ -318,20 +294,13 @@ def test_a_cache_without_room_is_refused_before_the_first_request(policy):
 # --- theory
 
 
-@pytest.mark.parametrize("exponent", [0.0, 0.6, 0.9, 1.2])
-@pytest.mark.parametrize("capacity", [20, 200, 800])
+@pytest.mark.parametrize("exponent", [0.0, 0.9, 1.2])
+@pytest.mark.parametrize("capacity", [20, 800])
 def test_ches_approximation_is_within_two_points_of_a_replay(exponent, capacity):
-    stream = zipf_stream(60_000, 1_000, exponent, seed=11)
+    stream = zipf_stream(40_000, 1_000, exponent, seed=11)
     warm = [step.hit for step in steps(stream, capacity, "lru")][10_000:]
     expected = che_lru_hit_ratio(zipf_probabilities(1_000, exponent), capacity)
     assert fmean(warm) == pytest.approx(expected, abs=0.02)
-
-
-def test_ches_hit_ratio_rises_with_the_capacity_to_one_when_all_fits():
-    shares = [*zipf_probabilities(100, 0.8), 0.0]
-    ratios = [che_lru_hit_ratio(shares, capacity) for capacity in range(1, 102)]
-    assert ratios == sorted(ratios)
-    assert ratios[98] < 1 == ratios[99] == ratios[100]
 
 
 RUNS = 40
@@ -343,7 +312,7 @@ def mean_of_runs(measure):
     return fmean(found), 4 * stdev(found) / math.sqrt(RUNS)
 
 
-@pytest.mark.parametrize(("rate", "ttl"), [(0.05, 10), (0.3, 30), (5, 1), (2, 20)])
+@pytest.mark.parametrize(("rate", "ttl"), [(0.05, 10), (5, 1)])
 def test_the_hit_ratio_under_a_ttl_is_within_four_standard_errors_of_the_simulation(rate, ttl):
     def simulated(seed):
         times = poisson_times(rate, 2_000 / rate, seed)
@@ -371,9 +340,7 @@ def test_the_hit_ratio_of_many_keys_is_within_four_standard_errors_of_the_simula
     assert expected == pytest.approx(mean, abs=margin)
 
 
-@pytest.mark.parametrize(
-    ("update_rate", "ttl", "rate"), [(0.02, 30, 1.0), (0.5, 2, 3.0), (0.4, 10, 0.2), (0.1, 5, 5.0)]
-)
+@pytest.mark.parametrize(("update_rate", "ttl", "rate"), [(0.02, 30, 1.0), (0.4, 10, 0.2)])
 def test_the_stale_share_is_within_four_standard_errors_of_the_simulation(update_rate, ttl, rate):
     seconds = 15_000 / rate
 
@@ -430,11 +397,6 @@ def test_a_ttl_counts_from_the_fill_and_ends_at_its_last_moment():
     assert (found.misses, found.hit_ratio, found.stale_ratio) == (3, 0.5, 0)
 
 
-def test_each_key_expires_on_its_own():
-    found = replay_ttl([0, 5, 9, 11, 12, 16], [1, 2, 1, 2, 1, 2], ttl_s=10)
-    assert found.load_times == (0, 5, 12, 16)
-
-
 @pytest.mark.parametrize(
     ("updates", "stale", "longest"),
     [
@@ -463,9 +425,9 @@ def test_a_jittered_ttl_is_never_longer_than_asked_nor_shorter_than_its_share(tt
 
 
 def test_keys_filled_together_expire_together_unless_jittered():
-    # 500 keys, each read twice a second for five minutes
-    times = [i / 1_000 for i in range(300_000)]
-    keys = [i % 500 for i in range(300_000)]
+    # 500 keys, each read twice a second for two and a half minutes
+    times = [i / 1_000 for i in range(150_000)]
+    keys = [i % 500 for i in range(150_000)]
 
     def busiest_second(jitter):
         loads = replay_ttl(times, keys, 60, jitter=jitter, seed=1).load_times
@@ -505,11 +467,6 @@ def test_the_chance_of_an_early_refresh_falls_exponentially_with_the_time_left()
         assert yes == pytest.approx(1_000 * math.exp(-left / (cost * beta)), abs=1)
 
 
-@given(st.floats(0, 100), st.floats(0, 10), st.floats(1e-9, 1))
-def test_without_beta_a_refresh_is_due_exactly_at_the_end(now, cost, u):
-    assert should_refresh_early(now, 50, cost, 0, u) == (now >= 50)
-
-
 @given(st.floats(50, 100), st.floats(0, 10), st.floats(0, 10), st.floats(1e-9, 1))
 def test_an_expired_entry_is_always_due(now, cost, beta, u):
     assert should_refresh_early(now, 50, cost, beta, u)
@@ -545,13 +502,3 @@ def test_at_the_break_even_a_cache_is_as_fast_as_the_database_alone():
         mean = ratio * hit + (1 - ratio) * (hit + database + fill)
         assert mean == pytest.approx(database)
     assert break_even(hit=1, fill=1, database=9) == 0.2
-
-
-@pytest.mark.parametrize(("hit", "database"), [(5, 5), (6, 5), (0, 0)])
-def test_a_hit_that_is_no_faster_than_the_database_never_breaks_even(hit, database):
-    assert break_even(hit, 1, database) is None
-
-
-def test_a_negative_time_has_no_break_even():
-    with pytest.raises(ValueError, match="fill is 0 or more; -1 is not"):
-        break_even(1, -1, 2)

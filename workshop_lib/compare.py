@@ -16,7 +16,7 @@ from workshop_lib.errors import ResultError
 from workshop_lib.results import (
     Measurement,
     Result,
-    format_distance,
+    format_latency,
     format_value,
     read_result,
     read_run,
@@ -136,7 +136,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
     """Compare the figures of two runs, where they can be compared.
 
     They can if the same notebook passed in both, at the same size, with the same parameters and
-    the same emulated distances; a figure has a ratio if it has the same unit in both.
+    the same emulated latencies; a figure has a ratio if it has the same unit in both.
 
     Two runs of the same code differ, too: by chance, and by what else the machine did. So a figure
     counts as different only outside of an interval that holds for all figures together (Bonferroni)
@@ -199,7 +199,7 @@ def _objection(one: Result | None, other: Result | None) -> str:
     if not (one.ok and other.ok):
         return f"failed in the {'second' if one.ok else 'first'} run"
     how = [
-        {"size": r.size, **r.parameters, "distances": "; ".join(map(format_distance, r.distances))}
+        {"size": r.size, **r.parameters, "latencies": "; ".join(map(format_latency, r.latencies))}
         for r in (one, other)
     ]
     return ", ".join(_differences(*how))

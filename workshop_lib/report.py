@@ -17,7 +17,7 @@ from workshop_lib import published
 from workshop_lib.errors import ResultError
 from workshop_lib.findings import Finding, find, pictures, statements
 from workshop_lib.notebook_format import nbformat
-from workshop_lib.results import Result, format_distance, read_run
+from workshop_lib.results import Result, format_latency, read_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_HEADLINES = 5
@@ -120,7 +120,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["distance"] = format_distance
+    environment.filters["latency"] = format_latency
     return environment.get_template("report.html")
 
 

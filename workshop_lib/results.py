@@ -143,7 +143,7 @@ class Result:
         started: when, UTC, ISO 8601.
         parameters: the notebook's parameters by name.
         size: "quick", "full", or "interactive".
-        distances: the emulated round-trip times that were in force, by service in
+        latencies: the emulated round-trip times that were in force, by service in
             milliseconds; each distinct setting once.
         measurements: by name.
         title: the notebook's heading.
@@ -161,7 +161,7 @@ class Result:
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     parameters: dict[str, Any] = field(default_factory=dict)
     size: str = "interactive"
-    distances: list[dict[str, float]] = field(default_factory=list)
+    latencies: list[dict[str, float]] = field(default_factory=list)
     measurements: dict[str, Measurement] = field(default_factory=dict)
     title: str = ""
     ok: bool = True
@@ -179,11 +179,11 @@ class Result:
         """Keep a figure under a name, replacing an earlier one of that name."""
         self.measurements[name] = measurement
 
-    def note_distance(self, seconds: Mapping[str, float]) -> None:
+    def note_latency(self, seconds: Mapping[str, float]) -> None:
         """Keep that these round-trip times, by service, were in force; once each, in order."""
         setting = {f"{service}_ms": round(s * 1e3, 6) for service, s in seconds.items()}
-        if any(setting.values()) and setting not in self.distances:
-            self.distances.append(setting)
+        if any(setting.values()) and setting not in self.latencies:
+            self.latencies.append(setting)
 
     def to_json(self) -> dict[str, Any]:
         """The whole result, as JSON takes it."""
@@ -235,13 +235,13 @@ def format_range(low: Value, high: Value, unit: str) -> str:
     return f"{number} to {last}" if last.endswith(f" {name}") else f"{first} to {last}"
 
 
-def format_distance(distance: Mapping[str, float]) -> str:
-    """A distance as kept in a result, as a person reads it; empty if there is none.
+def format_latency(latency: Mapping[str, float]) -> str:
+    """A latency as kept in a result, as a person reads it; empty if there is none.
 
-    >>> format_distance({"database_ms": 5.0, "cache_ms": 0.0, "store_ms": 0.5})
+    >>> format_latency({"database_ms": 5.0, "cache_ms": 0.0, "store_ms": 0.5})
     'database 5 ms, store 0.5 ms'
     """
-    return ", ".join(f"{name.removesuffix('_ms')} {ms:g} ms" for name, ms in distance.items() if ms)
+    return ", ".join(f"{name.removesuffix('_ms')} {ms:g} ms" for name, ms in latency.items() if ms)
 
 
 def ready_folder(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings, strategies as st
 from workshop_lib.cache.codec import CorruptEntry, Uncacheable
 from workshop_lib.cache.fields import decode_field, encode_field
 
-quick = settings(max_examples=200, deadline=None)
+quick = settings(max_examples=80, deadline=None)
 
 zones = st.sampled_from(
     [None, UTC, timezone(timedelta(hours=2)), timezone(timedelta(0), "Zulu"),

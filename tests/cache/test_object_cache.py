@@ -15,7 +15,6 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from workshop_lib.cache.compressed import CompressedCodec
 from workshop_lib.cache.object_cache import ObjectCache
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.objects import ObjectStore, StoredObject, Unchanged
@@ -101,8 +100,8 @@ def source(ws, memory):
 # --- equality, on the real store
 
 
-@pytest.mark.parametrize("compress_above", [None, 0, 1_024])
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("compress_above", [None, 0])
 def test_a_hit_is_the_object_byte_for_byte_with_the_same_etag(ws, body, compress_above):
     ws.objects.put("thing", body)
     cache = ObjectCache(ws, ttl=30, compress_above=compress_above)
@@ -114,16 +113,17 @@ def test_a_hit_is_the_object_byte_for_byte_with_the_same_etag(ws, body, compress
     assert hit.cost_seconds == miss.cost_seconds > 0
 
 
-def test_all_objects_of_the_workshop_come_back_by_each_way(ws):
-    ws.load_objects()
-    names = [f"filename{number}.txt" for number in range(1, 201)]
-    stored = {name: ws.objects.get(name).body for name in names}
+def test_many_objects_come_back_by_each_way(ws):
+    names = [f"file{number}.txt" for number in range(20)]
+    stored = {name: f"object {name}".encode() for name in names}
+    for name, body in stored.items():
+        ws.objects.put(name, body)
     cache = ObjectCache(ws, ttl=60)
     assert cache.get_many(names) == stored
     assert cache.get_many(names) == stored
     assert {name: cache.get(name) for name in names} == stored
     stats = cache.stats()
-    assert (stats.misses, stats.hits) == (200, 400)
+    assert (stats.misses, stats.hits) == (20, 40)
 
 
 def test_the_key_reads_as_bucket_and_name_and_no_two_objects_share_one(ws, source):
@@ -162,13 +162,6 @@ def test_an_object_that_is_put_is_there_at_once_though_it_was_missing(source, me
     assert "new" not in memory.bodies
 
 
-def test_a_missing_object_of_the_real_store_is_none_and_not_an_error(ws):
-    assert ws.objects.get("no such object") is None
-    assert ws.objects.get_range("no such object", 0, 9) is None
-    assert ObjectCache(ws).get("no such object") is None
-    ws.objects.delete("no such object")
-
-
 # --- renewal by ETag
 
 
@@ -205,15 +198,6 @@ def test_the_real_store_says_that_an_object_has_not_changed(ws):
     assert ws.objects.get_if_changed("thing", etag).body == b"two"
     ws.objects.delete("thing")
     assert ws.objects.get_if_changed("thing", etag) is None
-
-
-def test_without_keep_seconds_an_entry_is_gone_at_the_end_of_its_ttl(ws, source, memory):
-    cache = ObjectCache(source, ttl=0.02)
-    cache.get("a")
-    time.sleep(0.03)
-    assert ws.valkey.exists(cache.key("a")) == 0
-    assert cache.fetch("a").source == "store"
-    assert memory.asked == ["get", "get"]
 
 
 # --- large ones, and ranges
@@ -350,13 +334,10 @@ def test_ranges_of_the_real_store_are_those_of_http(ws):
         assert ObjectCache(ws).fetch_range("thing", first, last).body == expected
 
 
-@pytest.mark.parametrize(("first", "last"), [(-1, 5), (3, 2)])
-def test_a_range_that_is_none_is_refused(source, first, last):
-    with pytest.raises(ValueError, match="0 <= first <= last"):
-        ObjectCache(source).fetch_range("a", first, last)
-
-
-def test_a_threshold_below_zero_is_refused(source):
+def test_a_range_or_a_threshold_that_is_none_is_refused(source):
+    for first, last in ((-1, 5), (3, 2)):
+        with pytest.raises(ValueError, match="0 <= first <= last"):
+            ObjectCache(source).fetch_range("a", first, last)
     with pytest.raises(ValueError, match="compress_above is -1"):
         ObjectCache(source, compress_above=-1)
 
@@ -423,15 +404,15 @@ def broken(ws, **arguments):
     ],
     ids=["wrong secret", "unknown key", "no bucket", "down"],
 )
-@pytest.mark.parametrize("what", ["get", "put"])
-def test_a_store_that_cannot_be_used_is_a_clear_error_and_quickly(ws, arguments, says, what):
+def test_a_store_that_cannot_be_used_is_a_clear_error_and_quickly(ws, arguments, says):
     store = broken(ws, **arguments)
-    started = time.monotonic()
-    with pytest.raises(ServiceUnreachableError, match=says) as caught:
-        store.get("thing") if what == "get" else store.put("thing", b"")
-    assert time.monotonic() - started < 30  # botocore's own limit is a minute
     secret = ws.endpoints.store.arguments["aws_secret_access_key"]
-    assert secret not in str(caught.value)
+    started = time.monotonic()
+    for ask in (lambda: store.get("thing"), lambda: store.put("thing", b"")):
+        with pytest.raises(ServiceUnreachableError, match=says) as caught:
+            ask()
+        assert secret not in str(caught.value)
+    assert time.monotonic() - started < 30  # botocore's own limit is a minute
 
 
 def test_a_store_that_says_nothing_is_given_up_after_its_time_limit(ws):
@@ -475,16 +456,6 @@ def test_an_error_of_the_store_is_not_kept_as_a_missing_object(source, memory):
     assert cache.get("a") == b"first"
 
 
-def test_a_write_that_the_store_refuses_changes_nothing(source, memory):
-    cache = ObjectCache(source)
-    cache.get("a")
-    memory.error = ServiceUnreachableError("away")
-    with pytest.raises(ServiceUnreachableError):
-        cache.put("a", b"second")
-    memory.error = None
-    assert cache.get("a") == b"first"
-
-
 # --- the codec
 
 
@@ -503,13 +474,3 @@ def test_the_compressed_form_is_smaller_and_damage_to_it_is_a_miss(ws, source, m
         ws.valkey.set(key, spoilt)
         assert cache.get("text") == memory.bodies["text"]
     assert cache.stats().hits == 0
-
-
-def test_what_an_uncompressing_reader_wrote_is_read_by_a_compressing_one_and_not_the_reverse(
-    source,
-):
-    plain = ObjectCache(source, compress_above=None)
-    packed = ObjectCache(source, compress_above=0)
-    plain.get("a")
-    assert packed.fetch("a").source == "cache"
-    assert CompressedCodec(0).above == 0

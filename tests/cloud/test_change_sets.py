@@ -11,7 +11,6 @@ from botocore.exceptions import ClientError
 
 from workshop_lib.aws import host_files, wheels
 from workshop_lib.aws.change_sets import Change, ChangeSet, change_lines, prepare
-from workshop_lib.aws.plain import ADVICE, advise
 from workshop_lib.aws.pricing import per_hour, price_lines
 from workshop_lib.aws.stacks import Stack
 from workshop_lib.aws.template import read_template
@@ -198,32 +197,6 @@ def test_two_regions_cost_nothing_an_hour():
 
 
 # --- words ---
-
-
-@pytest.mark.parametrize(
-    ("reason", "helps"),
-    [
-        ("API: iam:CreateServiceLinkedRole User is not authorized to perform", "iam create-servi"),
-        (
-            "User: ada is not authorized to perform: ec2:CreateVpc",
-            "Ask the account's administrator",
-        ),
-        ("The maximum number of VPCs has been reached. (VpcLimitExceeded)", "Service Quotas"),
-        ("cache-aside-workshop-us-east-1 already exists in stack arn", "take another name"),
-        ("decreases account's UnreservedConcurrentExecution below its minimum", "Reserved=-1"),
-        ("The requested configuration is currently not supported in us-east-1e", "another Region"),
-        ("Cannot delete cluster: deletion protection is enabled", "DeletionProtection=false"),
-        ("resource sg-1 has a dependent object", "up to 40 minutes"),
-        ("Cannot delete a policy attached to entities. (DeleteConflict)", "list-entities-for-pol"),
-    ],
-)
-def test_common_reasons_come_with_advice(reason, helps):
-    assert helps in advise(reason)
-
-
-def test_a_reason_that_nobody_knows_comes_without():
-    assert advise("Internal Failure") == ""
-    assert len(ADVICE) == 9
 
 
 # --- what the host fetches ---

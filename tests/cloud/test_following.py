@@ -248,17 +248,3 @@ def test_what_is_kept_on_deletion_is_remembered(talk):
     )
     assert done.ok
     assert done.kept == ["Log (AWS::Logs)"]
-
-
-def test_whoever_comes_in_the_middle_of_a_deletion_sees_it_from_its_beginning(talk):
-    known = [
-        event("Vpc", "CREATE_COMPLETE"),
-        event("workshop", "CREATE_COMPLETE"),
-        event("workshop", "DELETE_IN_PROGRESS"),
-        event("Log", "DELETE_COMPLETE", "AWS::Logs", after=3),
-    ]
-    end = [event("workshop", "DELETE_COMPLETE", after=5)]
-    found = Watch(Events(end, before=known), STACK)
-    found.skip_past(of={"DELETE_IN_PROGRESS"})
-    assert follow([found], talk.console)
-    assert talk.lines == ["  0:03  deleted  Log (AWS::Logs)"]

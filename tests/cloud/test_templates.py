@@ -167,12 +167,10 @@ def called():
     return {ACTIONS.get(one, one) for one in found} - NOT_ON_AWS
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_cfn_lint_has_nothing_to_say(name):
-    command = [tool("cfn-lint"), "--regions", "us-east-1", "us-east-2", "eu-west-1", "--"]
-    done = subprocess.run(
-        [*command, FOLDER / f"{name}.yaml"], capture_output=True, text=True, check=False
-    )
+def test_cfn_lint_has_nothing_to_say():
+    files = [FOLDER / f"{name}.yaml" for name in NAMES]
+    command = [tool("cfn-lint"), "--regions", "us-east-1", "eu-west-1", "--", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 

@@ -310,7 +310,7 @@ def test_a_query_to_a_distant_database_takes_the_distance_at_least(figures, resu
     for distance in (2, 10):
         assert found[f"pooled_at_{distance}_ms"] >= distance
         assert 0 < found[f"break_even_at_{distance}_ms"] <= 1
-    kept = results["08_compare_cold_warm_pooled"].distances
+    kept = results["08_compare_cold_warm_pooled"].latencies
     assert [(d["database_ms"], d["cache_ms"]) for d in kept] == [(2, 0), (10, 0), (10, 10)]
 
 

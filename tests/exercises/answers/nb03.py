@@ -34,13 +34,6 @@ def two_pipelines(valkey, key, record, seconds):
         step.execute()
 
 
-def cleans_up_when_it_can(valkey, key, record, seconds):
-    try:
-        two_commands(valkey, key, record, seconds)
-    except ConnectionError:
-        valkey.delete(key)
-
-
 def keeps_old_fields(valkey, key, record, seconds):
     with valkey.pipeline() as step:
         step.hset(key, mapping=present(record))
@@ -192,34 +185,11 @@ def always_loads(valkey, keys, load):
     return [names.get(key) for key in keys]
 
 
-def loads_all_when_one_is_missing(valkey, keys, load):
-    names = as_text(read(valkey, keys))
-    if None not in names:
-        return names
-    found = load(list(dict.fromkeys(keys)))
-    return [found.get(key) for key in keys]
-
-
 def hits_then_loaded(valkey, keys, load):
     names = dict(zip(keys, as_text(read(valkey, keys)), strict=True))
     hits = [name for name in names.values() if name is not None]
     missing = [key for key, name in names.items() if name is None]
     return hits + (list(load(missing).values()) if missing else [])
-
-
-def asks_whether_the_name_is_true(valkey, keys, load):
-    names = {key: name.decode() for key, name in zip(keys, read(valkey, keys), strict=True) if name}
-    missing = [key for key in dict.fromkeys(keys) if key not in names]
-    if missing:
-        names |= load(missing)
-    return [names.get(key) for key in keys]
-
-
-def equal_keys_loaded_twice(valkey, keys, load):
-    found = as_text(read(valkey, keys))
-    missing = [key for key, name in zip(keys, found, strict=True) if name is None]
-    loaded = load(missing) if missing else {}
-    return [loaded.get(k) if name is None else name for k, name in zip(keys, found, strict=True)]
 
 
 def equal_keys_answered_once(valkey, keys, load):
@@ -242,18 +212,6 @@ def absent_is_a_fault(valkey, keys, load):
     return [names[key] for key in keys]
 
 
-def bytes_on_a_hit(valkey, keys, load):
-    return finish(keys, dict(zip(keys, read(valkey, keys), strict=True)), load)
-
-
-def a_dict(valkey, keys, load):
-    return dict(zip(keys, as_text(read(valkey, keys)), strict=True))
-
-
-def prints_only(valkey, keys, load):
-    as_text(read(valkey, keys))
-
-
 def no_keys_are_a_fault(valkey, keys, load):
     names = as_text(valkey.execute_command("MGET", *keys))
     return finish(keys, dict(zip(keys, names, strict=True)), load)
@@ -265,7 +223,6 @@ WRONG = {
         (time_to_live_first, "has no time to live"),
         (pipeline_without_transaction, "commands only travel together"),
         (two_pipelines, "`EXEC`, and left behind"),
-        (cleans_up_when_it_can, "would stay for ever"),
         (keeps_old_fields, "'visited_by': 'Mariner 4'"),
         (deletes_beforehand, "two who write at once could mix"),
         (deletes_old_fields_afterwards, "neither the old record nor the new one"),
@@ -291,16 +248,10 @@ WRONG = {
         (load_of_one_text, "One call, which is one query"),
         (one_round_trip_but_no_load, "called no `load`"),
         (always_loads, "expected: no call, since nothing is missing"),
-        (loads_all_when_one_is_missing, "What is in the cache need not be asked for"),
         (hits_then_loaded, "have the order of the keys"),
-        (asks_whether_the_name_is_true, "An empty name, `b''`, is in the cache, too"),
-        (equal_keys_loaded_twice, "`load` of [3, 4, 3]"),
         (equal_keys_answered_once, "the second of two equal keys"),
         (absent_is_left_out, "None where there is no such planet"),
         (absent_is_a_fault, "stopped with KeyError"),
-        (bytes_on_a_hit, "turn bytes into text"),
-        (a_dict, "A list is expected, not a dict"),
-        (prints_only, "Is there a `return`?"),
         (no_keys_are_a_fault, "With no keys at all, `get_planets` stopped with"),
     ],
 }

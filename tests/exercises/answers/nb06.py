@@ -336,16 +336,6 @@ def deletes_in_a_transaction(valkey, lock, token):
         return step.execute() == [1]
 
 
-def watches_after_it_looked(valkey, lock, token):
-    with valkey.pipeline() as step:
-        if valkey.get(lock) != token.encode():
-            return False
-        step.watch(lock)
-        step.multi()
-        step.delete(lock)
-        return step.execute() == [1]
-
-
 def watch_error_goes_through(valkey, lock, token):
     with valkey.pipeline() as step:
         step.watch(lock)
@@ -593,7 +583,6 @@ WRONG = {
         (looks_then_deletes, "Between `GET` and `DEL` of `release(valkey, lock, 'worker-1')`"),
         (looks_twice, "what you deleted was the other's"),
         (deletes_in_a_transaction, "Between `GET` and `MULTI` `DEL` `EXEC`"),
-        (watches_after_it_looked, "Between `GET` and `WATCH`"),
         (watch_error_goes_through, "That error is the answer"),
         (bytes_and_text, "gives back bytes"),
         (bytes_have_no_encode, "nobody holds it, `release(valkey, lock, 'worker-1')` stopped with"),

@@ -88,10 +88,6 @@ def returns_what_the_store_says(kept, store, name, now, ttl):
     return store.get_if_changed(name, kept[name][1])
 
 
-def wrong_etag(kept, store, name, now, ttl):
-    return renew(kept, store, name, now, ttl, known_etag='"none"')
-
-
 def one_for_all(kept, store, name, now, ttl):
     return renew(kept, store, "a", now, ttl)
 
@@ -139,10 +135,6 @@ def largest(objects, room):
     return in_order(objects, room, lambda o: -o[1])
 
 
-def stops_at_the_first(objects, room):
-    return in_order(objects, room, lambda o: -o[2] / o[1], stop=True)
-
-
 def everything(objects, room):
     return {name for name, _, _ in objects}
 
@@ -175,7 +167,6 @@ WRONG = {
         (forgets_the_new_content, "The new content is kept"),
         (returns_the_old_content, "expected: `b'the second one'`"),
         (returns_what_the_store_says, "Is there a `return` on this way?"),
-        (wrong_etag, "get_if_changed('a', '\"none\"')"),
         (one_for_all, "Another object is asked for"),
         (empty_is_nothing, "An empty object is an object, and kept"),
     ],
@@ -183,9 +174,7 @@ WRONG = {
         (most_requests, "Count requests *a byte*"),
         (smallest, "the smallest first, whether they are wanted or not"),
         (largest, "the largest first"),
-        (stops_at_the_first, "a smaller one further on may"),
         (everything, "Take an object only if it fits"),
-        (nothing, "With 70 it can be done: ['b', 'c']"),
         (the_objects_themselves, "which is none of the names"),
         (a_number, "Expected: a set of names"),
         (twice, "a name twice"),

@@ -11,10 +11,6 @@ def by_whole_numbers(values, q):
     return sorted(values)[-(-q * len(values) // 100) - 1]
 
 
-def inexact(values, q):
-    return sorted(values)[math.ceil(q / 100 * len(values)) - 1]
-
-
 def by_counting(values, q):
     for value in sorted(values):
         if sum(other <= value for other in values) * 100 >= q * len(values):
@@ -37,21 +33,9 @@ def in_disorder(values, q):
     return values[math.ceil(q * len(values) / 100) - 1]
 
 
-def in_disorder_and_inexact(values, q):
-    return values[math.ceil(q / 100 * len(values)) - 1]
-
-
 def in_place(values, q):
     values.sort()
     return values[math.ceil(q / 100 * len(values)) - 1]
-
-
-def mean(values, q):
-    return sum(values) / len(values)
-
-
-def as_text(values, q):
-    return str(by_rank(values, q))
 
 
 def too_far_and_out(values, q):
@@ -112,11 +96,7 @@ WRONG = {
         (one_too_far, "one place too far"),
         (between, "between two measured ones"),
         (in_disorder, "not in order as they come"),
-        (in_disorder_and_inexact, "not in order as they come"),
-        (inexact, "Divide last"),
         (in_place, "changed the list"),
-        (mean, "Count by hand"),
-        (as_text, "Count by hand"),
         (too_far_and_out, "IndexError"),
     ],
     "10.2": [
