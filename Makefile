@@ -7,6 +7,8 @@ PYTHON ?= $(shell unset PYTHONHOME PYTHONPATH; for p in python3 python3.14 pytho
 PY := .venv/bin/python
 WORKSHOP := $(PY) -m workshop_lib
 ARGS ?=
+# For what should install nothing: can .venv be used? Says so if not.
+INSTALLED := { $(PY) -c 'import workshop_lib' 2>/dev/null || { echo "Nothing is installed in .venv; the local engines, if any run, end by themselves. 'make venv' installs."; false; }; }
 
 # PYTHONPATH, PYTHONHOME and the like are meant for other programs.
 unexport $(filter PYTHON%,$(.VARIABLES))
@@ -39,11 +41,11 @@ lab: venv  ## JupyterLab on the notebooks, with the engines running
 check: venv  ## is everything reachable?
 	@$(WORKSHOP) check $(ARGS)
 
-stop: venv  ## stop the local engines
-	@$(WORKSHOP) stop
+stop:  ## stop the local engines
+	@$(INSTALLED) || exit 0; $(WORKSHOP) stop
 
-reset: venv  ## delete the local engines' data, and this workshop's part of services that you configured
-	@$(WORKSHOP) reset
+reset:  ## delete the local engines' data, and this workshop's part of services that you configured
+	@$(INSTALLED) || exit 0; $(WORKSHOP) reset
 
 lint: venv  ## format, lint and types only
 	@$(PY) -m ruff format --check --quiet . || { echo "Not formatted. 'make format' does it."; exit 1; }
@@ -57,9 +59,9 @@ format: venv  ## put the code into the project's format
 	@$(PY) -m ruff check --fix --quiet --select I .
 	@$(PY) -m ruff format --quiet .
 
-clean: venv  ## stop the engines, delete their data, the results and the environment
-	@$(WORKSHOP) reset --yes --local
-	@rm -rf .venv .venv.lock results build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## stop the engines, delete their data and the environment; results/ stays
+	@if $(INSTALLED); then $(WORKSHOP) reset --yes --local; fi
+	@rm -rf .venv .venv.lock build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18

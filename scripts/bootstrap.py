@@ -7,20 +7,26 @@ Run by the Makefile: `python3 scripts/bootstrap.py`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 OLDEST = (3, 11)
+INTERRUPTED = 130
+PROGRESS_S = 5.0
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "ready"
+
 REACH = frozenset(
     {"cache-dir", "cert", "client-cert", "default-timeout", "extra-index-url", "find-links"}
     | {"index-url", "keyring-provider", "no-index", "proxy", "retries", "timeout"}
@@ -28,26 +34,62 @@ REACH = frozenset(
 )
 """pip's settings that say where packages come from, and how to get there."""
 
+UV_NAMES = {
+    "PIP_CERT": "SSL_CERT_FILE",
+    "PIP_CLIENT_CERT": "SSL_CLIENT_CERT",
+    "PIP_DEFAULT_TIMEOUT": "UV_HTTP_TIMEOUT",
+    "PIP_EXTRA_INDEX_URL": "UV_INDEX",
+    "PIP_FIND_LINKS": "UV_FIND_LINKS",
+    "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
+    "PIP_NO_INDEX": "UV_OFFLINE",
+    "PIP_PROXY": "ALL_PROXY",
+    "PIP_TIMEOUT": "UV_HTTP_TIMEOUT",
+    "PIP_TRUSTED_HOST": "UV_INSECURE_HOST",
+}
+"""What uv calls those of them that it has as well."""
+
+KEPT_FOR_UV = {"UV_CACHE_DIR", "UV_HTTP_TIMEOUT", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS"}
+
+
+class BuildError(Exception):
+    """The environment could not be made; the text says why, and what to do."""
+
 
 def main() -> int:
     """Build the environment unless it is already what the pinned files ask for.
 
     Returns an exit code.
     """
-    if sys.version_info < OLDEST:
-        return fail(
-            f"Python {sys.version.split()[0]} is too old: the workshop needs 3.11 or newer. "
-            "Name a newer one: make PYTHON=/path/to/python3.12 run"
-        )
     try:
-        with (ROOT / ".venv.lock").open("w") as lock:
-            # Two commands in a fresh clone would otherwise build the same folder at the same time.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return 0 if STAMP.is_file() and STAMP.read_text() == wanted() else build()
+        if sys.version_info < OLDEST:
+            raise BuildError(
+                f"Python {sys.version.split()[0]} is too old: the workshop needs 3.11 or newer. "
+                "Name a newer one: make PYTHON=/path/to/python3.12 run"
+            )
+        with (ROOT / ".venv.lock").open("a+") as lock:
+            wait_for_turn(lock)
+            if not (STAMP.is_file() and STAMP.read_text() == wanted()):
+                build()
+    except BuildError as error:
+        return fail(str(error))
     except OSError as error:
-        return fail(
-            f"The folder {ROOT} cannot be written ({error}). Clone into a folder of your own."
-        )
+        return fail(f"{ROOT} cannot be written ({error}). Clone into a folder of your own.")
+    except KeyboardInterrupt:
+        return fail("Interrupted. The next make starts the installation afresh.", INTERRUPTED)
+    return 0
+
+
+def wait_for_turn(lock: TextIO) -> None:
+    """Let one builder in at a time: two would write into the same folder."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        say(f"Waiting for process {lock.read() or '?'}, which is setting up {VENV.name} …")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
 
 
 def wanted() -> str:
@@ -58,33 +100,56 @@ def wanted() -> str:
     return f"{digest.hexdigest()} {sys.version_info[:3]} {VENV}\n"
 
 
-def build() -> int:
-    """Create the environment and install into it. Returns an exit code."""
-    print(
-        f"Setting up {VENV.name} with Python {sys.version.split()[0]} (once; a few minutes) …",
-        flush=True,
-    )
+def build() -> None:
+    """Create the environment and install into it: by uv, or by pip where uv cannot.
+
+    Raises:
+        BuildError: neither could.
+
+    """
+    say(f"Setting up {VENV.name} with Python {sys.version.split()[0]} (once; about 1 GB) …")
     shutil.rmtree(VENV, ignore_errors=True)
     environment = plain(os.environ)
-    create = [sys.executable, "-m", "venv", str(VENV)]
-    if subprocess.run(create, env=environment, check=False).returncode != 0:
-        return fail(
+    create = [sys.executable, "-m", "venv", "--without-pip", str(VENV)]
+    add_pip = [str(PYTHON), "-m", "ensurepip", "--default-pip"]
+    if run("creating", create, environment) or run("adding pip", add_pip, environment):
+        raise BuildError(
             "Python could not create a virtual environment. On Debian and Ubuntu the venv module "
             "is a package of its own: apt install python3-venv"
         )
+    for_pip = pip_settings(PYTHON, environment)
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
-    environment = pip_settings(PYTHON, environment)
-    # In the environment, so that the pins hold for the build of this package as well; as a URL,
-    # because pip splits the variable at blanks.
-    environment["PIP_CONSTRAINT"] = (ROOT / "constraints.txt").as_uri()
-    # By a relative path, because pip gives characters like # and [ in a path a meaning.
-    install = [*pip, "--editable", ".[test]"]
-    if subprocess.run(install, env=environment, cwd=ROOT, check=False).returncode != 0:
-        return fail(
-            "pip could not install the packages (its message is above). Is there a network?"
-        )
+    uv = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON)]
+    pins = ["--constraints", "constraints.txt", "--build-constraints", "constraints.txt"]
+    # By a relative path, because characters like # and [ in a path have a meaning there.
+    package = ["--editable", ".[test]"]
+    if run("fetching uv", [*pip, "uv"], for_pip) or run(
+        "installing", [*uv, *pins, *package], uv_settings(for_pip)
+    ):
+        say("uv could not install the packages. pip takes its place, and some minutes …")
+        if said := run("installing", [*pip, *package], for_pip):
+            raise BuildError(f"{said}\npip could not install the packages. Is there a network?")
     STAMP.write_text(wanted())
-    return 0
+
+
+def run(doing: str, command: list[str], environment: Mapping[str, str]) -> str:
+    """Run a program, with a line every few seconds. Returns what it said, if it failed."""
+    started = time.monotonic()
+    with subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdout=-1, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            while True:
+                try:
+                    said, _ = process.communicate(timeout=PROGRESS_S)
+                except subprocess.TimeoutExpired:
+                    say(f"  {doing}: {time.monotonic() - started:.0f} s …")
+                else:
+                    return (said.strip() or "It failed.") if process.returncode else ""
+        finally:  # it got the same Ctrl-C, and may clean up
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PROGRESS_S)
+            process.kill()
 
 
 def plain(environment: Mapping[str, str]) -> dict[str, str]:
@@ -101,7 +166,7 @@ def pip_settings(python: Path, environment: Mapping[str, str]) -> dict[str, str]
         environment: the variables.
 
     Returns:
-        The environment in which pip reads nothing else.
+        The environment in which pip reads nothing else, and keeps to the pins.
 
     """
     ask = [str(python), "-m", "pip", "config", "list"]
@@ -111,6 +176,8 @@ def pip_settings(python: Path, environment: Mapping[str, str]) -> dict[str, str]
     lines = done.stdout.splitlines()
     found = {name: value for name, value in environment.items() if not name.startswith("PIP_")}
     found["PIP_CONFIG_FILE"] = os.devnull
+    # As a URL, because pip splits a variable at blanks.
+    found["PIP_CONSTRAINT"] = found["PIP_BUILD_CONSTRAINT"] = (ROOT / "constraints.txt").as_uri()
     for section in ("global", "install", ":env:"):  # a later one wins
         for line in lines:
             place, _, value = line.partition("=")
@@ -120,10 +187,26 @@ def pip_settings(python: Path, environment: Mapping[str, str]) -> dict[str, str]
     return found
 
 
-def fail(message: str) -> int:
+def uv_settings(for_pip: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which uv reaches packages as pip does, and reads nothing else."""
+    ours = {"UV_NO_CONFIG": "1", "UV_INDEX_STRATEGY": "unsafe-best-match"}  # pip's strategy
+    for name, value in for_pip.items():
+        if not name.startswith(("PIP_", "UV_")) or name in KEPT_FOR_UV:
+            ours.setdefault(name, value)
+        elif name in UV_NAMES:
+            ours[UV_NAMES[name]] = ("," if name == "PIP_FIND_LINKS" else " ").join(value.split())
+    return ours
+
+
+def say(line: str) -> None:
+    """Show a line at once, also where the output is a file."""
+    print(line, flush=True)
+
+
+def fail(message: str, code: int = 1) -> int:
     """Say what went wrong. Returns the exit code for it."""
     print(message, file=sys.stderr)
-    return 1
+    return code
 
 
 if __name__ == "__main__":

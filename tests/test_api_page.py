@@ -19,7 +19,7 @@ METHODS = (
     "Workshop", "Database", "ObjectStore", "QueryCache", "RecordCache", "ObjectCache", "Sandbox",
 )  # fmt: skip
 INNER = {
-    "Database": {"go_through", "identity"},
+    "Database": {"reroute", "identity"},
     "ObjectStore": {"identity"},
     "QueryCache": {"ttl"},
     "Sandbox": {"database", "describe"},

@@ -97,14 +97,14 @@ def notes(figure: Figure) -> list[str]:
 
 def test_a_picture_has_the_notes_of_when_it_was_drawn_once_and_in_its_text_as_well(noted, shown):
     before = bars()
-    noted("one", "emulated distance: cache 5 ms")
+    noted("one", "emulated latency: cache 5 ms")
     during = bars()
     noted("one")
     for picture in (during, during, before):
         plots.show(picture, "A picture.")
-    noted_too = "A picture. Emulated distance: cache 5 ms."
+    noted_too = "A picture. Emulated latency: cache 5 ms."
     assert [repr(picture) for picture in shown] == [noted_too, noted_too, "A picture."]
-    assert [notes(during), notes(before)] == [["emulated distance: cache 5 ms"], []]
+    assert [notes(during), notes(before)] == [["emulated latency: cache 5 ms"], []]
     assert notes(bars()) == []
 
 

@@ -1,6 +1,7 @@
 """A request for a run is understood or refused at once; a run leaves results and nothing else."""
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from workshop_lib import runner
 from workshop_lib.dataset import list_objects
 from workshop_lib.errors import RunError
-from workshop_lib.runner import CellError, Notebook, Outcome
+from workshop_lib.runner import CellError, Notebook, Outcome, Range
 
 
 def notebook(name: str, **parameters: Any) -> Notebook:
-    return Notebook(Path(f"{name}.ipynb"), name, name, parameters, {})
+    return Notebook(Path(f"{name}.ipynb"), name, name, parameters)
 
 
 FOUND = [
@@ -130,34 +131,29 @@ def test_a_parameter_of_a_notebook_that_was_not_chosen_is_unknown():
         runner.parse_parameters(["ttl=1"], FOUND[:2])
 
 
-PARAMETERS = """
-rows = 10  # rows, 1 to 1000000
-seed = 42  # of the data, 0 or more
-pause = 0  # on AWS: 1800 lets a cluster scale to zero; 0 to 7200
-ratio = 0.0  # share of reads that hit, 0 to 1; 0: as you measured it, or 0.9
-item_bytes = 0  # size of an answer, bytes; 0: as you measured it, or 2000
-sizes = [1, 2]  # KB, each 1 to 50
-workers = [1, 2]  # worker processes, 1 to 64 each
-distances = [0, 0.1]  # seconds, two or more, each 0 to 0.4
-"""
-
-
-@pytest.fixture
-def ranged(tmp_path) -> list[Notebook]:
-    """A notebook whose parameters say in which ranges they lie, as read from a file."""
-    cell = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-    nbformat.write(new_notebook(cells=[cell]), tmp_path / "00_ranged.ipynb")
-    return runner.find_notebooks(tmp_path)
+RANGES = {
+    "rows": Range(1, 1_000_000),
+    "seed": Range(0),
+    "sizes": Range(1, 50),
+    "distances": Range(0, 0.4, different=2),
+}
+RANGED = [
+    Notebook(
+        Path(),
+        "00_ranged",
+        "",
+        {"rows": 10, "seed": 42, "sizes": [1, 2], "distances": [0, 0.1]},
+        ranges=RANGES,
+    )
+]
 
 
 @pytest.mark.parametrize(
-    "word",
-    ["rows=1000000", "seed=10000000", "pause=7200", "ratio=1", "item_bytes=9", "sizes=[50]",
-     "workers=[64,64]", "distances=[0,0.4]"],
-)  # fmt: skip
-def test_a_value_within_the_range_that_its_comment_gives_is_taken(ranged, word):
+    "word", ["rows=1000000", "seed=10000000", "sizes=[50]", "distances=[0,0.4]"]
+)
+def test_a_value_within_its_range_is_taken(word):
     name = word.partition("=")[0]
-    assert name in runner.parse_parameters([word], ranged)["00_ranged"]
+    assert name in runner.parse_parameters([word], RANGED)["00_ranged"]
 
 
 @pytest.mark.parametrize(
@@ -166,28 +162,25 @@ def test_a_value_within_the_range_that_its_comment_gives_is_taken(ranged, word):
         ("rows=0", "rows must be 1 to 1,000,000; 0 is not"),
         ("rows=1000001", "rows must be 1 to 1,000,000"),
         ("seed=-1", "seed must be 0 or more; -1 is not"),
-        ("pause=7201", "pause must be 0 to 7,200"),
-        ("ratio=1.5", "ratio must be 0 to 1; 1.5 is not"),
         ("sizes=[1,10,0]", "each value of sizes must be 1 to 50; 0 is not"),
         ("sizes=[1,'2']", "each value of sizes must be 1 to 50; '2' is not"),
         ("sizes=[True]", "each value of sizes must be 1 to 50; True is not"),
         ("sizes=[]", "sizes takes a value or more; [] is too few"),
-        ("workers=[65]", "each value of workers must be 1 to 64"),
         ("distances=[0,0.5]", "each value of distances must be 0 to 0.4; 0.5 is not"),
-        ("distances=[0]", "distances takes two different values or more; [0] is too few"),
         ("distances=[0.001,0.001]", "distances takes two different values or more"),
     ],
 )
-def test_a_value_outside_the_range_that_its_comment_gives_is_refused(ranged, word, said):
+def test_a_value_outside_its_range_is_refused(word, said):
     with pytest.raises(RunError) as refused:
-        runner.parse_parameters([word], ranged)
+        runner.parse_parameters([word], RANGED)
     assert said in str(refused.value)
 
 
 @pytest.mark.parametrize("notebook", runner.find_notebooks(), ids=lambda found: found.name)
 def test_what_a_notebook_runs_with_by_itself_lies_in_its_own_ranges(notebook):
-    for name, value in [*notebook.parameters.items(), *notebook.quick.items()]:
-        runner._check_range(name, value, notebook)
+    for name, allowed in notebook.ranges.items():
+        allowed.check(name, notebook.parameters[name])
+        allowed.check(name, notebook.quick.get(name, notebook.parameters[name]))
 
 
 # --- requests that cannot be carried out ---
@@ -220,43 +213,44 @@ def test_a_results_folder_that_cannot_be_made_is_refused(tmp_path):
 # --- which begins first ---
 
 
-def test_one_at_a_time_they_begin_in_order_and_several_the_longest_first():
-    found = runner.find_notebooks()
-    assert {n.name[:2] for n in found} >= set(runner.LONGEST)
-    assert runner._in_turn(found, 1) == found
-    begun = runner._in_turn(found, 2)
-    assert [n.name[:2] for n in begun[: len(runner.LONGEST)]] == list(runner.LONGEST)
-    rest = begun[len(runner.LONGEST) :]
-    assert rest == sorted(rest, key=lambda n: n.name)
-    assert sorted(begun, key=lambda n: n.name) == found
+class StoppedError(Exception):
+    """Raised once it has been said what is going to run."""
 
 
 @pytest.mark.parametrize(
-    ("request_", "processors", "at_once"),
+    ("request_", "processors", "plan"),
     [
-        ({}, 2, 2),
-        ({}, 64, 2),
-        ({}, 1, 1),
-        ({}, None, 1),
-        ({"size": "full"}, 64, 1),
-        ({"size": "full", "workers": 3}, 1, 3),
-        ({"names": ["00"]}, 2, 1),
+        ({}, 2, "6 notebooks, quick size, 2 at a time, then 01, 04 alone"),
+        ({}, 64, "6 notebooks, quick size, 2 at a time, then 01, 04 alone"),
+        ({}, 1, "6 notebooks, quick size"),
+        ({}, None, "6 notebooks, quick size"),
+        ({"size": "full"}, 64, "6 notebooks, full size"),
+        (
+            {"size": "full", "workers": 9},
+            1,
+            "6 notebooks, full size, 4 at a time, then 01, 04 alone",
+        ),
+        ({"names": ["00"]}, 2, "1 notebook, quick size"),
+        ({"names": ["01", "04"]}, 2, "2 notebooks, quick size"),
     ],
 )
 def test_two_run_at_a_time_at_quick_size_where_there_are_two_processors(
-    monkeypatch, tmp_path, request_, processors, at_once
+    monkeypatch, tmp_path, request_, processors, plan
 ):
-    seen = []
+    for number in range(6):
+        told = {"measures_load": number in {1, 4}}
+        content = new_notebook(metadata={"workshop": told})
+        nbformat.write(content, tmp_path / f"0{number}_x.ipynb")
+    said = []
 
-    def stop(chosen, number):
-        seen.append(number)
-        raise InterruptedError
+    def stop(line):
+        said.append(line.rpartition(", into ")[0])
+        raise StoppedError
 
-    monkeypatch.setattr(runner.os, "cpu_count", lambda: processors)
-    monkeypatch.setattr(runner, "_in_turn", stop)
-    with pytest.raises(InterruptedError):
-        runner.run(**{"names": ["00", "01", "02"], "out": tmp_path / "out", **request_})
-    assert seen == [at_once]
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    with pytest.raises(StoppedError):
+        runner.run(out=tmp_path / "out", notebooks=tmp_path, say=stop, **request_)
+    assert said == [plan]
 
 
 # --- what is said about an outcome ---
@@ -375,7 +369,7 @@ def test_the_results_say_how_each_notebook_went(done):
     assert passed["services"]["cache"]["version"].startswith("Valkey ")
     assert (failed["ok"], failed["error"]["cell"]) == (False, 3)
     assert failed["measurements"] == {}
-    went = {name: found["ok"] for name, found in runner.load_outcomes(done.folder).items()}
+    went = {name: found.ok for name, found in runner.load_outcomes(done.folder).items()}
     assert went == {"00_passes": True, "01_fails": False}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -267,44 +266,3 @@ def test_pictures_are_the_same_whatever_is_configured_for_others(tmp_path):
         "matplotlib.rcParams['text.usetex'] = True"
     )
     assert ask(DRAW.format(before=dark), MPLCONFIGDIR="/proc/nowhere") == plain
-
-
-@pytest.fixture
-def bootstrap():
-    spec = importlib.util.spec_from_file_location("bootstrap", CHECKOUT / "scripts/bootstrap.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_of_pips_settings_those_count_that_say_how_packages_are_reached(
-    bootstrap, tmp_path, monkeypatch
-):
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    (tmp_path / "pip.conf").write_text(
-        "[global]\nuser = true\nrequire-virtualenv = true\nindex-url = https://one\n"
-        "trusted-host =\n  a\n  b\n[install]\ntarget = /x\nindex-url = https://two\n"
-    )
-    hostile = "USER TARGET PREFIX ROOT DRY_RUN REPORT REQUIRE_VIRTUALENV NO_BUILD_ISOLATION SRC"
-    for name in hostile.split():
-        monkeypatch.setenv(f"PIP_{name}", "1")
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
-    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://three")
-    monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
-    environment = bootstrap.pip_settings(Path(sys.executable), bootstrap.plain(os.environ))
-    found = {name: value.split() for name, value in environment.items() if name.startswith("PIP_")}
-    assert found["PIP_INDEX_URL"] == ["https://two"]
-    assert found["PIP_EXTRA_INDEX_URL"] == ["https://three"]
-    assert found["PIP_TRUSTED_HOST"] == ["a", "b"]
-    assert environment["HTTPS_PROXY"] == "http://proxy"
-    assert not {f"PIP_{name}" for name in hostile.split()} & found.keys()
-    assert "PYTHONHOME" not in environment
-    effective = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"],
-        env=environment, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert all(line.startswith(":env:.") for line in effective.splitlines())

@@ -425,7 +425,7 @@ class Database:
         self._count("connections")
         return opened
 
-    def go_through(self, host: str, port: int) -> None:
+    def reroute(self, host: str, port: int) -> None:
         """From now on connect to the same database by this address; the pool connects anew."""
         arguments = {**self.endpoint.arguments, "host": host, "port": port}
         self.endpoint = replace(self.endpoint, arguments=arguments)

@@ -4,53 +4,78 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import math
 import os
 import re
 import secrets
 import shutil
-import signal
-import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
-from multiprocessing.context import SpawnContext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from tqdm import tqdm
+import psutil
+from tqdm.auto import tqdm
 from traitlets.config import Config
 
 from workshop_lib.errors import ResultError, RunError, WorkshopError, one_line
-from workshop_lib.kernel_client import Nursery, NurseryManager, WakefulClient
-from workshop_lib.load.interrupts import one_interrupt, out_of_hearing
 from workshop_lib.notebook_format import nbformat
-from workshop_lib.orphans import end_with
-from workshop_lib.results import read_result, ready_folder, write_json
+from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
 from workshop_lib.settings import CHECKOUT, near
 
 NOTEBOOKS = CHECKOUT / "notebooks"
 ORIGINAL = re.compile(r"\d\d_\w+")
 RESULTS = CHECKOUT / "results"
-_terminal: TextIO | None = None
-_scratch = ""
-_shared_turns: Turns | None = None
 CELL_LIMIT_S = 600
 KERNEL_START_S = 90
-LONGEST_PLACE = 55
-"""Bytes in the name of the folder for temporary files, for kernels' sockets to be made in it: the
-name of a Unix socket has 103 at most on macOS, 107 on Linux."""
+MAX_FOLDER_BYTES = 55
+"""Of the path that temporary files are in, for kernels' sockets to be made there: the name of a
+Unix socket has 103 bytes at most on macOS, 107 on Linux."""
+SCRATCH = f"workshop-{os.getuid()}-"
 SIZES = ("quick", "full")
-LONGEST = ("11", "06", "09", "05", "10", "08", "07", "04", "00")
-"""The notebooks that take longest at quick size. Where several run at a time these begin first: one
-that began last would run on alone."""
 ADDED_TAGS = frozenset({"injected-parameters", "papermill-error-cell-tag"})
 """What papermill marks the cells with that it adds to a notebook."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values that a parameter may have; of a list, each of its values.
+
+    Attributes:
+        min, max: the smallest and the largest.
+        different: how many different values a list needs at least.
+
+    """
+
+    min: float
+    max: float = math.inf
+    different: int = 1
+
+    def __str__(self) -> str:
+        """As a reader knows it from the parameters cell, "1 to 3,600" or "0 or more"."""
+        return f"{self.min:,.12g} {'or more' if self.max == math.inf else f'to {self.max:,.12g}'}"
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value that is not in the range.
+
+        Raises:
+            RunError: it is outside, or no number, or a list with too few values.
+
+        """
+        each = "each value of " if isinstance(value, list) else ""
+        for one in value if isinstance(value, list) else [value]:
+            number = isinstance(one, int | float) and not isinstance(one, bool)
+            if not number or not self.min <= one <= self.max:
+                raise RunError(f"{each}{name} must be {self}; {one!r} is not.")
+        if isinstance(value, list) and len(set(value)) < self.different:
+            needed = "two different values or more" if self.different > 1 else "a value or more"
+            raise RunError(f"{name} takes {needed}; {value!r} is too few.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +87,9 @@ class Notebook:
         title: its first heading.
         parameters: the literals of its parameters cell, by name.
         quick: the values that make a quick run of it.
-        ranges: smallest and largest value, for the parameters whose comment says so; for a list,
-            of each of its values.
-        several: the lists whose comment asks for two different values or more.
+        ranges: which values its parameters may have.
+        seconds: roughly how long a quick run of it takes.
+        measures_load: whether others that run beside it would spoil what it shows.
         broken: why its file is not a notebook; empty if it is one.
 
     """
@@ -72,10 +97,11 @@ class Notebook:
     path: Path
     name: str
     title: str
-    parameters: dict[str, Any]
-    quick: dict[str, Any]
-    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
-    several: frozenset[str] = frozenset()
+    parameters: dict[str, Any] = field(default_factory=dict)
+    quick: dict[str, Any] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict)
+    seconds: float = 0.0
+    measures_load: bool = False
     broken: str = ""
 
 
@@ -84,38 +110,20 @@ class Job:
     """One notebook to run.
 
     Attributes:
-        number: its place in the order in which they begin.
         parameters: the values that differ from its own.
         out: the folder for what it leaves.
         at_once: how many run at the same time.
+        progress: whether to draw a progress bar over its cells.
 
     """
 
-    number: int
     notebook: Notebook
     size: str
     parameters: dict[str, Any]
     out: Path
     namespace: str
     at_once: int
-
-
-@dataclass(frozen=True, slots=True)
-class CellError:
-    """Where and why a notebook stopped.
-
-    Attributes:
-        cell: its number among all cells, from 1; 0 if no cell was reached.
-        source: the cell's code.
-        error: the exception's name and text.
-        traceback: as a terminal shows it, without colours.
-
-    """
-
-    cell: int
-    source: str
-    error: str
-    traceback: str
+    progress: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +131,7 @@ class Outcome:
     """How one notebook went.
 
     Attributes:
+        seconds: that its cells took.
         parameters: all of them, with the values of this run.
         left_behind: why its tables, keys and objects could not be deleted; empty if they were.
 
@@ -158,17 +167,14 @@ def choose(names: Iterable[str], found: list[Notebook]) -> list[Notebook]:
     chosen = []
     for name in names:
         wanted = Path(name).name.removesuffix(".ipynb")
-        number = f"{int(wanted):02d}_" if wanted.isdecimal() else None
-        match = [
-            n
-            for n in found
-            if n.name == wanted or (number and n in originals and n.name.startswith(number))
-        ]
+        match = [n for n in found if n.name == wanted]
+        if wanted.isdecimal():
+            match = [n for n in originals if n.name.startswith(f"{int(wanted):02d}_")]
         if not match:
             known = "\n  ".join(n.name for n in found)
             raise RunError(f"There is no notebook {name!r}. There are:\n  {known}")
-        chosen += [n for n in match if n not in chosen]
-    return sorted(chosen, key=lambda n: n.name)
+        chosen += match
+    return [n for n in found if n in chosen]
 
 
 def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, dict[str, Any]]:
@@ -193,7 +199,8 @@ def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, 
             raise RunError(f"No chosen notebook has a parameter {name!r}. They have:\n  {known}")
         for notebook in takers:
             value = _convert(name, text, notebook.parameters[name])
-            _check_range(name, value, notebook)
+            if name in notebook.ranges:
+                notebook.ranges[name].check(name, value)
             values[notebook.name][name] = value
     return values
 
@@ -209,7 +216,6 @@ def run(
     say: Callable[[str], object] = print,
     progress: bool = False,
     prepare: Callable[[], object] = lambda: None,
-    finished: Callable[[Path], object] = lambda _: None,
 ) -> tuple[list[Outcome], Path]:
     """Run notebooks and leave their results in a folder.
 
@@ -221,14 +227,12 @@ def run(
         parameters: NAME=VALUE words, which win over the size's values.
         workers: notebooks at the same time; more than one disturbs what they measure. If left out,
             one at full size; at quick size, which only shows that all of it works, two where there
-            are two processors.
+            are two processors. Those that measure under load run alone in any case.
         out: the folder for the results; a new one below `results/` if left out.
         notebooks: the folder that they are in.
         say: gets a line for each finished notebook.
-        progress: draw a progress bar over the cells.
-        prepare: what has to be done before the first notebook starts; the processes that run them
-            start meanwhile.
-        finished: gets the executed notebook's path at the end of each.
+        progress: draw progress bars over the cells.
+        prepare: what has to be done before the first cell runs; kernels start meanwhile.
 
     Returns:
         The outcomes in the notebooks' order, and the folder.
@@ -247,109 +251,49 @@ def run(
     given = parse_parameters(parameters, chosen)
     folder = new_folder(out)
     stamp = f"run_{secrets.token_hex(4)}"
-    at_once = min(workers, len(chosen))
-    jobs = [
-        Job(
-            number,
-            notebook,
-            size,
-            {**(notebook.quick if size == "quick" else {}), **given[notebook.name]},
-            folder,
-            f"{stamp}_{notebook.name[:2]}_{number}",
-            at_once,
-        )
-        for number, notebook in enumerate(_in_turn(chosen, at_once))
+    batches = [
+        [
+            Job(
+                notebook,
+                size,
+                {**(notebook.quick if size == "quick" else {}), **given[notebook.name]},
+                folder,
+                f"{stamp}_{notebook.name[:2]}_{chosen.index(notebook)}",
+                min(workers, len(batch)),
+                progress,
+            )
+            for notebook in batch
+        ]
+        for batch in _batches(chosen, workers)
     ]
-    count = "1 notebook" if len(jobs) == 1 else f"{len(jobs)} notebooks"
-    together = f", {at_once} at a time" if at_once > 1 else ""
-    say(f"{count}, {size} size{together}, into {near(folder)}")
+    say(f"{_plan(batches, size)}, into {near(folder)}")
     outcomes: dict[str, Outcome] = {}
-    log = folder / "kernels.log"
-    # One bar over its cells, or, where several would write over each other, over notebooks.
-    with (
-        closing(_run_jobs(jobs, log, prepare, progress=progress and at_once == 1)) as ended,
-        tqdm(
-            total=len(jobs), unit="notebook", leave=False, disable=not progress or at_once == 1
-        ) as bar,
-    ):
-        for outcome in ended:
-            outcomes[outcome.name] = outcome
-            with bar.external_write_mode():
-                say(describe(outcome))
-            bar.update()
-            finished(folder / f"{outcome.name}.ipynb")
-    _drop_if_empty(log)
-    ordered = [outcomes[notebook.name] for notebook in chosen]
+
+    def report(outcome: Outcome) -> None:
+        outcomes[outcome.name] = outcome
+        with tqdm.external_write_mode():
+            say(describe(outcome))
+
+    _run_batches(batches, folder / "kernels.log", prepare, report)
     if folder.parent == RESULTS:
         _point_latest_to(folder)
-    return ordered, folder
-
-
-def _run_jobs(
-    jobs: list[Job], log: Path, prepare: Callable[[], object], *, progress: bool
-) -> Generator[Outcome, None, None]:
-    """Run the notebooks in processes; their outcomes as they end.
-
-    A worker that is killed takes its pool along: what had not begun goes on in another one.
-    """
-    at_once = jobs[0].at_once if jobs else 0
-    # spawn: a forked child would share the parent's sockets and locks.
-    context = get_context("spawn")
-    # One more: while it waits for its turn it has a kernel ready, or ends and clears up the last.
-    processes = min(at_once + 1, len(jobs))
-    with _scratch_folder() as scratch:
-        while jobs:
-            lost = []
-            turns = Turns([job.number for job in jobs], at_once, context)
-            # Also new kernels: a killed worker may have held the lock of the old ones.
-            with _kernels(log, context) as nursery:
-                pool = ProcessPoolExecutor(
-                    processes,
-                    context,
-                    initializer=_prepare_worker,
-                    initargs=(log, turns, nursery, scratch),
-                )
-                try:
-                    with out_of_hearing():  # until what workers write goes into the log
-                        for _ in range(processes):
-                            pool.submit(_import_papermill)
-                    prepare()
-                    futures = {pool.submit(_execute, job, progress): job for job in jobs}
-                    for done in as_completed(futures):
-                        job, error = futures[done], done.exception()
-                        if isinstance(error, BrokenProcessPool) and turns.waits(job.number):
-                            lost.append(job)
-                        else:
-                            yield _outcome(done, job)
-                except (KeyboardInterrupt, GeneratorExit):
-                    turns.interrupt()  # the signal may have been for this process alone
-                    raise
-                finally:
-                    pool.shutdown(wait=True, cancel_futures=True)
-            if len(lost) == len(jobs):
-                raise RunError(f"The processes that run notebooks end at once; see {near(log)}.")
-            jobs, prepare = lost, lambda: None
-
-
-def _in_turn(chosen: list[Notebook], at_once: int) -> list[Notebook]:
-    """The order in which they begin: their own, or the longest first if several run at a time."""
-    if at_once == 1:
-        return chosen
-    places = {number: place for place, number in enumerate(LONGEST)}
-    return sorted(chosen, key=lambda notebook: places.get(notebook.name[:2], len(LONGEST)))
+    return [outcomes[notebook.name] for notebook in chosen], folder
 
 
 def sweep() -> int:
-    """Delete what killed runs left in the local database, cache and store.
+    """Delete what killed runs left: temporary files, and in the local database, cache and store.
 
-    Only if nobody else uses the local engines: a run that is under way keeps its own.
+    The latter only if nobody else uses the local engines: a run that is under way keeps its own.
 
     Returns:
         How many namespaces were cleared.
 
     """
-    from workshop_lib.workshop import abandoned_namespaces, wipe_namespace  # noqa: PLC0415
+    from workshop_lib.namespaces import abandoned_namespaces, wipe_namespace  # noqa: PLC0415
 
+    for folder in _short_folder().glob(f"{SCRATCH}*-*"):
+        if not psutil.pid_exists(int(folder.name.split("-")[2])):
+            shutil.rmtree(folder, ignore_errors=True)
     found = abandoned_namespaces()
     for namespace in found:
         wipe_namespace(namespace)
@@ -364,111 +308,6 @@ def describe(outcome: Outcome) -> str:
         return line + left
     code = "\n".join(f"    | {row}" for row in outcome.error.source.splitlines())
     return f"{line}\n  cell {outcome.error.cell}: {outcome.error.error}\n{code}{left}"
-
-
-def _read(path: Path) -> Notebook:
-    try:
-        return _parsed(path)
-    except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others can run
-        said = one_line(error)[:200]
-        why = (
-            f"{near(path)} is not a notebook that can be read: {said} If a merge left its marks in "
-            f"it, resolve the conflict; `git checkout {near(path)}` has the committed one back."
-        )
-        return Notebook(path, path.stem, path.stem, {}, {}, broken=why)
-
-
-def _parsed(path: Path) -> Notebook:
-    content = nbformat.read(path, as_version=4)
-    title, parameters, ranges, several = path.stem, {}, {}, frozenset[str]()
-    for cell in content.cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("# ") and title == path.stem:
-            title = cell.source.splitlines()[0][2:]
-        if "parameters" in cell.metadata.get("tags", ()):
-            parameters = _literals(cell.source)
-            ranges, several = _ranges(cell.source), _several(cell.source)
-    quick = dict(content.metadata.get("workshop", {}).get("quick", {}))
-    return Notebook(path, path.stem, title, parameters, quick, ranges, several)
-
-
-def _literals(source: str) -> dict[str, Any]:
-    """The names of a parameters cell that are assigned a literal, and their values."""
-    found = {}
-    with suppress(SyntaxError):  # the notebook will say so when it runs
-        for statement in ast.parse(source).body:
-            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-                with suppress(ValueError):
-                    found[statement.targets[0].id] = ast.literal_eval(statement.value)
-    return found
-
-
-def _ranges(source: str) -> dict[str, tuple[float, float]]:
-    """What the comments of a parameters cell end with: "1 to 3600", or "0 or more".
-
-    For a list "each 1 to 64" or "1 to 64 each". What follows a semicolon explains: "0 to 1; 0: as
-    measured".
-    """
-    found = {}
-    for line in source.splitlines():
-        name = line.partition("=")[0].strip()
-        both = re.search(r"([\d.]+) to ([\d.]+)( each)?(;.*)?$", line)
-        least = re.search(r"([\d.]+) or more(;.*)?$", line)
-        if both:
-            found[name] = (float(both[1]), float(both[2]))
-        elif least:
-            found[name] = (float(least[1]), math.inf)
-    return found
-
-
-def _several(source: str) -> frozenset[str]:
-    """The parameters whose comment says "two or more"."""
-    lines = [line for line in source.splitlines() if "two or more" in line.partition("#")[2]]
-    return frozenset(line.partition("=")[0].strip() for line in lines)
-
-
-def _check_range(name: str, value: Any, notebook: Notebook) -> None:
-    """Hold a value, or each of a list's, against what the parameter's comment says.
-
-    Raises:
-        RunError: it is outside.
-
-    """
-    if name not in notebook.ranges:
-        return
-    low, high = notebook.ranges[name]
-    limits = f"{low:,.12g} or more" if high == math.inf else f"{low:,.12g} to {high:,.12g}"
-    for one in value if isinstance(value, list) else [value]:
-        number = isinstance(one, int | float) and not isinstance(one, bool)
-        if not number or not low <= one <= high:
-            each = "each value of " if isinstance(value, list) else ""
-            raise RunError(f"{each}{name} must be {limits}; {one!r} is not.")
-    least = 2 if name in notebook.several else 1
-    if isinstance(value, list) and len(set(value)) < least:
-        wanted = "two different values or more" if least > 1 else "a value or more"
-        raise RunError(f"{name} takes {wanted}; {value!r} is too few.")
-
-
-def _convert(name: str, text: str, default: Any) -> Any:
-    """The text as a value of the default's type.
-
-    Raises:
-        RunError: it is not one.
-
-    """
-    if isinstance(default, str):
-        return text
-    try:
-        value = ast.literal_eval(text.capitalize() if text in {"true", "false"} else text)
-    except (ValueError, TypeError, SyntaxError):
-        value = text
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not type(default):
-        kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(
-            type(default), f"a {type(default).__name__}"
-        )
-        raise RunError(f"{name} takes {kind}, like its default {default!r}; {text!r} is not one.")
-    return value
 
 
 def new_folder(out: Path | None) -> Path:
@@ -486,257 +325,246 @@ def new_folder(out: Path | None) -> Path:
         raise RunError(str(error)) from None
 
 
-def _point_latest_to(folder: Path) -> None:
-    """Swing `results/latest` to this run in one step; of two runs at once the later one wins.
-
-    What is there and no link stays: it is not the workshop's.
-    """
-    latest = RESULTS / "latest"
-    if latest.exists() and not latest.is_symlink():
-        return
-    draft = RESULTS / f".latest-{secrets.token_hex(4)}"
-    draft.symlink_to(folder.name, target_is_directory=True)
-    draft.replace(latest)
+def load_outcomes(folder: Path) -> Mapping[str, Result]:
+    """The results of a run by notebook name."""
+    return {file.stem: read_result(file) for file in sorted(folder.glob("[0-9][0-9]_*.json"))}
 
 
-class Turns:
-    """Lets so many notebooks at a time run their cells, in their order.
-
-    Kernels start and end meanwhile: that costs a second or two of each notebook, most of them
-    spent waiting, and disturbs what others measure little.
-    """
-
-    WAITING, RUNNING, DONE = range(3)
-
-    def __init__(self, waiting: Iterable[int], at_once: int, context: SpawnContext) -> None:
-        numbers = list(waiting)
-        self._at_once = at_once
-        self._states = context.Array("b", [self.DONE] * (max(numbers) + 1), lock=False)
-        self._workers = context.Array("q", max(numbers) + 1, lock=False)
-        self._changed = context.Condition()
-        for number in numbers:
-            self._states[number] = self.WAITING
-
-    def enter(self, number: int) -> None:
-        """Note which process has the notebook with this number."""
-        self._workers[number] = os.getpid()
-
-    def interrupt(self) -> None:
-        """Interrupt the processes whose notebooks have not run all their cells."""
-        for pid, state in zip(self._workers, self._states, strict=True):
-            if pid and state != self.DONE:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGINT)
-
-    def waits(self, number: int) -> bool:
-        """Whether the notebook with this number has not begun."""
-        return bool(self._states[number] == self.WAITING)
-
-    def begin(self, number: int) -> None:
-        """Wait for the turn of the notebook with this number."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._may_begin(number))
-            self._states[number] = self.RUNNING
-            self._changed.notify_all()
-
-    def end(self, number: int) -> None:
-        """Let the next one go on. Doing it twice is harmless."""
-        with self._changed:
-            self._states[number] = self.DONE
-            self._changed.notify_all()
-
-    def _may_begin(self, number: int) -> bool:
-        states = list(self._states)
-        return self.WAITING not in states[:number] and states.count(self.RUNNING) < self._at_once
+# --- reading notebooks and values ---
 
 
-class _Turn:
-    """What nbclient tells of one notebook, from when its kernel is ready."""
-
-    def __init__(self, job: Job, progress: bool) -> None:
-        self.begun = time.perf_counter()
-        self._number, self._name = job.number, job.notebook.name
-        self._progress, self._last = progress, -1
-        self._bar: Any = None
-
-    def begin(self, notebook: Any) -> None:
-        """Wait until it may run its cells; from here on its time counts."""
-        cells = notebook.cells
-        self._last = max((n for n, c in enumerate(cells) if c.cell_type == "code"), default=-1)
-        _turns().begin(self._number)
-        self.begun = time.perf_counter()
-        if self._progress:
-            self._bar = tqdm(
-                total=len(cells), desc=self._name[:24], unit="cell", leave=False, file=_terminal
-            )
-
-    def cell_done(self, cell_index: int, **_: Any) -> None:
-        """Note a cell's end; after the last one the next notebook may run its own."""
-        if self._bar is not None:
-            self._bar.update(cell_index + 1 - self._bar.n)
-        if cell_index == self._last:
-            self.end()
-
-    def end(self) -> None:
-        """Let the next notebook go on, however this one ended."""
-        _turns().end(self._number)
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _turns() -> Turns:
-    if _shared_turns is None:
-        raise RuntimeError("no process of a run")
-    return _shared_turns
-
-
-def _prepare_worker(log: Path, turns: Turns, nursery: Nursery | None, scratch: str) -> None:
-    """Die with the command that started this worker; keep the kernels' chatter off the terminal.
-
-    A kernel ends when its worker does. What kernels write to standard error goes into a log beside
-    the results; the progress bar keeps the terminal.
-    """
-    global _terminal, _shared_turns, _scratch  # noqa: PLW0603 -- one worker, one terminal
-    _scratch = scratch
-    _shared_turns = turns
-    NurseryManager.nursery = nursery
-    _terminal = os.fdopen(os.dup(2), "w")
-    with log.open("a") as stream:
-        os.dup2(stream.fileno(), 2)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    end_with(os.getppid(), _drop_scratch)
-
-
-@contextmanager
-def _kernels(log: Path, context: SpawnContext) -> Iterator[Nursery | None]:
-    """What all workers fork kernels from, where a fork can be trusted: macOS's libraries fail.
-
-    There, None: each kernel starts by itself.
-    """
-    if sys.platform != "linux":
-        yield None
-        return
-    nursery = Nursery(_kernel_settings(), log, context)
+def _read(path: Path) -> Notebook:
     try:
-        yield nursery
-    finally:
-        nursery.close()
+        return _parse(path)
+    except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others can run
+        said = one_line(error)[:200]
+        why = (
+            f"{near(path)} is not a notebook that can be read: {said} If a merge left its marks in "
+            f"it, resolve the conflict; `git checkout {near(path)}` has the committed one back."
+        )
+        return Notebook(path, path.stem, path.stem, broken=why)
 
 
-def _import_papermill() -> None:
-    """Take the half second for it before there is a notebook to run."""
-    import papermill  # noqa: F401, PLC0415 -- only workers need it
+def _parse(path: Path) -> Notebook:
+    content = nbformat.read(path, as_version=4)
+    headings = (c.source for c in content.cells if c.cell_type == "markdown")
+    title = next((text for text in headings if text.startswith("# ")), f"# {path.stem}")
+    tagged = (c for c in content.cells if "parameters" in c.metadata.get("tags", ()))
+    told = content.metadata.get("workshop", {})
+    return Notebook(
+        path,
+        path.stem,
+        title.splitlines()[0][2:],
+        _literals(next((cell.source for cell in tagged), "")),
+        dict(told.get("quick", {})),
+        {name: Range(**limits) for name, limits in told.get("ranges", {}).items()},
+        float(told.get("seconds", 0)),
+        bool(told.get("measures_load")),
+    )
 
 
-def _execute(job: Job, progress: bool) -> Outcome:
-    """Run one notebook in this worker process and write what it left."""
-    import papermill  # noqa: PLC0415 -- takes half a second that only workers need to spend
+def _literals(source: str) -> dict[str, Any]:
+    """The names of a parameters cell that are assigned a literal, and their values."""
+    found = {}
+    with suppress(SyntaxError):  # the notebook will say so when it runs
+        for statement in ast.parse(source).body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                with suppress(ValueError):
+                    found[statement.targets[0].id] = ast.literal_eval(statement.value)
+    return found
+
+
+def _convert(name: str, text: str, default: Any) -> Any:
+    """The text as a value of the default's type.
+
+    Raises:
+        RunError: it is not one.
+
+    """
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if text in {"true", "false"} else text)
+    except (ValueError, TypeError, SyntaxError):
+        value = text
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(default):
+        kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(
+            type(default), f"a {type(default).__name__}"
+        )
+        raise RunError(f"{name} takes {kind}, like its default {default!r}; {text!r} is not one.")
+    return value
+
+
+# --- running ---
+
+
+def _batches(chosen: list[Notebook], workers: int) -> list[list[Notebook]]:
+    """What may run side by side, in the order in which they begin.
+
+    One at a time they keep their order. Of several at a time the longest begin first, as one that
+    began last would run on alone; those that measure under load follow one by one.
+    """
+    if workers == 1:
+        return [[notebook] for notebook in chosen]
+    together = [n for n in chosen if not n.measures_load]
+    together.sort(key=lambda n: -n.seconds)
+    return [b for b in [together, *([n] for n in chosen if n.measures_load)] if b]
+
+
+def _plan(batches: list[list[Job]], size: str) -> str:
+    """How many notebooks run, and how many at a time."""
+    count = sum(map(len, batches))
+    text = f"{count} notebook{'s' * (count != 1)}, {size} size"
+    if (at_once := max(batch[0].at_once for batch in batches)) > 1:
+        alone = [batch[0].notebook.name[:2] for batch in batches if len(batch) == 1]
+        text += f", {at_once} at a time" + (f", then {', '.join(alone)} alone" if alone else "")
+    return text
+
+
+def _run_batches(
+    batches: list[list[Job]],
+    log: Path,
+    prepare: Callable[[], object],
+    report: Callable[[Outcome], object],
+) -> None:
+    """Run each batch in threads: they only wait, as each notebook's kernel is a process."""
+    logging.getLogger("papermill").addHandler(logging.NullHandler())  # outcomes say all of it
+    prepared, stopped = threading.Event(), threading.Event()
+    with _scratch_folder() as scratch, log.open("ab") as errors:
+        for batch in batches:
+            pool = ThreadPoolExecutor(batch[0].at_once)
+            futures = [
+                pool.submit(_execute, job, scratch, errors.fileno(), prepared, stopped)
+                for job in batch
+            ]
+            try:
+                if not prepared.is_set():
+                    prepare()
+                    prepared.set()
+                for done in as_completed(futures):
+                    report(done.result())
+            except BaseException:
+                stopped.set()
+                prepared.set()
+                _kill_kernels(futures, scratch)
+                raise
+            finally:
+                pool.shutdown()
+    if not log.stat().st_size:
+        log.unlink()
+
+
+def _kill_kernels(futures: list[Future[Outcome]], scratch: str) -> None:
+    """Kill this run's kernels, those just being started included, until no notebook runs."""
+    for future in futures:
+        future.cancel()
+    while wait(futures, timeout=0.1).not_done:
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if scratch in " ".join(child.cmdline()):
+                    child.kill()
+
+
+def _execute(
+    job: Job, scratch: str, errors: int, prepared: threading.Event, stopped: threading.Event
+) -> Outcome:
+    """Run one notebook and write what it left."""
+    # These take half a second that other commands need not spend.
+    import papermill  # noqa: PLC0415
+    from jupyter_core.utils import ensure_event_loop  # noqa: PLC0415
+
+    from workshop_lib.kernel_client import HeadlessKernelManager  # noqa: PLC0415
 
     executed = job.out / f"{job.notebook.name}.ipynb"
     result_file = job.out / f"{job.notebook.name}.json"
     result_file.unlink(missing_ok=True)
-    turn, error = _Turn(job, progress), None
-    _turns().enter(job.number)
-    # A second Ctrl-C would interrupt what the first one has begun to clear up.
-    with one_interrupt(), _kernel_environment(job, result_file) as scratch:
-        try:
-            if job.notebook.broken:
-                raise RunError(job.notebook.broken)
+    begun: list[float] = []
+
+    def begin(**_: Any) -> None:
+        prepared.wait()
+        begun.append(time.perf_counter())
+
+    place = tempfile.mkdtemp(dir=scratch, prefix="")
+    config = {
+        # Unix sockets in a folder of its own: two kernels that start at the same moment can pick
+        # the same TCP ports (or the same default names of sockets), and then hang.
+        "transport": "ipc",
+        "ip": f"{place}/kernel",
+        "connection_file": f"{place}/kernel.json",
+        "launch_options": {
+            "env": _kernel_environment(job, place, result_file),
+            "stderr": errors,
+            "cwd": str(job.notebook.path.parent),
+        },
+    }
+    error = None
+    try:
+        if job.notebook.broken:
+            raise RunError(job.notebook.broken)
+        with closing(ensure_event_loop()):  # this thread's; jupyter_client would leave it
             papermill.execute_notebook(
-                str(job.notebook.path),
-                str(executed),
+                str(job.notebook.path.absolute()),
+                str(executed.absolute()),
                 job.parameters,
-                kernel_name="python3",
-                cwd=str(job.notebook.path.parent),
-                progress_bar=False,  # ours begins with the turn
-                on_notebook_start=turn.begin,
-                on_cell_executed=turn.cell_done,
+                progress_bar=job.progress and {"desc": job.notebook.name[:24], "leave": False},
+                request_save_on_cell_execute=False,
                 start_timeout=KERNEL_START_S,
                 execution_timeout=CELL_LIMIT_S,
-                request_save_on_cell_execute=False,
-                **({"kernel_manager_class": NurseryManager} if NurseryManager.nursery else {}),
-                # Unix sockets in this job's own folder: two kernels that start at the same moment
-                # can pick the same TCP ports (or the same default socket names), and then hang.
-                config=Config(
-                    {
-                        "KernelManager": {
-                            "transport": "ipc",
-                            "ip": f"{scratch}/kernel",
-                            "connection_file": f"{scratch}/kernel.json",
-                        },
-                        "AsyncKernelManager": {"client_factory": WakefulClient},
-                    }
-                ),
+                kernel_manager_class=HeadlessKernelManager,
+                config=Config(HeadlessKernelManager=config),
+                on_notebook_start=begin,
             )
-        except papermill.PapermillExecutionError as stopped:
-            error = _cell_error(stopped, executed)
-        except RunError as stopped:
-            error = CellError(0, "", str(stopped), "")
-        except Exception as stopped:  # noqa: BLE001 -- a dead kernel, a full disk: report it
-            error = CellError(0, "", f"{type(stopped).__name__}: {stopped}", "")
-        finally:  # after a Ctrl-C as well
-            turn.end()
-            seconds = time.perf_counter() - turn.begun
-            left_behind = _clear_up(job)
+    except papermill.PapermillExecutionError as failed:
+        error = _cell_error(failed, executed)
+    except RunError as failed:
+        error = CellError(0, "", str(failed), "")
+    except Exception as failed:  # noqa: BLE001 -- a dead kernel, a full disk: report it
+        error = CellError(0, "", f"{type(failed).__name__}: {failed}", "")
     outcome = Outcome(
         job.notebook.name,
         job.notebook.title,
         error is None,
-        seconds,
+        time.perf_counter() - begun[0] if begun else 0.0,
         error,
         {**job.notebook.parameters, **job.parameters},
-        left_behind,
+        _clear_up(job) if begun else "",
     )
-    _write_result(outcome, job, result_file)
+    if stopped.is_set():
+        result_file.unlink(missing_ok=True)
+    else:
+        _write_result(outcome, job, result_file)
     return outcome
 
 
 @contextmanager
-def _kernel_environment(job: Job, result_file: Path) -> Iterator[str]:
-    """What a kernel inherits: its own namespace, no personal start-up files, no leftovers."""
-    scratch = tempfile.mkdtemp(dir=_scratch, prefix="")
-    os.environ.update(
-        _kernel_settings(),
-        WORKSHOP_NAMESPACE=job.namespace,
-        WORKSHOP_RESULT_FILE=str(result_file),
-        WORKSHOP_LINGER_SECONDS="0",
-        IPYTHONDIR=scratch,
-        JUPYTER_RUNTIME_DIR=scratch,
-    )
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
 def _scratch_folder() -> Iterator[str]:
-    """A folder for what kernels need while they run; of a worker that was killed, too."""
-    place = tempfile.gettempdir()
-    if len(os.fsencode(place)) > LONGEST_PLACE:
-        place = "/tmp"  # noqa: S108 -- a folder of its own in there
-    folder = tempfile.mkdtemp(prefix="workshop-", dir=place)
-    try:
+    """A folder for what kernels need while they run; its name says of which process."""
+    prefix = f"{SCRATCH}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=_short_folder()) as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _drop_scratch() -> None:
-    """Delete the folder of a command that was killed."""
-    if _scratch:
-        shutil.rmtree(_scratch, ignore_errors=True)
+def _short_folder() -> Path:
+    """The folder for temporary files, or one in whose path there is room for a socket's name."""
+    place = Path(tempfile.gettempdir())
+    return place if len(os.fsencode(place)) <= MAX_FOLDER_BYTES else Path("/tmp")  # noqa: S108
 
 
-def _kernel_settings() -> dict[str, str]:
-    """What is the same for all kernels, and read by some libraries when they are imported."""
+def _kernel_environment(job: Job, place: str, result_file: Path) -> dict[str, str]:
+    """What a kernel inherits: its own namespace, and nothing personal."""
     from workshop_lib.services.state import cache_folder  # noqa: PLC0415
 
     return {
+        **os.environ,
+        "WORKSHOP_NAMESPACE": job.namespace,
+        "WORKSHOP_RESULT_FILE": str(result_file.absolute()),
+        "WORKSHOP_LINGER_SECONDS": "0",
+        "IPYTHONDIR": place,
+        "JUPYTER_RUNTIME_DIR": place,
+        "PYTHONSTARTUP": "",
         "TQDM_DISABLE": "1",
-        # The environment's own kernel, not one of the same name elsewhere.
-        "JUPYTER_PATH": "",
-        "JUPYTER_PREFER_ENV_PATH": "1",
         # matplotlib's font list takes seconds to build: it is kept from run to run, here; there is
         # no personal configuration in there.
         "MPLCONFIGDIR": str(cache_folder("matplotlib")),
@@ -748,7 +576,7 @@ def _kernel_settings() -> dict[str, str]:
 
 def _clear_up(job: Job) -> str:
     """Delete the tables, keys and objects of this run. Returns why that failed, or nothing."""
-    from workshop_lib.workshop import wipe_namespace  # noqa: PLC0415 -- as papermill above
+    from workshop_lib.namespaces import wipe_namespace  # noqa: PLC0415 -- as papermill above
 
     try:
         wipe_namespace(job.namespace)
@@ -757,21 +585,15 @@ def _clear_up(job: Job) -> str:
     return ""
 
 
-def _cell_error(stopped: Any, executed: Path) -> CellError:
-    """Find the failed cell's place in the notebook as it was before papermill added cells to it."""
-    number = 0
-    content = json.loads(executed.read_text(encoding="utf-8"))
-    own = [c for c in content["cells"] if ADDED_TAGS.isdisjoint(c["metadata"].get("tags", ()))]
-    for place, cell in enumerate(own, start=1):
-        if any(output["output_type"] == "error" for output in cell.get("outputs", ())):
-            number = place
-    text = "\n".join(stopped.traceback)
-    return CellError(number, stopped.source, f"{stopped.ename}: {stopped.evalue}", _plain(text))
-
-
-def _plain(text: str) -> str:
-    """The text without terminal colours."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+def _cell_error(failed: Any, executed: Path) -> CellError:
+    """The failed cell's place in the notebook as it was before papermill added cells to it."""
+    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    own = [c for c in cells if ADDED_TAGS.isdisjoint(c["metadata"].get("tags", ()))]
+    ended = [n for n, c in enumerate(own, 1) for o in c.get("outputs", ()) if "ename" in o]
+    # Without terminal colours.
+    traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(failed.traceback))
+    error = f"{failed.ename}: {failed.evalue}"
+    return CellError(ended[-1] if ended else 0, failed.source, error, traceback)
 
 
 def _write_result(outcome: Outcome, job: Job, file: Path) -> None:
@@ -779,42 +601,28 @@ def _write_result(outcome: Outcome, job: Job, file: Path) -> None:
     try:
         recorded = read_result(file)
     except WorkshopError:
-        recorded = {"format": 1, "notebook": outcome.name, "measurements": {}, "services": {}}
-    recorded |= {
-        "title": outcome.title,
-        "ok": outcome.ok,
-        "seconds": round(outcome.seconds, 3),
-        "size": job.size,
-        "workers": job.at_once,
-        "parameters": outcome.parameters,
-        "error": asdict(outcome.error) if outcome.error else None,
-    }
-    write_json(file, recorded)
+        recorded = Result(outcome.name)
+    complete = replace(
+        recorded,
+        title=outcome.title,
+        ok=outcome.ok,
+        seconds=round(outcome.seconds, 3),
+        size=job.size,
+        workers=job.at_once,
+        parameters=outcome.parameters,
+        error=outcome.error,
+    )
+    write_json(file, complete.to_json())
 
 
-def _outcome(done: Future[Outcome], job: Job) -> Outcome:
-    """What the worker returned; a worker that died is a failed notebook, not a lost one."""
-    try:
-        return done.result()
-    except Exception as error:  # noqa: BLE001 -- e.g. BrokenProcessPool
-        said = f"{type(error).__name__}: {error}"
-        outcome = Outcome(
-            job.notebook.name,
-            job.notebook.title,
-            False,
-            0.0,
-            CellError(0, "", said, ""),
-            left_behind=_clear_up(job),
-        )
-        _write_result(outcome, job, job.out / f"{job.notebook.name}.json")
-        return outcome
+def _point_latest_to(folder: Path) -> None:
+    """Swing `results/latest` to this run in one step; of two runs at once the later one wins.
 
-
-def _drop_if_empty(log: Path) -> None:
-    if log.exists() and not log.stat().st_size:
-        log.unlink()
-
-
-def load_outcomes(folder: Path) -> Mapping[str, dict[str, Any]]:
-    """The results of a run by notebook name."""
-    return {file.stem: read_result(file) for file in sorted(folder.glob("[0-9][0-9]_*.json"))}
+    What is there and no link stays: it is not the workshop's.
+    """
+    latest = RESULTS / "latest"
+    if latest.exists() and not latest.is_symlink():
+        return
+    draft = RESULTS / f".latest-{secrets.token_hex(4)}"
+    draft.symlink_to(folder.name, target_is_directory=True)
+    draft.replace(latest)

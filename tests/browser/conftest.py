@@ -77,6 +77,7 @@ def lab(checkout) -> Iterator[Lab]:
         **os.environ,
         "PYTHONPATH": str(checkout),
         "WORKSHOP_STATE_DIR": str(folder.path),
+        "WORKSHOP_LINGER_SECONDS": "600",
         "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
         "JUPYTER_CONFIG_DIR": str(own / "config"),
         "JUPYTER_DATA_DIR": str(own / "data"),

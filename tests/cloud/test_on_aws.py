@@ -70,8 +70,8 @@ def test_the_results_say_that_it_was_aws_and_where(results):
 def test_what_cannot_be_done_there_is_skipped_visibly(executed):
     folder, _, _ = executed
     for name in ("08_compare_cold_warm_pooled", "09_compare_s3_and_cache"):
-        assert "Skipped: an emulated distance of" in (folder / f"{name}.html").read_text()
-        assert json.loads((folder / f"{name}.json").read_text())["distances"] == []
+        assert "Skipped: an emulated latency of" in (folder / f"{name}.html").read_text()
+        assert json.loads((folder / f"{name}.json").read_text())["latencies"] == []
 
 
 def test_the_values_are_those_that_they_are_everywhere(results):

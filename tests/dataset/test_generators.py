@@ -19,12 +19,12 @@ KINDS = {
 }
 OLDEST = TODAY - timedelta(days=89)
 kinds = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-quick = settings(max_examples=15, deadline=None)
+quick = settings(max_examples=8, deadline=None)
 seeds = st.integers(0, 2**70)
 
 
 @kinds
-@given(st.integers(0, 2_500), st.integers(0, 2_500), seeds)
+@given(st.integers(0, 1_500), st.integers(0, 1_500), seeds)
 @quick
 def test_a_table_is_made_the_same_every_time_and_begins_with_every_smaller_one(make, a, b, seed):
     small, large = sorted((a, b))
@@ -40,11 +40,6 @@ def test_rows_are_as_many_as_asked_for_and_numbered_from_1(make, seed):
         for row in make(1_001, seed)
     ]
     assert numbers == list(range(1, 1_002))
-
-
-@kinds
-def test_no_rows_are_none(make):
-    assert list(make(0, 42)) == []
 
 
 @kinds
@@ -86,20 +81,13 @@ def test_users_have_the_columns_types_and_ranges_of_their_table():
     assert end - timedelta(days=90) < min(logins) < max(logins) <= end
     assert {row[3] for row in rows} == set(generators.DEPARTMENTS)
     assert {row[4] for row in rows} == set(generators.ROLES)
-
-
-def test_no_two_users_share_an_e_mail_address():
-    emails = [row[2] for row in generators.users(5_000, 42)]
-    assert len(set(emails)) == 5_000
-
-
-def test_every_twentieth_user_has_never_logged_in():
-    never = [row[0] for row in generators.users(500, 42) if row[5] is None]
-    assert never == list(range(20, 501, 20))
+    assert len({row[2] for row in rows}) == 2_000
+    never = [row[0] for row in rows if row[5] is None]  # every twentieth
+    assert never == list(range(20, 2_001, 20))
 
 
 def test_orders_have_the_types_and_ranges_of_their_table():
-    rows = list(generators.orders(5_000, 42, 50))
+    rows = list(generators.orders(3_000, 42, 50))
     assert {row[1] for row in rows} == set(range(1, 51))
     assert {type(row[2]) for row in rows} == {date}
     assert (min(row[2] for row in rows), max(row[2] for row in rows)) == (OLDEST, TODAY)

@@ -3,8 +3,6 @@
 import contextlib
 import csv
 import secrets
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +29,7 @@ from workshop_lib.dataset import (
     load_table,
 )
 from workshop_lib.errors import DataError
+from workshop_lib.namespaces import wipe
 
 SMALL = Sizes(users=100, orders=250, transactions=100)
 
@@ -129,16 +128,10 @@ def test_the_default_sizes_are_those_of_the_text(database):
     assert load_table(database, "users").rows == 500
     assert load_table(database, "orders").rows == 2_500
     assert load_table(database, "transactions").rows == 7_000
-    assert load_table(database, "planet").rows == 8
-    assert load_table(database, "users1").rows == 10
-    assert load_table(database, "type").rows == 10
-
-
-@pytest.mark.parametrize("name", ["planet", "users1", "type"])
-def test_a_fixed_table_is_loaded_once(database, name):
-    first, again = load_table(database, name), load_table(database, name)
-    assert (first.new, first.removed) == (first.rows, 0)
-    assert (again.new, again.removed, again.rows) == (0, 0, first.rows)
+    for name, rows in {"planet": 8, "users1": 10, "type": 10}.items():
+        first, again = load_table(database, name), load_table(database, name)
+        assert (first.rows, first.new, first.removed) == (rows, rows, 0)
+        assert (again.rows, again.new, again.removed) == (rows, 0, 0)
 
 
 def test_tables_from_files_hold_what_the_files_say_in_their_columns_types(database):
@@ -157,17 +150,12 @@ def test_tables_from_files_hold_what_the_files_say_in_their_columns_types(databa
     ]  # fmt: skip
 
 
-def test_rows_that_a_learner_deleted_come_back(database):
-    load_table(database, "users", SMALL)
-    database.query("DELETE FROM users WHERE user_id IN (3, 100)")
-    assert load_table(database, "users", SMALL).new == 2
-    assert content(database, "users") == list(generators.users(100, 42))
-
-
-def test_rows_that_a_learner_added_go(database):
+def test_rows_that_a_learner_deleted_come_back_and_those_added_go(database):
     load_table(database, "type")
+    database.query("DELETE FROM type WHERE id IN (3, 10)")
     database.query("INSERT INTO type VALUES (11, 'mine')")
-    assert load_table(database, "type").removed == 1
+    loaded = load_table(database, "type")
+    assert (loaded.new, loaded.removed) == (2, 1)
     assert content(database, "type") == list(generators.types())
 
 
@@ -195,19 +183,8 @@ def test_no_transaction_of_a_load_touches_more_than_3000_rows(database, monkeypa
 # --- loads that are interrupted ---
 
 
-def test_an_interrupted_load_is_completed_by_the_next_one(database, small_steps):
-    # A note, a look for rows to delete, a note, and the first 40 rows come before this one.
-    with interrupted_at(database, 5), pytest.raises(Interrupted):
-        load_table(database, "users", SMALL)
-    assert content(database, "users") == list(generators.users(40, 42))
-    loaded = load_table(database, "users", SMALL)
-    assert (loaded.new, loaded.rows) == (60, 100)
-    assert content(database, "users") == list(generators.users(100, 42))
-
-
-@pytest.mark.parametrize("afterwards", [1, 2])
 def test_a_load_of_another_seed_never_leaves_a_mixture_wherever_it_is_interrupted(
-    database, small_steps, afterwards
+    database, small_steps
 ):
     rows = {seed: list(generators.users(100, seed)) for seed in (1, 2)}
     sizes = {seed: Sizes(seed=seed, users=100) for seed in (1, 2)}
@@ -219,23 +196,14 @@ def test_a_load_of_another_seed_never_leaves_a_mixture_wherever_it_is_interrupte
         except Interrupted:
             left = set(content(database, "users"))
             assert left <= set(rows[1]) or left <= set(rows[2])
-            load_table(database, "users", sizes[afterwards])
-            assert content(database, "users") == rows[afterwards]
-            load_table(database, "users", sizes[1])
+            for seed in (2, 1):
+                load_table(database, "users", sizes[seed])
+                assert content(database, "users") == rows[seed]
         else:
             break
     # Note, delete 40 + 40 + 20 and find none, note, insert 40 + 40 + 20, note: ten transactions.
     assert number == 11
     assert content(database, "users") == rows[2]
-
-
-def test_an_interrupted_shrinking_is_completed_by_the_next_load(database, small_steps):
-    load_table(database, "users", SMALL)
-    with interrupted_at(database, 3), pytest.raises(Interrupted):
-        load_table(database, "users", Sizes(users=10))
-    assert len(content(database, "users")) == 60
-    load_table(database, "users", SMALL)
-    assert content(database, "users") == list(generators.users(100, 42))
 
 
 def test_an_interrupted_load_is_not_taken_for_a_finished_one(database, small_steps):
@@ -253,28 +221,15 @@ def test_two_loads_of_one_table_at_once_end_with_exactly_its_rows(database, smal
     assert load_table(database, "users", SMALL).new == 0
 
 
-def test_a_table_is_created_by_many_at_once(database):
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda _: create_table(database, "orders"), range(8)))
-    assert exists(database, "orders")
-
-
 # --- ensure_table ---
 
 
-def test_ensure_table_loads_the_defaults_where_nothing_is(database):
+def test_ensure_table_leaves_a_finished_load_of_any_size_alone_and_mends_others(database):
     ensure_table(database, "users")
     assert content(database, "users") == list(generators.users(500, 42))
-
-
-def test_ensure_table_leaves_a_finished_load_of_any_size_alone(database):
     load_table(database, "users", Sizes(seed=7, users=30))
     ensure_table(database, "users")
     assert content(database, "users") == list(generators.users(30, 7))
-
-
-def test_ensure_table_mends_a_table_that_lost_rows(database):
-    load_table(database, "users", Sizes(users=30))
     database.query("DELETE FROM users WHERE user_id = 3")
     ensure_table(database, "users")
     assert content(database, "users") == list(generators.users(500, 42))
@@ -308,9 +263,6 @@ def test_an_unknown_table_is_refused_with_the_known_ones(database):
     for ask in (load_table, create_table, ensure_table):
         with pytest.raises(DataError, match=r"no table 'user' in the workshop.*users1, users"):
             ask(database, "user")
-
-
-def test_the_workshop_s_own_record_of_loads_cannot_be_loaded(database):
     with pytest.raises(DataError, match="no rows for a table 'workshop_loaded'"):
         load_table(database, "workshop_loaded")
 
@@ -318,38 +270,20 @@ def test_the_workshop_s_own_record_of_loads_cannot_be_loaded(database):
 # --- dropping it all ---
 
 
-def test_dropping_everything_takes_the_workshop_s_tables_and_their_schema(database):
+def test_dropping_takes_the_workshop_s_tables_and_what_others_made_only_if_asked(database):
+    gone = "SELECT 1 FROM pg_namespace WHERE nspname = %s"
     load_table(database, "type")
-    assert drop_everything(database) == ["type", "workshop_loaded"]
-    found = database.query("SELECT 1 FROM pg_namespace WHERE nspname = %s", (database.schema,))
-    assert found.rows == []
-    assert drop_everything(database) == []
-
-
-@pytest.mark.parametrize(
-    "foreign",
-    ["TABLE mine (n INT DEFAULT 7)", "VIEW mine AS SELECT 7 AS n"],
-    ids=["table", "view"],
-)
-def test_what_a_learner_made_in_the_schema_stays_and_the_schema_with_it(database, foreign):
-    load_table(database, "type")
-    database.query(f"CREATE {foreign}")
-    if foreign.startswith("TABLE"):
-        database.query("INSERT INTO mine DEFAULT VALUES")
-    assert drop_everything(database) == ["type", "workshop_loaded"]
-    assert database.query("SELECT n FROM mine").rows == [(7,)]
-    assert not exists(database, "type")
-
-
-def test_tables_that_a_notebook_made_go_and_those_of_others_only_if_asked(database):
-    load_table(database, "type")
-    for name in ("counters", "mine"):
-        database.query(f"CREATE TABLE {name} (n INT)")
+    database.query("CREATE TABLE counters (n INT)")  # as a notebook makes
+    database.query("CREATE TABLE mine (n INT DEFAULT 7)")
+    database.query("CREATE VIEW seen AS SELECT 7 AS n")
     assert drop_everything(database) == ["counters", "type", "workshop_loaded"]
     assert exists(database, "mine")
+    assert database.query("SELECT n FROM seen").rows == [(7,)]
+    assert not exists(database, "type")
+    database.query("DROP VIEW seen")
     assert drop_everything(database, of_others=True) == ["mine"]
-    found = database.query("SELECT 1 FROM pg_namespace WHERE nspname = %s", (database.schema,))
-    assert found.rows == []
+    assert database.query(gone, (database.schema,)).rows == []
+    assert drop_everything(database) == []
 
 
 def test_a_table_with_the_workshop_s_name_in_another_schema_is_left_alone(database, shared):
@@ -396,65 +330,32 @@ def store(shared, prefix):
     return Store()
 
 
-def test_two_hundred_objects_are_put_once(store):
-    assert store.load() == (200, 200, 0)
-    assert store.content() == dict(generators.objects(200, 42))
-    assert store.load() == (200, 0, 0)
-
-
-def test_objects_are_added_removed_and_replaced_as_asked(store):
+def test_objects_are_added_removed_and_replaced_as_asked(store, prefix):
     assert store.load(objects=5) == (5, 5, 0)
     assert store.load(objects=8) == (8, 3, 0)
     assert store.load(objects=3) == (3, 0, 5)
     assert store.load(objects=3, seed=7) == (3, 3, 0)
     assert store.content() == dict(generators.objects(3, 7))
-
-
-def test_a_wrong_body_is_put_right_and_a_surplus_object_removed(store, prefix):
-    store.load(objects=3)
     store.put(f"{prefix}filename2.txt", b"wrong")
     store.put(f"{prefix}of a learner.txt", b"surplus")
-    assert store.load(objects=3) == (3, 1, 1)
-    assert store.content() == dict(generators.objects(3, 42))
+    assert store.load(objects=3, seed=7) == (3, 1, 1)
+    assert store.content() == dict(generators.objects(3, 7))
+    assert store.load() == (200, 200, 0)
 
 
 def test_loaders_that_start_at_once_put_each_object_once(store, prefix, shared):
     loaders = 8
-    for number in range(3):
-        start = threading.Barrier(loaders)
+    start = threading.Barrier(loaders)
 
-        def load(_, within=f"{prefix}round {number}/", start=start):
-            start.wait()
-            return load_objects(shared.s3, shared.bucket, within, Sizes(objects=100))
+    def load(_):
+        start.wait()
+        return load_objects(shared.s3, shared.bucket, prefix, Sizes(objects=50))
 
-        with ThreadPoolExecutor(loaders) as pool:
-            done = list(pool.map(load, range(loaders)))
-        assert sorted(one.new for one in done) == [0] * (loaders - 1) + [100]
-        assert {(one.rows, one.removed) for one in done} == {(100, 0)}
-    assert len(store.content()) == 300
-
-
-def test_loaders_in_several_processes_take_turns_as_well(store, prefix, shared):
-    program = (
-        "import sys; from workshop_lib import dataset, open_workshop; "
-        "ws = open_workshop('tests'); print('open', flush=True); input(); "
-        "done = dataset.load_objects(ws.s3, ws.bucket, sys.argv[1], dataset.Sizes(objects=100)); "
-        "print(done.new); ws.close()"
-    )
-    words = [sys.executable, "-c", program, prefix]
-    with contextlib.ExitStack() as stack:
-        loaders = [
-            stack.enter_context(
-                subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
-            for _ in range(3)
-        ]
-        assert [loader.stdout.readline() for loader in loaders] == ["open\n"] * 3
-        for loader in loaders:
-            print(file=loader.stdin, flush=True)
-        said = [loader.communicate(timeout=120)[0] for loader in loaders]
-    assert sorted(int(text.split()[-1]) for text in said) == [0, 0, 100]
-    assert len(store.content()) == 100
+    with ThreadPoolExecutor(loaders) as pool:
+        done = list(pool.map(load, range(loaders)))
+    assert sorted(one.new for one in done) == [0] * (loaders - 1) + [50]
+    assert {(one.rows, one.removed) for one in done} == {(50, 0)}
+    assert store.content() == dict(generators.objects(50, 42))
 
 
 def test_objects_outside_the_prefix_are_left_alone(store, prefix):
@@ -483,6 +384,6 @@ def test_the_inventory_counts_what_wiping_removes_and_nothing_of_others(wiped):
     before = ws.inventory()
     assert before["tables"] >= 2  # and what the loads are noted in
     assert (before["keys"], before["objects"]) == (1, 1)
-    assert ws.wipe(of_others=True) == before
+    assert wipe(ws, of_others=True) == before
     assert ws.inventory() == {"tables": 0, "keys": 0, "objects": 0}
     assert ws.valkey.delete("somebody else's") == 1

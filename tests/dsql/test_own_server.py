@@ -11,8 +11,8 @@ from workshop_lib.cli import main
 from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError
 from workshop_lib.services import embedded
+from workshop_lib.services.endpoints import external_database
 from workshop_lib.services.engines import HOST, OWNER
-from workshop_lib.services.resolver import external_database
 from workshop_lib.services.state import StateFolder
 from workshop_lib.settings import load_settings
 

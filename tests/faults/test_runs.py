@@ -140,28 +140,6 @@ def test_a_signal_to_the_command_alone_ends_its_run(ws, write, temporary, number
         run.wait()
 
 
-def test_a_killed_worker_fails_its_notebook_and_no_other_and_leaves_no_folder(
-    ws, write, temporary, tmp_path
-):
-    # Workers are the children of this process that multiprocessing has spawned.
-    kill = "import os, psutil, signal\n"
-    kill += "[os.kill(p.pid, signal.SIGKILL) for p in psutil.process_iter() "
-    kill += f"if p.ppid() == {os.getpid()} and 'spawn_main' in ' '.join(p.cmdline())]"
-    write("00_kills", kill)
-    write("01_lives", "1 + 1")
-    write("02_lives", "1 + 1")
-    outcomes, _ = runner.run(
-        notebooks=tmp_path, out=tmp_path / "out", say=lambda _: None, workers=1
-    )
-    assert [(o.name, o.ok) for o in outcomes] == [
-        ("00_kills", False),
-        ("01_lives", True),
-        ("02_lives", True),
-    ]
-    assert not list(temporary.glob("workshop-*"))
-    assert not there_is(ws, (tmp_path / "00_kills.mark").read_text())
-
-
 def test_ctrl_c_while_a_run_starts_ends_it_without_a_traceback(tmp_path):
     run = subprocess.Popen(
         [sys.executable, "-m", "workshop_lib", "run", "12", "--out", str(tmp_path)],

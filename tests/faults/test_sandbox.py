@@ -25,11 +25,11 @@ from workshop_lib.cache.cached import cached
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.errors import ServiceUnreachableError, WorkshopError
+from workshop_lib.namespaces import wipe_namespace
 from workshop_lib.sandbox import Sandbox
 from workshop_lib.services import embedded, private
 from workshop_lib.services.state import StateFolder, wait_until
 from workshop_lib.settings import load_settings
-from workshop_lib.workshop import wipe_namespace
 
 TIMEOUT_S = 0.5
 """How long the sandbox's clients wait for an answer of the cache, seconds."""

@@ -1,14 +1,24 @@
-"""What all tests of load tests need."""
+"""What all tests of load tests need: one set of tables, of workers and of queues."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from workshop_lib import dataset
+from workshop_lib.load.drivers import LocalWorkers
+from workshop_lib.load.means import Equipment
+from workshop_lib.load.mixed import Queue
+from workshop_lib.load.worker import Worker
+
 sys.path.append(str(Path(__file__).parent))  # the stand-in is no part of the package
+from helpers import Here
 from lambda_runtime import allow_writing, build, copy_runtime, unpack
 
 
@@ -21,10 +31,54 @@ def no_keys_left(shared) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shop(shared):
-    """The open workshop with the tables of mixed traffic."""
+    """The open workshop with the tables of load tests."""
     for name in ("type", "transactions"):
         shared.load_table(name)
+    dataset.create_table(shared.database, "business_events")
     return shared
+
+
+@pytest.fixture(scope="session")
+def equipment(shared):
+    """What workers are given: database, cache, and metrics."""
+    return Equipment(
+        shared.database.endpoint,
+        shared.namespace,
+        cache=shared.endpoints.cache.arguments,
+        messaging=shared.messaging,
+    )
+
+
+@pytest.fixture(scope="session")
+def pair(equipment):
+    """Two worker processes; one that is killed is replaced."""
+    with LocalWorkers(equipment, at_once=2) as pair:
+        yield pair
+
+
+@pytest.fixture
+def alone(equipment):
+    """A worker in this process."""
+    one = Worker(equipment)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def here(shop, alone):
+    """A driver whose one worker is in this process."""
+    driver = Here(alone)
+    yield driver
+    driver.threads.shutdown()
+
+
+@pytest.fixture
+def queue(shop):
+    """An empty queue whose messages are hidden for a second, and delivered twice at most."""
+    opened = shop.open_queue("load", visibility_timeout_s=1, max_receives=2)
+    yield Queue(shop.sqs, *opened)
+    for url in opened:
+        shop.sqs.delete_queue(QueueUrl=url)
 
 
 @pytest.fixture(scope="session")
@@ -33,9 +87,7 @@ def built(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIP_RETRIES", "1")
         patch.setenv("PIP_DEFAULT_TIMEOUT", "15")
-        found = build(tmp_path_factory.mktemp("package") / "deep" / "worker.zip")
-    sys.stdout.write(f"{found}\n")
-    return found
+        return build(tmp_path_factory.mktemp("package") / "deep" / "worker.zip")
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +102,21 @@ def task(built, tmp_path_factory):
 def runtime(tmp_path_factory):
     """Lambda's own runtime client."""
     return copy_runtime(tmp_path_factory.mktemp("runtime"))
+
+
+@pytest.fixture
+def interrupt():
+    """Press Ctrl-C, from any thread."""
+    main = threading.main_thread().ident
+    return lambda: signal.pthread_kill(main, signal.SIGINT)
+
+
+@pytest.fixture
+def kill_a_worker(pair):
+    """Kill one of the two worker processes."""
+
+    def kill():
+        found = psutil.Process().children()
+        next(p for p in found if "serve_parent" in " ".join(p.cmdline())).kill()
+
+    return kill

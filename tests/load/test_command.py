@@ -1,4 +1,4 @@
-"""`workshop load` from a shell: reports, exit codes, Ctrl-C, and nothing left behind."""
+"""`workshop load`: every option has its effect or is refused; reports, exit codes, Ctrl-C."""
 
 import json
 import os
@@ -7,8 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from pydantic import SecretStr
@@ -18,95 +22,130 @@ from workshop_lib.database import Database
 from workshop_lib.dataset import create_schema, create_table
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.load import command
-from workshop_lib.load.events import EVENT_TYPES
+from workshop_lib.load.inserts import InsertReport
+from workshop_lib.load.jobs import Ready
+from workshop_lib.load.mixed import MixedScenario
 from workshop_lib.load.rows import LoadRows
+from workshop_lib.load.scenario import Individual, InsertScenario, MultiRow
 from workshop_lib.load.traffic import FIRST_ID, row_id
-from workshop_lib.settings import load_settings
+from workshop_lib.measure import Samples
+from workshop_lib.services.functions import MEMORY_MB
+from workshop_lib.settings import CHECKOUT, load_settings
 
-PLACE = "is in CloudWatch, namespace CacheAsideWorkshop/workshop."
-
-
-def run(*words, out, what="inserts"):
-    return CliRunner().invoke(main, ["load", what, *map(str, words), "--out", str(out)])
-
-
-def clean(*words):
-    return CliRunner().invoke(main, ["load", "clean", *words])
+ENDPOINT = "abcdefghij.dsql.eu-west-1.on.aws"
+QUEUE = SecretStr("https://sqs.us-east-1.amazonaws.com/123456789012/load")
+SOON_S = 120.0
 
 
-@pytest.fixture
-def nothing_starts(monkeypatch):
-    """Whoever starts the services fails."""
-    monkeypatch.setattr("workshop_lib.load.command.services.session", None)
+def load(*words):
+    return CliRunner().invoke(main, ["load", *map(str, words)])
+
+
+def change_settings(monkeypatch, **update):
+    """Have the command find these settings beside the others."""
+    loaded = load_settings()
+    changed = replace(loaded, values=loaded.values.model_copy(update=update))
+    monkeypatch.setattr(command, "load_settings", lambda: changed)
 
 
 @pytest.fixture
 def rows(ws):
-    """How many rows of load tests there are in the table that the command writes to."""
+    """How many rows of load tests there are in the tables that the command writes to."""
 
-    def count():
-        found = ws.database.query("SELECT to_regclass('workshop.business_events') IS NOT NULL")
+    def count(table="business_events", low=""):
+        where = f" WHERE id >= {low}" if low else ""
+        found = ws.database.query(f"SELECT to_regclass('workshop.{table}') IS NOT NULL")
         if not found[0][0]:
             return 0
-        return ws.database.query("SELECT count(*) FROM workshop.business_events")[0][0]
+        return ws.database.query(f"SELECT count(*) FROM workshop.{table}{where}")[0][0]
 
     return count
 
 
-def test_both_scenarios_are_run_compared_saved_and_cleaned_up(rows, tmp_path):
-    done = run("--workers", 3, "--iterations", 4, "--warm-up", 2, "--at-once", 2, out=tmp_path)
+# --- whole commands
+
+
+def test_both_scenarios_are_run_compared_saved_kept_if_asked_and_cleaned_up(rows, tmp_path):
+    before = rows()
+    words = ("inserts", "--workers", 2, "--iterations", 4, "--warm-up", 2, "--out", tmp_path)
+    done = load(*words, "--keep")
     assert done.exit_code == 0, done.output
-    assert "12 of 12 rows" in done.output
-    assert "1,200 of 1,200 rows" in done.output
-    assert "individual inserts: 14 rows deleted, 2 of them of the warm-up" in done.output
-    assert "multi-row inserts: 1,400 rows deleted, 200 of them of the warm-up" in done.output
+    assert "8 of 8 rows" in done.output
+    assert "800 of 800 rows" in done.output
+    assert "by 2 processes on this machine." in done.output
+    assert "statement, p95 (ms)" in done.output
     (path,) = tmp_path.glob("results_*.json")
     found = json.loads(path.read_text())["scenarios"]
     assert {name: report["total_inserts"] for name, report in found.items()} == {
-        "individual inserts": 12,
-        "multi-row inserts": 1_200,
+        "individual inserts": 8,
+        "multi-row inserts": 800,
     }
-    assert rows() == 0
-
-
-def test_rows_can_be_kept(ws, rows, tmp_path):
-    before = rows()
-    done = run(
-        "--scenario", 2, "--workers", 1, "--iterations", 2, "--count", 7, "--no-warm-up", "--keep",
-        "--at-once", 1, out=tmp_path,
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
-    assert rows() == before + 14
-    assert "14 rows are kept" in done.output
-    (name,) = re.findall(r"`workshop load clean (\S+)` deletes them", done.output)
-    done = clean(name)
-    assert done.exit_code == 0
-    assert "business_events: 14 rows before, 14 deleted, 0 left" in done.output
+    assert all(report["cost_usd"] > 0 for report in found.values())
+    assert rows() == before + 1_010
+    names = re.findall(r"`workshop load clean (\S+)` deletes them", done.output)
+    for name, number in zip(names, (10, 1_000), strict=True):
+        done = load("clean", name)
+        assert done.exit_code == 0
+        said = f"business_events: {number:,} rows before, {number:,} deleted, 0 left"
+        assert said in done.output
     assert rows() == before
-
-
-def test_one_scenario_alone_has_its_table_and_no_more_processes_than_workers(tmp_path):
-    done = run("--scenario", 1, "--workers", 1, "--iterations", 2, "--no-warm-up", out=tmp_path)
-    assert done.exit_code == 0, done.output
-    assert "rows/s by 1 process on this machine." in done.output
-    assert "statement, p95 (ms)" in done.output
-    assert "individual inserts: 2 rows deleted\n" in done.output
 
 
 def test_rows_that_cannot_be_deleted_are_named_with_what_deletes_them(rows, tmp_path, monkeypatch):
     def refuse(*_):
         raise ServiceUnreachableError("No answer.")
 
-    words = ["--scenario", 1, "--workers", 1, "--iterations", 3, "--no-warm-up"]
+    change_settings(monkeypatch, load_function="our-load")
+    words = ["--scenario", 1, "--workers", 1, "--iterations", 3, "--warm-up", 1]
     with monkeypatch.context() as patched:
         patched.setattr(LoadRows, "delete", refuse)
-        done = run(*words, out=tmp_path)
+        done = load("inserts", *words, "--out", tmp_path)
     assert done.exit_code == 1
+    assert "--function-name our-load." in done.output
     (name,) = re.findall(r"The rows of run (\S+) could not be deleted: No answer", done.output)
     assert f"`workshop load clean {name}`" in done.output
     assert list(tmp_path.glob("results_*.json"))
-    assert clean(name).exit_code == 0
+    assert load("clean", name).exit_code == 0
     assert rows() == 0
+
+
+def test_a_mixed_load_goes_through_the_queue_and_leaves_nothing(ws, rows, tmp_path):
+    done = load(
+        "mixed", "--duration", 0.2, "--wait", 0.1, "--messages", 2, "--statements", 3,
+        "--at-once", 1, "--out", tmp_path,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "emulation" in done.output
+    assert "12 of 12 messages" in done.output
+    assert "12 rows deleted\n" in done.output
+    table = [line.split() for line in done.output.splitlines()]
+    assert ["statements", "p50", "(ms)", "p95", "(ms)", "p99", "(ms)"] in table
+    assert {"SELECT", "INSERT", "SELECT2"} <= {line[0] for line in table if len(line) == 5}
+    (path,) = tmp_path.glob("results_*.json")
+    found = json.loads(path.read_text())
+    assert found["messages"]["succeeded"] == 12
+    assert found["cost_usd"] > 0
+    assert ws.sqs.list_queues(QueueNamePrefix="workshop-").get("QueueUrls", []) == []
+    assert rows("transactions", FIRST_ID) == 0
+
+
+def test_a_queue_that_the_function_processes_is_left_to_it_unless_told_otherwise(
+    ws, tmp_path, monkeypatch
+):
+    change_settings(monkeypatch, load_function="our-load", queue_url=QUEUE, aws_region="us-east-1")
+    path = tmp_path / "short.json"
+    path.write_text(json.dumps({"duration_s": 0.2, "wait_s": 0.1, "drain_s": 1}))
+    words = ("mixed", "--config", path, "--messages", 1, "--out", tmp_path / "out")
+    done = load(*words)  # the emulated queue is mapped to nothing
+    assert done.exit_code == 1
+    for says in ("by: the AWS Lambda function our-load (--no-by", "Nobody worked off",
+                 "is in CloudWatch, namespace CacheAsideWorkshop/workshop."):  # fmt: skip
+        assert says in done.output
+    done = load(*words, "--no-by-function", "--at-once", 1)
+    assert done.exit_code == 0, done.output
+    assert "compete" in done.output
+    assert "6 of 6 messages" in done.output
+    assert ws.sqs.list_queues(QueueNamePrefix="workshop-").get("QueueUrls", []) == []
 
 
 def test_all_that_load_tests_left_is_cleaned_up_and_nothing_else(ws, rows):
@@ -123,9 +162,8 @@ def test_all_that_load_tests_left_is_cleaned_up_and_nothing_else(ws, rows):
         "INSERT INTO business_events SELECT 'r/00000/' || n, 'e', 'e', now(), now(), '{}' "
         "FROM generate_series(1, 20) n"
     )
-    one = clean("7")
-    assert "transactions: 1 rows before, 1 deleted, 0 left" in one.output
-    done = clean()
+    assert "transactions: 1 rows before, 1 deleted, 0 left" in load("clean", "7").output
+    done = load("clean")
     assert done.exit_code == 0
     assert "business_events: 20 rows before, 20 deleted, 0 left" in done.output
     assert "transactions: 1 rows before, 1 deleted, 0 left" in done.output
@@ -133,97 +171,52 @@ def test_all_that_load_tests_left_is_cleaned_up_and_nothing_else(ws, rows):
     assert list(own.query("SELECT id FROM transactions WHERE id < 0")) == [(-5,)]
     own.query("DELETE FROM transactions WHERE id < 0")
     own.close()
+    assert "not the name of a run" in load("clean", "a/b").output
 
 
-def test_a_run_s_name_that_cannot_be_is_refused():
-    done = clean("a/b")
-    assert done.exit_code == 1
-    assert "not the name of a run" in done.output
+# --- Ctrl-C
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--count", 5_000], "<= 3000"),
-        (["--event-type", "Bike"], "Bike"),
-        (["--config", "nowhere.json"], "cannot be read"),
-        (["--workers", 0], "--workers must be a whole number >= 1"),
-        (["--scenario", 3], "'3' is not one of"),
-        (["--warm-up", 3, "--no-warm-up"], "exclude each other"),
-        (["--function-name", "foo"], "no Lambda function can reach it"),
-    ],
-)
-@pytest.mark.usefixtures("nothing_starts")
-def test_what_cannot_be_is_refused_before_anything_starts(words, says, tmp_path):
-    done = run(*words, out=tmp_path)
-    assert done.exit_code in {1, 2}
-    assert says in done.output
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("content", "words", "says"),
-    [
-        ({}, [], "neither scenario_1 nor scenario_2"),
-        ({"scenario_1": {"num_lambdas": 1}}, ["--scenario", 2], "no scenario_2"),
-    ],
-)
-@pytest.mark.usefixtures("nothing_starts")
-def test_a_scenario_that_is_not_in_the_file_is_refused(content, words, says, tmp_path):
-    path = tmp_path / "scenario.json"
-    path.write_text(json.dumps(content))
-    done = run("--config", path, *words, out=tmp_path / "out")
-    assert done.exit_code == 1
-    assert says in done.output
-
-
-@pytest.mark.parametrize("what", ["inserts", "mixed"])
-@pytest.mark.usefixtures("nothing_starts")
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(what, tmp_path):
-    (tmp_path / "file").write_text("")
-    done = run(out=tmp_path / "file" / "out", what=what)
-    assert done.exit_code == 1
-    assert "cannot be written" in done.output
-
-
-def started(*words, out):
+@contextmanager
+def started(*words):
     """A load test in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "workshop_lib", "load", *words, "--out", str(out)],
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workshop_lib", "load", *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
-def press_ctrl_c(process, times=1):
+def press_ctrl_c(process, times):
     for _ in range(times):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
             time.sleep(0.05)
+    return process.communicate(timeout=SOON_S)
 
 
-@pytest.mark.parametrize("times", [1, 2, 100])
-def test_ctrl_c_ends_it_with_a_report(rows, tmp_path, times):
-    words = ["--scenario", "1", "--workers", "4", "--iterations", "500000", "--at-once", "2"]
-    process = started("inserts", *words, out=tmp_path)
-    try:
-        end = time.monotonic() + 60
-        while rows() < 50:
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        press_ctrl_c(process, times)
-        said, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130, said
+def wait_for(condition):
+    end = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_ctrl_c_ends_inserts_with_a_report(rows, tmp_path):
+    words = ["--scenario", 1, "--workers", 4, "--iterations", 500_000, "--at-once", 2]
+    with started("inserts", *words, "--out", tmp_path) as process:
+        wait_for(lambda: rows() >= 50)
+        said, errors = press_ctrl_c(process, 100)
+    assert process.returncode == 130, errors
     assert "It was interrupted: " in said
-    assert "rows were not finished or not begun." in said
-    assert "failed" not in said
-    assert "Empty" not in said  # nobody's figures make no table
-    assert "error" not in said
+    assert not re.search("failed|Empty|error", said)  # nobody's figures make no table
     (path,) = tmp_path.glob("results_*.json")
     report = json.loads(path.read_text())["scenarios"]["individual inserts"]
     assert report["interrupted"]
@@ -233,99 +226,58 @@ def test_ctrl_c_ends_it_with_a_report(rows, tmp_path, times):
     assert rows() == 0
 
 
-@pytest.mark.parametrize("what", ["inserts", "mixed"])
-def test_ctrl_c_before_anything_is_measured_is_one_line(rows, tmp_path, what):
-    process = started(what, out=tmp_path)
-    try:
+def test_ctrl_c_ends_a_mixed_load_with_a_report_or_before_it_with_a_line(rows, tmp_path):
+    with started("mixed", "--duration", 60, "--at-once", 1, "--out", tmp_path) as process:
+        assert process.stdout.readline().startswith("Database: ")
+        wait_for(lambda: rows("transactions", FIRST_ID) >= 10)
+        said, errors = press_ctrl_c(process, 100)
+    assert process.returncode == 130, errors
+    assert "It was interrupted." in said
+    assert "were not sent." in said
+    assert rows("transactions", FIRST_ID) == 0
+    (path,) = tmp_path.glob("results_*.json")
+    assert json.loads(path.read_text())["interrupted"]
+    with started("inserts", "--out", tmp_path) as process:
         assert process.stdout.readline().startswith("Database: ")  # now the workers are started
-        press_ctrl_c(process, 3)
-        said, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
+        said, errors = press_ctrl_c(process, 3)
     assert process.returncode == 130, errors
     assert errors == "Interrupted.\n"
     assert "individual inserts" not in said
     assert rows() == 0
 
 
-def test_ctrl_c_ends_a_mixed_load_with_a_report(ws, tmp_path):
-    process = started("mixed", "--duration", "60", "--at-once", "2", out=tmp_path)
-    try:
-        assert process.stdout.readline().startswith("Database: ")
-        counted = "SELECT count(*) FROM workshop.transactions WHERE id >= %s"
-        end = time.monotonic() + 60
-        while ws.database.query(counted, (FIRST_ID,))[0][0] < 10:
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        press_ctrl_c(process, 100)
-        said, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130, errors
-    assert "It was interrupted." in said
-    assert "were not sent." in said
-    assert ws.database.query(counted, (FIRST_ID,))[0][0] == 0
-    (path,) = tmp_path.glob("results_*.json")
-    assert json.loads(path.read_text())["interrupted"]
-
-
-def test_a_mixed_load_goes_through_the_queue_and_leaves_nothing(ws, tmp_path):
-    done = run(
-        "--duration", 0.4, "--wait", 0.2, "--messages", 2, "--statements", 3, "--at-once", 2,
-        out=tmp_path, what="mixed",
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
-    assert "emulation" in done.output
-    assert "12 of 12 messages" in done.output
-    assert "12 rows deleted\n" in done.output
-    table = [line.split() for line in done.output.splitlines()]
-    assert ["statements", "p50", "(ms)", "p95", "(ms)", "p99", "(ms)"] in table
-    assert {"SELECT", "INSERT", "SELECT2"} <= {line[0] for line in table if len(line) == 5}
-    (path,) = tmp_path.glob("results_*.json")
-    found = json.loads(path.read_text())
-    assert found["messages"]["succeeded"] == 12
-    assert found["duration_ms"]["INSERT"]["n"] == 12
-    assert ws.sqs.list_queues(QueueNamePrefix="workshop-").get("QueueUrls", []) == []
+# --- refused before anything starts
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--duration", 0], "--duration must be a number > 0"),
-        (["--messages", 0], "--messages must be a whole number >= 1"),
-        (["--by-function"], "set QUEUE_URL"),
-        (["--reads-elsewhere"], "DSQL_READ_ENDPOINT is not set"),
+        (["inserts", "--count", 5_000], "<= 3000"),
+        (["inserts", "--config", "nowhere.json"], "cannot be read"),
+        (["inserts", "--workers", 0], "--workers must be a whole number >= 1"),
+        (["inserts", "--scenario", 3], "'3' is not one of"),
+        (["inserts", "--warm-up", 3, "--no-warm-up"], "exclude each other"),
+        (["inserts", "--function-name", "foo"], "no Lambda function can reach it"),
+        (["mixed", "--duration", 0], "--duration must be a number > 0"),
+        (["mixed", "--messages", 0], "--messages must be a whole number >= 1"),
+        (["mixed", "--by-function"], "set QUEUE_URL"),
+        (["mixed", "--reads-elsewhere"], "DSQL_READ_ENDPOINT is not set"),
     ],
 )
-@pytest.mark.usefixtures("nothing_starts")
-def test_a_mixed_load_that_cannot_be_is_refused(words, says, tmp_path):
-    done = run(*words, out=tmp_path, what="mixed")
-    assert done.exit_code == 1
+def test_what_cannot_be_is_refused_before_anything_starts(words, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(command.services, "session", None)
+    done = load(*words, "--out", tmp_path / "out")
+    assert done.exit_code in {1, 2}
     assert says in done.output
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in load(words[0], "--out", tmp_path / "file" / "out").output
 
 
 def test_a_function_is_refused_a_database_on_this_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@localhost:5432/mine")
-    done = run("--function-name", "foo", out=tmp_path)
+    done = load("inserts", "--function-name", "foo", "--out", tmp_path)
     assert done.exit_code == 1
     assert "no Lambda function can reach it" in done.output
-
-
-@pytest.mark.parametrize(
-    ("what", "says"),
-    [
-        ("inserts", ["A round is", *EVENT_TYPES]),
-        ("mixed", ["A round is", "mixed_laptop"]),
-        ("clean", ["business_events and transactions"]),
-    ],
-)
-def test_the_help_says_what_can_be_asked_for(what, says):
-    shown = " ".join(CliRunner().invoke(main, ["load", what, "--help"]).output.split())
-    for words in says:
-        assert words in shown
 
 
 def test_the_package_is_built_by_one_command(tmp_path, monkeypatch):
@@ -333,56 +285,229 @@ def test_the_package_is_built_by_one_command(tmp_path, monkeypatch):
 
     def build(path, *, architecture, python):
         asked.append((path, architecture, python))
-        return "a package"
 
     monkeypatch.setattr("workshop_lib.load.package.build_package", build)
     out = tmp_path / "worker.zip"
-    words = ["load", "package", "--architecture", "x86_64", "--python", "3.13", "--out", str(out)]
-    done = CliRunner().invoke(main, words)
-    assert done.exit_code == 0
-    CliRunner().invoke(main, ["load", "package", "--out", str(out)])
+    done = load("package", "--architecture", "x86_64", "--python", "3.13", "--out", out)
+    load("package", "--out", out)
     assert asked == [(out, "x86_64", "3.13"), (out, "arm64", "3.12")]  # as the template has it
     assert "workshop_lib.load.worker.handler" in done.output
 
 
+# --- the effect of each option and each key of a file
+
+
+class Done:
+    """What a command did, on services that are not there."""
+
+    def __init__(self):
+        self.storms, self.kept, self.folder, self.functions = [], None, None, []
+        self.processes = self.at_once = None
+
+    def driver(self, kind):
+        done = self
+
+        class Driver:
+            label, here = kind, kind == "processes"
+
+            def __init__(self, first, second, third=None, namespace=""):
+                if kind == "processes":
+                    self.at_once = done.processes = second
+                else:
+                    self.at_once = done.at_once = third
+                    done.functions.append((second, first.region, namespace))
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                pass
+
+            def ask(self):
+                return Ready(ready=True, memory_mb=1_024)
+
+        return Driver
+
+    def run(self, database, storm, driver, *, run):  # noqa: ARG002 -- as it is called
+        self.storms.append(storm)
+        return InsertReport(
+            run=run, storm=storm, driver=driver.label, at_once=1, planned=storm.planned,
+            succeeded=storm.planned, failed=0, dropped=0, unknown=0, unreported=0,
+            in_table=storm.planned, workers_succeeded=1, workers_failed=0, seconds=1.0,
+            statements=Samples("s", ()), invocations=Samples("i", ()), worker_durations_s=(60.0,),
+            worker_throughputs=(), conflicts=0, reconnects=0, cpu_seconds=0.0, cpu_share=0.0,
+            limited_by="database", errors=(),
+        )  # fmt: skip
+
+
 @pytest.fixture
-def with_function(monkeypatch):
-    """The settings as on AWS, with a function; the services are the local ones all the same."""
-    loaded = load_settings()
-    update = {
-        "load_function": "our-load",
-        "queue_url": SecretStr("https://sqs.us-east-1.amazonaws.com/123456789012/load"),
-        "aws_region": "us-east-1",
-    }
-    changed = replace(loaded, values=loaded.values.model_copy(update=update))
-    monkeypatch.setattr(command, "load_settings", lambda: changed)
+def inserts(monkeypatch, tmp_path):
+    """Runs `load inserts` with a database on AWS in eu-west-1; nothing is started."""
+    found = Done()
+    change_settings(monkeypatch, dsql_endpoint=ENDPOINT, aws_region="eu-west-1")
+
+    @contextmanager
+    def session(_):
+        yield SimpleNamespace(database=SimpleNamespace(label="none"))
+
+    def clear(database, run, keep, say):
+        found.kept = keep
+        return True
+
+    def save(reports, folder, costs):
+        found.folder, found.costs = folder, costs
+        return folder / "results.json"
+
+    monkeypatch.setattr(command.services, "session", session)
+    monkeypatch.setattr(command, "Database", lambda *_, **__: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(command, "LocalWorkers", found.driver("processes"))
+    monkeypatch.setattr(command, "LambdaWorkers", found.driver("functions"))
+    monkeypatch.setattr(command, "LambdaClients", lambda region, _: SimpleNamespace(region=region))
+    monkeypatch.setattr(command, "run_inserts", found.run)
+    monkeypatch.setattr(command, "_clear", clear)
+    monkeypatch.setattr(command, "save_reports", save)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, config=None):
+        if config is not None:
+            Path("own.json").write_text(json.dumps(config))
+            words += ("--config", "own.json")
+        found.__init__()
+        found.said = load("inserts", *words)
+        return found
+
+    return run
 
 
-@pytest.mark.usefixtures("with_function")
-def test_who_inserts_by_processes_is_told_of_the_function(tmp_path):
-    done = run("--scenario", 1, "--workers", 1, "--iterations", 2, "--no-warm-up", out=tmp_path)
-    assert done.exit_code == 0, done.output
-    assert "--function-name our-load." in done.output
-    assert "by 1 process on this machine" in done.output
+OWN = {
+    "lambda_function_name": "of-the-file",
+    "region": "us-west-2",
+    "scenario_1": {"num_lambdas": 3, "iterations": 4, "inserts_per_iteration": 5},
+    "scenario_2": {"num_lambdas": 6, "iterations": 7, "rows_per_batch": 8},
+    "warm_up_invocations": 9,
+    "event_type": "LoanCreated",
+}
+NO_FUNCTION = {k: v for k, v in OWN.items() if k not in {"lambda_function_name", "region"}}
+EFFECTS = {
+    "config": ([], lambda f: f.storms[0].workers == 3),
+    "which": (["--scenario", 2], lambda f: [s.rows for s in f.storms] == [8]),
+    "workers": (["--num-lambdas", 2], lambda f: {s.workers for s in f.storms} == {2}),
+    "iterations": (["--iterations", 2], lambda f: {s.iterations for s in f.storms} == {2}),
+    "count": (["--count", 2], lambda f: [s.statements * s.rows for s in f.storms] == [2, 2]),
+    "event_type": (["--event-type", "Mixed"], lambda f: f.storms[0].event_type == "Mixed"),
+    "warm_up": (["--warm-up", 2], lambda f: {s.warm_up for s in f.storms} == {2}),
+    "no_warm_up": (["--no-warm-up"], lambda f: {s.warm_up for s in f.storms} == {0}),
+    "function_name": (["--function-name", "mine"], lambda f: f.functions[0][0] == "mine"),
+    "region": (["--region", "eu-north-1"], lambda f: f.functions[0][1] == "eu-north-1"),
+    "at_once": (["--at-once", 2], lambda f: f.at_once == 2),
+    "keep": (["--keep"], lambda f: f.kept is True),
+    "out": (["--out", "there"], lambda f: f.folder.name == "there"),
+}  # fmt: skip
+
+
+def test_every_key_of_the_file_has_its_effect_and_every_option_wins_over_it(inserts):
+    found = inserts(config=OWN)
+    assert found.said.exit_code == 0, found.said.output
+    assert found.functions == [("of-the-file", "us-west-2", "workshop")]
+    one, two = found.storms
+    assert (one.workers, one.iterations, one.statements, one.rows) == (3, 4, 5, 1)
+    assert (two.workers, two.iterations, two.statements, two.rows) == (6, 7, 1, 8)
+    assert {one.warm_up, two.warm_up} == {9}
+    assert {one.event_type, two.event_type} == {"LoanCreated"}
+    # The file above leaves none out, and the options below neither.
+    assert set(OWN) == set(InsertScenario.__struct_fields__)
+    assert set(OWN["scenario_1"]) == set(Individual.__struct_fields__)
+    assert set(OWN["scenario_2"]) == set(MultiRow.__struct_fields__)
+    options = {p.name for p in main.commands["load"].commands["inserts"].params}
+    assert options - {"help"} == set(EFFECTS)
+    for name, (words, effect) in EFFECTS.items():
+        found = inserts(*words, config=OWN)
+        assert found.said.exit_code == 0, (name, found.said.output)
+        assert effect(found), name
+    assert inserts("--function-name", "mine").functions == [("mine", "eu-west-1", "workshop")]
+    found = inserts("--function-name", "", config=OWN)
+    assert (found.functions, found.processes) == ([], 4)
 
 
 @pytest.mark.parametrize(
-    ("words", "says", "code"),
+    ("words", "config", "says"),
     [
-        # The emulated queue is mapped to nothing.
-        ([], ["by: the AWS Lambda function our-load (--no-by", "Nobody worked off", PLACE], 1),
-        (["--no-by-function", "--at-once", 1], ["compete", "6 of 6 messages"], 0),
+        (["--region", "eu-west-1"], NO_FUNCTION, "none is named"),
+        ([], {**NO_FUNCTION, "region": "eu-west-1"}, "names a region, and no lambda_function_name"),
+        (["--function-name", "f", "--region", "mars"], None, "--region"),
+        ([], {**OWN, "lambda_function_name": 7}, "lambda_function_name"),
+        ([], {**OWN, "functon": "f"}, "It may hold: lambda_function_name"),
+        ([], {}, "neither scenario_1 nor scenario_2"),
+        (["--scenario", 2], {"scenario_1": {"num_lambdas": 1}}, "no scenario_2"),
     ],
 )
-@pytest.mark.usefixtures("with_function")
-def test_a_queue_that_the_function_works_off_is_left_to_it_unless_told_otherwise(
-    words, says, code, ws, tmp_path
+def test_what_would_have_no_effect_is_refused(inserts, words, config, says):
+    found = inserts(*words, config=config)
+    assert found.said.exit_code == 1
+    assert says in found.said.output
+    assert found.storms == []
+
+
+def test_the_memory_that_is_paid_for_is_the_function_s(inserts):
+    found = inserts("--scenario", 1, config=OWN)
+    assert "It cost about" in found.said.output
+    assert "Lambda (1,024 MB)" in found.said.output
+    # 60 s × 1 GB, at the price of a GB-second.
+    assert found.costs["individual inserts"].items["functions", "time"] == pytest.approx(
+        60 * 0.0000133334
+    )
+    assert "It ran in us-west-2, where prices may differ" in found.said.output
+    # Processes that write to AWS pay for no function.
+    said = inserts("--scenario", 1).said.output
+    assert "Lambda" not in said.split("It cost about")[1]
+    template = (CHECKOUT / "cloudformation" / "workshop.yaml").read_text()
+    (default,) = re.findall(
+        r"^  FunctionMemory:\n(?:    .*\n)*?    Default: (\d+)$", template, re.MULTILINE
+    )
+    assert int(default) == MEMORY_MB
+
+
+MIXED = {
+    "duration_s": 3.0, "wait_s": 1.5, "messages_per_batch": 4, "statements_per_message": 6,
+    "think_ms": 7.0, "reads_elsewhere": False, "visibility_timeout_s": 720, "max_receives": 3,
+    "drain_s": 8.0,
+}  # fmt: skip
+
+
+def test_the_options_and_keys_of_a_mixed_load_have_their_effect_or_are_refused(
+    monkeypatch, tmp_path, shared
 ):
-    path = tmp_path / "short.json"
-    path.write_text(json.dumps({"duration_s": 0.2, "wait_s": 0.1, "drain_s": 2}))
-    words = ["--config", path, "--messages", 1, *words]
-    done = run(*words, out=tmp_path / "out", what="mixed")
-    assert done.exit_code == code, done.output
-    assert [part for part in says if part not in done.output] == []
-    queues = ws.sqs.list_queues(QueueNamePrefix="workshop-").get("QueueUrls", [])
-    assert queues == []
+    """By a function, which works a given queue off; the load itself is not run."""
+    found = SimpleNamespace(scenario=None, ready=Ready(ready=True))
+
+    def run_mixed(database, queue, scenario, driver, *, run):
+        found.scenario = scenario
+        raise KeyboardInterrupt
+
+    change_settings(monkeypatch, load_function="our-load", aws_region="us-east-1", queue_url=QUEUE)
+    monkeypatch.setattr(command, "run_mixed", run_mixed)
+    monkeypatch.setattr(command.Queue, "manners", lambda _: (720, 3))
+    monkeypatch.setattr(command, "external_reader", lambda _: object())
+    monkeypatch.setattr(command.LambdaWorkers, "ask", lambda _: found.ready)
+    path = tmp_path / "own.json"
+
+    def run(*words, config=MIXED):
+        path.write_text(json.dumps(config))
+        found.scenario = None
+        done = load("mixed", *words, "--config", path, "--out", tmp_path)
+        return found.scenario or done.output
+
+    assert msgspec.to_builtins(run()) == MIXED
+    assert set(MIXED) == set(MixedScenario.__struct_fields__)
+    changed = run("--duration", 2, "--wait", 2, "--messages", 2, "--statements", 2, "--think", 2)
+    assert msgspec.to_builtins(changed) == MIXED | {
+        "duration_s": 2.0, "wait_s": 2.0, "messages_per_batch": 2, "statements_per_message": 2,
+        "think_ms": 2.0,
+    }  # fmt: skip
+    given = run(config={})  # a given queue's own values hold, and others are refused
+    assert (given.visibility_timeout_s, given.max_receives) == (720, 3)
+    assert "max_receives is 5 in the scenario, and" in run(config={"max_receives": 5})
+    assert "--at-once is the number of processes here" in run("--at-once", 2)
+    assert "does not say that it knows another endpoint" in run("--reads-elsewhere")
+    found.ready = Ready(ready=True, reader="reader.example")
+    assert run("--reads-elsewhere").reads_elsewhere

@@ -19,10 +19,10 @@ from botocore.exceptions import ClientError, ConnectionError as NoConnectionErro
 from workshop_lib import Workshop, open_workshop
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
 from workshop_lib.messaging import messaging_error
+from workshop_lib.namespaces import wipe_namespace
 from workshop_lib.services import embedded, resolve_messaging, running_messaging
 from workshop_lib.services.state import StateFolder, wait_until
 from workshop_lib.settings import load_settings
-from workshop_lib.workshop import wipe_namespace
 
 QUEUE = "https://sqs.us-east-1.amazonaws.com/123456789012/load-test"
 

@@ -16,7 +16,7 @@ from workshop_lib.costs import Cost, Prices
 from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, one_line
 from workshop_lib.load.bill import format_cost, insert_cost, mixed_cost
-from workshop_lib.load.drivers import MOST_EXECUTIONS, Driver, LambdaWorkers, LocalWorkers
+from workshop_lib.load.drivers import MAX_EXECUTIONS, Driver, LambdaWorkers, LocalWorkers
 from workshop_lib.load.inserts import (
     InsertReport,
     compare_storms,
@@ -25,7 +25,7 @@ from workshop_lib.load.inserts import (
     save_reports,
     write_report,
 )
-from workshop_lib.load.interrupts import deaf
+from workshop_lib.load.interrupts import ignore_signals
 from workshop_lib.load.means import Equipment
 from workshop_lib.load.messages import metrics_namespace
 from workshop_lib.load.mixed import (
@@ -47,9 +47,14 @@ from workshop_lib.load.scenario import InsertScenario, Which, read_file
 from workshop_lib.messaging import delete_queues
 from workshop_lib.prices import load_prices
 from workshop_lib.results import ready_folder
+from workshop_lib.services.endpoints import (
+    external_database,
+    external_messaging,
+    external_reader,
+    external_region,
+    is_on_aws,
+)
 from workshop_lib.services.functions import MEMORY_MB, LambdaClients
-from workshop_lib.services.named import is_on_aws, named_messaging, named_reader, named_region
-from workshop_lib.services.resolver import external_database
 from workshop_lib.settings import Settings, load_settings, near
 from workshop_lib.workshop import open_workshop
 
@@ -94,7 +99,7 @@ def run_storms(
     by_lambda = bool(scenario.lambda_function_name)
     if by_lambda:
         _refuse_a_database_here(settings, str(scenario.lambda_function_name))
-    region = scenario.region or named_region(settings)
+    region = scenario.region or external_region(settings)
     prices = load_prices()
     costs: dict[str, Cost] = {}
     runs: dict[str, str] = {}
@@ -126,7 +131,7 @@ def run_storms(
                     if reports[name].interrupted:
                         break
         finally:
-            with deaf():
+            with ignore_signals():
                 if any(len(report.statements) for report in reports.values()):
                     say(f"\n{compare_storms(reports).to_string()}\n")
                 cleared = [
@@ -213,7 +218,7 @@ def run_queue(
                 raise
             say(str(report))
         finally:
-            with deaf():
+            with ignore_signals():
                 table = report.by_action() if report else None
                 if table is not None and len(table):
                     say(f"\n{table.to_string()}\n")
@@ -229,7 +234,7 @@ def run_queue(
                         function_mb=memory,
                         kept=keep,
                     )
-                    say(_format_cost(cost, prices, memory, settings, named_region(settings)))
+                    say(_format_cost(cost, prices, memory, settings, external_region(settings)))
                     content = {**report.describe(), "cost_usd": cost.total}
                     say(f"Results: {near(write_report(content, folder))}")
                 if queue_is_ours:
@@ -255,7 +260,7 @@ def _memory_of_function(settings: Settings, name: str | None, reads_elsewhere: b
     said = None
     if name:
         with (
-            LambdaWorkers(LambdaClients(named_region(settings), 1), name, 1) as function,
+            LambdaWorkers(LambdaClients(external_region(settings), 1), name, 1) as function,
             suppress(WorkshopError),  # the queue will show whether it works
         ):
             said = function.ask()
@@ -407,13 +412,13 @@ def _refuse_missing_services(settings: Settings, by_function: bool, reads_elsewh
         SettingsError: it is not.
 
     """
-    messaging = named_messaging(settings)
+    messaging = external_messaging(settings)
     if by_function and not (messaging and messaging.queue_url):
         raise SettingsError(
             "--by-function needs the queue that the Lambda function is mapped to: set QUEUE_URL. "
             "The local queue is an emulation, which no function works off."
         )
-    if reads_elsewhere and named_reader(settings) is None:
+    if reads_elsewhere and external_reader(settings) is None:
         raise SettingsError(
             "Reads cannot go elsewhere (--reads-elsewhere): DSQL_READ_ENDPOINT is not set, so "
             "there is no other endpoint."
@@ -430,7 +435,7 @@ def _driver(
 ) -> Iterator[Driver]:
     """Who does the work: no more at once than there are workers."""
     if name := scenario.lambda_function_name:
-        number = min(at_once or MOST_EXECUTIONS, workers)
+        number = min(at_once or MAX_EXECUTIONS, workers)
         clients = LambdaClients(region, number)
         namespace = equipment.namespace
         with LambdaWorkers(clients, name, number, namespace) as functions:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
+import pickle
+import subprocess
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait as readable
+from dataclasses import dataclass
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from weakref import WeakSet
 
 import msgspec
@@ -29,14 +28,11 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from workshop_lib import forks
 from workshop_lib.dsql import CONNECTION_BURST, CONNECTIONS_PER_SECOND, Rate
 from workshop_lib.errors import WorkshopError
-from workshop_lib.load import worker
-from workshop_lib.load.interrupts import deaf, out_of_hearing
-from workshop_lib.load.jobs import Job, Ping, Ready, to_event
+from workshop_lib.load.interrupts import interrupt_event
+from workshop_lib.load.jobs import ANSWERS, Answer, Job, Ping, Ready, to_event
 from workshop_lib.load.means import Equipment
-from workshop_lib.orphans import end_with
 from workshop_lib.services.explain import code_of, explain, sentence
 from workshop_lib.services.functions import LambdaClients
 
@@ -44,31 +40,13 @@ READY_S = 60.0
 """How long all local processes may take to start, seconds."""
 GRACE_S = 30.0
 """How much longer than its time limit a job may take before it is given up, seconds."""
-MOST_PROCESSES = 64
-MOST_EXECUTIONS = 1_000
+MAX_PROCESSES = 64
+MAX_EXECUTIONS = 1_000
 """At the same time, of all functions of an account in a Region, unless AWS has raised it."""
 THROTTLED = "TooManyRequestsException"
 THROTTLED_WAIT = wait_random_exponential(multiplier=0.2, max=5.0)
 LOOK_S = 0.1
-"""How often it is looked whether a job in a process is still wanted, seconds."""
-
-
-class Driver(Protocol):
-    """What does jobs: processes here, or a Lambda function.
-
-    Attributes:
-        label: what a learner sees.
-        at_once: how many jobs it does at the same time.
-        here: whether on this machine, whose processors it takes.
-
-    """
-
-    label: str
-    at_once: int
-    here: bool
-
-    def start(self, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
-        """Begin a job; it is given up after `limit_s` seconds."""
+PROGRAM = "from workshop_lib.load.worker import serve_parent; serve_parent()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +64,11 @@ class Outcome:
     """
 
     number: int
-    answer: dict[str, Any] | None
+    answer: Answer | None
     error: str
     begun: bool
     seconds: float
     interrupted: bool = False
-
-    def checked(self, kind: type[msgspec.Struct]) -> Outcome:
-        """Without the answer if it is none of this kind: then something else was called."""
-        try:
-            if self.answer is not None:
-                msgspec.convert(self.answer, kind)
-        except msgspec.ValidationError as error:
-            said = f"This is no answer of a load worker: {error}. Is another function called?"
-            return replace(self, answer=None, error=said)
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +87,85 @@ class Outcomes:
     interrupted: bool
 
 
+class Driver(ABC):
+    """What does jobs: processes here, or a Lambda function. Used in a `with` block, it closes.
+
+    Attributes:
+        label: what a learner sees.
+        at_once: how many jobs it does at the same time.
+        here: whether on this machine, whose processors it takes.
+
+    """
+
+    label: str
+    here = True
+
+    def __init__(self, at_once: int, most: int, what: str) -> None:
+        """Refuse a number that is out of range.
+
+        Raises:
+            WorkshopError: it is.
+
+        """
+        if not isinstance(at_once, int) or not 1 <= at_once <= most:
+            raise WorkshopError(
+                f"{at_once!r} {what} at once; a whole number from 1 to {most:,} can run. A run "
+                "may have more workers than that: they take turns."
+            )
+        self.at_once = at_once
+        self._calls = WeakSet[_Call]()
+
+    def start(self, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
+        """Begin a job; it is given up after `limit_s` seconds, or when its future is cancelled."""
+        call = _Call(dict(event), limit_s)
+        self._calls.add(call)
+        # A daemon: an interpreter that ends would wait for the threads of an executor.
+        threading.Thread(target=self._run, args=(call,), name="load job", daemon=True).start()
+        return call
+
+    def close(self) -> None:
+        """Wait for no further answers, and let go of the workers."""
+        for call in list(self._calls):
+            call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, call: _Call) -> None:
+        try:
+            call.set_result(self._do(call))
+        except Exception as error:  # noqa: BLE001 -- whoever waits for the answer gets it
+            call.set_exception(error)
+
+    @abstractmethod
+    def _do(self, call: _Call) -> dict[str, Any]:
+        """Have a job done."""
+
+
+class _Call(Future[dict[str, Any]]):
+    """A job to be done within a time limit; cancelling it ends the process that does it.
+
+    What runs on AWS, runs on.
+    """
+
+    def __init__(self, event: dict[str, Any], limit_s: float) -> None:
+        super().__init__()
+        self.event = event
+        self.limit_s = limit_s
+        self.unwanted = threading.Event()
+        self.end: Callable[[], object] = lambda: None
+        self.set_running_or_notify_cancel()
+
+    def cancel(self) -> bool:
+        """Want it no more."""
+        self.unwanted.set()
+        self.end()
+        return super().cancel()
+
+
 def run_jobs(
     driver: Driver,
     jobs: Iterable[Job],
@@ -127,7 +174,7 @@ def run_jobs(
     *,
     begin: bool = True,
 ) -> Outcomes:
-    """Have all jobs done, as many at once as the driver takes.
+    """Have all jobs done, as many at once as the driver takes; Ctrl-C ends it early.
 
     New workers begin no faster than Aurora DSQL accepts connections. Each job is begun once: one
     that fails is not tried again, as its rows might count twice.
@@ -140,12 +187,11 @@ def run_jobs(
         begin: if not, say of each that it was not begun: an Interrupt came before.
 
     """
-    events = [to_event(job) for job in jobs]
+    jobs = list(jobs)
     slots = threading.Semaphore(driver.at_once)
     rate = Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST)
     begun: list[tuple[Future[dict[str, Any]], float]] = []
     ends: dict[int, float] = {}
-    turn, stop = threading.Lock(), threading.Event()
     first = time.perf_counter()
 
     def ended(number: int) -> None:
@@ -155,41 +201,36 @@ def run_jobs(
         finally:
             slots.release()
 
-    def begin_all() -> None:
-        for number, event in enumerate(events):
-            slots.acquire()
-            stop.wait(rate.reserve(limit_s)[1])
-            with turn:
-                if stop.is_set():
-                    return
-                now = time.perf_counter()
-                begun.append((_begin(driver, event, limit_s + GRACE_S), now))
+    with interrupt_event() as stop:
+        if not begin:
+            stop.set()
+        for number, job in enumerate(jobs):
+            _acquire(slots, stop)
+            if stop.wait(rate.reserve(limit_s)[1]):
+                break
+            now = time.perf_counter()
+            begun.append((_begin(driver, to_event(job), limit_s + GRACE_S), now))
             begun[-1][0].add_done_callback(lambda _, n=number: ended(n))  # type: ignore[misc]
-
-    interrupted = not begin
-    # In a thread of its own: an Interrupt, which the main thread gets, cannot fall between the
-    # beginning of a job and its entry in the books.
-    with ThreadPoolExecutor(1, thread_name_prefix="jobs") as thread:
-        try:
-            if begin:
-                thread.submit(begin_all).result()
-                for _ in range(driver.at_once):  # a job that has ended gives its slot back
-                    slots.acquire()
-        except KeyboardInterrupt:
-            interrupted = True
-            with deaf():  # an impatient second one would lose the report
-                with turn:
-                    stop.set()  # no further job is begun
-                slots.release()
-                for future, _ in begun:
-                    future.cancel()
-                # A Lambda function cannot be stopped.
-                wait([future for future, _ in begun], timeout=limit_s + GRACE_S)
+        for _ in range(driver.at_once):  # a job that has ended gives its slot back
+            _acquire(slots, stop)
+        if stop.is_set():
+            for future, _ in begun:
+                future.cancel()
+            # A Lambda function cannot be stopped.
+            wait([future for future, _ in begun], timeout=limit_s + GRACE_S)
+        interrupted = stop.is_set()
     now = time.perf_counter()
-    each = [_outcome(n, *job, ends.get(n, now)) for n, job in enumerate(begun)]
-    not_begun = range(len(each), len(events))
+    each = [_outcome(n, ANSWERS[type(jobs[n])], *one, ends.get(n, now))
+            for n, one in enumerate(begun)]  # fmt: skip
+    not_begun = range(len(each), len(jobs))
     each += [Outcome(n, None, "not begun", False, 0.0, interrupted) for n in not_begun]
     return Outcomes(each, now - first, interrupted)
+
+
+def _acquire(slots: threading.Semaphore, stop: threading.Event) -> None:
+    """Wait for a slot, unless it shall stop."""
+    while not stop.is_set() and not slots.acquire(timeout=LOOK_S):
+        pass
 
 
 def _begin(driver: Driver, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
@@ -201,97 +242,60 @@ def _begin(driver: Driver, event: Mapping[str, Any], limit_s: float) -> Future[d
         return failed
 
 
-def _outcome(number: int, future: Future[dict[str, Any]], begun: float, ended: float) -> Outcome:
-    seconds = ended - begun
-    if not future.done():
-        said = "no answer after the Interrupt"
-        return Outcome(number, None, said, begun=True, seconds=seconds, interrupted=True)
-    error = CancelledError() if future.cancelled() else future.exception()
-    if isinstance(error, CancelledError):
-        said = "interrupted"
-        return Outcome(number, None, said, begun=True, seconds=seconds, interrupted=True)
-    if error is None:
-        return Outcome(number, future.result(), "", begun=True, seconds=seconds)
-    said = str(error) if isinstance(error, _NoAnswerError) else f"{type(error).__name__}: {error}"
-    return Outcome(number, None, said, begun=True, seconds=seconds)
+def _outcome(
+    number: int, kind: type[Answer], future: Future[dict[str, Any]], begun: float, ended: float
+) -> Outcome:
+    answer, said, interrupted = None, "interrupted", True
+    if future.done() and not future.cancelled():
+        error = future.exception()
+        interrupted = isinstance(error, CancelledError)
+        if error is None:
+            try:
+                answer, said = msgspec.convert(future.result(), kind), ""
+            except msgspec.ValidationError as wrong:
+                said = f"This is no answer of a load worker: {wrong}. Is another function called?"
+        elif not interrupted:
+            told = isinstance(error, _NoAnswerError)
+            said = str(error) if told else f"{type(error).__name__}: {error}"
+    return Outcome(number, answer, said, True, ended - begun, interrupted)
 
 
-class _Closing(ABC):
-    """Workers that are closed at the end of a with block."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of the workers."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-@dataclass
-class LocalWorkers(_Closing):
+class LocalWorkers(Driver):
     """Worker processes on this machine, started once and used for many runs.
 
     Args:
         equipment: what they work with.
         at_once: how many processes, 1 to 64.
+        label: what a learner sees in place of their number.
 
     Raises:
         WorkshopError: the number is out of range, or they did not all start.
 
     """
 
-    equipment: Equipment = field(repr=False)
-    at_once: int = 4
-    label: str = ""
-    here: bool = True
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.at_once, int) or not 1 <= self.at_once <= MOST_PROCESSES:
-            raise WorkshopError(
-                f"{self.at_once!r} worker processes; a whole number from 1 to {MOST_PROCESSES} "
-                "can run on one machine. A run may have more workers than that: they take turns."
-            )
-        processes = "process" if self.at_once == 1 else "processes"
-        self.label = self.label or f"{self.at_once} {processes} on this machine"
-        self._waiting = SimpleQueue[_Call | None]()
-        self._calls = WeakSet[_Call]()
-        self._closed = self._inherited = False
-        ready = [self._call(to_event(Ping()), READY_S) for _ in range(self.at_once)]
-        self._threads = [
-            threading.Thread(target=self._keep, args=(call,), name="worker", daemon=True)
-            for call in ready
-        ]
+    def __init__(self, equipment: Equipment, at_once: int = 4, label: str = "") -> None:
+        super().__init__(at_once, MAX_PROCESSES, "worker processes")
+        processes = "process" if at_once == 1 else "processes"
+        self.label = label or f"{at_once} {processes} on this machine"
+        self.equipment = equipment
+        self._idle = SimpleQueue[_Process]()
+        self._parent, self._processes = os.getpid(), list[_Process]()
         try:
-            with out_of_hearing():  # a Ctrl-C meanwhile arrives at its end
-                for thread in self._threads:
-                    thread.start()
-            for call in ready:  # all of them: then none starts in mid-measurement
-                call.result()
-        except BaseException as error:
+            for _ in range(at_once):
+                self._processes.append(_Process(equipment))
+            with ThreadPoolExecutor(at_once) as threads:  # then none starts in mid-measurement
+                list(threads.map(_Process.get_ready, self._processes))
+        except (OSError, WorkshopError) as error:
             self.close()
-            if not isinstance(error, Exception):
-                raise
             raise WorkshopError(
-                f"Not all of {self.at_once} worker processes were ready within {READY_S:.0f} s: "
+                f"Not all of {at_once} worker processes were ready within {READY_S:.0f} s: "
                 f"{error}. Is the machine out of memory? Try fewer."
             ) from None
-        forks.tell_child(self)
-
-    def _after_fork(self) -> None:
-        """In a forked process: the workers are the parent's, and this process's end is not theirs.
-
-        multiprocessing would end what it takes for children of this process.
-        """
-        self._inherited, self._threads, self._calls = True, [], WeakSet[_Call]()
-        multiprocessing.process._children.clear()  # type: ignore[attr-defined]
+        except BaseException:
+            self.close()
+            raise
+        for process in self._processes:
+            self._idle.put(process)
 
     def start(self, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
         """Begin a job in a free process.
@@ -300,45 +304,34 @@ class LocalWorkers(_Closing):
             WorkshopError: this process was forked since they were started.
 
         """
-        if self._inherited:
+        if os.getpid() != self._parent:
             raise WorkshopError(
                 "These workers were started before this process was forked, and are the parent's. "
                 "Start others here: ws.load_workers()."
             )
-        call = self._call(dict(event), limit_s)
-        self._waiting.put(call)
-        return call
+        return super().start(event, limit_s)
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
-        self._closed = True
-        for call in list(self._calls):
-            call.cancel()
-        for _ in self._threads:
-            self._waiting.put(None)
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
+        """End the processes, whatever they do; in a forked process they are the parent's."""
+        if os.getpid() == self._parent:
+            super().close()
+            for process in self._processes:
+                process.close()
 
-    def _call(self, event: dict[str, Any], limit_s: float) -> _Call:
-        call = _Call(event, limit_s)
-        self._calls.add(call)
-        return call
-
-    def _keep(self, call: _Call | None) -> None:
-        """Have one job after the other done by one process, or by its successors."""
-        process = _Process(self.equipment)
-        while call is not None:
-            try:
-                call.set_result(process.do(call))
-            except Exception as error:  # noqa: BLE001 -- whoever waits for the answer gets it
-                call.set_exception(error)
-                if not self._closed:
-                    with suppress(Exception):  # then the next job says so
-                        # Ready before the next job, whose time limit its start would use up.
-                        process.do(self._call(to_event(Ping()), READY_S))
-            call = self._waiting.get()
-        process.end()
+    def _do(self, call: _Call) -> dict[str, Any]:
+        process = self._idle.get()
+        try:
+            call.end = process.kill
+            if call.unwanted.is_set():
+                raise CancelledError
+            return process.ask(call.event, call.limit_s)
+        except _NoAnswerError:
+            if call.unwanted.is_set():
+                raise CancelledError from None
+            raise
+        finally:
+            call.end = lambda: None
+            self._idle.put(process)
 
 
 class _NoAnswerError(WorkshopError):
@@ -348,126 +341,101 @@ class _NoAnswerError(WorkshopError):
 class _Process:
     """A worker process, and another in its place when it has ended.
 
-    Its pipe is its own. Processes that take their jobs from one queue share its lock, and one that
-    is killed at the wrong moment takes the lock with it: the others wait for minutes.
+    Jobs and answers are lines of JSON on its standard input and output. Ctrl-C in a terminal does
+    not reach it: it is in a group of its own.
     """
 
     def __init__(self, equipment: Equipment) -> None:
-        self._equipment = equipment
-        # Not forked: a forked process would share the notebook's sockets and locks.
-        self._context = multiprocessing.get_context("spawn")
-        self._process = self._context.Process()
-        self._pipe: Connection[Any, Any] | None = None
+        self._equipment, self._closed, self._lock = equipment, False, threading.Lock()
+        self._start()
 
-    def be_there(self) -> Connection[Any, Any]:
-        """Start it, if it does not run. Returns the pipe to it.
+    def get_ready(self) -> None:
+        """Wait until it is there, and connected.
 
         Raises:
-            OSError: there is no memory, or no room, for another process.
+            _NoAnswerError: it is not in time.
 
         """
-        # It says nothing unasked: something to read is the end of the pipe, and of the process.
-        if self._pipe is not None and not readable([self._pipe], 0):
-            return self._pipe
-        self.end()
-        here, there = self._context.Pipe()
-        arguments = (there, self._equipment, os.getpid())
-        # A daemon is ended with the interpreter; others are waited for.
-        self._process = self._context.Process(target=_work, args=arguments, daemon=True)
-        try:
-            self._process.start()
-        except OSError:
-            here.close()
-            raise
-        finally:
-            there.close()  # the process's own is the only one: its end is the end of the pipe
-        self._pipe = here
-        return here
+        self._ask(to_event(Ping()), READY_S)
+        self._ready = True
 
-    def do(self, call: _Call) -> dict[str, Any]:
-        """Have a job done.
+    def ask(self, event: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
+        """Have a job done; the time in which a new process gets ready is not the job's.
 
         Raises:
-            CancelledError: it is not wanted any more.
             _NoAnswerError: it failed, took too long, or the process ended.
-            OSError: no process could be started.
 
         """
-        if call.unwanted.is_set():
-            raise CancelledError
-        pipe, late = self.be_there(), time.monotonic() + call.limit_s
+        if self._popen.poll() is not None:
+            self._replace()
+        if not self._ready:
+            self.get_ready()
+        return self._ask(event, limit_s)
+
+    def kill(self) -> None:
+        """End it; its job has no answer."""
+        self._popen.kill()
+
+    def close(self) -> None:
+        """End it for good."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+    def _replace(self) -> None:
+        with self._lock:
+            self._end()
+            if not self._closed:
+                self._start()
+
+    def _start(self) -> None:
+        self._popen = subprocess.Popen(
+            # -P: what lies in the current folder is not imported.
+            [sys.executable, "-P", "-c", PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0,
+        )
+        self._ready = False
+        with suppress(OSError):  # it has ended: whoever asks it finds out
+            self._send(pickle.dumps((self._equipment, os.getpid())))
+
+    def _ask(self, event: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
+        late = threading.Timer(limit_s, self._popen.kill)
+        late.daemon = True
+        until = time.monotonic() + limit_s
+        late.start()
         try:
-            pipe.send(call.event)
-            while not readable([pipe], LOOK_S):
-                if call.unwanted.is_set():
-                    raise CancelledError
-                if time.monotonic() > late:
-                    raise _NoAnswerError("no answer within the time limit; it was given up")
-            answer, error = pipe.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            code = self._process.exitcode
-            raise _NoAnswerError(
-                f"the worker process ended with code {code}: killed, or out of memory?"
-            ) from None
-        except (CancelledError, _NoAnswerError):
-            self.end()
-            raise
+            self._send(msgspec.json.encode(event) + b"\n")
+            assert self._popen.stdout is not None  # noqa: S101 -- for mypy
+            line = self._popen.stdout.readline()
+        except (OSError, ValueError):
+            line = b""
+        finally:
+            late.cancel()
+        if not line.endswith(b"\n"):  # it ended, perhaps in the middle of its answer
+            self._replace()
+            if time.monotonic() >= until:
+                raise _NoAnswerError("no answer within the time limit: given up")
+            raise _NoAnswerError("the worker process was killed, or ended by itself")
+        answer, error = json.loads(line)
         if error:
             raise _NoAnswerError(error)
         found: dict[str, Any] = answer
         return found
 
-    def end(self) -> None:
-        """End it, whatever it does."""
-        if self._pipe is None:
-            return
-        self._process.kill()
-        self._process.join()
-        with suppress(ValueError):  # somebody else in this process has waited for it
-            self._process.close()
-        self._pipe.close()
-        self._pipe = None
+    def _send(self, data: bytes) -> None:
+        assert self._popen.stdin is not None  # noqa: S101 -- for mypy
+        self._popen.stdin.write(data)
+        self._popen.stdin.flush()
+
+    def _end(self) -> None:
+        self._popen.kill()
+        with suppress(OSError):  # what was not sent yet
+            self._popen.communicate()
 
 
-def _work(pipe: Connection[Any, Any], equipment: Equipment, parent: int) -> None:
-    """What a worker process does."""
-    # Ctrl-C goes to the whole process group: who started this one decides what it means. Until
-    # here it was held back.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with(parent)
-    worker.equip(equipment)
-    with suppress(EOFError, OSError):  # nobody is there any more
-        while True:
-            event = pipe.recv()
-            try:
-                said = worker.handler(event), ""
-            except Exception as error:  # noqa: BLE001 -- in words: not every error can be sent
-                said = {}, f"{type(error).__name__}: {error}"
-            pipe.send(said)
-
-
-class _Call(Future[dict[str, Any]]):
-    """A job to be done within a time limit.
-
-    Cancelling it ends the process that does it, or the wait for a free one. What runs on AWS, runs
-    on.
-    """
-
-    def __init__(self, event: dict[str, Any], limit_s: float) -> None:
-        super().__init__()
-        self.event = event
-        self.limit_s = limit_s
-        self.unwanted = threading.Event()
-        self.set_running_or_notify_cancel()
-
-    def cancel(self) -> bool:
-        """Want it no more."""
-        self.unwanted.set()
-        return super().cancel()
-
-
-class LambdaWorkers(_Closing):
+class LambdaWorkers(Driver):
     """Executions of an AWS Lambda function, called directly and many times at once.
 
     An invocation that Lambda refuses because too many run has not begun: it is tried again, later
@@ -491,26 +459,13 @@ class LambdaWorkers(_Closing):
         self,
         clients: LambdaClients,
         function_name: str,
-        at_once: int = MOST_EXECUTIONS,
+        at_once: int = MAX_EXECUTIONS,
         namespace: str = "",
     ) -> None:
-        if not isinstance(at_once, int) or not 1 <= at_once <= MOST_EXECUTIONS:
-            raise WorkshopError(
-                f"{at_once!r} executions at once; a whole number from 1 to {MOST_EXECUTIONS:,}. "
-                "A run may have more workers than that: they take turns."
-            )
+        super().__init__(at_once, MAX_EXECUTIONS, "executions")
         executions = "execution" if at_once == 1 else "executions"
         self.label = f"{at_once:,} {executions} of the AWS Lambda function {function_name}"
-        self.at_once = at_once
-        self._clients, self._function = clients, function_name
-        self._namespace = namespace
-        self._after_fork()
-        forks.tell_child(self)
-
-    def _after_fork(self) -> None:
-        """Nothing is under way from here."""
-        self._slots = threading.Semaphore(self.at_once)
-        self._calls = WeakSet[_Call]()
+        self._clients, self._function, self._namespace = clients, function_name, namespace
 
     def wake(self) -> None:
         """Have as many executions started as will run at once, so that no run waits for that.
@@ -519,12 +474,7 @@ class LambdaWorkers(_Closing):
             WorkshopError: the function does not answer, or not all of them could start.
 
         """
-        found = run_jobs(self, [Ping()] * self.at_once, READY_S)
-        if found.interrupted:
-            raise KeyboardInterrupt
-        said = [outcome.error for outcome in found.each if outcome.error]
-        if said:
-            raise WorkshopError(f"{len(said)} of {self.label} did not get ready. {said[0]}")
+        self._ping(self.at_once)
 
     def ask(self) -> Ready:
         """What one execution says of itself: its memory, and where it reads.
@@ -533,39 +483,26 @@ class LambdaWorkers(_Closing):
             WorkshopError: there is no such function, it does not answer, or is no load worker.
 
         """
-        (found,) = run_jobs(self, [Ping()], READY_S).each
-        if found.interrupted:
-            raise KeyboardInterrupt
-        found = found.checked(Ready)
-        if found.answer is None:
-            raise WorkshopError(found.error)
-        return msgspec.convert(found.answer, Ready)
-
-    def start(self, event: Mapping[str, Any], limit_s: float) -> Future[dict[str, Any]]:
-        """Invoke the function; where it hangs, its own time-out is what ends it there."""
-        job = dict(event)
-        if "job" in job and not job.get("namespace"):
-            job["namespace"] = self._namespace
-        call = _Call(job, limit_s)
-        self._calls.add(call)
-        # A daemon: an interpreter that ends would wait for the threads of an executor.
-        threading.Thread(target=self._do, args=(call,), name="invoke", daemon=True).start()
-        return call
+        return self._ping(1)
 
     def close(self) -> None:
         """Wait for no further answers; what runs on AWS runs to its end there."""
-        for call in list(self._calls):
-            call.cancel()
+        super().close()
         self._clients.close()
 
-    def _do(self, call: _Call) -> None:
-        try:
-            with self._slots:
-                call.set_result(self._invoke(call))
-        except Exception as error:  # noqa: BLE001 -- whoever waits for the answer gets it
-            call.set_exception(error)
+    def _ping(self, number: int) -> Ready:
+        found = run_jobs(self, [Ping()] * number, READY_S)
+        if found.interrupted:
+            raise KeyboardInterrupt
+        for outcome in found.each:
+            if not isinstance(outcome.answer, Ready):
+                raise WorkshopError(f"{self.label} did not get ready. {outcome.error}")
+        return found.each[0].answer  # type: ignore[return-value]
 
-    def _invoke(self, call: _Call) -> dict[str, Any]:
+    def _do(self, call: _Call) -> dict[str, Any]:
+        """Invoke the function; where it hangs, its own time-out is what ends it there."""
+        if "job" in call.event and not call.event.get("namespace"):
+            call.event["namespace"] = self._namespace
         client, payload = self._clients.patient(call.limit_s), json.dumps(call.event).encode()
 
         def once() -> Any:
@@ -576,7 +513,7 @@ class LambdaWorkers(_Closing):
             )
 
         retrying = Retrying(
-            retry=retry_if_exception(_was_throttled),
+            retry=retry_if_exception(lambda error: code_of(error) == THROTTLED),  # it has not begun
             wait=THROTTLED_WAIT,
             stop=stop_after_delay(call.limit_s),
             sleep=sleep_using_event(call.unwanted),
@@ -595,8 +532,3 @@ class LambdaWorkers(_Closing):
             raise WorkshopError(f"The function {self._function} failed: {message}")
         found: dict[str, Any] = said
         return found
-
-
-def _was_throttled(error: BaseException) -> bool:
-    """Whether Lambda refused an invocation because too many run: it has not begun."""
-    return code_of(error) == THROTTLED

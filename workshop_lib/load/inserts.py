@@ -210,13 +210,8 @@ def run_inserts(
         step = storm.planned // storm.workers
         done: Callable[[int], object] = (lambda _: bar.update(step)) if progress else (lambda _: 0)
         outcomes = run_jobs(driver, jobs, storm.time_limit_s, done, begin=not warm.interrupted)
-    checked = Outcomes(
-        [outcome.checked(InsertDone) for outcome in outcomes.each],
-        outcomes.seconds,
-        outcomes.interrupted,
-    )
-    counted = _count(database, run, any(one.begun and one.error for one in checked.each))
-    return _report(run, storm, driver, checked, counted)
+    counted = _count(database, run, any(one.begun and one.error for one in outcomes.each))
+    return _report(run, storm, driver, outcomes, counted)
 
 
 def new_run() -> str:
@@ -429,7 +424,8 @@ class _Book:
 
 def _book(share: int, outcome: Outcome, in_table: int | None) -> _Book:
     """The books of a worker, given the rows that the table has of it; None: not counted."""
-    if outcome.answer is None:
+    answer = outcome.answer
+    if not isinstance(answer, InsertDone):
         if not outcome.begun:
             return _Book(None, 0, 0, share, 0)
         known = in_table or 0
@@ -437,7 +433,6 @@ def _book(share: int, outcome: Outcome, in_table: int | None) -> _Book:
         if outcome.interrupted:
             return _Book(None, known, 0, share - known, known, unknown)
         return _Book(None, known, share - known, 0, known, unknown)
-    answer = msgspec.convert(outcome.answer, InsertDone)
     reported = answer.success_count + answer.already_there
     if in_table is None:
         failed = answer.error_count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -18,53 +18,54 @@ def one_interrupt() -> Iterator[None]:
 
     An impatient second one would lose the report, and leave rows behind.
     """
-    before = _heard()
 
     def hear(number: int, frame: FrameType | None) -> NoReturn:
         del number, frame
-        for one in before:
+        for one in SIGNALS:
             signal.signal(one, signal.SIG_IGN)
-        before.clear()
         raise KeyboardInterrupt
 
-    for number in before:
-        signal.signal(number, hear)
-    try:
+    with _handlers(lambda _: hear):
         yield
-    finally:
-        _restore(before)  # nothing, if one came: what follows is the end of the command
 
 
 @contextlib.contextmanager
-def deaf() -> Iterator[None]:
+def interrupt_event() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets meanwhile, in place of raising KeyboardInterrupt."""
+    event = threading.Event()
+
+    def instead(before: Callable[..., Any]) -> Callable[..., None]:
+        def hear(number: int, frame: FrameType | None) -> None:
+            with contextlib.suppress(KeyboardInterrupt):
+                before(number, frame)
+            event.set()
+
+        return hear
+
+    with _handlers(instead):
+        yield event
+
+
+def ignore_signals() -> contextlib.AbstractContextManager[None]:
     """Hear no Ctrl-C meanwhile: for what must be finished."""
-    before = _heard()
-    for number in before:
-        signal.signal(number, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        _restore(before)
+    return _handlers(lambda _: signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def out_of_hearing() -> Iterator[None]:
-    """Threads and processes begun meanwhile never get a Ctrl-C, which a terminal sends to all."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _handlers(instead: Callable[[Callable[..., Any]], Any]) -> Iterator[None]:
+    """Other handlers of those signals that Python answers, if this is the main thread.
+
+    One that another has replaced meanwhile is left: a command that is at its end hears nothing.
+    """
+    ours = {}
+    if threading.current_thread() is threading.main_thread():
+        found = {number: signal.getsignal(number) for number in SIGNALS}
+        ours = {number: (one, instead(one)) for number, one in found.items() if callable(one)}
+    for number, (_, new) in ours.items():
+        signal.signal(number, new)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _heard() -> dict[signal.Signals, Any]:
-    """Who answers those signals that Python answers; nobody, outside of the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    found = {number: signal.getsignal(number) for number in SIGNALS}
-    return {number: handler for number, handler in found.items() if callable(handler)}
-
-
-def _restore(before: dict[signal.Signals, Any]) -> None:
-    for number, handler in before.items():
-        signal.signal(number, handler)
+        for number, (old, new) in ours.items():
+            if signal.getsignal(number) is new:
+                signal.signal(number, old)

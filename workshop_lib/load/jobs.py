@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -156,6 +156,12 @@ class WarmJob(Job, frozen=True, kw_only=True, tag="warm"):
     ttl_s: Annotated[float, msgspec.Meta(gt=0)]
 
 
+class Warmed(msgspec.Struct, frozen=True, kw_only=True):
+    """How many answers a `WarmJob` has brought into the cache."""
+
+    answers: int
+
+
 class StreamDone(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a `StreamJob`: lists of the same length, one item a request.
 
@@ -222,6 +228,15 @@ class MessageDone(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     durations_us: list[int]
     error: str = ""
+
+
+Answer: TypeAlias = Ready | InsertDone | StreamDone | Warmed
+ANSWERS: dict[type[Job], type[Answer]] = {
+    Ping: Ready,
+    InsertJob: InsertDone,
+    StreamJob: StreamDone,
+    WarmJob: Warmed,
+}
 
 
 def to_event(job: Job) -> dict[str, Any]:

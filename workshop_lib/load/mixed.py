@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,7 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from workshop_lib.database import Database
 from workshop_lib.errors import ServiceUnreachableError, WorkshopError, one_line
 from workshop_lib.load.drivers import Driver
-from workshop_lib.load.interrupts import deaf
+from workshop_lib.load.interrupts import interrupt_event
 from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
 from workshop_lib.load.messages import dimensions, metrics_namespace
 from workshop_lib.load.rows import count_by_message
@@ -479,23 +478,17 @@ class _Desk:
                 "test? Wait until it is over, or purge the queue."
             )
         self.started = time.perf_counter()
-        interrupted = False
         pollers = self.driver.at_once if self.driver else 0
-        with ExitStack() as until_done:
+        with interrupt_event() as interrupt:
             with ThreadPoolExecutor(pollers + 2, thread_name_prefix="mixed") as threads:
-                tasks = []
-                try:
-                    tasks += [threads.submit(self._send), threads.submit(self._watch)]
-                    tasks += [threads.submit(self._poll) for _ in range(pollers)]
-                    while not self.stop.wait(LOOK_S):
-                        pass
-                except KeyboardInterrupt:
-                    interrupted = True
-                finally:
-                    until_done.enter_context(deaf())  # one more would lose the report
-                    self.stop.set()
-                for task in tasks:
-                    task.result()
+                tasks = [threads.submit(self._send), threads.submit(self._watch)]
+                tasks += [threads.submit(self._poll) for _ in range(pollers)]
+                while not (self.stop.is_set() or interrupt.wait(LOOK_S)):
+                    pass
+                interrupted = not self.stop.is_set()
+                self.stop.set()
+            for task in tasks:
+                task.result()
             return self._report(time.perf_counter() - self.started, interrupted)
 
     def _send(self) -> None:

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.errors import WorkshopError, one_line
-from workshop_lib.load.jobs import StreamDone, StreamJob, WarmJob
+from workshop_lib.load.jobs import StreamDone, StreamJob, Warmed, WarmJob
 from workshop_lib.load.means import Means
 from workshop_lib.load.messages import run
 from workshop_lib.load.traffic import STATEMENTS, Request, requests, thresholds
@@ -38,18 +38,13 @@ def serve(job: StreamJob, means: Means) -> StreamDone:
     return _Desk(job, means).serve()
 
 
-def warm(job: WarmJob, means: Means) -> dict[str, int]:
-    """Bring every answer that a stream asks for into the cache.
-
-    Returns:
-        How many `answers` there are.
-
-    """
+def warm(job: WarmJob, means: Means) -> Warmed:
+    """Bring every answer that a stream asks for into the cache."""
     cache = QueryCache(means, ttl=job.ttl_s)
     cache.fetch(STATEMENTS["SELECT"])
     for values in thresholds():
         cache.fetch(STATEMENTS["SELECT2"], values)
-    return {"answers": 1 + len(thresholds())}
+    return Warmed(answers=1 + len(thresholds()))
 
 
 class _Desk:

@@ -16,7 +16,7 @@ from workshop_lib.database import Database
 from workshop_lib.errors import DataError, WorkshopError, one_line
 from workshop_lib.load.drivers import Driver, run_jobs
 from workshop_lib.load.inserts import who_limits
-from workshop_lib.load.jobs import StreamDone, StreamJob, WarmJob
+from workshop_lib.load.jobs import StreamDone, StreamJob, Warmed, WarmJob
 from workshop_lib.load.rows import count_transactions
 from workshop_lib.load.traffic import requests
 from workshop_lib.measure import Moment, Samples, percentile
@@ -208,8 +208,7 @@ def run_stream(
     finally:
         timer.cancel()  # after an Interrupt or an error its time may not have come
         timer.join()
-    each = [outcome.checked(StreamDone) for outcome in outcomes.each]
-    answers = [msgspec.convert(o.answer, StreamDone) for o in each if o.answer is not None]
+    answers = [o.answer for o in outcomes.each if isinstance(o.answer, StreamDone)]
     sources = Counter(source for answer in answers for source in answer.source)
     seen = sum(sources.values())
     planned = seen if closed else sum(1 for _ in requests(rate, seconds, seed, run))
@@ -217,7 +216,7 @@ def run_stream(
     dropped = sources["dropped"] + (unknown if outcomes.interrupted else 0)
     cpu_s = sum(answer.cpu_ms for answer in answers) / 1e3
     lasted = max((answer.lasted_ms for answer in answers), default=0.0) / 1e3
-    said = [o.error for o in each if o.error]
+    said = [o.error for o in outcomes.each if o.error]
     in_table, error = _count(database, run)
     kept_up = not closed and succeeded == planned and lasted < seconds + KEPT_UP_S
     return StreamReport(
@@ -257,9 +256,9 @@ def warm_cache(driver: Driver, ttl_s: float) -> int:
 
     """
     (outcome,) = run_jobs(driver, [WarmJob(ttl_s=ttl_s)], WARM_S).each
-    if outcome.answer is None:
+    if not isinstance(outcome.answer, Warmed):
         raise WorkshopError(f"The cache was not warmed: {outcome.error}.")
-    return int(outcome.answer["answers"])
+    return outcome.answer.answers
 
 
 def saturation(reports: Mapping[float, StreamReport], limit_s: float) -> float | None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import pickle
+import sys
 import time
 from typing import Any, Protocol
 
 import msgspec
 
-from workshop_lib.errors import WorkshopError
+from workshop_lib.errors import SettingsError, WorkshopError
 from workshop_lib.load.jobs import InsertJob, Ping, Ready, StreamJob, WarmJob
 from workshop_lib.load.means import AllMeans, Equipment, Means
 from workshop_lib.load.messages import work_off
 from workshop_lib.load.serving import serve, warm
 from workshop_lib.load.storing import insert
-from workshop_lib.services.named import (
-    named_cache,
-    named_database,
-    named_messaging,
-    named_reader,
+from workshop_lib.orphans import end_with
+from workshop_lib.services import DatabaseEndpoint
+from workshop_lib.services.endpoints import (
+    external_cache,
+    external_database,
+    external_messaging,
+    external_reader,
 )
-from workshop_lib.settings import load_settings
+from workshop_lib.settings import Settings, load_settings
 
 SPARE_S = 1.0
 """A Lambda function stops beginning statements so long before it would be ended."""
@@ -98,6 +103,22 @@ def equip(equipment: Equipment) -> None:
     _worker = Worker(equipment)
 
 
+def serve_parent() -> None:
+    """Work as a process of LocalWorkers: jobs and answers are lines of JSON."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what others print is no answer
+    equipment, parent = pickle.load(sys.stdin.buffer)  # noqa: S301 -- from who started this process
+    end_with(parent)
+    equip(equipment)
+    for line in sys.stdin.buffer:
+        try:
+            said = handler(json.loads(line)), ""
+        except Exception as error:  # noqa: BLE001 -- in words: not every error can be sent
+            said = {}, f"{type(error).__name__}: {error}"
+        answers.write(msgspec.json.encode(said) + b"\n")
+        answers.flush()
+
+
 def handler(event: Any, context: Context | None = None) -> dict[str, Any]:
     """What AWS Lambda calls, and a local worker process as well.
 
@@ -111,14 +132,14 @@ def handler(event: Any, context: Context | None = None) -> dict[str, Any]:
     """
     if _worker is None:
         settings = load_settings().values
-        database, cache = named_database(settings), named_cache(settings)
+        database, cache = named_database(settings), external_cache(settings)
         equip(
             Equipment(
                 database,
                 settings.workshop_namespace,
-                reader=named_reader(settings),
+                reader=external_reader(settings),
                 cache=cache.arguments if cache else None,
-                messaging=named_messaging(settings),
+                messaging=external_messaging(settings),
             )
         )
     assert _worker is not None  # noqa: S101 -- for mypy
@@ -126,3 +147,20 @@ def handler(event: Any, context: Context | None = None) -> dict[str, Any]:
     if context is not None:
         until = time.monotonic() + context.get_remaining_time_in_millis() / 1e3
     return _worker.do(event, until)
+
+
+def named_database(settings: Settings) -> DatabaseEndpoint:
+    """The database that a worker on another machine is to use.
+
+    Raises:
+        SettingsError: the settings name none, or not in its form.
+
+    """
+    found = external_database(settings)
+    if found is None:
+        raise SettingsError(
+            "This worker is not told which database to use. On AWS Lambda, set DSQL_ENDPOINT in "
+            "the function's environment (AWS_REGION is there already); elsewhere DSQL_ENDPOINT "
+            "with AWS_REGION, or DATABASE_URL. Workers on this machine get it from LocalWorkers."
+        )
+    return found

@@ -26,6 +26,7 @@ from psycopg2 import sql
 
 from workshop_lib.dsql import install_rules
 from workshop_lib.errors import EngineError, SettingsError
+from workshop_lib.services.client_config import isolate_libpq
 from workshop_lib.services.state import (
     ROOT_BASE,
     StateFolder,
@@ -34,7 +35,6 @@ from workshop_lib.services.state import (
     remove,
     wait_until,
 )
-from workshop_lib.services.surroundings import isolate_libpq
 
 HOST = "127.0.0.1"
 START_S = 30.0

@@ -16,9 +16,13 @@ import psutil
 from workshop_lib.errors import EngineError
 from workshop_lib.services import embedded
 from workshop_lib.services.embedded import Attachment
-from workshop_lib.services.endpoints import CacheEndpoint, DatabaseEndpoint
+from workshop_lib.services.endpoints import (
+    CacheEndpoint,
+    DatabaseEndpoint,
+    embedded_cache,
+    embedded_database,
+)
 from workshop_lib.services.engines import EngineState
-from workshop_lib.services.resolver import embedded_cache, embedded_database
 from workshop_lib.services.state import (
     PRIVATE,
     StateFolder,

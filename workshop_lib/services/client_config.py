@@ -1,46 +1,40 @@
-"""Clients that take nothing from the environment, and nothing from files in the home directory."""
+"""Clients of local engines that take nothing from the environment or from the home directory."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import boto3
-import botocore.session
+import certifi
 import psycopg2
 from psycopg2.extensions import parse_dsn
 
-from workshop_lib.services.endpoints import Endpoint
+if TYPE_CHECKING:
+    import boto3
 
-_LIBPQ = {
-    "application_name": "",
+    from workshop_lib.services.endpoints import Endpoint
+
+_NOTHING = (
+    *("application_name", "gsslib", "hostaddr", "options", "passfile", "require_auth"),
+    *("requirepeer", "ssl_max_protocol_version", "sslcert", "sslcrl", "sslcrldir", "sslkey"),
+    "sslrootcert",
+)
+_LIBPQ = dict.fromkeys(_NOTHING, "") | {
     "channel_binding": "prefer",
     "client_encoding": "UTF8",
     "gssdelegation": "0",
     "gssencmode": "disable",
-    "gsslib": "",
-    "hostaddr": "",
     "krbsrvname": "postgres",
     "load_balance_hosts": "disable",
     "max_protocol_version": "3.0",
     "min_protocol_version": "3.0",
-    "options": "",
-    "passfile": "",
-    "require_auth": "",
-    "requirepeer": "",
-    "ssl_max_protocol_version": "",
     "ssl_min_protocol_version": "TLSv1.2",
-    "sslcert": "",
     "sslcertmode": "disable",
     "sslcompression": "0",
-    "sslcrl": "",
-    "sslcrldir": "",
-    "sslkey": "",
     "sslmode": "disable",
     "sslnegotiation": "postgres",
-    "sslrootcert": "",
     "sslsni": "1",
     "target_session_attrs": "any",
 }
@@ -63,33 +57,6 @@ def isolate_libpq() -> dict[str, str]:
     return _known_options()
 
 
-def session_for(endpoint: Endpoint) -> boto3.Session:
-    """A session of boto3 for clients of this endpoint: plain for a local engine, else configured.
-
-    One of its own each time: boto3's shared one remembers the first credentials that it met.
-    """
-    return plain_session() if endpoint.embedded else boto3.Session()
-
-
-def plain_session() -> boto3.Session:
-    """A session of boto3 that reads no AWS_* variable and nothing below ~/.aws."""
-    variables: dict[str, Any] = {
-        name: (None, None, default, convert)
-        for name, (_, _, default, convert) in botocore.session.Session.SESSION_VARIABLES.items()
-    }
-    nowhere = (None, None, os.devnull, None)
-    variables |= {
-        "config_file": nowhere,
-        "credentials_file": nowhere,
-        "ignore_configured_endpoint_urls": (None, None, True, None),
-    }
-    session = botocore.session.Session(variables)
-    session.get_component("config_store").set_config_variable("s3", {})
-    loader = session.get_component("data_loader")
-    loader.search_paths.remove(loader.CUSTOMER_DATA_PATH)
-    return boto3.Session(botocore_session=session)
-
-
 @cache
 def _known_options() -> dict[str, str]:
     """Those that this libpq knows: which they are depends on its age."""
@@ -99,3 +66,43 @@ def _known_options() -> dict[str, str]:
             parse_dsn(f"{name}=''")
             known[name] = value
     return known
+
+
+def session_for(endpoint: Endpoint) -> boto3.Session:
+    """A session of boto3 for clients of this endpoint: plain for a local engine, else configured.
+
+    One of its own each time: boto3's shared one remembers the first credentials that it met.
+    """
+    import boto3  # noqa: PLC0415 -- whoever starts PostgreSQL needs none of AWS
+
+    return plain_session() if endpoint.embedded else boto3.Session()
+
+
+def plain_session() -> boto3.Session:
+    """A session of boto3 that reads no AWS_* variable and nothing below ~/.aws."""
+    import boto3  # noqa: PLC0415 -- as above
+    from botocore.loaders import Loader  # noqa: PLC0415
+    from botocore.session import Session  # noqa: PLC0415
+
+    variables: dict[str, Any] = {
+        name: (None, None, default, convert)
+        for name, (_, _, default, convert) in Session.SESSION_VARIABLES.items()
+    }
+    variables |= dict.fromkeys(("config_file", "credentials_file"), (None, None, os.devnull, None))
+    variables["ignore_configured_endpoint_urls"] = (None, None, True, None)
+    session = Session(variables)
+    session.get_component("config_store").set_config_variable("s3", {})
+    models = Loader(
+        extra_search_paths=[Loader.BUILTIN_DATA_PATH], include_default_search_paths=False
+    )
+    session.register_component("data_loader", models)
+    return boto3.Session(botocore_session=session)
+
+
+def ca_bundle() -> str:
+    """The file with the authorities by which the certificates of database and cache are verified.
+
+    The public ones that certifi keeps, Amazon's among them; or the file that AWS_CA_BUNDLE names,
+    which boto3 uses as well: for a network whose proxy shows certificates of its own.
+    """
+    return os.environ.get("AWS_CA_BUNDLE") or certifi.where()

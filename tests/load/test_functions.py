@@ -1,0 +1,401 @@
+"""The load worker as a Lambda function: its package, and the load tests that it does."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+
+import psycopg2
+import pytest
+from helpers import records
+from lambda_runtime import HERE, EventSourceMapping, LambdaService
+from tenacity import wait_fixed
+
+from workshop_lib.errors import SettingsError, WorkshopError
+from workshop_lib.load import drivers, package as packages
+from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
+from workshop_lib.load.inserts import count_by_worker, delete_rows, run_inserts
+from workshop_lib.load.jobs import Ping, to_event
+from workshop_lib.load.mixed import MixedScenario, Queue, read_metrics, run_mixed
+from workshop_lib.load.package import HANDLER, RUNNING, build_package
+from workshop_lib.load.rows import delete_transactions
+from workshop_lib.load.scenario import Storm
+from workshop_lib.load.streams import run_stream, warm_cache
+from workshop_lib.load.worker import named_database
+from workshop_lib.services import exports
+from workshop_lib.services.functions import LambdaClients
+from workshop_lib.settings import load_settings
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Lambda's runtime is for Linux")
+
+WAIT_S = 30
+CLUSTER = "abc.dsql.us-east-1.on.aws"
+QUEUE = "https://sqs.us-east-1.amazonaws.com/123456789012/load"
+KEYS = {"AWS_ACCESS_KEY_ID": "of-the-role", "AWS_SECRET_ACCESS_KEY": "of-the-role"}
+PROBE = """
+import json, sys
+sys.path.append(sys.argv[1])
+from workshop_lib.load.worker import handler
+from workshop_lib.load.worker import named_database
+from workshop_lib.settings import load_settings
+import boto3
+print(json.dumps({
+    "token": named_database(load_settings().values).token(),
+    "clients": [boto3.client(name, region_name="us-east-1").meta.service_model.service_name
+                for name in ("cloudwatch", "dsql", "sqs", "sts")],
+    "files": [m.__file__ for m in sys.modules.values() if getattr(m, "__file__", None)],
+}))
+"""
+
+
+# --- the package
+
+
+def test_the_package_holds_what_the_handler_imports_and_lambda_takes_it(built, task):
+    with zipfile.ZipFile(built.path) as archive:
+        entries = archive.infolist()
+    names = {e.filename for e in entries}
+    assert built.path.stat().st_size == built.zipped < 50 * 2**20
+    assert sum(e.file_size for e in entries) == built.unzipped < 250 * 2**20
+    assert {e.date_time for e in entries} == {(1980, 1, 1, 0, 0, 0)}
+    assert {"workshop_lib/load/worker.py", "workshop_lib/load/__init__.pyi"} <= names
+    assert not [n for n in names if ".dist-info/" in n or n.startswith(("bin/", "notebooks/"))]
+    assert (built.python, built.architecture) == (RUNNING, HERE)
+    # A program that can import the package and the standard library, and nothing else.
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", "-c", PROBE, str(task)],
+        cwd=task,
+        env=KEYS | {"AWS_REGION": "us-east-1", "DSQL_ENDPOINT": CLUSTER},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["token"].startswith(f"{CLUSTER}/?Action=DbConnectAdmin")
+    assert len(found["clients"]) == 4
+    assert [f for f in found["files"] if not f.startswith((str(task), sys.base_prefix))] == []
+
+
+def test_a_package_that_cannot_be_is_refused_in_words_and_not_written(tmp_path, monkeypatch):
+    out = tmp_path / "x.zip"
+    with pytest.raises(WorkshopError, match="There are: x86_64, arm64"):
+        build_package(out, architecture="mips")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(WorkshopError, match=r"for Python 3\.\d+ on Linux, arm64, could not be had"):
+        build_package(out, architecture="arm64")
+    monkeypatch.setattr(packages, "_install", lambda tree, *_: tree.mkdir())
+    monkeypatch.setattr(packages, "MAX_UNZIPPED", 100_000)
+    with pytest.raises(WorkshopError, match=r"MB unzipped; Lambda takes 0\.1 MB"):
+        build_package(out)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the function
+
+
+@pytest.fixture(scope="module")
+def service(shop, task, runtime, tmp_path_factory):
+    """The function of a stack: told where everything is, and a namespace that is not ours."""
+    addresses = exports(shop.settings, shop.endpoints)
+    messaging = shop.messaging.arguments
+    settings = {
+        "DATABASE_URL": f"{addresses['DATABASE_URL']}&application_name=function",
+        "VALKEY_URL": addresses["VALKEY_URL"],
+        "QUEUE_URL": QUEUE,
+        "WORKSHOP_NAMESPACE": "of_the_stack",
+        # The queue of that name is the emulation's.
+        "AWS_ENDPOINT_URL_SQS": messaging["endpoint_url"],
+        "AWS_ENDPOINT_URL_CLOUDWATCH": messaging["endpoint_url"],
+        "AWS_ACCESS_KEY_ID": messaging["aws_access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": messaging["aws_secret_access_key"],
+    }
+    folder = tmp_path_factory.mktemp("function")
+    function = LambdaService(task, runtime, folder, settings, handler=HANDLER)
+    yield function
+    function.close()
+    sys.stdout.write(function.logs())
+    assert list(function.scratch.iterdir()) == []
+
+
+@pytest.fixture
+def on_aws(shop, service, monkeypatch):
+    """The workshop as on AWS: there is a function, and it processes the queue."""
+    for name, value in (KEYS | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", service.url)
+    changed = shop.settings.model_copy(
+        update={"load_function": service.name, "queue_url": QUEUE, "aws_region": "us-east-1"}
+    )
+    monkeypatch.setattr(shop, "settings", changed)
+    return shop
+
+
+@pytest.fixture
+def calling(service, monkeypatch):
+    """A driver that calls the function, one that can be told what to do with events."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+
+    @contextmanager
+    def call(namespace, at_once=2, name=service.name, **changes):
+        before = {key: getattr(service, key) for key in changes}
+        for key, value in changes.items():
+            setattr(service, key, value)
+        clients = LambdaClients("us-east-1", at_once, service.url)
+        with LambdaWorkers(clients, name, at_once, namespace) as driver:
+            yield driver
+        for key, value in before.items():
+            setattr(service, key, value)
+
+    return call
+
+
+def wait_for(condition):
+    end = time.monotonic() + WAIT_S
+    while not (found := condition()):
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.02)
+    return found
+
+
+def waiting(shop):
+    """The functions' database processes that wait for a lock."""
+    rows = shop.database.query(
+        "SELECT pid FROM pg_stat_activity "
+        "WHERE application_name = 'function' AND wait_event_type = 'Lock'"
+    )
+    return [pid for (pid,) in rows]
+
+
+@contextmanager
+def held_up(shop, worker, number):
+    """Hold up a worker in its statement of this number, once the run's name is known."""
+    blocker = psycopg2.connect(**shop.database.endpoint.arguments)
+    cursor = blocker.cursor()
+    cursor.execute(f"SET search_path = {shop.namespace}; SET workshop.dsql_rules = 'off'")
+
+    def block(event):
+        if event.get("worker") == worker:
+            key = f"{event['run']}/{worker:05d}/{number:07d}/0000"
+            cursor.execute(
+                "INSERT INTO business_events VALUES (%s, 'x', 'x', now(), now(), '{}')", (key,)
+            )
+
+    yield block
+    # A server works on after its client has died: it must not store the row after all.
+    for pid in waiting(shop):
+        cursor.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    blocker.rollback()
+    blocker.close()
+
+
+def storm(shop, driver, **what):
+    report = run_inserts(shop.database, Storm(**what), driver, progress=False)
+    assert report.reconciles
+    assert report.planned == report.succeeded + report.failed + report.dropped
+    delete_rows(shop.database, report.run)
+    return report
+
+
+def test_the_function_s_executions_are_the_workers(on_aws, service):
+    workers = on_aws.load_workers(2)
+    assert isinstance(workers, LambdaWorkers)
+    assert workers.label == "2 executions of the AWS Lambda function load-worker"
+    report = storm(on_aws, workers, workers=4, iterations=3, statements=2, rows=5, warm_up=1)
+    # In our schema, and not in the stack's.
+    assert (report.succeeded, report.in_table, report.workers_succeeded) == (120, 120, 4)
+    assert len(service.environments) <= 2
+    job = {"job": "insert", "run": "hand", "worker": 0, "iterations": 2}
+    assert workers.start(job, 60).result()["success_count"] == 2
+    assert delete_rows(on_aws.database, "hand") == 2
+    batch = records(
+        *({"run": 1, "number": 0, "action": action, "namespace": on_aws.namespace}
+          for action in ("SELECT", "DANCE"))
+    )  # fmt: skip
+    answer = workers.start(batch, 30).result()
+    assert answer["batchItemFailures"] == [{"itemIdentifier": "m1"}]
+    # A cache of one's own is for processes here.
+    own = on_aws.load_workers(1, cache=on_aws.endpoints.cache.arguments)
+    assert isinstance(own, LocalWorkers)
+
+
+def test_a_stream_by_function_uses_the_cache(on_aws):
+    on_aws.clear_cache()
+    workers = on_aws.load_workers(1)
+    assert warm_cache(workers, 30) == on_aws.inventory()["keys"] == 101
+    report = run_stream(on_aws.database, workers, seconds=0.6, rate=50, ttl_s=30)
+    assert report.reconciles
+    assert report.hit_ratio > 0.7
+    delete_transactions(on_aws.database, report.run)
+
+
+def test_the_function_processes_the_queue_and_its_metrics_are_ours(on_aws, service):
+    assert on_aws.queue_function == service.name
+    urls = on_aws.open_queue("by-function", visibility_timeout_s=4, max_receives=2)
+    queue = Queue(on_aws.sqs, *urls)
+    scenario = MixedScenario(
+        duration_s=0.4, wait_s=0.2, messages_per_batch=2, statements_per_message=3, drain_s=20.0
+    )
+    time.sleep(1.01 - time.time() % 1)  # metrics are kept by the second: one of its own
+    began = datetime.now(UTC)
+    mapping = EventSourceMapping(service, on_aws.sqs, queue.url)
+    try:
+        report = run_mixed(on_aws.database, queue, scenario, None)
+    finally:
+        mapping.close()
+    assert report.reconciles
+    assert report.by_others
+    assert (report.planned, report.succeeded, report.failed, report.dropped) == (12, 12, 0, 0)
+    assert report.in_table == report.rows_reported == 12
+    assert (report.redelivered, report.describe()["executions"], report.errors) == (None, None, ())
+    found = read_metrics(
+        on_aws.cloudwatch, on_aws.namespace, began, report.seconds, statements=report.statements
+    )
+    assert found.completions.sum() == report.statements == 36
+    delete_transactions(on_aws.database, report.run)
+    for url in urls:
+        on_aws.sqs.delete_queue(QueueUrl=url)
+
+
+def test_a_function_that_is_not_there_or_has_no_handler_says_so(on_aws, calling, shop, service):
+    on_aws.settings = on_aws.settings.model_copy(update={"load_function": "nobody"})
+    with pytest.raises(WorkshopError, match=r"not found.*LOAD_FUNCTION.*load_function=\"\""):
+        on_aws.load_workers(2)
+    with calling("", name="nobody") as driver:
+        answer = driver.start(to_event(Ping()), 5)
+        with pytest.raises(WorkshopError, match=r"The function nobody gave no answer.*not found"):
+            answer.result()
+    for at_once in (0, 1_001, "2"):
+        with pytest.raises(WorkshopError, match="from 1 to 1,000"):
+            LambdaWorkers(LambdaClients("us-east-1", 1), "f", at_once)
+
+
+def test_what_is_no_job_comes_back_as_the_worker_s_own_words(shop, calling):
+    def spoil(event):
+        if event.get("worker") == 1:
+            event["job"] = "dance"
+
+    with calling(shop.namespace, on_event=spoil) as driver:
+        report = storm(shop, driver, workers=2, iterations=4)
+    assert (report.succeeded, report.failed, report.workers_failed) == (4, 4, 1)
+    assert report.errors[0].startswith(
+        "WorkshopError: The function load-worker failed: This is no job for a load worker: "
+    )
+
+
+def test_a_function_that_is_killed_in_mid_job_leaves_a_report_that_reconciles(
+    shop, calling, service
+):
+    def kill():
+        wait_for(lambda: waiting(shop))
+        (one,) = [e for e in service.working() if e.event["worker"] == 1]
+        one.process.send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    with held_up(shop, 1, 10) as block, calling(shop.namespace, on_event=block) as driver:
+        killer.start()
+        report = run_inserts(shop.database, Storm(workers=2, iterations=20, rows=5), driver)
+        killer.join()
+    assert report.reconciles
+    assert (report.succeeded, report.failed, report.dropped) == (150, 50, 0)
+    assert (report.unreported, report.workers_failed) == (50, 1)
+    assert "Runtime exited with error: signal: SIGKILL" in report.errors[0]
+    assert count_by_worker(shop.database, report.run) == {0: 100, 1: 50}
+    delete_rows(shop.database, report.run)
+    with calling(shop.namespace) as driver:  # the next invocation gets a new environment
+        assert storm(shop, driver, workers=2, iterations=2).succeeded == 4
+
+
+def test_a_function_s_time_limit_ends_what_hangs_and_begins_nothing_that_it_would_cut(
+    shop, calling, service
+):
+    with (
+        held_up(shop, 1, 3) as block,
+        calling(shop.namespace, on_event=block, timeout_s=3) as driver,
+    ):
+        report = storm(shop, driver, workers=2, iterations=4)
+    assert (report.succeeded, report.failed, report.unreported) == (7, 1, 3)
+    assert "Task timed out after 3.00 seconds" in report.errors[0]
+    with calling(shop.namespace, timeout_s=3) as driver:
+        report = storm(shop, driver, workers=2, iterations=1_000_000)
+    assert (report.errors, report.failed) == ((), 0)
+    assert 0 < report.succeeded == report.planned - report.dropped
+
+
+def test_an_interrupt_lets_functions_that_have_begun_end_and_begins_no_more(
+    shop, calling, service, interrupt
+):
+    def press():
+        wait_for(lambda: len(service.working()) == 2)
+        interrupt()
+
+    interrupter = threading.Thread(target=press)
+    with calling(shop.namespace) as driver:
+        calls = service.calls
+        interrupter.start()
+        report = storm(shop, driver, workers=5, iterations=100_000, time_limit_s=1.5)
+    interrupter.join()
+    assert report.interrupted
+    assert report.failed == 0
+    assert service.calls - calls == len(report.invocations) == 2
+    assert not service.working()
+
+
+def test_an_invocation_for_which_there_is_no_room_is_tried_again_and_given_up_in_time(
+    shop, calling, service, monkeypatch
+):
+    monkeypatch.setattr(drivers, "THROTTLED_WAIT", wait_fixed(0.1))
+    with calling(shop.namespace) as driver:  # of two environments one may stay
+        for one in service.environments[:-1]:
+            one.end()
+    with (
+        held_up(shop, 0, 0) as block,
+        calling(shop.namespace, at_once=3, most=1, on_event=block) as driver,
+    ):
+        job = {"job": "insert", "run": "room", "worker": 0, "iterations": 1}
+        first = driver.start(job, 60)
+        wait_for(lambda: waiting(shop))
+        service.on_event = lambda _: None
+        refused = driver.start(to_event(Ping()), 0.5)
+        with pytest.raises(WorkshopError, match=r"TooManyRequestsException.*Rate Exceeded"):
+            refused.result(WAIT_S)
+        dropped, waits = (driver.start(to_event(Ping()), 60) for _ in range(2))
+        calls = service.calls
+        wait_for(lambda: service.calls > calls + 3)
+        assert not waits.done()
+        dropped.cancel()
+        for pid in waiting(shop):
+            shop.database.query("SELECT pg_cancel_backend(%s)", (pid,))
+        assert waits.result(WAIT_S) == {"ready": True, "memory_mb": 512}
+        assert first.result(WAIT_S)["error_count"] == 1
+        with suppress(BaseException):
+            dropped.result(WAIT_S)
+        assert dropped.exception() or dropped.cancelled()
+    delete_rows(shop.database, "room")
+
+
+def test_a_client_outwaits_the_job_and_calls_the_function_once(clean_environment):
+    for name, value in KEYS.items():
+        clean_environment.setenv(name, value)
+    clients = LambdaClients("us-east-1", 250)
+    for limit_s in (0.3, 90, 900):
+        config = clients.patient(limit_s).meta.config
+        assert limit_s < config.read_timeout <= limit_s + 150
+        assert config.retries["total_max_attempts"] == 1
+        assert config.max_pool_connections == 250
+    clients.close()
+
+
+def test_no_engine_is_started_for_a_worker_that_is_told_no_database(clean_environment, tmp_path):
+    state = tmp_path / "state"
+    settings = load_settings(workshop_state_dir=state).values
+    with pytest.raises(SettingsError, match=r"not told which database.*set DSQL_ENDPOINT"):
+        named_database(settings)
+    assert not state.exists()
