@@ -271,7 +271,8 @@ sys.path.insert(0, sys.argv[1])
 import test_forks
 from workshop_lib import open_workshop
 from workshop_lib.load.jobs import Ping, to_event
-from workshop_lib.services.state import state_folder
+from workshop_lib.services.local import status
+from workshop_lib.services.state_folder import state_folder
 
 namespace, results = sys.argv[2:]
 ws = open_workshop("forks", workshop_namespace=namespace, workshop_result_file=results)

@@ -554,7 +554,7 @@ def _short_folder() -> Path:
 
 def _kernel_environment(job: Job, place: str, result_file: Path) -> dict[str, str]:
     """What a kernel inherits: its own namespace, and nothing personal."""
-    from workshop_lib.services.state import cache_folder  # noqa: PLC0415
+    from workshop_lib.services.state_folder import cache_folder  # noqa: PLC0415
 
     return {
         **os.environ,

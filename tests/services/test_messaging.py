@@ -20,8 +20,9 @@ from workshop_lib import Workshop, open_workshop
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
 from workshop_lib.messaging import messaging_error
 from workshop_lib.namespaces import wipe_namespace
-from workshop_lib.services import embedded, resolve_messaging, running_messaging
-from workshop_lib.services.state import StateFolder, wait_until
+from workshop_lib.services import local, resolve_messaging, running_messaging
+from workshop_lib.services.processes import wait_until
+from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import load_settings
 
 QUEUE = "https://sqs.us-east-1.amazonaws.com/123456789012/load-test"
@@ -32,7 +33,7 @@ def home(tmp_path_factory) -> Iterator[StateFolder]:
     """A state folder of this file's own, kept by one process that runs no emulation at first."""
     folder = StateFolder(tmp_path_factory.mktemp("messaging").resolve())
     yield folder
-    embedded.reset(folder)
+    local.reset(folder)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def mq(workshops) -> Workshop:
 
 
 def report(folder):
-    return embedded.reports(folder).get("aws")
+    return next((one for one in local.status(folder).engines if one.name == "aws"), None)
 
 
 def texts(messages):
@@ -69,7 +70,7 @@ def texts(messages):
 
 
 def test_it_is_started_by_the_first_use_and_by_nothing_else(home, mq):
-    embedded.stop(home)  # another test may have started it
+    local.stop(home)  # another test may have started it
     mq.close()
     workshop = open_workshop("messaging", workshop_namespace="run_00000000_m")
     try:
@@ -345,16 +346,16 @@ def test_deleting_a_namespace_spares_one_whose_name_begins_alike(workshops):
 
 
 def test_closing_leaves_no_lease_and_in_the_end_no_process(home, workshops):
-    embedded.stop(home)  # those before asked for an idle time
+    local.stop(home)  # those before asked for an idle time
     mq = workshops(workshop_linger_seconds=0)
     mq.open_queue("load", visibility_timeout_s=30, max_receives=3)
     _ = mq.cloudwatch
     pid = report(home).pid
-    assert len(home.live_leases()) == 2
+    assert len(local.status(home).users) == 2
     mq.close()
     mq.close()
-    assert home.live_leases() == []
-    assert embedded.wait_gone(home)
+    assert local.status(home).users == ()
+    assert local.wait_gone(home)
     assert not psutil.pid_exists(pid)
 
 
@@ -375,7 +376,7 @@ def test_a_killed_emulation_comes_back_empty_at_the_same_address(home, mq):
 
 def test_a_stopped_emulation_is_a_clear_error(home, mq):
     queue, _ = mq.open_queue("load", visibility_timeout_s=30, max_receives=3)
-    embedded.stop(home)
+    local.stop(home)
     with pytest.raises(ServiceUnreachableError, match="No answer from local emulation of SQS") as e:
         mq.open_queue("load", visibility_timeout_s=30, max_receives=3)
     assert "next open_workshop()" in str(e.value)

@@ -28,7 +28,7 @@ from workshop_lib.errors import DataError
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.progress import progress_bar
 from workshop_lib.rows import Row
-from workshop_lib.services.state import cache_folder
+from workshop_lib.services.state_folder import cache_folder
 
 if TYPE_CHECKING:
     import pandas as pd

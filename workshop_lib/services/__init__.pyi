@@ -2,9 +2,9 @@
 
 from . import (
     cache_url as cache_url,
-    embedded as embedded,
     error_help as error_help,
-    state as state,
+    local as local,
+    state_folder as state_folder,
 )
 from .endpoints import (
     CacheEndpoint as CacheEndpoint,
