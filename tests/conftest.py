@@ -33,7 +33,7 @@ LONGEST_FIRST = (
     "faults/",
     "services/",
     "load/",
-    "test_distances.py",
+    "test_latencies.py",
     "test_database.py",
     "test_forks.py",
     "cache/",

@@ -291,8 +291,8 @@ for end in test_forks.ENDS:
     test_forks.still_well(ws)
     workers.start(to_event(Ping()), 10).result(10)
     assert ws.latencies["cache"] == 0.001
-    held = state_folder(ws.settings.workshop_state_dir).live_leases()
-    assert os.getpid() in [lease["pid"] for lease in held]
+    held = status(state_folder(ws.settings.workshop_state_dir)).users
+    assert os.getpid() in [user.pid for user in held]
 stays = os.fork()
 if stays == 0:
     time.sleep(600)

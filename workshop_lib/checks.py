@@ -21,9 +21,9 @@ import redis
 from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.load.messages import metrics_namespace
-from workshop_lib.messaging import describe_queue, messaging_client
 from workshop_lib.objects import greet_store, store_client
 from workshop_lib.paths import CHECKOUT
+from workshop_lib.queues import describe_queue, messaging_client
 from workshop_lib.services import (
     CacheEndpoint,
     DatabaseEndpoint,

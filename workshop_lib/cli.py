@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote
 
 import click
 
@@ -249,7 +250,7 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     endpoints.release()
     options = {
         "ServerApp.root_dir": CHECKOUT,
-        "LabApp.default_url": f"/lab/tree/notebooks/{first.path.name}",
+        "LabApp.default_url": f"/lab/tree/notebooks/{quote(first.path.name)}",
         "ServerApp.answer_yes": True,  # to the question that Ctrl-C brings
         "ServerApp.allow_root": os.geteuid() == 0,
         # Kernels talk by ports that every user of this machine can reach, by default in the clear.

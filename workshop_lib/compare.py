@@ -26,7 +26,7 @@ from workshop_lib.results import (
 RESULTS = CHECKOUT / "results"
 MAX_LISTED = 8
 WIDTH = 100
-LINE = "{:<40.40} {:>12.12} {:>12.12} {:>8.8} {:>16.16} {}"
+LINE = "{:<40.40} {:>12.12} {:>12.12} {:>7.7} {:>17.17} {}"
 END = NormalDist().inv_cdf(0.975)
 """Standard errors from the middle of a 95 % interval to its end."""
 MIN_FIGURES = 5
@@ -252,5 +252,5 @@ def _line(pair: Pair) -> str:
     """A line of the table; what is too long for its column is cut."""
     name, mark = f"{pair.notebook[:2]} {pair.name}", "differs" if pair.apart else ""
     ratio = "" if pair.ratio is None else f"{pair.ratio:.3g}"
-    interval = "" if pair.low is None else f"{pair.low:.3g} – {pair.high:.3g}"
+    interval = "" if pair.low is None else f"{pair.low:.2g} – {pair.high:.2g}"
     return LINE.format(name, str(pair.first), str(pair.second), ratio, interval, mark).rstrip()

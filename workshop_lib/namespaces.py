@@ -33,7 +33,7 @@ def wipe(ws: Workshop, *, of_others: bool = False) -> dict[str, int]:
         WorkshopError: a service does not answer.
 
     """
-    from workshop_lib.messaging import delete_own_queues  # noqa: PLC0415 -- few have any
+    from workshop_lib.queues import delete_own_queues  # noqa: PLC0415 -- few have any
 
     tables = dataset.drop_everything(ws.database, of_others=of_others)
     objects = list(dataset.list_objects(ws.s3, ws.bucket, ws.object_prefix))

@@ -198,14 +198,14 @@ class Workshop(Recording):
     @cached_property
     def sqs(self) -> Any:
         """A boto3 client of the queues."""
-        from workshop_lib.messaging import messaging_client
+        from workshop_lib.queues import messaging_client
 
         return messaging_client(self.messaging, "sqs")
 
     @cached_property
     def cloudwatch(self) -> Any:
         """A boto3 client of the metrics."""
-        from workshop_lib.messaging import messaging_client
+        from workshop_lib.queues import messaging_client
 
         return messaging_client(self.messaging, "cloudwatch")
 
@@ -233,7 +233,7 @@ class Workshop(Recording):
             ServiceUnreachableError: no answer, no such queue, or one with no dead-letter queue.
 
         """
-        from workshop_lib.messaging import open_queue
+        from workshop_lib.queues import open_queue
 
         return open_queue(
             self.sqs,

@@ -44,9 +44,9 @@ from workshop_lib.load.rows import (
     warm_up_of,
 )
 from workshop_lib.load.scenario import InsertScenario, Which, read_file
-from workshop_lib.messaging import delete_queues
 from workshop_lib.paths import display_path
 from workshop_lib.prices import load_prices
+from workshop_lib.queues import delete_queues
 from workshop_lib.results import ready_folder
 from workshop_lib.services.endpoints import (
     external_database,

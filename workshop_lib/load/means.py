@@ -11,7 +11,7 @@ import redis
 
 from workshop_lib.database import Database
 from workshop_lib.load.watch import Watch
-from workshop_lib.messaging import messaging_client
+from workshop_lib.queues import messaging_client
 from workshop_lib.services import DatabaseEndpoint, MessagingEndpoint
 
 STATEMENT_LIMIT_S = 30.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,7 +36,6 @@ LOCAL_REGION = "us-east-1"
 LOCAL_BUCKET = "workshop"
 MESSAGING_ENGINE = "aws"
 _IN_URL = frozenset({"user", "password", "dbname", "host", "port"})
-_UNKNOWN_OPTION = re.compile(r'invalid (?:URI query parameter:|connection option) "([a-z_]+)"')
 
 Release = Callable[[], None]
 E = TypeVar("E", bound="DatabaseEndpoint | CacheEndpoint")
@@ -394,18 +392,12 @@ def external_database(settings: Settings, ours: Set[str] = frozenset()) -> Datab
         found["connect_timeout"] = int(found.get("connect_timeout", CONNECT_S))
         if "@" in host or not 0 < port < 65536:  # @: the end of a password that was not escaped
             raise ValueError("not a host, or not a port")
-    except (psycopg2.ProgrammingError, ValueError) as error:
-        # The library's own message repeats the text, and with it the password; what it calls an
-        # option is one, unless an @ shows that it is the end of a password that was not escaped.
-        unknown = _UNKNOWN_OPTION.search(str(error))
-        if unknown and "@" not in url.partition("?")[2]:
-            raise SettingsError(
-                f"DATABASE_URL has an option {unknown[1]!r}, which PostgreSQL's client library "
-                "does not know. Correct it, or leave it out."
-            ) from None
+    except (psycopg2.ProgrammingError, ValueError):
+        # The library's own message repeats the text, and with it the password.
         raise SettingsError(
-            "DATABASE_URL is not a PostgreSQL address. Its form is "
-            f"postgresql://user:password@host:port/database; {services.cache_url.ESCAPES}"
+            "DATABASE_URL is not a PostgreSQL address. Its form is postgresql://user:password@"
+            "host:port/database, perhaps with ?option=value of PostgreSQL's client library; "
+            f"{services.cache_url.ESCAPES}"
         ) from None
     if service := os.environ.get("PGSERVICE"):
         found.setdefault("service", service)  # a local engine's clients remove the variable
