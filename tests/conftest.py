@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from cryptography.x509.oid import NameOID
 
 from workshop_lib import Workshop, open_workshop
-from workshop_lib.services import embedded
-from workshop_lib.services.state import StateFolder
+from workshop_lib.services import local
+from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import Settings
 
 FOREIGN = {name.upper() for name in Settings.model_fields} | {"WORKSHOP_CONFIG"}
@@ -72,7 +72,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
         "TQDM_DISABLE": "1",
     }
     yield folder
-    embedded.reset(folder)
+    local.reset(folder)
     os.environ.clear()
     os.environ.update(before)
 

@@ -12,7 +12,7 @@ import pytest
 
 import workshop_lib
 from workshop_lib import plots
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 PAGE = CHECKOUT / "docs" / "api.md"
 METHODS = (

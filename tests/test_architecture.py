@@ -11,7 +11,7 @@ from graphlib import TopologicalSorter
 import pytest
 
 import workshop_lib
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 PACKAGE = CHECKOUT / "workshop_lib"
 TREES = {
@@ -113,7 +113,8 @@ def test_services_know_nothing_of_caching_or_data():
 
 def test_what_makes_the_stacks_knows_nothing_of_running_on_them_and_nobody_else_makes_any():
     known = (
-        "aws", "dataset", "errors", "load.package", "options", "services.explain", "settings",
+        "aws", "dataset", "errors", "load.package", "options", "paths", "services.error_help",
+        "settings",
     )  # fmt: skip
     for file in files("aws/"):
         others = ours(file, outside=tuple(f"workshop_lib.{name}" for name in known))
@@ -184,25 +185,29 @@ def _foreign_names(tree: ast.AST, defined: set[str]) -> Iterator[str]:
                 yield name
 
 
-def test_opening_the_workshop_imports_no_load_test_no_drawing_and_no_deployment():
-    program = "import sys; from workshop_lib import open_workshop; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+def test_opening_the_workshop_imports_no_load_test_no_drawing_and_no_deployment(shared):
+    imported = modules_after(
+        f"from workshop_lib import open_workshop;"
+        f"open_workshop('imports', workshop_namespace={shared.namespace!r}).close()"
     )
-    imported = set(done.stdout.split())
-    heavy = {"IPython", "matplotlib", "moto", "numpy", "pandas", "tqdm"}
+    assert imported & {"IPython", "matplotlib", "moto", "numpy", "pandas", "tqdm"} == set()
     unneeded = ("workshop_lib.aws", "workshop_lib.exercises", "workshop_lib.load")
-    assert imported & heavy == set()
     assert [name for name in imported if name.startswith(unneeded)] == []
 
 
 def test_help_imports_no_client_and_no_settings():
-    program = "import sys; import workshop_lib.cli; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    imported = set(done.stdout.split())
+    imported = modules_after("import workshop_lib.cli")
     assert imported & {*CLIENTS, "matplotlib", "pandas", "pydantic", "rich"} == set()
+
+
+def modules_after(program: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; import sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
 
 
 def test_a_module_says_in_its_first_line_what_it_is_for():

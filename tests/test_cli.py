@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from workshop_lib.cli import main
 from workshop_lib.dataset import list_objects
-from workshop_lib.services.state import StateFolder
+from workshop_lib.services.state_folder import StateFolder
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_a_share_has_an_interval_also_at_its_ends(count, n, low, high):
     ],
 )
 def test_what_cannot_be_said_is_missing_and_says_why(figure, measured):
-    found = found_in("{{ figure }}", figure, **measured)
+    found = found_in("It is so.", figure, **measured)
     assert found.missing.startswith("Notebook 02 did not record what it takes: ")
     assert (found.sentence, found.interval) == ("", "")
 

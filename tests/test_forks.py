@@ -271,7 +271,8 @@ sys.path.insert(0, sys.argv[1])
 import test_forks
 from workshop_lib import open_workshop
 from workshop_lib.load.jobs import Ping, to_event
-from workshop_lib.services.state import state_folder
+from workshop_lib.services.local import status
+from workshop_lib.services.state_folder import state_folder
 
 namespace, results = sys.argv[2:]
 ws = open_workshop("forks", workshop_namespace=namespace, workshop_result_file=results)
@@ -290,8 +291,8 @@ for end in test_forks.ENDS:
     test_forks.still_well(ws)
     workers.start(to_event(Ping()), 10).result(10)
     assert ws.latencies["cache"] == 0.001
-    held = state_folder(ws.settings.workshop_state_dir).live_leases()
-    assert os.getpid() in [lease["pid"] for lease in held]
+    held = status(state_folder(ws.settings.workshop_state_dir)).users
+    assert os.getpid() in [user.pid for user in held]
 stays = os.fork()
 if stays == 0:
     time.sleep(600)

@@ -16,8 +16,9 @@ import psutil
 import pytest
 import requests
 
-from workshop_lib.services import embedded
-from workshop_lib.services.state import StateFolder, wait_until
+from workshop_lib.services import local
+from workshop_lib.services.processes import wait_until
+from workshop_lib.services.state_folder import StateFolder
 
 START_S = 60
 
@@ -71,7 +72,7 @@ def lab(tmp_path) -> Iterator[Lab]:
         try:
             lab.process.wait(30)
         finally:
-            embedded.reset(StateFolder((tmp_path / "state").resolve()))
+            local.reset(StateFolder((tmp_path / "state").resolve()))
 
 
 def ask(server: dict[str, str], path: str, method: str = "GET") -> requests.Response:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from workshop_lib.cli import main
-from workshop_lib.settings import CHECKOUT, Settings
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.settings import Settings
 
 MAKEFILE = (CHECKOUT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))

@@ -144,9 +144,12 @@ def test_of_all_notebooks_five_sentences_are_at_the_top(tmp_path):
         "07_meet_dsql": ["arrived_no_retry", "arrived_jitter", "attempts_jitter"],
         "09_compare_s3_and_cache": ["read_store_p50", "read_cache_p50"],
     }.items():  # fmt: skip
-        keep(tmp_path, name, size="full", measurements=dict.fromkeys(needs, one))
+        services = {"store": {"label": "S3"}} if "s3" in name else {}
+        about = {"size": "full", "services": services}
+        keep(tmp_path, name, measurements=dict.fromkeys(needs, one), **about)
     top = page_of(tmp_path).partition("Beside published figures")[0]
     assert top.count("95 % interval") == top.count("?") == 5
+    assert top.count(", on S3.") == 1
 
 
 def test_figures_stand_beside_published_ones_and_nothing_divides_them(page):

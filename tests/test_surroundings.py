@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from workshop_lib.services import embedded
-from workshop_lib.services.state import StateFolder
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.services import local
+from workshop_lib.services.state_folder import StateFolder
 
 NOWHERE = "http://127.0.0.1:9"
 ODD = "a b'\"\\ $HOME `x` #é 日本\nc"
@@ -201,15 +202,13 @@ def test_the_engines_that_a_hostile_shell_started_serve_a_clean_one(tmp_path):
     )
     try:
         assert ask(code, **own, **hostile) == "1"
-        keeper = folder.keeper()
-        assert keeper is not None
-        assert not keeper.environ().keys() & {*hostile, "WORKSHOP_LINGER_SECONDS"}
+        before = local.status(folder).supervisor_pid
+        assert before is not None
+        assert not psutil.Process(before).environ().keys() & {*hostile, "WORKSHOP_LINGER_SECONDS"}
         assert ask(code, **own) == "1"
-        found = folder.keeper()
-        assert found is not None
-        assert found.pid == keeper.pid
+        assert local.status(folder).supervisor_pid == before
     finally:
-        embedded.reset(folder)
+        local.reset(folder)
 
 
 def test_any_name_of_a_folder_will_do(tmp_path):
@@ -227,7 +226,7 @@ def test_any_name_of_a_folder_will_do(tmp_path):
         found = ask(code, **own, WORKSHOP_RESULT_FILE=str(file))
         assert found.endswith("c/state/valkey")
     finally:
-        embedded.reset(StateFolder(place / "state"))
+        local.reset(StateFolder(place / "state"))
 
 
 def test_a_run_is_not_held_up_by_a_long_name_of_the_folder_for_temporary_files(tmp_path):

@@ -38,7 +38,7 @@ from workshop_lib.services import (
 from workshop_lib.services.clients import greet_cache
 from workshop_lib.services.endpoints import external_messaging
 from workshop_lib.services.error_help import advice, error_text
-from workshop_lib.services.state import NEEDED_BYTES, state_folder
+from workshop_lib.services.state_folder import NEEDED_BYTES, state_folder
 from workshop_lib.settings import LoadedSettings, load_settings
 
 LIMIT_S = 10.0

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote
 
 import click
 
@@ -23,8 +24,10 @@ from workshop_lib.options import INTERRUPTED, a_file, a_folder, as_json, yes
 from workshop_lib.paths import CHECKOUT, display_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from workshop_lib.runner import Notebook
-    from workshop_lib.services.embedded import EngineStatus
+    from workshop_lib.services.protocol import EngineState
 
 
 class _Commands(click.Group):
@@ -179,7 +182,7 @@ def _ask(text: str, default: str) -> str:
 def _check(*, as_json: bool = False) -> bool:
     """Show the checks as they are answered. Returns whether all passed."""
     from workshop_lib.checks import Check, check_deployment
-    from workshop_lib.services import embedded
+    from workshop_lib.services import local
 
     def show(one: Check) -> None:
         colour = {True: "green", False: "red", None: "yellow"}[one.ok]
@@ -191,7 +194,7 @@ def _check(*, as_json: bool = False) -> bool:
     report = check_deployment(
         on_check=(lambda _: None) if as_json else show, workshop_linger_seconds=0.0
     )
-    embedded.wait_gone(_state_folder())
+    local.wait_gone(_state_folder())
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     return report.ok
@@ -247,7 +250,7 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     endpoints.release()
     options = {
         "ServerApp.root_dir": CHECKOUT,
-        "LabApp.default_url": f"/lab/tree/notebooks/{first.path.name}",
+        "LabApp.default_url": f"/lab/tree/notebooks/{quote(first.path.name)}",
         "ServerApp.answer_yes": True,  # to the question that Ctrl-C brings
         "ServerApp.allow_root": os.geteuid() == 0,
         # Kernels talk by ports that every user of this machine can reach, by default in the clear.
@@ -283,16 +286,18 @@ def _find_notebooks() -> list[Notebook]:
 @main.command()
 def status() -> None:
     """Show the local engines and who uses them."""
-    from workshop_lib.services import embedded
+    from workshop_lib.services import local
 
-    found = embedded.status(_state_folder())
-    if found.keeper_pid is None:
+    found = local.status(_state_folder())
+    if found.supervisor_pid is None:
         click.echo(f"The local engines are not running (their state: {found.folder}).")
-    else:
-        _show_engines(found)
-    for sandbox in found.private:
-        click.echo("\nthe sandbox of a notebook:")
-        _show_engines(sandbox)
+        return
+    _show_engines(found.engines)
+    click.echo(f"used by: {', '.join(map(str, found.users)) or 'no one; they stop by themselves'}")
+    for user, engines in found.sandboxes:
+        click.echo(f"\nthe sandbox of {user}:")
+        _show_engines(engines)
+    click.echo(f"state:   {found.folder}")
 
 
 @main.command()
@@ -301,9 +306,9 @@ def stop() -> None:
 
     Their data stays.
     """
-    from workshop_lib.services import embedded
+    from workshop_lib.services import local
 
-    stopped = embedded.stop(_state_folder())
+    stopped = local.stop(_state_folder())
     click.echo("The local engines are stopped." if stopped else "No local engines were running.")
 
 
@@ -316,8 +321,8 @@ def reset(yes: bool, local: bool) -> None:
     The local engines with their data, and its own part of your services.
     """
     from workshop_lib.namespaces import wipe_namespace
-    from workshop_lib.services import embedded
-    from workshop_lib.services.state import state_folder
+    from workshop_lib.services.local import reset as reset_engines
+    from workshop_lib.services.state_folder import state_folder
     from workshop_lib.settings import load_settings
 
     settings = load_settings().values
@@ -333,7 +338,7 @@ def reset(yes: bool, local: bool) -> None:
     if own:
         gone = wipe_namespace(settings.workshop_namespace)
         click.echo(", ".join(f"{count} {kind}" for kind, count in gone.items()) + " deleted.")
-    found = embedded.reset(folder)
+    found = reset_engines(folder)
     click.echo(
         "Reset. The next run starts afresh." if found or own else "There was nothing to reset."
     )
@@ -390,18 +395,16 @@ def rules(what: str) -> None:
     click.echo(f"The rules are {'installed' if what == 'install' else 'removed'}.")
 
 
-def _show_engines(found: EngineStatus) -> None:
-    for engine in found.engines:
+def _show_engines(engines: Iterable[EngineState]) -> None:
+    for engine in engines:
         place = f"127.0.0.1:{engine.port}  pid {engine.pid}" if engine.port else engine.message
         kind = "  (emulation)" if engine.emulated else ""
         click.echo(f"{engine.name:<10} {engine.status:<7} {place}{kind}")
-    click.echo(f"used by: {', '.join(found.users) or 'no one; they stop by themselves'}")
-    click.echo(f"state:   {found.folder}")
 
 
 def _state_folder() -> Any:
     """The state folder, even if another setting is not usable: stopping must always work."""
-    from workshop_lib.services.state import state_folder
+    from workshop_lib.services.state_folder import state_folder
     from workshop_lib.settings import load_settings
 
     try:

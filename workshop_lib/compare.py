@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import escape
 
 from workshop_lib.errors import ResultError
+from workshop_lib.paths import CHECKOUT, display_path
 from workshop_lib.results import (
     Measurement,
     Result,
@@ -21,12 +22,11 @@ from workshop_lib.results import (
     read_result,
     read_run,
 )
-from workshop_lib.settings import CHECKOUT, near
 
 RESULTS = CHECKOUT / "results"
 MAX_LISTED = 8
 WIDTH = 100
-LINE = "{:<40.40} {:>12.12} {:>12.12} {:>8.8} {:>16.16} {}"
+LINE = "{:<40.40} {:>12.12} {:>12.12} {:>7.7} {:>17.17} {}"
 END = NormalDist().inv_cdf(0.975)
 """Standard errors from the middle of a 95 % interval to its end."""
 MIN_FIGURES = 5
@@ -170,7 +170,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
             *({"notebooks at a time": r.workers, **r.machine, **r.versions} for r in both)
         )
     judged, allowed = _judge(pairs, same_services=not services)
-    labels = (near(places[0]), near(places[1]))
+    labels = (display_path(places[0]), display_path(places[1]))
     return Comparison(labels, judged, allowed, refused, list(dict.fromkeys(services + machines)))
 
 
@@ -252,5 +252,5 @@ def _line(pair: Pair) -> str:
     """A line of the table; what is too long for its column is cut."""
     name, mark = f"{pair.notebook[:2]} {pair.name}", "differs" if pair.apart else ""
     ratio = "" if pair.ratio is None else f"{pair.ratio:.3g}"
-    interval = "" if pair.low is None else f"{pair.low:.3g} – {pair.high:.3g}"
+    interval = "" if pair.low is None else f"{pair.low:.2g} – {pair.high:.2g}"
     return LINE.format(name, str(pair.first), str(pair.second), ratio, interval, mark).rstrip()

@@ -26,9 +26,6 @@ def redact(said: object) -> str:
     return _ACCOUNT_OR_KEY.sub("…", _SECRET.sub(r"\1…", text))
 
 
-one_line = redact
-
-
 class WorkshopError(Exception):
     """A foreseen mistake or fault; its text says what happened and what to do next."""
 

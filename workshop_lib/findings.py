@@ -13,8 +13,8 @@ import jinja2
 import msgspec
 from markupsafe import Markup
 
-from workshop_lib.results import Measurement, Result, format_range, format_value
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.results import Measurement, Result, format_value
 
 FILE = CHECKOUT / "data" / "findings.toml"
 
@@ -52,8 +52,8 @@ class Finding:
 
     @property
     def interval(self) -> str:
-        """That of its figure, as a person reads it; empty where there is none."""
-        return format_interval(self.figure)
+        """That of its figure; empty where there is none."""
+        return self.figure.interval if self.figure else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +83,12 @@ def find(statement: Statement, result: Result | None) -> Finding:
     try:
         expression, text = _compiled(statement)
         figure = expression(known)
-        sentence = text.render(known, figure=figure)
+        sentence = text.render(known, figure=figure, n=figure.n)  # or UndefinedError
     except (jinja2.UndefinedError, TypeError, ValueError, ArithmeticError) as error:
         return Finding(statement, missing=f"{number} did not record what it takes: {error}.")
     labels = [str(result.services.get(kind, {}).get("label", "")) for kind in statement.on]
     where = " and ".join(dict.fromkeys(filter(None, labels)))
     return Finding(statement, sentence, figure, where)
-
-
-def format_interval(figure: Measurement | None) -> str:
-    """A figure's interval as a person reads it; empty where there is none."""
-    if figure is None or figure.low is None or figure.high is None:
-        return ""
-    return format_range(figure.low, figure.high, figure.unit)
 
 
 def share(figure: Measurement) -> Measurement:
@@ -104,7 +97,7 @@ def share(figure: Measurement) -> Measurement:
     It takes the n for independent of each other.
 
     >>> arrived = share(Measurement(24, "increments", 128))
-    >>> str(arrived), format_interval(arrived)
+    >>> str(arrived), arrived.interval
     ('18.8 %', '12.9 to 26.4 %')
     """
     n, z = figure.n, NormalDist().inv_cdf(0.975)

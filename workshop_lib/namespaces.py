@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from workshop_lib import dataset
 from workshop_lib.cache.keys import match_all
 from workshop_lib.database import Database
-from workshop_lib.services import resolve
-from workshop_lib.services.state import state_folder
+from workshop_lib.services import local, resolve
+from workshop_lib.services.state_folder import state_folder
 from workshop_lib.settings import load_settings
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def abandoned_namespaces() -> list[str]:
     endpoints = resolve(loaded.values)
     database = Database(endpoints.database, pool_min=1)
     try:
-        others = {lease["pid"] for lease in folder.live_leases()} - {os.getpid()}
+        others = {user.pid for user in local.status(folder).users} - {os.getpid()}
         if others or not endpoints.database.embedded:
             return []
         found = database.query(

@@ -10,8 +10,8 @@ from functools import cache
 from typing import Any
 
 from workshop_lib.errors import DataError
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.results import Measurement, Result, format_range
-from workshop_lib.settings import CHECKOUT
 
 FILE = CHECKOUT / "data" / "published.csv"
 BESIDE = CHECKOUT / "data" / "published.toml"

@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.services import MessagingEndpoint, running_messaging
 from workshop_lib.services.client_config import session_for
-from workshop_lib.services.explain import cause_of, explain, sentence
+from workshop_lib.services.error_help import advice, cause_of, error_text
 from workshop_lib.settings import Settings
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,30}")
@@ -154,8 +154,8 @@ def messaging_error(error: Exception, endpoint: MessagingEndpoint) -> ServiceUnr
         )
     answered = isinstance(error, ClientError)
     about = place if answered else f"No answer from {place}"
-    advice = again if endpoint.embedded and not answered else explain(error, endpoint)
-    return ServiceUnreachableError(f"{about}: {sentence(error)} {advice}")
+    what_next = again if endpoint.embedded and not answered else advice(error, endpoint)
+    return ServiceUnreachableError(f"{about}: {error_text(error)} {what_next}")
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:

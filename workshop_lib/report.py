@@ -15,7 +15,7 @@ import jinja2
 
 from workshop_lib import published
 from workshop_lib.errors import ResultError
-from workshop_lib.findings import Finding, find, format_interval, pictures, statements
+from workshop_lib.findings import Finding, find, pictures, statements
 from workshop_lib.notebook_format import nbformat
 from workshop_lib.results import Result, format_latency, read_run
 
@@ -120,7 +120,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"interval": format_interval, "latency": format_latency}
+    environment.filters["latency"] = format_latency
     return environment.get_template("report.html")
 
 

@@ -68,6 +68,13 @@ class Measurement:
             raise TypeError(f"{self.value!r} is no number")
         return float(self.value)
 
+    @property
+    def interval(self) -> str:
+        """Its interval as a person reads it; empty where it has none."""
+        if self.low is None or self.high is None:
+            return ""
+        return format_range(self.low, self.high, self.unit)
+
     def __str__(self) -> str:
         return format_figure(self.value, self.unit)
 

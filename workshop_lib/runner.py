@@ -24,10 +24,10 @@ import psutil
 from tqdm.auto import tqdm
 from traitlets.config import Config
 
-from workshop_lib.errors import ResultError, RunError, WorkshopError, one_line
+from workshop_lib.errors import ResultError, RunError, WorkshopError, redact
 from workshop_lib.notebook_format import nbformat
+from workshop_lib.paths import CHECKOUT, display_path
 from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
-from workshop_lib.settings import CHECKOUT, near
 
 NOTEBOOKS = CHECKOUT / "notebooks"
 ORIGINAL = re.compile(r"\d\d_\w+")
@@ -266,7 +266,7 @@ def run(
         ]
         for batch in _batches(chosen, workers)
     ]
-    say(f"{_plan(batches, size)}, into {near(folder)}")
+    say(f"{_plan(batches, size)}, into {display_path(folder)}")
     outcomes: dict[str, Outcome] = {}
 
     def report(outcome: Outcome) -> None:
@@ -337,10 +337,10 @@ def _read(path: Path) -> Notebook:
     try:
         return _parse(path)
     except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others can run
-        said = one_line(error)[:200]
+        said, name = redact(error)[:200], display_path(path)
         why = (
-            f"{near(path)} is not a notebook that can be read: {said} If a merge left its marks in "
-            f"it, resolve the conflict; `git checkout {near(path)}` has the committed one back."
+            f"{name} is not a notebook that can be read: {said} If a merge left its marks in "
+            f"it, resolve the conflict; `git checkout {name}` has the committed one back."
         )
         return Notebook(path, path.stem, path.stem, broken=why)
 
@@ -554,7 +554,7 @@ def _short_folder() -> Path:
 
 def _kernel_environment(job: Job, place: str, result_file: Path) -> dict[str, str]:
     """What a kernel inherits: its own namespace, and nothing personal."""
-    from workshop_lib.services.state import cache_folder  # noqa: PLC0415
+    from workshop_lib.services.state_folder import cache_folder  # noqa: PLC0415
 
     return {
         **os.environ,

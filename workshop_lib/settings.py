@@ -31,12 +31,7 @@ from pydantic_settings import (
 )
 
 from workshop_lib.errors import SettingsError
-from workshop_lib.paths import (
-    CHECKOUT as CHECKOUT,  # noqa: PLC0414 -- for now
-    display_path,
-)
-
-near = display_path  # for now
+from workshop_lib.paths import CHECKOUT
 
 NAMESPACE = "[a-z][a-z0-9_]{0,39}"
 """The form of a namespace: it names a schema, and begins keys and objects' names."""

@@ -43,13 +43,6 @@ def price(source, calls) -> CachedFunction[..., Any]:
     return price_of
 
 
-def test_a_second_call_with_the_same_arguments_is_answered_from_the_cache(price, calls):
-    assert price(1) == price(1) == [1, "EUR", [], {}, Decimal("12.50")]
-    assert calls == [1]
-    stats = price.stats()
-    assert (stats.misses, stats.hits, stats.hit_ratio) == (1, 1, 0.5)
-
-
 def test_arguments_by_place_by_name_and_by_default_are_the_same(price, calls):
     price(1)
     price(item=1)
@@ -103,21 +96,6 @@ def test_an_exception_reaches_the_caller_and_is_not_kept(source, calls):
             function(0)
     assert calls == [0, 0]
     assert function.stats() == CacheStats()
-
-
-def test_invalidating_forgets_one_set_of_arguments(price, calls):
-    price(1)
-    price(2)
-    assert [price.invalidate(item=1), price.invalidate(1)] == [True, False]
-    price(1)
-    price(2)
-    assert calls == [1, 2, 1]
-
-
-def test_wrong_arguments_are_the_function_s_own_error(price, calls):
-    with pytest.raises(TypeError, match="missing a required argument: 'item'"):
-        price()
-    assert calls == []
 
 
 def test_an_argument_that_no_key_can_stand_for_is_an_error_that_says_so(price, calls):
@@ -376,14 +354,6 @@ def test_a_name_stands_for_the_function(source):
     assert cached(source, name="prices-3")(adding(2))(5) == [5, 2]
     with pytest.raises(ValueError, match="name is ''"):
         cached(source, name="")
-
-
-def test_two_databases_have_results_of_their_own(source, parts, ws):
-    class Elsewhere:
-        identity = "elsewhere"
-
-    other = parts(Elsewhere(), ws.valkey, ws.namespace)
-    assert cached(source)(One.get).key(1) != cached(other)(One.get).key(1)
 
 
 # --- what is no plain function

@@ -170,26 +170,6 @@ def test_what_one_thread_does_to_its_rows_shows_in_no_other(source, database, at
     assert cache.fetch(ASK).rows == [(0, [1, [2]])]
 
 
-def test_threads_share_what_is_too_large_to_store(source, database, at_once, gathered, keys_left):
-    cache = QueryCache(source, max_bytes=1)
-    gathered(10)
-    assert [a.rows for a in at_once(10, lambda: cache.fetch(ASK))] == [[(0, 1)]] * 10
-    assert (database.queries, cache.stats().too_large) == (1, 1)
-    assert keys_left() == []
-
-
-def test_threads_do_not_share_what_has_no_stored_form(
-    source, database, at_once, gathered, keys_left
-):
-    database.value = {1, 2}
-    cache = QueryCache(source)
-    gathered(5)
-    answers = at_once(5, lambda: cache.fetch(ASK))
-    assert [a.rows for a in answers] == [[(0, {1, 2})]] * 5
-    assert database.queries == 5
-    assert keys_left() == []
-
-
 def test_while_the_cache_is_down_threads_still_share_a_load(
     parts, database, switch, at_once, gathered, rest
 ):
@@ -352,14 +332,6 @@ def test_a_loader_that_is_killed_late_is_replaced_once(ws, source, database, wor
     assert cache.fetch(ASK).source == "cache"
 
 
-def test_a_load_beyond_its_time_is_answered_but_not_stored(ws, source, database):
-    database.seconds = 0.8
-    cache = QueryCache(source, lock_seconds=0.1, load_seconds=0.1)
-    assert cache.fetch(ASK).rows == [(0, 1)]
-    assert (cache.stats().discarded, cache.stats().bytes_written) == (1, 0)
-    assert ws.valkey.exists(cache.key(ASK)) == 0
-
-
 def test_each_waiting_thread_has_an_error_of_its_own(source, database, at_once, gathered):
     cache = QueryCache(source)
     for _ in range(3):
@@ -434,16 +406,6 @@ def test_a_slow_reader_cannot_put_an_old_value_back(source, database, door, way)
         through.changes[way]("new")
     assert through.stats().discarded == (way != "invalidate_tag")
     assert [through.read() for _ in range(2)] == ["new", "new"]
-
-
-@pytest.mark.parametrize(("door", "way"), WAYS[:2])
-def test_without_the_lock_it_does_unless_a_tag_forbids_it(source, database, door, way):
-    through, database.value = DOORS[door](source, single_flight=False), "old"
-    with slow_reader(through, database):
-        database.value = "new"
-        through.changes[way]("new")
-    kept = "new" if way == "invalidate_tag" else "old"
-    assert [through.read() for _ in range(2)] == [kept, kept]
 
 
 @pytest.mark.parametrize(("door", "way"), WAYS[1:3])
@@ -626,17 +588,6 @@ def test_where_the_source_fails_an_entry_may_be_served_beyond_its_time(source, d
     assert stats.hit_ratio == 0.0
     database.error = None
     assert through.read() == 2
-
-
-def test_a_stale_answer_says_so_and_is_followed_by_fresh_ones(source, database):
-    cache = QueryCache(source, ttl=0.5, stale_if_error=60)
-    first = cache.fetch(ASK)
-    time.sleep(0.55)
-    database.error = ConnectionError("gone")
-    stale = cache.fetch(ASK)
-    assert (stale.source, stale.rows, stale.columns) == ("stale", first.rows, first.columns)
-    database.error = None
-    assert [cache.fetch(ASK).source for _ in range(2)] == ["database", "cache"]
 
 
 class Unavailable(Exception):  # noqa: N818

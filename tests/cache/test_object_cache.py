@@ -5,10 +5,7 @@ from __future__ import annotations
 import io
 import random
 import re
-import socket
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import boto3
@@ -203,14 +200,6 @@ def test_the_real_store_says_that_an_object_has_not_changed(ws):
 # --- large ones, and ranges
 
 
-def test_a_large_object_is_answered_and_never_kept(ws, source, memory):
-    cache = ObjectCache(source, max_bytes=1_000)
-    assert [cache.get("large") for _ in range(3)] == [NOISE] * 3
-    assert memory.asked == ["get"] * 3
-    assert cache.stats().too_large == 3
-    assert cache.size("large") == 0
-
-
 def test_a_successor_that_is_too_large_takes_the_older_object_away(ws, source, memory):
     cache = ObjectCache(source, ttl=0.02, keep_seconds=60, stale_if_error=60, max_bytes=1_000)
     cache.get("a")
@@ -313,19 +302,6 @@ def test_a_range_that_is_being_loaded_while_its_object_is_put_is_not_kept(source
     assert cache.fetch_range("large", 0, 9).body == b"newnewnewn"
 
 
-def test_an_object_is_put_under_tags(source, memory):
-    cache = ObjectCache(source)
-    cache.put("a", b"1", tags=["t"])
-    assert cache.fetch("a", tags=["t"]).source == "cache"
-    memory.bodies["a"] = b"2"
-    cache.invalidate_tag("t")
-    assert cache.fetch("a", tags=["t"]).body == cache.get("a") == b"2"
-    cache.put("a", b"3")
-    memory.bodies["a"] = b"4"
-    cache.invalidate_tag("t")
-    assert cache.fetch("a", tags=["t"]).body == b"4"
-
-
 def test_ranges_of_the_real_store_are_those_of_http(ws):
     ws.objects.put("thing", b"0123456789")
     for first, last, expected in ((0, 3, b"0123"), (8, 99, b"89"), (9, 9, b"9"), (10, 12, None)):
@@ -345,20 +321,6 @@ def test_a_range_or_a_threshold_that_is_none_is_refused(source):
 # --- many at once
 
 
-def test_a_burst_for_one_object_reads_it_once(source, memory):
-    memory.seconds = 0.05
-    cache, together = ObjectCache(source), threading.Barrier(20)
-
-    def read(_):
-        together.wait()
-        return cache.get("a")
-
-    with ThreadPoolExecutor(20) as threads:
-        assert list(threads.map(read, range(20))) == [b"first"] * 20
-    assert memory.asked == ["get"]
-    assert cache.stats().coalesced == 19
-
-
 def test_many_are_one_round_trip_and_only_those_that_miss_are_loaded(source, memory):
     cache = ObjectCache(source)
     cache.get("a")
@@ -369,14 +331,6 @@ def test_many_are_one_round_trip_and_only_those_that_miss_are_loaded(source, mem
     assert cache.get_many(["none", "large"]) == {"none": None, "large": NOISE}
     assert len(memory.asked) == 3
     assert cache.get_many([]) == {}
-
-
-def test_many_with_somebody_else_s_entry_among_them_are_right_all_the_same(ws, source):
-    cache = ObjectCache(source)
-    ws.valkey.rpush(cache.key("a"), "not ours")
-    ws.valkey.set(cache.key("large"), b"garbage")
-    assert cache.get_many(["a", "large"]) == {"a": b"first", "large": NOISE}
-    assert cache.stats().corrupt >= 2
 
 
 # --- when something is away
@@ -415,15 +369,6 @@ def test_a_store_that_cannot_be_used_is_a_clear_error_and_quickly(ws, arguments,
     assert time.monotonic() - started < 30  # botocore's own limit is a minute
 
 
-def test_a_store_that_says_nothing_is_given_up_after_its_time_limit(ws):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        store = broken(ws, endpoint_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
-        started = time.monotonic()
-        with pytest.raises(ServiceUnreachableError, match=r"No answer.*[Rr]ead timeout"):
-            store.get("thing")
-        assert time.monotonic() - started < 30  # botocore's own limit is a minute
-
-
 def test_while_the_store_is_away_what_is_kept_is_answered_and_then_stale_if_asked_for(
     source, memory
 ):
@@ -457,20 +402,3 @@ def test_an_error_of_the_store_is_not_kept_as_a_missing_object(source, memory):
 
 
 # --- the codec
-
-
-def test_the_compressed_form_is_smaller_and_damage_to_it_is_a_miss(ws, source, memory):
-    memory.bodies["text"] = b"the same words " * 1_000
-    cache = ObjectCache(source)
-    cache.get("text")
-    key, size = cache.key("text"), cache.size("text")
-    assert size < 1_000
-    for at in range(0, size, 7):
-        good = ws.valkey.get(key)
-        spot = at % len(good)  # an entry's times are compressed with it: sizes differ a little
-        ws.valkey.setrange(key, spot, bytes([good[spot] ^ 0xFF]))
-        assert cache.get("text") == memory.bodies["text"]
-    for spoilt in (good[:-1], good + b"x", good[:4], b"\xc1WZ\x01"):
-        ws.valkey.set(key, spoilt)
-        assert cache.get("text") == memory.bodies["text"]
-    assert cache.stats().hits == 0

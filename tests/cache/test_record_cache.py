@@ -14,7 +14,6 @@ from typing import Any
 import psycopg2
 import pytest
 
-from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.cache.stats import CacheStats
 
@@ -154,14 +153,6 @@ def test_a_primary_key_never_becomes_part_of_the_statement(ws, orders):
     assert orders.stats() == CacheStats()
 
 
-def test_a_value_that_would_not_come_back_equal_is_answered_but_not_kept(ws, source, database):
-    database.value = {1, 2}
-    things = RecordCache(source, "thing")
-    assert [things.fetch(1).source for _ in range(2)] == ["database", "database"]
-    assert ws.valkey.exists(things.key(1)) == 0
-    assert (things.stats().uncacheable, things.stats().bytes_written) == (2, 0)
-
-
 # --- some fields ---
 
 
@@ -295,18 +286,6 @@ def test_no_records_are_no_question(orders, commands):
     assert heard == []
 
 
-@pytest.mark.parametrize("read", ["get_many", "get_fields"])
-def test_without_a_cache_the_database_answers(parts, database, switch, rest, read):
-    rest(60.0)
-    things = RecordCache(parts(database, switch, "nowhere"), "thing")
-    if read == "get_many":
-        assert things.get_many([1, 2]) == {1: {"id": 1, "v": 1}, 2: {"id": 2, "v": 1}}
-    else:
-        assert things.get_fields(1, ["v"]) == {"v": 1}
-    assert things.stats().hits == 0
-    assert things.stats().errors > 0
-
-
 # --- what somebody else has spoilt ---
 
 
@@ -340,16 +319,6 @@ def test_a_spoilt_record_is_a_miss_and_is_overwritten(ws, orders, spoil):
 
 
 # --- writing ---
-
-
-def test_a_record_put_is_a_hit_with_all_its_types(ws, orders):
-    record = row(ws, 1)
-    with database_queries(ws, 0):
-        orders.put(1, record)
-        answer = orders.fetch(1)
-    assert answer.source == "cache"
-    assert exactly(answer.record) == exactly(record)
-    assert 20_000 < ws.valkey.pttl(orders.key(1)) <= 30_000
 
 
 def test_a_put_replaces_the_older_record_and_all_its_fields(ws, orders):
@@ -441,13 +410,3 @@ def test_no_observer_ever_sees_a_record_without_an_end(ws, source, single_flight
     assert len(seen) >= 200
     assert -1 not in seen
     assert max(seen) > 0
-
-
-def test_a_tag_covers_records_and_queries_alike(ws, orders):
-    cache = QueryCache(ws)
-    orders.fetch(1, tags=["order"])
-    orders.fetch(2)
-    cache.fetch('SELECT count(*) FROM "order"', tags=["order"])
-    orders.invalidate_tag("order")
-    assert cache.fetch('SELECT count(*) FROM "order"').source == "database"
-    assert [orders.fetch(n).source for n in (1, 2)] == ["database", "cache"]

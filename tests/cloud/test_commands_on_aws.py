@@ -114,6 +114,11 @@ def test_an_expired_session_is_told_from_a_missing_permission(aws, check):
     assert "session with AWS has ended" in said
 
 
+def test_an_unknown_key(aws, check):
+    _, said = only(check(AWS_ACCESS_KEY_ID="AKIANOBODY"))
+    assert "does not know this access key" in said
+
+
 def test_nobody_signed_in(aws, check):
     _, said = only(check(AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY=""))
     assert "aws sso login" in said

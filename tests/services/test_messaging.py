@@ -21,8 +21,8 @@ from workshop_lib import Workshop, open_workshop
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
 from workshop_lib.namespaces import wipe_namespace
 from workshop_lib.queues import messaging_error
-from workshop_lib.services import embedded, resolve_messaging, running_messaging
-from workshop_lib.services.state import StateFolder
+from workshop_lib.services import local, resolve_messaging, running_messaging
+from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import load_settings
 
 QUEUE = "https://sqs.us-east-1.amazonaws.com/123456789012/load-test"
@@ -41,7 +41,7 @@ def home(tmp_path_factory) -> Iterator[StateFolder]:
     """A state folder of this file's own, kept by one process that runs no emulation at first."""
     folder = StateFolder(tmp_path_factory.mktemp("messaging").resolve())
     yield folder
-    embedded.reset(folder)
+    local.reset(folder)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def load(mq) -> tuple[Workshop, str, str]:
 
 
 def report(folder):
-    return embedded.reports(folder).get("aws")
+    return next((one for one in local.status(folder).engines if one.name == "aws"), None)
 
 
 def texts(messages):
@@ -104,7 +104,7 @@ def queues_of(workshop):
 
 
 def test_it_is_started_by_the_first_use_and_by_nothing_else(home, mq):
-    embedded.stop(home)  # another test may have started it
+    local.stop(home)  # another test may have started it
     mq.close()
     workshop = open_workshop("messaging", workshop_namespace="run_00000000_m")
     try:
@@ -314,7 +314,7 @@ def test_a_killed_emulation_comes_back_empty_at_the_same_address(home, load):
 
 def test_a_stopped_emulation_is_a_clear_error(home, load):
     mq, queue, _ = load
-    embedded.stop(home)
+    local.stop(home)
     with pytest.raises(ServiceUnreachableError, match="No answer from local emulation of SQS") as e:
         mq.open_queue("load", visibility_timeout_s=30, max_receives=3)
     assert "next open_workshop()" in str(e.value)
@@ -323,13 +323,13 @@ def test_a_stopped_emulation_is_a_clear_error(home, load):
 
 
 def test_closing_leaves_in_the_end_no_process(home, workshops):
-    embedded.stop(home)  # those before asked for an idle time
+    local.stop(home)  # those before asked for an idle time
     mq = workshops(workshop_linger_seconds=0)
     mq.open_queue("load", visibility_timeout_s=30, max_receives=3)
     pid = report(home).pid
     mq.close()
     mq.close()
-    assert embedded.wait_gone(home)
+    assert local.wait_gone(home)
     assert not psutil.pid_exists(pid)
 
 

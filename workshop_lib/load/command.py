@@ -14,7 +14,7 @@ import psycopg2
 from workshop_lib import services
 from workshop_lib.costs import Cost, Prices
 from workshop_lib.database import Database
-from workshop_lib.errors import SettingsError, WorkshopError, one_line
+from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.load.bill import format_cost, insert_cost, mixed_cost
 from workshop_lib.load.drivers import MAX_EXECUTIONS, Driver, LambdaWorkers, LocalWorkers
 from workshop_lib.load.inserts import (
@@ -44,6 +44,7 @@ from workshop_lib.load.rows import (
     warm_up_of,
 )
 from workshop_lib.load.scenario import InsertScenario, Which, read_file
+from workshop_lib.paths import display_path
 from workshop_lib.prices import load_prices
 from workshop_lib.queues import delete_queues
 from workshop_lib.results import ready_folder
@@ -55,7 +56,7 @@ from workshop_lib.services.endpoints import (
     is_on_aws,
 )
 from workshop_lib.services.functions import MEMORY_MB, LambdaClients
-from workshop_lib.settings import Settings, load_settings, near
+from workshop_lib.settings import Settings, load_settings
 from workshop_lib.workshop import open_workshop
 
 PROCESSES = 4
@@ -139,7 +140,7 @@ def run_storms(
                     for name, run in runs.items()
                 ]
                 if reports:
-                    say(f"Results: {near(save_reports(reports, folder, costs))}")
+                    say(f"Results: {display_path(save_reports(reports, folder, costs))}")
     return list(reports.values()), all(cleared)
 
 
@@ -236,7 +237,7 @@ def run_queue(
                     )
                     say(_format_cost(cost, prices, memory, settings, external_region(settings)))
                     content = {**report.describe(), "cost_usd": cost.total}
-                    say(f"Results: {near(write_report(content, folder))}")
+                    say(f"Results: {display_path(write_report(content, folder))}")
                 if queue_is_ours:
                     delete_queues(ws.sqs, ws.messaging, ws.namespace)
     return report, cleared
@@ -356,7 +357,7 @@ def _clear(database: Database, run: str | int, keep: bool, say: Say) -> bool:
         of_warm_up = warm_up_of(run).count(database) if isinstance(run, str) else 0
         deleted = rows.delete(database)
     except (WorkshopError, psycopg2.Error) as error:
-        said = one_line(error)
+        said = redact(error)
         say(
             f"The rows of run {run} could not be deleted: {said} "
             f"Once that is mended, `workshop load clean {run}` deletes them."

@@ -19,7 +19,7 @@ import psycopg2
 from workshop_lib.costs import Cost
 from workshop_lib.database import Database
 from workshop_lib.dataset import create_schema, create_table
-from workshop_lib.errors import DataError, WorkshopError, one_line
+from workshop_lib.errors import DataError, WorkshopError, redact
 from workshop_lib.load.drivers import Driver, Outcome, Outcomes, run_jobs
 from workshop_lib.load.jobs import InsertDone, InsertJob
 from workshop_lib.load.rows import events_of
@@ -235,7 +235,7 @@ def _count(database: Database, run: str, settle: bool) -> tuple[dict[int, int] |
             found = count_by_worker(database, run)
             settle = found != before
     except (WorkshopError, psycopg2.Error) as error:
-        return None, one_line(error)
+        return None, redact(error)
     return found, ""
 
 

@@ -15,7 +15,7 @@ import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.database import Database
-from workshop_lib.errors import WorkshopError, one_line
+from workshop_lib.errors import WorkshopError, redact
 from workshop_lib.load.attempts import attempts
 from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
 from workshop_lib.load.means import Means
@@ -94,7 +94,7 @@ def _attend(message: Message, means: Means, end: float) -> MessageDone | None:
         try:
             rows += run(database, means, message.action, values, end)
         except (WorkshopError, psycopg2.Error) as error:
-            said = one_line(error)
+            said = redact(error)
             return MessageDone(
                 number=message.number,
                 action=message.action,
@@ -169,7 +169,7 @@ def publish(means: Means, done: Iterable[MessageDone]) -> str:
             Namespace=metrics_namespace(means.namespace), MetricData=data
         )
     except (BotoCoreError, ClientError) as error:
-        return one_line(error)
+        return redact(error)
     return ""
 
 

@@ -20,7 +20,7 @@ import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.database import Database
-from workshop_lib.errors import ServiceUnreachableError, WorkshopError, one_line
+from workshop_lib.errors import ServiceUnreachableError, WorkshopError, redact
 from workshop_lib.load.drivers import Driver
 from workshop_lib.load.interrupts import interrupt_event
 from workshop_lib.load.jobs import MOST_STATEMENTS, Message, MessageDone
@@ -412,7 +412,7 @@ def _read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: flo
         answers = [series for page in pages for series in page["MetricDataResults"]]
     except (BotoCoreError, ClientError) as error:
         raise ServiceUnreachableError(
-            f"CloudWatch gave no metrics: {one_line(error)}. The load itself is counted by the "
+            f"CloudWatch gave no metrics: {redact(error)}. The load itself is counted by the "
             "table and the queue; ask for its metrics again later."
         ) from None
     for series in answers:
@@ -733,7 +733,7 @@ class _Desk:
 
     def _note(self, error: object) -> None:
         if len(self.errors) < FIRST_ERRORS:
-            self.errors.append(one_line(error))
+            self.errors.append(redact(error))
 
     def _report(self, seconds: float, interrupted: bool) -> MixedReport:
         all_dead = not self._open or self._collect_dead(WAIT_S)

@@ -13,7 +13,7 @@ import psycopg2
 from redis.exceptions import RedisError
 
 from workshop_lib.cache.query_cache import QueryCache
-from workshop_lib.errors import WorkshopError, one_line
+from workshop_lib.errors import WorkshopError, redact
 from workshop_lib.load.jobs import StreamDone, StreamJob, Warmed, WarmJob
 from workshop_lib.load.means import Means
 from workshop_lib.load.messages import run
@@ -120,7 +120,7 @@ class _Desk:
         except (WorkshopError, psycopg2.Error, RedisError) as error:
             with self.lock:
                 if len(self.errors) < FIRST_ERRORS:
-                    self.errors.append(one_line(error))
+                    self.errors.append(redact(error))
             return "error"
         with self.lock:
             self.rows += new

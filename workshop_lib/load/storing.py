@@ -14,7 +14,7 @@ from psycopg2 import errors
 from psycopg2.extras import execute_values
 
 from workshop_lib.copy_text import to_copy_text
-from workshop_lib.errors import WorkshopError, one_line
+from workshop_lib.errors import WorkshopError, redact
 from workshop_lib.load.attempts import attempts, is_lost
 from workshop_lib.load.events import COLUMNS, EventRow, events
 from workshop_lib.load.jobs import InsertDone, InsertJob
@@ -116,7 +116,7 @@ class _Tally:
         self.failed += rows
         self.unreachable = is_lost(error)
         if len(self.errors) < FIRST_ERRORS:
-            self.errors.append(one_line(error))
+            self.errors.append(redact(error))
 
 
 def _make_rows(job: InsertJob, number: int) -> Iterator[EventRow]:

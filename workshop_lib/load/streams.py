@@ -13,7 +13,7 @@ import msgspec
 import psycopg2
 
 from workshop_lib.database import Database
-from workshop_lib.errors import DataError, WorkshopError, one_line
+from workshop_lib.errors import DataError, WorkshopError, redact
 from workshop_lib.load.drivers import Driver, run_jobs
 from workshop_lib.load.inserts import who_limits
 from workshop_lib.load.jobs import StreamDone, StreamJob, Warmed, WarmJob
@@ -288,7 +288,7 @@ def _count(database: Database, run: int) -> tuple[int | None, list[str]]:
     try:
         return count_transactions(database, run), []
     except (WorkshopError, psycopg2.Error) as error:
-        return None, [one_line(error)]
+        return None, [redact(error)]
 
 
 def _nothing() -> None:

@@ -2,9 +2,9 @@
 
 from . import (
     cache_url as cache_url,
-    embedded as embedded,
-    explain as explain,
-    state as state,
+    error_help as error_help,
+    local as local,
+    state_folder as state_folder,
 )
 from .endpoints import (
     CacheEndpoint as CacheEndpoint,

@@ -9,7 +9,7 @@ import redis
 
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.services.endpoints import CacheEndpoint
-from workshop_lib.services.explain import explain, sentence
+from workshop_lib.services.error_help import error_help
 from workshop_lib.services.latency_proxy import LatencyProxy
 
 
@@ -47,8 +47,7 @@ def greet_cache(valkey: redis.Redis, endpoint: CacheEndpoint) -> str:
         if isinstance(error, redis.AuthenticationError):
             about = "Refused by the cache"
         raise ServiceUnreachableError(
-            f"{about} at {endpoint.address} ({endpoint.label}): {sentence(error)} "
-            f"{explain(error, endpoint)}"
+            f"{about} at {endpoint.address} ({endpoint.label}): {error_help(error, endpoint)}"
         ) from None
     if "valkey_version" in info:
         return f"Valkey {info['valkey_version']}"

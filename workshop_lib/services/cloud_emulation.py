@@ -1,6 +1,6 @@
 """SQS, CloudWatch and STS emulated on this machine: moto's, behind a password, in memory.
 
-Run as a program by the keeper, with the port on the command line and the access key in the
+Run as a program by the supervisor, with the port on the command line and the access key in the
 environment. A request that names another access key is refused; signatures are not checked.
 It imports nothing of the workshop, so that it starts quickly.
 """

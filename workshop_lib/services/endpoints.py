@@ -24,7 +24,7 @@ from workshop_lib.services.client_config import ca_bundle, isolate_libpq
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from workshop_lib.services.embedded import Attachment
+    from workshop_lib.services.local import Attachment
     from workshop_lib.settings import Settings
 
 CONNECT_S = 5
@@ -198,7 +198,7 @@ def session(settings: Settings) -> Iterator[Endpoints]:
         yield endpoints
     finally:
         endpoints.release()
-        services.embedded.wait_gone(services.state.state_folder(settings.workshop_state_dir))
+        services.local.wait_gone(services.state_folder.state_folder(settings.workshop_state_dir))
 
 
 def resolve_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release]:
@@ -222,11 +222,11 @@ def resolve_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release]:
 
 def running_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release] | None:
     """As `resolve_messaging` if the emulation is in use and runs already; starts nothing."""
-    folder = services.state.state_folder(settings.workshop_state_dir)
-    if settings.queue_url is not None or folder.keeper() is None:
+    if settings.queue_url is not None:
         return None
-    report = services.embedded.reports(folder).get(MESSAGING_ENGINE)
-    return resolve_messaging(settings) if report and report.status == "up" else None
+    folder = services.state_folder.state_folder(settings.workshop_state_dir)
+    up = {engine.name for engine in services.local.status(folder).engines if engine.status == "up"}
+    return resolve_messaging(settings) if MESSAGING_ENGINE in up else None
 
 
 def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:
@@ -280,8 +280,8 @@ def _valkey_url(endpoint: CacheEndpoint, settings: Settings) -> str:
 
 
 def _attach(settings: Settings, names: list[str]) -> Attachment:
-    folder = services.state.state_folder(settings.workshop_state_dir)
-    return services.embedded.attach(folder, names, settings)
+    folder = services.state_folder.state_folder(settings.workshop_state_dir)
+    return services.local.attach(folder, names, settings)
 
 
 def _own_secrets(settings: Settings) -> frozenset[str]:
@@ -290,7 +290,7 @@ def _own_secrets(settings: Settings) -> frozenset[str]:
     By them an address that `workshop env` printed is known: it leads to the local engines, and
     would fail as somebody's own server as soon as they end or change ports.
     """
-    folder = services.state.state_folder(settings.workshop_state_dir)
+    folder = services.state_folder.state_folder(settings.workshop_state_dir)
     known = folder.read(folder.path / "secrets.json") if folder.ours else {}
     return frozenset(value for value in known.values() if isinstance(value, str) and value)
 
@@ -537,7 +537,7 @@ class TokenMaker:
         except (BotoCoreError, ClientError) as error:  # the latter where a role is to be assumed
             raise ServiceUnreachableError(
                 "No sign-in token for Aurora DSQL could be made: "
-                f"{services.explain.sentence(error)} {services.explain.explain(error)}"
+                f"{services.error_help.error_help(error)}"
             ) from None
 
     @cached_property

@@ -17,23 +17,6 @@ def time_to_live_first(valkey, key, record, seconds):
     valkey.hset(key, mapping=present(record))
 
 
-def pipeline_without_transaction(valkey, key, record, seconds):
-    with valkey.pipeline(transaction=False) as step:
-        step.delete(key)
-        step.hset(key, mapping=present(record))
-        step.expire(key, seconds)
-        step.execute()
-
-
-def two_pipelines(valkey, key, record, seconds):
-    with valkey.pipeline() as step:
-        step.delete(key)
-        step.hset(key, mapping=present(record))
-        step.execute()
-        step.expire(key, seconds)
-        step.execute()
-
-
 def keeps_old_fields(valkey, key, record, seconds):
     with valkey.pipeline() as step:
         step.hset(key, mapping=present(record))
@@ -44,13 +27,6 @@ def keeps_old_fields(valkey, key, record, seconds):
 def deletes_beforehand(valkey, key, record, seconds):
     valkey.delete(key)
     keeps_old_fields(valkey, key, record, seconds)
-
-
-def deletes_old_fields_afterwards(valkey, key, record, seconds):
-    keeps_old_fields(valkey, key, record, seconds)
-    old = [name for name in valkey.hkeys(key) if name.decode() not in record]
-    if old:
-        valkey.hdel(key, *old)
 
 
 def writes_beside_and_renames(valkey, key, record, seconds):
@@ -64,28 +40,6 @@ def milliseconds_for_seconds(valkey, key, record, seconds):
         step.delete(key)
         step.hset(key, mapping=present(record))
         step.pexpire(key, seconds)
-        step.execute()
-
-
-def seconds_as_milliseconds(valkey, key, record, seconds):
-    with valkey.pipeline() as step:
-        step.delete(key)
-        step.hset(key, mapping=present(record))
-        step.expire(key, seconds * 1000)
-        step.execute()
-
-
-def no_time_to_live(valkey, key, record, seconds):
-    with valkey.pipeline() as step:
-        step.delete(key)
-        step.hset(key, mapping=present(record))
-        step.execute()
-
-
-def time_to_live_of_the_fields(valkey, key, record, seconds):
-    with valkey.pipeline() as step:
-        step.delete(key)
-        step.hsetex(key, mapping=present(record), ex=seconds)
         step.execute()
 
 
@@ -105,10 +59,6 @@ def with_null(valkey, key, record, seconds):
 
 def null_as_text(valkey, key, record, seconds):
     with_null(valkey, key, {name: str(value) for name, value in record.items()}, seconds)
-
-
-def null_as_empty(valkey, key, record, seconds):
-    with_null(valkey, key, {name: value or "" for name, value in record.items()}, seconds)
 
 
 def empty_left_out(valkey, key, record, seconds):
@@ -221,20 +171,13 @@ WRONG = {
     "03.1": [
         (two_commands, "broke after command 1 of 2, `HSET`, and left behind"),
         (time_to_live_first, "has no time to live"),
-        (pipeline_without_transaction, "commands only travel together"),
-        (two_pipelines, "`EXEC`, and left behind"),
         (keeps_old_fields, "'visited_by': 'Mariner 4'"),
         (deletes_beforehand, "two who write at once could mix"),
-        (deletes_old_fields_afterwards, "neither the old record nor the new one"),
         (writes_beside_and_renames, ":new` was left behind"),
         (milliseconds_for_seconds, "`pexpire` in milliseconds"),
-        (seconds_as_milliseconds, "is 600000 s; expected: 600 s"),
-        (no_time_to_live, "has no time to live"),
-        (time_to_live_of_the_fields, "`HSETEX` gives one to each field"),
         (never_executes, "there is nothing under the key"),
         (with_null, "no None: leave such fields out"),
         (null_as_text, "a field `type`, which holds `'None'`"),
-        (null_as_empty, "a field `type`, which holds `''`"),
         (empty_left_out, "ask `is not None`"),
         (ascii_only, "expected: `{'name': '地球'"),
         (one_value, "Under the key there is a string"),

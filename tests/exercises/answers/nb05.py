@@ -16,16 +16,6 @@ def fifo(stream, capacity):
     return hits / len(stream) if stream else 0.0
 
 
-def a_dict_that_is_written_again(stream, capacity):
-    held, hits = {}, 0
-    for key in stream:
-        hits += key in held
-        held[key] = None  # keeps its place
-        if len(held) > capacity:
-            del held[next(iter(held))]
-    return hits / len(stream) if stream else 0.0
-
-
 def lru(stream, capacity, last=False, held=None):
     held, hits = OrderedDict() if held is None else held, 0
     for key in stream:
@@ -37,10 +27,6 @@ def lru(stream, capacity, last=False, held=None):
             held.popitem(last=last)
         held[key] = None
     return hits / len(stream) if stream else 0.0
-
-
-def most_recently_used(stream, capacity):
-    return lru(stream, capacity, last=True)
 
 
 def no_requests_are_a_fault(stream, capacity):
@@ -63,22 +49,12 @@ def eats_the_stream(stream, capacity):
     return hits / max(requests, 1)
 
 
-def eats_it_and_counts_then(stream, capacity):
-    ratio = lru(stream, capacity)
-    stream.clear()
-    return ratio * len(stream) / len(stream)
-
-
 def one_cache_for_all_calls(stream, capacity, held=OrderedDict()):  # noqa: B006 - the mistake
     return lru(stream, capacity, held=held)
 
 
 def prints_only(stream, capacity):
     lru(stream, capacity)
-
-
-def text(stream, capacity):
-    return f"{lru(stream, capacity):.0%}"
 
 
 def no_capacity(stream):
@@ -133,11 +109,6 @@ def an_empty_cache_is_a_fault(entries, policy):
     return goes(found, policy) or min(found, key=lambda entry: entry["idle"])
 
 
-def place(entries, policy):
-    key = goes(candidates(entries, policy), policy)
-    return next((at for at, entry in enumerate(entries) if entry["key"] == key), None)
-
-
 def a_list(stream, capacity):
     held, hits = [], 0
     for key in stream:
@@ -177,15 +148,11 @@ RIGHT = {
 WRONG = {
     "05.1": [
         (fifo, "This is FIFO"),
-        (a_dict_that_is_written_again, "What does your cache do on a hit?"),
-        (most_recently_used, "This is MRU"),
         (no_requests_are_a_fault, "`lru_hit_ratio([], 3)` stopped with ZeroDivisionError"),
         (no_requests_are_all_hits, "returned `1.0`; expected: 0.0. Without requests"),
         (eats_the_stream, "changed the stream: there were 5 requests, and now it is `[]`"),
-        (eats_it_and_counts_then, "changed the stream"),
         (one_cache_for_all_calls, "begins empty at each call"),
         (prints_only, "Is there a `return`?"),
-        (text, "returned `'40%'`. Expected: a number"),
         (no_capacity, "The check calls `lru_hit_ratio(stream, capacity)`"),
     ],
     "05.2": [

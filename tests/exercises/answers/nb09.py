@@ -47,24 +47,6 @@ def reads_again(kept, store, name, now, ttl):
     return kept[name][0]
 
 
-def always_asks(kept, store, name, now, ttl):
-    if name in kept:
-        kept[name] = store.get_if_changed(name, kept[name][1]) or kept[name]
-    else:
-        kept[name] = store.get(name)
-    return kept[name][0]
-
-
-def never_asks(kept, store, name, now, ttl):
-    if name not in kept:
-        kept[name] = store.get(name)
-    return kept[name][0]
-
-
-def asks_too_late(kept, store, name, now, ttl):
-    return renew(kept, store, name, now, ttl, late=True)
-
-
 def forgets_the_new_end(kept, store, name, now, ttl):
     return renew(kept, store, name, now, ttl, new_end=False)
 
@@ -139,10 +121,6 @@ def everything(objects, room):
     return {name for name, _, _ in objects}
 
 
-def nothing(objects, room):
-    return set()
-
-
 def the_objects_themselves(objects, room):
     return objects[:1]
 
@@ -160,9 +138,6 @@ WRONG = {
     "09.1": [
         (always_reads, "At once after that"),
         (reads_again, "asked the store: `get('a')`. Expected: `get_if_changed('a',"),
-        (always_asks, "At once after that"),
-        (never_asks, "asked the store: nothing. Expected: `get_if_changed('a',"),
-        (asks_too_late, "(now = the end)"),
         (forgets_the_new_end, "After a renewal the TTL starts anew: `fetch("),
         (forgets_the_new_content, "The new content is kept"),
         (returns_the_old_content, "expected: `b'the second one'`"),
