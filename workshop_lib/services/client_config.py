@@ -16,28 +16,14 @@ if TYPE_CHECKING:
 
     from workshop_lib.services.endpoints import Endpoint
 
-_NOTHING = (
-    *("application_name", "gsslib", "hostaddr", "options", "passfile", "require_auth"),
-    *("requirepeer", "ssl_max_protocol_version", "sslcert", "sslcrl", "sslcrldir", "sslkey"),
-    "sslrootcert",
-)
-_LIBPQ = dict.fromkeys(_NOTHING, "") | {
-    "channel_binding": "prefer",
-    "client_encoding": "UTF8",
-    "gssdelegation": "0",
-    "gssencmode": "disable",
-    "krbsrvname": "postgres",
-    "load_balance_hosts": "disable",
-    "max_protocol_version": "3.0",
-    "min_protocol_version": "3.0",
-    "ssl_min_protocol_version": "TLSv1.2",
-    "sslcertmode": "disable",
-    "sslcompression": "0",
-    "sslmode": "disable",
-    "sslnegotiation": "postgres",
-    "sslsni": "1",
-    "target_session_attrs": "any",
-}
+_OPTIONS = """
+    application_name= channel_binding=prefer client_encoding=UTF8 gssdelegation=0
+    gssencmode=disable gsslib= hostaddr= krbsrvname=postgres load_balance_hosts=disable
+    max_protocol_version=3.0 min_protocol_version=3.0 options= passfile= require_auth= requirepeer=
+    ssl_max_protocol_version= ssl_min_protocol_version=TLSv1.2 sslcert= sslcertmode=disable
+    sslcompression=0 sslcrl= sslcrldir= sslkey= sslmode=disable sslnegotiation=postgres
+    sslrootcert= sslsni=1 target_session_attrs=any
+"""
 """Every option that libpq reads from the environment if it is not given, except those that say
 where to connect and as whom. PostgreSQL's documentation, "Environment Variables"."""
 _LIBPQ_ALWAYS_READS = ("PGSERVICE", "PGTZ", "PGDATESTYLE", "PGGEQO")
@@ -61,7 +47,7 @@ def isolate_libpq() -> dict[str, str]:
 def _known_options() -> dict[str, str]:
     """Those that this libpq knows: which they are depends on its age."""
     known = {}
-    for name, value in _LIBPQ.items():
+    for name, value in (option.split("=") for option in _OPTIONS.split()):
         with contextlib.suppress(psycopg2.ProgrammingError):
             parse_dsn(f"{name}=''")
             known[name] = value
