@@ -90,7 +90,7 @@ def run(
     runner.parse_parameters(parameters, chosen)
     settings = load_settings().values
     folder = runner.new_folder(out)
-    with ExitStack() as stack:
+    with one_interrupt(), ExitStack() as stack:
 
         def start_engines() -> None:
             stack.enter_context(services.session(settings))
