@@ -88,6 +88,7 @@ def run(
     All of them, or the NAMED ones: 02 or 02_cache_a_query.
     """
     from workshop_lib import report, runner, services
+    from workshop_lib.load.interrupts import one_interrupt
     from workshop_lib.settings import load_settings
 
     # Whatever can be wrong with the request is said before anything starts.
@@ -95,7 +96,7 @@ def run(
     runner.parse_parameters(parameters, chosen)
     settings = load_settings().values
     folder = runner.new_folder(out)
-    with ExitStack() as stack:
+    with one_interrupt(), ExitStack() as stack:
 
         def start_engines() -> None:
             stack.enter_context(services.session(settings))

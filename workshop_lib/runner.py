@@ -11,7 +11,6 @@ import re
 import secrets
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
@@ -20,14 +19,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from workshop_lib.notebook_format import nbformat
+
+# isort: split
 import psutil
+from jupyter_core.utils import ensure_event_loop
+from papermill import PapermillExecutionError, execute_notebook
 from tqdm.auto import tqdm
 from traitlets.config import Config
 
 from workshop_lib.errors import ResultError, RunError, WorkshopError, redact
-from workshop_lib.notebook_format import nbformat
+from workshop_lib.kernel_client import HeadlessKernelManager
+from workshop_lib.namespaces import abandoned_namespaces, wipe_namespace
 from workshop_lib.paths import CHECKOUT, display_path
 from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
+from workshop_lib.services.state_folder import cache_folder
 
 NOTEBOOKS = CHECKOUT / "notebooks"
 ORIGINAL = re.compile(r"\d\d_\w+")
@@ -138,7 +144,7 @@ class Outcome:
     """How one notebook went.
 
     Attributes:
-        seconds: that its cells took.
+        seconds: that it took, the start of its kernel included.
         left_behind: why its tables, keys and objects could not be deleted; empty if they were.
 
     """
@@ -236,7 +242,7 @@ def run(
         notebooks: the folder that they are in.
         say: gets a line for each finished notebook.
         progress: draw progress bars over the cells.
-        prepare: what has to be done before the first cell runs; kernels start meanwhile.
+        prepare: what has to be done before the first kernel starts.
 
     Returns:
         The outcomes in the notebooks' order, and the folder.
@@ -270,7 +276,8 @@ def run(
         with tqdm.external_write_mode():
             say(describe(outcome))
 
-    _run_batches(batches, folder / "kernels.log", prepare, report, progress=progress)
+    prepare()
+    _run_batches(batches, folder / "kernels.log", report, progress=progress)
     if folder.parent == RESULTS:
         _point_latest_to(folder)
     return [outcomes[notebook.name] for notebook in chosen], folder
@@ -285,8 +292,6 @@ def sweep() -> int:
         How many namespaces were cleared.
 
     """
-    from workshop_lib.namespaces import abandoned_namespaces, wipe_namespace  # noqa: PLC0415
-
     for folder in _short_folder().glob(f"{SCRATCH}*-*"):
         if not psutil.pid_exists(int(folder.name.split("-")[2])):
             shutil.rmtree(folder, ignore_errors=True)
@@ -416,46 +421,31 @@ def _plan(batches: list[Batch], size: str) -> str:
 
 
 def _run_batches(
-    batches: list[Batch],
-    log: Path,
-    prepare: Callable[[], object],
-    report: Callable[[Outcome], object],
-    *,
-    progress: bool,
+    batches: list[Batch], log: Path, report: Callable[[Outcome], object], *, progress: bool
 ) -> None:
     """Run each batch in threads: they only wait, as each notebook's kernel is a process."""
     logging.getLogger("papermill").addHandler(logging.NullHandler())  # outcomes say all of it
-    prepared, stopped = threading.Event(), threading.Event()
     with _scratch_folder() as scratch, log.open("ab") as errors:
+        options = {"stderr": errors.fileno()}
         for batch in batches:
             with ThreadPoolExecutor(batch.at_once) as pool:
-
-                def execute(job: Job, at_once: int = batch.at_once) -> Outcome:
-                    options = {"stderr": errors.fileno()}
-                    outcome = _execute(job, scratch, options, prepared, progress=progress)
-                    if stopped.is_set():
-                        job.file(".json").unlink(missing_ok=True)
-                    else:
-                        _write_result(outcome, job, at_once)
-                    return outcome
-
-                futures = [pool.submit(execute, job) for job in batch.jobs]
+                futures = {
+                    pool.submit(_execute, job, scratch, options, progress=progress): job
+                    for job in batch.jobs
+                }
                 try:
-                    if not prepared.is_set():
-                        prepare()
-                        prepared.set()
                     for done in as_completed(futures):
-                        report(done.result())
+                        outcome = done.result()
+                        _write_result(outcome, futures[done], batch.at_once)
+                        report(outcome)
                 except BaseException:
-                    stopped.set()
-                    prepared.set()
                     _kill_kernels(futures, scratch)
                     raise
     if not log.stat().st_size:
         log.unlink()
 
 
-def _kill_kernels(futures: list[Future[Outcome]], scratch: str) -> None:
+def _kill_kernels(futures: Iterable[Future[Outcome]], scratch: str) -> None:
     """Kill this run's kernels, those just being started included, until no notebook runs."""
     for future in futures:
         future.cancel()
@@ -466,23 +456,10 @@ def _kill_kernels(futures: list[Future[Outcome]], scratch: str) -> None:
                     child.kill()
 
 
-def _execute(
-    job: Job, scratch: str, options: dict[str, Any], prepared: threading.Event, *, progress: bool
-) -> Outcome:
+def _execute(job: Job, scratch: str, options: dict[str, Any], *, progress: bool) -> Outcome:
     """Run one notebook in this thread, and clear up after it."""
-    # These take half a second that other commands need not spend.
-    import papermill  # noqa: PLC0415
-    from jupyter_core.utils import ensure_event_loop  # noqa: PLC0415
-
-    from workshop_lib.kernel_client import HeadlessKernelManager  # noqa: PLC0415
-
+    begun, error = time.perf_counter(), None
     job.file(".json").unlink(missing_ok=True)
-    begun: list[float] = []
-
-    def begin(**_: Any) -> None:
-        prepared.wait()
-        begun.append(time.perf_counter())
-
     place = tempfile.mkdtemp(dir=scratch, prefix="")
     kernel = {
         # Unix sockets in a folder of its own: two kernels that start at the same moment can pick
@@ -496,12 +473,11 @@ def _execute(
             "cwd": str(job.notebook.path.parent),
         },
     }
-    error = None
     try:
         if job.notebook.broken:
             raise RunError(job.notebook.broken)
         with closing(ensure_event_loop()):  # this thread's; jupyter_client would leave it open
-            papermill.execute_notebook(
+            execute_notebook(
                 job.notebook.path.absolute(),
                 job.file(".ipynb"),
                 job.parameters,
@@ -511,17 +487,15 @@ def _execute(
                 execution_timeout=CELL_LIMIT_S,
                 kernel_manager_class=HeadlessKernelManager,
                 config=Config(HeadlessKernelManager=kernel),
-                on_notebook_start=begin,
             )
-    except papermill.PapermillExecutionError as failed:
+    except PapermillExecutionError as failed:
         error = _cell_error(failed, job.file(".ipynb"))
     except RunError as failed:
         error = CellError(0, "", str(failed), "")
     except Exception as failed:  # noqa: BLE001 -- a dead kernel, a full disk: report it
         error = CellError(0, "", f"{type(failed).__name__}: {failed}", "")
-    seconds = time.perf_counter() - begun[0] if begun else 0.0
-    left = _clear_up(job.namespace) if begun else ""
-    return Outcome(job.notebook.name, error is None, seconds, error, left)
+    seconds = time.perf_counter() - begun
+    return Outcome(job.notebook.name, error is None, seconds, error, _clear_up(job.namespace))
 
 
 @contextmanager
@@ -540,8 +514,6 @@ def _short_folder() -> Path:
 
 def _kernel_environment(job: Job, place: str) -> dict[str, str]:
     """What a kernel inherits: its own namespace, and nothing personal."""
-    from workshop_lib.services.state_folder import cache_folder  # noqa: PLC0415
-
     return {
         **os.environ,
         "WORKSHOP_NAMESPACE": job.namespace,
@@ -562,8 +534,6 @@ def _kernel_environment(job: Job, place: str) -> dict[str, str]:
 
 def _clear_up(namespace: str) -> str:
     """Delete the tables, keys and objects of this run. Returns why that failed, or nothing."""
-    from workshop_lib.namespaces import wipe_namespace  # noqa: PLC0415 -- as papermill above
-
     try:
         wipe_namespace(namespace)
     except Exception as error:  # noqa: BLE001 -- any client's error; it is reported, not lost
@@ -571,7 +541,7 @@ def _clear_up(namespace: str) -> str:
     return ""
 
 
-def _cell_error(failed: Any, executed: Path) -> CellError:
+def _cell_error(failed: PapermillExecutionError, executed: Path) -> CellError:
     """The failed cell's place in the notebook as it was before papermill added cells to it."""
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
     own = [c for c in cells if ADDED_TAGS.isdisjoint(c["metadata"].get("tags", ()))]

@@ -124,7 +124,7 @@ def test_ctrl_c_while_a_run_starts_ends_it_without_a_traceback(tmp_path):
         text=True,
     )
     assert run.stdout.readline().startswith("1 notebook")
-    time.sleep(0.7)  # engines and a kernel are being started
+    time.sleep(0.7)  # engines are being started
     os.killpg(run.pid, signal.SIGINT)
     _, said = run.communicate(timeout=SOON_S)
     assert (run.returncode, said.startswith("Interrupted. "), "Traceback" in said) == (
