@@ -93,7 +93,7 @@ def test_a_database_in_another_region_is_refused(clean_environment, name):
         ("valkey_tll = 5\n", r"no such setting; did you mean valkey_ttl"),
         ("colour = 5\n", r"no such setting.*valkey_ttl"),
         ("valkey_ttl: 5\n", r"workshop\.toml cannot be read"),
-        (None, r"workshop\.toml, which does not exist"),
+        (None, r"workshop\.toml, which does not exist as a file"),
     ],
 )
 def test_a_file_that_is_not_usable_is_refused(clean_environment, tmp_path, text, said):

@@ -6,7 +6,6 @@ import html
 import platform
 import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -126,7 +125,8 @@ def check_deployment(
 
     """
     asking = _Asking(on_check)
-    asking.ask("Python", _python, hint="Install Python 3.11 or newer.")
+    system = f"{platform.system()} {platform.machine()}"
+    asking.ask("Python", lambda: f"{platform.python_version()} on {system}")
     asking.ask("Packages", _packages, hint="`make venv` (or the conda environment) installs them.")
     loaded = asking.ask("Settings", lambda: load_settings(**settings), show=_show_settings)
     if loaded is None:
@@ -263,12 +263,6 @@ def _within(limit_s: float, question: Callable[[], Any]) -> tuple[Any, Exception
     thread.start()
     thread.join(limit_s)
     return found[0] if found else (None, TimeoutError(f"no answer within {limit_s:g} s"))
-
-
-def _python() -> str:
-    if sys.version_info < (3, 11):  # noqa: UP036 -- the point of the check
-        raise RuntimeError(f"Python {platform.python_version()} is too old")
-    return f"{platform.python_version()} on {platform.system()} {platform.machine()}"
 
 
 def _packages() -> str:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -38,7 +38,6 @@ MAX_FOLDER_BYTES = 55
 """Of the path that temporary files are in, for kernels' sockets to be made there: the name of a
 Unix socket has 103 bytes at most on macOS, 107 on Linux."""
 SCRATCH = f"workshop-{os.getuid()}-"
-SIZES = ("quick", "full")
 ADDED_TAGS = frozenset({"injected-parameters", "papermill-error-cell-tag"})
 """What papermill marks the cells with that it adds to a notebook."""
 
@@ -112,8 +111,6 @@ class Job:
     Attributes:
         parameters: the values that differ from its own.
         out: the folder for what it leaves.
-        at_once: how many run at the same time.
-        progress: whether to draw a progress bar over its cells.
 
     """
 
@@ -122,8 +119,18 @@ class Job:
     parameters: dict[str, Any]
     out: Path
     namespace: str
+
+    def file(self, ending: str) -> Path:
+        """The file with this ending among what it leaves."""
+        return self.out.absolute() / f"{self.notebook.name}{ending}"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Notebooks that may run side by side, in the order in which they begin."""
+
+    jobs: list[Job]
     at_once: int
-    progress: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +139,14 @@ class Outcome:
 
     Attributes:
         seconds: that its cells took.
-        parameters: all of them, with the values of this run.
         left_behind: why its tables, keys and objects could not be deleted; empty if they were.
 
     """
 
     name: str
-    title: str
     ok: bool
     seconds: float
     error: CellError | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
     left_behind: str = ""
 
 
@@ -241,31 +245,23 @@ def run(
         RunError: the request cannot be carried out.
 
     """
-    if size not in SIZES:
-        raise RunError(f"The size is {size!r}; it must be one of {', '.join(SIZES)}.")
     if workers is None:
         workers = 2 if size == "quick" and (os.cpu_count() or 1) > 1 else 1
-    if workers < 1:
-        raise RunError(f"workers is {workers}; it must be at least 1.")
     chosen = choose(names, find_notebooks(notebooks))
     given = parse_parameters(parameters, chosen)
     folder = new_folder(out)
     stamp = f"run_{secrets.token_hex(4)}"
-    batches = [
-        [
-            Job(
-                notebook,
-                size,
-                {**(notebook.quick if size == "quick" else {}), **given[notebook.name]},
-                folder,
-                f"{stamp}_{notebook.name[:2]}_{chosen.index(notebook)}",
-                min(workers, len(batch)),
-                progress,
-            )
-            for notebook in batch
-        ]
-        for batch in _batches(chosen, workers)
+    jobs = [
+        Job(
+            notebook,
+            size,
+            {**(notebook.quick if size == "quick" else {}), **given[notebook.name]},
+            folder,
+            f"{stamp}_{notebook.name[:2]}_{number}",
+        )
+        for number, notebook in enumerate(chosen)
     ]
+    batches = _batches(jobs, workers)
     say(f"{_plan(batches, size)}, into {display_path(folder)}")
     outcomes: dict[str, Outcome] = {}
 
@@ -274,7 +270,7 @@ def run(
         with tqdm.external_write_mode():
             say(describe(outcome))
 
-    _run_batches(batches, folder / "kernels.log", prepare, report)
+    _run_batches(batches, folder / "kernels.log", prepare, report, progress=progress)
     if folder.parent == RESULTS:
         _point_latest_to(folder)
     return [outcomes[notebook.name] for notebook in chosen], folder
@@ -323,11 +319,6 @@ def new_folder(out: Path | None) -> Path:
         return ready_folder(folder)
     except ResultError as error:
         raise RunError(str(error)) from None
-
-
-def load_outcomes(folder: Path) -> Mapping[str, Result]:
-    """The results of a run by notebook name."""
-    return {file.stem: read_result(file) for file in sorted(folder.glob("[0-9][0-9]_*.json"))}
 
 
 # --- reading notebooks and values ---
@@ -400,58 +391,66 @@ def _convert(name: str, text: str, default: Any) -> Any:
 # --- running ---
 
 
-def _batches(chosen: list[Notebook], workers: int) -> list[list[Notebook]]:
-    """What may run side by side, in the order in which they begin.
+def _batches(jobs: list[Job], workers: int) -> list[Batch]:
+    """What runs at the same time, and what after it.
 
     One at a time they keep their order. Of several at a time the longest begin first, as one that
     began last would run on alone; those that measure under load follow one by one.
     """
     if workers == 1:
-        return [[notebook] for notebook in chosen]
-    together = [n for n in chosen if not n.measures_load]
-    together.sort(key=lambda n: -n.seconds)
-    return [b for b in [together, *([n] for n in chosen if n.measures_load)] if b]
+        return [Batch(jobs, 1)]
+    together = [job for job in jobs if not job.notebook.measures_load]
+    together.sort(key=lambda job: -job.notebook.seconds)
+    first = [Batch(together, min(workers, len(together)))] if together else []
+    return first + [Batch([job], 1) for job in jobs if job.notebook.measures_load]
 
 
-def _plan(batches: list[list[Job]], size: str) -> str:
+def _plan(batches: list[Batch], size: str) -> str:
     """How many notebooks run, and how many at a time."""
-    count = sum(map(len, batches))
+    count = sum(len(batch.jobs) for batch in batches)
     text = f"{count} notebook{'s' * (count != 1)}, {size} size"
-    if (at_once := max(batch[0].at_once for batch in batches)) > 1:
-        alone = [batch[0].notebook.name[:2] for batch in batches if len(batch) == 1]
-        text += f", {at_once} at a time" + (f", then {', '.join(alone)} alone" if alone else "")
+    if batches[0].at_once > 1:
+        alone = ", ".join(batch.jobs[0].notebook.name[:2] for batch in batches[1:])
+        text += f", {batches[0].at_once} at a time" + (f", then {alone} alone" if alone else "")
     return text
 
 
 def _run_batches(
-    batches: list[list[Job]],
+    batches: list[Batch],
     log: Path,
     prepare: Callable[[], object],
     report: Callable[[Outcome], object],
+    *,
+    progress: bool,
 ) -> None:
     """Run each batch in threads: they only wait, as each notebook's kernel is a process."""
     logging.getLogger("papermill").addHandler(logging.NullHandler())  # outcomes say all of it
     prepared, stopped = threading.Event(), threading.Event()
     with _scratch_folder() as scratch, log.open("ab") as errors:
         for batch in batches:
-            pool = ThreadPoolExecutor(batch[0].at_once)
-            futures = [
-                pool.submit(_execute, job, scratch, errors.fileno(), prepared, stopped)
-                for job in batch
-            ]
-            try:
-                if not prepared.is_set():
-                    prepare()
+            with ThreadPoolExecutor(batch.at_once) as pool:
+
+                def execute(job: Job, at_once: int = batch.at_once) -> Outcome:
+                    options = {"stderr": errors.fileno()}
+                    outcome = _execute(job, scratch, options, prepared, progress=progress)
+                    if stopped.is_set():
+                        job.file(".json").unlink(missing_ok=True)
+                    else:
+                        _write_result(outcome, job, at_once)
+                    return outcome
+
+                futures = [pool.submit(execute, job) for job in batch.jobs]
+                try:
+                    if not prepared.is_set():
+                        prepare()
+                        prepared.set()
+                    for done in as_completed(futures):
+                        report(done.result())
+                except BaseException:
+                    stopped.set()
                     prepared.set()
-                for done in as_completed(futures):
-                    report(done.result())
-            except BaseException:
-                stopped.set()
-                prepared.set()
-                _kill_kernels(futures, scratch)
-                raise
-            finally:
-                pool.shutdown()
+                    _kill_kernels(futures, scratch)
+                    raise
     if not log.stat().st_size:
         log.unlink()
 
@@ -468,18 +467,16 @@ def _kill_kernels(futures: list[Future[Outcome]], scratch: str) -> None:
 
 
 def _execute(
-    job: Job, scratch: str, errors: int, prepared: threading.Event, stopped: threading.Event
+    job: Job, scratch: str, options: dict[str, Any], prepared: threading.Event, *, progress: bool
 ) -> Outcome:
-    """Run one notebook and write what it left."""
+    """Run one notebook in this thread, and clear up after it."""
     # These take half a second that other commands need not spend.
     import papermill  # noqa: PLC0415
     from jupyter_core.utils import ensure_event_loop  # noqa: PLC0415
 
     from workshop_lib.kernel_client import HeadlessKernelManager  # noqa: PLC0415
 
-    executed = job.out / f"{job.notebook.name}.ipynb"
-    result_file = job.out / f"{job.notebook.name}.json"
-    result_file.unlink(missing_ok=True)
+    job.file(".json").unlink(missing_ok=True)
     begun: list[float] = []
 
     def begin(**_: Any) -> None:
@@ -487,15 +484,15 @@ def _execute(
         begun.append(time.perf_counter())
 
     place = tempfile.mkdtemp(dir=scratch, prefix="")
-    config = {
+    kernel = {
         # Unix sockets in a folder of its own: two kernels that start at the same moment can pick
         # the same TCP ports (or the same default names of sockets), and then hang.
         "transport": "ipc",
         "ip": f"{place}/kernel",
         "connection_file": f"{place}/kernel.json",
         "launch_options": {
-            "env": _kernel_environment(job, place, result_file),
-            "stderr": errors,
+            **options,
+            "env": _kernel_environment(job, place),
             "cwd": str(job.notebook.path.parent),
         },
     }
@@ -503,39 +500,28 @@ def _execute(
     try:
         if job.notebook.broken:
             raise RunError(job.notebook.broken)
-        with closing(ensure_event_loop()):  # this thread's; jupyter_client would leave it
+        with closing(ensure_event_loop()):  # this thread's; jupyter_client would leave it open
             papermill.execute_notebook(
-                str(job.notebook.path.absolute()),
-                str(executed.absolute()),
+                job.notebook.path.absolute(),
+                job.file(".ipynb"),
                 job.parameters,
-                progress_bar=job.progress and {"desc": job.notebook.name[:24], "leave": False},
+                progress_bar=progress and {"desc": job.notebook.name[:24], "leave": False},
                 request_save_on_cell_execute=False,
                 start_timeout=KERNEL_START_S,
                 execution_timeout=CELL_LIMIT_S,
                 kernel_manager_class=HeadlessKernelManager,
-                config=Config(HeadlessKernelManager=config),
+                config=Config(HeadlessKernelManager=kernel),
                 on_notebook_start=begin,
             )
     except papermill.PapermillExecutionError as failed:
-        error = _cell_error(failed, executed)
+        error = _cell_error(failed, job.file(".ipynb"))
     except RunError as failed:
         error = CellError(0, "", str(failed), "")
     except Exception as failed:  # noqa: BLE001 -- a dead kernel, a full disk: report it
         error = CellError(0, "", f"{type(failed).__name__}: {failed}", "")
-    outcome = Outcome(
-        job.notebook.name,
-        job.notebook.title,
-        error is None,
-        time.perf_counter() - begun[0] if begun else 0.0,
-        error,
-        {**job.notebook.parameters, **job.parameters},
-        _clear_up(job) if begun else "",
-    )
-    if stopped.is_set():
-        result_file.unlink(missing_ok=True)
-    else:
-        _write_result(outcome, job, result_file)
-    return outcome
+    seconds = time.perf_counter() - begun[0] if begun else 0.0
+    left = _clear_up(job.namespace) if begun else ""
+    return Outcome(job.notebook.name, error is None, seconds, error, left)
 
 
 @contextmanager
@@ -552,14 +538,14 @@ def _short_folder() -> Path:
     return place if len(os.fsencode(place)) <= MAX_FOLDER_BYTES else Path("/tmp")  # noqa: S108
 
 
-def _kernel_environment(job: Job, place: str, result_file: Path) -> dict[str, str]:
+def _kernel_environment(job: Job, place: str) -> dict[str, str]:
     """What a kernel inherits: its own namespace, and nothing personal."""
     from workshop_lib.services.state_folder import cache_folder  # noqa: PLC0415
 
     return {
         **os.environ,
         "WORKSHOP_NAMESPACE": job.namespace,
-        "WORKSHOP_RESULT_FILE": str(result_file.absolute()),
+        "WORKSHOP_RESULT_FILE": str(job.file(".json")),
         "WORKSHOP_LINGER_SECONDS": "0",
         "IPYTHONDIR": place,
         "JUPYTER_RUNTIME_DIR": place,
@@ -574,12 +560,12 @@ def _kernel_environment(job: Job, place: str, result_file: Path) -> dict[str, st
     }
 
 
-def _clear_up(job: Job) -> str:
+def _clear_up(namespace: str) -> str:
     """Delete the tables, keys and objects of this run. Returns why that failed, or nothing."""
     from workshop_lib.namespaces import wipe_namespace  # noqa: PLC0415 -- as papermill above
 
     try:
-        wipe_namespace(job.namespace)
+        wipe_namespace(namespace)
     except Exception as error:  # noqa: BLE001 -- any client's error; it is reported, not lost
         return f"{type(error).__name__}: {error}"
     return ""
@@ -596,20 +582,21 @@ def _cell_error(failed: Any, executed: Path) -> CellError:
     return CellError(ended[-1] if ended else 0, failed.source, error, traceback)
 
 
-def _write_result(outcome: Outcome, job: Job, file: Path) -> None:
+def _write_result(outcome: Outcome, job: Job, at_once: int) -> None:
     """Complete what the notebook recorded with what only the runner knows."""
+    file = job.file(".json")
     try:
         recorded = read_result(file)
     except WorkshopError:
         recorded = Result(outcome.name)
     complete = replace(
         recorded,
-        title=outcome.title,
+        title=job.notebook.title,
         ok=outcome.ok,
         seconds=round(outcome.seconds, 3),
         size=job.size,
-        workers=job.at_once,
-        parameters=outcome.parameters,
+        workers=at_once,
+        parameters={**job.notebook.parameters, **job.parameters},
         error=outcome.error,
     )
     write_json(file, complete.to_json())

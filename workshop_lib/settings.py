@@ -225,9 +225,13 @@ class LoadedSettings:
         ]
 
     def _repr_html_(self) -> str:
-        rows = [("setting", "value", "from", "what it is"), *map(astuple, self.origins())]
-        cells = ("".join(f"<td {_LEFT}>{html.escape(text)}</td>" for text in row) for row in rows)
-        return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+        rows = [("th", ("setting", "value", "from", "what it is"))]
+        rows += [("td", astuple(origin)) for origin in self.origins()]
+        lines = (
+            "".join(f"<{kind} {_LEFT}>{html.escape(text)}</{kind}>" for text in row)
+            for kind, row in rows
+        )
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def load_settings(**overrides: object) -> LoadedSettings:
@@ -291,9 +295,9 @@ def dsql_region(endpoint: str) -> str:
 
 def _file_source(settings: type[BaseSettings]) -> TomlConfigSettingsSource:
     path = config_file()
-    if os.environ.get("WORKSHOP_CONFIG") and not path.exists():
+    if os.environ.get("WORKSHOP_CONFIG") and (path.is_dir() or not path.exists()):
         raise SettingsError(
-            f"WORKSHOP_CONFIG names {path}, which does not exist. Correct or unset it."
+            f"WORKSHOP_CONFIG names {path}, which does not exist as a file. Correct or unset it."
         )
     try:
         return TomlConfigSettingsSource(settings, path)
