@@ -93,7 +93,7 @@ def test_what_workshop_env_printed_leads_to_the_local_engines_as_before(ws, monk
         ("DATABASE_URL", "postgresql://a@127.0.0.1:9/x", "No connection to the database"),
         ("VALKEY_URL", "redis://127.0.0.1:9/0", "No answer from the cache"),
         ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9", "No answer from the object store"),
-        ("BUCKET_NAME", "absent-bucket", "Correct BUCKET_NAME, or create it"),
+        ("BUCKET_NAME", "absent-bucket", "create it, or correct BUCKET_NAME"),
     ],
 )
 def test_a_wrong_address_is_a_clear_error(own, monkeypatch, name, value, said):

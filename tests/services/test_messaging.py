@@ -379,7 +379,7 @@ def test_a_given_queue_that_cannot_be_used_is_a_clear_error(on_aws, workshops, m
             workshops().open_queue("load", visibility_timeout_s=30, max_receives=3)
         return str(said.value)
 
-    assert "Correct QUEUE_URL" in refused()
+    assert "correct QUEUE_URL" in refused()
     on_aws.create_queue(QueueName="load-test")
     assert "has no dead-letter queue" in refused()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")

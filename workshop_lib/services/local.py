@@ -121,19 +121,23 @@ class Status:
     idle_s: float = 0.0
 
 
-def attach(folder: StateFolder, names: Iterable[str], settings: Settings) -> Attachment:
+def attach(
+    folder: StateFolder, names: Iterable[str], settings: Settings, idle_s: float | None = None
+) -> Attachment:
     """Have these engines running and keep them so until `release`.
 
     Args:
         folder: whose engines.
         names: of "postgres", "valkey", "s3", "aws".
         settings: for the cache's memory and the idle time.
+        idle_s: the idle time, if it is to be another, seconds.
 
     Raises:
         EngineError: an engine did not come up, or the state folder cannot be used.
 
     """
-    return _open(folder, "attach", names, settings, settings.workshop_linger_seconds)
+    idle_s = settings.workshop_linger_seconds if idle_s is None else idle_s
+    return _open(folder, "attach", names, settings, idle_s)
 
 
 def open_group(folder: StateFolder, names: Iterable[str], settings: Settings) -> Attachment:
