@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -26,11 +27,12 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "ready"
+PINS = "constraints.txt"
 
-REACH = frozenset(
+REACH = (
     {"cache-dir", "cert", "client-cert", "default-timeout", "extra-index-url", "find-links"}
     | {"index-url", "keyring-provider", "no-index", "proxy", "retries", "timeout"}
-    | {"trusted-host", "use-deprecated", "use-feature"}
+    | {"trusted-host"}
 )
 """pip's settings that say where packages come from, and how to get there."""
 
@@ -51,32 +53,31 @@ UV_NAMES = {
 KEPT_FOR_UV = {"UV_CACHE_DIR", "UV_HTTP_TIMEOUT", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS"}
 
 
-class BuildError(Exception):
-    """The environment could not be made; the text says why, and what to do."""
+say = partial(print, flush=True)
 
 
-def main() -> int:
+def main() -> None:
     """Build the environment unless it is already what the pinned files ask for.
 
-    Returns an exit code.
+    Raises:
+        SystemExit: it cannot be made; the text says why, and what to do.
+
     """
+    if sys.version_info < OLDEST:
+        sys.exit(
+            f"Python {sys.version.split()[0]} is too old: the workshop needs 3.11 or newer. "
+            "Name a newer one: make PYTHON=/path/to/python3.12 run"
+        )
     try:
-        if sys.version_info < OLDEST:
-            raise BuildError(
-                f"Python {sys.version.split()[0]} is too old: the workshop needs 3.11 or newer. "
-                "Name a newer one: make PYTHON=/path/to/python3.12 run"
-            )
         with (ROOT / ".venv.lock").open("a+") as lock:
             wait_for_turn(lock)
             if not (STAMP.is_file() and STAMP.read_text() == wanted()):
                 build()
-    except BuildError as error:
-        return fail(str(error))
     except OSError as error:
-        return fail(f"{ROOT} cannot be written ({error}). Clone into a folder of your own.")
+        sys.exit(f"{ROOT} cannot be written ({error}). Clone into a folder of your own.")
     except KeyboardInterrupt:
-        return fail("Interrupted. The next make starts the installation afresh.", INTERRUPTED)
-    return 0
+        print("Interrupted. The next make starts the installation afresh.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def wait_for_turn(lock: TextIO) -> None:
@@ -94,17 +95,15 @@ def wait_for_turn(lock: TextIO) -> None:
 
 def wanted() -> str:
     """What the environment was made from: it changes with a pin, the Python or the place."""
-    digest = hashlib.sha256()
-    for name in ("pyproject.toml", "constraints.txt"):
-        digest.update((ROOT / name).read_bytes())
-    return f"{digest.hexdigest()} {sys.version_info[:3]} {VENV}\n"
+    made_from = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", PINS))
+    return f"{hashlib.sha256(made_from).hexdigest()} {sys.version_info[:3]} {VENV}\n"
 
 
 def build() -> None:
     """Create the environment and install into it: by uv, or by pip where uv cannot.
 
     Raises:
-        BuildError: neither could.
+        SystemExit: neither could.
 
     """
     say(f"Setting up {VENV.name} with Python {sys.version.split()[0]} (once; about 1 GB) …")
@@ -113,14 +112,14 @@ def build() -> None:
     create = [sys.executable, "-m", "venv", "--without-pip", str(VENV)]
     add_pip = [str(PYTHON), "-m", "ensurepip", "--default-pip"]
     if run("creating", create, environment) or run("adding pip", add_pip, environment):
-        raise BuildError(
+        sys.exit(
             "Python could not create a virtual environment. On Debian and Ubuntu the venv module "
             "is a package of its own: apt install python3-venv"
         )
     for_pip = pip_settings(PYTHON, environment)
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
     uv = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON)]
-    pins = ["--constraints", "constraints.txt", "--build-constraints", "constraints.txt"]
+    pins = ["--constraints", PINS, "--build-constraints", PINS]
     # By a relative path, because characters like # and [ in a path have a meaning there.
     package = ["--editable", ".[test]"]
     if run("fetching uv", [*pip, "uv"], for_pip) or run(
@@ -128,7 +127,7 @@ def build() -> None:
     ):
         say("uv could not install the packages. pip takes its place, and some minutes …")
         if said := run("installing", [*pip, *package], for_pip):
-            raise BuildError(f"{said}\npip could not install the packages. Is there a network?")
+            sys.exit(f"{said}\npip could not install the packages. Is there a network?")
     STAMP.write_text(wanted())
 
 
@@ -136,16 +135,14 @@ def run(doing: str, command: list[str], environment: Mapping[str, str]) -> str:
     """Run a program, with a line every few seconds. Returns what it said, if it failed."""
     started = time.monotonic()
     with subprocess.Popen(
-        command, env=environment, cwd=ROOT, stdout=-1, stderr=subprocess.STDOUT, text=True
+        command, env=environment, cwd=ROOT, stdout=-1, stderr=subprocess.STDOUT, errors="replace"
     ) as process:
         try:
             while True:
-                try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     said, _ = process.communicate(timeout=PROGRESS_S)
-                except subprocess.TimeoutExpired:
-                    say(f"  {doing}: {time.monotonic() - started:.0f} s …")
-                else:
                     return (said.strip() or "It failed.") if process.returncode else ""
+                say(f"  {doing}: {time.monotonic() - started:.0f} s …")
         finally:  # it got the same Ctrl-C, and may clean up
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(PROGRESS_S)
@@ -177,7 +174,7 @@ def pip_settings(python: Path, environment: Mapping[str, str]) -> dict[str, str]
     found = {name: value for name, value in environment.items() if not name.startswith("PIP_")}
     found["PIP_CONFIG_FILE"] = os.devnull
     # As a URL, because pip splits a variable at blanks.
-    found["PIP_CONSTRAINT"] = found["PIP_BUILD_CONSTRAINT"] = (ROOT / "constraints.txt").as_uri()
+    found["PIP_CONSTRAINT"] = found["PIP_BUILD_CONSTRAINT"] = (ROOT / PINS).as_uri()
     for section in ("global", "install", ":env:"):  # a later one wins
         for line in lines:
             place, _, value = line.partition("=")
@@ -198,16 +195,5 @@ def uv_settings(for_pip: Mapping[str, str]) -> dict[str, str]:
     return ours
 
 
-def say(line: str) -> None:
-    """Show a line at once, also where the output is a file."""
-    print(line, flush=True)
-
-
-def fail(message: str, code: int = 1) -> int:
-    """Say what went wrong. Returns the exit code for it."""
-    print(message, file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -44,8 +44,8 @@ from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.database import Cursor
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.sandbox import Sandbox
-from workshop_lib.services import embedded
-from workshop_lib.services.state import StateFolder
+from workshop_lib.services import local
+from workshop_lib.services.state_folder import StateFolder
 
 IDS = 500
 OBJECTS = 50
@@ -391,7 +391,7 @@ def _soak(path: Path, given: argparse.Namespace) -> int:
         soak.admin.close()
         workshop.close()
     finally:
-        embedded.reset(folder)
+        local.reset(folder)
     left = [p.pid for p in psutil.Process().children(recursive=True)]
     if left:
         bad.append(f"processes are left: {left}")

@@ -19,11 +19,41 @@ from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from cryptography.x509.oid import NameOID
 
 from workshop_lib import Workshop, open_workshop
-from workshop_lib.services import embedded
-from workshop_lib.services.state import StateFolder
+from workshop_lib.services import local
+from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import Settings
 
 FOREIGN = {name.upper() for name in Settings.model_fields} | {"WORKSHOP_CONFIG"}
+
+
+LONGEST_FIRST = (
+    "notebooks/test_execution.py",
+    "cloud/test_on_aws.py",
+    "cloud/test_commands_on_aws.py",
+    "faults/",
+    "services/",
+    "load/",
+    "test_latencies.py",
+    "test_database.py",
+    "test_forks.py",
+    "cache/",
+    "exercises/",
+    "cloud/",
+)
+"""Files and folders that take minutes: begun last, they would leave one worker without work."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next(
+            (n for n, begin in enumerate(LONGEST_FIRST) if name.startswith(begin)),
+            len(LONGEST_FIRST),
+        )
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,7 +72,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
         "TQDM_DISABLE": "1",
     }
     yield folder
-    embedded.reset(folder)
+    local.reset(folder)
     os.environ.clear()
     os.environ.update(before)
 

@@ -12,14 +12,14 @@ import pytest
 
 import workshop_lib
 from workshop_lib import plots
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 PAGE = CHECKOUT / "docs" / "api.md"
 METHODS = (
     "Workshop", "Database", "ObjectStore", "QueryCache", "RecordCache", "ObjectCache", "Sandbox",
 )  # fmt: skip
 INNER = {
-    "Database": {"go_through", "identity"},
+    "Database": {"reroute", "identity"},
     "ObjectStore": {"identity"},
     "QueryCache": {"ttl"},
     "Sandbox": {"database", "describe"},

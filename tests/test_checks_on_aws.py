@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import socket
-import ssl
-import struct
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs
@@ -24,8 +22,7 @@ from click.testing import CliRunner
 from workshop_lib import checks
 from workshop_lib.cli import main
 from workshop_lib.services import diagnose
-from workshop_lib.services.messaging import given_messaging
-from workshop_lib.services.resolver import resolve
+from workshop_lib.services.endpoints import external_messaging, resolve
 
 ACCOUNT = "123456789012"
 ARN = f"arn:aws:sts::{ACCOUNT}:assumed-role/Learner/me"
@@ -50,6 +47,7 @@ class MadeUpAws(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
         self.faults: dict[str, Fault] = {}
         self.attributes = {"VisibilityTimeout": "30", "ApproximateNumberOfMessages": "7"}
         self.attributes["RedrivePolicy"] = json.dumps(REDRIVE)
@@ -57,68 +55,53 @@ class MadeUpAws(ThreadingHTTPServer):
         self.stored = b""
         self.asked: list[str] = []
 
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
 
 class _Handler(BaseHTTPRequestHandler):
     server: MadeUpAws
     protocol_version = "HTTP/1.1"
 
-    def handle_any(self):
+    def answer(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        protocol, operation = self._operation(body)
+        operation = self.operation(body)
         self.server.asked.append(operation)
-        fault = self.server.faults.get(operation)
+        fault, headers = self.server.faults.get(operation), {}
         if fault:
-            self._answer(fault.status, self._error(protocol, fault), fault.headers)
+            said, headers = self.error(fault), fault.headers
+        elif operation == "HeadBucket":
+            said, headers = "", {"x-amz-bucket-region": self.server.region}
         else:
-            self._answer(200, *self._success(operation, body))
-
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815 -- as it is called
-
-    def _operation(self, body):
-        if target := self.headers.get("X-Amz-Target"):
-            return "json", target.rpartition(".")[2]
-        if self.command == "POST":
-            return "query", parse_qs(body.decode())["Action"][0]
-        if self.command == "HEAD":
-            return "head", "HeadBucket"
-        if "list-type=2" in self.path:
-            return "rest-xml", "ListObjectsV2"
-        return "rest-xml", f"{self.command.capitalize()}Object"
-
-    @staticmethod
-    def _error(protocol, fault):
-        if protocol == "head":
-            return b""
-        if protocol == "json":
-            return json.dumps({"__type": f"x#{fault.code}", "message": fault.message}).encode()
-        inner = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
-        xml = f"<ErrorResponse>{inner}</ErrorResponse>" if protocol == "query" else inner
-        return xml.encode()
-
-    def _success(self, operation, body):
-        if operation == "GetCallerIdentity":
-            inner = f"<GetCallerIdentityResult><Arn>{ARN}</Arn></GetCallerIdentityResult>"
-            return f"<R>{inner}</R>".encode(), {}
-        if operation == "HeadBucket":
-            return b"", {"x-amz-bucket-region": self.server.region}
+            said = {
+                "GetCallerIdentity": f"<R><GetCallerIdentityResult><Arn>{ARN}</Arn>"
+                "</GetCallerIdentityResult></R>",
+                "GetQueueAttributes": json.dumps({"Attributes": self.server.attributes}),
+                "GetMetricData": "{}",
+                "GetObject": self.server.stored.decode(),
+            }.get(operation, "")
         if operation == "PutObject":
             self.server.stored = body
-        if operation == "GetObject":
-            return self.server.stored, {}
-        if operation == "GetQueueAttributes":
-            return json.dumps({"Attributes": self.server.attributes}).encode(), {}
-        return (b"{}" if operation == "GetMetricData" else b""), {}
-
-    def _answer(self, status, body, headers):
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+        self.send_response(fault.status if fault else 200)
+        for name, value in {**headers, "Content-Length": str(len(said))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(said.encode())
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer  # noqa: N815 -- as it is called
+
+    def operation(self, body):
+        if target := self.headers.get("X-Amz-Target"):
+            return target.rpartition(".")[2]
+        if self.command == "POST":
+            return parse_qs(body.decode())["Action"][0]
+        kind = {"HEAD": "HeadBucket"}.get(self.command, f"{self.command.capitalize()}Object")
+        return "ListObjectsV2" if "list-type=2" in self.path else kind
+
+    def error(self, fault):
+        if self.command == "HEAD":
+            return ""
+        if self.headers.get("X-Amz-Target"):
+            return json.dumps({"__type": f"x#{fault.code}", "message": fault.message})
+        inner = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
+        return f"<ErrorResponse>{inner}</ErrorResponse>" if self.command == "POST" else inner
 
     def log_message(self, *args):
         pass
@@ -143,7 +126,7 @@ class Deployment:
             ),
         )
         monkeypatch.setattr(checks, "resolve", self._resolve)
-        monkeypatch.setattr(checks, "given_messaging", self._given)
+        monkeypatch.setattr(checks, "external_messaging", self._given)
 
     def _resolve(self, settings):
         found = resolve(settings)
@@ -165,7 +148,7 @@ class Deployment:
         return replace(found, **changed)
 
     def _given(self, settings):
-        found = given_messaging(settings)
+        found = external_messaging(settings)
         return found and replace(found, tls=False, port=self.aws.server_port)
 
     def change(self, service, **changes):
@@ -238,35 +221,14 @@ def test_all_is_well_on_a_whole_deployment(deployment):
 @pytest.mark.parametrize(
     ("operation", "fault", "check", "to_do"),
     [
-        ("GetCallerIdentity", Fault(403, "ExpiredToken"), "AWS identity", "Sign in again"),
-        ("GetCallerIdentity", Fault(403, "InvalidClientTokenId"), "AWS identity", "configure list"),
-        ("GetCallerIdentity", Fault(403, "SignatureDoesNotMatch"), "AWS identity", "secret key"),
-        ("GetCallerIdentity", Fault(400, "Throttling"), "AWS identity", "Wait a minute"),
-        ("PutObject", denied("s3:PutObject"), "Object store is writable", "it takes s3:PutObject"),
         ("PutObject", denied("kms:Encrypt"), "Object store is writable", "it takes kms:Encrypt"),
-        ("DeleteObject", Fault(403, "AccessDenied"), "Object store is writable", "s3:DeleteObject"),
-        ("HeadBucket", Fault(404, ""), "Object store is writable", "correct BUCKET_NAME"),
-        ("PutObject", Fault(403, "RequestTimeTooSkewed"), "Object store is writable", "date -u"),
-        (
-            "GetQueueAttributes",
-            denied("sqs:GetQueueAttributes", "AccessDeniedException", 400),
-            "Queue answers",
-            "it takes sqs:GetQueueAttributes",
-        ),
-        (
-            "GetQueueAttributes",
-            Fault(400, "QueueDoesNotExist", f"no queue {ACCOUNT}/load"),
-            "Queue answers",
-            "correct QUEUE_URL",
-        ),
-        (
-            "GetMetricData",
-            denied("cloudwatch:GetMetricData", "AccessDenied"),
-            "Metrics can be read",
-            "it takes cloudwatch:GetMetricData",
-        ),
+        ("HeadBucket", Fault(403, ""), "Object store is writable", "it takes s3:ListBucket"),
+        ("GetQueueAttributes", Fault(400, "QueueDoesNotExist", f"no queue {ACCOUNT}/load"),
+         "Queue answers", "correct QUEUE_URL"),
+        ("GetMetricData", denied("cloudwatch:GetMetricData"), "Metrics can be read",
+         "it takes cloudwatch:GetMetricData"),
     ],
-)
+)  # fmt: skip
 def test_a_refusal_of_aws_is_explained_by_its_code(deployment, operation, fault, check, to_do):
     deployment.aws.faults[operation] = fault
     failed = deployment.failed()
@@ -281,13 +243,6 @@ def test_a_refused_head_is_asked_again_in_a_way_that_has_room_for_the_reason(dep
         "ListObjectsV2": Fault(400, "ExpiredToken", "The provided token has expired."),
     }
     assert "Sign in again" in deployment.failed()["Object store is writable"]
-    deployment.aws.faults |= {
-        "HeadBucket": Fault(403, ""),
-        "ListObjectsV2": denied("s3:ListBucket"),
-    }
-    assert "it takes s3:ListBucket" in deployment.failed()["Object store is writable"]
-    del deployment.aws.faults["ListObjectsV2"]
-    assert "it takes s3:ListBucket" in deployment.failed()["Object store is writable"]
 
 
 def test_a_bucket_in_another_region_is_called_that(deployment):
@@ -297,8 +252,7 @@ def test_a_bucket_in_another_region_is_called_that(deployment):
     there = {"x-amz-bucket-region": "eu-west-1"}
     deployment.aws.faults["HeadBucket"] = Fault(403, "", headers=there)
     (said,) = deployment.failed().values()
-    assert "is in eu-west-1" in said
-    assert "Correct AWS_REGION" in said
+    assert "It is in eu-west-1, but AWS_REGION is us-east-1" in said
 
 
 def test_a_cache_in_another_region_is_found_before_anything_is_asked(deployment):
@@ -313,22 +267,9 @@ def test_a_cache_in_another_region_is_found_before_anything_is_asked(deployment)
     assert ("Region of the cache", []) in seen
 
 
-def test_a_database_in_another_region_ends_the_round_at_once(deployment):
-    failed = deployment.failed(dsql_endpoint="abcdefghij.dsql.eu-west-1.on.aws")
-    assert "DSQL_ENDPOINT is in eu-west-1, AWS_REGION is us-east-1" in failed["Settings"]
-    assert deployment.aws.asked == []
-
-
 def test_a_queue_without_a_dead_letter_queue_is_not_for_load_tests(deployment):
     del deployment.aws.attributes["RedrivePolicy"]
     assert "no dead-letter queue" in deployment.failed()["Queue answers"]
-
-
-def test_a_stack_whose_outputs_cannot_be_read_is_explained_likewise(deployment):
-    deployment.aws.faults["DescribeStacks"] = denied("cloudformation:DescribeStacks")
-    assert "it takes cloudformation:Describe" in deployment.failed(workshop_stack="s")["Settings"]
-    deployment.aws.faults["DescribeStacks"] = Fault(403, "ExpiredToken")
-    assert "Sign in again" in deployment.failed(workshop_stack="s")["Settings"]
 
 
 def test_without_credentials_each_line_says_how_to_sign_in(deployment, monkeypatch):
@@ -340,7 +281,7 @@ def test_without_credentials_each_line_says_how_to_sign_in(deployment, monkeypat
     }
     assert all("aws sso login" in said for said in failed.values())
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    assert all("correct or unset AWS_PROFILE" in said for said in deployment.failed().values())
+    assert all("unset AWS_PROFILE" in said for said in deployment.failed().values())
 
 
 def test_a_machine_role_that_never_answers_is_waited_for_within_the_limit(
@@ -361,8 +302,8 @@ def test_silence_is_explained_for_each_service_by_what_lets_its_packets_through(
     deployment.change("database", port=silent, arguments={"port": silent, "connect_timeout": 2})
     deployment.change("cache", port=silent, arguments={"port": silent})
     failed = deployment.failed()
-    assert "let 5432 out" in failed["Database answers"]
-    assert "let port 6379 in" in failed["Cache answers"]
+    for name in ("Database answers", "Cache answers"):
+        assert f"drops the packets to port {silent}" in failed[name]
     assert "no way to the sign-in service of AWS (STS) in us-east-1" in failed["AWS identity"]
     assert "no way to Amazon S3 in us-east-1" in failed["Object store is writable"]
     for name in ("Queue answers", "Metrics can be read"):
@@ -384,7 +325,7 @@ def test_a_name_with_many_silent_addresses_is_given_up_within_the_limit(deployme
     with deaf() as port:
         deployment.change("cache", host="many.test", port=port, arguments={"port": port})
         failed = deployment.failed()
-    assert "let port 6379 in" in failed["Port of ElastiCache for Valkey"]
+    assert "drops the packets" in failed["Port of ElastiCache for Valkey"]
 
 
 def test_the_lines_after_the_first_fault_of_a_place_are_not_asked(deployment):
@@ -396,34 +337,7 @@ def test_the_lines_after_the_first_fault_of_a_place_are_not_asked(deployment):
         ("Port", "–"),
         ("Certificate", "–"),
     ]
-    assert "VALKEY_ENDPOINT is mistyped" in cache[0].advice
-
-
-def test_a_port_where_nothing_listens_is_told_from_silence(deployment, monkeypatch):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        failed = deployment.failed()
-    for name in ("AWS identity", "Object store is writable", "Queue answers"):
-        assert "an AWS_ENDPOINT_URL variable leads elsewhere" in failed[name]
-
-
-def test_a_cluster_that_refuses_the_token_names_the_permission(deployment):
-    with refusing("unable to accept connection, access denied") as port:
-        deployment.change("database", port=port, arguments={"port": port, "sslmode": "disable"})
-        failed = deployment.failed()
-    assert list(failed) == ["Database answers"]
-    assert "your role lacks dsql:DbConnectAdmin" in failed["Database answers"]
-
-
-def test_a_certificate_that_nobody_vouches_for_is_explained(deployment, self_signed):
-    with secured(self_signed) as port:
-        tls = {"host": "localhost", "port": port, "ssl": True}
-        deployment.change("cache", host="localhost", port=port, tls=True, arguments=tls)
-        failed = deployment.failed()
-    assert "leave the verification on" in failed["Certificate of ElastiCache for Valkey"]
-    assert "leave the verification on" in failed["Cache answers"]
+    assert "Check VALKEY_ENDPOINT" in cache[0].advice
 
 
 def test_the_command_says_the_same_in_words_and_as_json(deployment):
@@ -460,47 +374,3 @@ def deaf():
         yield port
         for client in waiting:
             client.close()
-
-
-@contextmanager
-def serving(handle):
-    """The port of a server that treats each connection as told."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve():
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    handle(connection)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-    thread.join()
-
-
-def refusing(said):
-    """A PostgreSQL that answers each sign-in with an error (protocol 3.0, ErrorResponse)."""
-
-    def handle(connection):
-        if connection.recv(4096):
-            fields = f"SFATAL\0C28000\0M{said}\0\0".encode()
-            connection.sendall(b"E" + struct.pack("!i", len(fields) + 4) + fields)
-
-    return serving(handle)
-
-
-def secured(files):
-    """A server with a certificate of its own making."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*files)
-
-    def handle(connection):
-        with suppress(OSError):
-            context.wrap_socket(connection, server_side=True).close()
-
-    return serving(handle)

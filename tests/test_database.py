@@ -1121,15 +1121,6 @@ def test_a_wrong_password_is_called_that_and_is_not_repeated(ws):
     assert "hush-hush" not in said
 
 
-def test_a_closed_port_asks_whether_the_address_is_right_at_once(ws):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        said = unreachable(ws.endpoints.database, port=taken.getsockname()[1])
-    assert "Connection refused" in said
-    assert "Is the address right, and is the server running?" in said
-    assert ws.endpoints.database.arguments["password"] not in said
-
-
 def test_a_local_engine_that_stays_away_points_to_workshop_status(ws, monkeypatch):
     monkeypatch.setattr(room, "AWAY_S", 0.1)
     with socket.socket() as taken:
@@ -1139,14 +1130,6 @@ def test_a_local_engine_that_stays_away_points_to_workshop_status(ws, monkeypatc
         database = Database(replace(ws.endpoints.database, arguments=arguments))
         with pytest.raises(ServiceUnreachableError, match="`workshop status`"):
             database.query("SELECT 1")
-
-
-def test_a_server_that_says_nothing_is_given_up_after_its_time_limit(ws):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        said = unreachable(ws.endpoints.database, port=port, connect_timeout=2)
-    assert "timeout expired" in said
-    assert "security group" in said
 
 
 def test_a_database_that_goes_away_in_mid_query_is_a_connection_error(ws):

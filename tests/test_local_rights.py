@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from workshop_lib.services import embedded
+from workshop_lib.services import local
 from workshop_lib.services.engines import HOST, OWNER
-from workshop_lib.services.state import StateFolder
+from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import load_settings
 
 TYPES = [
@@ -77,15 +77,15 @@ class Server:
         self.folder = folder
         self.held = self._attach()
 
-    def _attach(self) -> embedded.Attachment:
-        return embedded.attach(self.folder, ["postgres"], load_settings().values)
+    def _attach(self) -> local.Attachment:
+        return local.attach(self.folder, ["postgres"], load_settings().values)
 
     def attach(self) -> None:
         """Open once more beside what is open."""
         self._attach().release()
 
     def restart(self) -> None:
-        embedded.stop(self.folder)
+        local.stop(self.folder)
         self.held.release()
         self.held = self._attach()
 
@@ -120,7 +120,7 @@ def server(tmp_path_factory):
     server = Server(folder)
     yield server
     server.held.release()
-    embedded.reset(folder)
+    local.reset(folder)
 
 
 def done(cursor, statement):

@@ -41,16 +41,11 @@ def test_at_least_q_percent_of_the_values_do_not_exceed_the_percentile(values, q
     assert len(smaller) < math.ceil(wanted)
 
 
-@pytest.mark.parametrize("parts", [1, 10])
-def test_the_rank_of_a_percentile_is_exact(parts):
-    # Whole q and tenths. In floating point, 7 / 100 * 100 is more than 7.
-    for n in range(1, 1_001, 7 if parts == 1 else 49):
+def test_the_rank_of_a_percentile_is_exact():
+    # In floating point, 7 / 100 * 100 is more than 7.
+    for n in range(1, 1_001, 49):
         values = range(1, n + 1)
-        wrong = [
-            q for q in range(1, 100 * parts + 1)
-            if percentile(values, q / parts if parts > 1 else q)
-            != math.ceil(Fraction(q, 100 * parts) * n)
-        ]  # fmt: skip
+        wrong = [q for q in range(1, 101) if percentile(values, q) != -(-q * n // 100)]
         assert wrong == [], n
 
 
@@ -70,11 +65,6 @@ def test_the_interval_of_a_median_has_the_tabled_ranks():
 def test_a_percentile_outside_its_range_is_refused(q):
     with pytest.raises(ValueError, match="lies in"):
         percentile([1.0], q)
-
-
-def test_a_percentile_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="measure at least one"):
-        percentile([], 50)
 
 
 def test_only_the_repeats_are_counted_and_neither_warm_up_nor_the_first_of_a_block():
@@ -121,22 +111,6 @@ def test_of_too_few_blocks_the_values_are_taken_one_by_one(blocks):
     assert few.interval(50) == percentile_interval(values, 50)
     low, high = speed_up_interval(few, halved)
     assert low < 2 < high
-
-
-def test_subjects_are_called_in_shuffled_order_and_the_same_one_for_the_same_seed():
-    def order(seed):
-        seen = []
-        time_shuffled({n: lambda n=n: seen.append(n) for n in "ab"}, 50, warm_up=0, seed=seed)
-        return "".join(seen)
-
-    assert order(1) == order(1)
-    assert order(1) != order(2)
-    assert "ab" * 50 != order(1) != "a" * 50 + "b" * 50
-
-
-def test_an_error_in_a_subject_ends_the_measurement():
-    with pytest.raises(ZeroDivisionError):
-        time_shuffled({"bad": lambda: 1 / 0}, 1)
 
 
 def test_speed_up_and_improvement_compare_medians():

@@ -3,13 +3,14 @@
 import struct
 from base64 import b64decode
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
 from workshop_lib import plots
-from workshop_lib.measure import Moment, Samples
+from workshop_lib.measure import Samples
 
 FAST = Samples("fast", tuple(n * 1e-6 for n in range(20, 60)))
 SLOW = Samples("slow", tuple(n * 1e-3 for n in range(2, 42)))
@@ -38,78 +39,39 @@ PICTURES = {
     "bars": (bars, "percentile", "time (µs)"),
     "durations": (durations, "time (ms)", ""),
 }
-pictures = pytest.mark.parametrize(("draw", "x", "y"), PICTURES.values(), ids=PICTURES)
 
 
-def texts(figure: Figure) -> list[str]:
-    """The words written into a picture."""
-    return [text.get_text() for text in figure.axes[0].texts]
-
-
-@pictures
-def test_a_picture_has_a_title_and_units_on_its_axes(draw, x, y):
+@pytest.mark.parametrize(("draw", "x", "y"), PICTURES.values(), ids=PICTURES)
+def test_a_picture_has_a_title_and_units_on_its_axes_and_is_not_kept_by_pyplot(draw, x, y):
+    before = plt.get_fignums()
     figure = draw()
     assert type(figure) is Figure
     (axes,) = figure.axes
     assert axes.get_title() == "A title"
     assert axes.get_xlabel().startswith(x)
     assert axes.get_ylabel() == y
-
-
-@pictures
-def test_no_picture_is_kept_by_pyplot(draw, x, y):
-    before = plt.get_fignums()
-    for _ in range(3):
-        draw()
     assert plt.get_fignums() == before
 
 
-def test_a_p99_is_drawn_of_enough_samples_only():
-    many = {"many": Samples("many", tuple(1e-6 * n for n in range(1, 501)))}
-    few = {"few": Samples("few", tuple(1e-6 * n for n in range(1, 500)))}
-    assert len(plots.latencies(many, "A title").axes[0].lines) == 4
-    assert len(plots.latencies(few, "A title").axes[0].lines) == 3
+@pytest.fixture
+def shown(monkeypatch) -> list[Any]:
+    """What was shown."""
+    found: list[Any] = []
+    monkeypatch.setattr(plots, "display", found.append)
+    return found
 
 
-def test_colours_are_six_of_okabe_and_ito_s_each_with_a_marker_and_a_hatch():
-    okabe_ito = {
-        "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000",
-    }  # fmt: skip
-    assert set(plots.COLOURS) <= okabe_ito
-    for distinct in (plots.COLOURS, plots.MARKERS, plots.HATCHES):
-        assert len(distinct) == len(set(distinct)) == 6
-
-
-CALM = [Moment(1_000.0 + n / 10, 0.0001, "cache") for n in range(10)]
-TROUBLE = [*CALM[:4], Moment(1_000.4, 0.02, "database"), Moment(1_000.5, 0.03, "error")]
-
-
-def legend_of(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
-
-
-@pictures
-def test_a_shown_picture_is_a_png_with_a_text_for_those_who_cannot_see_it(draw, x, y, monkeypatch):
-    shown = []
-    monkeypatch.setattr(plots, "display", shown.append)
-    plots.show(draw(), "Hits take 30 µs, misses 4 ms.")
-    ((data, metadata),) = [image._repr_mimebundle_() for image in shown]
-    assert metadata["image/png"]["alt"] == "Hits take 30 µs, misses 4 ms."
+def test_a_shown_picture_is_a_png_with_a_text_for_those_who_cannot_see_it(shown):
+    plots.show(bars(), 'Hits "fast", misses <slow>.')
+    (picture,) = shown
+    data, metadata = picture._repr_mimebundle_()
+    assert metadata["image/png"]["alt"] == repr(picture) == 'Hits "fast", misses <slow>.'
     png = b64decode(data["image/png"])
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", png[16:24])
     assert 700 < width < 1_100
     assert 100 < height < 1_100
-
-
-def test_a_shown_picture_has_its_text_on_a_page_as_well_where_jupyterlab_keeps_it(monkeypatch):
-    shown = []
-    monkeypatch.setattr(plots, "display", shown.append)
-    plots.show(bars(), 'Hits "fast", misses <slow>.')
-    (picture,) = shown
-    data, _ = picture._repr_mimebundle_()
-    assert repr(picture) == 'Hits "fast", misses <slow>.'
-    assert set(data) == {"image/png", "text/html"}
+    # JupyterLab keeps the text on its pages only where it is part of the HTML.
     source = f"data:image/png;base64,{data['image/png']}"
     alt = "Hits &quot;fast&quot;, misses &lt;slow&gt;."
     assert data["text/html"] == f'<img alt="{alt}" src="{source}">'
@@ -133,41 +95,25 @@ def notes(figure: Figure) -> list[str]:
     return [line for text in figure.texts for line in text.get_text().splitlines()]
 
 
-def shown_alt(figure: Figure, monkeypatch) -> str:
-    shown = []
-    monkeypatch.setattr(plots, "display", shown.append)
-    plots.show(figure, "A picture.")
-    (image,) = shown
-    return image._repr_mimebundle_()[1]["image/png"]["alt"]
-
-
-@pictures
-def test_a_picture_carries_the_notes_that_were_in_force_when_it_was_drawn(draw, x, y, noted):
-    before = draw()
-    noted("one", "emulated distance: cache 5 ms")
-    during = draw()
+def test_a_picture_has_the_notes_of_when_it_was_drawn_once_and_in_its_text_as_well(noted, shown):
+    before = bars()
+    noted("one", "emulated latency: cache 5 ms")
+    during = bars()
     noted("one")
-    assert [notes(picture) for picture in (before, during, draw())] == [
-        [], ["emulated distance: cache 5 ms"], [],
-    ]  # fmt: skip
+    for picture in (during, during, before):
+        plots.show(picture, "A picture.")
+    noted_too = "A picture. Emulated latency: cache 5 ms."
+    assert [repr(picture) for picture in shown] == [noted_too, noted_too, "A picture."]
+    assert [notes(during), notes(before)] == [["emulated latency: cache 5 ms"], []]
+    assert notes(bars()) == []
 
 
-def test_a_shown_picture_has_its_notes_once_and_in_its_text_as_well(noted, monkeypatch):
-    noted("one", "emulated distance: cache 5 ms")
-    drawn = bars()
-    expected = "A picture. Emulated distance: cache 5 ms."
-    assert shown_alt(drawn, monkeypatch) == shown_alt(drawn, monkeypatch) == expected
-    noted("one")
-    assert shown_alt(drawn, monkeypatch) == expected
-    assert notes(drawn) == ["emulated distance: cache 5 ms"]
-    assert shown_alt(bars(), monkeypatch) == "A picture."
-
-
-def test_a_picture_of_one_s_own_gets_the_note_when_it_is_shown(noted, monkeypatch):
+def test_a_picture_of_one_s_own_gets_the_note_when_it_is_shown(noted, shown):
     noted("one", "a note")
     own = Figure()
     own.subplots().plot([1, 2])
-    assert shown_alt(own, monkeypatch) == "A picture. A note."
+    plots.show(own, "A picture.")
+    assert repr(shown[0]) == "A picture. A note."
     assert notes(own) == ["a note"]
 
 
@@ -178,14 +124,3 @@ def test_notes_of_several_owners_stand_below_each_other_and_the_same_one_once(no
     assert notes(bars()) == ["a note", "another"]
     noted("two", "changed")
     assert notes(bars()) == ["a note", "changed"]
-
-
-def test_the_note_is_within_what_is_shown_and_covers_nothing(noted, monkeypatch):
-    sizes = []
-    for text in ("", "a note"):
-        noted("one", text)
-        shown = []
-        monkeypatch.setattr(plots, "display", shown.append)
-        plots.show(bars(), "A picture.")
-        sizes.append(struct.unpack(">II", shown[0].png[16:24])[1])
-    assert sizes[1] > sizes[0] + 5

@@ -17,27 +17,19 @@ def box(shared):
     sandbox.close()
 
 
-def test_with_single_flight_one_query_reaches_the_database_for_all_processes_and_then_none(box):
-    box.clear()
-    found = concurrent_reads(box, SLOW, (500,), processes=2, readers=5)
+def test_with_single_flight_one_query_reaches_the_database_and_without_it_many(box):
+    found = concurrent_reads(box, SLOW, (300,), processes=2, readers=4)
     assert found.queries == 1
-    assert len(found.moments) == 10
-    warm = concurrent_reads(box, SLOW, (500,), processes=2, readers=2)
-    assert warm.queries == 0
-    assert {m.source for m in warm.moments} == {"cache"}
-
-
-def test_without_it_there_are_many(box):
+    assert len(found.moments) == 8
     box.clear()
-    found = concurrent_reads(box, SLOW, (500,), processes=2, readers=5, single_flight=False)
-    assert 2 <= found.queries <= 10
-    assert len(found.moments) == 10
+    found = concurrent_reads(box, SLOW, (300,), processes=2, readers=4, single_flight=False)
+    assert 2 <= found.queries <= 8
 
 
 def test_processes_that_do_not_get_ready_are_a_clear_error(box, monkeypatch):
     monkeypatch.setattr(readers, "_read", _fall_over)
     with pytest.raises(WorkshopError, match="Not all of 2 processes were ready"):
-        concurrent_reads(box, SLOW, (500,), processes=2, readers=1)
+        concurrent_reads(box, SLOW, (300,), processes=2, readers=1)
 
 
 def _fall_over(*_):

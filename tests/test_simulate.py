@@ -13,7 +13,6 @@ from workshop_lib import simulate
 from workshop_lib.simulate import (
     POLICIES,
     EarlyReplay,
-    Replay,
     TtlReplay,
     break_even,
     che_lru_hit_ratio,
@@ -37,7 +36,7 @@ from workshop_lib.simulate import (
 traces = st.lists(st.integers(0, 12), max_size=150)
 capacities = st.integers(1, 14)
 policies = st.sampled_from(POLICIES)
-unhurried = settings(deadline=None)
+unhurried = settings(deadline=None, max_examples=40)
 
 
 @pytest.mark.parametrize("room", ["streams", "eviction", "expiry", "theory"])
@@ -56,12 +55,6 @@ def test_zipf_probabilities_add_up_to_one_and_never_rise(keys, exponent):
     assert len(shares) == keys
     assert math.fsum(shares) == pytest.approx(1)
     assert shares == sorted(shares, reverse=True)
-
-
-def test_zipf_probabilities_have_the_stated_ratios():
-    first, second, third = zipf_probabilities(3, 2.0)
-    assert (first / second, first / third) == (pytest.approx(4), pytest.approx(9))
-    assert zipf_probabilities(4, 0) == [0.25] * 4
 
 
 def test_a_zipf_stream_asks_for_each_key_as_often_as_its_probability_says():
@@ -166,14 +159,6 @@ def test_hits_and_evicted_keys_are_those_of_cachetools(policy, cache_class, trac
 
 
 @pytest.mark.parametrize(
-    ("policy", "cache_class"), [("lru", cachetools.LRUCache), ("lfu", cachetools.LFUCache)]
-)
-def test_a_long_stream_too_goes_as_it_does_in_cachetools(policy, cache_class):
-    stream = scan_stream(6_000, 500, 0.9, share=0.1, seed=2)
-    assert list(steps(stream, 60, policy)) == observed(cache_class, stream, 60)
-
-
-@pytest.mark.parametrize(
     ("policy", "evicted"),
     [
         # when 3 comes and the cache holds 1 and 2; when 4 comes
@@ -186,18 +171,6 @@ def test_a_long_stream_too_goes_as_it_does_in_cachetools(policy, cache_class):
 def test_each_policy_evicts_what_its_name_says(policy, evicted):
     trace = [1, 1, 2, 1, 3, 4, 1]
     assert [s.evicted for s in steps(trace, 2, policy) if s.evicted is not None][:2] == evicted
-
-
-def test_among_equally_used_entries_lfu_evicts_the_one_that_reached_its_count_first():
-    # 1, 2 and 3 have two uses each; the second ones came in the order 2, 3, 1
-    *_, last = steps([1, 2, 3, 2, 3, 1, 4], 3, "lfu")
-    assert last.evicted == 2
-
-
-def test_lfu_forgets_the_count_of_an_evicted_key():
-    # in the end 1 goes, not 2: its use before its eviction counts no more
-    trace = [1, 2, 2, 3, 1, 3]
-    assert [s.evicted for s in steps(trace, 2, "lfu")] == [None, None, None, 1, 3, 1]
 
 
 @unhurried
@@ -241,13 +214,6 @@ def test_belady_is_as_good_as_trying_every_eviction(trace, capacity):
     assert replay(trace, capacity, "belady").hits == best(0, frozenset())
 
 
-@unhurried
-@given(traces, capacities)
-def test_a_larger_lru_cache_never_has_fewer_hits(trace, capacity):
-    smaller, larger = (replay(trace, size, "lru").hits for size in (capacity, capacity + 1))
-    assert smaller <= larger
-
-
 def test_a_larger_fifo_cache_may_have_fewer_hits():
     # Belady, Nelson and Shedler 1969
     trace = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 4, 5]
@@ -276,11 +242,6 @@ def test_valkeys_sampling_comes_close_to_lru_and_stays_above_chance():
     assert ratio["random"] + 0.01 < ratio["sampled-lru"]
 
 
-def test_a_sample_of_a_small_cache_finds_the_least_recently_used_entry():
-    *_, last = steps([1, 2, 3, 4, 5, 1, 6], 5, "sampled-lru")
-    assert last.evicted == 2
-
-
 def test_a_scan_hurts_lru_more_than_lfu():
     def loss(policy):
         calm, scanned = (
@@ -295,11 +256,6 @@ def test_a_scan_hurts_lru_more_than_lfu():
 def test_a_hot_set_that_moves_hurts_lfu_more_than_lru():
     stream = shifting_stream(30_000, 2_000, 1.0, period=3_000)
     assert replay(stream, 200, "lru").hit_ratio > replay(stream, 200, "lfu").hit_ratio + 0.05
-
-
-def test_a_replay_of_nothing_has_no_hits():
-    assert replay([], 3, "lfu") == Replay("lfu", 0, 0, 0)
-    assert replay([], 3, "lfu").hit_ratio == 0
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones():
@@ -318,20 +274,13 @@ def test_a_cache_without_room_is_refused_before_the_first_request(policy):
 # --- theory
 
 
-@pytest.mark.parametrize("exponent", [0.0, 0.6, 0.9, 1.2])
-@pytest.mark.parametrize("capacity", [20, 200, 800])
+@pytest.mark.parametrize("exponent", [0.0, 0.9, 1.2])
+@pytest.mark.parametrize("capacity", [20, 800])
 def test_ches_approximation_is_within_two_points_of_a_replay(exponent, capacity):
-    stream = zipf_stream(60_000, 1_000, exponent, seed=11)
+    stream = zipf_stream(40_000, 1_000, exponent, seed=11)
     warm = [step.hit for step in steps(stream, capacity, "lru")][10_000:]
     expected = che_lru_hit_ratio(zipf_probabilities(1_000, exponent), capacity)
     assert fmean(warm) == pytest.approx(expected, abs=0.02)
-
-
-def test_ches_hit_ratio_rises_with_the_capacity_to_one_when_all_fits():
-    shares = [*zipf_probabilities(100, 0.8), 0.0]
-    ratios = [che_lru_hit_ratio(shares, capacity) for capacity in range(1, 102)]
-    assert ratios == sorted(ratios)
-    assert ratios[98] < 1 == ratios[99] == ratios[100]
 
 
 RUNS = 40
@@ -343,7 +292,7 @@ def mean_of_runs(measure):
     return fmean(found), 4 * stdev(found) / math.sqrt(RUNS)
 
 
-@pytest.mark.parametrize(("rate", "ttl"), [(0.05, 10), (0.3, 30), (5, 1), (2, 20)])
+@pytest.mark.parametrize(("rate", "ttl"), [(0.05, 10), (5, 1)])
 def test_the_hit_ratio_under_a_ttl_is_within_four_standard_errors_of_the_simulation(rate, ttl):
     def simulated(seed):
         times = poisson_times(rate, 2_000 / rate, seed)
@@ -371,9 +320,7 @@ def test_the_hit_ratio_of_many_keys_is_within_four_standard_errors_of_the_simula
     assert expected == pytest.approx(mean, abs=margin)
 
 
-@pytest.mark.parametrize(
-    ("update_rate", "ttl", "rate"), [(0.02, 30, 1.0), (0.5, 2, 3.0), (0.4, 10, 0.2), (0.1, 5, 5.0)]
-)
+@pytest.mark.parametrize(("update_rate", "ttl", "rate"), [(0.02, 30, 1.0), (0.4, 10, 0.2)])
 def test_the_stale_share_is_within_four_standard_errors_of_the_simulation(update_rate, ttl, rate):
     seconds = 15_000 / rate
 
@@ -396,31 +343,6 @@ def test_never_more_answers_are_stale_than_come_from_the_cache(update_rate, ttl,
     assert share <= stale_share(2 * update_rate, ttl, rate) * (1 + 1e-6)
 
 
-def test_formulas_at_their_ends():
-    assert ttl_hit_ratio(5, 0) == ttl_hit_ratio(0, 5) == stale_share(0, 30, 1) == 0
-    assert stale_share(1e6, 30, 1) == pytest.approx(ttl_hit_ratio(1, 30))
-    below, above = (stale_share(x, 1, 1) for x in (0.99999e-4, 1.00001e-4))
-    assert below / above == pytest.approx(0.99999 / 1.00001, rel=1e-7)
-    assert ttl_hit_ratio_mix([3.0] * 7, 2) == pytest.approx(ttl_hit_ratio(3, 2))
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: che_lru_hit_ratio([0.5, 0.5], 0), "at least 1 entry"),
-        (lambda: che_lru_hit_ratio([0.5, 0.6], 1), "add up to 1, not to 1.1"),
-        (lambda: che_lru_hit_ratio([-0.5, 1.5], 1), "not negative"),
-        (lambda: ttl_hit_ratio(-1, 5), "rate_per_s is 0 or more"),
-        (lambda: ttl_hit_ratio_mix([1, 1], -5), "ttl_s is 0 or more"),
-        (lambda: ttl_hit_ratio_mix([], 5), "at least one rate"),
-        (lambda: stale_share(-1, 5, 1), "update_rate_per_s is 0 or more"),
-    ],
-)
-def test_a_formula_refuses_what_makes_no_sense(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
 # --- expiry over time
 
 
@@ -428,11 +350,6 @@ def test_a_ttl_counts_from_the_fill_and_ends_at_its_last_moment():
     found = replay_ttl([0, 4, 9.99, 10, 15, 21], [0] * 6, ttl_s=10)
     assert found == TtlReplay(6, 3, 0, 0.0, (0, 10, 21))
     assert (found.misses, found.hit_ratio, found.stale_ratio) == (3, 0.5, 0)
-
-
-def test_each_key_expires_on_its_own():
-    found = replay_ttl([0, 5, 9, 11, 12, 16], [1, 2, 1, 2, 1, 2], ttl_s=10)
-    assert found.load_times == (0, 5, 12, 16)
 
 
 @pytest.mark.parametrize(
@@ -463,9 +380,9 @@ def test_a_jittered_ttl_is_never_longer_than_asked_nor_shorter_than_its_share(tt
 
 
 def test_keys_filled_together_expire_together_unless_jittered():
-    # 500 keys, each read twice a second for five minutes
-    times = [i / 1_000 for i in range(300_000)]
-    keys = [i % 500 for i in range(300_000)]
+    # 500 keys, each read twice a second for two and a half minutes
+    times = [i / 1_000 for i in range(150_000)]
+    keys = [i % 500 for i in range(150_000)]
 
     def busiest_second(jitter):
         loads = replay_ttl(times, keys, 60, jitter=jitter, seed=1).load_times
@@ -473,26 +390,6 @@ def test_keys_filled_together_expire_together_unless_jittered():
 
     assert busiest_second(0) == 500
     assert busiest_second(0.5) < 50
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: replay_ttl([2, 1], [0, 0], 5), "times of requests must ascend"),
-        (lambda: replay_ttl([1], [0, 0], 5), "1 times, 2 keys"),
-        (lambda: replay_ttl([1], [0], 0), "longer than 0 seconds"),
-        (lambda: replay_ttl([1], [0], 5, jitter=1.1), "between 0 and 1"),
-        (lambda: replay_ttl([1], [0], 5, updates={3: [2, 1]}), "updates of key 3 must ascend"),
-        (lambda: replay_early([2, 1], 5, 1), "must ascend"),
-        (lambda: replay_early([1], -5, 1), "longer than 0 seconds"),
-        (lambda: replay_early([1], 5, -1), "0 or more"),
-        (lambda: should_refresh_early(0, 1, 1, -1, 0.5), "0 or more"),
-        (lambda: should_refresh_early(0, 1, 1, 1, 0), r"lies in \(0, 1\]"),
-    ],
-)
-def test_a_replay_on_time_refuses_what_makes_no_sense(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 # --- early refresh
@@ -503,11 +400,6 @@ def test_the_chance_of_an_early_refresh_falls_exponentially_with_the_time_left()
     for left, cost, beta in [(1, 1, 1), (3, 1, 1), (3, 1, 2), (0.1, 0.5, 1), (5, 2, 0.5)]:
         yes = sum(should_refresh_early(100 - left, 100, cost, beta, u) for u in draws)
         assert yes == pytest.approx(1_000 * math.exp(-left / (cost * beta)), abs=1)
-
-
-@given(st.floats(0, 100), st.floats(0, 10), st.floats(1e-9, 1))
-def test_without_beta_a_refresh_is_due_exactly_at_the_end(now, cost, u):
-    assert should_refresh_early(now, 50, cost, 0, u) == (now >= 50)
 
 
 @given(st.floats(50, 100), st.floats(0, 10), st.floats(0, 10), st.floats(1e-9, 1))
@@ -545,13 +437,3 @@ def test_at_the_break_even_a_cache_is_as_fast_as_the_database_alone():
         mean = ratio * hit + (1 - ratio) * (hit + database + fill)
         assert mean == pytest.approx(database)
     assert break_even(hit=1, fill=1, database=9) == 0.2
-
-
-@pytest.mark.parametrize(("hit", "database"), [(5, 5), (6, 5), (0, 0)])
-def test_a_hit_that_is_no_faster_than_the_database_never_breaks_even(hit, database):
-    assert break_even(hit, 1, database) is None
-
-
-def test_a_negative_time_has_no_break_even():
-    with pytest.raises(ValueError, match="fill is 0 or more; -1 is not"):
-        break_even(1, -1, 2)

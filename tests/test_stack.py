@@ -1,10 +1,14 @@
 """A stack's outputs as settings, and what is said when there are none."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from urllib.parse import parse_qs
+
 import pytest
 
-from workshop_lib import stack
 from workshop_lib.errors import SettingsError
 from workshop_lib.settings import load_settings
+from workshop_lib.stack import read_outputs
 
 OUTPUTS = {
     "DSQLClusterEndpoint": "abcdefghij.dsql-fnh4.eu-west-1.on.aws",
@@ -17,30 +21,62 @@ OUTPUTS = {
 }
 
 
-class Account:
-    """Stands for AWS as far as stacks go."""
+class Account(HTTPServer):
+    """CloudFormation with one stack, "mine"."""
 
     def __init__(self):
+        super().__init__(("127.0.0.1", 0), DescribeStacks)
         self.asked = 0
         self.outputs = dict(OUTPUTS)
 
-    def describe(self, name, region):
-        assert (name, region) == ("mine", "eu-west-1")
-        self.asked += 1
-        found = [{"OutputKey": k, "OutputValue": v} for k, v in self.outputs.items()]
-        return {"StackStatus": "CREATE_IN_PROGRESS", "Outputs": found}
+
+class DescribeStacks(BaseHTTPRequestHandler):
+    server: Account
+
+    def do_POST(self):
+        self.server.asked += 1
+        asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        inner = "".join(
+            f"<member><OutputKey>{k}</OutputKey><OutputValue>{v}</OutputValue></member>"
+            for k, v in self.server.outputs.items()
+        )
+        inner = f"<StackStatus>CREATE_IN_PROGRESS</StackStatus><Outputs>{inner}</Outputs>"
+        inner = f"<Stacks><member>{inner}</member></Stacks>"
+        inner = f"<DescribeStacksResult>{inner}</DescribeStacksResult>"
+        known = asked["StackName"] == ["mine"]
+        self.send_response(200 if known else 400)
+        self.end_headers()
+        refusal = "<Error><Code>ValidationError</Code><Message>no such stack</Message></Error>"
+        self.wfile.write(f"<Response>{inner if known else refusal}</Response>".encode())
+
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture
-def account(clean_environment):
-    stack.read_outputs.cache_clear()
-    found = Account()
-    clean_environment.setattr(stack, "_describe", found.describe)
-    clean_environment.setenv("WORKSHOP_STACK", "mine")
-    clean_environment.setenv("AWS_REGION", "eu-west-1")
-    clean_environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    yield found
-    stack.read_outputs.cache_clear()
+def account(clean_environment, tmp_path):
+    read_outputs.cache_clear()
+    with Account() as found:
+        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+        thread.start()
+        for name, value in {
+            "WORKSHOP_STACK": "mine",
+            "AWS_REGION": "eu-west-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{found.server_port}",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": str(tmp_path / "none"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+            "NO_PROXY": "127.0.0.1",
+        }.items():
+            clean_environment.setenv(name, value)
+        for name in ("AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+            clean_environment.delenv(name, raising=False)
+        yield found
+        found.shutdown()
+        thread.join()
+    read_outputs.cache_clear()
 
 
 def test_the_outputs_are_settings_that_say_where_they_come_from(account):
@@ -83,30 +119,20 @@ def test_addresses_that_the_workshop_printed_leave_the_stacks_services_in_their_
     assert found.valkey_endpoint == outputs.valkey_endpoint
 
 
-def test_the_stack_is_asked_once(account):
+def test_a_stack_is_asked_once_and_nobody_where_none_is_named(account):
     load_settings()
     load_settings(valkey_ttl=5)
     assert account.asked == 1
-
-
-def test_without_a_stack_nobody_is_asked(account, monkeypatch):
-    monkeypatch.delenv("WORKSHOP_STACK")
-    assert load_settings().values.dsql_endpoint is None
-    assert account.asked == 0
+    assert load_settings(workshop_stack="").values.dsql_endpoint is None
+    assert account.asked == 1
 
 
 def test_the_region_of_boto3s_own_configuration_will_do(account, monkeypatch):
     monkeypatch.delenv("AWS_REGION")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    assert load_settings().values.aws_region == "eu-west-1"
-
-
-def test_without_a_region_it_says_what_to_set(account, monkeypatch, tmp_path):
-    monkeypatch.delenv("AWS_REGION")
-    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(SettingsError, match="set AWS_REGION"):
         load_settings()
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    assert load_settings().values.aws_region == "eu-west-1"
 
 
 def test_a_stack_that_is_not_finished_says_so_and_is_asked_again(account):
@@ -117,20 +143,20 @@ def test_a_stack_that_is_not_finished_says_so_and_is_asked_again(account):
     assert load_settings().values.dsql_endpoint == OUTPUTS["DSQLClusterEndpoint"]
 
 
-def test_without_credentials_it_says_how_to_sign_in(clean_environment, tmp_path):
-    stack.read_outputs.cache_clear()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-        clean_environment.delenv(name, raising=False)
-    clean_environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    clean_environment.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    clean_environment.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+def test_a_stack_that_is_not_there_is_named_with_its_region(account):
+    with pytest.raises(SettingsError, match="no stack 'yours' in eu-west-1"):
+        load_settings(workshop_stack="yours")
+
+
+def test_without_credentials_it_says_how_to_sign_in(account, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(SettingsError, match="aws sts get-caller-identity"):
-        load_settings(workshop_stack="mine", aws_region="us-east-1")
+        load_settings()
 
 
 def test_a_name_that_no_stack_can_have_is_refused_before_anybody_is_asked(account):
     with pytest.raises(SettingsError, match="WORKSHOP_STACK"):
         load_settings(workshop_stack="my stack")
-    with pytest.raises(SettingsError, match="not a Region name"):
+    with pytest.raises(SettingsError, match="AWS_REGION"):
         load_settings(aws_region="Ireland")
     assert account.asked == 0

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from workshop_lib.services import embedded
-from workshop_lib.services.state import StateFolder
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.services import local
+from workshop_lib.services.state_folder import StateFolder
 
 NOWHERE = "http://127.0.0.1:9"
 ODD = "a b'\"\\ $HOME `x` #é 日本\nc"
@@ -202,15 +202,13 @@ def test_the_engines_that_a_hostile_shell_started_serve_a_clean_one(tmp_path):
     )
     try:
         assert ask(code, **own, **hostile) == "1"
-        keeper = folder.keeper()
-        assert keeper is not None
-        assert not keeper.environ().keys() & {*hostile, "WORKSHOP_LINGER_SECONDS"}
+        before = local.status(folder).supervisor_pid
+        assert before is not None
+        assert not psutil.Process(before).environ().keys() & {*hostile, "WORKSHOP_LINGER_SECONDS"}
         assert ask(code, **own) == "1"
-        found = folder.keeper()
-        assert found is not None
-        assert found.pid == keeper.pid
+        assert local.status(folder).supervisor_pid == before
     finally:
-        embedded.reset(folder)
+        local.reset(folder)
 
 
 def test_any_name_of_a_folder_will_do(tmp_path):
@@ -228,7 +226,7 @@ def test_any_name_of_a_folder_will_do(tmp_path):
         found = ask(code, **own, WORKSHOP_RESULT_FILE=str(file))
         assert found.endswith("c/state/valkey")
     finally:
-        embedded.reset(StateFolder(place / "state"))
+        local.reset(StateFolder(place / "state"))
 
 
 def test_a_run_is_not_held_up_by_a_long_name_of_the_folder_for_temporary_files(tmp_path):
@@ -267,44 +265,3 @@ def test_pictures_are_the_same_whatever_is_configured_for_others(tmp_path):
         "matplotlib.rcParams['text.usetex'] = True"
     )
     assert ask(DRAW.format(before=dark), MPLCONFIGDIR="/proc/nowhere") == plain
-
-
-@pytest.fixture
-def bootstrap():
-    spec = importlib.util.spec_from_file_location("bootstrap", CHECKOUT / "scripts/bootstrap.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_of_pips_settings_those_count_that_say_how_packages_are_reached(
-    bootstrap, tmp_path, monkeypatch
-):
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    (tmp_path / "pip.conf").write_text(
-        "[global]\nuser = true\nrequire-virtualenv = true\nindex-url = https://one\n"
-        "trusted-host =\n  a\n  b\n[install]\ntarget = /x\nindex-url = https://two\n"
-    )
-    hostile = "USER TARGET PREFIX ROOT DRY_RUN REPORT REQUIRE_VIRTUALENV NO_BUILD_ISOLATION SRC"
-    for name in hostile.split():
-        monkeypatch.setenv(f"PIP_{name}", "1")
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
-    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://three")
-    monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
-    environment = bootstrap.pip_settings(Path(sys.executable), bootstrap.plain(os.environ))
-    found = {name: value.split() for name, value in environment.items() if name.startswith("PIP_")}
-    assert found["PIP_INDEX_URL"] == ["https://two"]
-    assert found["PIP_EXTRA_INDEX_URL"] == ["https://three"]
-    assert found["PIP_TRUSTED_HOST"] == ["a", "b"]
-    assert environment["HTTPS_PROXY"] == "http://proxy"
-    assert not {f"PIP_{name}" for name in hostile.split()} & found.keys()
-    assert "PYTHONHOME" not in environment
-    effective = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"],
-        env=environment, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert all(line.startswith(":env:.") for line in effective.splitlines())

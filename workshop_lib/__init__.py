@@ -2,5 +2,5 @@
 
 import lazy_loader
 
-# On first use only: the engines' keeper and `workshop --help` need neither pandas nor matplotlib.
+# On first use only: the supervisor and `workshop --help` need neither pandas nor matplotlib.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

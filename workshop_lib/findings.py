@@ -1,69 +1,34 @@
-"""What a run found, in sentences: templates from data/findings.toml, filled with its figures."""
+"""What a run found, in sentences: Jinja snippets from data/findings.toml, given its figures."""
 
 from __future__ import annotations
 
-import re
+import math
 import tomllib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from statistics import NormalDist
+from typing import Any, Literal
 
-from workshop_lib.errors import DataError
-from workshop_lib.results import is_number, ratio, said, said_range
-from workshop_lib.settings import CHECKOUT
+import jinja2
+import msgspec
+from markupsafe import Markup
+
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.results import Measurement, Result, format_value
 
 FILE = CHECKOUT / "data" / "findings.toml"
-SLOT = re.compile(r"\{([\w-]+)(\.n)?(?::(%|size))?\}")
-Figures = Mapping[str, Mapping[str, Any]]
-"""Measurements by name, as a result file holds them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A sentence to be made from a notebook's figures.
-
-    Attributes:
-        notebook: whose figures.
-        question: what it answers.
-        figure: whose interval and sample count go with it, and which decides between `texts`.
-        texts: templates: "text", or "more", "less" and "same" as the figure is to `against`.
-        against: the value that makes no difference.
-        ratios: names for quotients of two figures of the notebook.
-        on: services of which is said what they were, where a reader would take them for others.
-        first_screen: whether it is one of those that sum up a run.
-
-    """
+    """A sentence to be made from a notebook's figures; each attribute as in the file's heading."""
 
     notebook: str
     question: str
     figure: str
-    texts: Mapping[str, str]
-    against: float
-    ratios: Mapping[str, tuple[str, str]]
-    first_screen: bool
+    text: str
+    headline: Literal["quick", "full", ""] = ""
     on: tuple[str, ...] = ()
-
-    @property
-    def needs(self) -> set[str]:
-        """The figures that the notebook has to record for it."""
-        named = {slot[1] for text in self.texts.values() for slot in SLOT.finditer(text)}
-        divided = {name for pair in self.ratios.values() for name in pair}
-        return ({*named, self.figure} - set(self.ratios)) | divided
-
-
-@dataclass(frozen=True, slots=True)
-class Main:
-    """What matters most of a notebook.
-
-    Attributes:
-        figures: names as recorded, each with what it is in words.
-        picture: a part of the words that go with the most telling picture.
-
-    """
-
-    figures: Mapping[str, str]
-    picture: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,135 +36,107 @@ class Finding:
     """A statement about one run.
 
     Attributes:
-        notebook, question: as in the statement.
-        parts: the sentence in pieces, each with whether it is a figure; empty if it is missing.
-        interval, samples: of its figure; the interval is empty where there is none.
-        where: what it was measured on, where a reader would take it for something else.
+        statement: what it answers.
+        sentence: the answer as HTML, its figures marked; empty if it is missing.
+        figure: the one that carries it.
+        where: what the services were, where a reader could take them for others.
         missing: why nothing can be said; empty if something can.
 
     """
 
-    notebook: str
-    question: str
-    parts: tuple[tuple[str, bool], ...] = ()
-    interval: str = ""
-    samples: int = 0
+    statement: Statement
+    sentence: str = ""
+    figure: Measurement | None = None
     where: str = ""
     missing: str = ""
 
     @property
-    def sentence(self) -> str:
-        """All of it as text."""
-        return "".join(text for text, _ in self.parts)
+    def interval(self) -> str:
+        """That of its figure; empty where there is none."""
+        return self.figure.interval if self.figure else ""
 
 
-@cache
-def main_figures() -> dict[str, Main]:
-    """What matters most, by notebook."""
-    return {
-        notebook: Main(content["figures"], content["picture"])
-        for notebook, content in _content().items()
-        if notebook != "statement"
-    }
+@dataclass(frozen=True, slots=True)
+class _Content:
+    pictures: dict[str, str]
+    statement: list[Statement]
 
 
-@cache
-def statements() -> tuple[Statement, ...]:
+def pictures() -> dict[str, str]:
+    """By notebook, a part of the words that go with its most telling picture."""
+    return _content().pictures
+
+
+def statements() -> list[Statement]:
     """All statements, in the order in which they are told."""
-    return tuple(_statement(one) for one in _content()["statement"])
+    return _content().statement
 
 
-def find(statement: Statement, result: Mapping[str, Any] | None) -> Finding:
+def find(statement: Statement, result: Result | None) -> Finding:
     """What a statement says of a notebook's result; None if the notebook was not run."""
-    about, number = (statement.notebook, statement.question), statement.notebook[:2]
+    number = f"Notebook {statement.notebook[:2]}"
     if result is None:
-        return Finding(*about, missing=f"Notebook {number} was not run.")
-    if not result["ok"]:
-        return Finding(*about, missing=f"Notebook {number} failed.")
-    figures = _with_ratios(statement, result["measurements"])
-    if absent := sorted(statement.needs - set(figures)):
-        return Finding(*about, missing=f"Notebook {number} recorded no {', '.join(absent)}.")
-    if statement.figure not in figures:
-        return Finding(*about, missing=f"Figures of notebook {number} cannot be divided.")
-    shown = figures[statement.figure]
-    if "text" not in statement.texts and not is_number(shown["value"]):
-        return Finding(*about, missing=f"Notebook {number} recorded no {statement.figure}.")
-    template = statement.texts.get("text") or statement.texts[_side(shown, statement.against)]
-    interval = "" if shown["low"] is None else between(shown)
-    parts = tuple(_filled(template, figures))
-    return Finding(*about, parts, interval, shown["n"], _where(statement, result["services"]))
+        return Finding(statement, missing=f"{number} was not run.")
+    if not result.ok:
+        return Finding(statement, missing=f"{number} failed.")
+    known = {**result.measurements, "figures": result.measurements}
+    try:
+        expression, text = _compiled(statement)
+        figure = expression(known)
+        sentence = text.render(known, figure=figure, n=figure.n)  # or UndefinedError
+    except (jinja2.UndefinedError, TypeError, ValueError, ArithmeticError) as error:
+        return Finding(statement, missing=f"{number} did not record what it takes: {error}.")
+    labels = [str(result.services.get(kind, {}).get("label", "")) for kind in statement.on]
+    where = " and ".join(dict.fromkeys(filter(None, labels)))
+    return Finding(statement, sentence, figure, where)
 
 
-def between(measured: Mapping[str, Any]) -> str:
-    """A figure's interval as a person reads it."""
-    return said_range(measured["low"], measured["high"], measured["unit"])
+def share(figure: Measurement) -> Measurement:
+    """A count of n, or a ratio of n, in per cent, with Wilson's interval (Wilson 1927).
+
+    It takes the n for independent of each other.
+
+    >>> arrived = share(Measurement(24, "increments", 128))
+    >>> str(arrived), arrived.interval
+    ('18.8 %', '12.9 to 26.4 %')
+    """
+    n, z = figure.n, NormalDist().inv_cdf(0.975)
+    p = figure.number / n if figure.unit else figure.number
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    low, high = ((middle + end) / (1 + z * z / n) for end in (-half, half))
+    return Measurement(p * 100, "%", n, max(low, 0.0) * 100, min(high, 1.0) * 100)
 
 
-def _content() -> dict[str, Any]:
-    return tomllib.loads(FILE.read_text(encoding="utf-8"))
+@cache
+def _content() -> _Content:
+    return msgspec.convert(tomllib.loads(FILE.read_text(encoding="utf-8")), _Content)
 
 
-def _statement(one: Mapping[str, Any]) -> Statement:
-    texts = {side: one[side] for side in ("text", "more", "less", "same") if side in one}
-    if set(texts) not in ({"text"}, {"more", "less", "same"}):
-        raise DataError(
-            f"{one['question']!r} in data/{FILE.name} has {', '.join(texts) or 'no text'}: "
-            "it takes either text, or more, less and same."
-        )
-    return Statement(
-        one["notebook"],
-        one["question"],
-        one["figure"],
-        texts,
-        one.get("against", 1),
-        {name: (first, second) for name, (first, second) in one.get("ratios", {}).items()},
-        one.get("first_screen", False),
-        tuple(one.get("on", ())),
+@cache
+def _language() -> jinja2.Environment:
+    """Jinja, in which a figure is written with its unit, and marked."""
+    found = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_mark, trim_blocks=True
     )
+    found.globals["share"] = share
+    found.tests["above"] = lambda figure, limit: _end(figure, figure.low) > limit
+    found.tests["below"] = lambda figure, limit: _end(figure, figure.high) < limit
+    return found
 
 
-def _where(statement: Statement, services: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the services were, if that is not what the rest of the run was on, or not real."""
-    used = {kind: services[kind] for kind in statement.on if kind in services}
-    labels = {s["label"]: None for s in used.values() if s["emulated"]}
-    rest = [s for kind, s in services.items() if kind in {"database", "cache", "store"}]
-    if not all(service["embedded"] for service in rest):
-        labels |= {s["label"]: None for kind, s in used.items() if kind.startswith("sandbox")}
-    return " and ".join(labels)
+@cache
+def _compiled(statement: Statement) -> tuple[Any, jinja2.Template]:
+    """Its expression and its sentence."""
+    expression = _language().compile_expression(statement.figure, undefined_to_none=False)
+    return expression, _language().from_string(statement.text)
 
 
-def _with_ratios(statement: Statement, measured: Figures) -> dict[str, Mapping[str, Any]]:
-    figures = dict(measured)
-    for name, (first, second) in statement.ratios.items():
-        if first in measured and second in measured:
-            found = ratio(measured[first], measured[second])
-            if found is not None:
-                figures[name] = found
-    return figures
+def _mark(said: Any) -> Any:
+    """What a figure is written as: not what stands in the snippet itself."""
+    if isinstance(said, Measurement):
+        return Markup("<strong>{}</strong>").format(str(said))
+    return format_value(said) if isinstance(said, int) else said
 
 
-def _side(measured: Mapping[str, Any], against: float) -> str:
-    """Where a figure lies, as far as its interval lets anybody tell."""
-    low, high = measured["low"], measured["high"]
-    if low is None or high is None:
-        low = high = measured["value"]
-    if low > against:
-        return "more"
-    return "less" if high < against else "same"
-
-
-def _filled(template: str, figures: Figures) -> Iterator[tuple[str, bool]]:
-    """The template's pieces, and its figures in their places."""
-    place = 0
-    for slot in SLOT.finditer(template):
-        yield template[place : slot.start()], False
-        yield _shown(figures[slot[1]], counted=bool(slot[2]), form=slot[3]), True
-        place = slot.end()
-    yield template[place:], False
-
-
-def _shown(measured: Mapping[str, Any], *, counted: bool, form: str | None) -> str:
-    value, unit = measured["n" if counted else "value"], measured["unit"]
-    if form and is_number(value):
-        return f"{value * 100:.0f} %" if form == "%" else said(abs(value), unit, bare=True)
-    return said(value, "" if counted else unit, bare=True)
+def _end(figure: Measurement, end: float | None) -> float:
+    return figure.number if end is None else end

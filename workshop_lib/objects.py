@@ -10,10 +10,10 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from workshop_lib.cache.object_cache import as_bytes
-from workshop_lib.errors import DataError, ServiceUnreachableError, one_line
+from workshop_lib.errors import DataError, ServiceUnreachableError, redact
 from workshop_lib.services import StoreEndpoint
-from workshop_lib.services.explain import code_of, explain, sentence
+from workshop_lib.services.client_config import session_for
+from workshop_lib.services.error_help import error_code, error_help
 
 NOT_MODIFIED, NO_SUCH_RANGE = 304, 416
 
@@ -108,6 +108,8 @@ class ObjectStore:
             ServiceUnreachableError: as `get`.
 
         """
+        from workshop_lib.cache.object_cache import as_bytes  # noqa: PLC0415 -- few need the caches
+
         body = as_bytes(body)
         with self._said():
             # Asked first: the local store would delete what is below the name, and then refuse.
@@ -140,7 +142,7 @@ class ObjectStore:
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
                 if status == NOT_MODIFIED:
                     return Unchanged(time.perf_counter() - started)
-                if status == NO_SUCH_RANGE or code_of(error) in {"NoSuchKey", "404"}:
+                if status == NO_SUCH_RANGE or error_code(error) in {"NoSuchKey", "404"}:
                     return None
                 raise
         return StoredObject(body, str(answer["ETag"]), time.perf_counter() - started)
@@ -183,6 +185,49 @@ def store_error(error: Exception, endpoint: StoreEndpoint) -> ServiceUnreachable
     about = f"No answer from {place}"
     if isinstance(error, ClientError):
         about = f"The bucket {endpoint.bucket!r} of {place}"
-    return ServiceUnreachableError(
-        f"{one_line(about)}: {sentence(error)} {explain(error, endpoint)}"
-    )
+    return ServiceUnreachableError(f"{redact(about)}: {error_help(error, endpoint)}")
+
+
+def store_client(endpoint: StoreEndpoint) -> Any:
+    """A boto3 S3 client for the endpoint.
+
+    Raises:
+        ServiceUnreachableError: the configuration of AWS does not allow for one.
+
+    """
+    try:
+        return session_for(endpoint).client("s3", **endpoint.arguments)
+    except BotoCoreError as error:
+        raise store_error(error, endpoint) from None
+
+
+def greet_store(s3: Any, endpoint: StoreEndpoint) -> str:
+    """Make sure that the bucket is there, creating the local one.
+
+    Returns:
+        The Region that it is in; empty where the store does not say.
+
+    Raises:
+        ServiceUnreachableError: the store does not answer, refuses us, or has no such bucket.
+
+    """
+    try:
+        if endpoint.create_bucket:
+            with contextlib.suppress(
+                s3.exceptions.BucketAlreadyOwnedByYou, s3.exceptions.BucketAlreadyExists
+            ):
+                s3.create_bucket(Bucket=endpoint.bucket)
+        return _bucket_region(s3, endpoint.bucket)
+    except (ClientError, BotoCoreError) as error:
+        raise store_error(error, endpoint) from None
+
+
+def _bucket_region(s3: Any, bucket: str) -> str:
+    try:
+        found = s3.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        if error_code(error) in {"400", "403"}:
+            # The answer to a HEAD has no room for the reason. A list takes the same permission.
+            s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
+        raise
+    return str(found.get("BucketRegion", ""))

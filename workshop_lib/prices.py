@@ -12,7 +12,7 @@ import pandas as pd
 
 from workshop_lib.costs import Prices
 from workshop_lib.errors import DataError
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 FILE = CHECKOUT / "data" / "prices.toml"
 ABOUT = {"region": str, "as_of": date}

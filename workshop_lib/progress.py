@@ -6,8 +6,6 @@ import os
 from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
-from tqdm.auto import tqdm
-
 T = TypeVar("T")
 
 SHOW_AFTER_S = 1.0
@@ -25,6 +23,8 @@ def progress_bar(total: int, label: str, unit: str = "row") -> Any:
         A context manager with `update(n)`.
 
     """
+    from tqdm.auto import tqdm  # noqa: PLC0415 -- it looks for widgets, which takes a while
+
     return tqdm(
         total=total,
         desc=label,

@@ -1,48 +1,35 @@
-"""The page of a run: what it found, on what, beside what others published, in one HTML file."""
+"""The page of a run: what it found, beside what others published, and where its files are."""
 
 from __future__ import annotations
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from workshop_lib import published
 from workshop_lib.errors import ResultError
-from workshop_lib.findings import Finding, between, find, main_figures, statements
+from workshop_lib.findings import Finding, find, pictures, statements
 from workshop_lib.notebook_format import nbformat
-from workshop_lib.published import Beside, beside_published, published_figures
-from workshop_lib.results import described, read_result, said, unreadable_result
+from workshop_lib.results import Result, format_latency, read_run
 
 TEMPLATES = Path(__file__).parent / "templates"
-DETAILS = {
-    "_p50": "median", "_p95": "p95", "_p99": "p99",
-    "_mean": "mean", "_min": "smallest", "_max": "largest",
-}  # fmt: skip
-"""What the endings of recorded names mean."""
-ENOUGH = 3
-"""With fewer statements for the first screen, it shows all that the run allows."""
+MAX_HEADLINES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A plot from a notebook: PNG in base64, and what it shows in words."""
+    """A notebook's most telling plot: PNG in base64, what it shows in words, a file of its own."""
 
     png: str
     alt: str
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One recorded figure as text."""
-
-    name: str
-    value: str
-    interval: str
-    samples: str
+    file: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,41 +40,23 @@ class Section:
         name: of its files, without ending.
         result: as its file holds it.
         findings: sentences about it.
-        figures, pictures: what matters most; at most one picture.
-        more_figures, more_pictures: what lies below the fold.
+        picture: if it drew one.
         page: its executed page; empty if there is none.
-        distances: those that were emulated.
 
     """
 
     name: str
-    result: dict[str, Any]
+    result: Result
     findings: list[Finding]
-    figures: list[Figure]
-    pictures: list[Picture]
-    more_figures: list[Figure]
-    more_pictures: list[Picture]
+    picture: Picture | None
     page: str
-    distances: str
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """The figures of one published document beside those of the run."""
-
-    source: str
-    rows: list[Beside]
-
-    @property
-    def reasons(self) -> list[str]:
-        """Why they differ, at length, each once."""
-        return list(dict.fromkeys(long for row in self.rows for _, long in row.reasons if long))
 
 
 def write_report(folder: Path) -> Path:
     """Export every executed notebook of a run as HTML and write `index.html` over them.
 
-    Those that have been exported since they were executed are left as they are.
+    Those that have been exported since they were executed are left as they are. A file that is
+    damaged is a notebook that failed.
 
     Returns:
         The page's path.
@@ -96,20 +65,18 @@ def write_report(folder: Path) -> Path:
         ResultError: the page cannot be written.
 
     """
-    sections = [_section(file) for file in sorted(folder.glob("[0-9][0-9]_*.json"))]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    results = {section.name: section.result for section in sections}
+    results = read_run(folder)
+    sections = {name: _section(folder / name, result) for name, result in results.items()}
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    text = environment.get_template("report.html").render(
+    text = _template().render(
         sections=sections,
         results=results,
-        summary=_summary(results),
-        studies=_studies(results),
+        seconds=_seconds_by_the_clock(results.values()),
+        headlines=headlines(results),
         services=_services(results.values()),
-        interval=between,
-        value=lambda figure: said(figure["value"], figure["unit"]),
+        studies=published.studies(),
+        source=lambda study: published.published_figures(study)[0].source,
+        beside=[row for row in published.beside_published(results) if row.notebook in results],
         style=style,
         style_hash=b64encode(sha256(style.encode()).digest()).decode(),
     )
@@ -121,128 +88,90 @@ def write_report(folder: Path) -> Path:
     return page
 
 
-def _summary(results: Mapping[str, dict[str, Any]]) -> list[Finding]:
-    """What the first screen says, and what it cannot say and why."""
-    found = [(one, find(one, results.get(one.notebook))) for one in statements()]
-    first = [finding for one, finding in found if one.first_screen]
-    if sum(not finding.missing for finding in first) < ENOUGH:
-        first += [finding for one, finding in found if not (one.first_screen or finding.missing)]
-    return first
-
-
-def _studies(results: Mapping[str, dict[str, Any]]) -> list[Study]:
-    """What of the run has a published figure beside it, by document."""
-    studies: dict[str, list[Beside]] = {}
-    for row in beside_published(results):
-        studies.setdefault(row.study, []).append(row)
+def headlines(results: Mapping[str, Result]) -> list[Finding]:
+    """What stands at the top: the first sentences whose figures can be trusted at their size."""
+    found = [find(statement, results.get(statement.notebook)) for statement in statements()]
+    sizes = {name: {"quick", result.size} for name, result in results.items()}
     return [
-        Study(published_figures(study)[0].source, rows)
-        for study, rows in studies.items()
-        if any(row.figure for row in rows)
-    ]
+        one
+        for one in found
+        if one.interval and one.statement.headline in sizes[one.statement.notebook]
+    ][:MAX_HEADLINES]
 
 
-def _services(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Each service once, with what it was called: a folder may hold several runs."""
-    found = {
-        (kind, service["label"], service["version"]): service
-        for result in results
-        for kind, service in result["services"].items()
-    }
-    return [(kind, service) for (kind, *_), service in found.items()]
+def export(executed: Path) -> Path:
+    """An executed notebook as a page that needs no network; made anew if the notebook is newer."""
+    from nbconvert import HTMLExporter  # noqa: PLC0415 -- takes half a second
 
-
-def _section(file: Path) -> Section:
-    executed = file.with_suffix(".ipynb")
-    try:
-        result = read_result(file)
-    except ResultError as error:
-        result = unreadable_result(file, error)
-    main = main_figures().get(file.stem)
-    measured = result["measurements"]
-    page, pictures = _shown(executed)
-    if main is None:  # a notebook of one's own: medians, and its first picture
-        names = {n: _in_words(n) for n in measured if not n.endswith(tuple(DETAILS)[1:])}
-        telling = pictures[:1]
-    else:
-        names = {name: words for name, words in main.figures.items() if name in measured}
-        telling = [one for one in pictures if main.picture in one.alt][:1] or pictures[:1]
-    more = {name: _in_words(name) for name in measured if name not in names}
-    return Section(
-        name=file.stem,
-        result=result,
-        findings=[find(one, result) for one in statements() if one.notebook == file.stem],
-        figures=[_figure(words, measured[name]) for name, words in names.items()],
-        pictures=telling,
-        more_figures=[_figure(words, measured[name]) for name, words in more.items()],
-        more_pictures=[one for one in pictures if one not in telling],
-        page=page,
-        distances="; ".join(described(one) for one in result["distances"]),
-    )
-
-
-def _shown(executed: Path) -> tuple[str, list[Picture]]:
-    """The name of the notebook's page, and its pictures; nothing if it cannot be read."""
-    if not executed.exists():
-        return "", []
-    try:
-        return _exported(executed).name, _pictures(executed)
-    except Exception:  # noqa: BLE001 -- whatever is in that file: the others have their pages
-        return "", []
-
-
-def _in_words(name: str) -> str:
-    """A recorded name as a person reads it.
-
-    >>> _in_words("report_cache_p50"), _in_words("rows_left")
-    ('report cache, median', 'rows left')
-    """
-    for ending, words in DETAILS.items():
-        if name.endswith(ending):
-            return f"{name.removesuffix(ending).replace('_', ' ')}, {words}"
-    return name.replace("_", " ")
-
-
-def _figure(words: str, measured: dict[str, Any]) -> Figure:
-    interval = "" if measured["low"] is None else between(measured)
-    value = said(measured["value"], measured["unit"])
-    return Figure(words, value, interval, f"{measured['n']:,}")
-
-
-def _pictures(executed: Path) -> list[Picture]:
-    notebook = nbformat.read(executed, as_version=4)
-    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.get("outputs", ())]
-    return [
-        Picture(
-            "".join(output.data["image/png"].split()),
-            output.metadata.get("image/png", {}).get("alt", "a plot"),
-        )
-        for output in outputs
-        if "image/png" in output.get("data", {})
-    ]
-
-
-def _exported(executed: Path) -> Path:
-    """The notebook's page, made anew if it is older than the notebook."""
     page = executed.with_suffix(".html")
     if page.exists() and page.stat().st_mtime_ns > executed.stat().st_mtime_ns:
         return page
-    return _export(executed)
-
-
-def _exporter() -> Any:
-    from nbconvert import HTMLExporter  # noqa: PLC0415 -- takes half a second, in few processes
-
     exporter = HTMLExporter(template_name="lab", template_file=str(TEMPLATES / "notebook.html.j2"))
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    return exporter
-
-
-def _export(executed: Path) -> Path:
-    """The notebook as a page that needs no network."""
-    body, _ = _exporter().from_filename(str(executed), {"metadata": {"name": executed.stem}})
-    page = executed.with_suffix(".html")
+    body, _ = exporter.from_filename(str(executed), {"metadata": {"name": executed.stem}})
     draft = page.with_suffix(".html.new")
     draft.write_text(body, encoding="utf-8")
-    draft.replace(page)  # whole or not at all: Ctrl-C can come at any time
-    return page
+    return draft.replace(page)  # whole or not at all: Ctrl-C can come at any time
+
+
+@cache
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["latency"] = format_latency
+    return environment.get_template("report.html")
+
+
+def _section(place: Path, result: Result) -> Section:
+    findings = [find(one, result) for one in statements() if one.notebook == place.name]
+    picture, page = None, ""
+    try:
+        page = export(place.with_suffix(".ipynb")).name
+        picture = _picture(place)
+    except Exception:  # noqa: BLE001, S110 -- whatever is in that file: the others have theirs
+        pass
+    return Section(place.name, result, findings, picture, page)
+
+
+def _picture(place: Path) -> Picture | None:
+    """The notebook's most telling picture, or its first, also as a file to be opened alone."""
+    notebook = nbformat.read(place.with_suffix(".ipynb"), as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    drawn = {
+        output.metadata.get("image/png", {}).get("alt", "a plot"): output.data["image/png"]
+        for output in reversed(outputs)
+        if "image/png" in output.get("data", {})
+    }
+    telling = [alt for alt in drawn if pictures().get(place.name, "") in alt]
+    if not drawn:
+        return None
+    alt = [*drawn, *telling][-1]
+    file = place.with_suffix(".png")
+    file.write_bytes(b64decode(drawn[alt]))
+    return Picture("".join(drawn[alt].split()), alt, file.name)
+
+
+def _seconds_by_the_clock(results: Iterable[Result]) -> float:
+    """How long notebooks ran: what ran at the same time counts once."""
+    total, until = 0.0, 0.0
+    for began, seconds in sorted((_began(one), one.seconds) for one in results if one.started):
+        end = began + seconds
+        total += max(end - max(began, until), 0)
+        until = max(until, end)
+    return total
+
+
+def _began(result: Result) -> float:
+    return datetime.fromisoformat(result.started).replace(tzinfo=UTC).timestamp()
+
+
+def _services(results: Iterable[Result]) -> list[tuple[str, dict[str, Any]]]:
+    """Each service once, with what it was called: a folder may hold several runs."""
+    found = {
+        (kind, service.get("label"), service.get("version")): service
+        for result in results
+        for kind, service in result.services.items()
+    }
+    return [(kind, service) for (kind, *_), service in found.items()]

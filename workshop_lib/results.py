@@ -10,11 +10,14 @@ import platform
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
+
+import msgspec
 
 from workshop_lib.errors import ResultError
 
@@ -32,7 +35,10 @@ class Measurement:
         value: a finite number, a text or a truth value.
         unit: "s", "µs", "rows", …; "" for a pure number.
         n: how many samples stand behind it.
-        low, high: the ends of its interval, where it has one.
+        low, high: the ends of its 95 % interval, where it has one.
+
+    Raises:
+        ResultError: a value that is not a finite number, a text or a truth value.
 
     """
 
@@ -42,155 +48,200 @@ class Measurement:
     low: float | None = None
     high: float | None = None
 
+    def __post_init__(self) -> None:
+        value: object = self.value  # a notebook may pass anything
+        if not isinstance(value, int | float | str | bool):
+            raise ResultError(f"{value!r} is no number, text or truth value (float(x) helps).")
+        for number in (value, self.low, self.high):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ResultError(f"A figure is {number}; only finite numbers can be recorded.")
+
+    @property
+    def number(self) -> float:
+        """The value to calculate with.
+
+        Raises:
+            TypeError: it is a text or a truth value.
+
+        """
+        if isinstance(self.value, str | bool):
+            raise TypeError(f"{self.value!r} is no number")
+        return float(self.value)
+
+    @property
+    def interval(self) -> str:
+        """Its interval as a person reads it; empty where it has none."""
+        if self.low is None or self.high is None:
+            return ""
+        return format_range(self.low, self.high, self.unit)
+
+    def __str__(self) -> str:
+        return format_figure(self.value, self.unit)
+
+    def __truediv__(self, other: Measurement) -> Measurement:
+        """One figure by another of the same unit: "times".
+
+        Its interval sets the ends of both intervals against each other: wider than need be, never
+        narrower. It has one if both have one above 0.
+
+        Raises:
+            TypeError: a text, a truth value, or another unit.
+            ArithmeticError: a divisor of 0, or a quotient that is too large.
+
+        """
+        if self.unit != other.unit:
+            raise TypeError(f"{self.unit!r} cannot be divided by {other.unit!r}")
+        low = high = None
+        if self.low and other.low and self.high and other.high and min(self.low, other.low) > 0:
+            low, high = self.low / other.high, self.high / other.low
+        value = self.number / other.number
+        if not all(math.isfinite(number) for number in (value, low or 0, high or 0)):
+            raise OverflowError("the quotient is too large")
+        return Measurement(value, "times", min(self.n, other.n), low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class CellError:
+    """Where and why a notebook stopped.
+
+    Attributes:
+        cell: its number among all cells, from 1; 0 if no cell was reached.
+        source: the cell's code.
+        error: the exception's name and text.
+        traceback: as a terminal shows it, without colours.
+
+    """
+
+    cell: int
+    source: str
+    error: str
+    traceback: str
+
+
+@cache
+def _machine() -> dict[str, str | int | None]:
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+    }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
 
 @dataclass(slots=True)
 class Result:
-    """One notebook's result.
+    """One notebook's result: what it recorded, and what the run that executed it knows.
 
     Attributes:
         notebook: its name, for example "02_cache_a_query".
         namespace: whose tables and keys it used.
         services: label, version and kind of each service.
         started: when, UTC, ISO 8601.
-        parameters: the notebook's parameters by name, where the run knows them.
+        parameters: the notebook's parameters by name.
         size: "quick", "full", or "interactive".
-        distances: the emulated round-trip times that were in force, by service in
+        latencies: the emulated round-trip times that were in force, by service in
             milliseconds; each distinct setting once.
         measurements: by name.
+        title: the notebook's heading.
+        ok: whether it ran to its end.
+        seconds: how long that took.
+        workers: how many notebooks ran at the same time.
+        error: where it stopped.
+        machine, versions: on what, and with which packages.
 
     """
 
     notebook: str
-    namespace: str
-    services: dict[str, dict[str, Any]]
+    namespace: str = ""
+    services: dict[str, dict[str, str | bool | None]] = field(default_factory=dict)
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     parameters: dict[str, Any] = field(default_factory=dict)
     size: str = "interactive"
-    distances: list[dict[str, float]] = field(default_factory=list)
+    latencies: list[dict[str, float]] = field(default_factory=list)
     measurements: dict[str, Measurement] = field(default_factory=dict)
+    title: str = ""
+    ok: bool = True
+    seconds: float = 0.0
+    workers: int = 1
+    error: CellError | None = None
+    machine: dict[str, str | int | None] = field(default_factory=_machine)
+    versions: dict[str, str] = field(default_factory=_versions)
+
+    def __post_init__(self) -> None:
+        if self.started:
+            datetime.fromisoformat(self.started)  # or ValueError: the file is damaged
 
     def record(self, name: str, measurement: Measurement) -> None:
-        """Keep a figure under a name, replacing an earlier one of that name.
-
-        Raises:
-            ResultError: a value that is not a finite number, a text or a truth value.
-
-        """
-        numbers = (measurement.value, measurement.low, measurement.high)
-        for number in numbers:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ResultError(f"{name} is {number}; only finite numbers can be recorded.")
-        value: object = measurement.value  # a notebook may pass anything
-        if not isinstance(value, int | float | str | bool):
-            kind = type(value).__name__
-            raise ResultError(
-                f"{name} is a {kind}; record a number, a text or a truth value (float(x) helps)."
-            )
+        """Keep a figure under a name, replacing an earlier one of that name."""
         self.measurements[name] = measurement
 
-    def note_distance(self, seconds: Mapping[str, float]) -> None:
+    def note_latency(self, seconds: Mapping[str, float]) -> None:
         """Keep that these round-trip times, by service, were in force; once each, in order."""
         setting = {f"{service}_ms": round(s * 1e3, 6) for service, s in seconds.items()}
-        if any(setting.values()) and setting not in self.distances:
-            self.distances.append(setting)
+        if any(setting.values()) and setting not in self.latencies:
+            self.latencies.append(setting)
 
     def to_json(self) -> dict[str, Any]:
-        """The whole result, with the machine and the package versions, as JSON takes it."""
-        return {
-            "format": FORMAT,
-            **asdict(self),
-            "machine": {
-                "system": f"{platform.system()} {platform.machine()}",
-                "python": platform.python_version(),
-                "cpus": os.cpu_count(),
-            },
-            "versions": {name: version(name) for name in PACKAGES},
-        }
+        """The whole result, as JSON takes it."""
+        return {"format": FORMAT, **msgspec.to_builtins(self)}
 
 
-def shown(value: object) -> str:
+def format_value(value: Value) -> str:
     """A recorded value as a person reads it.
 
-    >>> shown(70649.86), shown(0.123456), shown(True), shown(2500)
+    >>> format_value(70649.86), format_value(0.123456), format_value(True), format_value(2500)
     ('70,650', '0.123', 'yes', '2,500')
     """
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else value
 
 
-def said(value: object, unit: str, *, bare: bool = False) -> str:
+def format_figure(value: Value, unit: str) -> str:
     """A recorded value with its unit; a duration in the unit that a person would choose.
 
-    Args:
-        value, unit: as recorded.
-        bare: leave out units other than those of time and "times": the text around has them.
-
-    >>> said(4854.6, "µs"), said(2500, "rows"), said(2500, "rows", bare=True), said(13.29, "×")
-    ('4.85 ms', '2,500 rows', '2,500', '13.3 times')
-    >>> said(1, "queries"), said(1, "rows"), said(1.5, "rows/s"), said(True, "")
-    ('1 query', '1 row', '1.5 rows/s', 'yes')
+    >>> format_figure(4854.6, "µs"), format_figure(2500, "rows"), format_figure(13.29, "×")
+    ('4.85 ms', '2,500 rows', '13.3 times')
+    >>> format_figure(1, "queries"), format_figure(1, "rows"), format_figure(1, "rows/s")
+    ('1 query', '1 row', '1 rows/s')
     """
-    if is_number(value) and unit in SECONDS:
+    if unit in SECONDS and not isinstance(value, str | bool):
         seconds = value * SECONDS[unit]
         best = next((u for u, size in SECONDS.items() if abs(seconds) >= size), "µs")
-        return f"{shown(value if best == unit else seconds / SECONDS[best])} {best}"
-    if unit in {"times", "×"}:
-        return f"{shown(value)} times"
-    if value == 1 and not unit.endswith("/s"):
+        return f"{format_value(value if best == unit else seconds / SECONDS[best])} {best}"
+    if unit == "×":
+        unit = "times"
+    if value == 1 and unit != "times" and "/" not in unit:
         unit = re.sub("ies$", "y", unit).removesuffix("s")
-    return shown(value) if bare else f"{shown(value)} {unit}".strip()
+    return f"{format_value(value)} {unit}".strip()
 
 
-def said_range(low: object, high: object, unit: str) -> str:
+def format_range(low: Value, high: Value, unit: str) -> str:
     """Two recorded values, from and to; their unit once, if it is the same.
 
-    >>> said_range(900, 950, "µs"), said_range(950, 1100, "µs"), said_range(2, 2, "s")
+    >>> format_range(900, 950, "µs"), format_range(950, 1100, "µs"), format_range(2, 2, "s")
     ('900 to 950 µs', '950 µs to 1.1 ms', '2 s')
     """
-    first, last = said(low, unit), said(high, unit)
+    first, last = format_figure(low, unit), format_figure(high, unit)
     number, _, name = first.partition(" ")
     if first == last:
         return last
     return f"{number} to {last}" if last.endswith(f" {name}") else f"{first} to {last}"
 
 
-def ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any] | None:
-    """One recorded figure divided by another, as a figure.
+def format_latency(latency: Mapping[str, float]) -> str:
+    """A latency as kept in a result, as a person reads it; empty if there is none.
 
-    Its interval sets the ends of both intervals against each other: wider than need be, never
-    narrower. There is none unless both have one of their own, above 0.
-
-    Returns:
-        It; None for texts, truth values, different units, a divisor of 0, and what is too large.
-
-    """
-    one, other = first["value"], second["value"]
-    if not (is_number(one) and is_number(other)) or not other or first["unit"] != second["unit"]:
-        return None
-    low = high = None
-    if all(is_number(m[end]) and m[end] > 0 for m in (first, second) for end in ("low", "high")):
-        low, high = first["low"] / second["high"], first["high"] / second["low"]
-    if not all(math.isfinite(number) for number in (one / other, low or 0, high or 0)):
-        return None
-    samples = min(first["n"], second["n"])
-    return {"value": one / other, "unit": "times", "n": samples, "low": low, "high": high}
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a recorded value can be calculated with: a truth value cannot."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def described(distance: Mapping[str, float]) -> str:
-    """A distance as kept in a result, as a person reads it; empty if there is none.
-
-    >>> described({"database_ms": 5.0, "cache_ms": 0.0, "store_ms": 0.5})
+    >>> format_latency({"database_ms": 5.0, "cache_ms": 0.0, "store_ms": 0.5})
     'database 5 ms, store 0.5 ms'
     """
-    return ", ".join(f"{name.removesuffix('_ms')} {ms:g} ms" for name, ms in distance.items() if ms)
+    return ", ".join(f"{name.removesuffix('_ms')} {ms:g} ms" for name, ms in latency.items() if ms)
 
 
 def ready_folder(folder: Path) -> Path:
@@ -232,6 +283,39 @@ def write_json(path: Path, content: Any) -> None:
         ) from None
 
 
+def read_result(path: Path) -> Result:
+    """One result file.
+
+    Raises:
+        ResultError: it is missing, damaged, or of another format; the text says where.
+
+    """
+    # What another machine did not note is not ours.
+    content: Any = {"started": "", "machine": {}, "versions": {}}
+    try:
+        content |= json.loads(path.read_text(encoding="utf-8"))
+        result = msgspec.convert(content, Result)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ResultError(f"{path} is not a result: {error}.") from None
+    if content.get("format") != FORMAT:
+        raise ResultError(f"{path} is not a result of format {FORMAT}; run the notebook again.")
+    return result
+
+
+def read_run(folder: Path) -> dict[str, Result]:
+    """The results of a run by notebook; a file that cannot be read is that of a failed notebook."""
+    found = {}
+    for file in sorted(folder.glob("[0-9][0-9]_*.json")):
+        try:
+            found[file.stem] = read_result(file)
+        except ResultError as error:
+            why = CellError(0, "", str(error), "")
+            found[file.stem] = Result(
+                file.stem, started="", size="unknown", ok=False, error=why, machine={}, versions={}
+            )
+    return found
+
+
 def latest_figure(
     folder: Path, notebook: str, name: str, *, first: Path | None = None
 ) -> tuple[Measurement, str] | None:
@@ -248,111 +332,9 @@ def latest_figure(
 
     """
     found = (path for path in folder.glob(f"*/{notebook}.json") if not path.parent.is_symlink())
-    files = [path for path in found if path.is_file()]
-    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    files = sorted(filter(Path.is_file, found), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in [first / f"{notebook}.json", *files] if first else files:
         with contextlib.suppress(ResultError, KeyError):
             result = read_result(path)
-            return Measurement(**result["measurements"][name]), result["started"]
+            return result.measurements[name], result.started
     return None
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """One result file, with all fields that a result has.
-
-    What is missing or of another type is empty; `started` and `machine` are left out then, and so
-    is a measurement without a usable value.
-
-    Raises:
-        ResultError: it is missing, damaged, or of another format.
-
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ResultError(f"{path} is not a result: {error}.") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ResultError(f"{path} is not a result of format {FORMAT}; run the notebook again.")
-    return _sound(content, path.stem)
-
-
-def unreadable_result(path: Path, error: ResultError) -> dict[str, Any]:
-    """What stands in a report for a result that cannot be read: a failed notebook."""
-    return _sound({"ok": False, "error": str(error)}, path.stem)
-
-
-def _sound(content: dict[str, Any], name: str) -> dict[str, Any]:
-    error = content.get("error")
-    if error is not None:
-        given = error if isinstance(error, dict) else {"error": str(error)}
-        texts = {key: _a(str, given, key, "") for key in ("source", "error", "traceback")}
-        error = {"cell": _a(int, given, "cell", 0), **texts}
-    seconds = content.get("seconds")
-    sound = {
-        **content,
-        "notebook": _a(str, content, "notebook", name),
-        "title": _a(str, content, "title", name),
-        "size": _a(str, content, "size", "unknown"),
-        "workers": _a(int, content, "workers", 1),
-        "ok": _a(bool, content, "ok", error is None),
-        "seconds": seconds if _is_finite(seconds) else 0.0,
-        "error": error,
-        "parameters": _a(dict, content, "parameters", {}),
-        "services": {
-            kind: {
-                "label": _a(str, service, "label", "unknown"),
-                "version": _a(str, service, "version", ""),
-                "region": _a(str, service, "region", None),
-                **{key: _a(bool, service, key, False) for key in ("embedded", "emulated", "aws")},
-            }
-            for kind, service in _a(dict, content, "services", {}).items()
-            if isinstance(service, dict)
-        },
-        "distances": [
-            {service: ms for service, ms in distance.items() if _is_finite(ms)}
-            for distance in _a(list, content, "distances", [])
-            if isinstance(distance, dict)
-        ],
-        "measurements": {
-            key: _sound_measurement(measured)
-            for key, measured in _a(dict, content, "measurements", {}).items()
-            if isinstance(measured, dict)
-            and (isinstance(measured.get("value"), str | bool) or _is_finite(measured.get("value")))
-        },
-        "versions": {k: str(v) for k, v in _a(dict, content, "versions", {}).items()},
-        "machine": {
-            key: value if isinstance(value, int) else str(value)
-            for key, value in _a(dict, content, "machine", {}).items()
-        },
-    }
-    if not isinstance(content.get("started"), str):
-        sound.pop("started", None)
-    if not {"system", "python", "cpus"} <= sound["machine"].keys():
-        del sound["machine"]
-    return sound
-
-
-def _sound_measurement(measured: dict[str, Any]) -> dict[str, Any]:
-    low, high = measured.get("low"), measured.get("high")
-    known = _is_finite(low) and _is_finite(high)
-    return {
-        "value": measured["value"],
-        "unit": _a(str, measured, "unit", ""),
-        "n": _a(int, measured, "n", 1),
-        "low": low if known else None,
-        "high": high if known else None,
-    }
-
-
-def _a(kind: type, content: dict[str, Any], name: str, otherwise: Any) -> Any:
-    """A field that is of this type, or what to take otherwise."""
-    value = content.get(name)
-    return value if isinstance(value, kind) else otherwise
-
-
-def _is_finite(value: object) -> bool:
-    """Whether it is a number that a float can hold."""
-    try:
-        return is_number(value) and math.isfinite(value)
-    except OverflowError:
-        return False

@@ -11,23 +11,29 @@ import re
 import secrets
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from workshop_lib.notebook_format import nbformat
+
+# isort: split
 import psutil
+from jupyter_core.utils import ensure_event_loop
+from papermill import PapermillExecutionError, execute_notebook
 from tqdm.auto import tqdm
 from traitlets.config import Config
 
-from workshop_lib.errors import ResultError, RunError, WorkshopError, one_line
-from workshop_lib.notebook_format import nbformat
-from workshop_lib.results import read_result, ready_folder, write_json
-from workshop_lib.settings import CHECKOUT, near
+from workshop_lib.errors import ResultError, RunError, WorkshopError, redact
+from workshop_lib.kernel_client import HeadlessKernelManager
+from workshop_lib.namespaces import abandoned_namespaces, wipe_namespace
+from workshop_lib.paths import CHECKOUT, display_path
+from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
+from workshop_lib.services.state_folder import cache_folder
 
 NOTEBOOKS = CHECKOUT / "notebooks"
 ORIGINAL = re.compile(r"\d\d_\w+")
@@ -38,7 +44,6 @@ MAX_FOLDER_BYTES = 55
 """Of the path that temporary files are in, for kernels' sockets to be made there: the name of a
 Unix socket has 103 bytes at most on macOS, 107 on Linux."""
 SCRATCH = f"workshop-{os.getuid()}-"
-SIZES = ("quick", "full")
 ADDED_TAGS = frozenset({"injected-parameters", "papermill-error-cell-tag"})
 """What papermill marks the cells with that it adds to a notebook."""
 
@@ -112,8 +117,6 @@ class Job:
     Attributes:
         parameters: the values that differ from its own.
         out: the folder for what it leaves.
-        at_once: how many run at the same time.
-        progress: whether to draw a progress bar over its cells.
 
     """
 
@@ -122,26 +125,18 @@ class Job:
     parameters: dict[str, Any]
     out: Path
     namespace: str
-    at_once: int
-    progress: bool
+
+    def file(self, ending: str) -> Path:
+        """The file with this ending among what it leaves."""
+        return self.out.absolute() / f"{self.notebook.name}{ending}"
 
 
 @dataclass(frozen=True, slots=True)
-class CellError:
-    """Where and why a notebook stopped.
+class Batch:
+    """Notebooks that may run side by side, in the order in which they begin."""
 
-    Attributes:
-        cell: its number among all cells, from 1; 0 if no cell was reached.
-        source: the cell's code.
-        error: the exception's name and text.
-        traceback: as a terminal shows it, without colours.
-
-    """
-
-    cell: int
-    source: str
-    error: str
-    traceback: str
+    jobs: list[Job]
+    at_once: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,18 +144,15 @@ class Outcome:
     """How one notebook went.
 
     Attributes:
-        seconds: that its cells took.
-        parameters: all of them, with the values of this run.
+        seconds: that it took, the start of its kernel included.
         left_behind: why its tables, keys and objects could not be deleted; empty if they were.
 
     """
 
     name: str
-    title: str
     ok: bool
     seconds: float
     error: CellError | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
     left_behind: str = ""
 
 
@@ -250,7 +242,7 @@ def run(
         notebooks: the folder that they are in.
         say: gets a line for each finished notebook.
         progress: draw progress bars over the cells.
-        prepare: what has to be done before the first cell runs; kernels start meanwhile.
+        prepare: what has to be done before the first kernel starts.
 
     Returns:
         The outcomes in the notebooks' order, and the folder.
@@ -259,32 +251,24 @@ def run(
         RunError: the request cannot be carried out.
 
     """
-    if size not in SIZES:
-        raise RunError(f"The size is {size!r}; it must be one of {', '.join(SIZES)}.")
     if workers is None:
         workers = 2 if size == "quick" and (os.cpu_count() or 1) > 1 else 1
-    if workers < 1:
-        raise RunError(f"workers is {workers}; it must be at least 1.")
     chosen = choose(names, find_notebooks(notebooks))
     given = parse_parameters(parameters, chosen)
     folder = new_folder(out)
     stamp = f"run_{secrets.token_hex(4)}"
-    batches = [
-        [
-            Job(
-                notebook,
-                size,
-                {**(notebook.quick if size == "quick" else {}), **given[notebook.name]},
-                folder,
-                f"{stamp}_{notebook.name[:2]}_{chosen.index(notebook)}",
-                min(workers, len(batch)),
-                progress,
-            )
-            for notebook in batch
-        ]
-        for batch in _batches(chosen, workers)
+    jobs = [
+        Job(
+            notebook,
+            size,
+            {**(notebook.quick if size == "quick" else {}), **given[notebook.name]},
+            folder,
+            f"{stamp}_{notebook.name[:2]}_{number}",
+        )
+        for number, notebook in enumerate(chosen)
     ]
-    say(f"{_plan(batches, size)}, into {near(folder)}")
+    batches = _batches(jobs, workers)
+    say(f"{_plan(batches, size)}, into {display_path(folder)}")
     outcomes: dict[str, Outcome] = {}
 
     def report(outcome: Outcome) -> None:
@@ -292,7 +276,8 @@ def run(
         with tqdm.external_write_mode():
             say(describe(outcome))
 
-    _run_batches(batches, folder / "kernels.log", prepare, report)
+    prepare()
+    _run_batches(batches, folder / "kernels.log", report, progress=progress)
     if folder.parent == RESULTS:
         _point_latest_to(folder)
     return [outcomes[notebook.name] for notebook in chosen], folder
@@ -307,8 +292,6 @@ def sweep() -> int:
         How many namespaces were cleared.
 
     """
-    from workshop_lib.workshop import abandoned_namespaces, wipe_namespace  # noqa: PLC0415
-
     for folder in _short_folder().glob(f"{SCRATCH}*-*"):
         if not psutil.pid_exists(int(folder.name.split("-")[2])):
             shutil.rmtree(folder, ignore_errors=True)
@@ -343,11 +326,6 @@ def new_folder(out: Path | None) -> Path:
         raise RunError(str(error)) from None
 
 
-def load_outcomes(folder: Path) -> Mapping[str, dict[str, Any]]:
-    """The results of a run by notebook name."""
-    return {file.stem: read_result(file) for file in sorted(folder.glob("[0-9][0-9]_*.json"))}
-
-
 # --- reading notebooks and values ---
 
 
@@ -355,10 +333,10 @@ def _read(path: Path) -> Notebook:
     try:
         return _parse(path)
     except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others can run
-        said = one_line(error)[:200]
+        said, name = redact(error)[:200], display_path(path)
         why = (
-            f"{near(path)} is not a notebook that can be read: {said} If a merge left its marks in "
-            f"it, resolve the conflict; `git checkout {near(path)}` has the committed one back."
+            f"{name} is not a notebook that can be read: {said} If a merge left its marks in "
+            f"it, resolve the conflict; `git checkout {name}` has the committed one back."
         )
         return Notebook(path, path.stem, path.stem, broken=why)
 
@@ -418,63 +396,56 @@ def _convert(name: str, text: str, default: Any) -> Any:
 # --- running ---
 
 
-def _batches(chosen: list[Notebook], workers: int) -> list[list[Notebook]]:
-    """What may run side by side, in the order in which they begin.
+def _batches(jobs: list[Job], workers: int) -> list[Batch]:
+    """What runs at the same time, and what after it.
 
     One at a time they keep their order. Of several at a time the longest begin first, as one that
     began last would run on alone; those that measure under load follow one by one.
     """
     if workers == 1:
-        return [[notebook] for notebook in chosen]
-    together = [n for n in chosen if not n.measures_load]
-    together.sort(key=lambda n: -n.seconds)
-    return [b for b in [together, *([n] for n in chosen if n.measures_load)] if b]
+        return [Batch(jobs, 1)]
+    together = [job for job in jobs if not job.notebook.measures_load]
+    together.sort(key=lambda job: -job.notebook.seconds)
+    first = [Batch(together, min(workers, len(together)))] if together else []
+    return first + [Batch([job], 1) for job in jobs if job.notebook.measures_load]
 
 
-def _plan(batches: list[list[Job]], size: str) -> str:
+def _plan(batches: list[Batch], size: str) -> str:
     """How many notebooks run, and how many at a time."""
-    count = sum(map(len, batches))
+    count = sum(len(batch.jobs) for batch in batches)
     text = f"{count} notebook{'s' * (count != 1)}, {size} size"
-    if (at_once := max(batch[0].at_once for batch in batches)) > 1:
-        alone = [batch[0].notebook.name[:2] for batch in batches if len(batch) == 1]
-        text += f", {at_once} at a time" + (f", then {', '.join(alone)} alone" if alone else "")
+    if batches[0].at_once > 1:
+        alone = ", ".join(batch.jobs[0].notebook.name[:2] for batch in batches[1:])
+        text += f", {batches[0].at_once} at a time" + (f", then {alone} alone" if alone else "")
     return text
 
 
 def _run_batches(
-    batches: list[list[Job]],
-    log: Path,
-    prepare: Callable[[], object],
-    report: Callable[[Outcome], object],
+    batches: list[Batch], log: Path, report: Callable[[Outcome], object], *, progress: bool
 ) -> None:
     """Run each batch in threads: they only wait, as each notebook's kernel is a process."""
     logging.getLogger("papermill").addHandler(logging.NullHandler())  # outcomes say all of it
-    prepared, stopped = threading.Event(), threading.Event()
     with _scratch_folder() as scratch, log.open("ab") as errors:
+        options = {"stderr": errors.fileno()}
         for batch in batches:
-            pool = ThreadPoolExecutor(batch[0].at_once)
-            futures = [
-                pool.submit(_execute, job, scratch, errors.fileno(), prepared, stopped)
-                for job in batch
-            ]
-            try:
-                if not prepared.is_set():
-                    prepare()
-                    prepared.set()
-                for done in as_completed(futures):
-                    report(done.result())
-            except BaseException:
-                stopped.set()
-                prepared.set()
-                _kill_kernels(futures, scratch)
-                raise
-            finally:
-                pool.shutdown()
+            with ThreadPoolExecutor(batch.at_once) as pool:
+                futures = {
+                    pool.submit(_execute, job, scratch, options, progress=progress): job
+                    for job in batch.jobs
+                }
+                try:
+                    for done in as_completed(futures):
+                        outcome = done.result()
+                        _write_result(outcome, futures[done], batch.at_once)
+                        report(outcome)
+                except BaseException:
+                    _kill_kernels(futures, scratch)
+                    raise
     if not log.stat().st_size:
         log.unlink()
 
 
-def _kill_kernels(futures: list[Future[Outcome]], scratch: str) -> None:
+def _kill_kernels(futures: Iterable[Future[Outcome]], scratch: str) -> None:
     """Kill this run's kernels, those just being started included, until no notebook runs."""
     for future in futures:
         future.cancel()
@@ -485,75 +456,46 @@ def _kill_kernels(futures: list[Future[Outcome]], scratch: str) -> None:
                     child.kill()
 
 
-def _execute(
-    job: Job, scratch: str, errors: int, prepared: threading.Event, stopped: threading.Event
-) -> Outcome:
-    """Run one notebook and write what it left."""
-    # These take half a second that other commands need not spend.
-    import papermill  # noqa: PLC0415
-    from jupyter_core.utils import ensure_event_loop  # noqa: PLC0415
-
-    from workshop_lib.kernel_client import HeadlessKernelManager  # noqa: PLC0415
-
-    executed = job.out / f"{job.notebook.name}.ipynb"
-    result_file = job.out / f"{job.notebook.name}.json"
-    result_file.unlink(missing_ok=True)
-    begun: list[float] = []
-
-    def begin(**_: Any) -> None:
-        prepared.wait()
-        begun.append(time.perf_counter())
-
+def _execute(job: Job, scratch: str, options: dict[str, Any], *, progress: bool) -> Outcome:
+    """Run one notebook in this thread, and clear up after it."""
+    begun, error = time.perf_counter(), None
+    job.file(".json").unlink(missing_ok=True)
     place = tempfile.mkdtemp(dir=scratch, prefix="")
-    config = {
+    kernel = {
         # Unix sockets in a folder of its own: two kernels that start at the same moment can pick
         # the same TCP ports (or the same default names of sockets), and then hang.
         "transport": "ipc",
         "ip": f"{place}/kernel",
         "connection_file": f"{place}/kernel.json",
         "launch_options": {
-            "env": _kernel_environment(job, place, result_file),
-            "stderr": errors,
+            **options,
+            "env": _kernel_environment(job, place),
             "cwd": str(job.notebook.path.parent),
         },
     }
-    error = None
     try:
         if job.notebook.broken:
             raise RunError(job.notebook.broken)
-        with closing(ensure_event_loop()):  # this thread's; jupyter_client would leave it
-            papermill.execute_notebook(
-                str(job.notebook.path.absolute()),
-                str(executed.absolute()),
+        with closing(ensure_event_loop()):  # this thread's; jupyter_client would leave it open
+            execute_notebook(
+                job.notebook.path.absolute(),
+                job.file(".ipynb"),
                 job.parameters,
-                progress_bar=job.progress and {"desc": job.notebook.name[:24], "leave": False},
+                progress_bar=progress and {"desc": job.notebook.name[:24], "leave": False},
                 request_save_on_cell_execute=False,
                 start_timeout=KERNEL_START_S,
                 execution_timeout=CELL_LIMIT_S,
                 kernel_manager_class=HeadlessKernelManager,
-                config=Config(HeadlessKernelManager=config),
-                on_notebook_start=begin,
+                config=Config(HeadlessKernelManager=kernel),
             )
-    except papermill.PapermillExecutionError as failed:
-        error = _cell_error(failed, executed)
+    except PapermillExecutionError as failed:
+        error = _cell_error(failed, job.file(".ipynb"))
     except RunError as failed:
         error = CellError(0, "", str(failed), "")
     except Exception as failed:  # noqa: BLE001 -- a dead kernel, a full disk: report it
         error = CellError(0, "", f"{type(failed).__name__}: {failed}", "")
-    outcome = Outcome(
-        job.notebook.name,
-        job.notebook.title,
-        error is None,
-        time.perf_counter() - begun[0] if begun else 0.0,
-        error,
-        {**job.notebook.parameters, **job.parameters},
-        _clear_up(job) if begun else "",
-    )
-    if stopped.is_set():
-        result_file.unlink(missing_ok=True)
-    else:
-        _write_result(outcome, job, result_file)
-    return outcome
+    seconds = time.perf_counter() - begun
+    return Outcome(job.notebook.name, error is None, seconds, error, _clear_up(job.namespace))
 
 
 @contextmanager
@@ -570,14 +512,12 @@ def _short_folder() -> Path:
     return place if len(os.fsencode(place)) <= MAX_FOLDER_BYTES else Path("/tmp")  # noqa: S108
 
 
-def _kernel_environment(job: Job, place: str, result_file: Path) -> dict[str, str]:
+def _kernel_environment(job: Job, place: str) -> dict[str, str]:
     """What a kernel inherits: its own namespace, and nothing personal."""
-    from workshop_lib.services.state import cache_folder  # noqa: PLC0415
-
     return {
         **os.environ,
         "WORKSHOP_NAMESPACE": job.namespace,
-        "WORKSHOP_RESULT_FILE": str(result_file.absolute()),
+        "WORKSHOP_RESULT_FILE": str(job.file(".json")),
         "WORKSHOP_LINGER_SECONDS": "0",
         "IPYTHONDIR": place,
         "JUPYTER_RUNTIME_DIR": place,
@@ -592,18 +532,16 @@ def _kernel_environment(job: Job, place: str, result_file: Path) -> dict[str, st
     }
 
 
-def _clear_up(job: Job) -> str:
+def _clear_up(namespace: str) -> str:
     """Delete the tables, keys and objects of this run. Returns why that failed, or nothing."""
-    from workshop_lib.workshop import wipe_namespace  # noqa: PLC0415 -- as papermill above
-
     try:
-        wipe_namespace(job.namespace)
+        wipe_namespace(namespace)
     except Exception as error:  # noqa: BLE001 -- any client's error; it is reported, not lost
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def _cell_error(failed: Any, executed: Path) -> CellError:
+def _cell_error(failed: PapermillExecutionError, executed: Path) -> CellError:
     """The failed cell's place in the notebook as it was before papermill added cells to it."""
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
     own = [c for c in cells if ADDED_TAGS.isdisjoint(c["metadata"].get("tags", ()))]
@@ -614,22 +552,24 @@ def _cell_error(failed: Any, executed: Path) -> CellError:
     return CellError(ended[-1] if ended else 0, failed.source, error, traceback)
 
 
-def _write_result(outcome: Outcome, job: Job, file: Path) -> None:
+def _write_result(outcome: Outcome, job: Job, at_once: int) -> None:
     """Complete what the notebook recorded with what only the runner knows."""
+    file = job.file(".json")
     try:
         recorded = read_result(file)
     except WorkshopError:
-        recorded = {"format": 1, "notebook": outcome.name, "measurements": {}, "services": {}}
-    recorded |= {
-        "title": outcome.title,
-        "ok": outcome.ok,
-        "seconds": round(outcome.seconds, 3),
-        "size": job.size,
-        "workers": job.at_once,
-        "parameters": outcome.parameters,
-        "error": asdict(outcome.error) if outcome.error else None,
-    }
-    write_json(file, recorded)
+        recorded = Result(outcome.name)
+    complete = replace(
+        recorded,
+        title=job.notebook.title,
+        ok=outcome.ok,
+        seconds=round(outcome.seconds, 3),
+        size=job.size,
+        workers=at_once,
+        parameters={**job.notebook.parameters, **job.parameters},
+        error=outcome.error,
+    )
+    write_json(file, complete.to_json())
 
 
 def _point_latest_to(folder: Path) -> None:

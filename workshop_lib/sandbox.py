@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
 
 import redis
 
@@ -12,8 +12,17 @@ from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.errors import WorkshopError
-from workshop_lib.services.private import open_private
+from workshop_lib.services.endpoints import (
+    CacheEndpoint,
+    DatabaseEndpoint,
+    embedded_cache,
+    embedded_database,
+)
+from workshop_lib.services.local import open_group
+from workshop_lib.services.state_folder import state_folder
 from workshop_lib.settings import Settings
+
+T = TypeVar("T", DatabaseEndpoint, CacheEndpoint)
 
 Service = Literal["cache", "database"]
 ENGINE_OF = {"cache": "valkey", "database": "postgres"}
@@ -48,17 +57,23 @@ class Sandbox:
     ) -> None:
         self.namespace = settings.workshop_namespace
         self.default_ttl = settings.valkey_ttl
-        self._engines = open_private(settings, database=database, caches=caches)
-        atexit.register(self.close)
+        names = ["valkey" if n == 0 else f"valkey-{n + 1}" for n in range(caches)]
+        self._engines = open_group(
+            state_folder(settings.workshop_state_dir),
+            [*(["postgres"] if database else []), *names],
+            settings,
+        )
+        endpoints = [_own(embedded_cache(self._engines, name)) for name in names]
+        self._label = endpoints[0].label
         timeouts = {"socket_timeout": cache_timeout_s, "socket_connect_timeout": cache_timeout_s}
-        self.cache_arguments = [{**e.arguments, **timeouts} for e in self._engines.caches]
+        self.cache_arguments = [{**one.arguments, **timeouts} for one in endpoints]
         self.valkeys = tuple(redis.Redis(**arguments) for arguments in self.cache_arguments)
         self.valkey = self.valkeys[0]
         forks.tell_child(self)
         self._database = None
-        if self._engines.database is not None:
+        if database:
             self._database = Database(
-                self._engines.database,
+                _own(embedded_database(self._engines, settings.dsql_rules)),
                 self.namespace,
                 pool_min=settings.dsql_pool_min,
                 pool_max=settings.dsql_pool_max,
@@ -87,10 +102,10 @@ class Sandbox:
     def describe(self) -> dict[str, dict[str, Any]]:
         """Its services as a result file keeps them, by kind."""
         server: Any = self.valkey.info("server")
-        found = {"sandbox cache": (self._engines.caches[0].label, server["valkey_version"])}
-        if self._engines.database is not None:
+        found = {"sandbox cache": (self._label, server["valkey_version"])}
+        if self._database is not None:
             version = self.database.query("SHOW server_version")[0][0]
-            found["sandbox database"] = (self._engines.database.label, version)
+            found["sandbox database"] = (self.database.endpoint.label, version)
         return {
             kind: {
                 "label": label,
@@ -126,7 +141,7 @@ class Sandbox:
             WorkshopError: there is no such service here, or it could not be ended.
 
         """
-        self._engines.stop(self._engine(service))
+        self._engines.tell("stop", self._engine(service))
 
     def start(self, service: Service) -> None:
         """Start what was stopped, at the same address.
@@ -137,15 +152,15 @@ class Sandbox:
             WorkshopError: there is no such service here, or it did not come up.
 
         """
-        self._engines.start(self._engine(service))
+        self._engines.tell("start", self._engine(service))
 
     def freeze_cache(self) -> None:
         """Halt the cache: connections stay open, and nothing is answered."""
-        self._engines.freeze("valkey")
+        self._engines.tell("freeze", "valkey")
 
     def thaw_cache(self) -> None:
         """Let a halted cache go on."""
-        self._engines.thaw("valkey")
+        self._engines.tell("thaw", "valkey")
 
     def _after_fork(self) -> None:
         """In a forked process: connect anew. The engines stay the parent's, and end with it."""
@@ -154,12 +169,11 @@ class Sandbox:
 
     def close(self) -> None:
         """End the engines and delete what they wrote. Doing it twice is harmless."""
-        atexit.unregister(self.close)
         if self._database is not None:
             self._database.close()
         for valkey in self.valkeys:
             valkey.close()
-        self._engines.close()
+        self._engines.release()
 
     def _engine(self, service: str) -> str:
         if service not in ENGINE_OF:
@@ -170,3 +184,8 @@ class Sandbox:
         if service == "database":
             _ = self.database
         return ENGINE_OF[service]
+
+
+def _own(endpoint: T) -> T:
+    """Say whose it is; and that nobody restarts it, so that nobody waits for that."""
+    return replace(endpoint, label=f"{endpoint.label}, this notebook's own", embedded=False)

@@ -1,171 +1,144 @@
-"""The settings of the workshop: one frozen object that can say where each value came from."""
+"""The settings of the workshop: one frozen object, and where each of its values came from."""
 
 from __future__ import annotations
 
+import difflib
 import html
 import os
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    TomlConfigSettingsSource,
 )
 
 from workshop_lib.errors import SettingsError
-
-CHECKOUT = Path(__file__).resolve().parent.parent
-"""The folder that holds `notebooks/`; results and the state folder's name derive from it."""
+from workshop_lib.paths import CHECKOUT
 
 NAMESPACE = "[a-z][a-z0-9_]{0,39}"
 """The form of a namespace: it names a schema, and begins keys and objects' names."""
 
-_REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
-_DSQL = re.compile(r"[a-z0-9]+\.dsql(?:-[a-z0-9]+)?\.([a-z0-9-]+)\.on\.aws")
-_VALKEY = re.compile(r"[a-z0-9.-]+\.cache\.amazonaws\.com")
-_STACK = re.compile(r"^[A-Za-z][A-Za-z0-9-]{0,127}$")
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
-_QUEUE = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com/\d{12}/[A-Za-z0-9_-]{1,80}")
+_CLUSTER = r"[a-z0-9]+\.dsql(?:-[a-z0-9]+)?\.([a-z0-9-]+)\.on\.aws"
+_QUEUE = r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com/\d{12}/[A-Za-z0-9_-]{1,80}"
+_PASTED = re.compile(
+    r"^(?:(?!https://sqs)[a-z0-9+]+://|arn:aws:s3:::)|(?::5432|:6379)?/?$", re.IGNORECASE
+)
+_LEFT = "style='text-align:left'"
+_NEEDS = {
+    "dsql_read_endpoint": "dsql_endpoint",
+    "load_function": "dsql_endpoint",
+    "dsql_endpoint": "aws_region",
+    "queue_url": "aws_region",
+    "aws_endpoint_url_s3": "bucket_name",
+}
+_INSTEAD = {"dsql_endpoint": ["database_url"], "valkey_endpoint": ["valkey_url", "redis_url"]}
 
 
-class Settings(BaseSettings):
-    """Every knob. `VALKEY_TTL` in the environment is `valkey_ttl` in the file."""
+def _form(pattern: str, example: str) -> BeforeValidator:
+    """Take off what is pasted along with a value (quotes, a scheme, a port), and check its form."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True)
+    def check(value: object) -> str:
+        text = _PASTED.sub("", _text(value).strip(" \t\r\n'\"`"))
+        text = text if "A-Z" in pattern else text.lower()
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"it has to look like {example}")
+        return text
 
-    aws_region: str | None = Field(None, description="AWS Region of the services")
-    workshop_stack: Annotated[str, Field(pattern=_STACK.pattern)] | None = Field(
-        None, description="the workshop's CloudFormation stack, whose outputs are settings"
+    return BeforeValidator(check)
+
+
+Region = Annotated[str, _form(r"[a-z]{2}(-[a-z]+)+-\d", "us-east-1")]
+Stack = Annotated[str, _form("[A-Za-z][A-Za-z0-9-]{0,127}", "my-stack")]
+Cluster = Annotated[str, _form(_CLUSTER, "<cluster-id>.dsql.<region>.on.aws")]
+CacheName = Annotated[
+    str, _form(r"[a-z0-9.-]+\.cache\.amazonaws\.com", "<name>.….<region>.cache.amazonaws.com")
+]
+Bucket = Annotated[str, _form("[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]", "my-bucket")]
+Queue = Annotated[SecretStr, _form(_QUEUE, "https://sqs.<region>.amazonaws.com/<12 digits>/<name>")]
+Function = Annotated[str, _form("[A-Za-z0-9_-]{1,64}", "my-function")]
+Namespace = Annotated[str, Field(pattern=f"^{NAMESPACE}$")]
+
+
+class SettingValues(BaseModel):
+    """Every setting with its form and default. `VALKEY_TTL` elsewhere is `valkey_ttl` here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    aws_region: Region | None = Field(None, description="AWS Region of the services")
+    workshop_stack: Stack | None = Field(None, description="a stack whose outputs are settings")
+    dsql_endpoint: Cluster | None = Field(None, description="Aurora DSQL cluster endpoint")
+    dsql_read_endpoint: Cluster | None = Field(
+        None, description="another one, for the reads of loads"
     )
-    dsql_endpoint: str | None = Field(None, description="Aurora DSQL cluster endpoint")
-    dsql_read_endpoint: str | None = Field(
-        None, description="another endpoint of the same cluster's data, for reads of a load test"
-    )
-    valkey_endpoint: str | None = Field(None, description="ElastiCache for Valkey endpoint")
-    valkey_ttl: Annotated[float, Field(gt=0, le=86_400)] = Field(
-        30.0, description="time to live of a cached entry, seconds"
-    )
+    valkey_endpoint: CacheName | None = Field(None, description="ElastiCache for Valkey endpoint")
+    valkey_ttl: float = Field(30.0, gt=0, le=86_400, description="time to live of entries, seconds")
     query: str = Field("SELECT * FROM users1", description="your own query for notebook 02")
-    dsql_pool_min: Annotated[int, Field(ge=1, le=1_000)] = Field(
-        5, description="connections the pool keeps open when they are idle"
-    )
-    dsql_pool_max: Annotated[int, Field(ge=1, le=1_000)] = Field(
-        30, description="connections the pool opens at most"
-    )
-    dsql_pool_timeout: Annotated[float, Field(gt=0, le=600)] = Field(
-        30.0, description="wait for a free connection, seconds"
+    dsql_pool_min: int = Field(5, ge=1, le=1_000, description="connections kept open when idle")
+    dsql_pool_max: int = Field(30, ge=1, le=1_000, description="connections opened at most")
+    dsql_pool_timeout: float = Field(
+        30.0, gt=0, le=600, description="wait for one of them, seconds"
     )
 
     database_url: SecretStr | None = Field(None, description="a PostgreSQL of your own")
     valkey_url: SecretStr | None = Field(None, description="a Valkey of your own")
     redis_url: SecretStr | None = Field(None, description="the same, under its older name")
     aws_endpoint_url_s3: str | None = Field(None, description="an S3-compatible store of your own")
-    bucket_name: str | None = Field(None, description="the bucket for the workshop's objects")
-    queue_url: SecretStr | None = Field(
-        None, description="an SQS queue on AWS for the load tests; masked for its account number"
-    )
-
-    load_function: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = Field(
-        None, description="the Lambda function that does the work of load tests"
-    )
+    bucket_name: Bucket | None = Field(None, description="the bucket for the workshop's objects")
+    queue_url: Queue | None = Field(None, description="an SQS queue for load tests; masked")
+    load_function: Function | None = Field(None, description="a Lambda function for load tests")
 
     dsql_rules: Literal["auto", "on", "off"] = Field(
         "auto", description="keep Aurora DSQL's rules: auto is on for the local engine only"
     )
-    workshop_namespace: Annotated[str, Field(pattern=f"^{NAMESPACE}$")] = Field(
-        "workshop", description="schema, key prefix and object prefix of this learner or run"
+    workshop_namespace: Namespace = Field(
+        "workshop", description="schema and prefix of keys, objects"
     )
     workshop_state_dir: Path | None = Field(None, description="where the local engines keep state")
-    workshop_linger_seconds: Annotated[float, Field(ge=0, le=86_400)] = Field(
-        600.0, description="how long the engines outlive the last notebook, seconds"
+    workshop_linger_seconds: float = Field(
+        600.0, ge=0, le=86_400, description="how long engines outlive the last notebook, seconds"
     )
-    workshop_cache_mb: Annotated[int, Field(ge=8, le=65_536)] = Field(
-        64, description="maxmemory of the local cache, MiB"
+    workshop_cache_mb: int = Field(
+        64, ge=8, le=65_536, description="memory of the local cache, MiB"
     )
     workshop_result_file: Path | None = Field(None, description="where this run's result goes")
 
-    @field_validator("aws_region")
-    @classmethod
-    def _region(cls, value: str | None) -> str | None:
-        if value is not None and not _REGION.fullmatch(value):
-            raise ValueError(f"{value!r} is not a Region name such as us-east-1")
-        return value
-
-    @field_validator("dsql_endpoint", "dsql_read_endpoint")
-    @classmethod
-    def _dsql(cls, value: str | None) -> str | None:
-        value = _host_only(value, ":5432")
-        if value is not None and not _DSQL.fullmatch(value):
-            raise ValueError(f"{value!r} is not of the form <cluster-id>.dsql.<region>.on.aws")
-        return value
-
-    @field_validator("valkey_endpoint")
-    @classmethod
-    def _valkey(cls, value: str | None) -> str | None:
-        value = _host_only(value, ":6379")
-        if value is not None and not _VALKEY.fullmatch(value):
-            raise ValueError(
-                f"{value!r} is not of the form <name>.serverless.<region>.cache.amazonaws.com"
-            )
-        return value
-
-    @field_validator("bucket_name")
-    @classmethod
-    def _bucket(cls, value: str | None) -> str | None:
-        if value is not None and not _BUCKET.fullmatch(value):
-            raise ValueError(f"{value!r} is not the name of a bucket such as my-bucket-1")
-        return value
-
-    @field_validator("queue_url")
-    @classmethod
-    def _queue(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not _QUEUE.fullmatch(value.get_secret_value()):
-            raise ValueError(
-                "it is not of the form https://sqs.<region>.amazonaws.com/<12 digits>/<name>, "
-                "the URL of a standard queue"
-            )
-        return value
-
     @model_validator(mode="after")
-    def _agree(self) -> Settings:
-        if self.dsql_pool_min > self.dsql_pool_max:
-            raise ValueError(
-                f"DSQL_POOL_MIN ({self.dsql_pool_min}) is larger than "
-                f"DSQL_POOL_MAX ({self.dsql_pool_max})"
-            )
-        if self.dsql_endpoint and not _same_host(self.database_url, self.dsql_endpoint):
-            raise ValueError("both DSQL_ENDPOINT and DATABASE_URL are set; unset one of them")
-        if self.valkey_endpoint and not _same_host(self.cache_url, self.valkey_endpoint):
-            raise ValueError("both VALKEY_ENDPOINT and VALKEY_URL (REDIS_URL) are set; unset one")
-        if self.dsql_read_endpoint and not self.dsql_endpoint:
-            raise ValueError("DSQL_READ_ENDPOINT is set, so DSQL_ENDPOINT is needed too")
-        if self.dsql_endpoint and not self.aws_region:
-            raise ValueError("DSQL_ENDPOINT is set, so AWS_REGION is needed too")
-        if self.load_function and not self.dsql_endpoint:
-            raise ValueError("LOAD_FUNCTION is set, so DSQL_ENDPOINT is needed too")
-        if self.dsql_endpoint and self.aws_region != (region := dsql_region(self.dsql_endpoint)):
-            raise ValueError(
-                f"DSQL_ENDPOINT is in {region}, AWS_REGION is {self.aws_region}; correct one"
-            )
-        if self.queue_url:
-            found = _QUEUE.fullmatch(self.queue_url.get_secret_value())
-            region = found[1] if found else ""
-            if not self.aws_region:
-                raise ValueError("QUEUE_URL is set, so AWS_REGION is needed too")
-            if self.aws_region != region:
+    def _agree(self) -> Self:
+        """Refuse settings that contradict or need each other."""
+        low, high = self.dsql_pool_min, self.dsql_pool_max
+        if low > high:
+            raise ValueError(f"DSQL_POOL_MIN ({low}) is larger than DSQL_POOL_MAX ({high})")
+        for name, urls in _INSTEAD.items():
+            for url in urls:
+                if not _leads_to(getattr(self, url), getattr(self, name)):
+                    raise ValueError(f"both {name.upper()} and {url.upper()} are set; unset one")
+        for name, needed in _NEEDS.items():
+            if getattr(self, name) and not getattr(self, needed):
+                raise ValueError(f"{name.upper()} is set, so {needed.upper()} is needed too")
+        for name, pattern in ("dsql_endpoint", _CLUSTER), ("queue_url", _QUEUE):
+            found = re.fullmatch(pattern, _text(getattr(self, name)))
+            if found and found[1] != self.aws_region:
                 raise ValueError(
-                    f"QUEUE_URL is in {region}, AWS_REGION is {self.aws_region}; correct one"
+                    f"{name.upper()} is in {found[1]}, AWS_REGION is {self.aws_region}; correct one"
                 )
-        if self.aws_endpoint_url_s3 and not self.bucket_name:
-            raise ValueError("AWS_ENDPOINT_URL_S3 is set, so BUCKET_NAME is needed too")
         return self
 
     @property
@@ -183,18 +156,43 @@ class Settings(BaseSettings):
         }
         return ", ".join(name for name, setting in external.items() if setting)
 
+
+class Settings(BaseSettings, SettingValues):
+    """The settings in force: arguments, the environment, the settings file, a stack's outputs."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True)
+
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        cls, settings_cls: Any, init_settings: Any, env_settings: Any, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Use `load_settings`'s merged values only: it knows the sources, in their order."""
-        del settings_cls, env_settings, dotenv_settings, file_secret_settings
-        return (init_settings,)
+        """The sources, the first of which wins."""
+        return init_settings, env_settings, _file_source(settings_cls), _StackOutputs(settings_cls)
+
+
+class _StackOutputs(PydanticBaseSettingsSource):
+    """What the stack says, but for services in whose place the sources before name another."""
+
+    _where: TypeAdapter[tuple[str, str | None]] = TypeAdapter(tuple[Stack, Region | None])
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        """Nothing: the outputs come all at once."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        given = self.current_state
+        if not given.get("workshop_stack"):
+            return {}
+        # Not at the top: it takes boto3, which takes a while, and most have no stack.
+        from workshop_lib.stack import read_outputs  # noqa: PLC0415
+
+        try:
+            where = (given["workshop_stack"], given.get("aws_region"))
+            outputs = read_outputs(*self._where.validate_python(where))
+        except ValidationError:
+            return {}  # which is said when all settings are looked at
+        urls = {name: [given.get(url) for url in _INSTEAD.get(name, ())] for name in outputs}
+        return {n: v for n, v in outputs.items() if all(_leads_to(url, v) for url in urls[n])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +207,7 @@ class SettingOrigin:
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """The settings and, for each, the source that supplied it."""
+    """The settings and, for each that is not a default, the source that supplied it."""
 
     values: Settings
     sources: dict[str, str]
@@ -227,29 +225,13 @@ class LoadedSettings:
         ]
 
     def _repr_html_(self) -> str:
-        rows = ((o.name, o.value, o.source, o.description) for o in self.origins())
-        head = _cells(("setting", "value", "from", "what it is"), "th")
-        return f"<table>{head}{''.join(_cells(row, 'td') for row in rows)}</table>"
-
-
-def _cells(texts: Iterable[str], kind: str) -> str:
-    inner = (f"<{kind} style='text-align:left'>{html.escape(text)}</{kind}>" for text in texts)
-    return f"<tr>{''.join(inner)}</tr>"
-
-
-def dsql_region(endpoint: str) -> str:
-    """The Region of a cluster, which is part of its endpoint's name.
-
-    >>> dsql_region("abcdefghij.dsql.us-east-1.on.aws")
-    'us-east-1'
-    """
-    found = _DSQL.fullmatch(endpoint)
-    return found[1] if found else ""
-
-
-def near(path: Path) -> str:
-    """A path as it is written from the checkout, if it lies in there."""
-    return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
+        rows = [("th", ("setting", "value", "from", "what it is"))]
+        rows += [("td", astuple(origin)) for origin in self.origins()]
+        lines = (
+            "".join(f"<{kind} {_LEFT}>{html.escape(text)}</{kind}>" for text in row)
+            for kind, row in rows
+        )
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def load_settings(**overrides: object) -> LoadedSettings:
@@ -264,42 +246,36 @@ def load_settings(**overrides: object) -> LoadedSettings:
             each, where it came from and what is allowed. Or the stack cannot be read.
 
     """
-    path = config_file()
-    layers = {
-        "argument": {k: None if v == "" else v for k, v in overrides.items() if v is not None},
-        "environment": EnvSettingsSource(Settings)(),
-        f"file {path}": _read_file(path),
+    arguments = {k: None if v == "" else v for k, v in overrides.items() if v is not None}
+    sources = {
+        **dict.fromkeys(_file_source(Settings).toml_data, f"file {config_file()}"),
+        **dict.fromkeys(EnvSettingsSource(Settings)(), "environment"),
+        **dict.fromkeys(arguments, "argument"),
     }
-    merged: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-
-    def add(source: str, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            if name not in merged:
-                merged[name], sources[name] = value, source
-
-    for source, values in layers.items():
-        add(source, values)
-    if stack := merged.get("workshop_stack"):
-        add(f"stack {stack}", _read_stack(merged))
-    return LoadedSettings(validate(merged, sources), sources)
+    _refuse_misspelt_variables()
+    try:
+        values = Settings(**arguments)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingsError(_problems(error, sources)) from None
+    stack = dict.fromkeys(values.model_fields_set, f"stack {values.workshop_stack}")
+    return LoadedSettings(values, {**stack, **sources})
 
 
-def validate(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:
-    """The settings of these values; the others have their defaults.
+def check_values(values: Mapping[str, Any], source: str) -> SettingValues:
+    """The settings of these values alone, whatever else is set.
 
     Args:
         values: by the setting's name.
-        sources: for each, where it came from, as an error names it.
+        source: where they came from, as an error says it.
 
     Raises:
-        SettingsError: a value is malformed, unknown or contradicts another one.
+        SettingsError: as `load_settings`.
 
     """
     try:
-        return Settings(**values)
+        return SettingValues(**values)
     except ValidationError as error:
-        raise SettingsError(_explain(error, sources)) from None
+        raise SettingsError(_problems(error, dict.fromkeys(values, source))) from None
 
 
 def config_file() -> Path:
@@ -307,68 +283,69 @@ def config_file() -> Path:
     return Path(os.environ.get("WORKSHOP_CONFIG") or CHECKOUT / "workshop.toml")
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    if not path.exists() and "WORKSHOP_CONFIG" not in os.environ:
-        return {}
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
+def dsql_region(endpoint: str) -> str:
+    """The Region of a cluster, which is part of its endpoint's name.
+
+    >>> dsql_region("abcdefghij.dsql.us-east-1.on.aws")
+    'us-east-1'
+    """
+    found = re.fullmatch(_CLUSTER, endpoint)
+    return found[1] if found else ""
+
+
+def _file_source(settings: type[BaseSettings]) -> TomlConfigSettingsSource:
+    path = config_file()
+    if os.environ.get("WORKSHOP_CONFIG") and (path.is_dir() or not path.exists()):
         raise SettingsError(
-            f"WORKSHOP_CONFIG names {path}, which does not exist. Correct or unset it."
-        ) from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            f"WORKSHOP_CONFIG names {path}, which does not exist as a file. Correct or unset it."
+        )
+    try:
+        return TomlConfigSettingsSource(settings, path)
+    except (OSError, ValueError) as error:  # among these: not TOML, not UTF-8
         raise SettingsError(f"The settings file {path} cannot be read: {error}.") from None
 
 
-def _read_stack(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the stack says, but for services in whose place another is given."""
-    # Not at the top: it takes boto3, which takes a while, and most have no stack.
-    from workshop_lib.stack import read_outputs  # noqa: PLC0415
-
-    name, region = str(given["workshop_stack"]), given.get("aws_region")
-    if not _STACK.match(name) or (region and not _REGION.fullmatch(str(region))):
-        return {}  # which is said when all settings are looked at
-    found = read_outputs(name, region)
-    instead = {
-        "dsql_endpoint": given.get("database_url"),
-        "valkey_endpoint": given.get("valkey_url") or given.get("redis_url"),
-    }
-    return {name: value for name, value in found.items() if _same_host(instead.get(name), value)}
+def _refuse_misspelt_variables() -> None:
+    """Of the variables that begin as ours do; those of other programs are not looked at."""
+    known = [name.upper() for name in Settings.model_fields] + ["WORKSHOP_CONFIG"]
+    ours = (n for n in os.environ if n.startswith(("WORKSHOP_", "DSQL_", "VALKEY_")))
+    for name in sorted(set(ours).difference(known)):
+        for meant in difflib.get_close_matches(name, known, 1, 0.85):
+            raise SettingsError(
+                f"The environment has {name}, which is no setting. Did you mean {meant}? If so, "
+                "rename it, else unset it."
+            )
 
 
-def _host_only(value: str | None, port: str) -> str | None:
-    """Drop what people paste along with a host name: blanks, and the service's port."""
-    return None if value is None else value.strip().removesuffix(port)
+def _problems(error: ValidationError, sources: Mapping[str, str]) -> str:
+    """Each problem with the setting's name and where its value came from."""
+    lines = []
+    for problem in error.errors():
+        message = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:
+            lines.append(message)
+            continue
+        name = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            meant = difflib.get_close_matches(name, Settings.model_fields, 1)
+            known = f"did you mean {meant[0]}?" if meant else ", ".join(Settings.model_fields)
+            message = f"there is no such setting; {known}"
+        value = "" if name.endswith("_url") else f"={problem['input']!r}"
+        lines.append(f"{name.upper()}{value} (from {sources.get(name, 'the stack')}): {message}")
+    return "A setting is not usable. " + "; ".join(lines).removesuffix("?") + "."
 
 
-def _same_host(url: SecretStr | str | None, endpoint: str) -> bool:
-    """Whether a URL, if there is one, leads to this endpoint, as those of `workshop env` do."""
-    text = url.get_secret_value() if isinstance(url, SecretStr) else url
+def _leads_to(url: object, endpoint: str | None) -> bool:
+    """Whether a URL leads to this endpoint, as those of `workshop env` do; so if one is missing."""
     try:
-        return not text or urlsplit(text).hostname == endpoint
+        return not (url and endpoint) or urlsplit(_text(url)).hostname == endpoint
     except ValueError:  # malformed, which is said when it is used
         return False
 
 
+def _text(value: object) -> str:
+    return str(value.get_secret_value() if isinstance(value, SecretStr) else value)
+
+
 def _shown(value: object) -> str:
-    if value is None:
-        return "–"
-    return "••••••" if isinstance(value, SecretStr) else str(value)
-
-
-def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
-    lines = []
-    for problem in error.errors():
-        message = problem["msg"].removeprefix("Value error, ")
-        name = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden":
-            known = ", ".join(Settings.model_fields)
-            message = f"no such setting. Known ones: {known}"
-        if name:
-            given = sources.get(name, "default")
-            secret = name.endswith("_url")
-            value = "" if secret or "input" not in problem else f"={problem['input']!r}"
-            lines.append(f"{name.upper()}{value} (from {given}): {message}")
-        else:
-            lines.append(message)
-    return "A setting is not usable. " + "; ".join(lines) + "."
+    return "–" if value is None else "••••••" if isinstance(value, SecretStr) else str(value)

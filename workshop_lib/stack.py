@@ -13,7 +13,7 @@ from botocore.parsers import ResponseParserError
 
 from workshop_lib.errors import SettingsError
 from workshop_lib.services.endpoints import Endpoint
-from workshop_lib.services.explain import cause_of, code_of, explain, sentence
+from workshop_lib.services.error_help import advice, cause_of, error_code, error_text
 
 SETTINGS = {
     "DSQLClusterEndpoint": "dsql_endpoint",
@@ -63,29 +63,19 @@ def _describe(name: str, region: str) -> Any:
     try:
         client = boto3.Session().client("cloudformation", region_name=region, config=LIMITS)
         (stack,) = client.describe_stacks(StackName=name)["Stacks"]
-    except ClientError as error:
-        if code_of(error) == "ValidationError":
+    except (ClientError, BotoCoreError, ResponseParserError) as error:
+        if error_code(error) == "ValidationError":
             raise SettingsError(
                 f"There is no stack {name!r} in {region}. Is AWS_REGION the Region in which it was "
                 "deployed, and is this the account? `workshop aws deploy` makes one; without "
                 "WORKSHOP_STACK the workshop runs on this machine."
             ) from None
-        raise _unreadable(name, region, error) from None
-    except (BotoCoreError, ResponseParserError) as error:
-        raise _unreadable(name, region, error) from None
+        # Who may read one stack only is refused also where there is none, so as not to learn that.
+        elsewhere = f"Is {region} the Region in which it was deployed (AWS_REGION)? If so: "
+        asked = Endpoint(f"CloudFormation in {region}", "", "", 443, {}, aws=True)
+        raise SettingsError(
+            f"The outputs of the stack {name!r} in {region} cannot be read: {error_text(error)} "
+            f"{elsewhere if cause_of(error) == 'not allowed' else ''}{advice(error, asked)} Or set "
+            "DSQL_ENDPOINT, VALKEY_ENDPOINT and BUCKET_NAME yourself."
+        ) from None
     return stack
-
-
-def _unreadable(name: str, region: str, error: Exception) -> SettingsError:
-    place = Endpoint(f"CloudFormation in {region}", "", "", 443, {"region_name": region}, aws=True)
-    # Who may read one stack only is told this also where there is none, so as not to learn that.
-    elsewhere = (
-        f"Is {region} the Region in which it was deployed (AWS_REGION)? If so: "
-        if cause_of(error) == "not allowed"
-        else ""
-    )
-    return SettingsError(
-        f"The outputs of the stack {name!r} in {region} cannot be read: {sentence(error)} "
-        f"{elsewhere}{explain(error, place)} Or set DSQL_ENDPOINT, VALKEY_ENDPOINT and "
-        "BUCKET_NAME yourself."
-    )

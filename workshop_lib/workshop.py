@@ -1,63 +1,38 @@
-"""Open the workshop: settings, clients and the results of this run in one object."""
+"""Open the workshop: settings, clients and the results of this run in one object.
+
+What only some notebooks need is imported where it is used, so that opening stays quick.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 import boto3
-import pandas as pd
 import psycopg2
-import redis
 from botocore.exceptions import BotoCoreError, ClientError
 
-from workshop_lib import dataset, forks
-from workshop_lib.cache.keys import match_all
-from workshop_lib.cache.query_cache import clear_namespace
+from workshop_lib import dataset, forks, namespaces
 from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.dsql import Step, play
-from workshop_lib.errors import ResultError, ServiceUnreachableError, WorkshopError
-from workshop_lib.load.clients import ClientConfig
-from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
-from workshop_lib.measure import FEWEST_FOR_INTERVAL, P99_SAMPLES, Samples
-from workshop_lib.messaging import delete_queues, messaging_client, open_queue
-from workshop_lib.objects import ObjectStore, store_error
-from workshop_lib.results import (
-    Measurement,
-    Result,
-    Value,
-    described,
-    latest_figure,
-    shown,
-    write_json,
-)
-from workshop_lib.sandbox import Sandbox
-from workshop_lib.services import (
-    CacheEndpoint,
-    Endpoint,
-    Endpoints,
-    MessagingEndpoint,
-    StoreEndpoint,
-    resolve,
-    resolve_messaging,
-    running_messaging,
-)
-from workshop_lib.services.dial import Dial
-from workshop_lib.services.explain import code_of, explain, sentence
-from workshop_lib.services.functions import LambdaClients
-from workshop_lib.services.state import state_folder
-from workshop_lib.services.surroundings import plain_session, session_for
-from workshop_lib.settings import CHECKOUT, LoadedSettings, load_settings
+from workshop_lib.objects import ObjectStore, greet_store, store_client, store_error
+from workshop_lib.recording import Recording, describe_service, describe_services
+from workshop_lib.results import Result, format_latency
+from workshop_lib.services import Endpoints, MessagingEndpoint, resolve, resolve_messaging
+from workshop_lib.services.client_config import plain_session
+from workshop_lib.services.clients import cache_client, greet_cache, steer
+from workshop_lib.services.latency_proxy import LatencyProxy
+from workshop_lib.settings import LoadedSettings, load_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
+    from workshop_lib.sandbox import Sandbox
 
 STAND_IN_SIGNING = {
     "region_name": "us-east-1",
@@ -69,7 +44,7 @@ MOST_TIMEOUT_S = 60.0
 _open: dict[str, Workshop] = {}
 
 
-class Workshop:
+class Workshop(Recording):
     """One open workshop. Made by `open_workshop`.
 
     Attributes:
@@ -83,6 +58,7 @@ class Workshop:
         endpoints: where the services are.
         settings: the settings in force; `loaded.origins()` says where each came from.
         result: what has been recorded so far.
+        object_prefix: what the names of this workshop's objects begin with.
 
     """
 
@@ -91,6 +67,7 @@ class Workshop:
         self.settings = loaded.values
         self.endpoints = endpoints
         self.namespace = self.settings.workshop_namespace
+        self.object_prefix = f"{self.namespace}/"
         self.default_ttl = self.settings.valkey_ttl
         self.database = Database(
             endpoints.database,
@@ -99,23 +76,22 @@ class Workshop:
             pool_max=self.settings.dsql_pool_max,
             pool_timeout_s=self.settings.dsql_pool_timeout,
         )
-        self.valkey = redis.Redis(**endpoints.cache.arguments)
+        self._proxies = {
+            "database": LatencyProxy("database", endpoints.database, self.database.reroute),
+            "cache": LatencyProxy("cache", endpoints.cache),
+            "store": LatencyProxy("store", endpoints.store),
+        }
+        self.valkey = cache_client(endpoints.cache, self._proxies["cache"])
         self.s3 = store_client(endpoints.store)
+        if endpoints.store.embedded:
+            self.s3.meta.events.register("before-sign.s3", partial(steer, self._proxies["store"]))
         self.bucket = endpoints.store.bucket
         self.objects = ObjectStore(self.s3, endpoints.store, self.object_prefix)
-        self.result = Result(notebook, self.namespace, _describe(endpoints))
-        self._dials = {
-            "database": Dial("database", endpoints.database, self.database.go_through),
-            "cache": Dial("cache", endpoints.cache, partial(_reroute_cache, self.valkey)),
-            "store": Dial("store", endpoints.store, _steering(self.s3)),
-        }
+        result = Result(notebook, self.namespace, describe_services(endpoints))
+        super().__init__(result, self.settings.workshop_result_file)
         self._sandbox: Sandbox | None = None
         self._let_go_of_messaging: Callable[[], None] = lambda: None
         self._workers: LocalWorkers | LambdaWorkers | None = None
-        self._result_file = self.settings.workshop_result_file or (
-            CHECKOUT / "results" / "interactive" / f"{notebook}.json"
-        )
-        self._pid = os.getpid()
         forks.tell_child(self)
 
     def _after_fork(self) -> None:
@@ -124,11 +100,6 @@ class Workshop:
         for client in ("s3", "sqs", "cloudwatch"):
             if client in vars(self):
                 vars(self)[client].close()  # its connections; it opens new ones
-
-    @property
-    def object_prefix(self) -> str:
-        """What the names of this workshop's objects begin with."""
-        return f"{self.namespace}/"
 
     def connect(self, token: str | None = None) -> psycopg2.extensions.connection:
         """A new psycopg2 connection of your own, in autocommit mode: close it when done.
@@ -176,8 +147,8 @@ class Workshop:
         on this machine: also where a cache of your own is given, which may be one on this machine,
         where no function can reach it. Their `label` says which.
 
-        Processes are as far from the services as this workshop is now (`set_distance`). Executions
-        use the services that the function's environment names, in this workshop's namespace. One
+        Processes have the latency that this workshop has now (`set_latency`). Executions use the
+        services that the function's environment names, in this workshop's namespace. One
         set at a time: new ones end those before. All end with the workshop, or with the kernel.
 
         Args:
@@ -190,22 +161,14 @@ class Workshop:
             WorkshopError: the number is out of range, or they did not all start.
 
         """
+        from workshop_lib.load.workers import open_workers
+
         if self._workers is not None:
             self._workers.close()
             self._workers = None
-        if self.settings.load_function and cache is None:
-            self._workers = self._wake(self.settings.load_function, at_once)
-            return self._workers
-        place = self.valkey.get_connection_kwargs()
-        own = {**self.endpoints.cache.arguments, "host": place["host"], "port": place["port"]}
-        config = ClientConfig(
-            self.database.endpoint,
-            self.namespace,
-            reader=self.endpoints.reader,
-            cache=cache or own,
-            messaging=self.messaging if metrics else None,
+        self._workers = open_workers(
+            self, at_once, cache=cache, route=self._proxies["cache"].route, metrics=metrics
         )
-        self._workers = LocalWorkers(config, at_once)
         return self._workers
 
     @property
@@ -229,17 +192,21 @@ class Workshop:
 
         """
         endpoint, self._let_go_of_messaging = resolve_messaging(self.settings)
-        self.result.services["messaging"] = _described(endpoint, self.endpoints.aws_region)
+        self.result.services["messaging"] = describe_service(endpoint, self.endpoints.aws_region)
         return endpoint
 
     @cached_property
     def sqs(self) -> Any:
         """A boto3 client of the queues."""
+        from workshop_lib.queues import messaging_client
+
         return messaging_client(self.messaging, "sqs")
 
     @cached_property
     def cloudwatch(self) -> Any:
         """A boto3 client of the metrics."""
+        from workshop_lib.queues import messaging_client
+
         return messaging_client(self.messaging, "cloudwatch")
 
     def open_queue(
@@ -266,6 +233,8 @@ class Workshop:
             ServiceUnreachableError: no answer, no such queue, or one with no dead-letter queue.
 
         """
+        from workshop_lib.queues import open_queue
+
         return open_queue(
             self.sqs,
             self.messaging,
@@ -310,6 +279,8 @@ class Workshop:
             EngineError: the engines did not start.
 
         """
+        from workshop_lib.sandbox import Sandbox
+
         if not isinstance(caches, int) or not 1 <= caches <= MOST_CACHES:
             raise ValueError(
                 f"caches is {caches!r}; it must be a whole number from 1 to {MOST_CACHES}"
@@ -328,24 +299,24 @@ class Workshop:
         return self._sandbox
 
     @property
-    def distances(self) -> dict[str, float]:
+    def latencies(self) -> dict[str, float]:
         """The emulated round-trip time to each service now, seconds; 0 where there is none."""
-        return {service: dial.seconds for service, dial in self._dials.items()}
+        return {service: proxy.seconds for service, proxy in self._proxies.items()}
 
-    def set_distance(
+    def set_latency(
         self,
         *,
         database: float | None = None,
         cache: float | None = None,
         store: float | None = None,
     ) -> None:
-        """Put services at a distance, as if a network lay between; others keep theirs.
+        """Add latency to services, as if a network lay between; others keep theirs.
 
         A proxy holds back each reply by the round-trip time; connecting takes one more. It is for
         this workshop's own clients (`database`, `valkey`, `s3` and all that was made with them),
         from their next question on; other notebooks notice nothing. A connection of your own from
         `connect()` goes the way that was in force when it was made. Every plot that is drawn
-        meanwhile says so, and the result keeps the distances that were in force.
+        meanwhile says so, and the result keeps the latencies that were in force.
 
         Args:
             database, cache, store: the round-trip time, 0 to 0.4 seconds; 0 for none.
@@ -359,155 +330,55 @@ class Workshop:
         given = {"database": database, "cache": cache, "store": store}
         asked = {service: seconds for service, seconds in given.items() if seconds is not None}
         for service, seconds in asked.items():
-            self._dials[service].check(seconds)
+            self._proxies[service].check(seconds)
         try:
             for service, seconds in asked.items():
-                self._dials[service].set(seconds)
+                self._proxies[service].set(seconds)
         finally:
-            self._tell_distance()
+            self._note_latency()
 
     @contextmanager
-    def at_distance(
+    def at_latency(
         self,
         *,
         database: float | None = None,
         cache: float | None = None,
         store: float | None = None,
     ) -> Iterator[None]:
-        """`set_distance` for the length of a with block; what was before is in force after it.
+        """`set_latency` for the length of a with block; what was before is in force after it.
 
-        Draw the plots of what you measure within the block: then they carry the distance.
+        Draw the plots of what you measure within the block: then they carry the latency.
         """
-        before = self.distances
+        before = self.latencies
         try:
-            self.set_distance(database=database, cache=cache, store=store)
+            self.set_latency(database=database, cache=cache, store=store)
             yield
         finally:
-            self.set_distance(**before)
+            self.set_latency(**before)
 
-    def possible_distances(self, distances: Iterable[float]) -> list[float]:
-        """Those of some distances that can be set here; the others become 0, and that is said.
+    def possible_latencies(self, latencies: Iterable[float]) -> list[float]:
+        """Those of some latencies that can be set here; the others become 0, and that is said.
 
-        A service on AWS, or of your own, has a distance of its own, to which none can be added.
+        A service on AWS, or of your own, has a latency of its own, to which none can be added.
 
         Args:
-            distances: round-trip times in seconds.
+            latencies: round-trip times in seconds.
 
         """
-        asked = list(distances)
+        asked = list(latencies)
         real = [endpoint.label for endpoint in self.endpoints.all if not endpoint.embedded]
         if not real or not any(asked):
             return asked
         left_out = ", ".join(f"{seconds * 1e3:g} ms" for seconds in asked if seconds)
         print(  # noqa: T201 -- for whoever reads the notebook
-            f"Skipped: an emulated distance of {left_out}. It can be added to local engines only. "
-            f"{', '.join(real)}: what is measured is their real distance."
+            f"Skipped: an emulated latency of {left_out}. It can be added to local engines only. "
+            f"{', '.join(real)}: what is measured is their real latency."
         )
         return [0.0] * len(asked)
 
-    @property
-    def result_folder(self) -> Path:
-        """Where this run's results go."""
-        return self._result_file.parent
-
-    def record(
-        self,
-        name: str,
-        value: Value,
-        unit: str = "",
-        n: int = 1,
-        interval: tuple[float, float] | None = None,
-    ) -> None:
-        """Keep a figure under a name: for the summary, the report and comparisons.
-
-        Args:
-            name: for example "hit_p50".
-            value: a number, a text or a truth value.
-            unit: "s", "µs", "rows", …; "" for a pure number.
-            n: how many samples stand behind it.
-            interval: its ends, in the same unit.
-
-        Raises:
-            WorkshopError: this process was forked since the workshop was opened.
-
-        """
-        if self._pid != os.getpid():
-            raise WorkshopError(
-                "This process was forked since the workshop was opened: its figures would replace "
-                "the parent's. Return them to the parent, and record them there."
-            )
-        low, high = interval or (None, None)
-        self.result.record(name, Measurement(value, unit, n, low, high))
-        try:
-            write_json(self._result_file, self.result.to_json())
-        except ResultError as error:
-            # A full or read-only disk should not end a lesson: the figure is kept in memory.
-            warnings.warn(str(error), stacklevel=2)
-
-    def record_samples(self, name: str, samples: Samples) -> None:
-        """Keep p50 (with its interval), p95, p99, mean, minimum and maximum of samples, in µs."""
-        n = len(samples)
-        low, high = (end * 1e6 for end in samples.interval(50))
-        interval = (low, high) if n >= FEWEST_FOR_INTERVAL else None
-        self.record(f"{name}_p50", samples.median * 1e6, "µs", n, interval)
-        for q in (95, 99) if n >= P99_SAMPLES else (95,):
-            self.record(f"{name}_p{q}", samples.percentile(q) * 1e6, "µs", n)
-        self.record(f"{name}_mean", samples.mean * 1e6, "µs", n)
-        self.record(f"{name}_min", min(samples.seconds) * 1e6, "µs", n)
-        self.record(f"{name}_max", max(samples.seconds) * 1e6, "µs", n)
-
-    def recorded(self, name: str) -> Value:
-        """The value recorded under a name in this notebook.
-
-        Raises:
-            KeyError: nothing was; the text lists the names that are known.
-
-        """
-        found = self.result.measurements.get(name)
-        if found is None:
-            known = ", ".join(self.result.measurements) or "none yet"
-            raise KeyError(f"nothing is recorded under {name!r}; recorded: {known}")
-        return found.value
-
-    def summary(self, pattern: str = "") -> pd.DataFrame:
-        """What was recorded in this notebook, ready to read: one row a figure.
-
-        Args:
-            pattern: a regular expression; only figures whose name it matches are shown.
-
-        """
-        chosen = {n: m for n, m in self.result.measurements.items() if re.search(pattern, n)}
-        return pd.DataFrame(
-            [
-                {
-                    "value": shown(m.value),
-                    "unit": m.unit,
-                    "95 % interval": "" if m.low is None else f"{shown(m.low)} – {shown(m.high)}",
-                    "samples": f"{m.n:,}",
-                }
-                for m in chosen.values()
-            ],
-            index=list(chosen),
-        )
-
-    def figure_of(self, notebook: str, name: str) -> Value | None:
-        """The newest value that another notebook measured here under this name, if any did.
-
-        This run's own comes first, wherever its results go.
-        """
-        found = latest_figure(CHECKOUT / "results", notebook, name, first=self.result_folder)
-        return found[0].value if found else None
-
     def inventory(self) -> dict[str, int]:
         """How many tables, cache keys and objects of this workshop there are now."""
-        pattern = match_all(self.namespace)
-        return {
-            "tables": len(dataset.list_tables(self.database)),
-            "keys": sum(1 for _ in self.valkey.scan_iter(match=pattern, count=500)),
-            "objects": sum(
-                1 for _ in dataset.list_objects(self.s3, self.bucket, self.object_prefix)
-            ),
-        }
+        return namespaces.inventory(self)
 
     @property
     def tables(self) -> pd.DataFrame:
@@ -516,24 +387,18 @@ class Workshop:
 
     def clear_cache(self) -> int:
         """Delete this workshop's own cache keys. Returns how many there were."""
+        from workshop_lib.cache.query_cache import clear_namespace
+
         return clear_namespace(self.valkey, self.namespace)
 
-    def wipe(self, *, of_others: bool = False) -> dict[str, int]:
+    def wipe(self) -> dict[str, int]:
         """Delete this workshop's own tables, keys, objects and queues, and nothing else.
-
-        Args:
-            of_others: also tables of other names that are in its schema.
 
         Returns:
             How many tables, keys and objects there were.
 
         """
-        tables = dataset.drop_everything(self.database, of_others=of_others)
-        found = list(dataset.list_objects(self.s3, self.bucket, self.object_prefix))
-        for name in found:
-            self.s3.delete_object(Bucket=self.bucket, Key=name)
-        self._delete_queues()
-        return {"tables": len(tables), "keys": self.clear_cache(), "objects": len(found)}
+        return namespaces.wipe(self)
 
     def close(self) -> None:
         """Close all connections and let go of the local engines. Doing it twice is harmless."""
@@ -542,9 +407,9 @@ class Workshop:
             self._workers = None
         if self._sandbox is not None:
             self._sandbox.close()
-        for dial in self._dials.values():
-            dial.close()
-        self._tell_distance()
+        for proxy in self._proxies.values():
+            proxy.close()
+        self._note_latency()
         self.database.close()
         self.valkey.close()
         self.s3.close()
@@ -559,50 +424,19 @@ class Workshop:
             {"service": kind, "what it is": info["label"], "version": info["version"]}
             for kind, info in self.result.services.items()
         ]
+        import pandas as pd
+
         return str(pd.DataFrame(rows).to_html(index=False))
 
-    def _delete_queues(self) -> None:
-        """Delete this workshop's queues; an emulation that does not run has none."""
-        running = running_messaging(self.settings)
-        if running is None:
-            return
-        endpoint, release = running
-        try:
-            delete_queues(messaging_client(endpoint, "sqs"), endpoint, self.namespace)
-        finally:
-            release()
-
-    def _wake(self, function: str, at_once: int) -> LambdaWorkers:
-        """Executions of a function, ready.
-
-        Raises:
-            WorkshopError: it does not answer.
-
-        """
-        clients = LambdaClients(self.endpoints.aws_region, at_once)
-        workers = LambdaWorkers(clients, function, at_once, self.namespace)
-        try:
-            workers.wake()
-        except BaseException as error:
-            workers.close()
-            if not isinstance(error, WorkshopError):
-                raise
-            raise WorkshopError(
-                f"{error} LOAD_FUNCTION (or the stack) names this function; "
-                'open_workshop(…, load_function="") has processes on this machine do the work.'
-            ) from None
-        return workers
-
-    def _tell_distance(self) -> None:
-        """Have the result keep, and the plots say, how far away the services are."""
-        distances = self.distances
-        self.result.note_distance(distances)
-        note = described({service: seconds * 1e3 for service, seconds in distances.items()})
+    def _note_latency(self) -> None:
+        """Have the result keep, and the plots say, which latencies are emulated."""
+        latencies = self.latencies
+        self.result.note_latency(latencies)
+        note = format_latency({service: seconds * 1e3 for service, seconds in latencies.items()})
         if note or "workshop_lib.plots" in sys.modules:
-            # Not at the top: matplotlib takes a second that few openings need to spend.
-            from workshop_lib import plots  # noqa: PLC0415
+            from workshop_lib import plots
 
-            plots.set_note(id(self), note and f"emulated distance: {note}")
+            plots.set_note(id(self), note and f"emulated latency: {note}")
 
     def _greet(self) -> None:
         """Make sure that all three services answer; note their versions; make schema and bucket.
@@ -628,7 +462,7 @@ def open_workshop(
     afresh.
 
     In a process that was forked since, the workshop's clients connect anew. What is the parent's
-    alone refuses there: connections borrowed or opened before, worker processes, distances and
+    alone refuses there: connections borrowed or opened before, worker processes, latencies and
     results. The parent notices nothing of the child, nor of its end.
 
     Args:
@@ -667,163 +501,3 @@ def _open_with(loaded: LoadedSettings, notebook: str) -> Workshop:
     except BaseException:
         endpoints.release()  # else the engines would be held until this process ends
         raise
-
-
-def abandoned_namespaces() -> list[str]:
-    """The namespaces of runs that were killed; none while another process may still run one.
-
-    Raises:
-        WorkshopError: a service does not answer.
-
-    """
-    loaded = load_settings(workshop_linger_seconds=0.0)
-    folder = state_folder(loaded.values.workshop_state_dir)
-    endpoints = resolve(loaded.values)
-    database = Database(endpoints.database, pool_min=1)
-    try:
-        others = {lease["pid"] for lease in folder.live_leases()} - {os.getpid()}
-        if others or not endpoints.database.embedded:
-            return []
-        found = database.query(
-            "SELECT nspname FROM pg_namespace WHERE nspname ~ %s", ("^run_[0-9a-f]{8}_",)
-        )
-        return [str(name) for (name,) in found]
-    finally:
-        database.close()
-        endpoints.release()
-
-
-def wipe_namespace(namespace: str) -> dict[str, int]:
-    """Delete a run's namespace: tables, keys and objects. Returns how many of each there were.
-
-    A run has it to itself, so whatever table is there goes, also one that a changed cell made.
-
-    Raises:
-        WorkshopError: a service does not answer.
-
-    """
-    loaded = load_settings(workshop_namespace=namespace, workshop_linger_seconds=0.0)
-    workshop = _open_with(loaded, "wipe")
-    try:
-        workshop._greet()  # nothing may have been made yet, not even the bucket
-        return workshop.wipe(of_others=True)
-    finally:
-        workshop.close()
-
-
-def greet_cache(valkey: redis.Redis, endpoint: CacheEndpoint) -> str:
-    """Ask the cache for its version.
-
-    Raises:
-        ServiceUnreachableError: it does not answer or refuses us.
-
-    """
-    try:
-        info: Any = valkey.info("server")
-    except redis.RedisError as error:
-        about = "No answer from the cache"
-        if isinstance(error, redis.AuthenticationError):
-            about = "Refused by the cache"
-        raise ServiceUnreachableError(
-            f"{about} at {endpoint.address} ({endpoint.label}): {sentence(error)} "
-            f"{explain(error, endpoint)}"
-        ) from None
-    if "valkey_version" in info:
-        return f"Valkey {info['valkey_version']}"
-    return f"Redis-compatible {info.get('redis_version', '?')}"
-
-
-def store_client(endpoint: StoreEndpoint) -> Any:
-    """A boto3 S3 client for the endpoint.
-
-    Raises:
-        ServiceUnreachableError: the configuration of AWS does not allow for one.
-
-    """
-    try:
-        return session_for(endpoint).client("s3", **endpoint.arguments)
-    except BotoCoreError as error:
-        raise store_error(error, endpoint) from None
-
-
-def greet_store(s3: Any, endpoint: StoreEndpoint) -> str:
-    """Make sure that the bucket is there, creating the local one.
-
-    Returns:
-        The Region that it is in; empty where the store does not say.
-
-    Raises:
-        ServiceUnreachableError: the store does not answer, refuses us, or has no such bucket.
-
-    """
-    try:
-        if endpoint.create_bucket:
-            with contextlib.suppress(
-                s3.exceptions.BucketAlreadyOwnedByYou, s3.exceptions.BucketAlreadyExists
-            ):
-                s3.create_bucket(Bucket=endpoint.bucket)
-        return _bucket_region(s3, endpoint.bucket)
-    except (ClientError, BotoCoreError) as error:
-        raise store_error(error, endpoint) from None
-
-
-def _bucket_region(s3: Any, bucket: str) -> str:
-    try:
-        found = s3.head_bucket(Bucket=bucket)
-    except ClientError as error:
-        if code_of(error) in {"400", "403"}:
-            # The answer to a HEAD has no room for the reason. A list takes the same permission.
-            s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
-        raise
-    return str(found.get("BucketRegion", ""))
-
-
-def _reroute_cache(valkey: redis.Redis, host: str, port: int) -> None:
-    """Have a client, and whatever shares its pool, connect by this address from now on.
-
-    Connections in use go on as they are; they connect anew once they are given back.
-    """
-    pool: Any = valkey.connection_pool
-    with pool._lock:  # no connection may change hands meanwhile
-        pool.connection_kwargs.update(host=host, port=port)
-        for connection in (*pool._available_connections, *pool._in_use_connections):
-            connection.host, connection.port = host, port
-            connection.mark_for_reconnect()
-        pool.disconnect(inuse_connections=False)
-
-
-def _steering(s3: Any) -> Callable[[str, int], None]:
-    """What has a client send its requests to a given address from then on.
-
-    Hooked in once, here: botocore can miss a hook that comes while another thread sends a request.
-    """
-    place = ""
-
-    def steer(request: Any, **_: Any) -> None:
-        # Before it is signed: the address is part of what the signature covers.
-        if place:
-            request.url = urlsplit(request.url)._replace(netloc=place).geturl()
-
-    def reroute(host: str, port: int) -> None:
-        nonlocal place
-        place = f"{host}:{port}"
-
-    s3.meta.events.register("before-sign.s3", steer)
-    return reroute
-
-
-def _describe(endpoints: Endpoints) -> dict[str, dict[str, Any]]:
-    """The services as a result file keeps them: never an address's credentials."""
-    named = zip(("database", "cache", "store"), endpoints.all, strict=True)
-    return {kind: _described(endpoint, endpoints.aws_region) for kind, endpoint in named}
-
-
-def _described(endpoint: Endpoint, region: str | None) -> dict[str, Any]:
-    return {
-        "label": endpoint.label,
-        "version": "",
-        "embedded": endpoint.embedded,
-        "emulated": endpoint.emulated,
-        "aws": endpoint.aws,
-        "region": region,
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import boto3
 import pytest
 
-from workshop_lib.services.resolver import _TokenMaker
+from workshop_lib.services.endpoints import TokenMaker
 
 HOST, REGION = "abc.dsql.us-east-1.on.aws", "us-east-1"
 
@@ -22,7 +22,7 @@ def sign(client):
 
 def test_a_token_for_each_connection(race):
     kept = boto3.Session().client("dsql", region_name=REGION)
-    ours = _TokenMaker(HOST, REGION)
+    ours = TokenMaker(HOST, REGION)
     race(
         "token",
         {

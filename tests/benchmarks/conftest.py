@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from workshop_lib.measure import percentile, percentile_interval, readable, time_shuffled
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.results import Measurement, Result, write_json
 from workshop_lib.rows import Rows
-from workshop_lib.services import embedded
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.services import local
 
 ROUNDS = 40
 """Pairs of one block of ours and one of the baseline; each gives one ratio."""
@@ -90,7 +90,7 @@ def apart(ws, state) -> Iterator[None]:
     mine, *theirs = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
     def place(us: list[int], them: list[int]) -> None:
-        for engine in embedded.status(state).engines:
+        for engine in local.status(state).engines:
             server = psutil.Process(engine.pid)
             for process in (server, *server.children(recursive=True)):
                 with suppress(psutil.NoSuchProcess):  # a connection that has just been closed

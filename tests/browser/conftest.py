@@ -16,10 +16,11 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.runner import find_notebooks
-from workshop_lib.services import embedded
-from workshop_lib.services.state import StateFolder, wait_until
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.services import local
+from workshop_lib.services.processes import wait_until
+from workshop_lib.services.state_folder import StateFolder
 
 sys.path.append(str(Path(__file__).parent))
 from lab_page import Lab
@@ -77,6 +78,7 @@ def lab(checkout) -> Iterator[Lab]:
         **os.environ,
         "PYTHONPATH": str(checkout),
         "WORKSHOP_STATE_DIR": str(folder.path),
+        "WORKSHOP_LINGER_SECONDS": "600",
         "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
         "JUPYTER_CONFIG_DIR": str(own / "config"),
         "JUPYTER_DATA_DIR": str(own / "data"),
@@ -102,9 +104,9 @@ def lab(checkout) -> Iterator[Lab]:
         assert wait_until(lambda: file.read_text().rstrip().endswith("}"), START_S)
         server = json.loads(file.read_text())
         yield Lab(server["url"], server["token"], checkout)
-        keeper = folder.keeper()
-        assert keeper is not None
-        tops = [psutil.Process(process.pid), keeper]
+        supervisor = local.status(folder).supervisor_pid
+        assert supervisor is not None
+        tops = [psutil.Process(process.pid), psutil.Process(supervisor)]
         started = [one for top in tops for one in (top, *top.children(recursive=True))]
     finally:
         process.send_signal(signal.SIGINT)
@@ -114,8 +116,8 @@ def lab(checkout) -> Iterator[Lab]:
             if process.poll() is None:
                 for one in (*psutil.Process(process.pid).children(recursive=True), process):
                     one.kill()
-            embedded.reset(folder)
-    # The lab, its server, the keeper, and the engines; kernels are in it if tests left them open.
+            local.reset(folder)
+    # The lab, its server, the supervisor, the engines; kernels, too, if tests left them open.
     assert len(started) >= 6
     _, alive = psutil.wait_procs(started, timeout=START_S)
     assert alive == []

@@ -55,7 +55,7 @@ class Lab:
     def open(self, page: Page, name: str) -> NotebookPage:
         """Open a notebook by its name, without the ending, and wait for its kernel."""
         page.set_viewport_size(LAPTOP)  # type: ignore[arg-type]
-        page.goto(f"{self.url}lab/tree/{name}.ipynb?reset&token={self.token}")
+        page.goto(f"{self.url}lab/tree/notebooks/{name}.ipynb?reset&token={self.token}")
         # Whoever is quicker than the kernel is asked which one to take.
         idle = page.locator(".jp-StatusBar-Widget").get_by_text("| Idle")
         expect(idle).to_be_visible(timeout=OPEN_S * 1000)

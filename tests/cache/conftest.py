@@ -21,7 +21,7 @@ from redis.retry import Retry
 from workshop_lib.cache import breaker
 from workshop_lib.rows import Rows
 from workshop_lib.services.engines import Valkey
-from workshop_lib.services.state import StateFolder
+from workshop_lib.services.state_folder import StateFolder
 
 
 @dataclass

@@ -1,18 +1,17 @@
 """A hash field reads as what it is, and comes back as what it was."""
 
 import struct
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from workshop_lib.cache.codec import CorruptEntry, Uncacheable
+from workshop_lib.cache.codec import CorruptEntry
 from workshop_lib.cache.fields import decode_field, encode_field
 
-quick = settings(max_examples=200, deadline=None)
+quick = settings(max_examples=80, deadline=None)
 
 zones = st.sampled_from(
     [None, UTC, timezone(timedelta(hours=2)), timezone(timedelta(0), "Zulu"),
@@ -77,53 +76,6 @@ def test_any_value_comes_back(value: object) -> None:
     assert exactly(decode_field(encode_field(value))) == exactly(value)
 
 
-@pytest.mark.parametrize("value", [10**5000, -(10**5000)], ids=["positive", "negative"])
-def test_an_integer_of_more_digits_than_python_prints_comes_back(value: int) -> None:
-    assert decode_field(encode_field(value)) == value
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "n:"),
-        (True, "b:true"),
-        (False, "b:false"),
-        (3, "i:3"),
-        (-(2**70), f"i:-{2**70}"),
-        (1.5, "f:1.5"),
-        (0.1, "f:0.1"),
-        (float("-inf"), "f:-inf"),
-        ("Mercury", "s:Mercury"),
-        ("", "s:"),
-        ("a:b", "s:a:b"),
-        ("🪐", "s:🪐"),
-        (Decimal("12.50"), "d:12.50"),
-        (date(2026, 6, 30), "D:2026-06-30"),
-        (datetime(2026, 6, 30, 12, 30, tzinfo=UTC), "t:2026-06-30T12:30:00+00:00"),
-        (datetime(2026, 6, 30, 12, 30, 0, 5), "t:2026-06-30T12:30:00.000005"),  # noqa: DTZ001
-        (b"\x00\xff", "x:00ff"),
-        (UUID(int=3), "u:00000000-0000-0000-0000-000000000003"),
-    ],
-    ids=repr,
-)
-def test_a_simple_value_can_be_read_by_a_person(value: object, text: str) -> None:
-    assert encode_field(value).decode() == text
-
-
-@pytest.mark.parametrize(
-    "value", [[1], {"a": 1}, (1, 2), time(12, 30), timedelta(days=1), float("nan")], ids=repr
-)
-def test_what_has_no_short_text_is_a_frame_in_ascii(value: object) -> None:
-    assert encode_field(value).startswith(b"v:")
-    assert encode_field(value).isascii()
-
-
-@pytest.mark.parametrize("value", [{1}, Ellipsis, "half a pair: \ud83e", 1j, [{1}]], ids=repr)
-def test_what_would_not_come_back_equal_is_refused(value: object) -> None:
-    with pytest.raises(Uncacheable):
-        encode_field(value)
-
-
 @quick
 @given(st.binary() | st.builds(lambda letter, rest: letter + b":" + rest,
                                st.sampled_from([bytes([n]) for n in b"nbifsdDtxuv"]),
@@ -144,15 +96,3 @@ def test_garbage_raises_corrupt_entry_and_nothing_else(data: bytes) -> None:
 def test_what_no_value_is_written_as_is_corrupt(data: bytes) -> None:
     with pytest.raises(CorruptEntry):
         decode_field(data)
-
-
-@quick
-@given(values, st.data())
-def test_a_field_cut_short_raises_corrupt_entry_or_is_another_text(
-    value: object, data: st.DataObject
-) -> None:
-    field = encode_field(value)
-    try:
-        decode_field(field[: data.draw(st.integers(0, len(field) - 1))])
-    except CorruptEntry:
-        return

@@ -1,6 +1,6 @@
 """No reader that starts after an invalidation has returned sees an older value, whatever fails.
 
-Each test plays a race of readers and writers for `RACE_SECONDS` (2 s; set it to play for longer).
+Each test plays a race of readers and writers for `RACE_SECONDS` (0.8 s; set it to play for longer).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.rows import Rows
 from workshop_lib.services.engines import Valkey
 
-RACE_S = float(os.environ.get("RACE_SECONDS", "2"))
+RACE_S = float(os.environ.get("RACE_SECONDS", "0.8"))
 READERS = 4
 BACK_S = 20.0
 """How long a writer goes on trying to reach the cache."""
@@ -187,14 +187,6 @@ def full(_: Valkey, server: redis.Redis) -> None:
     time.sleep(random.random() * 0.05)
 
 
-def evicting(_: Valkey, server: redis.Redis) -> None:
-    with suppress(redis.RedisError):
-        for key in server.scan_iter("race:*", count=1000):
-            if random.random() < 0.2:
-                server.delete(key)
-    time.sleep(random.random() * 0.01)
-
-
 def gone(engine: Valkey, _: redis.Redis) -> None:
     engine.process.kill()
     engine.stop()
@@ -203,7 +195,7 @@ def gone(engine: Valkey, _: redis.Redis) -> None:
     time.sleep(random.random() * 0.3)
 
 
-TROUBLES = (well, paused, dropping, full, evicting, gone)
+TROUBLES = (well, paused, dropping, full, gone)
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
@@ -213,7 +205,6 @@ def test_after_an_invalidation_no_reader_sees_an_older_value(engine, client, par
     sides = [Side(parts, database, client(), HeldOpen) for _ in range(2)]
     reads = race(sides, database, lambda: trouble(engine, server))
     assert all(reads[kind] > 0 for kind in sides[0].read)
-    print(f"{trouble.__name__}: {sum(reads.values()):,} reads")  # noqa: T201 -- seen with -s
 
 
 def test_a_reader_who_comes_between_storing_and_landing_sees_what_was_invalidated_then(ws):

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from enum import IntEnum
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from uuid import UUID
@@ -22,16 +21,10 @@ from workshop_lib.cache.keys import (
     tag_keys,
 )
 
-quick = settings(max_examples=100, deadline=None)
+quick = settings(max_examples=60, deadline=None)
 
 SQL = "SELECT * FROM users WHERE user_id = %s"
 BAD_NAMESPACES = ["", "a:b", "a b", "a*", "a?", "[a]", "a\n", "é", "a" * 41]
-
-
-class Planet(IntEnum):
-    """A whole number with a name."""
-
-    EARTH = 3
 
 
 # --- the answer of a query ---
@@ -52,23 +45,9 @@ def test_a_query_key_is_the_same_in_every_program_and_release() -> None:
 
 
 LOOKALIKES: list[object] = [
-    1,
-    True,
-    1.0,
-    "1",
-    b"1",
-    Decimal(1),
-    Decimal("1.0"),
-    [1],
-    (1,),
-    None,
-    "None",
-    "",
-    date(2024, 1, 1),
-    "2024-01-01",
-    datetime(2024, 1, 1),  # noqa: DTZ001 - a naive one is a value of its own
-    datetime(2024, 1, 1, tzinfo=UTC),
-]
+    1, True, 1.0, "1", b"1", Decimal(1), Decimal("1.0"), [1], (1,), None, "None", "",
+    date(2024, 1, 1), "2024-01-01", datetime(2024, 1, 1), datetime(2024, 1, 1, tzinfo=UTC),  # noqa: DTZ001
+]  # fmt: skip
 
 
 def test_parameters_that_look_alike_have_keys_of_their_own() -> None:
@@ -80,84 +59,33 @@ def test_no_parameters_and_parameters_of_none_differ() -> None:
     assert len({query_key("w", SQL, params) for params in shapes}) == len(shapes)
 
 
-def test_parameters_by_name_and_by_position_differ() -> None:
-    assert query_key("w", SQL, {"a": 1}) != query_key("w", SQL, (("a", 1),))
+PAIRS: dict[str, tuple[str, str, bool]] = {
+    "by name and by position": (
+        query_key("w", SQL, {"a": 1}), query_key("w", SQL, (("a", 1),)), False),
+    "names in another order": (
+        query_key("w", SQL, {"a": 1, "b": 2}), query_key("w", SQL, {"b": 2, "a": 1}), True),
+    "any mapping": (
+        query_key("w", SQL, MappingProxyType({"a": 1})), query_key("w", SQL, {"a": 1}), True),
+    "a list": (query_key("w", SQL, [1, "x"]), query_key("w", SQL, (1, "x")), True),
+    "positions in another order": (query_key("w", SQL, (1, 2)), query_key("w", SQL, (2, 1)), False),
+    "space around": (query_key("w", f"\n  {SQL}\t ", (7,)), query_key("w", SQL, (7,)), True),
+    "space within": (query_key("w", "SELECT 'a b'"), query_key("w", "SELECT 'a  b'"), False),
+    "letter case": (query_key("w", "SELECT 'a'"), query_key("w", "SELECT 'A'"), False),
+    "scopes": (query_key("w", SQL, scope="a"), query_key("w", SQL, scope="b"), False),
+    "scope and SQL": (query_key("w", "bc", scope="a"), query_key("w", "c", scope="ab"), False),
+    "namespaces": (query_key("one", SQL), query_key("two", SQL), False),
+}  # fmt: skip
 
 
-def test_the_order_of_named_parameters_makes_no_difference() -> None:
-    assert query_key("w", SQL, {"a": 1, "b": 2}) == query_key("w", SQL, {"b": 2, "a": 1})
-
-
-def test_any_mapping_names_parameters_as_a_dict_does() -> None:
-    assert query_key("w", SQL, MappingProxyType({"a": 1})) == query_key("w", SQL, {"a": 1})
-
-
-def test_a_list_of_parameters_asks_what_a_tuple_asks() -> None:
-    assert query_key("w", SQL, [1, "x"]) == query_key("w", SQL, (1, "x"))
-
-
-def test_the_order_of_parameters_by_position_makes_a_difference() -> None:
-    assert query_key("w", SQL, (1, 2)) != query_key("w", SQL, (2, 1))
-
-
-def test_white_space_around_the_sql_makes_no_difference() -> None:
-    assert query_key("w", f"\n  {SQL}\t ", (7,)) == query_key("w", SQL, (7,))
-
-
-def test_white_space_within_the_sql_makes_a_difference() -> None:
-    one, two = "SELECT 'New York'", "SELECT 'New  York'"
-    assert query_key("w", one) != query_key("w", two)
-
-
-def test_letter_case_within_the_sql_makes_a_difference() -> None:
-    assert query_key("w", "SELECT 'a'") != query_key("w", "SELECT 'A'")
-
-
-def test_two_scopes_do_not_share_a_key() -> None:
-    assert query_key("w", SQL, scope="schema_a") != query_key("w", SQL, scope="schema_b")
-
-
-def test_scope_and_sql_do_not_run_into_each_other() -> None:
-    assert query_key("w", "bc", scope="a") != query_key("w", "c", scope="ab")
-
-
-def test_two_namespaces_do_not_share_a_key() -> None:
-    assert query_key("one", SQL) != query_key("two", SQL)
+@pytest.mark.parametrize(("one", "other", "same"), PAIRS.values(), ids=PAIRS)
+def test_what_belongs_to_the_question_and_what_does_not(one: str, other: str, same: bool) -> None:
+    assert (one == other) is same
 
 
 @pytest.mark.parametrize("lonely", ["7", b"7", 7, {7}])
 def test_a_value_in_place_of_parameters_is_refused_with_advice(lonely: object) -> None:
     with pytest.raises(TypeError, match=r"one value alone is a tuple too, as in \(7,\)"):
         query_key("w", SQL, lonely)  # type: ignore[arg-type]
-
-
-def test_a_parameter_of_a_class_of_its_own_is_refused() -> None:
-    with pytest.raises(TypeError, match="Planet"):
-        query_key("w", SQL, (Planet.EARTH,))
-
-
-@pytest.mark.parametrize(
-    ("sql", "slug"),
-    [
-        ("SELECT 1", "select-1"),
-        ("(SELECT 1)", "select-1"),
-        ("SELECT %(a)s, %s FROM t", "select-from-t"),
-        ('SELECT\n\t*\nFROM  "Größe"', "select-from-gr-e"),
-        ("???", "sql"),
-        ("", "sql"),
-    ],
-)
-def test_the_slug_keeps_the_words_of_the_sql(sql: str, slug: str) -> None:
-    assert query_key("w", sql).split(":")[3] == slug
-
-
-def test_a_slug_ends_after_40_characters() -> None:
-    assert query_key("w", "SELECT " + "a" * 50).split(":")[3] == "select-" + "a" * 33
-
-
-def test_a_slug_does_not_end_in_the_hyphen_where_it_was_cut() -> None:
-    sql = "a" * 39 + " b"
-    assert query_key("w", sql).split(":")[3] == "a" * 39
 
 
 params = (
@@ -257,19 +185,10 @@ def test_no_table_or_record_reads_as_a_scope(
     )
 
 
-def test_a_uuid_stands_there_to_be_read() -> None:
-    assert record_key("w", "users", UUID(int=7)) == (
-        "w:v2:users:UUID~00000000-0000-0000-0000-000000000007"
-    )
-
-
-def test_a_uuid_and_its_text_differ() -> None:
-    assert record_key("w", "users", UUID(int=7)) != record_key("w", "users", str(UUID(int=7)))
-
-
-def test_a_table_with_an_unusual_name_has_its_records_too() -> None:
-    keys = {record_key("w", table, 3) for table in ["a b", "a:b", "Größe", "a_b"]}
-    assert len(keys) == 4
+def test_a_uuid_stands_there_to_be_read_and_differs_from_its_text() -> None:
+    key = record_key("w", "users", UUID(int=7))
+    assert key == "w:v2:users:UUID~00000000-0000-0000-0000-000000000007"
+    assert key != record_key("w", "users", str(UUID(int=7)))
 
 
 @pytest.mark.parametrize("kind", ["query", "call", "tag"])
@@ -282,22 +201,7 @@ def test_a_record_without_a_primary_key_is_refused() -> None:
         record_key("w", "planet")
 
 
-def test_a_primary_key_of_a_class_of_its_own_is_refused() -> None:
-    with pytest.raises(TypeError, match="Planet"):
-        record_key("w", "planet", Planet.EARTH)
-
-
 # --- calls, tags and locks ---
-
-
-def test_a_call_has_a_key_of_its_function_and_its_arguments() -> None:
-    keys = {
-        call_key("w", function, arguments)
-        for function in ("m.f", "m.g", "m_f")
-        for arguments in ((), (1,), ("1",), {"n": 1}, {"n": True})
-    }
-    assert len(keys) == 15
-    assert all(re.fullmatch(r"w:v2:call:m-[fg]:[0-9a-f]{32}", key) for key in keys)
 
 
 def test_a_tag_can_have_any_name() -> None:
@@ -305,11 +209,6 @@ def test_a_tag_can_have_any_name() -> None:
     assert len(set(tag_keys("w", names))) == len(names)
     assert tag_key("w", "orders") == "w:v2:tag:orders"
     assert all(fnmatchcase(key, match_all("w")) for key in tag_keys("w", names))
-
-
-def test_one_text_is_no_list_of_tags() -> None:
-    with pytest.raises(TypeError, match=r"Pass a list of names, as in \['orders'\]"):
-        tag_keys("w", "orders")
 
 
 @pytest.mark.parametrize(
@@ -329,56 +228,22 @@ def test_two_records_share_a_key_only_if_they_are_one(
     assert record_key("w", one[0], *one[1]) != record_key("w", other[0], *other[1])
 
 
-@quick
-@given(st.lists(part, min_size=1, max_size=3), st.data())
-def test_no_way_to_join_two_values_reads_as_another(
-    values: list[object], data: st.DataObject
-) -> None:
-    joined = record_key("w", "t", *values).removeprefix("w:v2:t:")
-    other = data.draw(st.sampled_from([joined, joined.replace(":", "-"), f"{joined}:1"]))
-    assume([other] != values)
-    assert record_key("w", "t", other) != record_key("w", "t", *values)
-
-
-@quick
-@given(records)
-def test_a_record_key_holds_no_character_that_needs_care(
-    record: tuple[str, list[object]],
-) -> None:
-    assert re.fullmatch(r"[A-Za-z0-9_:~-]+", record_key("w", record[0], *record[1]))
-
-
 # --- all keys of a namespace ---
 
 
-def test_the_pattern_matches_every_kind_of_key_of_its_namespace() -> None:
+def test_the_pattern_matches_every_key_of_its_namespace_and_no_other() -> None:
     keys = [query_key("w", SQL), record_key("w", "planet", 3), record_key("w", "a b", "c d")]
     assert all(fnmatchcase(key, match_all("w")) for key in keys)
-
-
-@pytest.mark.parametrize("other", ["w2", "aw", "W", "w-", "_w"])
-def test_the_pattern_matches_no_key_of_another_namespace(other: str) -> None:
-    assert not fnmatchcase(record_key(other, "planet", 3), match_all("w"))
+    for other in ("w2", "aw", "W", "w-", "_w"):
+        assert not fnmatchcase(record_key(other, "planet", 3), match_all("w"))
 
 
 @pytest.mark.parametrize("namespace", BAD_NAMESPACES)
-def test_a_query_key_refuses_a_bad_namespace(namespace: str) -> None:
-    with pytest.raises(ValueError, match="Use 1 to 40 of the letters"):
-        query_key(namespace, SQL)
-
-
-@pytest.mark.parametrize("namespace", BAD_NAMESPACES)
-def test_a_record_key_refuses_a_bad_namespace(namespace: str) -> None:
-    with pytest.raises(ValueError, match="Use 1 to 40 of the letters"):
-        record_key(namespace, "planet", 3)
-
-
-@pytest.mark.parametrize("namespace", BAD_NAMESPACES)
-def test_a_pattern_refuses_a_bad_namespace(namespace: str) -> None:
-    with pytest.raises(ValueError, match="Use 1 to 40 of the letters"):
-        match_all(namespace)
-
-
-@pytest.mark.parametrize("namespace", ["a", "A-b_9", "a" * 40])
-def test_a_good_namespace_begins_the_key(namespace: str) -> None:
-    assert record_key(namespace, "planet", 3) == f"{namespace}:v2:planet:3"
+def test_a_bad_namespace_is_refused(namespace: str) -> None:
+    for make in (
+        lambda name: query_key(name, SQL),
+        lambda name: record_key(name, "planet", 3),
+        match_all,
+    ):
+        with pytest.raises(ValueError, match="Use 1 to 40 of the letters"):
+            make(namespace)

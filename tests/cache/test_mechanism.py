@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -24,17 +22,16 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.retry import Retry
 
-from workshop_lib.cache import json_codec, keys, mechanism
+from workshop_lib.cache import keys, mechanism
 from workshop_lib.cache.cached import cached
 from workshop_lib.cache.codec import Entry
 from workshop_lib.cache.mechanism import Mechanism, Policy
 from workshop_lib.cache.query_cache import QueryCache
-from workshop_lib.cache.record_cache import HashStorage, RecordCache
+from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.cache.single_flight import Flights
 from workshop_lib.cache.stats import CacheStats
 from workshop_lib.cache.storage import StringStorage
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.services.state import wait_until
 
 ASK = "SELECT v"
 SOON = 20.0
@@ -93,8 +90,6 @@ DOORS = {"query": query_door, "record": record_door, "function": function_door}
 WAYS = [
     ("query", "invalidate"),
     ("query", "invalidate_tag"),
-    ("record", "invalidate"),
-    ("record", "invalidate_tag"),
     ("record", "put"),
     ("record", "update"),
     ("function", "invalidate"),
@@ -153,13 +148,6 @@ def test_fifty_threads_with_one_cold_key_cause_one_load(source, database, at_onc
     assert through.stats().hits == 1
 
 
-def test_fifty_threads_cause_one_query_of_the_real_database(ws, at_once):
-    cache, before = QueryCache(ws), ws.database.stats().queries
-    answers = at_once(50, lambda: cache.fetch("SELECT pg_sleep(0.05)::text, 7").rows)
-    assert answers == [[("", 7)]] * 50
-    assert ws.database.stats().queries - before == 1
-
-
 @every_door
 def test_without_single_flight_they_cause_a_stampede(source, database, at_once, door):
     database.seconds = 0.05
@@ -182,26 +170,6 @@ def test_what_one_thread_does_to_its_rows_shows_in_no_other(source, database, at
     assert cache.fetch(ASK).rows == [(0, [1, [2]])]
 
 
-def test_threads_share_what_is_too_large_to_store(source, database, at_once, gathered, keys_left):
-    cache = QueryCache(source, max_bytes=1)
-    gathered(10)
-    assert [a.rows for a in at_once(10, lambda: cache.fetch(ASK))] == [[(0, 1)]] * 10
-    assert (database.queries, cache.stats().too_large) == (1, 1)
-    assert keys_left() == []
-
-
-def test_threads_do_not_share_what_has_no_stored_form(
-    source, database, at_once, gathered, keys_left
-):
-    database.value = {1, 2}
-    cache = QueryCache(source)
-    gathered(5)
-    answers = at_once(5, lambda: cache.fetch(ASK))
-    assert [a.rows for a in answers] == [[(0, {1, 2})]] * 5
-    assert database.queries == 5
-    assert keys_left() == []
-
-
 def test_while_the_cache_is_down_threads_still_share_a_load(
     parts, database, switch, at_once, gathered, rest
 ):
@@ -212,18 +180,6 @@ def test_while_the_cache_is_down_threads_still_share_a_load(
     # Those who came before the load began share it; those who came later share the next one.
     assert database.queries <= 2
     assert cache.stats().coalesced == 20 - database.queries
-
-
-def test_a_load_may_fetch_another_key_through_the_same_cache(ws, source):
-    cache = Mechanism(StringStorage(ws.valkey), Policy(ttl=30, lock_seconds=30))
-
-    def outer() -> Entry:
-        return cache.fetch(f"{ws.namespace}:inner", lambda: an_entry(2)).entry
-
-    started = time.monotonic()
-    assert cache.fetch(f"{ws.namespace}:outer", outer).entry.rows == [(2,)]
-    assert time.monotonic() - started < SOON
-    assert cache.stats().misses == 2
 
 
 def test_a_load_that_fetches_its_own_key_waits_but_not_for_ever(ws, source):
@@ -318,58 +274,7 @@ def go(workers: list[subprocess.Popen[str]]) -> None:
         worker.stdin.flush()
 
 
-def test_five_processes_with_ten_threads_each_cause_one_load_in_all(ws, workers):
-    running = workers(5, 10, 0.05)
-    go(running)
-    ends = [json.loads(worker.stdout.read().splitlines()[-1]) for worker in running]
-    assert [answers for answers, _ in ends] == [[[[0, 1]]] * 10] * 5
-    assert int(ws.valkey.get(f"{ws.namespace}:loads")) == 1
-
-
-def test_threads_whose_process_waits_for_another_all_look_once_when_it_is_done(
-    ws, source, database, at_once, monkeypatch
-):
-    cache, store = QueryCache(source, lock_seconds=30), StringStorage(ws.valkey)
-    key, join, joined = cache.key(ASK), Flights.join, itertools.count(1)
-    assert store.acquire(key, "another process", 30_000)[0]
-
-    def counted(*arguments: Any) -> Any:
-        if next(joined) == 10:
-            store.complete(key, "another process", store.pack(an_entry(5), {})[0], 30_000)
-        return join(*arguments)
-
-    monkeypatch.setattr(Flights, "join", counted)
-    assert [a.rows for a in at_once(10, lambda: cache.fetch(ASK))] == [[(5,)]] * 10
-    assert database.queries == 0
-    assert (cache.stats().misses, cache.stats().coalesced) == (10, 10)
-
-
-def test_without_single_flight_processes_cause_several(ws, workers):
-    running = workers(2, 10, 0.05, single_flight=False)
-    go(running)
-    ends = [json.loads(worker.stdout.read().splitlines()[-1]) for worker in running]
-    assert [answers for answers, _ in ends] == [[[[0, 1]]] * 10] * 2
-    assert int(ws.valkey.get(f"{ws.namespace}:loads")) > 1
-
-
 # --- loaders that die, fail, hang or are interrupted ---
-
-
-def test_a_killed_loader_keeps_others_waiting_for_its_lock_and_no_longer(
-    ws, source, database, workers, at_once
-):
-    (worker,) = workers(1, 1, 60.0, lock_seconds=0.6)
-    database.identity, database.seconds = "counted", 0.05
-    cache = QueryCache(source, lock_seconds=0.6)
-    go([worker])
-    assert worker.stdout.readline() == "loading\n"
-    os.kill(worker.pid, signal.SIGKILL)
-    started = time.monotonic()
-    answers = at_once(10, lambda: cache.fetch(ASK))
-    assert time.monotonic() - started < SOON
-    assert [a.rows for a in answers] == [[(0, 1)]] * 10
-    assert database.queries == 1
-    assert cache.fetch(ASK).source == "cache"
 
 
 def test_a_loader_that_hangs_keeps_others_waiting_for_a_while_only(source, database):
@@ -393,49 +298,38 @@ def test_a_loader_that_hangs_keeps_others_waiting_for_a_while_only(source, datab
     assert cache.fetch(ASK).rows == [(0, 2)]
 
 
-@every_door
-def test_what_takes_longer_than_the_lock_lives_is_loaded_once_and_stored(
-    source, database, at_once, door
-):
-    database.seconds = 1.0
-    through = door(source, lock_seconds=0.3)
+def test_what_takes_longer_than_the_lock_lives_is_loaded_once_and_stored(source, database, at_once):
+    database.seconds = 0.7
+    through = record_door(source, lock_seconds=0.2)
     assert at_once(40, through.read) == [1] * 40
     assert database.queries == 1
     assert through.read() == 1
     assert (through.stats().hits, through.stats().discarded) == (1, 0)
 
 
-def test_by_default_a_load_of_ten_seconds_is_one_load_for_five_processes(ws, workers):
-    running = workers(5, 8, 10.0)
+def test_a_load_that_outlives_the_lock_is_one_load_for_three_processes(ws, workers):
+    running = workers(3, 8, 1.5, lock_seconds=0.4)
     go(running)
     ends = [json.loads(worker.stdout.read().splitlines()[-1]) for worker in running]
-    assert [answers for answers, _ in ends] == [[[[0, 1]]] * 8] * 5
+    assert [answers for answers, _ in ends] == [[[[0, 1]]] * 8] * 3
     assert int(ws.valkey.get(f"{ws.namespace}:loads")) == 1
     assert any(ws.valkey.pttl(key) > 0 for key in ws.valkey.scan_iter(f"{ws.namespace}:*:query:*"))
 
 
 def test_a_loader_that_is_killed_late_is_replaced_once(ws, source, database, workers, at_once):
-    (worker,) = workers(1, 1, 60.0, lock_seconds=0.5)
-    database.identity, database.seconds = "counted", 1.0
-    cache = QueryCache(source, lock_seconds=0.5)
+    (worker,) = workers(1, 1, 60.0, lock_seconds=0.4)
+    database.identity, database.seconds = "counted", 0.5
+    cache = QueryCache(source, lock_seconds=0.4)
     go([worker])
     assert worker.stdout.readline() == "loading\n"
     with ThreadPoolExecutor(1) as pool:
         answers = pool.submit(at_once, 40, lambda: cache.fetch(ASK).rows)
-        time.sleep(1.5)  # three lives of the lock, which the loader renews
+        time.sleep(0.9)  # two lives of the lock, which the loader renews
         assert database.queries == 0
         worker.kill()
         assert answers.result(20) == [[(0, 1)]] * 40
     assert database.queries == 1
     assert cache.fetch(ASK).source == "cache"
-
-
-def test_a_load_beyond_its_time_is_answered_but_not_stored(ws, source, database):
-    database.seconds = 0.8
-    cache = QueryCache(source, lock_seconds=0.1, load_seconds=0.1)
-    assert cache.fetch(ASK).rows == [(0, 1)]
-    assert (cache.stats().discarded, cache.stats().bytes_written) == (1, 0)
-    assert ws.valkey.exists(cache.key(ASK)) == 0
 
 
 def test_each_waiting_thread_has_an_error_of_its_own(source, database, at_once, gathered):
@@ -466,19 +360,6 @@ def test_an_error_of_the_load_reaches_all_who_wait_and_leaves_nothing_behind(
     assert through.stats().bytes_written > 0
 
 
-def test_a_codec_that_breaks_leaves_no_lock_behind(source, keys_left):
-    class Broken:
-        decode = staticmethod(json_codec.decode)
-
-        def encode(self, _: Entry) -> bytes:
-            raise ZeroDivisionError
-
-    cache = QueryCache(source, codec=Broken(), lock_seconds=30)
-    with pytest.raises(ZeroDivisionError):
-        cache.fetch(ASK)
-    assert keys_left() == []
-
-
 def test_an_interrupt_of_the_loading_thread_concerns_nobody_else(
     ws, source, database, at_once, gathered
 ):
@@ -498,72 +379,6 @@ def test_an_interrupt_of_the_loading_thread_concerns_nobody_else(
     assert time.monotonic() - started < SOON
     interrupted = [end for end in ends if isinstance(end, KeyboardInterrupt)]
     assert (len(interrupted), ends.count([(2,)]), database.queries) == (1, 5, 2)
-
-
-# --- the lock ---
-
-
-STORAGES = {"string": StringStorage, "JSON": lambda valkey: StringStorage(valkey, json_codec),
-            "hash": HashStorage}  # fmt: skip
-every_storage = pytest.mark.parametrize("storage", STORAGES.values(), ids=STORAGES)
-
-
-@every_storage
-def test_only_the_lock_s_owner_can_give_it_back_or_store(ws, storage):
-    store, key = storage(ws.valkey), f"{ws.namespace}:v2:x:1"
-    packed, _ = store.pack(an_entry(1), {})
-    assert store.acquire(key, "mine", 5_000)[0]
-    assert not store.acquire(key, "theirs", 5_000)[0]
-    assert store.release(key, "theirs") is False
-    assert store.complete(key, "theirs", packed, 5_000) is False
-    assert ws.valkey.exists(key) == 0
-    assert 0 < ws.valkey.pttl(keys.lock_key(key)) <= 5_000
-    assert store.complete(key, "mine", packed, 5_000) is True
-    assert store.get(key).entry.rows == [(1,)]
-    assert ws.valkey.exists(keys.lock_key(key)) == 0
-
-
-@every_storage
-def test_a_lock_that_has_expired_stores_nothing(ws, storage):
-    store, key = storage(ws.valkey), f"{ws.namespace}:v2:x:1"
-    packed, _ = store.pack(an_entry(1), {})
-    assert store.acquire(key, "slow", 1)[0]
-    assert wait_until(lambda: not ws.valkey.exists(keys.lock_key(key)), SOON)
-    assert store.complete(key, "slow", packed, 5_000) is False
-    assert store.acquire(key, "next", 5_000)[0]
-    assert store.complete(key, "slow", packed, 5_000) is False
-    assert store.release(key, "next") is True
-    assert ws.valkey.exists(key) == 0
-
-
-@every_storage
-def test_whoever_writes_through_takes_the_lock_away(ws, storage):
-    store, key = storage(ws.valkey), f"{ws.namespace}:v2:x:1"
-    old, new = (store.pack(an_entry(value), {})[0] for value in ("old", "new"))
-    assert store.acquire(key, "slow", 5_000)[0]
-    store.put(key, new, 5_000)
-    assert store.complete(key, "slow", old, 5_000) is False
-    assert store.get(key).entry.rows == [("new",)]
-
-
-@every_storage
-def test_acquiring_also_tells_what_lies_there(ws, storage):
-    store, key = storage(ws.valkey), f"{ws.namespace}:v2:x:1"
-    packed, size = store.pack(an_entry([1, "two"]), {})
-    store.put(key, packed, 5_000)
-    locked, found = store.acquire(key, "mine", 5_000)
-    assert (locked, found.entry.rows, found.size) == (True, [([1, "two"],)], size)
-    assert store.unpack(packed) == found.entry
-
-
-def test_an_entry_and_its_lock_lie_in_one_slot_of_a_cluster(ws):
-    for key in (
-        keys.query_key(ws.namespace, ASK, (1,)),
-        keys.record_key(ws.namespace, "planet", "über"),
-        keys.call_key(ws.namespace, "m.f", ((1,), {})),
-    ):
-        assert key_slot(keys.lock_key(key).encode()) == key_slot(key.encode())
-        assert keys.lock_key(key).startswith(f"{ws.namespace}:")
 
 
 # --- the race of a slow reader and a writer ---
@@ -593,17 +408,7 @@ def test_a_slow_reader_cannot_put_an_old_value_back(source, database, door, way)
     assert [through.read() for _ in range(2)] == ["new", "new"]
 
 
-@every_way
-def test_without_the_lock_it_does_unless_a_tag_forbids_it(source, database, door, way):
-    through, database.value = DOORS[door](source, single_flight=False), "old"
-    with slow_reader(through, database):
-        database.value = "new"
-        through.changes[way]("new")
-    kept = "new" if way == "invalidate_tag" else "old"
-    assert [through.read() for _ in range(2)] == [kept, kept]
-
-
-@every_way
+@pytest.mark.parametrize(("door", "way"), WAYS[1:3])
 def test_a_slow_early_refresh_cannot_put_an_old_value_back(source, database, chosen, door, way):
     chosen(always=True)
     through, database.value = DOORS[door](source, early_refresh=1000), "old"
@@ -648,16 +453,6 @@ def test_invalidating_a_tag_invalidates_all_entries_under_it_and_no_others(sourc
     assert sources == ["cache", "database"] * 12 + ["cache"]
 
 
-@pytest.mark.parametrize("door", ["query", "record"])
-def test_every_kind_of_cache_invalidates_the_tags_of_all(source, database, door):
-    through, other = DOORS[door](source), QueryCache(source)
-    assert through.read() == 1
-    database.value = 2
-    other.invalidate_tag("things")
-    assert [through.read() for _ in range(2)] == [2, 2]
-    assert through.stats().hits == 1
-
-
 def test_a_reader_who_names_no_tags_or_others_sees_no_invalidated_entry(source, database):
     cache, people = QueryCache(source), RecordCache(source, "thing")
     cache.fetch(ASK, tags=["a", "b"])
@@ -700,22 +495,6 @@ def test_a_reader_who_names_a_tag_sees_nothing_that_this_tag_would_not_invalidat
         people.invalidate(1)
 
 
-def test_a_record_is_put_under_tags(source, database):
-    people = RecordCache(source, "thing")
-    people.put(1, {"id": 1, "v": 5}, tags=["a", "b"])
-    assert people.fetch(1, tags=["b"]).record == {"id": 1, "v": 5}
-    assert database.queries == 0
-    people.invalidate_tag("a")
-    assert people.fetch(1, tags=["b"]).source == "database"
-
-
-def test_an_unknown_tag_invalidates_nothing(source):
-    cache = QueryCache(source)
-    cache.fetch(ASK, tags=["t"])
-    cache.invalidate_tag("unknown")
-    assert cache.fetch(ASK, tags=["t"]).source == "cache"
-
-
 def test_a_tag_that_was_evicted_makes_misses_and_no_old_answers(ws, source, database):
     cache, tag = QueryCache(source), keys.tag_key(ws.namespace, "t")
     cache.fetch(ASK, tags=["t"])
@@ -741,21 +520,6 @@ def test_where_a_tag_cannot_be_kept_nothing_is_stored_under_it(ws, source, datab
     assert (cache.stats().hits, cache.stats().misses, cache.stats().corrupt) == (0, 2, 0)
 
 
-class Interrupted(StringStorage):
-    """A storage in which something else happens right after one of its steps."""
-
-    def happen(self, after: str, number: int, what: Callable[[], object]) -> None:
-        step, calls = getattr(self, after), itertools.count(1)
-
-        def stepped(*arguments: Any) -> Any:
-            done = step(*arguments)
-            if next(calls) == number:
-                what()
-            return done
-
-        setattr(self, after, stepped)
-
-
 # --- times to live ---
 
 
@@ -770,16 +534,8 @@ def test_jitter_spreads_the_ends_of_entries_made_together(ws):
     assert min(ends) < 850_000 < max(ends)
 
 
-def test_without_jitter_they_end_together(ws):
-    cache = Mechanism(StringStorage(ws.valkey), Policy(ttl=1000))
-    for n in range(5):
-        cache.fetch(f"{ws.namespace}:v2:x:{n}", lambda: an_entry(1))
-        assert 980_000 < ws.valkey.pttl(f"{ws.namespace}:v2:x:{n}") <= 1_000_000
-
-
-@pytest.mark.parametrize("storage", [StringStorage, HashStorage])
-def test_nothing_has_a_time_to_live_of_its_own(ws, storage):
-    cache = Mechanism(storage(ws.valkey), Policy(ttl=1000, empty_ttl=50))
+def test_nothing_has_a_time_to_live_of_its_own(ws):
+    cache = Mechanism(StringStorage(ws.valkey), Policy(ttl=1000, empty_ttl=50))
     cache.fetch(f"{ws.namespace}:v2:x:1", lambda: an_entry(1))
     cache.fetch(f"{ws.namespace}:v2:x:2", lambda: Entry(("v",), [], 0.0, 0.0))
     assert 980_000 < ws.valkey.pttl(f"{ws.namespace}:v2:x:1") <= 1_000_000
@@ -821,16 +577,11 @@ def test_a_clock_that_jumps_does_not_end_an_entry(source, monkeypatch):
 
 
 @every_door
-@pytest.mark.parametrize(
-    "error", [ConnectionError("gone"), ServiceUnreachableError("gone"), TimeoutError("slow")]
-)
-def test_where_the_source_fails_an_entry_may_be_served_beyond_its_time(
-    source, database, door, error
-):
+def test_where_the_source_fails_an_entry_may_be_served_beyond_its_time(source, database, door):
     through = door(source, ttl=0.03, stale_if_error=60)
     assert through.read() == 1
     time.sleep(0.05)
-    database.error, database.value = error, 2
+    database.error, database.value = ConnectionError("gone"), 2
     assert [through.read() for _ in range(2)] == [1, 1]
     stats = through.stats()
     assert (stats.stale, stats.misses, stats.hits, database.queries) == (2, 1, 0, 3)
@@ -839,25 +590,13 @@ def test_where_the_source_fails_an_entry_may_be_served_beyond_its_time(
     assert through.read() == 2
 
 
-def test_a_stale_answer_says_so_and_is_followed_by_fresh_ones(source, database):
-    cache = QueryCache(source, ttl=0.5, stale_if_error=60)
-    first = cache.fetch(ASK)
-    time.sleep(0.55)
-    database.error = ConnectionError("gone")
-    stale = cache.fetch(ASK)
-    assert (stale.source, stale.rows, stale.columns) == ("stale", first.rows, first.columns)
-    database.error = None
-    assert [cache.fetch(ASK).source for _ in range(2)] == ["database", "cache"]
-
-
 class Unavailable(Exception):  # noqa: N818
     """An error of a client library, which knows nothing of Python's ConnectionError."""
 
 
-@every_door
-def test_any_error_of_the_source_is_covered_unless_the_errors_are_named(source, database, door):
-    through = door(source, ttl=0.03, stale_if_error=60)
-    strict = door(source, ttl=0.03, stale_if_error=60, stale_on=(OSError,))
+def test_any_error_of_the_source_is_covered_unless_the_errors_are_named(source, database):
+    through = query_door(source, ttl=0.03, stale_if_error=60)
+    strict = query_door(source, ttl=0.03, stale_if_error=60, stale_on=(OSError,))
     through.read()
     time.sleep(0.05)
     database.error = Unavailable("gone")
@@ -867,27 +606,10 @@ def test_any_error_of_the_source_is_covered_unless_the_errors_are_named(source, 
     assert (through.stats().stale, strict.stats().stale) == (1, 0)
 
 
-@pytest.mark.parametrize("value", [("OSError",), None, (1,), "OSError"], ids=repr)
-def test_what_is_no_tuple_of_errors_is_refused(source, value):
-    with pytest.raises(ValueError, match="stale_on"):
-        QueryCache(source, stale_on=value)
-
-
-@every_door
-def test_beyond_its_grace_an_entry_covers_nothing(source, database, door):
-    through = door(source, ttl=0.02, stale_if_error=0.03)
+def test_beyond_its_grace_an_entry_covers_nothing(source, database):
+    through = query_door(source, ttl=0.02, stale_if_error=0.03)
     through.read()
     time.sleep(0.08)
-    database.error = ConnectionError("gone")
-    with pytest.raises(ConnectionError):
-        through.read()
-
-
-@every_door
-def test_without_grace_a_failing_source_is_an_error(source, database, door):
-    through = door(source, ttl=0.03)
-    through.read()
-    time.sleep(0.05)
     database.error = ConnectionError("gone")
     with pytest.raises(ConnectionError):
         through.read()
@@ -903,14 +625,11 @@ def test_what_was_invalidated_is_not_served_as_stale(source, database, door):
         through.read()
 
 
-@every_door
-def test_a_cache_without_grace_does_not_take_another_s_stale_entry_for_fresh(
-    source, database, door
-):
-    door(source, ttl=0.03, stale_if_error=60).read()
+def test_a_cache_without_grace_does_not_take_another_s_stale_entry_for_fresh(source, database):
+    query_door(source, ttl=0.03, stale_if_error=60).read()
     time.sleep(0.05)
     database.value = 2
-    assert door(source, ttl=30).read() == 2
+    assert query_door(source, ttl=30).read() == 2
 
 
 def test_many_threads_are_served_stale_after_one_attempt(source, database, at_once, gathered):
@@ -950,48 +669,21 @@ def test_one_request_refreshes_early_while_others_are_served_the_old_entry(
     assert (database.queries, stats.early, stats.hits, stats.misses) == (2, 1, 7, 1)
 
 
-def test_who_is_chosen_when_another_has_just_refreshed_does_not_load_again(
-    ws, source, database, chosen
-):
-    database.seconds = 0.02
-    first = QueryCache(source, early_refresh=1000)
-    first.fetch(ASK)
-    chosen(always=True)
-    database.value = 2
-    storage = Interrupted(ws.valkey)
-    storage.happen("get", 1, lambda: first.fetch(ASK))
-    late = Mechanism(storage, Policy(ttl=30, early_refresh=1000))
-    assert late.fetch(first.key(ASK), lambda: an_entry(3)).entry.rows == [(0, 2)]
-    assert (database.queries, first.stats().early, late.stats().early) == (2, 1, 0)
-    assert ws.valkey.exists(keys.lock_key(first.key(ASK))) == 0
-
-
-@pytest.mark.parametrize("error", [ConnectionError("gone"), LookupError("no such table")])
 @every_door
-def test_an_early_refresh_that_fails_serves_the_entry_at_hand(
-    ws, source, database, chosen, door, error
-):
+def test_an_early_refresh_that_fails_serves_the_entry_at_hand(ws, source, database, chosen, door):
     chosen(always=True)
     through, database.seconds = door(source, early_refresh=1000), 0.01
     through.read()
-    database.error = error
+    database.error = LookupError("no such table")
     assert [through.read() for _ in range(2)] == [1, 1]
     assert (through.stats().early, through.stats().hits, database.queries) == (0, 2, 3)
     assert ws.valkey.exists(keys.lock_key(through.key)) == 0
 
 
-@every_door
-def test_nobody_refreshes_early_unless_asked_to(source, database, chosen, door):
-    chosen(always=True)
-    through, database.seconds = door(source), 0.02
-    assert [through.read() for _ in range(5)] == [1] * 5
-    assert (through.stats().early, database.queries) == (0, 1)
-
-
-@every_door
-def test_the_least_eager_throw_of_the_dice_refreshes_nothing(source, database, chosen, door):
-    chosen(always=False)
-    through, database.seconds = door(source, early_refresh=1000), 0.01
+@pytest.mark.parametrize("behaviour", [{}, {"early_refresh": 1000}])
+def test_nobody_refreshes_early_unless_asked_to_and_chosen(source, database, chosen, behaviour):
+    chosen(always=not behaviour)
+    through, database.seconds = query_door(source, **behaviour), 0.02
     assert [through.read() for _ in range(5)] == [1] * 5
     assert (through.stats().early, database.queries) == (0, 1)
 
@@ -1008,9 +700,8 @@ def failing(request, parts, database, rest) -> Any:
     return parts(database, valkey, "nowhere")
 
 
-@every_door
-def test_a_failing_cache_costs_one_short_wait_and_no_answer(failing, database, door):
-    through, started = door(failing, ttl=30), time.monotonic()
+def test_a_failing_cache_costs_one_short_wait_and_no_answer(failing, database):
+    through, started = query_door(failing, ttl=30), time.monotonic()
     assert [through.read() for _ in range(200)] == [1] * 200
     assert time.monotonic() - started < 10  # two hundred waits of 0.1 s would take twice as long
     stats = through.stats()
@@ -1018,8 +709,8 @@ def test_a_failing_cache_costs_one_short_wait_and_no_answer(failing, database, d
 
 
 @every_way
-def test_a_writer_is_told_that_the_cache_could_not_be_told(failing, database, door, way):
-    through = DOORS[door](failing, ttl=30)
+def test_a_writer_is_told_that_the_cache_could_not_be_told(parts, database, switch, door, way):
+    through = DOORS[door](parts(database, switch, "nowhere"), ttl=30)
     with pytest.raises(ServiceUnreachableError, match="try again when the cache answers"):
         through.changes[way](2)
 
@@ -1040,12 +731,11 @@ def test_a_writer_s_change_arrives_even_while_readers_leave_the_cache_alone(
     assert DOORS[door](parts(database, ws.valkey, ws.namespace)).read() == 2
 
 
-@pytest.mark.parametrize("make", [query_door, record_door], ids=["query", "record"])
-def test_caching_resumes_when_the_server_is_back(parts, database, rest, engine, make):
+def test_caching_resumes_when_the_server_is_back(parts, database, rest, engine):
     rest(0.1)
     password, retry = engine.folder.secrets()["valkey"], Retry(NoBackoff(), 1)
     valkey = redis.Redis(port=engine.port, password=password, retry=retry)
-    through = make(parts(database, valkey, "back"), ttl=30)
+    through = query_door(parts(database, valkey, "back"), ttl=30)
     assert [through.read() for _ in range(2)] == [1, 1]
     engine.process.kill()
     engine.stop()
@@ -1084,43 +774,19 @@ def test_what_is_too_large_is_answered_but_not_stored(ws, source, database, keys
     assert (stats.too_large, stats.misses, stats.bytes_written, stats.errors) == (2, 2, 0, 0)
 
 
-FOREIGN = {
-    "a list": lambda valkey, key: valkey.rpush(key, "x"),
-    "a set": lambda valkey, key: valkey.sadd(key, "x"),
-    "a hash": lambda valkey, key: valkey.hset(key, "x", "y"),
-    "a hash with our mark": lambda valkey, key: valkey.hset(key, "@", "[null,1]"),
-    "a string": lambda valkey, key: valkey.set(key, "x"),
-}
-
-
-@every_door
-@pytest.mark.parametrize("plant", FOREIGN.values(), ids=FOREIGN)
-def test_what_is_not_ours_is_a_miss_and_is_overwritten(ws, source, database, door, plant):
-    through = door(source)
-    plant(ws.valkey, through.key)
-    assert [through.read() for _ in range(2)] == [1, 1]
-    stats = through.stats()
-    assert (stats.corrupt, stats.misses, stats.hits, stats.errors) == (1, 1, 1, 0)
-    assert ws.valkey.pttl(through.key) > 0
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *((name, bad) for name in ("ttl", "lock_seconds", "empty_ttl")
-          for bad in (0, -1, 0.0001, float("nan"), float("inf"), 1e10, "30", True)),
-        *((name, bad) for name in ("jitter", "early_refresh", "stale_if_error", "max_bytes")
-          for bad in (-0.1, float("nan"), float("inf"), "1", None, True)),
-        ("ttl", None), ("lock_seconds", None), ("jitter", 1.01), ("early_refresh", 1001),
-    ],
-)  # fmt: skip
-def test_a_policy_that_cannot_be_is_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=f"^{name} is {value!r}; it must be a number"):
-        Policy(**{"ttl": 30, name: value})
-
-
-def test_a_policy_without_a_time_for_nothing_uses_the_one_for_all():
-    assert Policy(ttl=30, empty_ttl=None).empty_ttl is None
+def test_a_policy_that_cannot_be_is_refused_by_name():
+    never = (float("nan"), float("inf"), "30", True)
+    for name, values in {
+        **dict.fromkeys(("ttl", "lock_seconds", "empty_ttl"), (0, -1, 0.0001, 1e10, *never)),
+        **dict.fromkeys(("jitter", "early_refresh", "stale_if_error"), (-0.1, None, *never)),
+        "max_bytes": (-0.1, None, *never),
+    }.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name} is {value!r}; it must be a number"):
+                Policy(**{"ttl": 30, name: value})
+    for value in (("OSError",), None, (1,), "OSError"):
+        with pytest.raises(ValueError, match="stale_on"):
+            Policy(ttl=30, stale_on=value)
 
 
 # --- what the server is asked ---

@@ -5,17 +5,13 @@ from __future__ import annotations
 import io
 import random
 import re
-import socket
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import boto3
 import pytest
 from botocore.config import Config
 
-from workshop_lib.cache.compressed import CompressedCodec
 from workshop_lib.cache.object_cache import ObjectCache
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.objects import ObjectStore, StoredObject, Unchanged
@@ -101,8 +97,8 @@ def source(ws, memory):
 # --- equality, on the real store
 
 
-@pytest.mark.parametrize("compress_above", [None, 0, 1_024])
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("compress_above", [None, 0])
 def test_a_hit_is_the_object_byte_for_byte_with_the_same_etag(ws, body, compress_above):
     ws.objects.put("thing", body)
     cache = ObjectCache(ws, ttl=30, compress_above=compress_above)
@@ -114,16 +110,17 @@ def test_a_hit_is_the_object_byte_for_byte_with_the_same_etag(ws, body, compress
     assert hit.cost_seconds == miss.cost_seconds > 0
 
 
-def test_all_objects_of_the_workshop_come_back_by_each_way(ws):
-    ws.load_objects()
-    names = [f"filename{number}.txt" for number in range(1, 201)]
-    stored = {name: ws.objects.get(name).body for name in names}
+def test_many_objects_come_back_by_each_way(ws):
+    names = [f"file{number}.txt" for number in range(20)]
+    stored = {name: f"object {name}".encode() for name in names}
+    for name, body in stored.items():
+        ws.objects.put(name, body)
     cache = ObjectCache(ws, ttl=60)
     assert cache.get_many(names) == stored
     assert cache.get_many(names) == stored
     assert {name: cache.get(name) for name in names} == stored
     stats = cache.stats()
-    assert (stats.misses, stats.hits) == (200, 400)
+    assert (stats.misses, stats.hits) == (20, 40)
 
 
 def test_the_key_reads_as_bucket_and_name_and_no_two_objects_share_one(ws, source):
@@ -160,13 +157,6 @@ def test_an_object_that_is_put_is_there_at_once_though_it_was_missing(source, me
     cache.delete("new")
     assert cache.get("new") is None
     assert "new" not in memory.bodies
-
-
-def test_a_missing_object_of_the_real_store_is_none_and_not_an_error(ws):
-    assert ws.objects.get("no such object") is None
-    assert ws.objects.get_range("no such object", 0, 9) is None
-    assert ObjectCache(ws).get("no such object") is None
-    ws.objects.delete("no such object")
 
 
 # --- renewal by ETag
@@ -207,24 +197,7 @@ def test_the_real_store_says_that_an_object_has_not_changed(ws):
     assert ws.objects.get_if_changed("thing", etag) is None
 
 
-def test_without_keep_seconds_an_entry_is_gone_at_the_end_of_its_ttl(ws, source, memory):
-    cache = ObjectCache(source, ttl=0.02)
-    cache.get("a")
-    time.sleep(0.03)
-    assert ws.valkey.exists(cache.key("a")) == 0
-    assert cache.fetch("a").source == "store"
-    assert memory.asked == ["get", "get"]
-
-
 # --- large ones, and ranges
-
-
-def test_a_large_object_is_answered_and_never_kept(ws, source, memory):
-    cache = ObjectCache(source, max_bytes=1_000)
-    assert [cache.get("large") for _ in range(3)] == [NOISE] * 3
-    assert memory.asked == ["get"] * 3
-    assert cache.stats().too_large == 3
-    assert cache.size("large") == 0
 
 
 def test_a_successor_that_is_too_large_takes_the_older_object_away(ws, source, memory):
@@ -329,19 +302,6 @@ def test_a_range_that_is_being_loaded_while_its_object_is_put_is_not_kept(source
     assert cache.fetch_range("large", 0, 9).body == b"newnewnewn"
 
 
-def test_an_object_is_put_under_tags(source, memory):
-    cache = ObjectCache(source)
-    cache.put("a", b"1", tags=["t"])
-    assert cache.fetch("a", tags=["t"]).source == "cache"
-    memory.bodies["a"] = b"2"
-    cache.invalidate_tag("t")
-    assert cache.fetch("a", tags=["t"]).body == cache.get("a") == b"2"
-    cache.put("a", b"3")
-    memory.bodies["a"] = b"4"
-    cache.invalidate_tag("t")
-    assert cache.fetch("a", tags=["t"]).body == b"4"
-
-
 def test_ranges_of_the_real_store_are_those_of_http(ws):
     ws.objects.put("thing", b"0123456789")
     for first, last, expected in ((0, 3, b"0123"), (8, 99, b"89"), (9, 9, b"9"), (10, 12, None)):
@@ -350,32 +310,15 @@ def test_ranges_of_the_real_store_are_those_of_http(ws):
         assert ObjectCache(ws).fetch_range("thing", first, last).body == expected
 
 
-@pytest.mark.parametrize(("first", "last"), [(-1, 5), (3, 2)])
-def test_a_range_that_is_none_is_refused(source, first, last):
-    with pytest.raises(ValueError, match="0 <= first <= last"):
-        ObjectCache(source).fetch_range("a", first, last)
-
-
-def test_a_threshold_below_zero_is_refused(source):
+def test_a_range_or_a_threshold_that_is_none_is_refused(source):
+    for first, last in ((-1, 5), (3, 2)):
+        with pytest.raises(ValueError, match="0 <= first <= last"):
+            ObjectCache(source).fetch_range("a", first, last)
     with pytest.raises(ValueError, match="compress_above is -1"):
         ObjectCache(source, compress_above=-1)
 
 
 # --- many at once
-
-
-def test_a_burst_for_one_object_reads_it_once(source, memory):
-    memory.seconds = 0.05
-    cache, together = ObjectCache(source), threading.Barrier(20)
-
-    def read(_):
-        together.wait()
-        return cache.get("a")
-
-    with ThreadPoolExecutor(20) as threads:
-        assert list(threads.map(read, range(20))) == [b"first"] * 20
-    assert memory.asked == ["get"]
-    assert cache.stats().coalesced == 19
 
 
 def test_many_are_one_round_trip_and_only_those_that_miss_are_loaded(source, memory):
@@ -388,14 +331,6 @@ def test_many_are_one_round_trip_and_only_those_that_miss_are_loaded(source, mem
     assert cache.get_many(["none", "large"]) == {"none": None, "large": NOISE}
     assert len(memory.asked) == 3
     assert cache.get_many([]) == {}
-
-
-def test_many_with_somebody_else_s_entry_among_them_are_right_all_the_same(ws, source):
-    cache = ObjectCache(source)
-    ws.valkey.rpush(cache.key("a"), "not ours")
-    ws.valkey.set(cache.key("large"), b"garbage")
-    assert cache.get_many(["a", "large"]) == {"a": b"first", "large": NOISE}
-    assert cache.stats().corrupt >= 2
 
 
 # --- when something is away
@@ -423,24 +358,15 @@ def broken(ws, **arguments):
     ],
     ids=["wrong secret", "unknown key", "no bucket", "down"],
 )
-@pytest.mark.parametrize("what", ["get", "put"])
-def test_a_store_that_cannot_be_used_is_a_clear_error_and_quickly(ws, arguments, says, what):
+def test_a_store_that_cannot_be_used_is_a_clear_error_and_quickly(ws, arguments, says):
     store = broken(ws, **arguments)
-    started = time.monotonic()
-    with pytest.raises(ServiceUnreachableError, match=says) as caught:
-        store.get("thing") if what == "get" else store.put("thing", b"")
-    assert time.monotonic() - started < 30  # botocore's own limit is a minute
     secret = ws.endpoints.store.arguments["aws_secret_access_key"]
-    assert secret not in str(caught.value)
-
-
-def test_a_store_that_says_nothing_is_given_up_after_its_time_limit(ws):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        store = broken(ws, endpoint_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
-        started = time.monotonic()
-        with pytest.raises(ServiceUnreachableError, match=r"No answer.*[Rr]ead timeout"):
-            store.get("thing")
-        assert time.monotonic() - started < 30  # botocore's own limit is a minute
+    started = time.monotonic()
+    for ask in (lambda: store.get("thing"), lambda: store.put("thing", b"")):
+        with pytest.raises(ServiceUnreachableError, match=says) as caught:
+            ask()
+        assert secret not in str(caught.value)
+    assert time.monotonic() - started < 30  # botocore's own limit is a minute
 
 
 def test_while_the_store_is_away_what_is_kept_is_answered_and_then_stale_if_asked_for(
@@ -475,41 +401,4 @@ def test_an_error_of_the_store_is_not_kept_as_a_missing_object(source, memory):
     assert cache.get("a") == b"first"
 
 
-def test_a_write_that_the_store_refuses_changes_nothing(source, memory):
-    cache = ObjectCache(source)
-    cache.get("a")
-    memory.error = ServiceUnreachableError("away")
-    with pytest.raises(ServiceUnreachableError):
-        cache.put("a", b"second")
-    memory.error = None
-    assert cache.get("a") == b"first"
-
-
 # --- the codec
-
-
-def test_the_compressed_form_is_smaller_and_damage_to_it_is_a_miss(ws, source, memory):
-    memory.bodies["text"] = b"the same words " * 1_000
-    cache = ObjectCache(source)
-    cache.get("text")
-    key, size = cache.key("text"), cache.size("text")
-    assert size < 1_000
-    for at in range(0, size, 7):
-        good = ws.valkey.get(key)
-        spot = at % len(good)  # an entry's times are compressed with it: sizes differ a little
-        ws.valkey.setrange(key, spot, bytes([good[spot] ^ 0xFF]))
-        assert cache.get("text") == memory.bodies["text"]
-    for spoilt in (good[:-1], good + b"x", good[:4], b"\xc1WZ\x01"):
-        ws.valkey.set(key, spoilt)
-        assert cache.get("text") == memory.bodies["text"]
-    assert cache.stats().hits == 0
-
-
-def test_what_an_uncompressing_reader_wrote_is_read_by_a_compressing_one_and_not_the_reverse(
-    source,
-):
-    plain = ObjectCache(source, compress_above=None)
-    packed = ObjectCache(source, compress_above=0)
-    plain.get("a")
-    assert packed.fetch("a").source == "cache"
-    assert CompressedCodec(0).above == 0

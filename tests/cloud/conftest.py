@@ -16,7 +16,7 @@ from moto.ec2.models.amis import Ami
 
 from workshop_lib.aws.console import Console
 from workshop_lib.load.package import RUNNING
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 sys.path += [str(Path(__file__).parent / "standin"), str(Path(__file__).parent.parent / "load")]
 from lambda_runtime import HERE as ARCHITECTURE

@@ -11,8 +11,7 @@ from botocore.exceptions import ClientError
 
 from workshop_lib.aws import host_files, wheels
 from workshop_lib.aws.change_sets import Change, ChangeSet, change_lines, prepare
-from workshop_lib.aws.plain import ADVICE, advise
-from workshop_lib.aws.pricing import per_hour, price_lines
+from workshop_lib.aws.pricing import per_hour
 from workshop_lib.aws.stacks import Stack
 from workshop_lib.aws.template import read_template
 from workshop_lib.errors import AwsError
@@ -56,26 +55,8 @@ def refusal(code, message):
     return ClientError({"Error": {"Code": code, "Message": message}}, "CreateChangeSet")
 
 
-def resource(action, name, kind="AWS::EC2::VPC", replacement=None):
-    found = {"Action": action, "LogicalResourceId": name, "ResourceType": kind}
-    return {"ResourceChange": {**found, **({"Replacement": replacement} if replacement else {})}}
-
-
 def ask(client, talk, before=None, **parameters):
     return prepare(client, "workshop", WORKSHOP, parameters, before=before, console=talk.console)
-
-
-def test_changes_are_waited_for_and_read_to_the_last_page(talk):
-    client = CloudFormation(
-        {"Status": "CREATE_IN_PROGRESS"},
-        {"Status": "CREATE_COMPLETE", "Changes": [resource("Add", "A")], "NextToken": "1"},
-        {"Status": "CREATE_COMPLETE", "Changes": [resource("Add", "B")]},
-    )
-    found = ask(client, talk)
-    assert [change.resource for change in found.changes] == ["A", "B"]
-    assert found.makes
-    assert talk.slept == [2.0]
-    assert client.tidied == []
 
 
 def test_an_update_gives_what_is_given_and_keeps_the_rest_of_what_the_template_knows(talk):
@@ -115,19 +96,6 @@ def test_a_change_set_that_fails_is_explained_and_leaves_no_stack_on_paper(talk)
         "needed too. Nothing was changed."
     )
     assert client.tidied == ["delete change set", "delete stack"]
-
-
-def test_one_that_never_gets_ready_is_given_up(talk):
-    client = CloudFormation(*[{"Status": "CREATE_PENDING"}] * 400)
-    with pytest.raises(AwsError, match="not found out in 10 minutes"):
-        ask(client, talk, BEFORE)
-    assert client.tidied == ["delete change set"]
-
-
-def test_whoever_may_not_is_told_so_without_the_account(talk):
-    error = refusal("AccessDenied", "User: arn:aws:iam::123456789012:user/ada is not authorized.")
-    with pytest.raises(AwsError, match=r"AccessDenied: User: arn:aws:iam::…:user/ada is"):
-        ask(CloudFormation(refuse=error), talk)
 
 
 def test_changes_are_told_apart_and_lost_data_loudly():
@@ -182,48 +150,7 @@ def test_each_choice_changes_the_price_by_what_it_adds(parameters, more):
     assert cost(**parameters) - cost() == pytest.approx(more)
 
 
-def test_what_is_counted_is_listed():
-    values = {**WORKSHOP.defaults(), "S3PrefixListId": "pl-1"}
-    lines = price_lines(WORKSHOP, values, "eu-west-1")
-    assert lines[0] == "What it costs before any load, USD an hour in us-east-1:"
-    assert lines[1] == "  0.0900  9 interface endpoints"
-    counted = [float(line.split()[0]) for line in lines[1:-2]]
-    assert float(lines[-2].split()[0]) == pytest.approx(sum(counted), abs=0.0002)
-    assert lines[-1].endswith("Prices in eu-west-1 differ somewhat.")
-
-
-def test_two_regions_cost_nothing_an_hour():
-    template = read_template("multi-region")
-    assert per_hour(template, template.defaults()) == 0
-
-
 # --- words ---
-
-
-@pytest.mark.parametrize(
-    ("reason", "helps"),
-    [
-        ("API: iam:CreateServiceLinkedRole User is not authorized to perform", "iam create-servi"),
-        (
-            "User: ada is not authorized to perform: ec2:CreateVpc",
-            "Ask the account's administrator",
-        ),
-        ("The maximum number of VPCs has been reached. (VpcLimitExceeded)", "Service Quotas"),
-        ("cache-aside-workshop-us-east-1 already exists in stack arn", "take another name"),
-        ("decreases account's UnreservedConcurrentExecution below its minimum", "Reserved=-1"),
-        ("The requested configuration is currently not supported in us-east-1e", "another Region"),
-        ("Cannot delete cluster: deletion protection is enabled", "DeletionProtection=false"),
-        ("resource sg-1 has a dependent object", "up to 40 minutes"),
-        ("Cannot delete a policy attached to entities. (DeleteConflict)", "list-entities-for-pol"),
-    ],
-)
-def test_common_reasons_come_with_advice(reason, helps):
-    assert helps in advise(reason)
-
-
-def test_a_reason_that_nobody_knows_comes_without():
-    assert advise("Internal Failure") == ""
-    assert len(ADVICE) == 9
 
 
 # --- what the host fetches ---
@@ -318,15 +245,3 @@ def test_what_a_host_needs_is_decided_by_its_python_and_not_by_the_one_that_runs
         "second-2-py3-none-any.whl",
         "third-1-cp312-cp312-manylinux_2_28_aarch64.whl",
     ]
-
-
-def test_a_wheel_that_cannot_be_had_is_said_in_words(elsewhere):
-    with pytest.raises(AwsError, match=r"wheels for Python 3\.12 on Linux, x86_64, could not be "):
-        wheels.download_wheels(elsewhere, "x86_64", "3.12")
-
-
-def test_what_has_no_pin_is_not_fetched_in_any_version(elsewhere):
-    text = (elsewhere.parent / "constraints.txt").read_text().replace("fourth==1\n", "")
-    (elsewhere.parent / "constraints.txt").write_text(text)
-    with pytest.raises(AwsError, match=r"constraints\.txt has no version of fourth"):
-        wheels.download_wheels(elsewhere, "arm64", "3.12")

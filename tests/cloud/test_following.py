@@ -89,20 +89,6 @@ def test_each_resource_gets_one_line_with_the_time_since_the_beginning(talk):
     ]
 
 
-def test_events_of_before_are_neither_shown_nor_taken_for_the_end(talk):
-    before = [event("Vpc", "CREATE_COMPLETE"), event("workshop", "CREATE_COMPLETE")]
-    done = watch(
-        talk,
-        [],
-        [event("workshop", "UPDATE_IN_PROGRESS"), event("Vpc", "UPDATE_COMPLETE", after=5)],
-        [event("workshop", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", after=6)],
-        [event("workshop", "UPDATE_COMPLETE", after=7)],
-        before=before,
-    )
-    assert done.status == "UPDATE_COMPLETE"
-    assert talk.lines == ["  0:05  changed  Vpc (AWS::EC2::VPC)"]
-
-
 def test_news_of_more_than_one_page_come_in_order(talk):
     names = [f"R{number}" for number in range(7)]
     watch(
@@ -115,16 +101,6 @@ def test_news_of_more_than_one_page_come_in_order(talk):
         page=2,
     )
     assert [line.split()[2] for line in talk.lines] == names
-
-
-def test_a_stack_inside_the_stack_does_not_end_it(talk):
-    inner = event("Inner", "CREATE_COMPLETE", "AWS::CloudFormation::Stack", after=1)
-    done = watch(
-        talk,
-        [event("workshop", "CREATE_IN_PROGRESS"), inner],
-        [event("workshop", "CREATE_COMPLETE", after=2)],
-    )
-    assert done.client.asked == 3
 
 
 def test_the_cause_of_a_failure_is_told_and_not_what_was_cancelled_for_it(talk):
@@ -213,18 +189,6 @@ def test_an_expired_session_is_not_asked_again(talk):
     assert talk.slept == []
 
 
-def test_a_long_silence_is_explained_by_what_is_waited_for(talk):
-    begun = [
-        event("workshop", "CREATE_IN_PROGRESS"),
-        event("Cache", "CREATE_IN_PROGRESS", CACHE),
-        event("Vpc", "CREATE_IN_PROGRESS"),
-        event("Vpc", "CREATE_COMPLETE", after=1),
-    ]
-    watch(talk, begun, *[[]] * 32, [event("workshop", "CREATE_COMPLETE", after=140)])
-    waits = [line for line in talk.lines if "waiting" in line]
-    assert waits == ["        … waiting for Cache"] * 2
-
-
 def test_two_stacks_are_watched_at_the_same_time(talk):
     watches = []
     for region, steps in {"us-east-1": 2, "us-east-2": 1}.items():
@@ -238,27 +202,3 @@ def test_two_stacks_are_watched_at_the_same_time(talk):
         "  0:00  us-east-2  changed  Cluster (AWS::EC2::VPC)",
         "  0:00  us-east-1  changed  Cluster (AWS::EC2::VPC)",
     ]
-
-
-def test_what_is_kept_on_deletion_is_remembered(talk):
-    done = watch(
-        talk,
-        [event("workshop", "DELETE_IN_PROGRESS"), event("Log", "DELETE_SKIPPED", "AWS::Logs")],
-        [event("workshop", "DELETE_COMPLETE")],
-    )
-    assert done.ok
-    assert done.kept == ["Log (AWS::Logs)"]
-
-
-def test_whoever_comes_in_the_middle_of_a_deletion_sees_it_from_its_beginning(talk):
-    known = [
-        event("Vpc", "CREATE_COMPLETE"),
-        event("workshop", "CREATE_COMPLETE"),
-        event("workshop", "DELETE_IN_PROGRESS"),
-        event("Log", "DELETE_COMPLETE", "AWS::Logs", after=3),
-    ]
-    end = [event("workshop", "DELETE_COMPLETE", after=5)]
-    found = Watch(Events(end, before=known), STACK)
-    found.skip_past(of={"DELETE_IN_PROGRESS"})
-    assert follow([found], talk.console)
-    assert talk.lines == ["  0:03  deleted  Log (AWS::Logs)"]

@@ -1,6 +1,7 @@
 """What can be seen of the CloudFormation templates without deploying them."""
 
 import ast
+import functools
 import json
 import re
 import shutil
@@ -13,32 +14,13 @@ import pytest
 import yaml
 from botocore import xform_name
 
-from workshop_lib.load.messages import metrics_namespace
 from workshop_lib.load.package import HANDLER, RUNNING
-from workshop_lib.settings import CHECKOUT, Settings
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.settings import Settings
 
 FOLDER = CHECKOUT / "cloudformation"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 MOST_DIRECT = 51_200  # bytes of a template that is no S3 object (CloudFormation quotas)
-MOST_INLINE = 4096  # of a function's code in a template, letters
-OUTPUTS = {
-    "VPCId", "PrivateSubnet1Id", "PrivateSubnet2Id", "ValkeySecurityGroupId",
-    "DSQLClusterEndpoint", "DSQLClusterArn", "ValkeyEndpoint", "ValkeyFullEndpoint", "BucketName",
-    "QueueUrl", "DeadLetterQueueUrl", "LoadFunctionName", "DashboardName", "NotebookHostId",
-    "NotebookSecurityGroupId",
-}  # fmt: skip
-UNTAGGED = {
-    "AWS::CloudWatch::Dashboard",
-    "AWS::EC2::Route",
-    "AWS::EC2::SecurityGroupIngress",
-    "AWS::EC2::SubnetRouteTableAssociation",
-    "AWS::EC2::VPCGatewayAttachment",
-    "AWS::IAM::InstanceProfile",
-    "AWS::IAM::ManagedPolicy",
-    "AWS::S3::BucketPolicy",
-    "AWS::SQS::QueuePolicy",
-    "Custom::EmptyBucketOnDelete",
-}
 NAMELESS = {
     # Metrics have no ARN; nor have the channels of Session Manager; and Lambda refuses its role
     # unless it may do these on all interfaces (Service Authorization Reference).
@@ -142,6 +124,7 @@ def tool(name):
     return str(beside) if beside.exists() else shutil.which(name)
 
 
+@functools.cache
 def called():
     """The permissions that the package's calls of AWS need."""
     operations = {
@@ -167,12 +150,10 @@ def called():
     return {ACTIONS.get(one, one) for one in found} - NOT_ON_AWS
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_cfn_lint_has_nothing_to_say(name):
-    command = [tool("cfn-lint"), "--regions", "us-east-1", "us-east-2", "eu-west-1", "--"]
-    done = subprocess.run(
-        [*command, FOLDER / f"{name}.yaml"], capture_output=True, text=True, check=False
-    )
+def test_cfn_lint_has_nothing_to_say():
+    files = [FOLDER / f"{name}.yaml" for name in NAMES]
+    command = [tool("cfn-lint"), "--regions", "us-east-1", "--", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
@@ -191,43 +172,6 @@ def test_checkov_finds_nothing_that_is_not_explained():
     assert found["summary"]["parsing_errors"] == 0
 
 
-def test_each_exception_for_the_security_linter_says_why():
-    for name, one in resources().items():
-        for skipped in one.get("Metadata", {}).get("checkov", {}).get("skip", []):
-            assert len(skipped["comment"].split()) > 5, name
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_is_described_and_held_to_a_form(name):
-    for parameter, one in read(name)["Parameters"].items():
-        assert len(one["Description"].split()) > 2, parameter
-        if "AllowedPattern" in one:
-            assert one["ConstraintDescription"], parameter
-            if "Default" in one:
-                assert re.fullmatch(one["AllowedPattern"], one["Default"]), parameter
-        elif "AllowedValues" in one:
-            assert one["Default"] in one["AllowedValues"], parameter
-        else:
-            assert one["MinValue"] <= one["Default"] <= one["MaxValue"], parameter
-
-
-@pytest.mark.parametrize(
-    ("parameter", "wrong"),
-    [
-        ("Namespace", ["Upper", "1st", "with-hyphen", ""]),
-        ("VpcCidr", ["8.8.0.0/16", "10.0.0.0/8", "10.0.0.0/21", "10.0.0.0"]),
-        ("S3PrefixListId", ["", "sg-63a5400a", "pl-xyz"]),
-        ("ClusterArn", ["abc", "arn:aws:rds:us-east-1:123456789012:cluster/abcdefghij"]),
-        ("CodeKey", ["with blank.zip"]),
-        ("CacheFinalSnapshot", ["-a", "a-", "a--b", "Upper"]),
-        ("AlarmTopicArn", ["someone@example.com"]),
-    ],
-)
-def test_a_parameter_of_another_form_is_refused(parameter, wrong):
-    pattern = WORKSHOP["Parameters"][parameter]["AllowedPattern"]
-    assert [one for one in wrong if re.fullmatch(pattern, one)] == []
-
-
 def test_a_namespace_that_the_stack_takes_is_one_that_the_settings_take():
     (pattern,) = (
         rule.pattern
@@ -241,12 +185,6 @@ def test_a_namespace_that_the_stack_takes_is_one_that_the_settings_take():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_template_is_small_enough_to_be_sent_without_a_bucket(name):
     assert (FOLDER / f"{name}.yaml").stat().st_size <= MOST_DIRECT
-
-
-def test_the_outputs_that_others_build_on_are_there():
-    assert set(WORKSHOP["Outputs"]) >= OUTPUTS
-    for name in NAMES:
-        assert all(one["Description"] for one in read(name)["Outputs"].values())
 
 
 def test_what_the_package_calls_is_allowed_to_the_notebooks():
@@ -290,17 +228,6 @@ def test_what_has_a_name_is_named():
     for line in (FOLDER / "workshop.yaml").read_text().splitlines():
         if re.search(r'Resource: "\*"', line):
             assert "# " in line, "a reason is missing"
-
-
-def test_metrics_are_published_in_the_workshops_own_namespaces_only():
-    published = [
-        one for _, one in statements() if "cloudwatch:PutMetricData" in listed(one["Action"])
-    ]
-    assert len(published) == 2
-    for one in published:
-        # A headless run has a namespace of its own, so one name would not do.
-        (wanted,) = one["Condition"]["StringLike"].values()
-        assert wanted == metrics_namespace("*")
 
 
 def test_nothing_comes_in_from_outside():
@@ -360,16 +287,6 @@ def test_each_way_out_of_a_group_is_a_way_into_another():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_everything_that_can_have_tags_has_ours(name):
-    for resource, one in resources(read(name)).items():
-        if one["Type"] in UNTAGGED:
-            continue
-        tags = {tag["Key"]: tag["Value"] for tag in one["Properties"]["Tags"]}
-        assert tags["Project"] == "cache-aside-workshop", resource
-        assert tags["Namespace"] == {"Ref": "Namespace"}, resource
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_what_holds_data_says_what_becomes_of_it(name):
     kinds = {
         "AWS::DSQL::Cluster",
@@ -416,30 +333,3 @@ def test_the_function_is_what_the_package_builds():
     assert {name.lower() for name in variables} <= set(Settings.model_fields)
     mapping = properties("QueueToFunction")
     assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
-
-
-def test_the_function_that_empties_the_bucket_fits_into_the_template():
-    assert len(properties("EmptierFunction")["Code"]["ZipFile"]) < MOST_INLINE
-
-
-def test_the_price_in_the_description_is_the_sum_of_its_parts():
-    cost = {name: float(usd) for name, usd in WORKSHOP["Metadata"]["CostPerHour"].items()}
-    interfaces = [
-        one
-        for one in resources(kind="AWS::EC2::VPCEndpoint").values()
-        if one["Properties"]["VpcEndpointType"] == "Interface"
-    ]
-    alarms = resources(kind="AWS::CloudWatch::Alarm")
-    disk = (
-        0.08 * properties("NotebookInstance")["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] / 730
-    )
-    total = (
-        len(interfaces) * cost["InterfaceEndpoint"]
-        + cost["CacheMinimum"]
-        + cost["HostMedium"]
-        + disk
-        + cost["Dashboard"]
-        + len(alarms) * cost["Alarm"]
-    )
-    (said,) = re.findall(r"about (0\.\d\d) USD an hour", WORKSHOP["Description"])
-    assert f"{total:.2f}" == said

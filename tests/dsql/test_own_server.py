@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from workshop_lib.cli import main
 from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError
-from workshop_lib.services import embedded
+from workshop_lib.services import local
+from workshop_lib.services.endpoints import external_database
 from workshop_lib.services.engines import HOST, OWNER
-from workshop_lib.services.resolver import external_database
-from workshop_lib.services.state import StateFolder
+from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import load_settings
 
 OURS = """
@@ -27,10 +27,10 @@ UNION ALL SELECT tgname FROM pg_trigger WHERE tgname LIKE 'dsql%'
 def server(tmp_path_factory):
     """A PostgreSQL that stands for a learner's own: address and password of its superuser."""
     folder = StateFolder(tmp_path_factory.mktemp("own server").resolve())
-    held = embedded.attach(folder, ["postgres"], load_settings().values)
+    held = local.attach(folder, ["postgres"], load_settings().values)
     yield held.engines["postgres"].port, held.secrets
     held.release()
-    embedded.reset(folder)
+    local.reset(folder)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import pytest
 
-from workshop_lib import plots
 from workshop_lib.dsql import play
 
 
@@ -44,22 +43,6 @@ def test_a_conflict_is_noted_at_commit_and_the_play_goes_on(row, client):
     assert steps[6].outcome == "1"
 
 
-def test_write_skew_passes_and_for_update_makes_one_of_the_two_fail(row, client):
-    def skew(lock):
-        with client().cursor() as cursor:
-            cursor.execute("INSERT INTO numbers VALUES (2, 0) ON CONFLICT DO NOTHING")
-        look = f"SELECT n FROM numbers WHERE id = %s {lock}"
-        change = "UPDATE numbers SET n = 1 WHERE id = %s"
-        return [step.code for step in play(lambda: client(ours=True), [
-            ("Ann", "BEGIN"), ("Bob", "BEGIN"),
-            ("Ann", look, 1), ("Ann", look, 2), ("Bob", look, 1), ("Bob", look, 2),
-            ("Ann", change, 1), ("Bob", change, 2), ("Ann", "COMMIT"), ("Bob", "COMMIT"),
-        ])]  # fmt: skip
-
-    assert skew("") == [""] * 10
-    assert skew("FOR UPDATE") == [""] * 9 + ["40001"]
-
-
 def test_a_commit_of_an_aborted_transaction_is_seen_to_be_a_rollback(row, client):
     steps = play(lambda: client(ours=True), [
         ("Ann", "BEGIN"), ("Ann", "SELECT 1 / 0"), ("Ann", READ), ("Ann", "COMMIT"),
@@ -81,19 +64,3 @@ def test_many_rows_are_cut_short_and_none_are_said_so(row, client):
         ("Ann", "SELECT 1 WHERE false"),
     ])  # fmt: skip
     assert [step.outcome for step in steps] == ["1 2, 2 3, 3 4 and 2 more", "no rows"]
-
-
-def test_a_percent_sign_without_values_is_left_alone(row, client):
-    (step,) = play(lambda: client(ours=True), [("Ann", "SELECT 'a%' LIKE '%'")])
-    assert (step.statement, step.outcome) == ("SELECT 'a%' LIKE '%'", "True")
-
-
-def test_the_picture_has_a_column_a_player_and_marks_what_failed(row, client):
-    steps = play(lambda: client(ours=True), [("Ann", "BEGIN"), ("Bob", "SELECT 1 / 0")])
-    figure = plots.transactions(steps, "A title")
-    written = "\n".join(text.get_text() for text in figure.axes[0].texts)
-    assert "1. BEGIN" in written
-    assert "2. SELECT 1 / 0" in written
-    assert "22012: division by zero" in written
-    markers = [line.get_marker() for line in figure.axes[0].lines if line.get_marker() != "None"]
-    assert markers == ["o", "X"]

@@ -43,16 +43,6 @@ def test_what_would_wait_too_long_is_told_so_and_takes_nothing_from_others():
     assert rate.reserve(1) == (True, pytest.approx(0.1))
 
 
-def test_in_the_long_run_the_rate_is_kept_whatever_the_pattern():
-    clock = Clock()
-    rate = Rate(per_second=100, burst=10, clock=clock)
-    passed = 0
-    for step in range(2_000):
-        clock.now += 0.005 * (step % 3)
-        passed += rate.reserve(0)[0]
-    assert passed == pytest.approx(100 * (clock.now - 50) + 10, abs=1)
-
-
 def test_many_threads_get_turns_of_their_own():
     rate = Rate(per_second=100, burst=1, clock=Clock())
     with ThreadPoolExecutor(16) as threads:
@@ -77,11 +67,3 @@ def test_too_many_new_connections_are_a_clear_error_at_once_and_open_ones_go_on(
         narrow.connect()
     assert time.monotonic() - started < 30
     assert narrow.query("SELECT 1").rows == [(1,)]
-
-
-def test_a_connection_waits_for_its_turn(narrow):
-    narrow._rate = Rate(per_second=10, burst=1)
-    started = time.monotonic()
-    for _ in range(3):
-        narrow.connect().close()
-    assert time.monotonic() - started >= 0.2

@@ -19,7 +19,7 @@ from workshop_lib.exercises.engine import Exercise, Verdict, Wrong, function_of
 from workshop_lib.runner import NOTEBOOKS, find_notebooks
 
 ANSWERS = Path(__file__).with_name("answers")
-MOST_LINES = 15
+MAX_LINES = 15
 
 
 def run(source, name="<cell>"):
@@ -38,132 +38,100 @@ def collected(name):
 WRONG, RIGHT = collected("WRONG"), collected("RIGHT")
 
 
-@pytest.fixture(params=EXERCISES, ids=lambda known: known.id)
-def known(request) -> Exercise:
-    return request.param
+BY_NOTEBOOK = {
+    number: [known for known in EXERCISES if known.id.startswith(number)]
+    for number in sorted({known.id[:2] for known in EXERCISES})
+}
 
 
 @pytest.fixture
-def opened(known, request):
-    """The open workshop, where the exercise asks for one."""
-    return request.getfixturevalue("ws") if known.needs_workshop else None
+def opened(ws):
+    """Gives the open workshop to an exercise that asks for one."""
+    return lambda known: ws if known.needs_workshop else None
 
 
-@pytest.fixture
-def right(known):
+def solution_of(known):
     return run(known.solution_source)[known.answer_name]
 
 
 # Every exercise of the workshop.
 
 
-def test_ids_are_unique_and_belong_to_a_notebook():
+def test_ids_are_unique_belong_to_a_notebook_and_every_module_is_registered():
     ids = [known.id for known in EXERCISES]
     assert ids == sorted(set(ids))
     assert {known_id[:3] for known_id in ids} <= {f"{n.name[:2]}." for n in find_notebooks()}
+    modules = Path(workshop_lib.exercises.__file__).parent.glob("nb*.py")
+    assert {module.stem for module in modules} == {f"nb{number}" for number in BY_NOTEBOOK}
 
 
-def test_every_room_of_exercises_is_registered():
-    rooms = Path(workshop_lib.exercises.__file__).parent.glob("nb*.py")
-    assert {room.stem for room in rooms} == {f"nb{known.id[:2]}" for known in EXERCISES}
+@pytest.mark.parametrize("exercises", BY_NOTEBOOK.values(), ids=BY_NOTEBOOK)
+def test_the_solution_is_right_and_so_is_what_is_right_in_another_way(exercises, opened):
+    for known in exercises:
+        assert known.solution().text == known.solution_source
+        assert len([line for line in known.solution_source.splitlines() if line]) <= MAX_LINES
+        for answer in (solution_of(known), *RIGHT.get(known.id, ())):
+            verdict = known.check(answer, opened(known))
+            assert (verdict.state, verdict.message) == ("right", known.praise), (known.id, answer)
 
 
-def test_the_solution_that_is_shown_is_right(known, opened, right):
-    assert known.solution().text == known.solution_source
-    verdict = known.check(right, opened)
-    assert (verdict.state, verdict.message) == ("right", known.praise)
+@pytest.mark.parametrize("exercises", BY_NOTEBOOK.values(), ids=BY_NOTEBOOK)
+def test_a_wrong_answer_is_told_what_is_wrong_with_it(exercises, opened):
+    for known in exercises:
+        assert len(WRONG.get(known.id, ())) >= 2
+        for answer, fragment in WRONG[known.id]:
+            verdict = known.check(answer, opened(known))
+            assert verdict.state == "wrong", (known.id, answer)
+            assert fragment in verdict.message, (known.id, answer)
 
 
-def test_the_solution_fits_a_cell(known):
-    assert len([line for line in known.solution_source.splitlines() if line]) <= MOST_LINES
+@pytest.mark.parametrize("exercises", BY_NOTEBOOK.values(), ids=BY_NOTEBOOK)
+def test_there_are_hints_and_each_call_shows_the_next(exercises):
+    for known in exercises:
+        fresh, most = replace(known), len(known.hints)
+        assert most >= 2
+        shown = [fresh.hint() for _ in range(most + 1)]
+        assert [(note.heading, note.text) for note in shown[:most]] == [
+            (f"Hint {n} of {most}", hint) for n, hint in enumerate(known.hints, start=1)
+        ]
+        assert shown[most].text.startswith(known.hints[-1])
+        assert f'exercise("{known.id}").solution()' in shown[most].text
 
 
-def test_at_least_two_wrong_answers_are_kept_for_it(known):
-    assert len(WRONG.get(known.id, ())) >= 2
+@pytest.mark.parametrize("exercises", BY_NOTEBOOK.values(), ids=BY_NOTEBOOK)
+def test_an_answer_of_the_wrong_kind_gets_a_verdict(exercises, opened):
+    for known in exercises:
+        right = solution_of(known)
+        for answer in (None, ..., 42, "text", [], object(), type):
+            verdict = known.check(answer, opened(known))
+            if answer is None or answer is ...:
+                assert verdict.state == "untouched"
+            elif type(answer) is not type(right):
+                assert verdict.state == "wrong"
+                assert len(verdict.message) > 20
+                if callable(right) and not callable(answer):
+                    assert f"`check({known.answer_name})`" in verdict.message
 
 
-@pytest.mark.parametrize(
-    ("known", "answer", "fragment"),
-    [
-        pytest.param(known, answer, fragment, id=f"{known.id}-{answer.__name__}")
-        for known in EXERCISES
-        for answer, fragment in WRONG.get(known.id, ())
-    ],
-    indirect=["known"],
-)
-def test_a_wrong_answer_is_told_what_is_wrong_with_it(known, opened, answer, fragment):
-    verdict = known.check(answer, opened)
-    assert verdict.state == "wrong"
-    assert fragment in verdict.message
+BREAKING = {
+    "return {}['no such thing']": ("KeyError: 'no such thing'", "Your line 2"),
+    "raise SystemExit(3)": ("SystemExit: 3",),
+    "while True:\n        pass": ("did not end within 0.3 s", "Your line"),
+}
 
 
-@pytest.mark.parametrize(
-    ("known", "answer"),
-    [
-        pytest.param(known, answer, id=f"{known.id}-{answer.__name__}")
-        for known in EXERCISES
-        for answer in RIGHT.get(known.id, ())
-    ],
-    indirect=["known"],
-)
-def test_an_answer_that_is_right_in_another_way_is_right(known, opened, answer):
-    verdict = known.check(answer, opened)
-    assert (verdict.state, verdict.message) == ("right", known.praise)
-
-
-def test_there_are_hints_and_each_call_shows_the_next(known):
-    fresh = replace(known)
-    most = len(known.hints)
-    assert most >= 2
-    shown = [fresh.hint() for _ in range(most + 1)]
-    assert [note.heading for note in shown[:most]] == [
-        f"Hint {stage} of {most}" for stage in range(1, most + 1)
-    ]
-    assert [note.text for note in shown[:most]] == list(known.hints)
-    assert shown[most].text.startswith(known.hints[-1])
-    assert f'exercise("{known.id}").solution()' in shown[most].text
-
-
-@pytest.mark.parametrize("answer", [None, ..., 42, "text", b"", [], object(), type, print])
-def test_an_answer_of_the_wrong_kind_gets_a_verdict(known, opened, right, answer):
-    verdict = known.check(answer, opened)
-    untouched = answer is None or answer is Ellipsis
-    if untouched:
-        assert verdict.state == "untouched"
-    elif type(answer) is not type(right):
-        assert verdict.state == "wrong"
-        assert len(verdict.message) > 20
-        if callable(right) and not callable(answer):
-            assert f"`check({known.answer_name})`" in verdict.message
-
-
-def test_an_answer_that_raises_is_told_what_and_where(known, opened, right):
-    if not callable(right):
-        pytest.skip("the answer is a value")
-    answer = run("def broken(*_):\n    return {}['no such thing']")["broken"]
-    verdict = known.check(answer, opened)
-    assert verdict.state == "wrong"
-    assert "KeyError: 'no such thing'" in verdict.message
-    assert "Your line 2" in verdict.message
-
-
-def test_an_answer_that_leaves_python_does_not(known, opened, right):
-    if not callable(right):
-        pytest.skip("the answer is a value")
-    verdict = known.check(run("def leave(*_):\n    raise SystemExit(3)")["leave"], opened)
-    assert verdict.state == "wrong"
-    assert "SystemExit: 3" in verdict.message
-
-
-def test_an_answer_that_never_ends_is_stopped(known, opened, right):
-    if not callable(right):
-        pytest.skip("the answer is a value")
-    assert known.limit_s <= 30
-    answer = run("def endless(*_):\n    while True:\n        pass")["endless"]
-    verdict = replace(known, limit_s=0.2).check(answer, opened)
-    assert verdict.state == "wrong"
-    assert "did not end within 0.2 s" in verdict.message
-    assert "Your line" in verdict.message
+@pytest.mark.parametrize("exercises", BY_NOTEBOOK.values(), ids=BY_NOTEBOOK)
+def test_an_answer_that_raises_leaves_or_never_ends_is_told_what_and_where(exercises, opened):
+    for known in exercises:
+        if not callable(solution_of(known)):
+            continue
+        assert known.limit_s <= 30
+        for body, said in BREAKING.items():
+            limit = 0.3 if "while" in body else known.limit_s
+            answer = run(f"def broken(*_):\n    {body}")["broken"]
+            verdict = replace(known, limit_s=limit).check(answer, opened(known))
+            assert verdict.state == "wrong"
+            assert [part for part in said if part not in verdict.message] == [], known.id
     deadline = time.monotonic() + 30
     while looping() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from workshop_lib import Workshop
-from workshop_lib.services.state import wait_until
+from workshop_lib.services.processes import wait_until
 
 SOON_S = 30.0
 """What is ending may take so long."""

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,119 +14,75 @@ from click.testing import CliRunner, Result
 
 from workshop_lib.cli import main
 from workshop_lib.errors import EngineError
-from workshop_lib.services import embedded, resolve
-from workshop_lib.services.state import StateFolder, remove
+from workshop_lib.services import local, resolve
+from workshop_lib.services.state_folder import MARK, StateFolder, remove
 from workshop_lib.settings import load_settings
 
-
-def _holds(name: str, content: bytes) -> Callable[[StateFolder], None]:
-    def damage(folder: StateFolder) -> None:
-        remove(folder.path / name)
-        (folder.path / name).write_bytes(content)
-
-    return damage
+Damage = Callable[[Path], object]
 
 
-def _is_gone(name: str) -> Callable[[StateFolder], None]:
-    return lambda folder: remove(folder.path / name)
+def write(content: bytes, path: Path) -> None:
+    remove(path)
+    path.write_bytes(content)
 
 
-def _is_a_folder(name: str) -> Callable[[StateFolder], None]:
-    def damage(folder: StateFolder) -> None:
-        remove(folder.path / name)
-        (folder.path / name / "inside").mkdir(parents=True)
-
-    return damage
+def make_folder(path: Path) -> None:
+    remove(path)
+    (path / "inside").mkdir(parents=True)
 
 
-def _leads_nowhere(name: str) -> Callable[[StateFolder], None]:
-    def damage(folder: StateFolder) -> None:
-        remove(folder.path / name)
-        (folder.path / name).symlink_to("/nowhere/at/all")
-
-    return damage
+def lead_nowhere(path: Path) -> None:
+    remove(path)
+    path.symlink_to("/nowhere/at/all")
 
 
-def _is_a_file(name: str) -> Callable[[StateFolder], None]:
-    def damage(folder: StateFolder) -> None:
-        remove(folder.path / name)
-        (folder.path / name).write_text("not a folder")
-
-    return damage
+def halve_secrets(path: Path) -> None:
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({"owner": kept["owner"], "valkey": 5, "admin": None}))
 
 
-def _data(name: str, content: str | None) -> Callable[[StateFolder], None]:
-    def damage(folder: StateFolder) -> None:
-        (folder.postgres_data / name).unlink(missing_ok=True)
-        if content is not None:
-            (folder.postgres_data / name).write_text(content)
-
-    return damage
-
-
-def _half_of_the_secrets(folder: StateFolder) -> None:
-    file = folder.path / "secrets.json"
-    kept = json.loads(file.read_text())
-    file.write_text(json.dumps({"owner": kept["owner"], "valkey": 5, "admin": None}))
-
-
-ENGINE = b'{"name": "postgres", "status": "up", "port": 1, "pid": 1, "created": "", '
-HARMLESS = {
-    "state.json without engines": _holds("state.json", b'{"engines": null}'),
-    "state.json with an unknown field": _holds(
-        "state.json", b'{"engines": {"postgres": ' + ENGINE + b'"colour": "red"}}}'
-    ),
-    "state.json of wrong types": _holds(
-        "state.json", b'{"pid": "x", "created": [], "attempt": {}, "engines": [1]}'
-    ),
-    "state.json of an enormous request": _holds("state.json", b'{"attempt": 1e308}'),
-    "state.json of deep lists": _holds("state.json", b"[" * 200_000),
-    "state.json not in UTF-8": _holds("state.json", b'\xff\xfe\x00{"'),
-    "state.json a folder": _is_a_folder("state.json"),
-    "state.json a dangling link": _leads_nowhere("state.json"),
-    "wanted.json of wrong types": _holds(
-        "wanted.json", b'{"attempt": "many", "cache_mb": [], "postgres": {}, "?": 1, "valkey-x": 1}'
-    ),
-    "wanted.json a folder": _is_a_folder("wanted.json"),
-    "ports.json of wrong types": _holds(
-        "ports.json", b'{"postgres": "x", "valkey": -1, "s3": 99999}'
-    ),
-    "ports.json a list": _holds("ports.json", b"[]"),
-    "ports.json a folder": _is_a_folder("ports.json"),
-    "secrets.json in half": _half_of_the_secrets,
-    "leases that are none": lambda folder: [
-        (folder.leases / f"{n}-0.json").write_bytes(content)
-        for n, content in enumerate([b"", b"[]", b'{"pid": 1e999, "linger_s": "x"}', b"\x00"])
-    ],
-    "leases a file": _is_a_file("leases"),
-    "logs a dangling link": _leads_nowhere("logs"),
-    "lock a folder": _is_a_folder("lock"),
-    "no mark": _is_gone(".made-by-cache-aside-workshop"),
-    "the mark a folder": _is_a_folder(".made-by-cache-aside-workshop"),
-    "the mark unreadable": _holds(".made-by-cache-aside-workshop", b"\xff\x00"),
-    "postmaster.pid empty": _data("postmaster.pid", ""),
-    "postmaster.pid of a stranger": _data("postmaster.pid", "1\n/\n"),
-}
+HARMLESS: list[tuple[str, Damage]] = [
+    ("supervisor.json", partial(write, b'{"port": null}')),
+    ("supervisor.json", partial(write, b'{"port": 99999, "token": [], "proof": 1}')),
+    ("supervisor.json", partial(write, b"[" * 200_000)),
+    ("supervisor.json", partial(write, b'\xff\xfe\x00{"')),
+    ("supervisor.json", make_folder),
+    ("supervisor.json", lead_nowhere),
+    ("ports.json", partial(write, b'{"postgres": "x", "valkey": -1, "s3": 99999}')),
+    ("ports.json", make_folder),
+    ("secrets.json", halve_secrets),
+    ("sandboxes", partial(write, b"not a folder")),
+    ("logs", lead_nowhere),
+    ("lock", make_folder),
+    (MARK, remove),
+    (MARK, make_folder),
+    (MARK, partial(write, b"\xff\x00")),
+    ("data/postmaster.pid", partial(write, b"")),
+    ("data/postmaster.pid", partial(write, b"1\n/\n")),
+    ("data.new", make_folder),
+]
 """What opening gets over by itself."""
-HARMFUL = {
-    "secrets.json truncated": _holds("secrets.json", b'{"owner": "4f'),
-    "PG_VERSION missing": _data("PG_VERSION", None),
-    "valkey a file": _is_a_file("valkey"),
-    "objects a dangling link": _leads_nowhere("objects"),
-}
+HARMFUL: list[tuple[str, Damage]] = [
+    ("secrets.json", partial(write, b'{"owner": "4f')),
+    ("data/PG_VERSION", remove),
+    ("valkey", partial(write, b"not a folder")),
+    ("objects", lead_nowhere),
+]
 """What only a reset helps against."""
-DAMAGES = HARMLESS | HARMFUL
+
+
+def damage_it(folder: StateFolder, what: str, damage: Damage) -> None:
+    data = what.removeprefix("data")
+    damage(folder.path / what if data == what else Path(f"{folder.postgres_data}{data}"))
 
 
 def command(*words: str) -> Result:
     before = signal.getsignal(signal.SIGTERM)
     done = CliRunner().invoke(main, list(words), prog_name="workshop")
     signal.signal(signal.SIGTERM, before)
+    assert isinstance(done.exception, SystemExit | None), done.exception
+    assert "Traceback" not in done.output
     return done
-
-
-def in_a_sentence(done: Result) -> bool:
-    return isinstance(done.exception, SystemExit | None) and "Traceback" not in done.output
 
 
 @pytest.fixture
@@ -135,22 +92,19 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateFolde
     monkeypatch.setenv("WORKSHOP_STATE_DIR", str(folder.path))
     folder.prepare()
     folder.secrets()
-    folder.postgres_data.mkdir(parents=True)
+    with folder.locked():
+        folder.postgres_data.mkdir(parents=True)
     (folder.postgres_data / "PG_VERSION").write_text("16")
     yield folder
-    remove(folder.postgres_data)
+    folder.delete_data()
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_status_and_stop_get_over_any_damage_and_reset_helps(made, damage):
-    damage(made)
-    for words in (["status"], ["stop"]):
-        done = command(*words)
-        assert in_a_sentence(done), done.exception
-        assert done.exit_code == 0, done.output
-    done = command("reset", "--yes", "--local")
-    assert in_a_sentence(done), done.exception
-    assert done.output == "Reset. The next run starts afresh.\n"
+@pytest.mark.parametrize(("what", "damage"), HARMLESS + HARMFUL)
+def test_status_and_stop_get_over_any_damage_and_reset_helps(made, what, damage):
+    damage_it(made, what, damage)
+    for word in ("status", "stop"):
+        assert command(word).exit_code == 0
+    assert command("reset", "--yes", "--local").output == "Reset. The next run starts afresh.\n"
     assert not made.postgres_data.exists()
     made.prepare()
 
@@ -161,49 +115,40 @@ def worn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
     folder = StateFolder(tmp_path_factory.mktemp("worn").resolve())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKSHOP_STATE_DIR", str(folder.path))
-        opened()
+        open_and_stop()
         yield folder
-    embedded.reset(folder)
+    local.reset(folder)
 
 
-def opened() -> None:
-    """Open, and let go."""
+def open_and_stop() -> None:
     resolve(load_settings().values).release()
-    embedded.stop(StateFolder(load_settings().values.workshop_state_dir))
+    local.stop(StateFolder(load_settings().values.workshop_state_dir))
 
 
-@pytest.mark.parametrize("damage", HARMLESS.values(), ids=HARMLESS)
-def test_opening_gets_over_small_damage(worn, damage):
-    damage(worn)
-    opened()
+def test_opening_gets_over_small_damage(worn):
+    # Of each file one damage at a time, and all files at once: an opening takes its time.
+    kinds: dict[str, list[Damage]] = {}
+    for what, damage in HARMLESS:
+        kinds.setdefault(what, []).append(damage)
+    for round_ in range(max(map(len, kinds.values()))):
+        for what, damages in kinds.items():
+            if round_ < len(damages):
+                damage_it(worn, what, damages[round_])
+        open_and_stop()
 
 
-@pytest.mark.parametrize("damage", HARMFUL.values(), ids=HARMFUL)
-def test_opening_says_that_larger_damage_takes_a_reset(worn, tmp_path, damage):
+@pytest.mark.parametrize(("what", "damage"), HARMFUL)
+def test_opening_says_that_larger_damage_takes_a_reset(worn, tmp_path, what, damage):
     keep = shutil.copytree(worn.path, tmp_path / "keep")
-    damage(worn)
+    damage_it(worn, what, damage)
     with pytest.raises(EngineError, match="workshop reset"):
-        opened()
-    assert "workshop reset" in command("check").output
-    embedded.stop(worn)
+        open_and_stop()
+    local.stop(worn)
     if (worn.postgres_data / "postgresql.conf").exists():
         (worn.postgres_data / "PG_VERSION").write_text("16\n")
     for name in ("secrets.json", "valkey", "objects"):
         remove(worn.path / name)
     shutil.copytree(keep, worn.path, dirs_exist_ok=True)
-
-
-def test_a_damaged_state_file_costs_the_engines_that_run_nothing(worn):
-    held = resolve(load_settings().values)
-    before = {engine.name: engine.pid for engine in embedded.status(worn).engines}
-    try:
-        worn.state_file.write_text("{")
-        again = resolve(load_settings().values)
-        again.release()
-        assert {engine.name: engine.pid for engine in embedded.status(worn).engines} == before
-    finally:
-        held.release()
-        embedded.stop(worn)
 
 
 # --- what a reset leaves alone ---
@@ -225,19 +170,15 @@ def test_reset_leaves_an_empty_folder_that_it_was_given(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reset_leaves_other_files_and_the_folder_can_be_used_again(tmp_path, monkeypatch):
-    folder = StateFolder(tmp_path / "state")
-    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(folder.path))
-    folder.prepare()
-    folder.secrets()
-    (folder.path / "notes.json").write_text("mine")
-    (folder.path / "results").mkdir()
-    command("reset", "--yes")
-    command("reset", "--yes")
-    assert (folder.path / "notes.json").read_text() == "mine"
-    assert (folder.path / "results").is_dir()
-    assert not (folder.path / "secrets.json").exists()
-    folder.prepare()
+def test_reset_leaves_other_files_and_the_folder_can_be_used_again(made):
+    (made.path / "notes.json").write_text("mine")
+    (made.path / "results").mkdir()
+    for _ in range(2):
+        command("reset", "--yes")
+    assert (made.path / "notes.json").read_text() == "mine"
+    assert (made.path / "results").is_dir()
+    assert not (made.path / "secrets.json").exists()
+    made.prepare()
 
 
 def test_reset_follows_no_link_out_of_its_folder(tmp_path, monkeypatch):
@@ -249,6 +190,7 @@ def test_reset_follows_no_link_out_of_its_folder(tmp_path, monkeypatch):
     folder = StateFolder(tmp_path / "real")
     folder.prepare()
     (folder.path / "objects").symlink_to(tmp_path / "mine")
+    (folder.path / "sandboxes").symlink_to(tmp_path / "mine")
     (folder.logs / "elsewhere").symlink_to(tmp_path / "mine")
     command("reset", "--yes")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"

@@ -1,7 +1,8 @@
-"""The local engines through everything that happens to them on a learner's machine."""
+"""The local engines treated badly: shared ones, and those of a sandbox."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,9 +10,9 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import boto3
@@ -21,100 +22,130 @@ import pytest
 import redis
 from botocore.exceptions import ClientError
 from click.testing import CliRunner, Result
-from jupyter_client import KernelManager
 from psycopg2.extras import wait_select
 
 from workshop_lib.cli import main
 from workshop_lib.errors import EngineError
-from workshop_lib.services import embedded, exports, resolve
-from workshop_lib.services.endpoints import Endpoints
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.services import exports, local, resolve
+from workshop_lib.services.endpoints import embedded_cache, embedded_database
 from workshop_lib.services.engines import ObjectStore
-from workshop_lib.services.state import StateFolder, state_folder, wait_until
-from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.services.local import Attachment
+from workshop_lib.services.processes import (
+    is_alive,
+    wait_until,
+)
+from workshop_lib.services.protocol import EngineState
+from workshop_lib.services.state_folder import StateFolder, state_folder
+from workshop_lib.settings import load_settings
 
-SOON = 30.0
+SOON_S = 30.0
+OPENERS = {"shared": local.attach, "sandbox": local.open_group}
 OPEN = """
-    import sys, time
-    from workshop_lib.services import resolve
-    from workshop_lib.settings import CHECKOUT, load_settings
-    endpoints = resolve(load_settings().values)
-    print("open", *(endpoint.port for endpoint in endpoints.all), flush=True)
+    import os, sys, time
+    from workshop_lib.services import local
+    from workshop_lib.services.state_folder import state_folder
+    from workshop_lib.settings import load_settings
+    settings = load_settings().values
+    print("opening", flush=True)
+    held = local.{opener}(state_folder(settings.workshop_state_dir), {names}, settings)
+    print(*(engine.port for engine in held.engines.values()), flush=True)
 """
+both = pytest.mark.parametrize("kind", OPENERS)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
     """A state folder that these tests may treat as badly as they like."""
-    folder = StateFolder(tmp_path_factory.mktemp("rough handling").resolve())
+    folder = StateFolder(tmp_path_factory.mktemp("rough handling").resolve() / "state")
     yield folder
-    embedded.reset(folder)
+    local.reset(folder)
+    assert not folder.path.exists()
+    assert not folder.postgres_data.exists()
 
 
 @pytest.fixture
 def folder(home: StateFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateFolder]:
-    """The folder, chosen by the environment; no process of it is left after each test."""
+    """The folder, chosen by the environment; afterwards no process or sandbox of it is left."""
     monkeypatch.setenv("WORKSHOP_STATE_DIR", str(home.path))
     yield home
-    while _attached:
-        _attached.pop().release()
-    embedded.stop(home)
+    for held in _held:
+        held.release()
+    _held.clear()
+    local.stop(home)
     assert gone(home)
 
 
-_attached: list[Endpoints] = []
+_held: list[Attachment] = []
 
 
-def attach() -> Endpoints:
-    """Open the engines from this process; the fixture lets go of them."""
-    _attached.append(resolve(load_settings().values))
-    return _attached[-1]
+def attach(*names: str, kind: str = "shared", idle_s: float = 0.0) -> Attachment:
+    """Open engines from this process; the fixture lets go of them."""
+    settings = load_settings(workshop_linger_seconds=idle_s).values
+    opener = OPENERS[kind]
+    held = opener(state_folder(settings.workshop_state_dir), names or ("valkey",), settings)
+    _held.append(held)
+    return held
 
 
-def processes_of(folder: StateFolder) -> list[psutil.Process]:
-    """Every living process that names the folder (or its PostgreSQL data) on its command line."""
-    places = (str(folder.path), str(folder.postgres_data))
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = process.cmdline()
-            if process.status() != psutil.STATUS_ZOMBIE and any(
-                place in word for word in words for place in places
-            ):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.pid != os.getpid()]
+def let_go() -> None:
+    while _held:
+        _held.pop().release()
 
 
-def engine_pids(folder: StateFolder) -> dict[str, int]:
-    return {engine.name: engine.pid for engine in embedded.status(folder).engines}
+@contextmanager
+def another(
+    then: str = "", *, kind: str = "shared", names: tuple[str, ...] = ("valkey",)
+) -> Iterator[subprocess.Popen[str]]:
+    """Another process that opens engines, says their ports, and then does what it is told."""
+    code = OPEN.format(opener=OPENERS[kind].__name__, names=names)
+    words = [sys.executable, "-c", textwrap.dedent(code) + then]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout.readline() == "opening\n"
+        yield process
+        process.kill()
 
 
-def opener(then: str = "") -> subprocess.Popen[str]:
-    """Another process that opens the engines, says so, and then does what it is told."""
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(OPEN) + textwrap.dedent(then)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def found(folder: StateFolder) -> list[psutil.Process]:
+    """Every living process of the folder, its sandboxes included."""
+    return [process for kind in folder.processes() for process in kind]
 
 
-def write_row(endpoints: Endpoints, number: int) -> None:
-    connection = psycopg2.connect(**endpoints.database.arguments)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute("CREATE TABLE IF NOT EXISTS kept (n int)")
-        cursor.execute("INSERT INTO kept VALUES (%s)", (number,))
-    connection.close()
+def gone(folder: StateFolder) -> bool:
+    return wait_until(lambda: not found(folder) and not folder.sandboxes, SOON_S, step_s=0.1)
 
 
-def read_rows(endpoints: Endpoints) -> list[int]:
-    connection = psycopg2.connect(**endpoints.database.arguments)
-    cursor = connection.cursor()
-    cursor.execute("SELECT n FROM kept ORDER BY n")
-    rows = [n for (n,) in cursor.fetchall()]
-    connection.close()
-    return rows
+def supervisor(folder: StateFolder) -> psutil.Process:
+    return psutil.Process(local.status(folder).supervisor_pid)
+
+
+def watchdog(folder: StateFolder) -> psutil.Process:
+    (one,) = folder.processes().watchdogs
+    return one
+
+
+def states(folder: StateFolder, kind: str = "shared") -> dict[str, EngineState]:
+    status = local.status(folder)
+    engines = status.engines if kind == "shared" else status.sandboxes[0][1]
+    return {engine.name: engine for engine in engines}
+
+
+def pids(folder: StateFolder, kind: str = "shared") -> dict[str, int]:
+    return {name: state.pid for name, state in states(folder, kind).items()}
+
+
+def client(held: Attachment, name: str = "valkey", **changes: object) -> redis.Redis:
+    return redis.Redis(**{**embedded_cache(held, name).arguments, **changes})
+
+
+def query(held: Attachment, statement: str) -> list[tuple[object, ...]]:
+    with closing(psycopg2.connect(**embedded_database(held).arguments)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
 
 
 def workshop(*words: str) -> Result:
@@ -125,380 +156,435 @@ def workshop(*words: str) -> Result:
         signal.signal(signal.SIGTERM, before)
 
 
-def gone(folder: StateFolder) -> bool:
-    return wait_until(lambda: not processes_of(folder), SOON)
+# --- what they are ---
 
 
-def test_engines_listen_on_loopback_only(folder):
-    attach()
-    # Not all children: a PostgreSQL backend may end while it is asked.
-    running = [folder.keeper().pid, *engine_pids(folder).values()]
-    sockets = [s for pid in running for s in psutil.Process(pid).net_connections(kind="all")]
+@both
+def test_they_listen_on_loopback_only_and_open_to_their_own_passwords(folder, kind):
+    held, other = attach("postgres", "valkey", kind=kind), attach(kind="sandbox")
+    running = [supervisor(folder).pid, *pids(folder).values(), *pids(folder, "sandbox").values()]
+    sockets = [s for pid in running for s in psutil.Process(pid).net_connections(kind="inet")]
     listening = [s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN]
     assert len(listening) >= 3
     assert set(listening) == {"127.0.0.1"}
-    assert [s for s in sockets if s.family == socket.AF_UNIX and s.laddr] == []
-
-
-def test_a_wrong_password_is_refused_by_all_three(folder):
-    endpoints = attach()
-    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
-        psycopg2.connect(**{**endpoints.database.arguments, "password": "guess"})
-    with pytest.raises(redis.AuthenticationError):
-        redis.Redis(**{**endpoints.cache.arguments, "password": "guess"}).ping()
-    with pytest.raises(redis.AuthenticationError):
-        redis.Redis(**{**endpoints.cache.arguments, "password": None}).ping()
-    wrong = {**endpoints.store.arguments, "aws_secret_access_key": "guess-guess"}
-    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
-        boto3.client("s3", **wrong).list_buckets()
-
-
-def test_the_notebooks_role_is_not_a_superuser_and_isolation_is_snapshot(folder):
-    connection = psycopg2.connect(**attach().database.arguments)
-    cursor = connection.cursor()
-    cursor.execute(
-        "SELECT current_user, rolsuper, current_setting('transaction_isolation'), "
-        "current_setting('server_version_num')::int / 10000 "
-        "FROM pg_roles WHERE rolname = current_user"
+    for password in ("guess", other.secrets["valkey"], None):
+        with pytest.raises(redis.AuthenticationError):
+            client(held, password=password).ping()
+    for password in ("guess", other.secrets["admin"]):
+        with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+            psycopg2.connect(**{**embedded_database(held).arguments, "password": password})
+    asked = (
+        "SELECT current_user::text, rolsuper, current_setting('transaction_isolation'), "
+        "current_setting('server_version_num')::int / 10000 FROM pg_roles "
+        "WHERE rolname = current_user"
     )
-    assert cursor.fetchone() == ("admin", False, "repeatable read", 16)
-    connection.close()
+    assert query(held, asked) == [("admin", False, "repeatable read", 16)]
 
 
-def test_passwords_stand_in_no_command_line_no_log_and_no_open_file(folder):
-    endpoints = attach()
-    passwords = list(folder.secrets().values())
-    lines = [" ".join(process.cmdline()) for process in psutil.process_iter() if _readable(process)]
-    logs = [file.read_text(errors="replace") for file in folder.logs.glob("*.log")]
-    assert [text for text in (*lines, *logs, repr(endpoints)) for p in passwords if p in text] == []
-    assert folder.path.stat().st_mode & 0o777 == 0o700
-    secret_files = [folder.path / "secrets.json", folder.path / "valkey" / "valkey.conf"]
-    assert [file.stat().st_mode & 0o077 for file in secret_files] == [0, 0]
+def test_the_store_refuses_a_wrong_key(folder):
+    arguments = resolve_and_hold().store.arguments
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        boto3.client("s3", **{**arguments, "aws_secret_access_key": "guess-guess"}).list_buckets()
 
 
-def _readable(process: psutil.Process) -> bool:
+def resolve_and_hold():
+    endpoints = resolve(load_settings().values)
+    _held.append(endpoints)
+    return endpoints
+
+
+@both
+def test_passwords_stand_in_no_command_line_no_log_and_no_open_file(folder, kind):
+    held = attach("postgres", "valkey", kind=kind)
+    place = held.folder
+    lines = [" ".join(words(process)) for process in psutil.process_iter()]
+    logs = [file.read_text(errors="replace") for file in folder.path.rglob("*.log")]
+    known = [*held.secrets.values(), *folder.read(folder.address_file).values()]
+    texts = (*lines, *logs, repr(held))
+    assert [t for t in texts for p in known if isinstance(p, str) and p in t] == []
+    assert {f.path.stat().st_mode & 0o777 for f in (folder, place)} == {0o700}
+    secret = [place.path / "secrets.json", place.path / "valkey/valkey.conf", folder.address_file]
+    assert {file.stat().st_mode & 0o077 for file in secret} == {0}
+
+
+def words(process: psutil.Process) -> list[str]:
     try:
-        return bool(process.cmdline())
-    except psutil.Error:
-        return False
+        return process.cmdline()
+    except psutil.Error:  # it has ended
+        return []
 
 
-def test_six_processes_that_open_at_once_share_one_set_of_engines(folder):
+def test_who_does_not_know_the_token_is_told_nothing(folder):
+    attach()
+    port = folder.read(folder.address_file)["port"]
+    for said in (b'"guess"\n', b"{}\n", b"GET / HTTP/1.1\r\n\r\n", '"é"\n'.encode(), b"\xff\n"):
+        with socket.create_connection(("127.0.0.1", port), timeout=SOON_S) as connection:
+            connection.sendall(said + b'{"do": "status"}\n')
+            with contextlib.suppress(ConnectionError):
+                assert connection.recv(100) == b""
+    assert client(attach()).ping() is True
+
+
+# --- who holds them ---
+
+
+def test_eight_processes_that_open_at_once_from_nothing_share_one_supervisor(folder):
     with ExitStack() as stack:
-        openers = [stack.enter_context(opener("time.sleep(60)")) for _ in range(6)]
-        said = {process.stdout.readline() for process in openers}
-        keepers = [p for p in processes_of(folder) if "workshop_lib.services.keeper" in p.cmdline()]
-        for process in openers:
+        names = ("postgres", "valkey")
+        openers = [stack.enter_context(another("input()", names=names)) for _ in range(8)]
+        ports = {process.stdout.readline() for process in openers}
+        supervisors = folder.processes().supervisors
+    assert len(ports) == len(supervisors) == 1
+    assert len(ports.pop().split()) == 2
+
+
+@both
+@pytest.mark.parametrize("end", ["ends", "is killed", "is killed while it opens them"])
+def test_they_end_with_their_last_user(folder, kind, end):
+    names = ("postgres", "valkey")
+    with another("" if end == "ends" else "time.sleep(60)", kind=kind, names=names) as process:
+        if end != "is killed while it opens them":
+            assert len(process.stdout.readline().split()) == 2
+        else:
+            assert wait_until(lambda: folder.processes().supervisors, SOON_S)
+        if end != "ends":
             process.kill()
-    assert len(said) == 1
-    assert said.pop().startswith("open ")
-    assert len(keepers) == 1
-
-
-def test_engines_end_when_their_last_user_ends(folder):
-    with opener() as process:
-        assert process.stdout.readline().startswith("open")
-    assert process.returncode == 0
+        process.wait()
     assert gone(folder)
 
 
-def test_engines_end_when_their_last_user_is_killed(folder):
-    with opener("time.sleep(60)") as process:
-        assert process.stdout.readline().startswith("open")
-        process.kill()
-    assert gone(folder)
+def test_one_user_leaving_does_not_take_them_from_another(folder):
+    held = attach()
+    before = pids(folder)
+    with another() as process:
+        process.wait()
+    assert wait_until(lambda: len(local.status(folder).users) == 1, SOON_S)
+    assert pids(folder) == before
+    assert client(held).ping() is True
 
 
-def test_one_user_leaving_does_not_take_the_engines_from_another(folder):
-    endpoints = attach()
-    before = engine_pids(folder)
-    with opener() as process:
+def test_a_sandbox_is_nobody_elses_and_goes_alone(folder):
+    shared, one = attach("valkey"), attach("valkey", "valkey-2", kind="sandbox")
+    with another("input()", kind="sandbox") as process:
         process.stdout.readline()
-    time.sleep(0.6)  # three of the keeper's rounds of looking for users
-    assert engine_pids(folder) == before
-    assert read_version(endpoints) == 16
-
-
-def read_version(endpoints: Endpoints) -> int:
-    connection = psycopg2.connect(**endpoints.database.arguments)
-    major = connection.server_version // 10_000
-    connection.close()
-    return major
-
-
-def test_engines_linger_as_long_as_asked(folder, monkeypatch):
-    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "30")
-    with opener() as process:
-        process.stdout.readline()
-    time.sleep(0.6)
-    assert set(engine_pids(folder)) == {"postgres", "valkey", "s3"}
-    assert embedded.stop(folder) is True
+        status = local.status(folder)
+        assert [user.pid for user, _ in status.sandboxes] == [os.getpid(), process.pid]
+        everything = [*status.engines, *(e for _, engines in status.sandboxes for e in engines)]
+        assert len({engine.pid for engine in everything}) == 4
+        assert str(process.pid) in workshop("status").output
+    assert wait_until(lambda: len(folder.sandboxes) == 1, SOON_S)
+    one.release()
+    assert folder.sandboxes == []
+    assert client(shared).ping() is True
+    with pytest.raises(redis.ConnectionError):
+        client(one).ping()
+    with pytest.raises(EngineError, match=r"This sandbox is closed.* Run the cell"):
+        one.tell("start", "valkey")
+    one.release()
 
 
 @pytest.mark.parametrize("ends", ["by itself", "killed"])
-def test_a_command_does_not_shorten_the_idle_time_that_another_user_asked_for(
-    folder, monkeypatch, ends
-):
+def test_they_stay_idle_as_long_as_any_user_asked_for(folder, monkeypatch, ends):
     monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "600")
-    with opener("time.sleep(60)" if ends == "killed" else "") as process:
+    with another("" if ends == "by itself" else "time.sleep(60)") as process:
         process.stdout.readline()
-        if ends == "killed":
-            process.kill()
-    before = engine_pids(folder)
-    assert workshop("check").exit_code == 0  # it would have waited for the ten minutes otherwise
+    before = pids(folder)
     monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "0")
-    with opener() as process:
-        process.stdout.readline()
-    time.sleep(0.6)  # three of the keeper's rounds of looking for users
-    assert engine_pids(folder) == before
+    attach().release()
+    assert 500 < local.status(folder).idle_s < 600
+    assert local.wait_gone(folder, 0.0) is False
+    assert pids(folder) == before
+    assert workshop("stop").output == "The local engines are stopped.\n"
+    assert workshop("stop").output == "No local engines were running.\n"
 
 
-def test_a_command_that_started_the_engines_leaves_none(folder, monkeypatch):
+def test_they_end_when_the_idle_time_has_passed(folder):
+    attach(idle_s=0.5).release()
+    attach(idle_s=0.2).release()
+    assert local.status(folder).idle_s > 0
+    assert gone(folder)
+
+
+def test_a_command_that_started_them_leaves_none(folder, monkeypatch):
     monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "600")
     assert workshop("check").exit_code == 0
-    assert processes_of(folder) == []
+    assert found(folder) == []
     assert workshop("load", "clean").exit_code == 0
-    assert processes_of(folder) == []
+    assert found(folder) == []
 
 
-def test_a_mixed_load_that_started_the_engines_leaves_none(folder, monkeypatch, tmp_path):
-    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "600")
-    words = ["--duration", "1", "--at-once", "1", "--think", "0", "--statements", "1"]
-    done = workshop("load", "mixed", *words, "--messages", "2", "--out", str(tmp_path))
-    assert done.exit_code == 0, done.output
-    assert processes_of(folder) == []
+@both
+def test_a_forked_child_neither_keeps_nor_ends_what_its_parent_holds(folder, kind):
+    # In a process of its own: this one has threads.
+    then = textwrap.dedent("""
+        stays = os.fork()
+        if stays == 0:
+            time.sleep(60)
+        child = os.fork()
+        if child == 0:
+            held.release()
+            sys.exit()
+        os.waitpid(child, 0)
+        print(stays, flush=True)
+        input()
+    """)
+    with another(then, kind=kind) as process:
+        process.stdout.readline()
+        stays = int(process.stdout.readline())
+        status = local.status(folder)
+        assert len(status.users) + len(status.sandboxes) == 1
+        process.kill()
+        assert gone(folder)
+        os.kill(stays, signal.SIGKILL)
 
 
-def test_what_lets_go_at_once_is_heard_all_the_same(folder, monkeypatch):
-    holder = attach()
-    before = engine_pids(folder)
-    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "600")
-    resolve(load_settings().values).release()
-    holder.release()
-    time.sleep(0.6)  # as above
-    assert engine_pids(folder) == before
+def test_an_interrupt_reaches_the_opener_and_not_the_engines(folder, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "60")
+    with another("time.sleep(60)", names=("postgres", "valkey")) as process:
+        process.stdout.readline()
+        before = pids(folder)
+        os.killpg(process.pid, signal.SIGINT)  # what Jupyter's Interrupt and Ctrl-C send
+        process.wait()
+    assert pids(folder) == before
+    assert all(map(psutil.pid_exists, before.values()))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere start times do not move")
-def test_a_clock_that_is_set_ends_no_use_of_the_engines(folder, monkeypatch):
-    attach()
-    keeper, boot = folder.keeper().pid, psutil.boot_time()
-    # By this Linux's psutil tells when a process started; it moves when the clock is set.
-    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 3600)
-    assert folder.keeper().pid == keeper
-    assert len(folder.live_leases()) == 1
+def test_stopping_does_not_wait_for_the_process_that_started_them(folder):
+    with another("time.sleep(60)") as process:
+        process.stdout.readline()
+        assert local.stop(folder) is True
+        assert process.poll() is None
 
 
-@pytest.mark.parametrize("name", ["postgres", "valkey", "s3"])
-def test_a_killed_engine_comes_back_on_the_same_port_with_its_data(folder, name):
-    endpoints = attach()
-    write_row(endpoints, 1)
-    client = boto3.client("s3", **endpoints.store.arguments)
-    buckets = [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
-    if "kept" not in buckets:
-        client.create_bucket(Bucket="kept")
-    client.put_object(Bucket="kept", Key="a", Body=b"kept")
-    rows = read_rows(endpoints)
-    victim = engine_pids(folder)[name]
-    os.kill(victim, signal.SIGKILL)
-    assert wait_until(lambda: engine_pids(folder)[name] != victim, SOON)
-    again = attach()
-    assert [e.port for e in again.all] == [e.port for e in endpoints.all]
-    assert read_rows(again) == rows
-    assert client.get_object(Bucket="kept", Key="a")["Body"].read() == b"kept"
+# --- killed ---
 
 
-def test_an_engine_that_keeps_dying_is_reported_and_can_be_asked_for_again(folder, monkeypatch):
+@both
+@pytest.mark.parametrize("name", ["postgres", "valkey"])
+def test_a_killed_engine_comes_back_on_the_same_port_with_its_data(folder, kind, name):
+    held = attach("postgres", "valkey", kind=kind)
+    query(held, "CREATE TABLE IF NOT EXISTS kept (n int)")
+    query(held, "INSERT INTO kept VALUES (1)")
+    rows = query(held, "SELECT n FROM kept")
+    before = pids(folder, kind)
+    os.kill(before[name], signal.SIGKILL)
+    assert wait_until(
+        lambda: (s := states(folder, kind)[name]).status == "up" and s.pid != before[name], SOON_S
+    )
+    assert states(folder, kind)[name].port == held.engines[name].port
+    assert query(held, "SELECT n FROM kept") == rows
+    assert client(held).ping() is True
+
+
+def test_a_killed_store_comes_back_on_the_same_port_with_its_objects(folder):
+    endpoints = resolve_and_hold()
+    s3 = boto3.client("s3", **endpoints.store.arguments)
+    s3.create_bucket(Bucket="kept")
+    s3.put_object(Bucket="kept", Key="a", Body=b"kept")
+    os.kill(pids(folder)["s3"], signal.SIGKILL)
+    assert resolve_and_hold().store.port == endpoints.store.port
+    assert s3.get_object(Bucket="kept", Key="a")["Body"].read() == b"kept"
+
+
+def test_an_engine_that_keeps_dying_is_reported_and_can_be_asked_for_again(folder):
     attach()
     for _ in range(6):
-        before = engine_pids(folder)["valkey"]
+        before = pids(folder)["valkey"]
         os.kill(before, signal.SIGKILL)
-        wait_until(lambda before=before: engine_pids(folder)["valkey"] != before, SOON)
-    reports = {engine.name: engine for engine in embedded.status(folder).engines}
-    assert reports["valkey"].status == "failed"
-    assert "It died 5 times" in reports["valkey"].message
-    assert redis.Redis(**attach().cache.arguments).ping() is True
-
-
-def test_a_killed_keeper_takes_the_engines_with_it_and_the_data_stays(folder):
-    endpoints = attach()
-    write_row(endpoints, 2)
-    rows = read_rows(endpoints)
-    folder.keeper().kill()
-    assert gone(folder)
-    assert read_rows(attach()) == rows
-
-
-def test_keeper_and_guard_killed_at_once_leave_orphans_that_the_next_opening_clears(folder):
-    endpoints = attach()
-    write_row(endpoints, 3)
-    rows = read_rows(endpoints)
-    keeper = folder.keeper()
-    orphans = engine_pids(folder)
-    guards = [p for p in keeper.children() if any("guard.py" in word for word in p.cmdline())]
-    assert len(guards) == 1
-    for process in (*guards, keeper):
-        process.kill()
-    assert psutil.pid_exists(orphans["postgres"])
-    again = attach()
-    assert not set(orphans.values()) & set(engine_pids(folder).values())
-    assert read_rows(again) == rows
+        wait_until(lambda before=before: pids(folder)["valkey"] not in {0, before}, 2)
+    assert states(folder)["valkey"].status == "failed"
+    assert "It died 5 times" in states(folder)["valkey"].message
+    assert client(attach()).ping() is True
 
 
 def test_a_database_killed_in_mid_query_comes_back_each_time_and_leaves_no_backend(folder):
-    endpoints = attach()
+    held = attach("postgres")
     for _ in range(2):
-        server = psutil.Process(engine_pids(folder)["postgres"])
-        connection = psycopg2.connect(**endpoints.database.arguments, async_=1)
+        server = psutil.Process(pids(folder)["postgres"])
+        connection = psycopg2.connect(**embedded_database(held).arguments, async_=1)
         wait_select(connection)
         connection.cursor().execute("SELECT count(*) FROM generate_series(1, 10000000000)")
         busy = psutil.Process(connection.info.backend_pid)
-        assert wait_until(lambda busy=busy: busy.cpu_times().user > 0.05, 20)
+        assert wait_until(lambda busy=busy: busy.cpu_times().user > 0.05, SOON_S)
         server.kill()
-        assert read_version(attach()) == 16
-        assert wait_until(lambda busy=busy: not busy.is_running(), 20)
+        assert query(attach("postgres"), "SELECT 1") == [(1,)]
+        assert wait_until(lambda busy=busy: not busy.is_running(), SOON_S)
         connection.close()
+
+
+def test_a_killed_supervisor_takes_the_engines_with_it_and_the_data_and_ports_stay(folder):
+    held, box = attach("postgres", "valkey"), attach(kind="sandbox")
+    query(held, "CREATE TABLE IF NOT EXISTS kept (n int)")
+    query(held, "INSERT INTO kept VALUES (2)")
+    rows = query(held, "SELECT n FROM kept")
+    supervisor(folder).kill()
+    assert gone(folder)
+    with pytest.raises(EngineError, match="its engines have ended"):
+        box.tell("stop", "valkey")
+    again = attach("postgres", "valkey")
+    assert query(again, "SELECT n FROM kept") == rows
+    ports = [[engine.port for engine in one.engines.values()] for one in (held, again)]
+    assert ports[0] == ports[1]
 
 
 @pytest.mark.parametrize("then", ["stop", "open"])
 def test_orphans_of_which_no_file_tells_are_found_and_ended(folder, then):
-    attach()
-    keeper = folder.keeper()
-    orphans = [psutil.Process(pid) for pid in engine_pids(folder).values()]
-    for process in (*(p for p in keeper.children() if "guard.py" in str(_words(p))), keeper):
+    attach("postgres", "valkey")
+    attach(kind="sandbox")
+    orphans = folder.processes().engines
+    frozen = psutil.Process(pids(folder)["valkey"])
+    boss = supervisor(folder)
+    for process in (watchdog(folder), boss):
+        process.suspend()
+    for process in (watchdog(folder), boss):
         process.kill()
-    folder.state_file.unlink()
-    orphans[0].suspend()
+    folder.address_file.unlink()
+    frozen.suspend()
+    assert len([one for one in orphans if is_alive(one)]) >= 3
     if then == "stop":
-        assert embedded.stop(folder) is True
+        assert local.stop(folder) is True
     else:
-        assert read_version(attach()) == 16
-    assert [p for p in orphans if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+        assert query(attach("postgres"), "SELECT 1") == [(1,)]
+    assert [one for one in orphans if is_alive(one)] == []
+    assert folder.sandboxes == []
 
 
-def test_a_frozen_keeper_is_woken(folder):
+def test_a_killed_watchdog_is_replaced(folder):
     attach()
-    before = engine_pids(folder)
-    folder.keeper().suspend()
+    first = watchdog(folder)
+    first.kill()
+    assert wait_until(lambda: folder.processes().watchdogs, SOON_S)
+    assert watchdog(folder) != first
+    assert local.status(folder).supervisor_pid is not None
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGSTOP], []], ids=["frozen", "its file is damaged"])
+def test_a_supervisor_that_is_out_of_reach_is_found_and_keeps_its_engines(folder, signals):
     attach()
-    assert engine_pids(folder) == before
-    folder.keeper().suspend()
-    assert embedded.stop(folder) is True
-
-
-def test_an_engine_that_cannot_be_started_takes_no_other_with_it(folder, monkeypatch):
-    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "60")
+    before, boss = pids(folder), supervisor(folder)
+    for number in signals or [None]:
+        boss.send_signal(number) if number else folder.address_file.write_text('{"port": 1')
     attach()
-    before = engine_pids(folder)
-    taken = folder.path / "ports.json"
-    taken.unlink()
-    (folder.path / "valkey" / "valkey.conf").unlink()
-    (folder.path / "valkey" / "valkey.conf").mkdir()
-    try:
-        os.kill(before["valkey"], signal.SIGKILL)
-        with pytest.raises(EngineError, match="workshop reset"):
-            attach()
-        after = engine_pids(folder)
-        assert [after[name] for name in ("postgres", "s3")] == [before["postgres"], before["s3"]]
-    finally:
-        (folder.path / "valkey" / "valkey.conf").rmdir()
-    assert redis.Redis(**attach().cache.arguments).ping() is True
+    assert pids(folder) == before
+    assert len(local.status(folder).users) == 2
+    boss.suspend()
+    assert local.stop(folder) is True
 
 
-def test_a_killed_guard_is_replaced(folder):
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of others are set on Linux alone")
+def test_a_full_disk_and_a_dead_engine_take_no_other_with_them(folder):
+    attach("postgres", "valkey", idle_s=60)
+    before, boss = pids(folder), supervisor(folder)
+    limits = boss.rlimit(psutil.RLIMIT_FSIZE)
+    boss.rlimit(psutil.RLIMIT_FSIZE, (0, limits[1]))  # whatever it writes into files fails
+    os.kill(before["valkey"], signal.SIGKILL)
+    with pytest.raises(EngineError, match="If the disk is full, free it"):
+        attach()
+    assert pids(folder) == before | {"valkey": 0}
+    boss.rlimit(psutil.RLIMIT_FSIZE, limits)
+    assert client(attach()).ping() is True
+    assert supervisor(folder) == boss
+
+
+def test_an_engine_that_runs_but_is_silent_is_named_instead_of_waited_for(folder):
     attach()
-    keeper = folder.keeper()
-    guard = next(p for p in keeper.children() if any("guard.py" in w for w in p.cmdline()))
-    guard.kill()
-    os.kill(engine_pids(folder)["valkey"], signal.SIGKILL)
-    attach()
-    assert wait_until(
-        lambda: any("guard.py" in w for p in keeper.children() for w in _words(p)), SOON
-    )
-    keeper.kill()
-    assert gone(folder)
+    frozen = psutil.Process(pids(folder)["valkey"])
+    frozen.suspend()
+    with pytest.raises(EngineError, match=r"valkey runs .* has not answered for \d+ s"):
+        attach()
+    frozen.resume()
 
 
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+# --- stale and strange ---
 
 
-def test_an_interrupt_reaches_the_opener_and_not_the_engines(folder, monkeypatch):
-    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "30")
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(OPEN) + "time.sleep(60)"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        process.stdout.readline()
-        before = engine_pids(folder)
-        os.killpg(process.pid, signal.SIGINT)  # what Jupyter's Interrupt and Ctrl-C send
-    time.sleep(0.3)
-    assert engine_pids(folder) == before
-    assert all(psutil.pid_exists(pid) for pid in before.values())
+@pytest.mark.parametrize("stranger", ["is silent", "answers", "hangs up", "has ended"])
+def test_what_was_left_before_a_reboot_harms_nobody(folder, stranger):
+    heard = []
 
+    def serve() -> None:
+        connection, _ = listener.accept()
+        heard.append(connection)
+        if stranger == "answers":
+            connection.sendall(b'"proof"\n{"engines": []}\n')
+        elif stranger == "hangs up":
+            connection.close()
 
-def test_a_state_file_of_before_a_reboot_harms_nobody(folder):
-    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    engines = {
-        name: {"name": name, "status": "up", "port": 1, "pid": stranger.pid, "created": 1.0}
-        for name in ("postgres", "valkey", "s3")
-    }
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    listener = socket.create_server(("127.0.0.1", 0))
     folder.prepare()
-    folder.write(
-        folder.state_file,
-        {"pid": stranger.pid, "created": 1.0, "attempt": 9, "engines": engines},
-    )
-    (folder.leases / "1-0.json").write_text("{damaged")
-    endpoints = attach()
-    assert read_version(endpoints) == 16
-    assert stranger.poll() is None
-    stranger.kill()
-    stranger.wait()
-
-
-def test_a_pid_file_of_a_crashed_postgres_does_not_stop_the_next(folder):
-    attach()
-    embedded.stop(folder)
-    pid_file = folder.postgres_data / "postmaster.pid"
-    pid_file.write_text(f"{os.getpid()}\n{folder.postgres_data}\n0\n1\n\n127.0.0.1\n\n")
-    assert read_version(attach()) == 16
+    known = {"port": listener.getsockname()[1], "pid": process.pid, "token": "t", "proof": "p"}
+    folder.write(folder.address_file, known)
+    if stranger == "has ended":
+        listener.close()
+    else:
+        threading.Thread(target=serve, daemon=True).start()
+    assert client(attach()).ping() is True
+    assert process.poll() is None
+    listener.close()
+    process.kill()
+    process.wait()
 
 
 def test_a_port_that_somebody_took_meanwhile_is_given_up(folder):
-    taken = attach().cache.port
-    embedded.stop(folder)
-    with socket.create_server(("127.0.0.1", taken)):
-        endpoints = attach()
-        assert endpoints.cache.port != taken
-        assert redis.Redis(**endpoints.cache.arguments).ping() is True
+    port = attach().engines["valkey"].port
+    local.stop(folder)
+    let_go()
+    with socket.create_server(("127.0.0.1", port)):
+        held = attach()
+        assert held.engines["valkey"].port != port
+        assert client(held).ping() is True
 
 
-def test_an_interrupted_first_start_leaves_nothing_that_hinders_the_second(folder):
-    embedded.stop(folder)
-    shutil.rmtree(folder.postgres_data, ignore_errors=True)
-    half = folder.postgres_data.with_name(f"{folder.postgres_data.name}.new")
-    half.mkdir(parents=True)
-    (half / "PG_VERSION").write_text("16")
-    assert read_version(attach()) == 16
-    assert not half.exists()
+def test_in_a_sandbox_it_is_a_clear_error(folder):
+    box = attach(kind="sandbox")
+    port = box.engines["valkey"].port
+    box.tell("stop", "valkey")
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(EngineError, match=f"its port {port} is taken"),
+    ):
+        box.tell("start", "valkey")
+    box.tell("start", "valkey")
+    assert client(box).ping() is True
 
 
-def test_data_made_with_another_password_is_a_clear_error(folder):
-    attach()
-    embedded.stop(folder)
-    kept = (folder.path / "secrets.json").read_bytes()
-    (folder.path / "secrets.json").unlink()
-    with pytest.raises(EngineError, match="workshop reset"):
+@both
+def test_where_an_engine_does_not_start_nothing_is_left(folder, kind):
+    settings = load_settings().values.model_copy(update={"workshop_cache_mb": -1})
+    with pytest.raises(EngineError, match=r"valkey did not start\. The end of its log"):
+        OPENERS[kind](folder, ["postgres", "valkey"], settings)
+    assert gone(folder)
+
+
+def test_an_interrupted_opening_leaves_nothing(folder, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "receive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            attach()
+    assert gone(folder)
+
+
+def test_a_supervisor_that_cannot_run_is_a_clear_error(folder, monkeypatch):
+    monkeypatch.setattr(local, "SUPERVISOR", "workshop_lib.no_such_module")
+    with pytest.raises(EngineError, match=r"supervisor did not start(.|\n)*no_such_module"):
         attach()
-    embedded.stop(folder)
-    (folder.path / "secrets.json").write_bytes(kept)
-    assert read_version(attach()) == 16
+
+
+def test_addresses_that_workshop_env_printed_are_the_local_engines_themselves(folder, monkeypatch):
+    first = resolve_and_hold()
+    for name, value in exports(load_settings().values, first).items():
+        monkeypatch.setenv(name, value)
+    local.stop(folder)
+    again = resolve_and_hold()
+    assert [endpoint.embedded for endpoint in again.all] == [True, True, True]
+    psycopg2.connect(**again.database.arguments).close()
+
+
+# --- the folder ---
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error():
@@ -514,12 +600,11 @@ def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
 
 
 def test_a_lock_that_is_held_for_too_long_is_a_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("workshop_lib.services.state.LOCK_WAIT_S", 0.1)
-    first, second = StateFolder(tmp_path), StateFolder(tmp_path)
+    monkeypatch.setattr("workshop_lib.services.state_folder.LOCK_WAIT_S", 0.1)
     with (
-        first.locked(),
+        StateFolder(tmp_path).locked(),
         pytest.raises(EngineError, match="Another process has been starting or stopping"),
-        second.locked(),
+        StateFolder(tmp_path).locked(),
     ):
         pass
 
@@ -530,59 +615,21 @@ def test_each_checkout_has_a_state_folder_of_its_own_outside_the_work_tree():
     assert chosen != state_folder(Path("elsewhere")).path
 
 
-def test_a_kernel_survives_interrupt_and_restart_on_the_same_engines(folder, monkeypatch):
-    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "30")
-    manager = KernelManager(transport="ipc")
-    manager.start_kernel()
-    try:
-        client = manager.blocking_client()
-        client.start_channels()
-        client.wait_for_ready(timeout=60)
-        code = textwrap.dedent(OPEN)
-        assert _says(client, code).startswith("open")
-        before = engine_pids(folder)
-        client.execute("import time; time.sleep(30)", stop_on_error=False)
-        time.sleep(0.3)
-        manager.interrupt_kernel()
-        assert _says(client, "print('alive')") == "alive\n"
-        assert engine_pids(folder) == before
-        manager.restart_kernel(now=True)
-        client.wait_for_ready(timeout=60)
-        assert _says(client, code).startswith("open")
-        assert engine_pids(folder) == before
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-
-
-def _says(client: object, code: str) -> str:
-    """Run code in the kernel; its standard output."""
-    lines: list[str] = []
-
-    def keep(message: dict[str, object]) -> None:
-        content = message["content"]
-        if message["msg_type"] == "stream" and content["name"] == "stdout":
-            lines.append(content["text"])
-
-    client.execute_interactive(code, timeout=60, output_hook=keep, stop_on_error=False)
-    return "".join(lines)
-
-
-def test_reset_deletes_everything_the_engines_wrote(tmp_path, monkeypatch):
-    fresh = StateFolder(tmp_path / "fresh")
-    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(fresh.path))
-    attach()
-    assert fresh.postgres_data.exists()
-    embedded.reset(fresh)
-    assert not fresh.path.exists()
-    assert not fresh.postgres_data.exists()
-    assert processes_of(fresh) == []
-
-
-def test_stopping_what_does_not_run_is_harmless(tmp_path):
-    assert embedded.stop(StateFolder(tmp_path / "nothing")) is False
-    embedded.reset(StateFolder(tmp_path / "nothing"))
+def test_stopping_or_resetting_what_is_not_there_is_harmless(tmp_path):
+    for end in (local.stop, local.reset):
+        assert end(StateFolder(tmp_path / "nothing")) is False
     assert not (tmp_path / "nothing").exists()
+
+
+def test_two_resets_at_once_leave_nothing(tmp_path):
+    folder = StateFolder(tmp_path / "state")
+    folder.prepare()
+    threads = [threading.Thread(target=local.reset, args=(folder,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_where_rclone_cannot_run_an_emulation_stands_in_and_says_so(tmp_path):
@@ -592,20 +639,20 @@ def test_where_rclone_cannot_run_an_emulation_stands_in_and_says_so(tmp_path):
     store.program = tmp_path / "no-rclone-here"
     store.start(0)
     try:
-        assert store.emulated is True
-        client = boto3.client(
+        assert store.state().emulated is True
+        s3 = boto3.client(
             "s3",
             endpoint_url=f"http://127.0.0.1:{store.port}",
             aws_access_key_id="any",
             aws_secret_access_key="any",
             region_name="us-east-1",
         )
-        client.create_bucket(Bucket="emulated")
-        client.put_object(Bucket="emulated", Key="k", Body=b"body")
-        assert client.get_object(Bucket="emulated", Key="k")["Body"].read() == b"body"
+        s3.create_bucket(Bucket="emulated")
+        s3.put_object(Bucket="emulated", Key="k", Body=b"body")
+        assert s3.get_object(Bucket="emulated", Key="k")["Body"].read() == b"body"
     finally:
         store.stop()
-        embedded.reset(folder)
+        local.reset(folder)
 
 
 def test_a_folder_that_the_workshop_did_not_make_is_never_used_changed_or_deleted(tmp_path):
@@ -615,38 +662,7 @@ def test_a_folder_that_the_workshop_did_not_make_is_never_used_changed_or_delete
     stranger = StateFolder(tmp_path)
     with pytest.raises(EngineError, match="was not made by the workshop"):
         stranger.prepare()
-    assert embedded.reset(stranger) is False
-    assert embedded.stop(stranger) is False
-    stranger.delete()
+    assert local.reset(stranger) is False
+    assert local.stop(stranger) is False
     assert (tmp_path / "Documents" / "thesis.txt").read_text() == "years of work"
     assert tmp_path.stat().st_mode & 0o777 == 0o755
-
-
-def test_stopping_does_not_wait_for_the_process_that_started_the_engines(folder):
-    with opener("time.sleep(60)") as process:
-        process.stdout.readline()
-        embedded.stop(folder)
-        assert process.poll() is None
-        process.kill()
-
-
-def test_an_engine_that_runs_but_is_silent_is_named_instead_of_waited_for(folder, monkeypatch):
-    monkeypatch.setattr(embedded, "FROZEN_S", 0.5)
-    attach()
-    frozen = engine_pids(folder)["valkey"]
-    os.kill(frozen, signal.SIGSTOP)
-    try:
-        with pytest.raises(EngineError, match=r"valkey runs .* has not answered"):
-            attach()
-    finally:
-        os.kill(frozen, signal.SIGCONT)
-
-
-def test_addresses_that_workshop_env_printed_are_the_local_engines_themselves(folder, monkeypatch):
-    first = attach()
-    for name, value in exports(load_settings().values, first).items():
-        monkeypatch.setenv(name, value)
-    embedded.stop(folder)
-    again = attach()
-    assert [endpoint.embedded for endpoint in again.all] == [True, True, True]
-    assert read_version(again) == 16

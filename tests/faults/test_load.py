@@ -11,8 +11,8 @@ from workshop_lib.load import drivers
 from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.drivers import LocalWorkers, run_jobs
 from workshop_lib.load.jobs import Ping, Ready
-from workshop_lib.services.state import wait_until
-from workshop_lib.workshop import wipe_namespace
+from workshop_lib.namespaces import wipe_namespace
+from workshop_lib.services.processes import wait_until
 
 SOON_S = 180.0
 NEVER_S = 120.0

@@ -8,9 +8,9 @@ import pytest
 
 from workshop_lib.cache.object_cache import ObjectCache
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.services import embedded
+from workshop_lib.services import local
 from workshop_lib.services.engines import ObjectStore
-from workshop_lib.services.state import wait_until
+from workshop_lib.services.processes import wait_until
 
 SOON_S = 30.0
 
@@ -52,7 +52,7 @@ def test_a_silent_database_is_given_up_and_used_again_when_it_answers(ws):
 def test_a_killed_store_is_back_with_its_objects(ws, state):
     cache = ObjectCache(ws, ttl=60)
     cache.put("kept", b"kept")
-    report = embedded.reports(state)[ObjectStore.kind]
+    report = next(one for one in local.status(state).engines if one.name == ObjectStore.kind)
     psutil.Process(report.pid).send_signal(signal.SIGKILL)
     assert cache.get("kept") == b"kept"  # meanwhile from the cache
     cache.invalidate("kept")

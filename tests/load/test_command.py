@@ -29,8 +29,9 @@ from workshop_lib.load.rows import LoadRows
 from workshop_lib.load.scenario import Individual, InsertScenario, MultiRow
 from workshop_lib.load.traffic import FIRST_ID, row_id
 from workshop_lib.measure import Samples
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.services.functions import MEMORY_MB
-from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.settings import load_settings
 
 ENDPOINT = "abcdefghij.dsql.eu-west-1.on.aws"
 QUEUE = SecretStr("https://sqs.us-east-1.amazonaws.com/123456789012/load")
@@ -489,7 +490,7 @@ def test_the_options_and_keys_of_a_mixed_load_have_their_effect_or_are_refused(
     change_settings(monkeypatch, load_function="our-load", aws_region="us-east-1", queue_url=QUEUE)
     monkeypatch.setattr(command, "run_mixed", run_mixed)
     monkeypatch.setattr(command.Queue, "manners", lambda _: (720, 3))
-    monkeypatch.setattr(command, "named_reader", lambda _: object())
+    monkeypatch.setattr(command, "external_reader", lambda _: object())
     monkeypatch.setattr(command.LambdaWorkers, "ask", lambda _: found.ready)
     path = tmp_path / "own.json"
 

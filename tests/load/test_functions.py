@@ -26,9 +26,9 @@ from workshop_lib.load.package import HANDLER, RUNNING, build_package
 from workshop_lib.load.rows import delete_transactions
 from workshop_lib.load.scenario import InsertLoad
 from workshop_lib.load.streams import run_stream, warm_cache
+from workshop_lib.load.worker import named_database
 from workshop_lib.services import exports
 from workshop_lib.services.functions import LambdaClients
-from workshop_lib.services.named import named_database
 from workshop_lib.settings import load_settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Lambda's runtime is for Linux")
@@ -41,7 +41,7 @@ PROBE = """
 import json, sys
 sys.path.append(sys.argv[1])
 from workshop_lib.load.worker import handler
-from workshop_lib.services.named import named_database
+from workshop_lib.load.worker import named_database
 from workshop_lib.settings import load_settings
 import boto3
 print(json.dumps({

@@ -30,7 +30,7 @@ from workshop_lib.load.inserts import (
 from workshop_lib.load.jobs import InsertJob, Ping, Ready, to_event
 from workshop_lib.load.scenario import InsertLoad
 from workshop_lib.load.worker import Worker
-from workshop_lib.services.state import wait_until
+from workshop_lib.services.processes import wait_until
 
 SOON_S = 60.0
 

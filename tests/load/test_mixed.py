@@ -18,7 +18,7 @@ from workshop_lib.load.mixed import MixedScenario, Queue, read_metrics, run_mixe
 from workshop_lib.load.poison import follow_poison_message
 from workshop_lib.load.rows import count_transactions, delete_transactions
 from workshop_lib.load.worker import Worker
-from workshop_lib.services.state import wait_until
+from workshop_lib.services.processes import wait_until
 
 THROTTLED = ClientError(
     {

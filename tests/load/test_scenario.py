@@ -6,7 +6,7 @@ import pytest
 
 from workshop_lib.errors import DataError
 from workshop_lib.load.scenario import InsertLoad, InsertScenario, read_scenario
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 FULL = CHECKOUT / "data" / "scenarios" / "inserts_full.json"
 

@@ -87,8 +87,21 @@ def test_one_cell_holds_the_parameters_as_literals_with_unit_and_range(notebook)
         assert isinstance(statement, ast.Assign)
         ast.literal_eval(statement.value)
     assert all(re.search(r"=.+  # .{10,}", line) for line in lines(tagged[0]))
-    quick = notebook.metadata.workshop.get("quick", {})
-    assert set(quick) <= {s.targets[0].id for s in ast.parse(tagged[0].source).body}
+    names = {s.targets[0].id for s in ast.parse(tagged[0].source).body}
+    assert set(notebook.metadata.workshop.quick) <= names
+    assert set(notebook.metadata.workshop.ranges) <= names
+
+
+def test_a_parameter_s_comment_says_its_range(path):
+    (found,) = (n for n in find_notebooks() if n.path == path)
+    content = nbformat.read(path, as_version=4)
+    (tagged,) = (c for c in code(content) if "parameters" in c.metadata.get("tags", []))
+    comments = {line.partition(" = ")[0]: line.partition("#")[2] for line in lines(tagged)}
+    for name, allowed in found.ranges.items():
+        assert str(allowed).replace(",", "") in comments[name], name
+        assert ("two or more" in comments[name]) == (allowed.different == 2), name
+    told = {name for name, text in comments.items() if re.search(r"\d to \d|or more", text)}
+    assert told == set(found.ranges)
 
 
 def test_what_is_optional_can_be_left_out(notebook):

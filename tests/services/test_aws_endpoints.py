@@ -1,111 +1,113 @@
 """What the settings for AWS turn into, as far as that can be seen without an account."""
 
+from __future__ import annotations
+
+import copy
+
 import certifi
 import pytest
+from psycopg2.extensions import parse_dsn
 
+from workshop_lib.dsql import read_token
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.services import diagnose, resolve
+from workshop_lib.services import diagnose, exports, resolve
 from workshop_lib.settings import load_settings
 
 CLUSTER = "abcdefghij.dsql.us-east-1.on.aws"
 CACHE = "mine.serverless.use1.cache.amazonaws.com"
+QUEUE = "https://sqs.us-east-1.amazonaws.com/123456789012/load-test"
 
 
 @pytest.fixture
-def aws(clean_environment, tmp_path):
-    """Settings of a deployment on AWS, with credentials that sign but open nothing."""
-    for name, value in {
-        "AWS_REGION": "us-east-1",
-        "DSQL_ENDPOINT": CLUSTER,
-        "VALKEY_ENDPOINT": CACHE,
-        "BUCKET_NAME": "my-bucket",
-        "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
-        "AWS_SECRET_ACCESS_KEY": "not-a-real-secret",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        clean_environment.setenv(name, value)
-    clean_environment.delenv("AWS_CA_BUNDLE", raising=False)
-    return clean_environment
+def on_aws(clean_environment, tmp_path):
+    """Finds the endpoints of a deployment on AWS, whose credentials sign but open nothing."""
+
+    def find(**changes):
+        for name, value in {
+            "AWS_REGION": "us-east-1",
+            "DSQL_ENDPOINT": CLUSTER,
+            "VALKEY_ENDPOINT": CACHE,
+            "BUCKET_NAME": "my-bucket",
+            "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
+            "AWS_SECRET_ACCESS_KEY": "not-a-real-secret",
+            "AWS_CONFIG_FILE": str(tmp_path / "none"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CA_BUNDLE": "",
+            **changes,
+        }.items():
+            clean_environment.setenv(name, value)
+            if not value:
+                clean_environment.delenv(name)
+        return resolve(load_settings().values)
+
+    return find
 
 
-def test_dsql_is_reached_as_admin_with_verified_tls_and_no_stored_password(aws):
-    database = resolve(load_settings().values).database
-    arguments = dict(database.arguments)
-    assert arguments.pop("connect_timeout") <= 10
-    wanted = {
+def test_each_service_is_amazons_own_with_verified_tls_bounded_waits_and_no_stored_secret(on_aws):
+    found = on_aws()
+    database, cache, store = found.all
+    assert [(one.aws, one.tls, one.embedded, one.emulated) for one in found.all] == [
+        (True, True, False, False)
+    ] * 3
+    assert {
         "host": CLUSTER,
         "port": 5432,
         "user": "admin",
         "dbname": "postgres",
         "sslmode": "verify-full",
         "sslrootcert": certifi.where(),
-    }
-    assert wanted.items() <= arguments.items()
-    assert "password" not in arguments
-    assert (database.tls, database.embedded, database.emulated) == (True, False, False)
+    }.items() <= database.arguments.items()
+    assert database.arguments["connect_timeout"] <= 10
+    assert "password" not in database.arguments
+    assert {"host": CACHE, "port": 6379, "ssl": True}.items() <= cache.arguments.items()
+    assert "ssl_cert_reqs" not in cache.arguments  # the client's default is to verify
+    assert cache.arguments["socket_timeout"] <= 5
+    assert (store.bucket, store.create_bucket) == ("my-bucket", False)
+    assert not {"endpoint_url", "aws_secret_access_key"} & set(store.arguments)
+    assert store.arguments["region_name"] == "us-east-1"
+    assert "not-a-real-secret" not in repr(found)
 
 
-def test_a_company_may_have_certificates_of_its_own(aws):
-    aws.setenv("AWS_CA_BUNDLE", "/etc/ours.pem")
-    found = resolve(load_settings().values)
+def test_a_company_may_have_certificates_of_its_own(on_aws):
+    found = on_aws(AWS_CA_BUNDLE="/etc/ours.pem")
     assert found.database.arguments["sslrootcert"] == "/etc/ours.pem"
     assert found.cache.arguments["ssl_ca_certs"] == "/etc/ours.pem"
 
 
-def test_a_token_is_made_for_each_connection_without_network_and_lasts_15_minutes(aws):
-    token = resolve(load_settings().values).database.token()
-    assert token.startswith(f"{CLUSTER}/?Action=DbConnectAdmin")
-    assert "X-Amz-Expires=900" in token
-    assert "not-a-real-secret" not in token
+def test_a_token_is_made_without_network_lasts_15_minutes_and_its_maker_can_travel(on_aws):
+    for maker in (on_aws().database.token, copy.copy(on_aws().database.token)):
+        token = maker()
+        assert token.startswith(f"{CLUSTER}/?Action=DbConnectAdmin")
+        assert "X-Amz-Expires=900" in token
+        assert "not-a-real-secret" not in token
 
 
-def test_without_credentials_making_a_token_says_how_to_sign_in(aws):
-    aws.delenv("AWS_ACCESS_KEY_ID")
-    aws.delenv("AWS_SECRET_ACCESS_KEY")
-    endpoints = resolve(load_settings().values)
+def test_without_credentials_making_a_token_says_how_to_sign_in(on_aws):
+    endpoints = on_aws(AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="")
     with pytest.raises(ServiceUnreachableError, match="aws sts get-caller-identity"):
         endpoints.database.token()
 
 
-def test_the_cache_is_reached_over_tls_with_bounded_waits(aws):
-    cache = resolve(load_settings().values).cache
-    assert (cache.arguments["host"], cache.arguments["port"]) == (CACHE, 6379)
-    assert cache.arguments["ssl"] is True
-    assert "ssl_cert_reqs" not in cache.arguments  # the client's default is to verify
-    assert cache.arguments["socket_timeout"] <= 5
-
-
-def test_the_bucket_is_amazon_s3s_own(aws):
-    store = resolve(load_settings().values).store
-    assert (store.bucket, store.create_bucket, store.tls) == ("my-bucket", False, True)
-    assert "endpoint_url" not in store.arguments
-    assert "aws_secret_access_key" not in store.arguments
-
-
-def test_no_secret_stands_in_what_is_shown_of_endpoints(aws):
-    assert "not-a-real-secret" not in repr(resolve(load_settings().values))
-
-
-def test_the_checks_ask_for_identity_names_ports_certificates_and_a_token(aws):
-    names = [probe.name for probe in diagnose.probes(resolve(load_settings().values))]
-    assert names[:2] == ["Region of the cache", "AWS identity"]
-    assert names[-1] == "Sign-in token for the database"
-    for kind in ("Name of", "Port of", "Certificate of"):
-        assert len([name for name in names if name.startswith(kind)]) == 3
-
-
-def test_the_token_itself_is_never_shown(aws):
-    probe = diagnose.probes(resolve(load_settings().values))[-1]
-    assert "Action=" not in probe.ask()
-
-
-def test_the_other_end_of_a_cluster_gets_tokens_for_its_own_region(aws):
-    aws.setenv("DSQL_READ_ENDPOINT", "klmnopqrst.dsql.us-west-2.on.aws")
-    reader = resolve(load_settings().values).reader
+def test_the_other_end_of_a_cluster_gets_tokens_for_its_own_region(on_aws):
+    reader = on_aws(DSQL_READ_ENDPOINT="klmnopqrst.dsql.us-west-2.on.aws").reader
     assert reader.label == "Aurora DSQL in us-west-2"
     assert "us-west-2%2Fdsql" in reader.token()
+
+
+def test_what_is_printed_is_verified_with_a_token_and_leads_to_the_same_services(on_aws):
+    found = exports(load_settings().values, on_aws(PGSSLMODE="disable"))
+    database = parse_dsn(found["DATABASE_URL"])
+    assert (database["host"], database["user"]) == (CLUSTER, "admin")
+    assert (database["sslmode"], database["sslrootcert"]) == ("verify-full", certifi.where())
+    assert read_token(database["password"]).host == CLUSTER
+    assert found["VALKEY_URL"] == f"rediss://{CACHE}:6379/0"
+    assert "AWS_SECRET_ACCESS_KEY" not in found
+    # A shell that took these exports reaches the same services, with tokens that are made anew.
+    again = on_aws(**found)
+    assert again.database.address == f"{CLUSTER}:5432"
+    assert again.database.token
+    assert again.cache.aws
 
 
 @pytest.mark.parametrize(
@@ -122,15 +124,3 @@ def test_the_other_end_of_a_cluster_gets_tokens_for_its_own_region(aws):
 )
 def test_the_region_of_a_cache_is_read_from_its_name_where_that_is_certain(name, region):
     assert diagnose.cache_region(f"{name}.cache.amazonaws.com") == region
-
-
-def test_a_name_that_does_not_say_its_region_is_not_compared(aws):
-    aws.setenv("VALKEY_ENDPOINT", "mine.serverless.aps1.cache.amazonaws.com")
-    names = [probe.name for probe in diagnose.probes(resolve(load_settings().values))]
-    assert "Region of the cache" not in names
-
-
-def test_a_name_server_that_does_not_answer_is_not_called_a_security_group(aws):
-    (first, *_) = (p for p in diagnose.probes(resolve(load_settings().values)) if "Name" in p.name)
-    assert "name server" in first.advise(TimeoutError())
-    assert "aws dsql list-clusters" in first.advise(OSError("Name or service not known"))

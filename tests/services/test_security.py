@@ -16,10 +16,11 @@ import pytest
 import redis
 
 from workshop_lib.errors import EngineError
-from workshop_lib.services import embedded, resolve
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.services import local, resolve
 from workshop_lib.services.engines import HOST, Postgres
-from workshop_lib.services.state import StateFolder, cache_folder
-from workshop_lib.settings import CHECKOUT, load_settings
+from workshop_lib.services.state_folder import StateFolder, cache_folder
+from workshop_lib.settings import load_settings
 
 HARMLESS = {"PATH", "LC_ALL", "TZ", "HOME", "RCLONE_AUTH_KEY", "WORKSHOP_ACCESS_KEY"}
 HARMLESS |= {"__CF_USER_TEXT_ENCODING"}  # macOS adds it
@@ -113,7 +114,7 @@ def test_an_engine_sees_nothing_of_the_learners_environment(state, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not for servers")
     endpoints = resolve(load_settings().values)
     try:
-        running = embedded.status(state).engines
+        running = local.status(state).engines
         names = {
             name
             for engine in running
@@ -128,7 +129,7 @@ def test_an_engine_sees_nothing_of_the_learners_environment(state, monkeypatch):
 def test_nobody_else_can_enter_the_state_folder_or_read_a_file_that_matters(state, shared):
     assert state.path.stat().st_mode & 0o777 == 0o700
     assert state.postgres_data.stat().st_mode & 0o777 == 0o700
-    empty = {".made-by-cache-aside-workshop", ".temporary", "lock", "keeper.log"}
+    empty = {".made-by-cache-aside-workshop", "lock"}
     open_files = [
         file.name
         for file in state.path.rglob("*")

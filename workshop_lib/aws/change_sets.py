@@ -14,7 +14,7 @@ from workshop_lib.aws.console import Console
 from workshop_lib.aws.plain import advise, plainly
 from workshop_lib.aws.stacks import Stack
 from workshop_lib.aws.template import Template
-from workshop_lib.errors import AwsError, one_line
+from workshop_lib.errors import AwsError, redact
 
 POLL_S = 2.0
 PATIENCE_S = 600.0
@@ -213,7 +213,7 @@ def _accept_nothing(name: str, reason: str) -> None:
     """Accept that nothing would change; anything else is an error."""
     if any(words in reason for words in NOTHING):
         return
-    said = one_line(reason).rstrip(".") or "no reason"
+    said = redact(reason).rstrip(".") or "no reason"
     raise AwsError(
         f"CloudFormation cannot change {name} like this: {said}. Nothing was changed. "
         f"{advise(reason)}".rstrip()

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from workshop_lib.aws.plain import plainly
 from workshop_lib.dataset import Sizes, list_objects, load_objects
 from workshop_lib.dataset.generators import objects
-from workshop_lib.services.explain import code_of
+from workshop_lib.services.error_help import error_code
 
 SETUP = "setup/"
 """What the names of all that is no data begin with."""
@@ -83,7 +83,7 @@ def _is_there(s3: Any, bucket: str, key: str) -> bool:
     try:
         s3.head_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if code_of(error) in {"404", "NoSuchKey", "NotFound"}:
+        if error_code(error) in {"404", "NoSuchKey", "NotFound"}:
             return False
         raise
     return True

@@ -11,7 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.aws.console import Console
 from workshop_lib.aws.plain import advise, explain, passes_by_itself
-from workshop_lib.errors import AwsError, one_line
+from workshop_lib.errors import AwsError, redact
 
 POLL_S = 4.0
 SLOWEST_POLL_S = 30.0
@@ -151,7 +151,7 @@ class Watch:
         self._last[name] = status
         kind = event["ResourceType"]
         after = _elapsed(event["Timestamp"] - self._start)
-        reason = one_line(event.get("ResourceStatusReason") or "no reason is given")
+        reason = redact(event.get("ResourceStatusReason") or "no reason is given")
         if status.endswith("_FAILED"):
             yield f"{after:>6}  {self.label}FAILED   {name} ({kind})"
             if not any(word in reason.lower() for word in _AS_A_CONSEQUENCE):

@@ -17,7 +17,7 @@ from workshop_lib.aws.code import SETUP
 from workshop_lib.aws.plain import plainly
 from workshop_lib.aws.wheels import download_wheels, requirements
 from workshop_lib.errors import AwsError
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 ARCHIVE = f"{SETUP}workshop.tar.gz"
 WHEELS = f"{SETUP}wheels/"

@@ -14,8 +14,8 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from workshop_lib.errors import AwsError, one_line
-from workshop_lib.services import explain as meaning
+from workshop_lib.errors import AwsError, redact
+from workshop_lib.services import error_help as meaning
 
 ADVICE_NOT_ALLOWED = (
     "You may not do this. Ask the account's administrator for the action that is named, or use a "
@@ -136,7 +136,7 @@ def explain(error: Exception, doing: str) -> AwsError:
         doing: what was being done, as it fits behind "could not".
 
     """
-    said = f"Could not {one_line(doing)}: {meaning.sentence(error)}"
+    said = f"Could not {redact(doing)}: {meaning.error_text(error)}"
     return AwsError(f"{said} {_next_step(error)}".rstrip())
 
 
@@ -147,7 +147,7 @@ def _next_step(error: Exception) -> str:
         return ADVICE_NOT_ALLOWED
     if cause == "unknown":
         return advise(str(error))
-    advice = meaning.explain(error)
+    advice = meaning.advice(error)
     if cause == "key unknown":
         advice += " A Region that the account has to switch on first gives the same answer."
     return advice

@@ -13,8 +13,8 @@ from workshop_lib.aws.plain import plainly
 from workshop_lib.aws.regions import find_region
 from workshop_lib.aws.stacks import Stack, check_ours, find_stack, place_of
 from workshop_lib.aws.template import MOST_DIRECT, Template
-from workshop_lib.errors import AwsError, one_line
-from workshop_lib.services.explain import code_of
+from workshop_lib.errors import AwsError, redact
+from workshop_lib.services.error_help import error_code
 
 T = TypeVar("T")
 _BROKEN = {"ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED"}
@@ -37,7 +37,7 @@ def step(console: Console, name: str, ask: Callable[[], tuple[T, str]]) -> T:
     except AwsError:
         console.say(f"✗ {name}")
         raise
-    console.say(f"✓ {name:<12} {one_line(detail)}")
+    console.say(f"✓ {name:<12} {redact(detail)}")
     return found
 
 
@@ -92,7 +92,7 @@ def check_services(console: Console, clients: Clients) -> None:
                     clients.dsql.list_clusters(maxResults=1)
                 except ClientError as error:
                     # Whoever refuses is there. What deploying takes may be allowed nevertheless.
-                    if not code_of(error).startswith("AccessDenied"):
+                    if not error_code(error).startswith("AccessDenied"):
                         raise
                     doubt = " (you may not list clusters)"
         except AwsError as error:

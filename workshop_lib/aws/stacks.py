@@ -13,7 +13,7 @@ from workshop_lib.aws import DEFAULT_NAME
 from workshop_lib.aws.plain import plainly
 from workshop_lib.aws.template import Kind, Template, read_template
 from workshop_lib.errors import AwsError
-from workshop_lib.services.explain import code_of
+from workshop_lib.services.error_help import error_code
 
 MOST_LETTERS = 45
 """Of a stack's name. The function is called like the stack and more, and has 64 at most."""
@@ -91,7 +91,7 @@ def find_stack(client: Any, name: str) -> Stack | None:
         try:
             (found,) = client.describe_stacks(StackName=name)["Stacks"]
         except ClientError as error:
-            if code_of(error) == "ValidationError" and "not exist" in str(error):
+            if error_code(error) == "ValidationError" and "not exist" in str(error):
                 return None
             raise
     return _stack(found, client.meta.region_name)

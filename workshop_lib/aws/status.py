@@ -13,7 +13,7 @@ from workshop_lib.aws.pricing import per_hour, price_lines
 from workshop_lib.aws.regions import find_region
 from workshop_lib.aws.stacks import Stack, check_name, check_ours, find_stack, resources_of
 from workshop_lib.aws.template import Template, read_template
-from workshop_lib.errors import AwsError, one_line
+from workshop_lib.errors import AwsError, redact
 
 STARTS = {
     "CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS", "REVIEW_IN_PROGRESS",
@@ -83,7 +83,7 @@ def read_status(name: str, region: str | None) -> tuple[Status, Stack, Template]
             stack=stack.name,
             region=clients.region,
             status=stack.status,
-            outputs={key: one_line(value) for key, value in stack.outputs.items()},
+            outputs={key: redact(value) for key, value in stack.outputs.items()},
             usd_per_hour=0.0 if stack.planned else per_hour(template, values),
             working_on=[
                 one["LogicalResourceId"]
@@ -107,7 +107,7 @@ def show_status(name: str, region: str | None, console: Console) -> None:
     found, stack, template = read_status(name, region)
     console.say(f"{found.stack} in {found.region}: {found.status}")
     if stack.reason:
-        console.say(f"  {one_line(stack.reason)}")
+        console.say(f"  {redact(stack.reason)}")
     if found.working_on:
         console.say(f"  at work on: {', '.join(found.working_on)}")
     if found.failures:

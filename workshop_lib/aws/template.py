@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, cast
 import yaml
 
 from workshop_lib.errors import AwsError
-from workshop_lib.settings import CHECKOUT, near
+from workshop_lib.paths import CHECKOUT, display_path
 
 FOLDER = CHECKOUT / "cloudformation"
 MOST_DIRECT = 51_200
@@ -126,11 +126,11 @@ def read_template(name: Kind) -> Template:
         body = path.read_text(encoding="utf-8")
         found = _Loader(body).get_single_data()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise AwsError(f"The template {near(path)} cannot be read: {error}.") from None
+        raise AwsError(f"The template {display_path(path)} cannot be read: {error}.") from None
     size = len(body.encode())
     if size > MOST_DIRECT:
         raise AwsError(
-            f"The template {near(path)} has {size:,} bytes, and CloudFormation takes "
+            f"The template {display_path(path)} has {size:,} bytes, and CloudFormation takes "
             f"{MOST_DIRECT:,} without a bucket. Shorten it, comments first."
         )
     return Template(

@@ -18,9 +18,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from workshop_lib.errors import AwsError, one_line
+from workshop_lib.errors import AwsError, redact
 from workshop_lib.load.package import MACHINES
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 NEWEST_GLIBC = 34
 """Amazon Linux 2023 has 2.34 (its release notes)."""
@@ -151,6 +151,6 @@ def _fetch(pins: list[str], folder: Path, there: Mapping[str, str]) -> None:
         said = next((s for s in reversed(lines) if s.startswith("ERROR: ")), lines[-1])
         raise AwsError(
             f"The wheels for Python {python} on Linux, {machine}, could not be had. pip says: "
-            f"{one_line(said.removeprefix('ERROR: ')).rstrip('.')}. Is the package index that pip "
+            f"{redact(said.removeprefix('ERROR: ')).rstrip('.')}. Is the package index that pip "
             f"is configured for reachable, and has it got wheels for {machine}?"
         )

@@ -1,6 +1,5 @@
 """The workshop's data: tables, seeded generators, and loading that can be repeated."""
 
-from workshop_lib.dataset.generators import TODAY
 from workshop_lib.dataset.load import (
     Loaded,
     Sizes,
@@ -19,6 +18,7 @@ from workshop_lib.dataset.schema import (
     REPORT_QUERY,
     SIMPLE_QUERY,
     TABLES,
+    TODAY,
     find_table,
 )
 

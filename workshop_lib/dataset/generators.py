@@ -7,15 +7,14 @@ table are exactly the rows of a small one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import numpy as np
 
+from workshop_lib.dataset.schema import TODAY
 from workshop_lib.rows import Row
 
-TODAY = date(2026, 6, 30)
-"""The day on which the generated data ends, so that "the last 30 days" never runs empty."""
 BLOCK = 1_000
 DAYS = 90
 DEPARTMENTS = ("Engineering", "Finance", "Marketing", "Operations", "Sales", "Support")

@@ -14,22 +14,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock, Timeout
 from psycopg2 import errors, sql
 from psycopg2.extensions import cursor as Cursor
 
 from workshop_lib.database import Database
-from workshop_lib.dataset import generators, schema
+from workshop_lib.dataset import schema
 from workshop_lib.dataset.schema import LOADED, Table, find_table
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
+from workshop_lib.paths import CHECKOUT
 from workshop_lib.progress import progress_bar
 from workshop_lib.rows import Row
-from workshop_lib.services.state import cache_folder
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.services.state_folder import cache_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DATA = CHECKOUT / "data"
 LIMITS = {"users": 100_000, "orders": 1_000_000, "transactions": 1_000_000, "objects": 10_000}
@@ -160,6 +162,8 @@ def load_objects(s3: Any, bucket: str, prefix: str, sizes: Sizes | None = None) 
     """
     sizes = sizes or Sizes()
     sizes.check()
+    from workshop_lib.dataset import generators  # noqa: PLC0415 -- numpy, for who loads only
+
     started = time.perf_counter()
     wanted = {prefix + name: body for name, body in generators.objects(sizes.objects, sizes.seed)}
     with _one_load_at_a_time():
@@ -218,6 +222,8 @@ def count_tables(database: Database) -> pd.DataFrame:
     present = list_tables(database)
     names = [name for name in present if name in schema.TABLES and name != LOADED.name]
     counts = [_count(database, find_table(name)) for name in names]
+    import pandas as pd  # noqa: PLC0415 -- it takes as long as all else that opening imports
+
     return pd.DataFrame({"rows": counts}, index=names)
 
 
@@ -255,6 +261,8 @@ def drop_everything(database: Database, *, of_others: bool = False) -> list[str]
 
 def _recipe(name: str, sizes: Sizes) -> tuple[str, int, Source]:
     """What the rows depend on, how many they are, and the rows."""
+    from workshop_lib.dataset import generators  # noqa: PLC0415 -- numpy, for who loads only
+
     seed = sizes.seed
     if name == "planet":
         return "planets.csv", 8, lambda: _from_csv("planets.csv")

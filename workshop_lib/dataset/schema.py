@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 
 from workshop_lib.errors import DataError
+
+TODAY = date(2026, 6, 30)
+"""The day on which the generated data ends, so that "the last 30 days" never runs empty."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from tenacity import (
 from workshop_lib.database import Database
 from workshop_lib.dsql import is_conflict
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.messaging import messaging_client
+from workshop_lib.queues import messaging_client
 from workshop_lib.services import DatabaseEndpoint, MessagingEndpoint
 
 STATEMENT_LIMIT_S = 30.0

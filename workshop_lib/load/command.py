@@ -14,7 +14,7 @@ import psycopg2
 from workshop_lib import services
 from workshop_lib.costs import Cost, Prices
 from workshop_lib.database import Database
-from workshop_lib.errors import SettingsError, WorkshopError, one_line
+from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.load.bill import format_cost, insert_cost, mixed_cost
 from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.drivers import MAX_EXECUTIONS, LambdaWorkers, LocalWorkers
@@ -38,13 +38,19 @@ from workshop_lib.load.mixed import (
 )
 from workshop_lib.load.rows import all_rows, events_of, rows_of, transactions_of, warm_up_of
 from workshop_lib.load.scenario import InsertScenario, Which, read_file
-from workshop_lib.messaging import delete_queues
+from workshop_lib.paths import display_path
 from workshop_lib.prices import load_prices
+from workshop_lib.queues import delete_queues
 from workshop_lib.results import ready_folder
+from workshop_lib.services.endpoints import (
+    external_database,
+    external_messaging,
+    external_reader,
+    external_region,
+    is_on_aws,
+)
 from workshop_lib.services.functions import MEMORY_MB, LambdaClients
-from workshop_lib.services.named import is_on_aws, named_messaging, named_reader, named_region
-from workshop_lib.services.resolver import external_database
-from workshop_lib.settings import Settings, load_settings, near
+from workshop_lib.settings import Settings, load_settings
 from workshop_lib.workshop import open_workshop
 
 PROCESSES = 4
@@ -82,7 +88,7 @@ def run_insert_loads(
     by_lambda = bool(scenario.lambda_function_name)
     if by_lambda:
         _refuse_a_database_here(settings, str(scenario.lambda_function_name))
-    region = scenario.region or named_region(settings)
+    region = scenario.region or external_region(settings)
     prices = load_prices()
     costs: dict[str, Cost] = {}
     runs: dict[str, str] = {}
@@ -119,7 +125,7 @@ def run_insert_loads(
                     for name, run in runs.items()
                 ]
                 if reports:
-                    say(f"Results: {near(save_reports(reports, folder, costs))}")
+                    say(f"Results: {display_path(save_reports(reports, folder, costs))}")
     return list(reports.values()), all(cleared)
 
 
@@ -208,9 +214,9 @@ def run_mixed_load(
                 cleared = _clear(ws.database, run, keep, say)
                 if report:
                     cost = mixed_cost(report, prices, table_rows, function_mb=memory, kept=keep)
-                    say(_format_cost(cost, prices, memory, settings, named_region(settings)))
+                    say(_format_cost(cost, prices, memory, settings, external_region(settings)))
                     content = {**report.describe(), "cost_usd": cost.total}
-                    say(f"Results: {near(write_report(content, folder))}")
+                    say(f"Results: {display_path(write_report(content, folder))}")
                 if queue_is_ours:
                     delete_queues(ws.sqs, ws.messaging, ws.namespace)
     return report, cleared
@@ -234,7 +240,7 @@ def _memory_of_function(settings: Settings, name: str | None, reads_elsewhere: b
     said = None
     if name:
         with (
-            LambdaWorkers(LambdaClients(named_region(settings), 1), name, 1) as function,
+            LambdaWorkers(LambdaClients(external_region(settings), 1), name, 1) as function,
             suppress(WorkshopError),  # the queue will show whether it works
         ):
             said = function.ask()
@@ -324,7 +330,7 @@ def _clear(database: Database, run: str | int, keep: bool, say: Say) -> bool:
         of_warm_up = warm_up_of(run).count(database) if isinstance(run, str) else 0
         deleted = rows.delete(database)
     except (WorkshopError, psycopg2.Error) as error:
-        said = one_line(error)
+        said = redact(error)
         say(
             f"The rows of run {run} could not be deleted: {said} "
             f"Once that is mended, `workshop load clean {run}` deletes them."
@@ -373,13 +379,13 @@ def _refuse_missing_services(settings: Settings, by_function: bool, reads_elsewh
         SettingsError: it is not.
 
     """
-    messaging = named_messaging(settings)
+    messaging = external_messaging(settings)
     if by_function and not (messaging and messaging.queue_url):
         raise SettingsError(
             "--by-function needs the queue that the Lambda function is mapped to: set QUEUE_URL. "
             "The local queue is an emulation, which no function works off."
         )
-    if reads_elsewhere and named_reader(settings) is None:
+    if reads_elsewhere and external_reader(settings) is None:
         raise SettingsError(
             "Reads cannot go elsewhere (--reads-elsewhere): DSQL_READ_ENDPOINT is not set, so "
             "there is no other endpoint."

@@ -33,7 +33,7 @@ from workshop_lib.errors import WorkshopError
 from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.interrupts import interrupt_event
 from workshop_lib.load.jobs import ANSWERS, Answer, Job, Ping, Ready, to_event
-from workshop_lib.services.explain import code_of, explain, sentence
+from workshop_lib.services.error_help import error_code, error_help
 from workshop_lib.services.functions import LambdaClients
 
 READY_S = 60.0
@@ -507,7 +507,8 @@ class LambdaWorkers(Driver):
             )
 
         retrying = Retrying(
-            retry=retry_if_exception(lambda error: code_of(error) == THROTTLED),  # it has not begun
+            # A throttled invocation has not begun.
+            retry=retry_if_exception(lambda error: error_code(error) == THROTTLED),
             wait=THROTTLED_WAIT,
             stop=stop_after_delay(call.limit_s),
             sleep=sleep_using_event(call.unwanted),
@@ -518,7 +519,7 @@ class LambdaWorkers(Driver):
             said = json.loads(answer["Payload"].read())
         except (BotoCoreError, ClientError, ValueError) as error:
             raise WorkshopError(
-                f"The function {self._function} gave no answer: {sentence(error)} {explain(error)}"
+                f"The function {self._function} gave no answer: {error_help(error)}"
             ) from None
         # The status is 200 also where the function failed.
         if answer.get("FunctionError"):

@@ -13,7 +13,7 @@ from psycopg2 import errors
 from psycopg2.extras import execute_values
 
 from workshop_lib.copy_text import to_copy_text
-from workshop_lib.errors import WorkshopError, one_line
+from workshop_lib.errors import WorkshopError, redact
 from workshop_lib.load.clients import Clients, attempts, is_lost
 from workshop_lib.load.events import COLUMNS, EventRow, events
 from workshop_lib.load.jobs import InsertDone, InsertJob
@@ -58,7 +58,7 @@ def _store(clients: Clients, rows: list[EventRow], how: str, end: float, done: I
     except (WorkshopError, psycopg2.Error) as error:
         done.error_count += len(rows)
         if len(done.errors) < FIRST_ERRORS:
-            done.errors.append(one_line(error))
+            done.errors.append(redact(error))
         return not is_lost(error)
     done.success_count += new
     done.already_there += len(rows) - new

@@ -14,7 +14,7 @@ import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.database import Database
-from workshop_lib.errors import WorkshopError, one_line
+from workshop_lib.errors import WorkshopError, redact
 from workshop_lib.load.clients import Clients, attempts
 from workshop_lib.load.jobs import MAX_STATEMENTS, Message, MessageDone
 from workshop_lib.load.traffic import ACTIONS, STATEMENTS, Action, Values, values_of
@@ -86,7 +86,7 @@ def _attend(message: Message, clients: Clients, end: float) -> MessageDone | Non
             done.durations_us.append(round((time.perf_counter() - started) * 1e6))
             time.sleep(message.think_ms / 1e3)  # no transaction is open meanwhile
     except (WorkshopError, psycopg2.Error) as error:
-        done.error = one_line(error)
+        done.error = redact(error)
     return done
 
 
@@ -144,7 +144,7 @@ def publish(clients: Clients, done: Sequence[MessageDone]) -> str:
             Namespace=metrics_namespace(clients.namespace), MetricData=data
         )
     except (BotoCoreError, ClientError) as error:
-        return one_line(error)
+        return redact(error)
     return ""
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.database import Database
-from workshop_lib.errors import ServiceUnreachableError, WorkshopError, one_line
+from workshop_lib.errors import ServiceUnreachableError, WorkshopError, redact
 from workshop_lib.load.drivers import Driver
 from workshop_lib.load.interrupts import interrupt_event
 from workshop_lib.load.jobs import MAX_STATEMENTS, Message, MessageDone
@@ -401,7 +401,7 @@ def _read_metrics(cloudwatch: Any, namespace: str, began: datetime, seconds: flo
             found[one["Id"]].update(zip(at, one["Values"], strict=True))
     except (BotoCoreError, ClientError) as error:
         raise ServiceUnreachableError(
-            f"CloudWatch gave no metrics: {one_line(error)}. The load itself is counted by the "
+            f"CloudWatch gave no metrics: {redact(error)}. The load itself is counted by the "
             "table and the queue; ask for its metrics again later."
         ) from None
     # A second without a statement has no data in CloudWatch; here it is a row, with 0 completions.
@@ -695,7 +695,7 @@ class _Run:
 
     def _note(self, error: object) -> None:
         if len(self.errors) < FIRST_ERRORS:
-            self.errors.append(one_line(error))
+            self.errors.append(redact(error))
 
     def _report(self, seconds: float, interrupted: bool) -> MixedReport:
         all_dead = not self._open or self._collect_dead(WAIT_S)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 Architecture: TypeAlias = Literal["x86_64", "arm64"]
 HANDLER = "workshop_lib.load.worker.handler"

@@ -12,7 +12,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from workshop_lib.database import Database
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
-from workshop_lib.errors import DataError, WorkshopError, one_line
+from workshop_lib.errors import DataError, WorkshopError, redact
 from workshop_lib.load.jobs import MAX_STATEMENTS
 from workshop_lib.load.traffic import FIRST_ID, ids_of, row_id
 
@@ -135,4 +135,4 @@ def count_or_say(
     try:
         return count(database, run), ""
     except (WorkshopError, psycopg2.Error) as error:
-        return None, one_line(error)
+        return None, redact(error)

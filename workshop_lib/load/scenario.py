@@ -15,7 +15,7 @@ from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
 from workshop_lib.load.events import EVENT_TYPES, EventType
 from workshop_lib.load.jobs import Count
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 T = TypeVar("T")
 SCENARIOS = CHECKOUT / "data" / "scenarios"

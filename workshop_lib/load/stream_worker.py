@@ -13,7 +13,7 @@ import psycopg2
 from redis.exceptions import RedisError
 
 from workshop_lib.cache.query_cache import QueryCache
-from workshop_lib.errors import WorkshopError, one_line
+from workshop_lib.errors import WorkshopError, redact
 from workshop_lib.load.clients import Clients
 from workshop_lib.load.jobs import StreamDone, StreamJob, Warmed, WarmJob
 from workshop_lib.load.messages import run
@@ -102,7 +102,7 @@ class _Stream:
         except (WorkshopError, psycopg2.Error, RedisError) as error:
             with self.lock:
                 if len(self.done.errors) < FIRST_ERRORS:
-                    self.done.errors.append(one_line(error))
+                    self.done.errors.append(redact(error))
             return "error"
         with self.lock:
             self.done.rows += new

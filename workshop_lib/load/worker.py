@@ -12,15 +12,21 @@ from typing import Any, Protocol
 
 import msgspec
 
-from workshop_lib.errors import WorkshopError
+from workshop_lib.errors import SettingsError, WorkshopError
 from workshop_lib.load.clients import ClientConfig, Clients, ClientsByNamespace
 from workshop_lib.load.insert_worker import insert
 from workshop_lib.load.jobs import InsertJob, Ping, Ready, StreamJob, WarmJob
 from workshop_lib.load.messages import process_batch
 from workshop_lib.load.stream_worker import serve, warm
 from workshop_lib.orphans import end_with
-from workshop_lib.services.named import named_cache, named_database, named_messaging, named_reader
-from workshop_lib.settings import load_settings
+from workshop_lib.services import DatabaseEndpoint
+from workshop_lib.services.endpoints import (
+    external_cache,
+    external_database,
+    external_messaging,
+    external_reader,
+)
+from workshop_lib.settings import Settings, load_settings
 
 SPARE_S = 1.0
 """A Lambda function stops beginning statements so long before it would be ended."""
@@ -126,14 +132,14 @@ def handler(event: Any, context: Context | None = None) -> dict[str, Any]:
     """
     if _worker is None:
         settings = load_settings().values
-        database, cache = named_database(settings), named_cache(settings)
+        database, cache = named_database(settings), external_cache(settings)
         equip(
             ClientConfig(
                 database,
                 settings.workshop_namespace,
-                reader=named_reader(settings),
+                reader=external_reader(settings),
                 cache=cache.arguments if cache else None,
-                messaging=named_messaging(settings),
+                messaging=external_messaging(settings),
             )
         )
     assert _worker is not None  # noqa: S101 -- for mypy
@@ -141,3 +147,20 @@ def handler(event: Any, context: Context | None = None) -> dict[str, Any]:
     if context is not None:
         until = time.monotonic() + context.get_remaining_time_in_millis() / 1e3
     return _worker.do(event, until)
+
+
+def named_database(settings: Settings) -> DatabaseEndpoint:
+    """The database that a worker on another machine is to use.
+
+    Raises:
+        SettingsError: the settings name none, or not in its form.
+
+    """
+    found = external_database(settings)
+    if found is None:
+        raise SettingsError(
+            "This worker is not told which database to use. On AWS Lambda, set DSQL_ENDPOINT in "
+            "the function's environment (AWS_REGION is there already); elsewhere DSQL_ENDPOINT "
+            "with AWS_REGION, or DATABASE_URL. Workers on this machine get it from LocalWorkers."
+        )
+    return found

@@ -1,5 +1,11 @@
-# What other rooms use of this one; `__init__.py` imports each name on first use.
+# What other modules use of this one; `__init__.py` imports each name on first use.
 
+from . import (
+    cache_url as cache_url,
+    error_help as error_help,
+    local as local,
+    state_folder as state_folder,
+)
 from .endpoints import (
     CacheEndpoint as CacheEndpoint,
     DatabaseEndpoint as DatabaseEndpoint,
@@ -7,9 +13,9 @@ from .endpoints import (
     Endpoints as Endpoints,
     MessagingEndpoint as MessagingEndpoint,
     StoreEndpoint as StoreEndpoint,
-)
-from .messaging import (
+    exports as exports,
+    resolve as resolve,
     resolve_messaging as resolve_messaging,
     running_messaging as running_messaging,
+    session as session,
 )
-from .resolver import exports as exports, resolve as resolve, session as session

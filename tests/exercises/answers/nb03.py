@@ -17,30 +17,6 @@ def time_to_live_first(valkey, key, record, seconds):
     valkey.hset(key, mapping=present(record))
 
 
-def pipeline_without_transaction(valkey, key, record, seconds):
-    with valkey.pipeline(transaction=False) as step:
-        step.delete(key)
-        step.hset(key, mapping=present(record))
-        step.expire(key, seconds)
-        step.execute()
-
-
-def two_pipelines(valkey, key, record, seconds):
-    with valkey.pipeline() as step:
-        step.delete(key)
-        step.hset(key, mapping=present(record))
-        step.execute()
-        step.expire(key, seconds)
-        step.execute()
-
-
-def cleans_up_when_it_can(valkey, key, record, seconds):
-    try:
-        two_commands(valkey, key, record, seconds)
-    except ConnectionError:
-        valkey.delete(key)
-
-
 def keeps_old_fields(valkey, key, record, seconds):
     with valkey.pipeline() as step:
         step.hset(key, mapping=present(record))
@@ -51,13 +27,6 @@ def keeps_old_fields(valkey, key, record, seconds):
 def deletes_beforehand(valkey, key, record, seconds):
     valkey.delete(key)
     keeps_old_fields(valkey, key, record, seconds)
-
-
-def deletes_old_fields_afterwards(valkey, key, record, seconds):
-    keeps_old_fields(valkey, key, record, seconds)
-    old = [name for name in valkey.hkeys(key) if name.decode() not in record]
-    if old:
-        valkey.hdel(key, *old)
 
 
 def writes_beside_and_renames(valkey, key, record, seconds):
@@ -71,28 +40,6 @@ def milliseconds_for_seconds(valkey, key, record, seconds):
         step.delete(key)
         step.hset(key, mapping=present(record))
         step.pexpire(key, seconds)
-        step.execute()
-
-
-def seconds_as_milliseconds(valkey, key, record, seconds):
-    with valkey.pipeline() as step:
-        step.delete(key)
-        step.hset(key, mapping=present(record))
-        step.expire(key, seconds * 1000)
-        step.execute()
-
-
-def no_time_to_live(valkey, key, record, seconds):
-    with valkey.pipeline() as step:
-        step.delete(key)
-        step.hset(key, mapping=present(record))
-        step.execute()
-
-
-def time_to_live_of_the_fields(valkey, key, record, seconds):
-    with valkey.pipeline() as step:
-        step.delete(key)
-        step.hsetex(key, mapping=present(record), ex=seconds)
         step.execute()
 
 
@@ -112,10 +59,6 @@ def with_null(valkey, key, record, seconds):
 
 def null_as_text(valkey, key, record, seconds):
     with_null(valkey, key, {name: str(value) for name, value in record.items()}, seconds)
-
-
-def null_as_empty(valkey, key, record, seconds):
-    with_null(valkey, key, {name: value or "" for name, value in record.items()}, seconds)
 
 
 def empty_left_out(valkey, key, record, seconds):
@@ -192,34 +135,11 @@ def always_loads(valkey, keys, load):
     return [names.get(key) for key in keys]
 
 
-def loads_all_when_one_is_missing(valkey, keys, load):
-    names = as_text(read(valkey, keys))
-    if None not in names:
-        return names
-    found = load(list(dict.fromkeys(keys)))
-    return [found.get(key) for key in keys]
-
-
 def hits_then_loaded(valkey, keys, load):
     names = dict(zip(keys, as_text(read(valkey, keys)), strict=True))
     hits = [name for name in names.values() if name is not None]
     missing = [key for key, name in names.items() if name is None]
     return hits + (list(load(missing).values()) if missing else [])
-
-
-def asks_whether_the_name_is_true(valkey, keys, load):
-    names = {key: name.decode() for key, name in zip(keys, read(valkey, keys), strict=True) if name}
-    missing = [key for key in dict.fromkeys(keys) if key not in names]
-    if missing:
-        names |= load(missing)
-    return [names.get(key) for key in keys]
-
-
-def equal_keys_loaded_twice(valkey, keys, load):
-    found = as_text(read(valkey, keys))
-    missing = [key for key, name in zip(keys, found, strict=True) if name is None]
-    loaded = load(missing) if missing else {}
-    return [loaded.get(k) if name is None else name for k, name in zip(keys, found, strict=True)]
 
 
 def equal_keys_answered_once(valkey, keys, load):
@@ -242,18 +162,6 @@ def absent_is_a_fault(valkey, keys, load):
     return [names[key] for key in keys]
 
 
-def bytes_on_a_hit(valkey, keys, load):
-    return finish(keys, dict(zip(keys, read(valkey, keys), strict=True)), load)
-
-
-def a_dict(valkey, keys, load):
-    return dict(zip(keys, as_text(read(valkey, keys)), strict=True))
-
-
-def prints_only(valkey, keys, load):
-    as_text(read(valkey, keys))
-
-
 def no_keys_are_a_fault(valkey, keys, load):
     names = as_text(valkey.execute_command("MGET", *keys))
     return finish(keys, dict(zip(keys, names, strict=True)), load)
@@ -263,21 +171,13 @@ WRONG = {
     "03.1": [
         (two_commands, "broke after command 1 of 2, `HSET`, and left behind"),
         (time_to_live_first, "has no time to live"),
-        (pipeline_without_transaction, "commands only travel together"),
-        (two_pipelines, "`EXEC`, and left behind"),
-        (cleans_up_when_it_can, "would stay for ever"),
         (keeps_old_fields, "'visited_by': 'Mariner 4'"),
         (deletes_beforehand, "two who write at once could mix"),
-        (deletes_old_fields_afterwards, "neither the old record nor the new one"),
         (writes_beside_and_renames, ":new` was left behind"),
         (milliseconds_for_seconds, "`pexpire` in milliseconds"),
-        (seconds_as_milliseconds, "is 600000 s; expected: 600 s"),
-        (no_time_to_live, "has no time to live"),
-        (time_to_live_of_the_fields, "`HSETEX` gives one to each field"),
         (never_executes, "there is nothing under the key"),
         (with_null, "no None: leave such fields out"),
         (null_as_text, "a field `type`, which holds `'None'`"),
-        (null_as_empty, "a field `type`, which holds `''`"),
         (empty_left_out, "ask `is not None`"),
         (ascii_only, "expected: `{'name': '地球'"),
         (one_value, "Under the key there is a string"),
@@ -291,16 +191,10 @@ WRONG = {
         (load_of_one_text, "One call, which is one query"),
         (one_round_trip_but_no_load, "called no `load`"),
         (always_loads, "expected: no call, since nothing is missing"),
-        (loads_all_when_one_is_missing, "What is in the cache need not be asked for"),
         (hits_then_loaded, "have the order of the keys"),
-        (asks_whether_the_name_is_true, "An empty name, `b''`, is in the cache, too"),
-        (equal_keys_loaded_twice, "`load` of [3, 4, 3]"),
         (equal_keys_answered_once, "the second of two equal keys"),
         (absent_is_left_out, "None where there is no such planet"),
         (absent_is_a_fault, "stopped with KeyError"),
-        (bytes_on_a_hit, "turn bytes into text"),
-        (a_dict, "A list is expected, not a dict"),
-        (prints_only, "Is there a `return`?"),
         (no_keys_are_a_fault, "With no keys at all, `get_planets` stopped with"),
     ],
 }

@@ -1,7 +1,7 @@
 """Answers to the exercises of notebook 05: right ones, and wrong ones with what they are told."""
 
 import random
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 
 
 def fifo(stream, capacity):
@@ -16,16 +16,6 @@ def fifo(stream, capacity):
     return hits / len(stream) if stream else 0.0
 
 
-def a_dict_that_is_written_again(stream, capacity):
-    held, hits = {}, 0
-    for key in stream:
-        hits += key in held
-        held[key] = None  # keeps its place
-        if len(held) > capacity:
-            del held[next(iter(held))]
-    return hits / len(stream) if stream else 0.0
-
-
 def lru(stream, capacity, last=False, held=None):
     held, hits = OrderedDict() if held is None else held, 0
     for key in stream:
@@ -37,76 +27,6 @@ def lru(stream, capacity, last=False, held=None):
             held.popitem(last=last)
         held[key] = None
     return hits / len(stream) if stream else 0.0
-
-
-def most_recently_used(stream, capacity):
-    return lru(stream, capacity, last=True)
-
-
-def evicts_too_late(stream, capacity):
-    return lru(stream, capacity + 1)
-
-
-def evicts_too_early(stream, capacity):
-    held, hits = OrderedDict(), 0
-    for key in stream:
-        hits += key in held
-        held[key] = None
-        held.move_to_end(key)
-        if len(held) >= capacity:
-            held.popitem(last=False)
-    return hits / len(stream) if stream else 0.0
-
-
-def never_evicts(stream, capacity):
-    return lru(stream, len(stream) + 1)
-
-
-def evicts_on_hits_too(stream, capacity):
-    held, hits = [], 0
-    for key in stream:
-        hits += key in held
-        if len(held) == capacity:
-            held.pop(0)
-        if key in held:
-            held.remove(key)
-        held.append(key)
-    return hits / len(stream) if stream else 0.0
-
-
-def least_frequently_used(stream, capacity):
-    held, uses, hits = OrderedDict(), Counter(), 0
-    for key in stream:
-        if key in held:
-            hits += 1
-        elif len(held) == capacity:
-            gone = min(held, key=lambda known: uses[known])
-            del held[gone], uses[gone]
-        uses[key] += 1
-        held[key] = None
-        held.move_to_end(key)
-    return hits / len(stream) if stream else 0.0
-
-
-def misses(stream, capacity):
-    return 1 - lru(stream, capacity)
-
-
-def a_count(stream, capacity):
-    return round(lru(stream, capacity) * len(stream))
-
-
-def per_cent(stream, capacity):
-    return 100 * lru(stream, capacity)
-
-
-def rounded(stream, capacity):
-    return round(lru(stream, capacity), 2)
-
-
-def hits_by_misses(stream, capacity):
-    ratio = lru(stream, capacity)
-    return ratio / (1 - ratio)
 
 
 def no_requests_are_a_fault(stream, capacity):
@@ -129,34 +49,12 @@ def eats_the_stream(stream, capacity):
     return hits / max(requests, 1)
 
 
-def eats_it_and_counts_then(stream, capacity):
-    ratio = lru(stream, capacity)
-    stream.clear()
-    return ratio * len(stream) / len(stream)
-
-
 def one_cache_for_all_calls(stream, capacity, held=OrderedDict()):  # noqa: B006 - the mistake
     return lru(stream, capacity, held=held)
 
 
-def zero_is_no_key(stream, capacity):
-    held, hits = [], 0
-    for key in stream:
-        if key and key in held:
-            hits += 1
-            held.remove(key)
-        elif len(held) == capacity:
-            held.pop(0)
-        held.append(key)
-    return hits / len(stream) if stream else 0.0
-
-
 def prints_only(stream, capacity):
     lru(stream, capacity)
-
-
-def text(stream, capacity):
-    return f"{lru(stream, capacity):.0%}"
 
 
 def no_capacity(stream):
@@ -197,42 +95,6 @@ def none_counts_as_zero(entries, policy):
     return goes([{**entry, "ttl": entry["ttl"] or 0} for entry in entries], policy)
 
 
-def only_those_with_a_ttl(entries, policy):
-    return goes(candidates(entries, "volatile"), policy)
-
-
-def asks_whether_the_ttl_is_true(entries, policy):
-    if policy.startswith("volatile"):
-        entries = [entry for entry in entries if entry["ttl"]]
-    return goes(entries, policy)
-
-
-def most_time_left(entries, policy):
-    return goes(candidates(entries, policy), policy, high=("lru", "ttl"))
-
-
-def least_idle(entries, policy):
-    return goes(candidates(entries, policy), policy, high=())
-
-
-def most_used(entries, policy):
-    return goes(candidates(entries, policy), policy, high=("lru", "lfu"))
-
-
-def lru_and_lfu_mixed_up(entries, policy):
-    swapped = {"lru": "lfu", "lfu": "lru"}
-    who, _, rule = policy.partition("-")
-    return goes(candidates(entries, policy), f"{who}-{swapped.get(rule, rule)}")
-
-
-def noeviction_takes_the_oldest(entries, policy):
-    return goes(candidates(entries, policy), policy.replace("noeviction", "allkeys-lru"))
-
-
-def falls_back_to_all_keys(entries, policy):
-    return goes(candidates(entries, policy) or entries, policy)
-
-
 def nobody_is_a_fault(entries, policy):
     if policy == "noeviction":
         return None
@@ -245,28 +107,6 @@ def an_empty_cache_is_a_fault(entries, policy):
     if policy == "noeviction" or (policy.startswith("volatile") and not found):
         return None
     return goes(found, policy) or min(found, key=lambda entry: entry["idle"])
-
-
-def whole_entry(entries, policy):
-    key = goes(candidates(entries, policy), policy)
-    return next((entry for entry in entries if entry["key"] == key), None)
-
-
-def place(entries, policy):
-    key = goes(candidates(entries, policy), policy)
-    return next((at for at, entry in enumerate(entries) if entry["key"] == key), None)
-
-
-def knows_no_random(entries, policy):
-    return None if policy.endswith("random") else goes(candidates(entries, policy), policy)
-
-
-def returns_nothing(entries, policy):
-    goes(candidates(entries, policy), policy)
-
-
-def attributes(entries, policy):
-    return min(entries, key=lambda entry: entry.idle).key
 
 
 def a_list(stream, capacity):
@@ -308,26 +148,11 @@ RIGHT = {
 WRONG = {
     "05.1": [
         (fifo, "This is FIFO"),
-        (a_dict_that_is_written_again, "What does your cache do on a hit?"),
-        (most_recently_used, "This is MRU"),
-        (evicts_too_late, "room for one key more"),
-        (evicts_too_early, "room for one key less"),
-        (never_evicts, "never evicts"),
-        (evicts_on_hits_too, "Request by request: 1 miss; 2 miss; 2 hit; 1 hit."),
-        (least_frequently_used, "This is LFU"),
-        (misses, "the share of the misses"),
-        (a_count, "`2`; expected: 0.4, which is 2 hits by 5 requests. This is the number of hits"),
-        (per_cent, "This is per cent"),
-        (rounded, "Do you round?"),
-        (hits_by_misses, "Go through a short stream by hand"),
         (no_requests_are_a_fault, "`lru_hit_ratio([], 3)` stopped with ZeroDivisionError"),
         (no_requests_are_all_hits, "returned `1.0`; expected: 0.0. Without requests"),
         (eats_the_stream, "changed the stream: there were 5 requests, and now it is `[]`"),
-        (eats_it_and_counts_then, "changed the stream"),
         (one_cache_for_all_calls, "begins empty at each call"),
-        (zero_is_no_key, "`lru_hit_ratio([0, 0, 1, 2, 1], 2)` returned `0.2`; expected: 0.4"),
         (prints_only, "Is there a `return`?"),
-        (text, "returned `'40%'`. Expected: a number"),
         (no_capacity, "The check calls `lru_hit_ratio(stream, capacity)`"),
     ],
     "05.2": [
@@ -335,20 +160,7 @@ WRONG = {
         (compares_none, "has the `ttl` None, which is not a number"),
         (random_takes_any, "`key_to_evict(entries, 'volatile-random')` returned"),
         (none_counts_as_zero, "has no TTL: a volatile policy looks only"),
-        (only_those_with_a_ttl, "Yours is what volatile-lru evicts. Of all keys, TTL or not,"),
-        (asks_whether_the_ttl_is_true, "0 seconds left are a TTL, too"),
-        (most_time_left, "Yours is at the other end"),
-        (least_idle, "been idle for the longest: the largest `idle`"),
-        (most_used, "been used least often: the smallest `uses`"),
-        (lru_and_lfu_mixed_up, "Yours is what allkeys-lfu evicts"),
-        (noeviction_takes_the_oldest, "it refuses writes instead"),
-        (falls_back_to_all_keys, "where no key has a TTL"),
         (nobody_is_a_fault, "Nobody is a candidate here"),
         (an_empty_cache_is_a_fault, "The entries, where the cache is empty: none."),
-        (whole_entry, 'its key, `entry["key"]`'),
-        (place, "and this is of type `int`"),
-        (knows_no_random, "`key_to_evict(entries, 'allkeys-random')` returned `None`"),
-        (returns_nothing, "Is there a `return` on this way?"),
-        (attributes, "'dict' object has no attribute 'idle'"),
     ],
 }

@@ -2,7 +2,6 @@
 
 import functools
 import threading
-import time
 from concurrent.futures import Future
 
 from redis.exceptions import WatchError
@@ -12,42 +11,8 @@ def not_shared(load):
     return load
 
 
-def one_after_another(load):
-    lock = threading.Lock()
-
-    def fetch(key):
-        with lock:
-            return load(key)
-
-    return fetch
-
-
-def a_lock_for_each_key(load):
-    lock, locks = threading.Lock(), {}
-
-    def fetch(key):
-        with lock:
-            own = locks.setdefault(key, threading.Lock())
-        with own:
-            return load(key)
-
-    return fetch
-
-
 def a_cache(load):
     return functools.cache(load)
-
-
-def a_cache_with_a_lock(load):
-    lock, known = threading.Lock(), {}
-
-    def fetch(key):
-        with lock:
-            if key not in known:
-                known[key] = load(key)
-        return known[key]
-
-    return fetch
 
 
 def promise(load, forget=True, note=lambda error: error):
@@ -72,10 +37,6 @@ def promise(load, forget=True, note=lambda error: error):
         return value
 
     return fetch
-
-
-def never_forgets(load):
-    return promise(load, forget=False)
 
 
 def an_error_is_remembered(load):
@@ -157,10 +118,6 @@ def with_event(load, keep=True, wait=True, otherwise=lambda *_: None):
 
 def those_who_wait_get_none(load):
     return with_event(load, keep=False)
-
-
-def nobody_waits(load):
-    return with_event(load, wait=False)
 
 
 def none_is_no_answer(load):
@@ -268,25 +225,6 @@ def looks_then_enters(load):
     return fetch
 
 
-def tries_and_enters(load):
-    lock, under_way = threading.Lock(), {}
-
-    def fetch(key):
-        try:
-            return under_way[key].result()
-        except KeyError:
-            with lock:
-                flight = under_way[key] = Future()
-        try:
-            flight.set_result(load(key))
-        except ConnectionError as error:
-            flight.set_exception(error)
-        under_way.pop(key, None)
-        return flight.result()
-
-    return fetch
-
-
 def forgets_the_key(load):
     return promise(lambda _: load("mars 4"))
 
@@ -294,17 +232,6 @@ def forgets_the_key(load):
 def returns_nothing(load):
     def fetch(key):
         return load(key)
-
-
-def returns_an_answer(load):
-    return load("mars")
-
-
-def prints_only(load):
-    def fetch(key):
-        load(key)
-
-    return fetch
 
 
 def no_load():
@@ -319,31 +246,6 @@ def looks_then_deletes(valkey, lock, token):
     if valkey.get(lock) == token.encode():
         return bool(valkey.delete(lock))
     return False
-
-
-def looks_twice(valkey, lock, token):
-    if valkey.get(lock) == token.encode() and valkey.get(lock) == token.encode():
-        valkey.delete(lock)
-        return True
-    return False
-
-
-def deletes_in_a_transaction(valkey, lock, token):
-    if valkey.get(lock) != token.encode():
-        return False
-    with valkey.pipeline() as step:
-        step.delete(lock)
-        return step.execute() == [1]
-
-
-def watches_after_it_looked(valkey, lock, token):
-    with valkey.pipeline() as step:
-        if valkey.get(lock) != token.encode():
-            return False
-        step.watch(lock)
-        step.multi()
-        step.delete(lock)
-        return step.execute() == [1]
 
 
 def watch_error_goes_through(valkey, lock, token):
@@ -392,10 +294,6 @@ def script(valkey, lock, token, compare="found == ARGV[1]"):
     return valkey.eval(text, 1, lock, token)
 
 
-def begins_with_the_token(valkey, lock, token):
-    return script(valkey, lock, token, "found and string.sub(found, 1, #ARGV[1]) == ARGV[1]")
-
-
 def token_in_the_script(valkey, lock, token):
     text = f"if redis.call('GET', KEYS[1]) == '{token}' then return redis.call('DEL', KEYS[1]) end"
     return bool(valkey.eval(text, 1, lock))
@@ -405,21 +303,8 @@ def says_nothing(valkey, lock, token):
     script(valkey, lock, token)
 
 
-def says_ok(valkey, lock, token):
-    return "OK" if script(valkey, lock, token) else False
-
-
 def nothing_instead_of_false(valkey, lock, token):
     return True if script(valkey, lock, token) else None
-
-
-def always_true(valkey, lock, token):
-    script(valkey, lock, token)
-    return True
-
-
-def an_expired_lock_counts_as_released(valkey, lock, token):
-    return script(valkey, lock, token) == 1 or not valkey.exists(lock)
 
 
 def makes_one(valkey, lock, token):
@@ -427,19 +312,6 @@ def makes_one(valkey, lock, token):
     if not released:
         valkey.set(lock, "free", px=1000, nx=True)
     return released
-
-
-def expires_it(valkey, lock, token):
-    return bool(valkey.expire(lock, 1))
-
-
-def looks_for_it(valkey, lock, token):
-    return lock.encode() in valkey.keys("*") and bool(script(valkey, lock, token))
-
-
-def flushes(valkey, lock, token):
-    valkey.flushall()
-    return True
 
 
 def no_token(valkey, lock):
@@ -483,31 +355,6 @@ class SingleFlight:
         return value
 
 
-def polls(load):
-    lock, under_way = threading.Lock(), {}
-
-    def fetch(key):
-        first = False
-        flight = under_way.get(key)
-        if flight is None:  # look again, this time under the lock
-            with lock:
-                first = key not in under_way
-                flight = under_way.setdefault(key, {})
-        if first:
-            try:
-                flight["value"] = load(key)
-            except ConnectionError as error:
-                flight["error"] = error
-            del under_way[key]
-        while not flight:
-            time.sleep(0.001)
-        if "error" in flight:
-            raise flight["error"]
-        return flight["value"]
-
-    return fetch
-
-
 def watches(valkey, lock, token):
     with valkey.pipeline() as step:
         try:
@@ -531,47 +378,21 @@ def watches_and_tries_again(valkey, lock, token):
     return bool(valkey.transaction(give_back, lock))
 
 
-def deletes_if_equal(valkey, lock, token):
-    return valkey.execute_command("DELIFEQ", lock, token) == 1
-
-
-def one_or_zero(valkey, lock, token):
-    return script(valkey, lock, token)
-
-
-def registered(valkey, lock, token):
-    text = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end"
-    return bool(valkey.register_script(text)(keys=[lock], args=[token]))
-
-
-def looks_and_leaves_the_rest_to_a_script(valkey, lock, token):
-    return valkey.get(lock) == token.encode() and bool(script(valkey, lock, token))
-
-
 RIGHT = {
-    "06.1": [plain_promise, SingleFlight, polls],
+    "06.1": [plain_promise, SingleFlight],
     "06.2": [
         watches,
         watches_and_tries_again,
-        deletes_if_equal,
-        one_or_zero,
-        registered,
-        looks_and_leaves_the_rest_to_a_script,
     ],
 }
 WRONG = {
     "06.1": [
         (not_shared, "`load` was called 20 times. Expected: once. A thread that finds a load"),
-        (one_after_another, "loaded as well, one after another"),
-        (a_lock_for_each_key, "Hand what the first one loaded to all who waited"),
         (a_cache, "This is no cache"),
-        (a_cache_with_a_lock, "This is no cache"),
-        (never_forgets, "Forget it when it ends"),
         (an_error_is_remembered, "raised the same error once more"),
         (an_error_wakes_nobody, "one of them has not come back"),
         (an_error_stays_under_way, "the next call of `fetch('mars')` has not come back"),
         (those_who_wait_get_none, "one of them returned `None`; expected: `'mars, load 1'`"),
-        (nobody_waits, "one of them returned `None`; expected: `'mars, load 1'`"),
         (none_is_no_answer, "`load` was called 20 times"),
         (an_error_is_none_for_the_others, "`None` came out of `fetch`"),
         (an_error_makes_all_try_again, "`load` was called 20 times"),
@@ -581,35 +402,22 @@ WRONG = {
         (one_flight_for_all_keys, "Only those who ask for the same key share a load"),
         (keys_wait_for_each_other, "Do you hold a lock while you load?"),
         (looks_then_enters, "at the very same moment. Both found no load"),
-        (tries_and_enters, "make it one step"),
         (forgets_the_key, "called `load` with `['mars 4']`"),
         (returns_nothing, "returned `None`. Expected: a function"),
-        (returns_an_answer, "returned `'mars, load 1'`. Expected: a function"),
-        (prints_only, "Is there a `return` on this way?"),
         (no_load, "The check calls `single_flight(load)`"),
     ],
     "06.2": [
         (deletes, "now a third can come in"),
         (looks_then_deletes, "Between `GET` and `DEL` of `release(valkey, lock, 'worker-1')`"),
-        (looks_twice, "what you deleted was the other's"),
-        (deletes_in_a_transaction, "Between `GET` and `MULTI` `DEL` `EXEC`"),
-        (watches_after_it_looked, "Between `GET` and `WATCH`"),
         (watch_error_goes_through, "That error is the answer"),
         (bytes_and_text, "gives back bytes"),
         (bytes_have_no_encode, "nobody holds it, `release(valkey, lock, 'worker-1')` stopped with"),
         (takes_and_puts_back, "took the lock away with `GETDEL` and put it back later"),
         (takes_and_puts_back_for_ever, "took the lock's time to live away"),
-        (begins_with_the_token, "exactly your token"),
         (token_in_the_script, "Is the token part of the script's text?"),
         (says_nothing, "Is there a `return` on this way?"),
-        (says_ok, "returned `'OK'`; expected: True"),
         (nothing_instead_of_false, "nobody holds it, `release(valkey, lock, 'worker-1')` returned"),
-        (always_true, "returned `True`; expected: False"),
-        (an_expired_lock_counts_as_released, "returned `True`; expected: False"),
         (makes_one, "has made one, with `'free'` in it"),
-        (expires_it, "left the lock where it was"),
-        (looks_for_it, "KEYS touches all keys"),
-        (flushes, "FLUSHALL touches all keys"),
         (no_token, "The check calls `release(valkey, lock, token)`"),
     ],
 }

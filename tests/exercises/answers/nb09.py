@@ -47,24 +47,6 @@ def reads_again(kept, store, name, now, ttl):
     return kept[name][0]
 
 
-def always_asks(kept, store, name, now, ttl):
-    if name in kept:
-        kept[name] = store.get_if_changed(name, kept[name][1]) or kept[name]
-    else:
-        kept[name] = store.get(name)
-    return kept[name][0]
-
-
-def never_asks(kept, store, name, now, ttl):
-    if name not in kept:
-        kept[name] = store.get(name)
-    return kept[name][0]
-
-
-def asks_too_late(kept, store, name, now, ttl):
-    return renew(kept, store, name, now, ttl, late=True)
-
-
 def forgets_the_new_end(kept, store, name, now, ttl):
     return renew(kept, store, name, now, ttl, new_end=False)
 
@@ -86,10 +68,6 @@ def returns_what_the_store_says(kept, store, name, now, ttl):
     if now < kept[name][2]:
         return kept[name][0]
     return store.get_if_changed(name, kept[name][1])
-
-
-def wrong_etag(kept, store, name, now, ttl):
-    return renew(kept, store, name, now, ttl, known_etag='"none"')
 
 
 def one_for_all(kept, store, name, now, ttl):
@@ -139,16 +117,8 @@ def largest(objects, room):
     return in_order(objects, room, lambda o: -o[1])
 
 
-def stops_at_the_first(objects, room):
-    return in_order(objects, room, lambda o: -o[2] / o[1], stop=True)
-
-
 def everything(objects, room):
     return {name for name, _, _ in objects}
-
-
-def nothing(objects, room):
-    return set()
 
 
 def the_objects_themselves(objects, room):
@@ -168,14 +138,10 @@ WRONG = {
     "09.1": [
         (always_reads, "At once after that"),
         (reads_again, "asked the store: `get('a')`. Expected: `get_if_changed('a',"),
-        (always_asks, "At once after that"),
-        (never_asks, "asked the store: nothing. Expected: `get_if_changed('a',"),
-        (asks_too_late, "(now = the end)"),
         (forgets_the_new_end, "After a renewal the TTL starts anew: `fetch("),
         (forgets_the_new_content, "The new content is kept"),
         (returns_the_old_content, "expected: `b'the second one'`"),
         (returns_what_the_store_says, "Is there a `return` on this way?"),
-        (wrong_etag, "get_if_changed('a', '\"none\"')"),
         (one_for_all, "Another object is asked for"),
         (empty_is_nothing, "An empty object is an object, and kept"),
     ],
@@ -183,9 +149,7 @@ WRONG = {
         (most_requests, "Count requests *a byte*"),
         (smallest, "the smallest first, whether they are wanted or not"),
         (largest, "the largest first"),
-        (stops_at_the_first, "a smaller one further on may"),
         (everything, "Take an object only if it fits"),
-        (nothing, "With 70 it can be done: ['b', 'c']"),
         (the_objects_themselves, "which is none of the names"),
         (a_number, "Expected: a set of names"),
         (twice, "a name twice"),

@@ -11,10 +11,6 @@ def by_whole_numbers(values, q):
     return sorted(values)[-(-q * len(values) // 100) - 1]
 
 
-def inexact(values, q):
-    return sorted(values)[math.ceil(q / 100 * len(values)) - 1]
-
-
 def by_counting(values, q):
     for value in sorted(values):
         if sum(other <= value for other in values) * 100 >= q * len(values):
@@ -37,21 +33,9 @@ def in_disorder(values, q):
     return values[math.ceil(q * len(values) / 100) - 1]
 
 
-def in_disorder_and_inexact(values, q):
-    return values[math.ceil(q / 100 * len(values)) - 1]
-
-
 def in_place(values, q):
     values.sort()
     return values[math.ceil(q / 100 * len(values)) - 1]
-
-
-def mean(values, q):
-    return sum(values) / len(values)
-
-
-def as_text(values, q):
-    return str(by_rank(values, q))
 
 
 def too_far_and_out(values, q):
@@ -82,20 +66,12 @@ def bytes_only(sizes, most_rows, most_bytes):
     return greedy(sizes, 10**9, most_bytes)
 
 
-def not_quite_full(sizes, most_rows, most_bytes):
-    return greedy(sizes, most_rows, most_bytes - 1)
-
-
 def one_each(sizes, most_rows, most_bytes):
     return [[size] for size in sizes]
 
 
 def last_one_lost(sizes, most_rows, most_bytes):
     return greedy(sizes, most_rows, most_bytes)[:-1]
-
-
-def sorted_first(sizes, most_rows, most_bytes):
-    return greedy(sorted(sizes), most_rows, most_bytes)
 
 
 def empty_at_the_end(sizes, most_rows, most_bytes):
@@ -112,20 +88,14 @@ WRONG = {
         (one_too_far, "one place too far"),
         (between, "between two measured ones"),
         (in_disorder, "not in order as they come"),
-        (in_disorder_and_inexact, "not in order as they come"),
-        (inexact, "Divide last"),
         (in_place, "changed the list"),
-        (mean, "Count by hand"),
-        (as_text, "Count by hand"),
         (too_far_and_out, "IndexError"),
     ],
     "10.2": [
         (rows_only, "bytes; 100 may be"),
         (bytes_only, "rows; 4 may be"),
         (one_each, "are enough"),
-        (not_quite_full, "are enough"),
         (last_one_lost, "not all rows, each once"),
-        (sorted_first, "not all rows, each once"),
         (empty_at_the_end, "without rows"),
         (count, "a list of lists"),
     ],

@@ -1,6 +1,6 @@
-"""Stop the engines if their keeper dies without a word: the guard waits on a pipe from it.
+"""Stop an engine if its stand-in dies without a word: the guard waits on a pipe from it.
 
-Run as a program by the keeper. Lines "+PID" and "-PID" arrive on standard input; when the pipe
+Run as a program by the stand-in. Lines "+PID" and "-PID" arrive on standard input; when the pipe
 closes, whatever is still on the list is stopped. Standard library only, so that it stays small.
 """
 

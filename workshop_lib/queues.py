@@ -14,9 +14,10 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.services import MessagingEndpoint
-from workshop_lib.services.explain import cause_of, explain, sentence
-from workshop_lib.services.surroundings import session_for
+from workshop_lib.services import MessagingEndpoint, running_messaging
+from workshop_lib.services.client_config import session_for
+from workshop_lib.services.error_help import advice, cause_of, error_text
+from workshop_lib.settings import Settings
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,30}")
 LONGEST_VISIBILITY_S = 43_200
@@ -110,6 +111,23 @@ def delete_queues(sqs: Any, endpoint: MessagingEndpoint, namespace: str) -> int:
     return len(found)
 
 
+def delete_own_queues(settings: Settings) -> None:
+    """Delete a workshop's queues; an emulation that does not run has none.
+
+    Raises:
+        ServiceUnreachableError: no answer.
+
+    """
+    running = running_messaging(settings)
+    if running is None:
+        return
+    endpoint, release = running
+    try:
+        delete_queues(messaging_client(endpoint, "sqs"), endpoint, settings.workshop_namespace)
+    finally:
+        release()
+
+
 def messaging_error(error: Exception, endpoint: MessagingEndpoint) -> ServiceUnreachableError:
     """What went wrong between us and the queues or metrics, and what to do.
 
@@ -124,7 +142,7 @@ def messaging_error(error: Exception, endpoint: MessagingEndpoint) -> ServiceUnr
         "it had: run the notebook from its first cell."
     )
     cause = cause_of(error, endpoint)
-    if endpoint.embedded and cause == "no queue":
+    if endpoint.embedded and cause == "not there":
         return ServiceUnreachableError(
             f"There is no such queue in the {place}. It may have been restarted, which empties "
             "it: ws.open_queue(…) makes the queue again."
@@ -136,8 +154,8 @@ def messaging_error(error: Exception, endpoint: MessagingEndpoint) -> ServiceUnr
         )
     answered = isinstance(error, ClientError)
     about = place if answered else f"No answer from {place}"
-    advice = again if endpoint.embedded and not answered else explain(error, endpoint)
-    return ServiceUnreachableError(f"{about}: {sentence(error)} {advice}")
+    what_next = again if endpoint.embedded and not answered else advice(error, endpoint)
+    return ServiceUnreachableError(f"{about}: {error_text(error)} {what_next}")
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:

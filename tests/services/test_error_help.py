@@ -1,0 +1,182 @@
+"""Each error that a learner can meet comes with help that names the thing to do."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+import boto3
+import botocore.exceptions as of_botocore
+import psycopg2
+import pytest
+import redis
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from workshop_lib.errors import redact
+from workshop_lib.services.endpoints import (
+    CacheEndpoint,
+    DatabaseEndpoint,
+    Endpoint,
+    MessagingEndpoint,
+    StoreEndpoint,
+)
+from workshop_lib.services.error_help import advice, cause_of, error_code, error_help, error_text
+
+ACCOUNT = "123456789012"
+
+
+def place(kind, port, **more):
+    given = {"label": "a place", "address": f"x:{port}", "host": "x"}
+    return kind(port=port, **{**given, "arguments": {"region_name": "us-east-1"}, **more})
+
+
+DSQL = place(DatabaseEndpoint, 5432, aws=True)
+CACHE = place(CacheEndpoint, 6379, aws=True)
+BUCKET = place(StoreEndpoint, 443, aws=True, bucket="b")
+QUEUE = place(MessagingEndpoint, 443, aws=True)
+OWN = place(CacheEndpoint, 6380)
+LOCAL = place(DatabaseEndpoint, 41_000, embedded=True)
+
+
+def answer(code, operation="PutObject", message="", **headers):
+    metadata = {"HTTPStatusCode": 400, "HTTPHeaders": headers}
+    given = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata}
+    return ClientError(given, operation)
+
+
+def denied(why):
+    said = f"User: arn:aws:sts::{ACCOUNT}:assumed-role/R/me is not authorized to perform: "
+    return answer("AccessDenied", message=f"{said}kms:Decrypt on resource: x {why}")
+
+
+def database(said):
+    return psycopg2.OperationalError(f'connection to server at "x", port 1 failed: {said}')
+
+
+@pytest.mark.parametrize(
+    ("error", "where", "named"),
+    [
+        # an answer of AWS
+        (answer("ExpiredToken"), None, "aws sso login"),
+        (answer("ExpiredTokenException"), QUEUE, "AWS_SESSION_TOKEN"),
+        (answer("InvalidClientTokenId"), None, "aws configure list"),
+        (answer("InvalidAccessKeyId"), OWN, "AWS_ACCESS_KEY_ID"),
+        (answer("SignatureDoesNotMatch"), BUCKET, "AWS_SECRET_ACCESS_KEY"),
+        (answer("InvalidSignatureException", message="Signature expired: A"), QUEUE, "date -u"),
+        (answer("RequestTimeTooSkewed"), BUCKET, "date -u"),
+        (answer("AccessDenied"), BUCKET, "it takes s3:PutObject"),
+        (answer("403", "HeadBucket", "Forbidden"), BUCKET, "it takes s3:ListBucket"),
+        (answer("AccessDeniedException", "Invoke"), None, "it takes lambda:InvokeFunction"),
+        (denied("because no policy allows it"), BUCKET, "it takes kms:Decrypt"),
+        (denied("with an explicit deny in a policy"), BUCKET, "forbids kms:Decrypt"),
+        (denied("because no VPC endpoint policy allows it"), QUEUE, "forbids kms:Decrypt"),
+        (answer("PermanentRedirect"), BUCKET, "in another Region, but AWS_REGION is us-east-1"),
+        (answer("403", **{"x-amz-bucket-region": "eu-west-1"}), BUCKET, "It is in eu-west-1, but"),
+        (answer("403", **{"x-amz-bucket-region": "us-east-1"}), BUCKET, "it takes s3:PutObject"),
+        (answer("403", **{"x-amz-bucket-region": "eu-west-1"}), OWN, "it takes s3:PutObject"),
+        (answer("404"), BUCKET, "correct BUCKET_NAME"),
+        (answer("AWS.SimpleQueueService.NonExistentQueue"), QUEUE, "correct QUEUE_URL"),
+        (answer("ThrottlingException"), QUEUE, "Wait a minute"),
+        (answer("OptInRequired"), None, "another AWS_REGION"),
+        (answer("SomethingNew", message="timeout"), BUCKET, "no advice"),
+        # AWS's client library
+        (of_botocore.NoCredentialsError(), None, "aws sts get-caller-identity"),
+        (of_botocore.PartialCredentialsError(provider="e", cred_var="x"), None, "set both"),
+        (of_botocore.ProfileNotFound(profile="me"), None, "aws configure list-profiles"),
+        (of_botocore.CredentialRetrievalError(provider="p", error_msg="m"), None, "_process"),
+        (of_botocore.UnauthorizedSSOTokenError(), None, "aws sso login"),
+        (of_botocore.LoginRefreshRequired(), None, "aws login"),
+        (of_botocore.NoRegionError(), None, "such as us-east-1"),
+        (of_botocore.ConnectTimeoutError(endpoint_url="x"), QUEUE, "NAT gateway or a VPC"),
+        (of_botocore.ProxyConnectionError(proxy_url="x"), QUEUE, "HTTPS_PROXY"),
+        (of_botocore.ConnectionClosedError(endpoint_url="x"), QUEUE, "try again"),
+        (of_botocore.SSLError(endpoint_url="x", error="certificate verify failed"), QUEUE,
+         "leave the verification on"),
+        (of_botocore.SSLError(endpoint_url="x", error="wrong version number"), QUEUE, "own name"),
+        # a database
+        (database("FATAL:  unable to accept connection, access denied"), DSQL, "DbConnectAdmin"),
+        (database('FATAL:  password authentication failed for user "admin"'), OWN, "VALKEY_URL"),
+        (database("timeout expired"), DSQL, "port 5432"),
+        (database("timeout expired"), LOCAL, "workshop stop"),
+        (database("Connection refused"), LOCAL, "workshop status"),
+        (database("FATAL:  the database system is shutting down"), LOCAL, "open_workshop()"),
+        (psycopg2.OperationalError('could not translate host name "x"'), DSQL, "list-clusters"),
+        (database('server certificate for "a" does not match host name "b"'), DSQL, "own name"),
+        (database("server does not support SSL, but SSL was required"), DSQL, "sslmode=verify"),
+        (database("SSL connection has been closed unexpectedly"), DSQL, "try again"),
+        (database("FATAL:  too many connections"), DSQL, "Wait a minute"),
+        # a cache, or the network
+        (redis.TimeoutError("Timeout connecting to server"), CACHE, "port 6379"),
+        (redis.ConnectionError("Error 110 connecting: timed out"), OWN, "port 6380"),
+        (redis.ConnectionError("Error -2: Name or service not known"), CACHE, "VALKEY_ENDPOINT"),
+        (redis.ConnectionError("[SSL: CERTIFICATE_VERIFY_FAILED]"), CACHE, "verification on"),
+        (redis.AuthenticationError("WRONGPASS"), CACHE, "rediss://user:password@host"),
+        (redis.AuthenticationError("WRONGPASS"), OWN, "user and password"),
+        (redis.ConnectionError("Connection closed by server."), OWN, "rediss://"),
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"), OWN, "rediss://"),
+        (ssl.SSLCertVerificationError(1, "self-signed certificate"), CACHE, "verification on"),
+        (socket.gaierror(-2, "Name or service not known"), OWN, "Check VALKEY_URL"),
+        (ConnectionRefusedError(111, "Connection refused"), OWN, "is the server running"),
+        (ConnectionRefusedError(111, "Connection refused"), QUEUE, "AWS_ENDPOINT_URL"),
+        (OSError(113, "No route to host"), OWN, "security group"),
+        (TimeoutError(), place(Endpoint, 443, label="STS", aws=True), "no way to STS"),
+        (RuntimeError("what was read is not what was written"), BUCKET, "no advice"),
+    ],
+    ids=lambda value: repr(value)[:70] if isinstance(value, Exception) else "",
+)  # fmt: skip
+def test_the_help_names_what_to_do(error, where, named):
+    assert named in advice(error, where)
+    assert "{" not in advice(error, where)
+    assert advice(error, where) in error_help(error, where)
+
+
+@pytest.mark.parametrize(
+    ("host", "cause"), [("127.0.0.1", "refused"), ("no-such-host.invalid", "name unknown")]
+)
+def test_the_cause_is_found_behind_what_the_aws_library_raises(host, cause):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        client = boto3.Session().client(
+            "sts",
+            region_name="us-east-1",
+            endpoint_url=f"http://{host}:{taken.getsockname()[1]}",
+            aws_access_key_id="a",
+            aws_secret_access_key="b",
+            config=Config(connect_timeout=2, retries={"total_max_attempts": 1}, proxies={}),
+        )
+        with pytest.raises(of_botocore.EndpointConnectionError) as failed:
+            client.get_caller_identity()
+    assert cause_of(failed.value) == cause
+
+
+def test_an_error_is_a_sentence_with_its_code_once():
+    assert error_text(answer("NoSuchBucket", message="It does not exist.")) == (
+        "PutObject was answered NoSuchBucket: It does not exist."
+    )
+    assert error_text(answer("403", "HeadBucket")) == "HeadBucket was answered 403."
+    assert error_text(ValueError()) == "ValueError."
+    assert error_code(ValueError()) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (f"arn:aws:sts::{ACCOUNT}:assumed-role/R/me", "arn:aws:sts::…:assumed-role/R/me"),
+        (f"https://sqs.us-east-1.amazonaws.com/{ACCOUNT}/q", "amazonaws.com/…/q"),
+        (f"bucket-{ACCOUNT}-us-east-1", "bucket-…-us-east-1"),
+        ("Credential=AKIAIOSFODNN7EXAMPLE/2026", "Credential=…/2026"),
+        ("x-amz-security-token:IQoJb3JpZ2lu+abc/def== next", "x-amz-security-token:… next"),
+        ("?X-Amz-Signature=0123abcdef&x=1", "?X-Amz-Signature=…&x=1"),
+        ("Encoded authorization failure message: 8Ujk_-x", "failure message: …"),
+        ("a number of 13 digits: 1234567890123", "1234567890123"),
+        ("job abcd123456789012ef", "abcd123456789012ef"),
+    ],
+)
+def test_accounts_keys_and_tokens_are_masked_and_the_rest_is_kept(said, shown):
+    assert redact(said).endswith(shown)
+    assert error_text(ValueError(said)).endswith(f"{shown}.")
+
+
+def test_an_answer_of_aws_is_masked_too():
+    assert ACCOUNT not in error_help(denied("because"), BUCKET)

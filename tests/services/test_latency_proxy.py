@@ -1,0 +1,392 @@
+"""A latency proxy: when replies come, what becomes of connections, and when it ends."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from hashlib import sha256
+
+import psutil
+import pytest
+
+from workshop_lib.errors import EngineError, WorkshopError
+from workshop_lib.services.endpoints import Endpoint
+from workshop_lib.services.latency_proxy import MAX_PIECES, MAX_S, PIECE, LatencyProxy
+
+MAX_HELD = 1.5 * MAX_PIECES * PIECE
+LOTS = random.Random(1).randbytes(16_000_000)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not condition():
+        time.sleep(0.01)
+    return condition()
+
+
+class Server:
+    """A server on loopback, each of whose connections is handled in a thread."""
+
+    def __init__(self, handler: Callable[[socket.socket], None], port: int = 0) -> None:
+        self.listener = socket.create_server(("127.0.0.1", port))
+        self.port = self.listener.getsockname()[1]
+        self.handler, self.handled = handler, 0
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                threading.Thread(target=self.handle, args=(connection,), daemon=True).start()
+
+    def handle(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            self.handler(connection)
+        self.handled += 1
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)  # wakes up accept()
+        self.listener.close()
+
+
+def echo(connection: socket.socket) -> None:
+    """Send back whatever comes; in the end say how much it was."""
+    total = 0
+    while received := connection.recv(65_536):
+        total += len(received)
+        connection.sendall(received)
+    connection.sendall(f"|{total} in all".encode())
+
+
+def send_lots(connection: socket.socket) -> None:
+    for _ in range(connection.recv(1)[0]):
+        connection.sendall(LOTS)
+
+
+def break_off(connection: socket.socket) -> None:
+    """Break a connection without a goodbye."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def endpoint_of(port: int) -> Endpoint:
+    return Endpoint("a server", f"127.0.0.1:{port}", "127.0.0.1", port, {}, embedded=True)
+
+
+class Far(LatencyProxy):
+    """A latency proxy that remembers its routes, and the server behind it."""
+
+    def __init__(self, handler: Callable[[socket.socket], None] = echo) -> None:
+        self.server, self.ports = Server(handler), []
+        super().__init__("database", endpoint_of(self.server.port), self.note)
+
+    def note(self, host: str, port: int) -> None:
+        assert host == "127.0.0.1"
+        self.ports.append(port)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.route, timeout=20)
+
+
+@pytest.fixture
+def far() -> Iterator[Callable[..., Far]]:
+    """Makes a server and a proxy that has this latency."""
+    with ExitStack() as stack:
+
+        def make(seconds: float = 0.01, handler: Callable[[socket.socket], None] = echo) -> Far:
+            proxy = Far(handler)
+            stack.callback(proxy.server.close)
+            stack.callback(proxy.close)
+            proxy.set(seconds)
+            return proxy
+
+        yield make
+
+
+def read(connection: socket.socket, size: int = 1 << 40) -> bytes:
+    found = bytearray()
+    while len(found) < size and (received := connection.recv(1 << 18)):
+        found += received
+    return bytes(found)
+
+
+def ask(connection: socket.socket) -> float:
+    """Send something and wait until all of it is back. How long that took, seconds."""
+    started = time.monotonic()
+    connection.sendall(b"xxxx")
+    assert read(connection, 4) == b"xxxx"
+    return time.monotonic() - started
+
+
+def fastest(connection: socket.socket) -> float:
+    """The shortest of several questions: a busy machine makes single ones late."""
+    return min(ask(connection) for _ in range(7))
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the other side has closed or broken the connection, waiting for that."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.1])
+def test_a_reply_never_comes_before_its_time_and_connecting_takes_one_round_trip_more(far, seconds):
+    proxy = far(seconds)
+    started = time.monotonic()
+    with proxy.connect() as connection:
+        ask(connection)
+        assert time.monotonic() - started >= 2 * seconds
+        assert min(ask(connection) for _ in range(5)) >= seconds
+
+
+def test_pipelined_requests_wait_one_round_trip_and_not_one_each(far):
+    with far(0.2).connect() as connection:
+        started = time.monotonic()
+        for _ in range(40):
+            connection.sendall(b"request")
+            time.sleep(0.002)  # each reply comes as a piece of its own
+        read(connection, 40 * len(b"request"))
+    assert 0.4 <= time.monotonic() - started < 40 * 0.2 / 2
+
+
+def test_long_replies_and_requests_arrive_whole_and_wait_once(far):
+    with far(0.2, send_lots).connect() as connection:
+        started = time.monotonic()
+        connection.sendall(b"\1")
+        assert read(connection) == LOTS
+    assert time.monotonic() - started < 0.2 * len(LOTS) / PIECE / 4
+    digest = far(0.05, lambda c: c.sendall(sha256(read(c, len(LOTS))).digest()))
+    with digest.connect() as connection:
+        connection.sendall(LOTS)
+        assert read(connection) == sha256(LOTS).digest()
+
+
+def test_what_is_held_back_takes_bounded_memory_and_holds_up_nobody_else(far):
+    proxy, found = far(MAX_S, send_lots), sha256()
+    with proxy.connect() as lazy, proxy.connect() as other:
+        lazy.sendall(b"\x08")
+        time.sleep(0.2)
+        other.sendall(b"\0")
+        assert read(other) == b""
+        while received := lazy.recv(1 << 20):
+            found.update(received)
+        largest = psutil.Process(proxy.pid).memory_info().rss
+    assert found.digest() == sha256(8 * LOTS).digest()
+    assert 8 * len(LOTS) > MAX_HELD > largest - 30e6
+
+
+def test_many_connections_wait_side_by_side_and_leave_no_thread_behind(far):
+    proxy = far(0.2)
+    process = psutil.Process(proxy.pid)
+    before = process.num_threads()
+
+    def visit(_: int) -> float:
+        with proxy.connect() as connection:
+            return ask(connection)
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(30) as threads:
+        assert min(threads.map(visit, range(30))) >= 0.2
+    assert time.monotonic() - started < 30 * 0.4 / 2
+    assert eventually(lambda: process.num_threads() == before)
+
+
+def test_who_has_no_more_to_say_is_still_answered_and_heard_to_the_end(far):
+    with far().connect() as connection:
+        connection.sendall(b"question")
+        connection.shutdown(socket.SHUT_WR)
+        assert read(connection) == b"question|8 in all"
+
+
+def test_a_connection_that_breaks_harms_no_other_and_both_ends_hear_of_it(far):
+    def break_if_asked(connection: socket.socket) -> None:
+        while received := connection.recv(4):
+            if received == b"stop":
+                return break_off(connection)
+            connection.sendall(received)
+        return None
+
+    proxy = far(0.05, break_if_asked)
+    with proxy.connect() as first, proxy.connect() as second:
+        first.sendall(b"stop")
+        assert ended(first)
+        third = proxy.connect()
+        ask(third)
+        break_off(third)
+        assert eventually(lambda: proxy.server.handled == 2)
+        assert ask(second) >= 0.05
+
+
+def test_without_the_server_clients_are_hung_up_on_until_it_is_back(far):
+    proxy = far()
+    proxy.server.close()
+    with proxy.connect() as connection:
+        assert ended(connection)
+    proxy.server = Server(echo, proxy.server.port)
+    with proxy.connect() as connection:
+        assert ask(connection) >= 0.01
+    proxy.server.close()
+
+
+def test_it_changes_for_connections_that_are_open_whose_replies_stay_in_order(far):
+    proxy = far(0.3)
+    with proxy.connect() as connection:
+        assert ask(connection) >= 0.3
+        proxy.set(0.01)
+        assert 0.01 <= fastest(connection) < 0.3
+        proxy.set(0.3)
+        connection.sendall(b"first, ")
+        time.sleep(0.1)  # the server has it, and its reply is held back
+        proxy.set(0)
+        connection.sendall(b"second")
+        assert read(connection, 13) == b"first, second"
+        assert fastest(connection) < 0.3
+    assert len(proxy.ports) == 2
+
+
+def test_nothing_runs_before_it_is_set_and_off_means_connecting_directly(far):
+    proxy = far(0)
+    assert (proxy.pid, proxy.ports) == (None, [])
+    proxy.set(0.01)
+    process = psutil.Process(proxy.pid)
+    proxy.set(0)
+    proxy.set(0.02)
+    there, direct, again = proxy.ports
+    assert there == again != direct == proxy.server.port
+    assert proxy.pid == process.pid
+    proxy.close()
+    proxy.close()
+    assert not process.is_running()
+    assert (proxy.seconds, proxy.ports[-1]) == (0, proxy.server.port)
+
+
+def test_a_proxy_that_was_killed_is_replaced_when_the_latency_is_set_again(far):
+    proxy = far()
+    psutil.Process(proxy.pid).kill()
+    assert eventually(lambda: proxy.pid is None)
+    proxy.set(0.01)
+    with proxy.connect() as connection:
+        assert ask(connection) >= 0.01
+
+
+def test_a_proxy_that_does_not_start_is_a_clear_error(far, monkeypatch):
+    proxy = far(0)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(EngineError, match="proxy that adds latency to the database"):
+        proxy.set(0.01)
+    assert (proxy.seconds, proxy.ports) == (0, [])
+
+
+def test_threads_that_set_it_at_once_share_one_proxy_which_listens_on_loopback_only(far):
+    proxy = far(0)
+    steps = [0.001 * step for step in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(proxy.set, steps))
+    assert proxy.seconds in steps
+    assert len({port for port in proxy.ports if port != proxy.server.port}) == 1
+    words = [child.cmdline() for child in psutil.Process().children()]
+    assert sum(str(proxy.server.port) in each for each in words) == 1
+    sockets = psutil.Process(proxy.pid).net_connections()
+    assert {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("wrong", [-0.001, 0.41, True, float("nan"), float("inf"), "far", None])
+def test_a_latency_out_of_range_is_refused(far, wrong):
+    proxy = far(0)
+    with pytest.raises(ValueError, match=r"a round-trip time of 0 to 0\.4 seconds: 0\.005 for 5 m"):
+        proxy.set(wrong)
+    assert proxy.seconds == 0
+
+
+def test_a_service_elsewhere_has_its_own_latency_and_0_is_no_error():
+    elsewhere = replace(endpoint_of(1), label="Aurora DSQL in eu-west-1", embedded=False)
+    proxy = LatencyProxy("database", elsewhere)
+    proxy.set(0)
+    with pytest.raises(WorkshopError, match=r"the database is Aurora DSQL in eu-west-1, which has"):
+        proxy.set(0.005)
+    assert (proxy.seconds, proxy.route) == (0, ("127.0.0.1", 1))
+
+
+USER = """
+    import os, signal, time
+    from workshop_lib.services.endpoints import Endpoint
+    from workshop_lib.services.latency_proxy import LatencyProxy
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+    endpoint = Endpoint("a server", "127.0.0.1:1", "127.0.0.1", 1, {}, embedded=True)
+    proxy = LatencyProxy("cache", endpoint)
+    proxy.set(0.01)
+    print(proxy.pid, flush=True)
+"""
+FORK = """
+    if child := os.fork():
+        print(child, flush=True)
+    time.sleep(60)
+"""
+INTERRUPTED = """
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    time.sleep(60)
+"""
+
+
+def user(then: str) -> tuple[subprocess.Popen[str], psutil.Process]:
+    """A process that adds latency and then does what it is told; and its proxy."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(USER) + textwrap.dedent(then)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    return process, psutil.Process(int(process.stdout.readline()))
+
+
+def gone(process: psutil.Process) -> bool:
+    dead = psutil.STATUS_ZOMBIE
+    return eventually(lambda: not process.is_running() or process.status() == dead)
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGKILL])
+def test_the_proxy_ends_when_its_process_does(number):
+    process, proxy = user("time.sleep(60)" if number else "")
+    with process:
+        process.send_signal(number)
+    assert gone(proxy)
+
+
+def test_the_proxy_ends_when_its_process_is_killed_though_a_fork_of_it_lives():
+    process, proxy = user(FORK)
+    with process:
+        child = int(process.stdout.readline())
+        process.kill()
+        assert gone(proxy)
+        os.kill(child, signal.SIGKILL)
+
+
+def test_an_interrupt_reaches_the_notebook_and_not_the_proxy():
+    process, proxy = user(INTERRUPTED)
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)  # what Jupyter's Interrupt and Ctrl-C send
+        assert process.stdout.readline() == "interrupted\n"
+        time.sleep(0.2)
+        assert proxy.is_running()
+        process.kill()
+    assert gone(proxy)

@@ -1,0 +1,444 @@
+"""Emulated latencies in a learner's hands: real engines, and clients that were made before."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import psutil
+import psycopg2
+import pytest
+import redis
+
+from workshop_lib import Workshop, open_workshop, plots
+from workshop_lib.cache.query_cache import QueryCache
+from workshop_lib.cache.record_cache import RecordCache
+from workshop_lib.errors import ServiceUnreachableError, WorkshopError
+
+FAR = 0.05
+"""Much more than a question takes where no latency is added, seconds."""
+NONE = {"database": 0.0, "cache": 0.0, "store": 0.0}
+ALL_FAR = dict.fromkeys(NONE, FAR)
+ASK = "SELECT name FROM planet WHERE id = %s"
+OBJECTS = 5
+
+
+@pytest.fixture(scope="module")
+def workshops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Workshop]]:
+    """Opens workshops with a namespace of their own; in the end no proxy is left."""
+    opened: list[Workshop] = []
+
+    def one(name: str = "latencies", **settings: Any) -> Workshop:
+        settings |= {
+            "workshop_namespace": f"test_{secrets.token_hex(4)}",
+            "workshop_result_file": tmp_path_factory.mktemp("result") / f"{name}.json",
+        }
+        opened.append(open_workshop(name, dsql_pool_min=2, **settings))
+        return opened[-1]
+
+    yield one
+    for workshop in opened:
+        workshop.close()
+    assert proxies() == []
+
+
+@pytest.fixture(scope="module")
+def opened(workshops: Callable[..., Workshop]) -> Iterator[Workshop]:
+    workshop = workshops()
+    workshop.load_table("planet")
+    for number in range(OBJECTS):
+        workshop.objects.put(str(number), b"%d" % number)
+    yield workshop
+    workshop.wipe()
+
+
+@pytest.fixture
+def own(opened: Workshop) -> Iterator[Workshop]:
+    """A workshop with planets and a few objects, an empty cache, and no latency."""
+    opened.clear_cache()
+    yield opened
+    opened.set_latency(**NONE)
+
+
+def proxies() -> list[psutil.Process]:
+    """The latency proxies that this process has running."""
+    found = []
+    for child in psutil.Process().children():
+        try:
+            if "workshop_lib.services.latency_proxy" in child.cmdline():
+                found.append(child)
+        except psutil.Error:  # it has just ended
+            pass
+    return found
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not condition():
+        time.sleep(0.02)
+    return condition()
+
+
+def took(action: Callable[[], object]) -> float:
+    started = time.monotonic()
+    action()
+    return time.monotonic() - started
+
+
+def is_far(action: Callable[[], object]) -> bool:
+    """Whether it takes the latency each time; a busy machine makes a near one late now and then."""
+    return all(took(action) >= FAR for _ in range(5))
+
+
+def questions(ws: Workshop) -> dict[str, Callable[[], object]]:
+    """A question to each service, which takes one round trip."""
+    return {
+        "database": lambda: ws.database.query("SELECT 1"),
+        "cache": ws.valkey.ping,
+        "store": lambda: ws.s3.head_bucket(Bucket=ws.bucket),
+    }
+
+
+def far_ones(ws: Workshop) -> list[str]:
+    return [service for service, ask in questions(ws).items() if is_far(ask)]
+
+
+def names(ws: Workshop) -> list[str]:
+    return [ws.database.query(ASK, (number,))[0][0] for number in (3, 4)]
+
+
+def bars() -> Any:
+    return plots.bars({"cache": [1.0, 2.0]}, ["p50", "p95"], "A title", "percentile", "time (µs)")
+
+
+def notes_of(figure: Any) -> list[str]:
+    return [line for text in figure.texts for line in text.get_text().splitlines()]
+
+
+def read(url: str) -> bytes:
+    with urlopen(url) as answer:  # noqa: S310 -- an address that our own client made
+        return bytes(answer.read())
+
+
+# --- on and off ---
+
+
+def test_at_first_there_is_none_and_nothing_runs_for_it(workshops):
+    ws = workshops("fresh")
+    ws.set_latency()
+    ws.set_latency(database=0, cache=0.0, store=0)
+    with ws.at_latency(database=0):
+        ws.database.query("SELECT 1")
+    assert (proxies(), ws.latencies, ws.result.latencies) == ([], NONE, [])
+
+
+@pytest.mark.parametrize("service", list(NONE))
+def test_the_service_that_was_named_takes_the_latency_and_no_other(own, service):
+    own.set_latency(**{service: FAR})
+    assert own.latencies == {**NONE, service: FAR}
+    assert far_ones(own) == [service]
+    own.set_latency(**{service: 0})
+    assert far_ones(own) == []
+
+
+def test_after_the_block_what_was_before_is_in_force_also_after_an_error(own):
+    def fail() -> None:
+        with own.at_latency(database=0.003):
+            assert own.latencies == {"database": 0.003, "cache": FAR, "store": 0.0}
+            with own.at_latency(cache=0, store=0.001):
+                own.set_latency(database=0.02)
+                assert own.latencies == {"database": 0.02, "cache": 0.0, "store": 0.001}
+            raise KeyboardInterrupt
+
+    own.set_latency(cache=FAR)
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert own.latencies == {**NONE, "cache": FAR}
+    assert far_ones(own) == ["cache"]
+
+
+def test_what_cannot_be_set_is_refused_and_changes_nothing(own):
+    own.set_latency(cache=0.002)
+    running = len(proxies())
+    with pytest.raises(ValueError, match=r"latency of the store is 5; .* 0\.005 for 5 ms"):
+        own.set_latency(database=0.01, cache=0.01, store=5)
+    with pytest.raises(ValueError, match="latency of the store is -1"):
+        own.at_latency(database=0.003, store=-1).__enter__()
+    with pytest.raises(TypeError, match="valkey"):
+        own.set_latency(valkey=0.01)
+    assert (own.latencies, len(proxies())) == ({**NONE, "cache": 0.002}, running)
+
+
+def test_a_service_elsewhere_is_refused_and_the_local_ones_beside_it_are_not(own):
+    database = replace(own.endpoints.database, embedded=False, label="Aurora DSQL in eu-west-1")
+    endpoints = replace(own.endpoints, database=database, release=lambda: None)
+    mixed = Workshop(own.loaded, endpoints, "mixed")
+    try:
+        with pytest.raises(WorkshopError, match="local engines only, and the database is Aurora"):
+            mixed.set_latency(cache=0.01, database=0.005)
+        assert mixed.latencies == NONE
+        mixed.set_latency(database=0, cache=FAR)
+        assert far_ones(mixed) == ["cache"]
+    finally:
+        mixed.close()
+
+
+# --- each service ---
+
+
+def test_each_statement_of_a_transaction_takes_it_and_the_rules_of_aurora_dsql_hold(own):
+    def work(cursor: Any) -> None:
+        cursor.execute("SELECT 1")
+        cursor.execute("SELECT 2")
+
+    own.set_latency(database=FAR)
+    assert took(lambda: own.database.run_transaction(work)) >= 3 * FAR
+    with pytest.raises(psycopg2.Error, match="unsupported"):
+        own.database.query("TRUNCATE planet")
+
+
+def test_a_connection_of_one_s_own_goes_the_way_that_was_in_force_when_it_was_made(own):
+    near = own.connect()
+    own.set_latency(database=FAR)
+    far = own.connect()
+    with near, near.cursor() as nearer, far, far.cursor() as farther:
+        assert not is_far(lambda: nearer.execute("SELECT 1"))
+        assert is_far(lambda: farther.execute("SELECT 1"))
+        own.set_latency(database=0)
+        assert not is_far(lambda: farther.execute("SELECT 1"))
+    near.close()
+    far.close()
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, FAR), (FAR, 0)])
+def test_connections_in_use_during_the_change_work_on_and_are_not_put_back(own, before, after):
+    number = "SELECT pg_backend_pid()"
+    own.set_latency(database=before, cache=before)
+    with (
+        own.database.connection() as connection,
+        connection.cursor() as cursor,
+        own.valkey.pipeline() as pipeline,
+    ):
+        cursor.execute(number)
+        (backend,) = cursor.fetchone()
+        cursor.execute("BEGIN")
+        pipeline.watch(f"{own.namespace}:k")
+        client = pipeline.client_id()
+        own.set_latency(database=after, cache=after)
+        cursor.execute(ASK, (4,))
+        assert cursor.fetchone() == ("Mars",)
+        cursor.execute("COMMIT")
+        pipeline.multi()
+        pipeline.set(f"{own.namespace}:k", "v")
+        assert pipeline.execute() == [True]
+    assert connection.closed
+    assert own.database.query(number)[0][0] != backend
+    assert own.valkey.client_id() != client
+    assert eventually(lambda: own.valkey.client_list(client_id=[client]) == [])
+
+
+def test_a_pipeline_of_many_commands_takes_it_once(own):
+    keys = [f"{own.namespace}:{number}" for number in range(100)]
+    pipeline = own.valkey.pipeline(transaction=False)  # made before
+    own.set_latency(cache=FAR)
+    for key in keys:
+        pipeline.set(key, key)
+    assert FAR <= took(pipeline.execute) < 50 * FAR
+    assert own.valkey.mget(keys) == [key.encode() for key in keys]
+
+
+def test_objects_are_put_and_got_whole_and_errors_are_the_store_s_own(own):
+    body, key = secrets.token_bytes(2_000_000), "large, with spaces & ü+.bin"
+    own.set_latency(store=FAR)
+    own.objects.put(key, body)
+    assert own.objects.get(key).body == body
+    place = {"Bucket": own.bucket, "Key": f"{own.object_prefix}{key}"}
+    assert own.s3.get_object(**place, Range="bytes=10-19")["Body"].read() == body[10:20]
+    own.s3.delete_object(**place)
+    with pytest.raises(own.s3.exceptions.NoSuchKey):
+        own.s3.get_object(**place)
+    pages = own.s3.get_paginator("list_objects_v2").paginate(
+        Bucket=own.bucket, Prefix=own.object_prefix, PaginationConfig={"PageSize": 2}
+    )
+    found = [item["Key"] for page in pages for item in page["Contents"]]
+    assert found == [f"{own.object_prefix}{number}" for number in range(OBJECTS)]
+
+
+def test_an_address_that_was_signed_for_others_works_with_the_latency_it_was_made_at(own):
+    def sign() -> str:
+        key = {"Bucket": own.bucket, "Key": f"{own.object_prefix}3"}
+        return str(own.s3.generate_presigned_url("get_object", Params=key))
+
+    near = sign()
+    own.set_latency(store=FAR)
+    far = sign()
+    assert not is_far(lambda: read(near))
+    assert is_far(lambda: read(far))
+    if not own.endpoints.store.emulated:  # it checks signatures, and the host is part of them
+        with pytest.raises(HTTPError, match="403"):
+            read(far[:-1] + ("0" if far[-1] != "0" else "1"))
+    own.set_latency(store=0)
+    assert read(far) == b"3"
+
+
+# --- caches ---
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, FAR), (FAR, 0)])
+def test_what_was_cached_before_the_change_is_a_hit_after_it(own, before, after):
+    own.set_latency(**dict.fromkeys(NONE, before))
+    queries, records = QueryCache(own), RecordCache(own, "planet")
+    assert queries.fetch(ASK, (3,)).source == "database"
+    assert records.get(3) == {"id": 3, "name": "Earth"}
+    own.set_latency(**dict.fromkeys(NONE, after))
+    asked = own.database.stats().queries
+    answer = queries.fetch(ASK, (3,))
+    assert (answer.source, answer.rows) == ("cache", [("Earth",)])
+    assert records.get(3) == {"id": 3, "name": "Earth"}
+    assert QueryCache(own).key(ASK, (3,)) == queries.key(ASK, (3,))
+    assert (own.database.stats().queries, records.stats().hits) == (asked, 1)
+    assert is_far(lambda: queries.fetch(ASK, (3,))) == (after == FAR)
+
+
+def test_a_miss_pays_for_both_and_a_hit_for_the_cache_alone(own):
+    own.set_latency(database=4 * FAR, cache=FAR)
+    cache = QueryCache(own)
+    answer = cache.fetch(ASK, (3,))
+    assert answer.seconds >= 5 * FAR
+    assert answer.cost_seconds >= 4 * FAR
+    assert FAR <= min(cache.fetch(ASK, (3,)).seconds for _ in range(5)) < 4 * FAR
+
+
+def test_threads_that_ask_while_it_changes_get_right_answers_and_no_error(own):
+    queries, records, done = QueryCache(own, ttl=0.05), RecordCache(own, "planet", ttl=0.05), []
+
+    def ask(worker: int) -> int:
+        asked = 0
+        while not done:
+            assert names(own) == ["Earth", "Mars"]
+            assert queries.fetch(ASK, (4,)).rows == [("Mars",)]
+            assert records.get(3) == {"id": 3, "name": "Earth"}
+            assert own.valkey.echo(f"{worker}") == b"%d" % worker
+            assert own.objects.get(str(worker % OBJECTS)).body == b"%d" % (worker % OBJECTS)
+            asked += 1
+        return asked
+
+    with ThreadPoolExecutor(8) as threads:
+        workers = [threads.submit(ask, worker) for worker in range(8)]
+        try:
+            for turn in range(16):
+                time.sleep(0.05)
+                own.set_latency(**dict.fromkeys(NONE, 0.002 if turn % 2 == 0 else 0))
+        finally:
+            done.append(True)
+        assert min(worker.result() for worker in workers) > 0
+    assert (queries.stats().errors, records.stats().errors) == (0, 0)
+    own.set_latency(**ALL_FAR)
+    assert far_ones(own) == list(NONE)
+
+
+def test_changing_it_often_leaves_no_connection_behind(own):
+    def flip() -> None:
+        for seconds in (0.001, 0):
+            own.set_latency(**dict.fromkeys(NONE, seconds))
+            for ask in questions(own).values():
+                ask()
+
+    def files() -> list[int]:
+        return [process.num_fds() for process in (psutil.Process(), *proxies())]
+
+    flip()
+    before = files()
+    for _ in range(20):
+        flip()
+    few = 8
+    assert eventually(
+        lambda: all(now <= then + few for now, then in zip(files(), before, strict=True))
+    )
+
+
+# --- said wherever it matters ---
+
+
+def test_the_result_keeps_each_setting_once_and_pictures_say_it(workshops, monkeypatch):
+    shown: list[Any] = []
+    monkeypatch.setattr(plots, "display", shown.append)
+    ws = workshops("kept")
+    before = bars()
+    with ws.at_latency(database=0.005):
+        ws.set_latency(database=0.005)
+        with ws.at_latency(store=0.0201):
+            ws.record("during", 2)
+            during = bars()
+            plots.show(during, "Bars.")
+    after = bars()
+    ws.record("after", 3)
+    file = Path(ws.settings.workshop_result_file)
+    setting = {"database_ms": 5.0, "cache_ms": 0.0, "store_ms": 0.0}
+    assert json.loads(file.read_text())["latencies"] == [setting, {**setting, "store_ms": 20.1}]
+    note = "emulated latency: database 5 ms, store 20.1 ms"
+    assert [notes_of(figure) for figure in (before, during, after)] == [[], [note], []]
+    assert shown[0]._repr_mimebundle_()[1]["image/png"]["alt"] == f"Bars. E{note[1:]}."
+    ws.close()
+
+
+# --- side by side, and in the end ---
+
+
+def test_other_workshops_and_sandboxes_notice_nothing(own, workshops):
+    other = workshops("other")
+    own.set_latency(database=FAR, cache=FAR)
+    assert (other.latencies, far_ones(other)) == (NONE, [])
+    other.set_latency(cache=0.002)
+    assert notes_of(bars()) == [
+        "emulated latency: database 50 ms, cache 50 ms", "emulated latency: cache 2 ms",
+    ]  # fmt: skip
+    other.close()
+    other.close()
+    assert (other.latencies, notes_of(bars())) == (
+        NONE, ["emulated latency: database 50 ms, cache 50 ms"],
+    )  # fmt: skip
+    box = own.sandbox(database=False)
+    try:
+        assert not is_far(box.valkey.ping)
+    finally:
+        box.close()
+    assert far_ones(own) == ["database", "cache"]
+
+
+def test_opening_a_notebook_s_workshop_again_ends_the_proxies_of_the_first(workshops):
+    before = {proxy.pid for proxy in proxies()}
+    workshops("again").set_latency(cache=FAR)
+    again = workshops("again")
+    assert {proxy.pid for proxy in proxies()} == before
+    assert again.latencies == NONE
+
+
+def test_a_proxy_that_was_killed_is_an_error_until_the_latency_is_set_again(workshops):
+    ws = workshops("killed")
+    ws.load_table("planet")
+    before = {proxy.pid for proxy in proxies()}
+    ws.set_latency(database=0.01, cache=0.01)
+    names(ws)
+    victims = [proxy for proxy in proxies() if proxy.pid not in before]
+    assert len(victims) == 2
+    for victim in victims:
+        victim.kill()
+    assert eventually(lambda: not set(victims) & set(proxies()))
+    with pytest.raises(redis.ConnectionError):
+        ws.valkey.ping()
+    with pytest.raises(ServiceUnreachableError):
+        names(ws)
+    ws.set_latency(database=0.01, cache=0)
+    assert names(ws) == ["Earth", "Mars"]
+    assert ws.valkey.ping() is True
+    ws.wipe()
+    ws.close()

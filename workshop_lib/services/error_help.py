@@ -1,0 +1,183 @@
+"""What an error of a service means, and what to do about it: the entries of `advice.toml`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
+
+from workshop_lib.errors import redact
+from workshop_lib.services.endpoints import (
+    CacheEndpoint,
+    DatabaseEndpoint,
+    Endpoint,
+    MessagingEndpoint,
+    StoreEndpoint,
+)
+
+SETTINGS: dict[type[Endpoint], tuple[str, str]] = {
+    DatabaseEndpoint: ("DSQL_ENDPOINT", "DATABASE_URL"),
+    CacheEndpoint: ("VALKEY_ENDPOINT", "VALKEY_URL"),
+    StoreEndpoint: ("BUCKET_NAME or AWS_REGION", "BUCKET_NAME or AWS_ENDPOINT_URL_S3"),
+    MessagingEndpoint: ("QUEUE_URL or AWS_REGION", "QUEUE_URL"),
+}
+"""The settings that name a service: on AWS, and elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One kind of error; see the head of `advice.toml`."""
+
+    cause: str
+    texts: dict[str, str]
+    codes: frozenset[str]
+    classes: frozenset[str]
+    words: re.Pattern[str] | None
+    answer: re.Pattern[str] | None
+
+
+def error_help(error: BaseException, endpoint: Endpoint | None = None) -> str:
+    """What the client library said, the likely cause, and the next step.
+
+    Args:
+        error: of boto3, psycopg2, redis, or the network.
+        endpoint: the service that was asked; without it, AWS in general.
+
+    """
+    return f"{error_text(error)} {advice(error, endpoint)}"
+
+
+def advice(error: BaseException, endpoint: Endpoint | None = None) -> str:
+    """The likely cause and the next step, without the error's own text; as `error_help`."""
+    texts = _entry(error, endpoint).texts
+    on_aws = endpoint is None or endpoint.aws
+    settings = SETTINGS.get(type(endpoint), ("AWS_REGION", "the address")) if endpoint else None
+    return texts.get(_kind(endpoint), texts["advice"]).format(
+        port=endpoint.port if endpoint else 443,
+        label=endpoint.label if endpoint else "AWS",
+        setting=settings[0 if on_aws else 1] if settings else "it",
+        action=_action(error),
+        region=_region(endpoint) or "not set",
+        bucket_region=bucket_region(error) or "another Region",
+    )
+
+
+def cause_of(error: BaseException, endpoint: Endpoint | None = None) -> str:
+    """The cause in a word or two, as `advice.toml` names it; "unknown" if it has none.
+
+    Args:
+        error: as in `error_help`.
+        endpoint: as in `error_help`.
+
+    """
+    return _entry(error, endpoint).cause
+
+
+def error_code(error: BaseException) -> str:
+    """The code in an answer of AWS, such as "AccessDenied"; empty for any other error."""
+    return str(_part(error, "Error").get("Code", ""))
+
+
+def bucket_region(error: BaseException) -> str:
+    """Where Amazon S3 says that the bucket is, also when it refuses; empty if it does not say."""
+    headers = _part(error, "ResponseMetadata").get("HTTPHeaders", {})
+    return str(headers.get("x-amz-bucket-region", ""))
+
+
+def error_text(error: BaseException) -> str:
+    """What an error itself says, as one sentence without account numbers and keys."""
+    text = redact(error)
+    if isinstance(error, ResponseParserError):  # its own text holds the whole answer
+        text = "The answer has not the form of one of AWS"
+    if isinstance(error, ClientError):
+        message = redact(_part(error, "Error").get("Message", ""))
+        text = f"{error.operation_name} was answered {error_code(error)}: {message}"
+    return f"{text.rstrip('.: ') or type(error).__name__}."
+
+
+@cache
+def _table() -> tuple[list[_Entry], dict[str, str]]:
+    found = tomllib.loads((files(__package__) / "advice.toml").read_text(encoding="utf-8"))
+    entries = [
+        _Entry(
+            cause=one["cause"],
+            texts={kind: one[kind] for kind in one if isinstance(one[kind], str)},
+            codes=frozenset(one.get("codes", ())),
+            classes=frozenset(one.get("classes", ())),
+            words=_pattern(one.get("words")),
+            answer=_pattern(one.get("answer")),
+        )
+        for one in found["error"]
+    ]
+    return entries, found["actions"]
+
+
+def _pattern(words: str | None) -> re.Pattern[str] | None:
+    return None if words is None else re.compile(words, re.IGNORECASE)
+
+
+def _entry(error: BaseException, endpoint: Endpoint | None) -> _Entry:
+    """The first entry that recognises the error; the last one recognises any."""
+    entries, _ = _table()
+    if isinstance(error, ClientError):
+        code, said = error_code(error), str(error)
+        found = bucket_region(error)
+        if isinstance(endpoint, StoreEndpoint) and found and found != _region(endpoint):
+            code = "301" if endpoint.aws else code  # whatever it says, the bucket is elsewhere
+        fits = (e for e in entries if code in e.codes or (e.answer and e.answer.search(said)))
+        return next(fits)
+    chain = list(_chain(error))
+    classes = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    states = {getattr(one, "pgcode", None) for one in chain}
+    said = " ".join(map(str, chain))
+    return next(
+        e
+        for e in entries
+        if classes & e.classes or states & e.codes or (e.words and e.words.search(said))
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those behind it; botocore keeps them among its arguments."""
+    one: BaseException | None = error
+    for _ in range(8):  # a chain may lead back to its start
+        if one is None:
+            return
+        yield one
+        kept = getattr(one, "kwargs", {}).get("error") or getattr(one, "reason", None)
+        inner = kept if isinstance(kept, BaseException) else None
+        one = inner or one.__cause__ or one.__context__
+
+
+def _kind(endpoint: Endpoint | None) -> str:
+    """Whose text to show: a key of an entry in `advice.toml`."""
+    if endpoint is not None and endpoint.embedded:
+        return "local"
+    if endpoint is not None and not endpoint.aws:
+        return "advice"
+    named = {DatabaseEndpoint: "database", CacheEndpoint: "cache"}
+    return next((named[kind] for kind in named if isinstance(endpoint, kind)), "aws")
+
+
+def _action(error: BaseException) -> str:
+    """The permission that was missing."""
+    if named := re.search(r"not authorized to perform:? ([a-z0-9-]+:[A-Za-z]+)", str(error)):
+        return named[1]
+    operation = getattr(error, "operation_name", "")
+    return _table()[1].get(operation, operation) or "the permission that the text names"
+
+
+def _region(endpoint: Endpoint | None) -> str:
+    return str(endpoint.arguments.get("region_name") or "") if endpoint else ""
+
+
+def _part(error: BaseException, name: str) -> Any:
+    """A part of an answer of AWS; empty for any other error."""
+    return error.response.get(name, {}) if isinstance(error, ClientError) else {}

@@ -1,0 +1,280 @@
+"""A TCP proxy before a local engine that holds each reply back, as a network between would.
+
+A request passes at once. Each piece of a reply is due one round trip after it came from the server:
+pieces wait side by side, so pipelined replies, or a long one, wait once. Connecting takes one round
+trip more. The proxy is this module run as a program (threads, because an event loop wakes up
+later: measured, 6.6 ms instead of 5); it ends with the process that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from workshop_lib.errors import EngineError, WorkshopError
+
+if TYPE_CHECKING:
+    from workshop_lib.services.endpoints import Endpoint
+
+HOST = "127.0.0.1"
+MAX_S = 0.4
+"""Farther, and connecting would take longer than the clients wait. Round the globe it is 0.3."""
+PIECE = 65_536
+MAX_PIECES = 1024
+"""Of one connection, held back at a time: a real network does not hold any number, either."""
+CONNECT_S = 5.0
+ORPHANED_EVERY_S = 0.5
+SECONDS = struct.Struct("d")
+"""How the round-trip time stands in the memory that the proxy shares with who started it."""
+
+
+class LatencyProxy:
+    """The latency between this process and one service. Nothing runs before one is set.
+
+    Args:
+        service: what the learner calls it, for messages.
+        endpoint: where it is.
+        reroute: called with host and port whenever `route` has changed.
+
+    Attributes:
+        seconds: the round-trip time that is added, 0 for none.
+        route: the host and port by which clients should connect now.
+
+    """
+
+    def __init__(
+        self,
+        service: str,
+        endpoint: Endpoint,
+        reroute: Callable[[str, int], object] = lambda *_: None,
+    ) -> None:
+        self.service = service
+        self.endpoint = endpoint
+        self.seconds = 0.0
+        self.route = self._direct = (endpoint.host, endpoint.port)
+        self._reroute = reroute
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    @property
+    def pid(self) -> int | None:
+        """The proxy's process; None where none runs."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def check(self, seconds: float) -> float:
+        """The round-trip time in seconds, if it can be set here.
+
+        Raises:
+            ValueError: it is out of range.
+            WorkshopError: the service is not a local engine, or this process was forked.
+
+        """
+        try:
+            wanted = float(seconds)
+        except (TypeError, ValueError):
+            wanted = -1.0
+        if not 0 <= wanted <= MAX_S:
+            raise ValueError(
+                f"The latency of the {self.service} is {seconds!r}; it is a round-trip time of 0 "
+                f"to {MAX_S:g} seconds: 0.005 for 5 ms."
+            )
+        if wanted and not self.endpoint.embedded:
+            raise WorkshopError(
+                f"Latency can be added to the local engines only, and the {self.service} is "
+                f"{self.endpoint.label}, which has a latency of its own. Set it to 0."
+            )
+        if self._pid != os.getpid() and wanted != self.seconds:
+            raise WorkshopError(
+                "This process was forked since the workshop was opened: the latency of the "
+                f"{self.service} is its parent's. Set it there, or open a workshop here."
+            )
+        return wanted
+
+    def set(self, seconds: float) -> None:
+        """Set the round-trip time; it is in force when this returns.
+
+        Raises:
+            EngineError: the proxy did not start.
+            ValueError, WorkshopError: as `check`.
+
+        """
+        wanted = self.check(seconds)
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            if self._process and not self.pid:
+                self._end()
+            if wanted and not self._process:
+                self._start()
+            if self._process:
+                # Also where it is 0: connections in use stay with the proxy until they are closed.
+                SECONDS.pack_into(self._shared, 0, wanted)
+            self.seconds = wanted
+            self._go_by(self._proxied if wanted else self._direct)
+
+    def close(self) -> None:
+        """Connect directly again and end the proxy. Doing it twice is harmless."""
+        if self._pid == os.getpid():
+            with self._lock:
+                self._end()
+
+    def _start(self) -> None:
+        with tempfile.TemporaryFile() as shared, socket.create_server((HOST, 0)) as listener:
+            shared.truncate(SECONDS.size)
+            self._shared = mmap.mmap(shared.fileno(), SECONDS.size)
+            self._proxied = listener.getsockname()
+            files = listener.fileno(), shared.fileno()
+            arguments = (*self._direct, *files, self._pid)
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-m", __name__, *map(str, arguments)],
+                pass_fds=files,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                # Jupyter's Interrupt goes to the whole process group: the proxy has its own.
+                start_new_session=True,
+                cwd="/",
+            )
+        try:
+            ready = self._process.stdout and self._process.stdout.readline()
+        except BaseException:
+            self._end()
+            raise
+        if not ready:
+            self._end()
+            raise EngineError(
+                f"The proxy that adds latency to the {self.service} did not start. Run the cell "
+                "that sets the latency again."
+            )
+
+    def _end(self) -> None:
+        self.seconds = 0.0
+        self._go_by(self._direct)
+        if self._process:
+            self._process.kill()  # it has nothing to tidy up
+            self._process.communicate()
+            self._process = None
+
+    def _go_by(self, route: tuple[str, int]) -> None:
+        if route != self.route:
+            self.route = route
+            self._reroute(*route)
+
+
+# --- the program ---
+
+
+class _Proxy:
+    """Stands for one server, at the latency that stands in the shared memory."""
+
+    def __init__(self, server: tuple[str, int], shared: mmap.mmap) -> None:
+        self._server = server
+        self._shared = shared
+
+    def serve(self, listener: socket.socket) -> None:
+        """Take in clients, each in threads of its own, so that none disturbs another."""
+        while True:
+            try:
+                client, _ = listener.accept()
+                _in_thread(self._connect, client)
+            except (OSError, RuntimeError):  # too many files or threads: some will be freed
+                time.sleep(0.01)
+
+    def _seconds(self) -> float:
+        return float(SECONDS.unpack_from(self._shared)[0])
+
+    def _connect(self, client: socket.socket) -> None:
+        """Connect a client with the server until both have said all they had to say."""
+        time.sleep(self._seconds())
+        with (
+            client,
+            contextlib.suppress(OSError),
+            socket.create_connection(self._server, CONNECT_S) as server,
+        ):
+            server.settimeout(None)
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            requests = _in_thread(_pass_on, client, server)
+            self._hold_back(server, client)
+            requests.join()
+
+    def _hold_back(self, server: socket.socket, client: socket.socket) -> None:
+        """Pass on what the server says, each piece when it is due; the last, empty, is its end."""
+        waiting: deque[tuple[float, bytes]] = deque()
+        more = True
+        try:
+            while more or waiting:
+                pause = waiting[0][0] - time.monotonic() if waiting else None
+                if pause is not None and pause <= 0:
+                    piece = waiting.popleft()[1]
+                    if piece:
+                        client.sendall(piece)
+                    else:
+                        client.shutdown(socket.SHUT_WR)
+                elif not more or len(waiting) >= MAX_PIECES:
+                    time.sleep(pause or 0)
+                elif select.select([server], [], [], pause)[0]:
+                    piece = _receive(server)
+                    waiting.append((time.monotonic() + self._seconds(), piece))
+                    more = bool(piece)
+        except (OSError, ValueError):  # the client has gone; ValueError: too many files for select
+            _hang_up(client, server)
+
+
+def _pass_on(client: socket.socket, server: socket.socket) -> None:
+    """Pass on what the client says, and that it has no more to say: replies may still come."""
+    try:
+        while piece := _receive(client):
+            server.sendall(piece)
+        server.shutdown(socket.SHUT_WR)
+    except OSError:  # the server has gone; what it said last still reaches the client
+        _hang_up(server)
+
+
+def _receive(end: socket.socket) -> bytes:
+    """The next piece; empty at the end, also at an abrupt one."""
+    try:
+        return end.recv(PIECE)
+    except OSError:
+        return b""
+
+
+def _hang_up(*ends: socket.socket) -> None:
+    """Close for both directions at once, which wakes up whoever waits for them."""
+    for end in ends:
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def _in_thread(work: Callable[..., object], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=work, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def main() -> None:
+    """Stand for the server named on the command line while the parent lives."""
+    host, port, listening, shared, parent = sys.argv[1:]
+    proxy = _Proxy((host, int(port)), mmap.mmap(int(shared), SECONDS.size))
+    _in_thread(proxy.serve, socket.socket(fileno=int(listening)))
+    print("ready", flush=True)  # noqa: T201 -- who started it waits for this
+    while os.getppid() == int(parent):
+        time.sleep(ORPHANED_EVERY_S)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Processes of the local engines: find them whatever files say, wait for them, end them."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+SUPERVISOR = "workshop_lib.services.supervisor"
+WATCHDOG = "workshop_lib.services.watchdog"
+NAMES = ("postgres", "initdb", "valkey-server", "rclone", "python")
+"""How the names of processes begin that may be ours; only of those is more asked."""
+
+
+class Found(NamedTuple):
+    """The processes of a state folder."""
+
+    supervisors: list[psutil.Process]
+    watchdogs: list[psutil.Process]
+    engines: list[psutil.Process]
+
+
+def find_processes(folder: Path, homes: set[str], data: set[str]) -> Found:
+    """Find the processes of a state folder, as the system knows them.
+
+    Args:
+        folder: the last word of the supervisor's and the watchdog's command lines.
+        homes: what is HOME to engines and to programs that prepare one.
+        data: where PostgreSQL's helpers work, which write over their environment.
+
+    """
+    found = Found([], [], [])
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            name = process.name().lower()
+            words = process.cmdline()[2:] if name.startswith("python") else []
+            if words == [SUPERVISOR, str(folder)]:
+                where = found.supervisors
+            elif words == [WATCHDOG, str(folder)]:
+                where = found.watchdogs
+            elif name.startswith(NAMES) and (
+                process.environ().get("HOME") in homes
+                or (name == "postgres" and process.cwd() in data)
+            ):
+                where = found.engines
+            else:
+                continue
+            if is_alive(process):
+                where.append(process)
+    return found
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs. One that has ended and that nobody has reaped does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def end_processes(
+    processes: Iterable[psutil.Process],
+    first: signal.Signals = signal.SIGINT,
+    patience_s: float = 3.0,
+) -> None:
+    """End processes politely, then firmly; return when none is alive.
+
+    Args:
+        processes: which; they may be frozen.
+        first: the polite signal. SIGINT is PostgreSQL's fast shutdown; the others end on it, too.
+        patience_s: how long they have after each signal.
+
+    """
+    living = list(processes)
+    for number in (first, signal.SIGKILL):
+        for process in living:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
+                process.resume()
+        if wait_until(lambda: not any(map(is_alive, living)), patience_s):
+            return
+
+
+def wait_until(condition: Callable[[], object], seconds: float, step_s: float = 0.02) -> bool:
+    """Ask again and again until the condition holds. Returns whether it did in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(step_s)
+    return True

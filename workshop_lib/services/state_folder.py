@@ -1,0 +1,335 @@
+"""The state folder of the local engines: where it is, whose it is, the passwords, its end."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from workshop_lib.errors import EngineError
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.services.processes import Found, find_processes
+
+APPLICATION = "cache-aside-workshop"
+MARK = ".made-by-cache-aside-workshop"
+"""The file that tells a state folder from any other folder. It holds how many folders the workshop
+made for it: 0 where it was given an empty one, 2 if it made the parent, too."""
+MADE = re.compile(
+    r"lock|logs|postgres(\.new|\.password)?|valkey|objects|rclone|sandboxes"
+    r"|\.(config|cache|local|aws|moto)"  # an engine's home is here
+    r"|(supervisor|ports|secrets)\.json\w{0,8}"
+    r"|leases|private|(state|wanted)\.json\w{0,8}"  # of earlier versions
+)
+"""The names of what the workshop writes into a state folder; whatever else is there is not its."""
+ROOT_BASE = Path("/var/lib") / APPLICATION
+"""Where root keeps state: its home is closed to the user that PostgreSQL has to run as."""
+LOCK_WAIT_S = 60.0
+NEEDED_BYTES = 300 * 1024 * 1024
+"""A fresh PostgreSQL takes about 40 MB, its write-ahead log up to 200 MB more."""
+SECRETS = ("owner", "admin", "valkey", "s3_key", "s3_secret")
+
+
+@dataclass(frozen=True, slots=True)
+class StateFolder:
+    """Paths below one state folder, and the only readers and writers of the files in it."""
+
+    path: Path
+
+    @property
+    def address_file(self) -> Path:
+        """Where the supervisor listens, and by what words it and its clients know each other."""
+        return self.path / "supervisor.json"
+
+    @property
+    def ports_file(self) -> Path:
+        """The engines' ports: at the same ones, open connection pools recover by themselves."""
+        return self.path / "ports.json"
+
+    @property
+    def logs(self) -> Path:
+        """The engines' and the supervisor's output."""
+        return self.path / "logs"
+
+    @property
+    def postgres_data(self) -> Path:
+        """PostgreSQL's data directory. Root's lies where the unprivileged user can enter."""
+        if os.geteuid() == 0:
+            return ROOT_BASE / "postgres" / _short_hash(self.path)
+        return self.path / "postgres"
+
+    @property
+    def sandboxes(self) -> list[StateFolder]:
+        """The state folders of sandboxes, which lie in this one."""
+        base = self.path / "sandboxes"
+        if base.is_symlink() or not base.is_dir():
+            return []
+        return [StateFolder(path) for path in base.iterdir() if path.is_dir()]
+
+    @property
+    def ours(self) -> bool:
+        """Whether the workshop made what is in it: only then is it ever changed or deleted.
+
+        The mark says so; should that have been deleted, the rest does.
+        """
+        try:
+            names = {entry.name for entry in self.path.iterdir()}
+        except OSError:
+            return False
+        return MARK in names or {"lock", "logs", "secrets.json"} <= names
+
+    @property
+    def folders_made(self) -> int:
+        """How many folders the workshop made for it: from this one upwards."""
+        made = 0
+        with contextlib.suppress(OSError, ValueError):
+            made = int((self.path / MARK).read_text())
+        standard = self.path.parent in (ROOT_BASE, platformdirs.user_state_path(APPLICATION))
+        return max(made, 2) if standard else made
+
+    def prepare(self) -> None:
+        """Create the folder, closed to others.
+
+        Raises:
+            EngineError: the place is read-only, full, in other use, or belongs to somebody else.
+
+        """
+        with self.usable():
+            if self.path.exists() and not self.ours and any(self.path.iterdir()):
+                raise EngineError(
+                    f"The folder {self.path} is not empty and was not made by the workshop. "
+                    "Name a new or an empty one in WORKSHOP_STATE_DIR."
+                )
+            missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.path.stat().st_uid != os.geteuid():
+                raise EngineError(
+                    f"The state folder {self.path} belongs to another user. "
+                    "Name one of your own in WORKSHOP_STATE_DIR."
+                )
+            self.path.chmod(0o700)
+            if not any(self.path.iterdir()):
+                self.delete_data()  # root's, of a state folder that somebody has deleted
+            if not os.path.lexists(self.path / MARK):
+                (self.path / MARK).write_text(str(len(missing)))
+            if not self.logs.is_dir():
+                remove(self.logs)
+                self.logs.mkdir(mode=0o700)
+            with tempfile.TemporaryFile(dir=self.path) as probe:
+                probe.write(b"x")
+            free = shutil.disk_usage(self.path).free
+        if free < NEEDED_BYTES:
+            raise EngineError(
+                f"Only {free / 1e6:.0f} MB are free where the local engines keep their state "
+                f"({self.path}); they need {NEEDED_BYTES / 1e6:.0f} MB. "
+                "Free the disk, or name another folder in WORKSHOP_STATE_DIR."
+            )
+
+    def new_sandbox(self) -> StateFolder:
+        """A state folder for a sandbox, with passwords of its own."""
+        base = self.path / "sandboxes"
+        if not base.is_dir():
+            remove(base)
+            base.mkdir(mode=0o700)
+        sandbox = StateFolder(Path(tempfile.mkdtemp(dir=base)))
+        sandbox.logs.mkdir(mode=0o700)
+        return sandbox
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder's lock; the system releases it if this process dies.
+
+        Raises:
+            EngineError: another process held it for too long, or the disk refuses something.
+
+        """
+        file = self.path / "lock"
+        lock = FileLock(file, timeout=LOCK_WAIT_S)
+        with self.usable():
+            if file.is_dir() or file.is_symlink():
+                remove(file)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise EngineError(
+                    f"Another process has been starting or stopping the engines for {LOCK_WAIT_S:g}"
+                    f" seconds (lock {file}). `workshop status` shows what runs."
+                ) from None
+            try:
+                yield
+            finally:
+                lock.release()
+
+    @contextmanager
+    def usable(self) -> Iterator[None]:
+        """Say in a sentence what the disk refuses.
+
+        Raises:
+            EngineError: in place of an OSError.
+
+        """
+        try:
+            yield
+        except OSError as error:
+            raise EngineError(
+                f"The state folder {self.path} cannot be used: {error}. If it is damaged, "
+                "`workshop reset` starts afresh; if it cannot be written, free the disk, or name "
+                "another folder in WORKSHOP_STATE_DIR."
+            ) from None
+
+    def read(self, file: Path) -> dict[str, Any]:
+        """The content of one of the folder's JSON files; empty where it is missing or damaged."""
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def write(self, file: Path, content: dict[str, Any]) -> None:
+        """Replace a file in one step, readable by its owner only."""
+        handle, name = tempfile.mkstemp(dir=self.path, prefix=file.name)
+        try:
+            with os.fdopen(handle, "w") as stream:
+                json.dump(content, stream)
+            if file.is_dir():
+                remove(file)
+            Path(name).replace(file)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def secrets(self) -> dict[str, str]:
+        """The passwords of this folder's engines, made on first use; never shown or logged."""
+        file = self.path / "secrets.json"
+        known = {
+            name: value
+            for name, value in self.read(file).items()
+            if name in SECRETS and isinstance(value, str) and value
+        }
+        if len(known) < len(SECRETS):
+            # Those that are there stay: PostgreSQL's data knows its owner's.
+            known = {name: known.get(name) or secrets.token_hex(20) for name in SECRETS}
+            self.write(file, known)
+        return known
+
+    def processes(self, *, with_sandboxes: bool = True) -> Found:
+        """What runs in this folder, whatever its files say: they may be damaged, or stale."""
+        folders = (self, *self.sandboxes) if with_sandboxes else (self,)
+        return find_processes(
+            self.path,
+            {str(folder.path) for folder in folders},
+            {str(folder.postgres_data) for folder in folders},
+        )
+
+    def delete_sandboxes(self) -> None:
+        """Delete what sandboxes wrote whose engines have ended."""
+        for sandbox in self.sandboxes:
+            sandbox.delete_data()
+            remove(sandbox.path)
+
+    def delete_data(self) -> None:
+        """Delete PostgreSQL's data, and what a first start that was killed has left beside it."""
+        data = self.postgres_data
+        for path in (data, Path(f"{data}.new"), Path(f"{data}.password")):
+            remove(path)
+
+    def delete(self, made: int) -> None:
+        """Remove everything that this folder's engines ever wrote, and nothing else.
+
+        Args:
+            made: what `folders_made` said while the mark was there.
+
+        Raises:
+            OSError: something cannot be removed.
+
+        """
+        self.delete_sandboxes()
+        self.delete_data()
+        for path in self.path.iterdir():
+            if MADE.fullmatch(path.name):
+                remove(path)
+        # A stranger's file keeps the folder, which stays marked: it can be used again.
+        if [path.name for path in self.path.iterdir()] in ([MARK], []):
+            remove(self.path / MARK)
+            for folder in (self.path, *self.path.parents)[:made]:
+                try:
+                    folder.rmdir()
+                except OSError:  # other checkouts may have theirs there
+                    return
+
+
+def state_folder(chosen: Path | None) -> StateFolder:
+    """The state folder of this checkout, or the chosen one. Nothing is created."""
+    if chosen is not None:
+        # Not Path.expanduser, which refuses the name of a user who does not exist.
+        return StateFolder(Path(os.path.expanduser(chosen)).resolve())  # noqa: PTH111
+    base = ROOT_BASE if os.geteuid() == 0 else platformdirs.user_state_path(APPLICATION)
+    return StateFolder(base / _short_hash(CHECKOUT))
+
+
+def cache_folder(name: str) -> Path:
+    """A folder for files that only save time, shared by all checkouts of this user; made."""
+    folder = platformdirs.user_cache_path(APPLICATION) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no home, or a read-only one
+        return _temporary_cache() / name
+    return folder
+
+
+@cache
+def _temporary_cache() -> Path:
+    """Below /tmp: under a name of its own, since anybody could have made a folder that is known."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{APPLICATION}-"))
+    atexit.register(_remove, folder, os.getpid())
+    return folder
+
+
+def _remove(folder: Path, owner: int) -> None:
+    """Remove a folder at the end of the process that made it, not of one forked from it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder with all that is in it, or a link, but not what that leads to.
+
+    Raises:
+        OSError: it cannot be deleted.
+
+    """
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    path.chmod(0o700)
+    for place, folders, _ in os.walk(path):
+        for folder in (Path(place, name) for name in folders):
+            if not folder.is_symlink():
+                folder.chmod(0o700)
+    shutil.rmtree(path)
+
+
+def log_tail(file: Path, lines: int = 12) -> str:
+    """The last lines of a log, for an error message."""
+    try:
+        return "\n".join(file.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(no log)"
+
+
+def _short_hash(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
