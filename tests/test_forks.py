@@ -313,7 +313,7 @@ def test_however_a_child_ends_the_parent_goes_on(tmp_path):
         [sys.executable, "-c", SCRIPT, *arguments],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         check=False,
     )
     assert done.stdout.split() == ["well"], done.stderr
