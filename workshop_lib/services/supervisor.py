@@ -12,7 +12,6 @@ import contextlib
 import hmac
 import os
 import secrets
-import selectors
 import signal
 import socket
 import subprocess
@@ -31,8 +30,8 @@ from workshop_lib.services.processes import WATCHDOG, wait_until
 from workshop_lib.services.protocol import HOST, User, receive, send
 from workshop_lib.services.state_folder import StateFolder, remove
 
-LOOK_S = 1.0
-"""How often the supervisor looks around even if nothing has woken it."""
+LOOK_S = 0.1
+"""How often the supervisor looks after its engines."""
 FIRST_CLIENT_S = 10.0
 """How long it waits for whoever started it."""
 FIRST_WORD_S = 5.0
@@ -163,7 +162,7 @@ class Lease:
 
 
 class Supervisor:
-    """The loop that is woken by connections, signals and leases that end."""
+    """A loop that takes connections and looks after the engines; a thread for each connection."""
 
     def __init__(self, folder: StateFolder) -> None:
         self.folder = folder
@@ -180,30 +179,19 @@ class Supervisor:
             "token": secrets.token_hex(20),
             "proof": secrets.token_hex(20),
         }
-        self.woken, self.waker = socket.socketpair()
         self.watchdog = _start_watchdog(folder)
 
     def run(self) -> None:
         """Serve until told to end, or until nobody is left."""
-        for one in (self.listener, self.woken, self.waker):
-            one.setblocking(False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCONT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
             signal.signal(number, self._note)
-        signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.listener, selectors.EVENT_READ)
-            selector.register(self.woken, selectors.EVENT_READ)
-            while not self._leaves():
-                # A full disk, no more processes or threads: better luck next time.
-                with contextlib.suppress(OSError, RuntimeError):
-                    self._look_after()
-                for key, _ in selector.select(LOOK_S):
-                    with contextlib.suppress(OSError, RuntimeError):
-                        if key.fileobj is self.listener:
-                            connection, _ = self.listener.accept()
-                            _run(self._serve, connection)
-                        else:
-                            self.woken.recv(4_096)
+        self.listener.settimeout(LOOK_S)
+        while not self._leaves():
+            # A full disk, no more processes or threads: better luck next time.
+            with contextlib.suppress(OSError, RuntimeError):
+                self._look_after()
+            with contextlib.suppress(OSError, RuntimeError):
+                _run(self._serve, self.listener.accept()[0])
         self.listener.close()
         remove(self.folder.address_file)
         for group in self._groups():
@@ -287,8 +275,6 @@ class Supervisor:
             self.leases.remove(lease)
             # A user who asks for less does not shorten what another one has asked for.
             self.stays_until = max(self.stays_until, time.monotonic() + lease.idle_s)
-        with contextlib.suppress(OSError):
-            self.waker.send(b".")
 
     def _status(self) -> dict[str, Any]:
         with self.lock:
