@@ -115,10 +115,12 @@ class Engine(ABC):
 
     def state(self) -> EngineState:
         """What to say of it."""
+        if self.failure:
+            return EngineState(self.name, "failed", message=self.failure)
+        port = self.port if self.wanted else 0
         if self.ready and self.running and self.process:
-            return EngineState(self.name, "up", self.port, self.process.pid, self.emulated)
-        status = "failed" if self.failure else "down"
-        return EngineState(self.name, status, emulated=self.emulated, message=self.failure)
+            return EngineState(self.name, "up", port, self.process.pid, self.emulated)
+        return EngineState(self.name, "down", port)
 
     def signal(self, number: signal.Signals) -> None:
         """Send its process a signal, if there is one."""

@@ -63,7 +63,7 @@ class Group:
                 engine.cache_mb = cache_mb
                 self._start(engine)
         for engine in map(self.engines.__getitem__, names):
-            if not wait_until(lambda e=engine: e.running and e.admits(), SILENT_S):  # type: ignore[misc]
+            if not wait_until(lambda e=engine: e.state().pid and e.admits(), SILENT_S):  # type: ignore[misc]
                 state = engine.state()
                 raise EngineError(
                     engine.failure
@@ -94,24 +94,15 @@ class Group:
             self.engines[name].stop()
 
     def mend(self) -> None:
-        """Start again what has died."""
-        with self.lock:
+        """Start again what has died, unless something is being started or stopped just now."""
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
             for engine in self.engines.values():
-                if not engine.died or self.ended:
-                    continue
-                now = time.monotonic()
-                recent = [
-                    t for t in self.deaths.get(engine.name, ()) if now - t < RESTARTS_WITHIN_S
-                ]
-                self.deaths[engine.name] = [*recent, now]
-                if len(recent) < RESTARTS:
-                    with contextlib.suppress(EngineError):  # the engine knows why
-                        self._start(engine)
-                else:
-                    engine.failure = (
-                        f"It died {RESTARTS} times within {RESTARTS_WITHIN_S:.0f} s; "
-                        f"see {engine.log}."
-                    )
+                if engine.died and not self.ended:
+                    self._start_again(engine)
+        finally:
+            self.lock.release()
 
     def end(self) -> None:
         """Stop all engines, for good."""
@@ -128,6 +119,18 @@ class Group:
     def states(self) -> list[dict[str, Any]]:
         """The state of each engine, as clients are told."""
         return [asdict(engine.state()) for engine in list(self.engines.values())]
+
+    def _start_again(self, engine: Engine) -> None:
+        now = time.monotonic()
+        recent = [t for t in self.deaths.get(engine.name, ()) if now - t < RESTARTS_WITHIN_S]
+        self.deaths[engine.name] = [*recent, now]
+        if len(recent) < RESTARTS:
+            with contextlib.suppress(EngineError):  # the engine knows why
+                self._start(engine)
+        else:
+            engine.failure = (
+                f"It died {RESTARTS} times within {RESTARTS_WITHIN_S:.0f} s; see {engine.log}."
+            )
 
     def _start(self, engine: Engine) -> None:
         """Start an engine that does not run: at the port it had before, if that is free."""
