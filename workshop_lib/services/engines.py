@@ -31,7 +31,8 @@ from workshop_lib.services.state_folder import ROOT_BASE, StateFolder, log_tail,
 from workshop_lib.services.surroundings import isolate_libpq
 
 START_S = 30.0
-STOP_S = 10.0
+STOP_S = 2.5
+"""While it recovers from a crash, PostgreSQL may not end at all; killed, it recovers later."""
 PORT_ATTEMPTS = 3
 OWNER = "workshop_owner"
 """PostgreSQL's superuser. Notebooks connect as `admin`, which like DSQL's is not one."""

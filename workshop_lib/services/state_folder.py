@@ -233,8 +233,13 @@ class StateFolder:
     def delete_sandboxes(self) -> None:
         """Delete what sandboxes wrote whose engines have ended."""
         for sandbox in self.sandboxes:
-            sandbox.delete_data()
-            remove(sandbox.path)
+            sandbox.delete_sandbox()
+
+    def delete_sandbox(self) -> None:
+        """Delete what this sandbox wrote. What cannot be deleted now is tried again later."""
+        with contextlib.suppress(OSError):
+            self.delete_data()
+            remove(self.path)
 
     def delete_data(self) -> None:
         """Delete PostgreSQL's data, and what a first start that was killed has left beside it."""

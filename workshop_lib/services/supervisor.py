@@ -199,9 +199,13 @@ class Supervisor:
         remove(self.folder.address_file)
         for group in self._groups():
             group.end()
-        self.folder.delete_sandboxes()
+        with self.lock:
+            self.folder.delete_sandboxes()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.watchdog.communicate(
+                timeout=5
+            )  # it ends what is left of an engine that was killed
         self.watchdog.kill()
-        self.watchdog.wait()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -272,10 +276,10 @@ class Supervisor:
     def _end(self, lease: Lease) -> None:
         if lease.group is not self.shared:
             lease.group.end()
-            lease.group.folder.delete_data()
-            remove(lease.group.folder.path)
         with self.lock:
             self.leases.remove(lease)
+            if lease.group is not self.shared:
+                lease.group.folder.delete_sandbox()
             # A user who asks for less does not shorten what another one has asked for.
             self.stays_until = max(self.stays_until, time.monotonic() + lease.idle_s)
 
