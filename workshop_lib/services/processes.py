@@ -66,7 +66,7 @@ def is_alive(process: psutil.Process) -> bool:
 def end_processes(
     processes: Iterable[psutil.Process],
     first: signal.Signals = signal.SIGINT,
-    patience_s: float = 3.0,
+    patience_s: float = 2.0,
 ) -> None:
     """End processes politely, then firmly; return when none is alive.
 

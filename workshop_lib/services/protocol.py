@@ -17,7 +17,8 @@ class EngineState:
 
     Attributes:
         status: "up", "down" (not asked for, or about to come) or "failed".
-        port, pid: of the running server, else 0.
+        port: where it is, or will be again; 0 if it is not asked for.
+        pid: of the running server, else 0.
         emulated: an emulation stands in for the real server.
         message: why it failed.
 

@@ -201,16 +201,12 @@ class StateFolder:
 
     def write(self, file: Path, content: dict[str, Any]) -> None:
         """Replace a file in one step, readable by its owner only."""
-        handle, name = tempfile.mkstemp(dir=self.path, prefix=file.name)
-        try:
-            with os.fdopen(handle, "w") as stream:
-                json.dump(content, stream)
-            if file.is_dir():
-                remove(file)
-            Path(name).replace(file)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        draft = Path(f"{file}{secrets.token_hex(4)}")
+        draft.touch(mode=0o600)
+        draft.write_text(json.dumps(content))
+        if file.is_dir():
+            remove(file)
+        draft.replace(file)
 
     def secrets(self) -> dict[str, str]:
         """The passwords of this folder's engines, made on first use; never shown or logged."""
@@ -238,8 +234,13 @@ class StateFolder:
     def delete_sandboxes(self) -> None:
         """Delete what sandboxes wrote whose engines have ended."""
         for sandbox in self.sandboxes:
-            sandbox.delete_data()
-            remove(sandbox.path)
+            sandbox.delete_sandbox()
+
+    def delete_sandbox(self) -> None:
+        """Delete what this sandbox wrote. What cannot be deleted now is tried again later."""
+        with contextlib.suppress(OSError):
+            self.delete_data()
+            remove(self.path)
 
     def delete_data(self) -> None:
         """Delete PostgreSQL's data, and what a first start that was killed has left beside it."""
@@ -312,15 +313,10 @@ def remove(path: Path) -> None:
         OSError: it cannot be deleted.
 
     """
-    if not path.is_dir() or path.is_symlink():
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
         path.unlink(missing_ok=True)
-        return
-    path.chmod(0o700)
-    for place, folders, _ in os.walk(path):
-        for folder in (Path(place, name) for name in folders):
-            if not folder.is_symlink():
-                folder.chmod(0o700)
-    shutil.rmtree(path)
 
 
 def log_tail(file: Path, lines: int = 12) -> str:

@@ -12,7 +12,6 @@ import contextlib
 import hmac
 import os
 import secrets
-import selectors
 import signal
 import socket
 import subprocess
@@ -31,8 +30,8 @@ from workshop_lib.services.processes import WATCHDOG, wait_until
 from workshop_lib.services.protocol import HOST, User, receive, send
 from workshop_lib.services.state_folder import StateFolder, remove
 
-LOOK_S = 1.0
-"""How often the supervisor looks around even if nothing has woken it."""
+LOOK_S = 0.1
+"""How often the supervisor looks after its engines."""
 FIRST_CLIENT_S = 10.0
 """How long it waits for whoever started it."""
 FIRST_WORD_S = 5.0
@@ -64,7 +63,7 @@ class Group:
                 engine.cache_mb = cache_mb
                 self._start(engine)
         for engine in map(self.engines.__getitem__, names):
-            if not wait_until(lambda e=engine: e.running and e.admits(), SILENT_S):  # type: ignore[misc]
+            if not wait_until(lambda e=engine: e.state().pid and e.admits(), SILENT_S):  # type: ignore[misc]
                 state = engine.state()
                 raise EngineError(
                     engine.failure
@@ -95,24 +94,15 @@ class Group:
             self.engines[name].stop()
 
     def mend(self) -> None:
-        """Start again what has died."""
-        with self.lock:
+        """Start again what has died, unless something is being started or stopped just now."""
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
             for engine in self.engines.values():
-                if not engine.died or self.ended:
-                    continue
-                now = time.monotonic()
-                recent = [
-                    t for t in self.deaths.get(engine.name, ()) if now - t < RESTARTS_WITHIN_S
-                ]
-                self.deaths[engine.name] = [*recent, now]
-                if len(recent) < RESTARTS:
-                    with contextlib.suppress(EngineError):  # the engine knows why
-                        self._start(engine)
-                else:
-                    engine.failure = (
-                        f"It died {RESTARTS} times within {RESTARTS_WITHIN_S:.0f} s; "
-                        f"see {engine.log}."
-                    )
+                if engine.died and not self.ended:
+                    self._start_again(engine)
+        finally:
+            self.lock.release()
 
     def end(self) -> None:
         """Stop all engines, for good."""
@@ -129,6 +119,18 @@ class Group:
     def states(self) -> list[dict[str, Any]]:
         """The state of each engine, as clients are told."""
         return [asdict(engine.state()) for engine in list(self.engines.values())]
+
+    def _start_again(self, engine: Engine) -> None:
+        now = time.monotonic()
+        recent = [t for t in self.deaths.get(engine.name, ()) if now - t < RESTARTS_WITHIN_S]
+        self.deaths[engine.name] = [*recent, now]
+        if len(recent) < RESTARTS:
+            with contextlib.suppress(EngineError):  # the engine knows why
+                self._start(engine)
+        else:
+            engine.failure = (
+                f"It died {RESTARTS} times within {RESTARTS_WITHIN_S:.0f} s; see {engine.log}."
+            )
 
     def _start(self, engine: Engine) -> None:
         """Start an engine that does not run: at the port it had before, if that is free."""
@@ -163,7 +165,7 @@ class Lease:
 
 
 class Supervisor:
-    """The loop that is woken by connections, signals and leases that end."""
+    """A loop that takes connections and looks after the engines; a thread for each connection."""
 
     def __init__(self, folder: StateFolder) -> None:
         self.folder = folder
@@ -180,37 +182,30 @@ class Supervisor:
             "token": secrets.token_hex(20),
             "proof": secrets.token_hex(20),
         }
-        self.woken, self.waker = socket.socketpair()
         self.watchdog = _start_watchdog(folder)
 
     def run(self) -> None:
         """Serve until told to end, or until nobody is left."""
-        for one in (self.listener, self.woken, self.waker):
-            one.setblocking(False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCONT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
             signal.signal(number, self._note)
-        signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.listener, selectors.EVENT_READ)
-            selector.register(self.woken, selectors.EVENT_READ)
-            while not self._leaves():
-                # A full disk, no more processes or threads: better luck next time.
-                with contextlib.suppress(OSError, RuntimeError):
-                    self._look_after()
-                for key, _ in selector.select(LOOK_S):
-                    with contextlib.suppress(OSError, RuntimeError):
-                        if key.fileobj is self.listener:
-                            connection, _ = self.listener.accept()
-                            _run(self._serve, connection)
-                        else:
-                            self.woken.recv(4_096)
+        self.listener.settimeout(LOOK_S)
+        while not self._leaves():
+            # A full disk, no more processes or threads: better luck next time.
+            with contextlib.suppress(OSError, RuntimeError):
+                self._look_after()
+            with contextlib.suppress(OSError, RuntimeError):
+                _run(self._serve, self.listener.accept()[0])
         self.listener.close()
         remove(self.folder.address_file)
         for group in self._groups():
             group.end()
-        self.folder.delete_sandboxes()
+        with self.lock:
+            self.folder.delete_sandboxes()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.watchdog.communicate(
+                timeout=5
+            )  # it ends what is left of an engine that was killed
         self.watchdog.kill()
-        self.watchdog.wait()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -281,14 +276,12 @@ class Supervisor:
     def _end(self, lease: Lease) -> None:
         if lease.group is not self.shared:
             lease.group.end()
-            lease.group.folder.delete_data()
-            remove(lease.group.folder.path)
         with self.lock:
             self.leases.remove(lease)
+            if lease.group is not self.shared:
+                lease.group.folder.delete_sandbox()
             # A user who asks for less does not shorten what another one has asked for.
             self.stays_until = max(self.stays_until, time.monotonic() + lease.idle_s)
-        with contextlib.suppress(OSError):
-            self.waker.send(b".")
 
     def _status(self) -> dict[str, Any]:
         with self.lock:
