@@ -43,12 +43,6 @@ PURE = [
 ]
 JUDGES_OF_STACKS = ["aws/console.py", "aws/pricing.py", "aws/sides.py", "aws/template.py"]
 AWS_WORDS = {"dsql_endpoint", "valkey_endpoint", "aws_region"}
-PRIVATE_NAMES: dict[str, set[str]] = {
-    "cache/cached.py": {"_getframe"},
-    "cache/fingerprint.py": {"_lru_cache_wrapper"},
-    "database.py": {"_current_frames"},
-    "exercises/trial.py": {"_current_frames", "ctypes"},
-}
 """Private names of others that are still used, by file: who ends a use removes its name here."""
 PUBLIC = {"_exit", "_replace", "_asdict"}
 """Of os and of named tuples: documented in spite of the underscore."""
@@ -152,7 +146,7 @@ def _file(name: str) -> str:
 def test_nobody_uses_private_names_of_others_or_looks_into_other_threads():
     defined = {name for tree in TREES.values() for name in _definitions(tree)}
     found = {file: set(_foreign_names(tree, defined)) for file, tree in TREES.items()}
-    assert {file: names for file, names in found.items() if names} == PRIVATE_NAMES
+    assert {file: names for file, names in found.items() if names} == {}
 
 
 def _definitions(tree: ast.AST) -> Iterator[str]:

@@ -9,7 +9,6 @@ import logging
 import platform
 import random
 import select
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,8 +16,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
-from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import psycopg2
@@ -79,8 +76,8 @@ CONFLICT_S = 10.0
 attempts of four fail, and one transaction of some thousands fails thirty times in a row."""
 CONFLICT_WAIT_S = 0.005
 CONFLICT_WAIT_MAX_S = 0.25
-MOST_HOLDERS = 5
-"""Of those who hold connections while another waits in vain, how many an error names."""
+MAX_HOLDERS = 5
+"""How many of the threads that hold connections a time-out names."""
 COMING_UP_S = 15.0
 """How long a server that says that it is starting may take until it lets us in, seconds."""
 AWAY_S = 2.0
@@ -619,38 +616,15 @@ def _refuse_dead(connection: Connection, record: Any, proxy: object) -> None:
 
 
 def _describe_holders(holders: Sequence[tuple[int, float]]) -> str:
-    """Who has the connections: each thread, since when, and the line of code it is at now."""
+    """Who has the connections: the threads' names, and since when."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    frames, now, found = sys._current_frames(), time.monotonic(), []
-    for ident, since in sorted(holders, key=lambda holder: holder[1])[:MOST_HOLDERS]:
-        frame = frames.get(ident)
-        while frame is not None and _is_plumbing(frame.f_code.co_filename) and frame.f_back:
-            frame = frame.f_back
-        place = f", at {_place(frame)}" if frame else ""
-        found.append(
-            f"{names.get(ident, 'a thread that ended')} for {readable(now - since)}{place}"
-        )
+    now = time.monotonic()
+    found = [
+        f"{names.get(ident, 'a thread that ended')} for {readable(now - since)}"
+        for ident, since in sorted(holders, key=lambda holder: holder[1])[:MAX_HOLDERS]
+    ]
     more = len(holders) - len(found)
     return "; ".join(found) + (f"; and {more} more" if more > 0 else "")
-
-
-def _place(frame: FrameType) -> str:
-    """Where a person looks for this line: a cell of a notebook has a file's name that says nothing.
-
-    Returns:
-        Such as "report.py:12", or "line 3 of the cell with `use`".
-
-    """
-    file, function = Path(frame.f_code.co_filename), frame.f_code.co_name
-    if not file.parent.name.startswith("ipykernel_"):
-        return f"{file.name}:{frame.f_lineno}"
-    which = "a cell" if function.startswith("<") else f"the cell with `{function}`"
-    return f"line {frame.f_lineno} of {which}"
-
-
-def _is_plumbing(file: str) -> bool:
-    """Whether a line of this file says nothing about who waits."""
-    return any(part in file for part in ("threading.py", "sqlalchemy", "contextlib.py", __file__))
 
 
 def _is_too_late(state: RetryCallState) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -120,7 +119,8 @@ def cached(
 
     def decorate(function: Callable[P, R]) -> CachedFunction[P, R]:
         # Not in __set_name__ alone: Python 3.11 makes a RuntimeError of what that raises.
-        in_class = "__qualname__" in sys._getframe(1).f_locals
+        here = inspect.currentframe()
+        in_class = bool(here and here.f_back and "__qualname__" in here.f_back.f_locals)
         if in_class and inspect.isfunction(function):
             raise TypeError(_no_method(_describe(function)))
         return CachedFunction(function, source, policy, name)

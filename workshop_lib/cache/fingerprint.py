@@ -10,13 +10,14 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import Field, dataclass
-from functools import _lru_cache_wrapper, lru_cache, partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from workshop_lib.cache.codec import Uncacheable, canonical
 
+LruCached = type(lru_cache(lambda: None))
 _SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Ellipsis)})
 _LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
 _STORES = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"})
@@ -150,7 +151,7 @@ def _look_at(value: Any) -> _Seen:
         return _Seen(value, label, parts=(value.__func__, value.__self__))
     if isinstance(value, types.BuiltinFunctionType):
         return _Seen(value, label, value.__qualname__.encode(), (value.__self__,))
-    if isinstance(value, staticmethod | classmethod | _lru_cache_wrapper):
+    if isinstance(value, staticmethod | classmethod | LruCached):
         return _Seen(value, label, parts=(value.__wrapped__,))
     if isinstance(value, property):
         return _Seen(value, label, parts=(value.fget, value.fset, value.fdel))
@@ -211,7 +212,7 @@ def _state(value: object) -> tuple[bytes, list[object]]:
 class _Pickler(pickle.Pickler):
     """Leaves out what a pickle would only name, and sets, which it writes in any order."""
 
-    _LEFT_OUT = (types.FunctionType, type, set, frozenset, _lru_cache_wrapper)
+    _LEFT_OUT = (types.FunctionType, type, set, frozenset, LruCached)
 
     def __init__(self, sink: Any, protocol: int) -> None:
         super().__init__(sink, protocol)
