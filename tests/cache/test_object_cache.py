@@ -352,8 +352,8 @@ def broken(ws, **arguments):
     ("arguments", "says"),
     [
         ({"aws_secret_access_key": "wrong"}, "secret key does not belong to the access key"),
-        ({"aws_access_key_id": "nobody"}, "This access key is not known there"),
-        ({"bucket": "no-such-bucket"}, "There is no bucket of that name"),
+        ({"aws_access_key_id": "nobody"}, "InvalidAccessKeyId"),
+        ({"bucket": "no-such-bucket"}, "create it, or correct BUCKET_NAME"),
         ({"endpoint_url": "http://127.0.0.1:9"}, "No answer from the object store"),
     ],
     ids=["wrong secret", "unknown key", "no bucket", "down"],

@@ -364,8 +364,8 @@ def test_10_accounts_for_every_row_and_leaves_none(figures):
 def test_each_result_says_how_it_came_about(executed, results):
     for outcome in executed[1]:
         result = results[outcome.name]
-        assert (result["ok"], result["size"]) == (True, "quick")
-        assert result["measurements"]
+        assert (result.ok, result.size) == (True, "quick")
+        assert result.measurements
 
 
 def test_the_report_finds_every_figure_and_picture_that_it_is_to_show(executed, results):
