@@ -32,10 +32,10 @@ from workshop_lib.services.state_folder import StateFolder, remove
 
 LOOK_S = 0.1
 """How often the supervisor looks after its engines."""
-FIRST_CLIENT_S = 10.0
+FIRST_CLIENT_S = 4.0
 """How long it waits for whoever started it."""
 FIRST_WORD_S = 5.0
-SILENT_S = 8.0
+SILENT_S = 6.0
 RESTARTS, RESTARTS_WITHIN_S = 5, 60.0
 """An engine that dies more often than this is reported as failed instead of restarted."""
 
