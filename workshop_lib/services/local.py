@@ -314,11 +314,11 @@ def _start_supervisor(folder: StateFolder) -> socket.socket:
             # It outlives the shell that it was started from, so it takes little from it.
             env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
         )
+    # It may outlive this process; if it does not, its end has to be noted.
+    threading.Thread(target=process.wait, name="supervisor", daemon=True).start()
     connection = _connect_within(SUPERVISOR_S, folder, lambda: process.poll() is None)
     if connection is None:
         raise EngineError(_ended(folder, "did not start"))
-    # It may outlive this process; if it does not, somebody has to take note of its end.
-    threading.Thread(target=process.wait, name="supervisor", daemon=True).start()
     return connection
 
 
