@@ -528,7 +528,8 @@ def test_what_was_left_before_a_reboot_harms_nobody(folder, stranger):
         threading.Thread(target=serve, daemon=True).start()
     assert client(attach()).ping() is True
     assert process.poll() is None
-    listener.close()
+    for opened in (listener, *heard):
+        opened.close()
     process.kill()
     process.wait()
 
