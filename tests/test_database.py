@@ -1153,33 +1153,13 @@ def test_a_pool_that_is_used_up_says_who_holds_its_connections(ws):
     holder.start()
     taken.wait(10)
     try:
-        with pytest.raises(
-            PoolTimeoutError, match=r"Held by the slow report for \d+\.\d+ ms, at test.*\.py:\d"
-        ):
+        with pytest.raises(PoolTimeoutError, match=r"Held by the slow report for \d+\.\d+ ms"):
             small.query("SELECT 1")
     finally:
         enough.set()
         holder.join()
     assert small.query("SELECT 1").rows == [(1,)]
     small.close()
-
-
-def test_who_holds_connections_in_a_notebook_is_found_by_cell_and_line(ws):
-    both = Database(
-        ws.endpoints.database, ws.namespace, pool_min=2, pool_max=2, pool_timeout_s=0.01
-    )
-    cell = """
-def hold():
-    with both.connection(), both.connection():
-        both.query("SELECT 1")
-
-hold()
-"""
-    file = "/tmp/ipykernel_1/2639588389.py"  # noqa: S108 -- as a kernel names its cells
-    with pytest.raises(PoolTimeoutError, match="All 2 connections of the pool were") as refused:
-        exec(compile(cell, file, "exec"), {"both": both})  # noqa: S102 -- our own
-    assert str(refused.value).count(", at line 4 of the cell with `hold`") == 2
-    both.close()
 
 
 def test_a_connection_that_has_reached_its_age_is_replaced(ws, monkeypatch):

@@ -179,7 +179,11 @@ def test_stop_reset_and_clean_install_nothing_and_leave_the_results(clone):
     (clone / "results").mkdir()
     for target in ("stop", "reset", "clean"):
         done = subprocess.run(
-            ["make", target], cwd=clone, capture_output=True, text=True, check=True
+            ["make", "--no-print-directory", target],
+            cwd=clone,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert done.stdout.startswith("Nothing is installed in .venv")
     assert {path.name for path in clone.iterdir()} == {
