@@ -339,7 +339,9 @@ class Database:
         """Borrow a pooled connection, in autocommit mode; a transaction left open is rolled back.
 
         What you change in its session (SET, LISTEN, temporary tables, …) or in psycopg2's object
-        is for you alone: the next borrower gets another connection.
+        is for you alone: the next borrower gets another connection. Two things escape notice: a
+        setting such as `search_path` that a function of yours changes in its body, and a cursor
+        made without `connection.cursor()`. Close the connection after either: it is replaced.
 
         Raises:
             PoolTimeoutError: all connections were in use for the whole wait.
