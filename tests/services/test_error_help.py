@@ -54,6 +54,12 @@ def database(said):
     return psycopg2.OperationalError(f'connection to server at "x", port 1 failed: {said}')
 
 
+def test_libpqs_question_is_left_to_the_advice():
+    question = "Is the server running on that host and accepting TCP/IP connections?"
+    refused = database(f"Connection refused\n\t{question}\n")
+    assert error_text(refused).endswith("port 1 failed: Connection refused.")
+
+
 @pytest.mark.parametrize(
     ("error", "where", "named"),
     [
