@@ -116,7 +116,10 @@ def run(
         except KeyboardInterrupt:
             if list(folder.glob("*.json")):
                 report.write_report(folder)
-            click.echo(f"Interrupted. What had finished is in {display_path(folder)}.", err=True)
+                said = f"What had finished is in {display_path(folder)}."
+            else:
+                said = "No notebook had finished."
+            click.echo(f"Interrupted. {said}", err=True)
             sys.exit(INTERRUPTED)
         page = report.write_report(folder)
     failed = sum(not outcome.ok for outcome in outcomes)
