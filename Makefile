@@ -45,7 +45,7 @@ stop:  ## stop the local engines
 	@$(INSTALLED) || exit 0; $(WORKSHOP) stop
 
 reset:  ## delete the local engines' data, and this workshop's part of services that you configured
-	@$(INSTALLED) || exit 0; $(WORKSHOP) reset
+	@$(INSTALLED) || exit 0; $(WORKSHOP) reset $(ARGS)
 
 lint: venv  ## format, lint and types only
 	@$(PY) -m ruff format --check --quiet . || { echo "Not formatted. 'make format' does it."; exit 1; }

@@ -24,7 +24,7 @@ INNER = {
     "QueryCache": {"ttl"},
     "Sandbox": {"database", "describe"},
 }
-"""What is there for other rooms of the package, or is an attribute that its constructor names."""
+"""What is there for other modules of the package, or is an attribute that its constructor names."""
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,7 @@ def test_figures_without_intervals_texts_and_other_units_are_shown_without_claim
     ("change", "why"),
     [
         ({"parameters": {"repeats": 50}}, "repeats: first 40, second 50"),
+        ({"parameters": {"repeats": 0.0}}, "repeats: first 40, second 0.0"),
         ({"parameters": {}}, "repeats: first 40, second none"),
         ({"size": "full"}, "size: first quick, second full"),
         ({"ok": False}, "failed in the second run"),

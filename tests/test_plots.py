@@ -53,6 +53,15 @@ def test_a_picture_has_a_title_and_units_on_its_axes_and_is_not_kept_by_pyplot(d
     assert plt.get_fignums() == before
 
 
+@pytest.mark.parametrize("high", [1_500, 4_000, 90_000, 3_000_000])
+def test_a_logarithmic_axis_has_two_labels_or_more_however_short_it_is(high):
+    figure = plots.lines([1, 2], {"one": [690, high]}, "A title", "workers", "rows/s", log_y=True)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    low, top = axes.get_ylim()
+    assert len([place for place in axes.get_yticks() if low <= place <= top]) >= 2
+
+
 @pytest.fixture
 def shown(monkeypatch) -> list[Any]:
     """What was shown."""

@@ -1,4 +1,4 @@
-# The one list of what a cell may use; `__init__.py` imports each name from its room on first use.
+# The one list of what a cell may use; `__init__.py` imports each name from its module on first use.
 
 from . import (
     costs as costs,

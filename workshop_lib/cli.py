@@ -116,7 +116,10 @@ def run(
         except KeyboardInterrupt:
             if list(folder.glob("*.json")):
                 report.write_report(folder)
-            click.echo(f"Interrupted. What had finished is in {display_path(folder)}.", err=True)
+                said = f"What had finished is in {display_path(folder)}."
+            else:
+                said = "No notebook had finished."
+            click.echo(f"Interrupted. {said}", err=True)
             sys.exit(INTERRUPTED)
         page = report.write_report(folder)
     failed = sum(not outcome.ok for outcome in outcomes)
@@ -144,7 +147,7 @@ def check(as_json: bool) -> None:
 @click.option("--valkey-endpoint",
               help="the ElastiCache: <name>.serverless.<region>.cache.amazonaws.com")  # fmt: skip
 @click.option("--bucket", "bucket_name", help="the S3 bucket")
-@click.option("--queue-url", help="the SQS queue for load tests; need not be")
+@click.option("--queue-url", help="the SQS queue for load tests; optional")
 @click.option("--local", is_flag=True, help="back to this machine's own engines")
 @click.option("--no-check", is_flag=True, help="do not try the services afterwards")
 def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
@@ -152,8 +155,8 @@ def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
 
     It is kept in workshop.toml.
 
-    What is not given is asked for, if this is a terminal. Each value is looked at at once, and at
-    the end the services are tried: exit code 1 if a check fails.
+    What is not given is asked for, if this is a terminal. Each value is checked at once, and the
+    services are tried at the end: exit code 1 if a check fails.
     """
     from workshop_lib import first_use
 

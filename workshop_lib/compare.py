@@ -208,10 +208,15 @@ def _objection(one: Result | None, other: Result | None) -> str:
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """What is not the same in both."""
     return [
-        f"{name}: first {ours.get(name) or 'none'}, second {theirs.get(name) or 'none'}"
+        f"{name}: first {_shown(ours.get(name))}, second {_shown(theirs.get(name))}"
         for name in {**ours, **theirs}
         if ours.get(name) != theirs.get(name)
     ]
+
+
+def _shown(value: Any) -> str:
+    """A parameter or another condition of a run; 0 is one, an empty text is not."""
+    return "none" if value is None or value == "" else str(value)
 
 
 def _label(service: Mapping[str, Any]) -> str:

@@ -155,9 +155,7 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     axes.set_ylim(len(samples) - 0.45, -0.6)
     axes.set_xscale("log")
     axes.margins(x=0.1)  # room for the words at the first and the last dot
-    low, high = axes.get_xlim()
-    # Labels that stand side by side: where the axis is long, fewer of them.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+    axes.xaxis.set_major_locator(_log_locator(*axes.get_xlim()))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(value / 1e6)))
     axes.set_xlabel("response time (log scale)\nbar: p50 and its 95 % interval, "
@@ -738,10 +736,16 @@ def _panels(
 
 def _set_log_y(axes: Any) -> None:
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+    axes.yaxis.set_major_locator(_log_locator(*axes.get_ylim()))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _log_locator(low: float, high: float) -> LogLocator:
+    """Labels of a logarithmic axis: the longer it is, the fewer in each power of ten."""
+    if high / low < 5:
+        return LogLocator(subs=range(1, 10))
+    return LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,))
 
 
 def _round(seconds: float) -> str:

@@ -32,7 +32,7 @@ def token(signer):
 
 @pytest.fixture
 def later(monkeypatch):
-    """Moves the clock of the room on, by seconds."""
+    """Moves the clock of the module on, by seconds."""
 
     def move(seconds):
         class Clock(datetime):

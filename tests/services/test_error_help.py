@@ -54,6 +54,21 @@ def database(said):
     return psycopg2.OperationalError(f'connection to server at "x", port 1 failed: {said}')
 
 
+REFUSED = """Connection refused
+\tIs the server running on that host and accepting TCP/IP connections?
+"""
+LOST = """server closed the connection unexpectedly
+\tThis probably means the server terminated abnormally
+\tbefore or while processing the request.
+"""
+
+
+@pytest.mark.parametrize("said", [REFUSED, LOST])
+def test_libpqs_guess_is_left_to_the_advice(said):
+    kept = said.splitlines()[0]
+    assert error_text(database(said)).endswith(f"port 1 failed: {kept}.")
+
+
 @pytest.mark.parametrize(
     ("error", "where", "named"),
     [

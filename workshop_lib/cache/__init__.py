@@ -1,1 +1,1 @@
-"""Rooms that keep answers close: keys, the codec, and the caches built on them."""
+"""Modules that keep answers close: keys, the codec, and the caches built on them."""

@@ -27,7 +27,7 @@ EXERCISES: tuple[Exercise, ...] = (
     *OF_NOTEBOOK_11,
     *OF_NOTEBOOK_12,
 )
-"""All exercises, in the order of the notebooks; each notebook's are in a room of their own."""
+"""All exercises, in the order of the notebooks; each notebook's are in a module of their own."""
 
 
 def exercise(exercise_id: str) -> Exercise:

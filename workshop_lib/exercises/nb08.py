@@ -213,7 +213,7 @@ def break_even(hit_ms, fill_ms, database_ms):
         praise=(
             "Every miss pays for a look and a filling that were in vain, and hits have to earn "
             "that. Put in your own figures from above: on one machine the ratio is high, a few "
-            "milliseconds of distance make it small."
+            "milliseconds of latency make it small."
         ),
     ),
     Exercise(

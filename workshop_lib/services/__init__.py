@@ -2,5 +2,5 @@
 
 import lazy_loader
 
-# On first use only: the engines' supervisor and a crowd's processes need no client of AWS.
+# On first use only: the engines' supervisor and load workers need no client of AWS.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

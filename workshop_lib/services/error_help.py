@@ -29,6 +29,10 @@ SETTINGS: dict[type[Endpoint], tuple[str, str]] = {
     MessagingEndpoint: ("QUEUE_URL or AWS_REGION", "QUEUE_URL"),
 }
 """The settings that name a service: on AWS, and elsewhere."""
+LIBPQ_GUESS = re.compile(
+    r" (Is the server running [^?]*\?|This probably means the server [^.]*\.?)"
+)
+"""What libpq adds to a refusal or a lost connection; the advice says it better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ def bucket_region(error: BaseException) -> str:
 
 def error_text(error: BaseException) -> str:
     """What an error itself says, as one sentence without account numbers and keys."""
-    text = redact(error)
+    text = LIBPQ_GUESS.sub("", redact(error))
     if isinstance(error, ResponseParserError):  # its own text holds the whole answer
         text = "The answer has not the form of one of AWS"
     if isinstance(error, ClientError):
