@@ -92,7 +92,7 @@ def sign_in_service(endpoints: Endpoints) -> Endpoint:
     """Where AWS says who somebody is (AWS STS)."""
     region = endpoints.aws_region
     label = f"the sign-in service of AWS (STS) in {region or 'us-east-1'}"
-    return Endpoint(label, "", "", 443, {"region_name": region, "config": BRIEF}, aws=True)
+    return Endpoint(label, "", 443, {"region_name": region, "config": BRIEF}, aws=True)
 
 
 def who_am_i(sts: Endpoint) -> str:
