@@ -31,7 +31,6 @@ MADE = re.compile(
     r"lock|logs|postgres(\.new|\.password)?|valkey|objects|rclone|sandboxes"
     r"|\.(config|cache|local|aws|moto)"  # an engine's home is here
     r"|(supervisor|ports|secrets)\.json\w{0,8}"
-    r"|leases|private|(state|wanted)\.json\w{0,8}"  # of earlier versions
 )
 """The names of what the workshop writes into a state folder; whatever else is there is not its."""
 ROOT_BASE = Path("/var/lib") / APPLICATION
