@@ -10,7 +10,7 @@ from workshop_lib.services.endpoints import CacheEndpoint
 
 
 def endpoint(**changes):
-    given = {"label": "a cache", "address": "x:1", "host": "127.0.0.1", "port": 1, "arguments": {}}
+    given = {"label": "a cache", "host": "127.0.0.1", "port": 1, "arguments": {}}
     return CacheEndpoint(**{**given, **changes})
 
 

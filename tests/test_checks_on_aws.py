@@ -209,7 +209,6 @@ def test_all_is_well_on_a_whole_deployment(deployment):
     assert report.failed().checks == []
     found = {check.name: check.detail for check in report.checks}
     assert found["AWS identity"] == "signed in as assumed-role/Learner/me"
-    assert found["Region of the cache"] == "us-east-1"
     assert found["Queue answers"] == (
         "about 7 messages; one that was received stays hidden for 30 s, and after 4 times is a "
         "dead letter"
@@ -253,18 +252,6 @@ def test_a_bucket_in_another_region_is_called_that(deployment):
     deployment.aws.faults["HeadBucket"] = Fault(403, "", headers=there)
     (said,) = deployment.failed().values()
     assert "It is in eu-west-1, but AWS_REGION is us-east-1" in said
-
-
-def test_a_cache_in_another_region_is_found_before_anything_is_asked(deployment):
-    seen = []
-    name = "mine.serverless.euw1.cache.amazonaws.com"
-    report = checks.check_deployment(
-        on_check=lambda check: seen.append((check.name, list(deployment.aws.asked))),
-        valkey_endpoint=name,
-    )
-    (failed,) = report.failed().checks
-    assert failed.detail == "VALKEY_ENDPOINT is in eu-west-1, AWS_REGION is us-east-1"
-    assert ("Region of the cache", []) in seen
 
 
 def test_a_queue_without_a_dead_letter_queue_is_not_for_load_tests(deployment):

@@ -1105,7 +1105,11 @@ def test_a_smaller_number_of_rows_a_transaction_can_be_chosen_but_no_larger_one(
 def unreachable(endpoint, **arguments) -> str:
     """What is said when this database is asked for something."""
     changed = replace(
-        endpoint, embedded=False, arguments={**endpoint.arguments, **arguments}, address="there:1"
+        endpoint,
+        embedded=False,
+        arguments={**endpoint.arguments, **arguments},
+        host="there",
+        port=1,
     )
     database = Database(changed, pool_min=1, pool_max=1)
     with pytest.raises(ServiceUnreachableError) as refused:

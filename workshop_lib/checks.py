@@ -153,15 +153,8 @@ def check_deployment(
 
 
 def _ask_network(asking: _Asking, endpoints: Endpoints, queues: MessagingEndpoint | None) -> None:
-    """Region, identity, names, ports, certificates and token, in the order in which faults show."""
+    """Identity, names, ports, certificates and token, in the order in which faults show."""
     places: list[Endpoint] = [*endpoints.all, *filter(None, (endpoints.reader, queues))]
-    if endpoints.cache.aws and diagnose.cache_region(endpoints.cache.host):
-        asking.ask(
-            "Region of the cache",
-            lambda: diagnose.compare_regions(endpoints),
-            hint="Correct one of the two: the way to a cache in another Region takes longer than a "
-            "query.",
-        )
     if any(place.aws for place in places):
         sts = diagnose.sign_in_service(endpoints)
         asking.ask("AWS identity", lambda: diagnose.who_am_i(sts), endpoint=sts)

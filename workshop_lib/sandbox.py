@@ -12,6 +12,7 @@ from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.errors import WorkshopError
+from workshop_lib.recording import describe_service
 from workshop_lib.services.endpoints import (
     CacheEndpoint,
     DatabaseEndpoint,
@@ -64,7 +65,7 @@ class Sandbox:
             settings,
         )
         endpoints = [_own(embedded_cache(self._engines, name)) for name in names]
-        self._label = endpoints[0].label
+        self._cache = endpoints[0]
         timeouts = {"socket_timeout": cache_timeout_s, "socket_connect_timeout": cache_timeout_s}
         self.cache_arguments = [{**one.arguments, **timeouts} for one in endpoints]
         self.valkeys = tuple(redis.Redis(**arguments) for arguments in self.cache_arguments)
@@ -102,21 +103,13 @@ class Sandbox:
     def describe(self) -> dict[str, dict[str, Any]]:
         """Its services as a result file keeps them, by kind."""
         server: Any = self.valkey.info("server")
-        found = {"sandbox cache": (self._label, server["valkey_version"])}
+        cache = describe_service(self._cache, None)
+        found = {"sandbox cache": {**cache, "version": f"Valkey {server['valkey_version']}"}}
         if self._database is not None:
-            version = self.database.query("SHOW server_version")[0][0]
-            found["sandbox database"] = (self.database.endpoint.label, version)
-        return {
-            kind: {
-                "label": label,
-                "version": f"{'Valkey' if 'cache' in kind else 'PostgreSQL'} {version}",
-                "embedded": True,
-                "emulated": False,
-                "aws": False,
-                "region": None,
-            }
-            for kind, (label, version) in found.items()
-        }
+            ((version,),) = self._database.query("SHOW server_version")
+            database = describe_service(self._database.endpoint, None)
+            found["sandbox database"] = {**database, "version": f"PostgreSQL {version}"}
+        return {kind: {**service, "embedded": True} for kind, service in found.items()}
 
     def load_table(self, name: str, sizes: Sizes | None = None) -> Loaded:
         """Bring one of the workshop's tables to exactly these rows, in this database."""

@@ -283,16 +283,6 @@ def config_file() -> Path:
     return Path(os.environ.get("WORKSHOP_CONFIG") or CHECKOUT / "workshop.toml")
 
 
-def dsql_region(endpoint: str) -> str:
-    """The Region of a cluster, which is part of its endpoint's name.
-
-    >>> dsql_region("abcdefghij.dsql.us-east-1.on.aws")
-    'us-east-1'
-    """
-    found = re.fullmatch(_CLUSTER, endpoint)
-    return found[1] if found else ""
-
-
 def _file_source(settings: type[BaseSettings]) -> TomlConfigSettingsSource:
     path = config_file()
     if os.environ.get("WORKSHOP_CONFIG") and (path.is_dir() or not path.exists()):

@@ -72,7 +72,7 @@ def _describe(name: str, region: str) -> Any:
             ) from None
         # Who may read one stack only is refused also where there is none, so as not to learn that.
         elsewhere = f"Is {region} the Region in which it was deployed (AWS_REGION)? If so: "
-        asked = Endpoint(f"CloudFormation in {region}", "", "", 443, {}, aws=True)
+        asked = Endpoint(f"CloudFormation in {region}", "", 443, {}, aws=True)
         raise SettingsError(
             f"The outputs of the stack {name!r} in {region} cannot be read: {error_text(error)} "
             f"{elsewhere if cause_of(error) == 'not allowed' else ''}{advice(error, asked)} Or set "

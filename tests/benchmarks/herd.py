@@ -29,7 +29,7 @@ SLEEP = "SELECT %s::int, pg_sleep(0.05)::text"
 def main() -> None:
     told = json.loads(sys.stdin.readline())
     threads = told["threads"]
-    endpoint = DatabaseEndpoint("", "", "", 0, told["database"])
+    endpoint = DatabaseEndpoint("", "", 0, told["database"])
     database = Database(endpoint, pool_min=threads, pool_max=threads)
     valkey = redis.Redis(**told["valkey"])
     ways = ways_of(database, valkey, told["namespace"])

@@ -56,7 +56,6 @@ HARMLESS: list[tuple[str, Damage]] = [
     ("lock", make_folder),
     (MARK, remove),
     (MARK, make_folder),
-    (MARK, partial(write, b"\xff\x00")),
     ("data/postmaster.pid", partial(write, b"")),
     ("data/postmaster.pid", partial(write, b"1\n/\n")),
     ("data.new", make_folder),
@@ -154,20 +153,11 @@ def test_opening_says_that_larger_damage_takes_a_reset(worn, tmp_path, what, dam
 # --- what a reset leaves alone ---
 
 
-def test_reset_deletes_no_folder_that_it_did_not_make(tmp_path, monkeypatch):
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(tmp_path / "scratch" / "new" / "engines"))
-    StateFolder(tmp_path / "scratch" / "new" / "engines").prepare()
+def test_reset_leaves_the_folder_that_was_named_and_nothing_in_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(tmp_path / "engines"))
+    StateFolder(tmp_path / "engines").prepare()
     assert command("reset", "--yes").exit_code == 0
-    assert (tmp_path / "scratch").is_dir()
-    assert not (tmp_path / "scratch" / "new").exists()
-
-
-def test_reset_leaves_an_empty_folder_that_it_was_given(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(tmp_path))
-    StateFolder(tmp_path).prepare()
-    command("reset", "--yes")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*")) == [tmp_path / "engines"]
 
 
 def test_reset_leaves_other_files_and_the_folder_can_be_used_again(made):
@@ -195,7 +185,7 @@ def test_reset_follows_no_link_out_of_its_folder(tmp_path, monkeypatch):
     command("reset", "--yes")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o750
-    assert not (tmp_path / "real").exists()
+    assert list((tmp_path / "real").iterdir()) == []
 
 
 def test_a_folder_with_some_names_of_ours_and_no_mark_is_a_strangers(tmp_path, monkeypatch):

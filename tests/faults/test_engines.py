@@ -67,7 +67,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
     folder = StateFolder(tmp_path_factory.mktemp("rough handling").resolve() / "state")
     yield folder
     local.reset(folder)
-    assert not folder.path.exists()
+    assert list(folder.path.iterdir()) == []
     assert not folder.postgres_data.exists()
 
 
@@ -629,8 +629,8 @@ def test_stopping_or_resetting_what_is_not_there_is_harmless(tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
-def test_two_resets_at_once_leave_nothing(tmp_path):
-    folder = StateFolder(tmp_path / "state")
+def test_resets_at_once_leave_nothing(tmp_path):
+    folder = StateFolder(tmp_path)
     folder.prepare()
     threads = [threading.Thread(target=local.reset, args=(folder,)) for _ in range(4)]
     for thread in threads:

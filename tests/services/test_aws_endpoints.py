@@ -10,7 +10,7 @@ from psycopg2.extensions import parse_dsn
 
 from workshop_lib.dsql import read_token
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.services import diagnose, exports, resolve
+from workshop_lib.services import exports, resolve
 from workshop_lib.settings import load_settings
 
 CLUSTER = "abcdefghij.dsql.us-east-1.on.aws"
@@ -108,19 +108,3 @@ def test_what_is_printed_is_verified_with_a_token_and_leads_to_the_same_services
     assert again.database.address == f"{CLUSTER}:5432"
     assert again.database.token
     assert again.cache.aws
-
-
-@pytest.mark.parametrize(
-    ("name", "region"),
-    [
-        ("mine.serverless.use1", "us-east-1"),
-        ("mine.serverless.eu-west-1", "eu-west-1"),
-        ("clustercfg.mine.abc123.apse2", "ap-southeast-2"),
-        ("mine.abc123.ng.0001.euc1", "eu-central-1"),
-        ("mine.serverless.mxc1", "mx-central-1"),
-        ("mine.serverless.aps1", None),  # Mumbai or Singapore
-        ("mine.serverless.xyz", None),
-    ],
-)
-def test_the_region_of_a_cache_is_read_from_its_name_where_that_is_certain(name, region):
-    assert diagnose.cache_region(f"{name}.cache.amazonaws.com") == region

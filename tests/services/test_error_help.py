@@ -27,7 +27,7 @@ ACCOUNT = "123456789012"
 
 
 def place(kind, port, **more):
-    given = {"label": "a place", "address": f"x:{port}", "host": "x"}
+    given = {"label": "a place", "host": "x"}
     return kind(port=port, **{**given, "arguments": {"region_name": "us-east-1"}, **more})
 
 

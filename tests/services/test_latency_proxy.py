@@ -83,7 +83,7 @@ def break_off(connection: socket.socket) -> None:
 
 
 def endpoint_of(port: int) -> Endpoint:
-    return Endpoint("a server", f"127.0.0.1:{port}", "127.0.0.1", port, {}, embedded=True)
+    return Endpoint("a server", "127.0.0.1", port, {}, embedded=True)
 
 
 class Far(LatencyProxy):
@@ -327,7 +327,7 @@ USER = """
     from workshop_lib.services.endpoints import Endpoint
     from workshop_lib.services.latency_proxy import LatencyProxy
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
-    endpoint = Endpoint("a server", "127.0.0.1:1", "127.0.0.1", 1, {}, embedded=True)
+    endpoint = Endpoint("a server", "127.0.0.1", 1, {}, embedded=True)
     proxy = LatencyProxy("cache", endpoint)
     proxy.set(0.01)
     print(proxy.pid, flush=True)

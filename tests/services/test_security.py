@@ -144,9 +144,9 @@ def test_without_a_home_files_are_not_kept_where_somebody_may_have_put_theirs(
     (tmp_path / "no folder").touch()
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: tmp_path / "no folder" / "x")
     folder = cache_folder("matplotlib")
-    assert folder.parent.stat().st_uid == os.geteuid()
-    assert folder.parent.stat().st_mode & 0o777 == 0o700
-    assert str(os.geteuid()) != folder.parent.name.rpartition("-")[2]
+    assert folder.stat().st_uid == os.geteuid()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert str(os.geteuid()) != folder.name.rpartition("-")[2]
 
 
 def test_a_settings_file_with_a_password_is_not_committed_by_accident():

@@ -18,7 +18,7 @@ from workshop_lib.load.insert_worker import insert
 from workshop_lib.load.jobs import InsertJob, Ping, Ready, StreamJob, WarmJob
 from workshop_lib.load.messages import process_batch
 from workshop_lib.load.stream_worker import serve, warm
-from workshop_lib.orphans import end_with
+from workshop_lib.orphans import exit_with_parent
 from workshop_lib.services import DatabaseEndpoint
 from workshop_lib.services.endpoints import (
     external_cache,
@@ -108,7 +108,7 @@ def serve_parent() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what others print is no answer
     config, parent = pickle.load(sys.stdin.buffer)  # noqa: S301 -- from who started this process
-    end_with(parent)
+    exit_with_parent(parent)
     equip(config)
     for line in sys.stdin.buffer:
         try:

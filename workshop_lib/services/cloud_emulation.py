@@ -23,8 +23,10 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingMixIn
 from typing import Any, cast
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.core.request import Request
@@ -47,7 +49,7 @@ _turn = threading.RLock()
 """Held while moto answers: it keeps no order among threads, and loses messages without."""
 
 
-class Server(ThreadingHTTPServer):
+class Server(ThreadingMixIn, WSGIServer):
     """Serves each connection in a thread, for as long as the client keeps it open."""
 
     daemon_threads = True
@@ -57,26 +59,22 @@ class Server(ThreadingHTTPServer):
         self.key = key.encode()
         super().__init__(address, Handler)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that went away in the middle."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
 
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(WSGIRequestHandler):
     """Checks the access key, then hands on to moto: HTTP/1.1 with connections kept open."""
 
     server: Server
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    handle = BaseHTTPRequestHandler.handle  # one request after another, not one connection for each
     wbufsize = 1 << 16  # so that an answer goes out in one piece
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 -- its name there
         """Is it there, and does it take this key? None of the services is asked by GET."""
         if self._signed_for() is not None:
             self._answer(204)
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 -- its name there
         """One request to one of the services."""
         service = self._signed_for()
         if service is not None:
@@ -134,22 +132,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _environment(self, body: bytes) -> dict[str, Any]:
         """The request as WSGI has it, which is what moto's Request reads."""
-        path, _, query = self.path.partition("?")
-        headers = {f"HTTP_{k.upper().replace('-', '_')}": v for k, v in self.headers.items()}
-        return {
-            **headers,
-            "REQUEST_METHOD": self.command,
-            "SCRIPT_NAME": "",
-            "PATH_INFO": path,
-            "QUERY_STRING": query,
-            "SERVER_NAME": self.server.server_address[0],
-            "SERVER_PORT": str(self.server.server_address[1]),
-            "SERVER_PROTOCOL": self.request_version,
-            "CONTENT_TYPE": self.headers.get("Content-Type", ""),
-            "CONTENT_LENGTH": str(len(body)),
-            "wsgi.url_scheme": "http",
-            "wsgi.input": io.BytesIO(body),
-        }
+        length, stream = str(len(body)), io.BytesIO(body)
+        request = {"CONTENT_LENGTH": length, "wsgi.input": stream, "wsgi.url_scheme": "http"}
+        return {**self.get_environ(), **request}
 
 
 class Queue(models.Queue):

@@ -1,8 +1,7 @@
-"""Questions to ask a service one layer at a time: Region, name, port, certificate, sign-in."""
+"""Questions to ask a service one layer at a time: name, port, certificate, sign-in."""
 
 from __future__ import annotations
 
-import re
 import socket
 import ssl
 from collections.abc import Callable
@@ -20,8 +19,6 @@ BRIEF = Config(
     connect_timeout=ANSWER_S / 2, read_timeout=ANSWER_S, retries={"total_max_attempts": 1}
 )
 """Of an AWS client whose answer, or silence, is itself what is asked for."""
-
-COMPASS = {"n": "north", "s": "south", "e": "east", "w": "west", "c": "central"}
 
 E = TypeVar("E", bound=Endpoint)
 
@@ -59,40 +56,11 @@ def shake_hands(endpoint: Endpoint) -> str:
             return f"valid, {secured.version()}"
 
 
-def compare_regions(endpoints: Endpoints) -> str:
-    """Whether the cache is in the Region of the rest; the settings compare the others.
-
-    Raises:
-        ValueError: it is in another one.
-
-    """
-    found = cache_region(endpoints.cache.host)
-    if found != endpoints.aws_region:
-        raise ValueError(f"VALKEY_ENDPOINT is in {found}, AWS_REGION is {endpoints.aws_region}")
-    return str(found)
-
-
-def cache_region(host: str) -> str | None:
-    """The Region in the name of an ElastiCache endpoint; None where that is not certain.
-
-    >>> cache_region("mine-abc123.serverless.euw1.cache.amazonaws.com")
-    'eu-west-1'
-    """
-    code = host.removesuffix(".cache.amazonaws.com").rpartition(".")[2]
-    if re.fullmatch(r"[a-z]{2}-[a-z]+-\d", code):
-        return code
-    found = re.fullmatch(r"([a-z]{2})(n|ne|nw|s|se|sw|e|w|c)(\d)", code)
-    # "aps1" is Mumbai in names of zones, and Singapore on bills.
-    if found is None or found[1] + found[2] == "aps":
-        return None
-    return f"{found[1]}-{''.join(COMPASS[letter] for letter in found[2])}-{found[3]}"
-
-
 def sign_in_service(endpoints: Endpoints) -> Endpoint:
     """Where AWS says who somebody is (AWS STS)."""
     region = endpoints.aws_region
     label = f"the sign-in service of AWS (STS) in {region or 'us-east-1'}"
-    return Endpoint(label, "", "", 443, {"region_name": region, "config": BRIEF}, aws=True)
+    return Endpoint(label, "", 443, {"region_name": region, "config": BRIEF}, aws=True)
 
 
 def who_am_i(sts: Endpoint) -> str:

@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,8 +47,7 @@ class Endpoint:
 
     Attributes:
         label: what a learner sees, for example "PostgreSQL, local engine".
-        address: host and port, without credentials.
-        host, port: for reachability checks.
+        host, port: where it is.
         arguments: keyword arguments of the client (psycopg2.connect, redis.Redis, boto3.client);
             they may hold secrets, so they are kept out of repr.
         embedded: started by the workshop on this machine.
@@ -60,7 +59,6 @@ class Endpoint:
     """
 
     label: str
-    address: str
     host: str
     port: int
     arguments: Mapping[str, Any] = field(repr=False)
@@ -68,6 +66,11 @@ class Endpoint:
     emulated: bool = False
     aws: bool = False
     tls: bool = False
+
+    @property
+    def address(self) -> str:
+        """Host and port in one; that of IPv6 stands in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +268,7 @@ def _database_url(endpoint: DatabaseEndpoint, schema: str) -> str:
     if endpoint.embedded or endpoint.aws:  # an older psql does not know all of libpq's options
         options = {name: options[name] for name in ("sslmode", "sslrootcert") if name in options}
     options["options"] = f"{options.get('options', '')} -csearch_path={schema}".strip()
-    place = _address(quote(endpoint.host, safe=":"), endpoint.port)
+    place = replace(endpoint, host=quote(endpoint.host, safe=":")).address
     path = f"/{quote(given['dbname'], safe='')}" if "dbname" in given else ""
     query = urlencode(options, quote_via=quote)
     return f"postgresql://{login}{'@' if login else ''}{place}{path}?{query}"
@@ -339,7 +342,8 @@ def _embedded_store(held: Attachment) -> StoreEndpoint:
         label = "local S3 emulation (moto, in memory, signatures not checked)"
     return StoreEndpoint(
         label,
-        *_place(HOST, engine.port),
+        HOST,
+        engine.port,
         _local_arguments(held, engine.port, _config(**_PLAIN_S3)),
         embedded=True,
         emulated=engine.emulated,
@@ -352,7 +356,8 @@ def _embedded_messaging(held: Attachment) -> MessagingEndpoint:
     port = held.engines[MESSAGING_ENGINE].port
     return MessagingEndpoint(
         "local emulation of SQS and CloudWatch (moto, in memory, signatures not checked)",
-        *_place(HOST, port),
+        HOST,
+        port,
         _local_arguments(held, port, _config(**_QUEUES)),
         embedded=True,
         emulated=True,
@@ -466,7 +471,8 @@ def external_store(settings: Settings, ours: Set[str] = frozenset()) -> StoreEnd
     arguments = {"region_name": region, "config": _config(**(_PLAIN_S3 if url else _AMAZON_S3))}
     return StoreEndpoint(
         "S3 store of your own (AWS_ENDPOINT_URL_S3)" if url else f"Amazon S3 in {region}",
-        *_place(place.hostname, port),
+        place.hostname,
+        port,
         arguments | ({"endpoint_url": url} if url else {}),
         aws=not url,
         tls=place.scheme == "https",
@@ -481,23 +487,14 @@ def external_messaging(settings: Settings) -> MessagingEndpoint | None:
     region = str(settings.aws_region)
     return MessagingEndpoint(
         f"Amazon SQS and CloudWatch in {region}",
-        *_place(f"sqs.{region}.amazonaws.com", 443),
+        f"sqs.{region}.amazonaws.com",
+        443,
         {"region_name": region, "config": _config(**_QUEUES)},
         aws=True,
         tls=True,
         region=region,
         queue_url=settings.queue_url.get_secret_value(),
     )
-
-
-def external_region(settings: Settings) -> str | None:
-    """The Region of the services on AWS, where the settings name one."""
-    return settings.aws_region
-
-
-def is_on_aws(settings: Settings) -> bool:
-    """Whether the database is Aurora DSQL, which is paid for."""
-    return settings.dsql_endpoint is not None
 
 
 def _text(url: SecretStr | None, ours: Set[str]) -> str:
@@ -562,17 +559,7 @@ def _sql_or_cache(
     kind: type[E], label: str, host: str, port: int, arguments: Mapping[str, Any], **more: Any
 ) -> E:
     """An endpoint whose client is told host and port apart."""
-    arguments = {**arguments, "host": host, "port": port}
-    return kind(label, *_place(host, port), arguments, **more)
-
-
-def _place(host: str, port: int) -> tuple[str, str, int]:
-    return _address(host, port), host, port
-
-
-def _address(host: str, port: int) -> str:
-    """Host and port in one; that of IPv6 stands in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return kind(label, host, port, {**arguments, "host": host, "port": port}, **more)
 
 
 def _cache_config() -> dict[str, Any]:

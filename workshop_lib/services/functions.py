@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
@@ -24,7 +23,6 @@ STEP_S = 120
 """Clients differ in their patience by such steps, seconds: so there are few of them."""
 
 
-@dataclass
 class LambdaClients:
     """Clients that call functions, each call once, and give up when no answer can come any more.
 
@@ -37,19 +35,16 @@ class LambdaClients:
 
     """
 
-    region: str | None
-    at_once: int
-    endpoint_url: str | None = None
-    _made: dict[int, LambdaClient] = field(default_factory=dict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, region: str | None, at_once: int, endpoint_url: str | None = None) -> None:
+        self._place: dict[str, Any] = {"region_name": region, "endpoint_url": endpoint_url}
+        self._at_once = at_once
         self._after_fork()
         forks.tell_child(self)
 
     def _after_fork(self) -> None:
         """Begin with no clients: their connections would be shared with the parent."""
-        self._made, self._lock = {}, threading.Lock()
+        self._made: dict[int, LambdaClient] = {}
+        self._lock = threading.Lock()
         self._session = boto3.Session()  # of its own: the shared one is not for many threads
 
     def patient(self, limit_s: float) -> LambdaClient:
@@ -77,10 +72,8 @@ class LambdaClients:
             # Whoever gives up before the function has ended, or tries again, runs the job twice.
             read_timeout=wait_s,
             retries={"mode": "standard", "total_max_attempts": 1},
-            max_pool_connections=self.at_once,
+            max_pool_connections=self._at_once,
             # No byte comes while the function works; a gateway forgets a connection that is silent.
             tcp_keepalive=True,
         )
-        return self._session.client(
-            "lambda", region_name=self.region, endpoint_url=self.endpoint_url, config=manners
-        )
+        return self._session.client("lambda", config=manners, **self._place)

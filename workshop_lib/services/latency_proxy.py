@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from workshop_lib.errors import EngineError, WorkshopError
+from workshop_lib.orphans import exit_with_parent
 
 if TYPE_CHECKING:
     from workshop_lib.services.endpoints import Endpoint
@@ -35,7 +36,6 @@ PIECE = 65_536
 MAX_PIECES = 1024
 """Of one connection, held back at a time: a real network does not hold any number, either."""
 CONNECT_S = 5.0
-ORPHANED_EVERY_S = 0.5
 SECONDS = struct.Struct("d")
 """How the round-trip time stands in the memory that the proxy shares with who started it."""
 
@@ -269,11 +269,9 @@ def main() -> None:
     """Stand for the server named on the command line while the parent lives."""
     host, port, listening, shared, parent = sys.argv[1:]
     proxy = _Proxy((host, int(port)), mmap.mmap(int(shared), SECONDS.size))
-    _in_thread(proxy.serve, socket.socket(fileno=int(listening)))
+    exit_with_parent(int(parent))
     print("ready", flush=True)  # noqa: T201 -- who started it waits for this
-    while os.getppid() == int(parent):
-        time.sleep(ORPHANED_EVERY_S)
-    os._exit(0)
+    proxy.serve(socket.socket(fileno=int(listening)))
 
 
 if __name__ == "__main__":

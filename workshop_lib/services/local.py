@@ -199,11 +199,10 @@ def reset(folder: StateFolder) -> bool:
     """
     if not folder.ours:
         return False
-    made = folder.folders_made
     try:
         with folder.locked():
             _end_all(folder)
-            folder.delete(made)
+            folder.delete()
     except EngineError:
         if folder.path.exists():  # else another process has reset it meanwhile
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import hashlib
 import json
@@ -27,13 +26,11 @@ from workshop_lib.services.processes import Found, find_processes
 
 APPLICATION = "cache-aside-workshop"
 MARK = ".made-by-cache-aside-workshop"
-"""The file that tells a state folder from any other folder. It holds how many folders the workshop
-made for it: 0 where it was given an empty one, 2 if it made the parent, too."""
+"""The file that tells a state folder from any other folder."""
 MADE = re.compile(
     r"lock|logs|postgres(\.new|\.password)?|valkey|objects|rclone|sandboxes"
     r"|\.(config|cache|local|aws|moto)"  # an engine's home is here
     r"|(supervisor|ports|secrets)\.json\w{0,8}"
-    r"|leases|private|(state|wanted)\.json\w{0,8}"  # of earlier versions
 )
 """The names of what the workshop writes into a state folder; whatever else is there is not its."""
 ROOT_BASE = Path("/var/lib") / APPLICATION
@@ -92,15 +89,6 @@ class StateFolder:
             return False
         return MARK in names or {"lock", "logs", "secrets.json"} <= names
 
-    @property
-    def folders_made(self) -> int:
-        """How many folders the workshop made for it: from this one upwards."""
-        made = 0
-        with contextlib.suppress(OSError, ValueError):
-            made = int((self.path / MARK).read_text())
-        standard = self.path.parent in (ROOT_BASE, platformdirs.user_state_path(APPLICATION))
-        return max(made, 2) if standard else made
-
     def prepare(self) -> None:
         """Create the folder, closed to others.
 
@@ -114,7 +102,6 @@ class StateFolder:
                     f"The folder {self.path} is not empty and was not made by the workshop. "
                     "Name a new or an empty one in WORKSHOP_STATE_DIR."
                 )
-            missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.path.stat().st_uid != os.geteuid():
                 raise EngineError(
@@ -125,7 +112,7 @@ class StateFolder:
             if not any(self.path.iterdir()):
                 self.delete_data()  # root's, of a state folder that somebody has deleted
             if not os.path.lexists(self.path / MARK):
-                (self.path / MARK).write_text(str(len(missing)))
+                (self.path / MARK).touch()
             if not self.logs.is_dir():
                 remove(self.logs)
                 self.logs.mkdir(mode=0o700)
@@ -248,11 +235,10 @@ class StateFolder:
         for path in (data, Path(f"{data}.new"), Path(f"{data}.password")):
             remove(path)
 
-    def delete(self, made: int) -> None:
+    def delete(self) -> None:
         """Remove everything that this folder's engines ever wrote, and nothing else.
 
-        Args:
-            made: what `folders_made` said while the mark was there.
+        A folder that somebody has named stays, empty: it may have been there before.
 
         Raises:
             OSError: something cannot be removed.
@@ -266,11 +252,8 @@ class StateFolder:
         # A stranger's file keeps the folder, which stays marked: it can be used again.
         if [path.name for path in self.path.iterdir()] in ([MARK], []):
             remove(self.path / MARK)
-            for folder in (self.path, *self.path.parents)[:made]:
-                try:
-                    folder.rmdir()
-                except OSError:  # other checkouts may have theirs there
-                    return
+            if self.path.parent == _base():
+                self.path.rmdir()
 
 
 def state_folder(chosen: Path | None) -> StateFolder:
@@ -278,8 +261,12 @@ def state_folder(chosen: Path | None) -> StateFolder:
     if chosen is not None:
         # Not Path.expanduser, which refuses the name of a user who does not exist.
         return StateFolder(Path(os.path.expanduser(chosen)).resolve())  # noqa: PTH111
-    base = ROOT_BASE if os.geteuid() == 0 else platformdirs.user_state_path(APPLICATION)
-    return StateFolder(base / _short_hash(CHECKOUT))
+    return StateFolder(_base() / _short_hash(CHECKOUT))
+
+
+def _base() -> Path:
+    """Where the state folders of this user's checkouts lie."""
+    return ROOT_BASE if os.geteuid() == 0 else platformdirs.user_state_path(APPLICATION)
 
 
 def cache_folder(name: str) -> Path:
@@ -288,22 +275,15 @@ def cache_folder(name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # no home, or a read-only one
-        return _temporary_cache() / name
+        # Under a name of its own, since anybody could have made a folder that is known.
+        return Path(_temporary_cache().name)
     return folder
 
 
 @cache
-def _temporary_cache() -> Path:
-    """Below /tmp: under a name of its own, since anybody could have made a folder that is known."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{APPLICATION}-"))
-    atexit.register(_remove, folder, os.getpid())
-    return folder
-
-
-def _remove(folder: Path, owner: int) -> None:
-    """Remove a folder at the end of the process that made it, not of one forked from it."""
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
+def _temporary_cache() -> tempfile.TemporaryDirectory[str]:
+    """One folder that ends with this process."""
+    return tempfile.TemporaryDirectory(prefix=f"{APPLICATION}-", ignore_cleanup_errors=True)
 
 
 def remove(path: Path) -> None:
