@@ -33,6 +33,8 @@ LONGEST_FIRST = (
     "faults/",
     "services/",
     "load/",
+    "test_surroundings.py",
+    "test_checks_on_aws.py",
     "test_latencies.py",
     "test_database.py",
     "test_forks.py",
