@@ -6,6 +6,7 @@ import functools
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +24,10 @@ from workshop_lib.services import local
 from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import Settings
 
+# jsonschema, which nbformat imports, checks no IRIs without it: reading its grammar takes each
+# process a second.
+sys.modules["rfc3987_syntax"] = None
+
 FOREIGN = {name.upper() for name in Settings.model_fields} | {"WORKSHOP_CONFIG"}
 
 
@@ -33,6 +38,8 @@ LONGEST_FIRST = (
     "faults/",
     "services/",
     "load/",
+    "test_surroundings.py",
+    "test_checks_on_aws.py",
     "test_latencies.py",
     "test_database.py",
     "test_forks.py",

@@ -182,11 +182,15 @@ def home(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     "hostile",
     [
-        {f"PG{name}": "nonsense" for name in LIBPQ},
-        {**VALID_LIBPQ, "PGGEQO": "off"},
-        {**AWS, **{f"AWS_ENDPOINT_URL{name}": NOWHERE for name in ENDPOINTS}, **PROXIES},
+        {f"PG{name}": "nonsense" for name in LIBPQ} | PROXIES,
+        {
+            **VALID_LIBPQ,
+            "PGGEQO": "off",
+            **AWS,
+            **{f"AWS_ENDPOINT_URL{name}": NOWHERE for name in ENDPOINTS},
+        },
     ],
-    ids=["libpq nonsense", "libpq", "AWS and proxies"],
+    ids=["nonsense", "valid for others"],
 )
 def test_the_local_engines_answer_alike_in_any_shell_and_home(undisturbed, home, hostile):
     assert json.loads(ask(USE, **home, **hostile)) == undisturbed
@@ -236,7 +240,7 @@ def test_a_run_is_not_held_up_by_a_long_name_of_the_folder_for_temporary_files(t
     hostile.mkdir(parents=True)
     (hostile / "kernel.json").write_text('{"argv": ["false"], "language": "python"}')
     done = subprocess.run(
-        [sys.executable, "-m", "workshop_lib", "run", "00", "--out", str(out)],
+        [sys.executable, "-m", "workshop_lib", "run", "12", "--out", str(out)],
         env={
             **os.environ,
             "TMPDIR": str(folder),

@@ -32,7 +32,7 @@ except ModuleNotFoundError:
 
 from moto import mock_aws
 from moto.awslambda.utils import get_backend as lambda_backend
-from moto.cloudformation import cloudformation_backends, parsing
+from moto.cloudformation import cloudformation_backends, parsing, responses
 from moto.cloudformation.exceptions import UnformattedGetAttTemplateException
 from moto.cloudformation.models import ChangeSet, CloudFormationBackend, Event, Stack
 from moto.cloudformation.utils import yaml_tag_constructor
@@ -336,6 +336,12 @@ def teach(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(kind, "delete", delete, raising=False)
     patch.setattr(CloudFormationBackend, "execute_change_set", _execute)
     patch.setattr(CloudFormationBackend, "validate_template", _validate)
+    quick = SimpleNamespace(
+        Loader=yaml.Loader,
+        load=lambda text, **_: _parse(text),
+        add_multi_constructor=yaml.add_multi_constructor,
+    )
+    patch.setattr(responses, "yaml", quick)
     patch.setattr(Stack, "has_parameters", _has_parameters)
     patch.setattr(Stack, "parse_template", staticmethod(_parse))
     patch.setattr(ChangeSet, "_parse_template", _parse_own)

@@ -11,7 +11,7 @@ from stand_in import HOST, REGION, STACK
 from workshop_lib import runner
 
 ACCOUNT = "123456789012"
-THE_SAME_THERE = ("03", "04", "05", "06", "09")
+THE_SAME_THERE = ("02", "03", "04", "05", "06", "09", "12")
 """What these use of AWS, others use as well; some work in a sandbox of local engines anywhere."""
 CHOSEN = [one.name for one in runner.find_notebooks() if not one.name.startswith(THE_SAME_THERE)]
 
@@ -21,7 +21,7 @@ def executed(aws, function, tmp_path_factory):
     """One quick run as they are committed, with the notebooks' policy alone."""
     folder = tmp_path_factory.mktemp("run on aws")
     before = account(aws)
-    done = aws.run("run", "--workers", "2", "--out", str(folder), *CHOSEN)
+    done = aws.run("run", "--workers", "1", "--out", str(folder), *CHOSEN)
     return folder, done, before
 
 
@@ -82,9 +82,6 @@ def test_the_values_are_those_that_they_are_everywhere(results):
     seeded = figures["01_seed_the_data"]
     assert (seeded["users_rows"], seeded["orders_rows"], seeded["objects"]) == (500, 2_500, 200)
     assert seeded["commits_for_transactions"] == 3  # 3,000 + 3,000 + 1,000
-    query = figures["02_cache_a_query"]
-    assert (query["hits"], query["misses"]) == (9, 1)
-    assert query["hit_equals_miss"] is True
     checks = figures["00_check_the_deployment"]
     assert checks["checks"] == checks["checks_passed"] > 11  # AWS has more to be asked
 

@@ -170,7 +170,7 @@ class LambdaService:
             "LAMBDA_TASK_ROOT": str(package),
             "PYTHONPATH": ":".join(map(str, (*paths, package))),
             # Lambda's file system refuses to be written to; where tests run as root, it would not.
-            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
             "AWS_EXECUTION_ENV": f"AWS_Lambda_python3.{sys.version_info.minor}",
             "AWS_LAMBDA_FUNCTION_NAME": self.name,
             "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",

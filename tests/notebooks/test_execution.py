@@ -38,8 +38,8 @@ def owner(shared, state):
     connection.close()
 
 
-TWICE = ("01", "02", "03", "07", "12")
-"""The numbers of the short ones that leave tables, keys or objects: they also run twice over."""
+TWICE = ("01", "02", "03")
+"""The numbers of those that leave tables, keys and objects: they also run twice over."""
 NOT_ALWAYS_THERE = {"saturation_no_cache", "saturation_with_a_cache"}
 """Where the limit was not reached, or always, notebook 11 has no point of saturation."""
 
