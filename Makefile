@@ -13,14 +13,17 @@ INSTALLED := { $(PY) -c 'import workshop_lib' 2>/dev/null || { echo "Nothing is 
 # PYTHONPATH, PYTHONHOME and the like are meant for other programs.
 unexport $(filter PYTHON%,$(.VARIABLES))
 
-.PHONY: run test benchmarks browser soak templates lab check stop reset lint form format clean help venv
+.PHONY: run test pytest benchmarks browser soak templates lab check stop reset lint form format clean help venv
 
 run: venv  ## the main job: every notebook, headless; then open results/latest/index.html
 	@$(WORKSHOP) run $(ARGS)
 
 test: venv  ## format, lint, types, and every test, the notebooks included
-	@$(MAKE) --no-print-directory lint
-	@$(PY) -m pytest $(ARGS)
+	@$(MAKE) --no-print-directory -j2 lint pytest
+
+# Beside lint; make's own variables are not for the makes that tests start.
+pytest:
+	@unset MAKEFLAGS MFLAGS MAKELEVEL; $(PY) -m pytest $(ARGS)
 
 benchmarks: venv  ## the speed goals, as ratios to others measured at the same time; a minute
 	@$(PY) -m pytest -n 0 tests/benchmarks/bench_*.py $(ARGS)
