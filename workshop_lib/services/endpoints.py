@@ -588,7 +588,7 @@ _AMAZON_S3: dict[str, Any] = {
     "s3": {"us_east_1_regional_endpoint": "regional"},
 }
 _PLAIN_S3: dict[str, Any] = {
-    "read_timeout": 8,  # on this machine, or in the next room: who is silent for so long is stuck
+    "read_timeout": 8,  # on this machine, or not far from it: who is silent for so long is stuck
     "signature_version": "s3v4",
     "s3": {"addressing_style": "path"},
     "request_checksum_calculation": "when_required",
