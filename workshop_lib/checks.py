@@ -128,7 +128,7 @@ def check_deployment(
     system = f"{platform.system()} {platform.machine()}"
     asking.ask("Python", lambda: f"{platform.python_version()} on {system}")
     asking.ask("Packages", _packages, hint="`make venv` (or the conda environment) installs them.")
-    loaded = asking.ask("Settings", lambda: load_settings(**settings), show=_show_settings)
+    loaded = asking.ask("Settings", lambda: load_settings(**settings), show=_format_settings)
     if loaded is None:
         asking.skip("Everything else", "the settings are not usable")
         return asking.report
@@ -228,8 +228,8 @@ class _Asking:
         else:
             if name.startswith("Name of") and isinstance(error, TimeoutError):
                 hint = "The name server of this machine does not answer. Does it have a network?"
-            said = error_text(error).rstrip(".")
-            self._note(Check(name, False, said, seconds, hint or advice(error, endpoint)))
+            detail = error_text(error).rstrip(".")
+            self._note(Check(name, False, detail, seconds, hint or advice(error, endpoint)))
         return answer
 
     def skip(self, name: str, why: str) -> None:
@@ -274,7 +274,7 @@ def _packages() -> str:
     return f"{len(PACKAGES)} main packages as pinned"
 
 
-def _show_settings(loaded: LoadedSettings) -> str:
+def _format_settings(loaded: LoadedSettings) -> str:
     given = [f"{n.upper()} from {source}" for n, source in loaded.sources.items()]
     return "; ".join(one for one in given if not one.endswith(" argument")) or "all defaults"
 

@@ -217,7 +217,7 @@ class LoadedSettings:
         return [
             SettingOrigin(
                 name=name.upper(),
-                value=_shown(getattr(self.values, name)),
+                value=_format_value(getattr(self.values, name)),
                 source=self.sources.get(name, "default"),
                 description=field.description or "",
             )
@@ -337,5 +337,5 @@ def _text(value: object) -> str:
     return str(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     return "–" if value is None else "••••••" if isinstance(value, SecretStr) else str(value)

@@ -46,6 +46,8 @@ from workshop_lib.services.endpoints import (
     external_database,
     external_messaging,
     external_reader,
+    external_region,
+    is_on_aws,
 )
 from workshop_lib.services.functions import MEMORY_MB, LambdaClients
 from workshop_lib.settings import Settings, load_settings
@@ -86,7 +88,7 @@ def run_insert_loads(
     by_lambda = bool(scenario.lambda_function_name)
     if by_lambda:
         _refuse_a_database_here(settings, str(scenario.lambda_function_name))
-    region = scenario.region or settings.aws_region
+    region = scenario.region or external_region(settings)
     prices = load_prices()
     costs: dict[str, Cost] = {}
     runs: dict[str, str] = {}
@@ -212,7 +214,7 @@ def run_mixed_load(
                 cleared = _clear(ws.database, run, keep, say)
                 if report:
                     cost = mixed_cost(report, prices, table_rows, function_mb=memory, kept=keep)
-                    say(_format_cost(cost, prices, memory, settings, settings.aws_region))
+                    say(_format_cost(cost, prices, memory, settings, external_region(settings)))
                     content = {**report.describe(), "cost_usd": cost.total}
                     say(f"Results: {display_path(write_report(content, folder))}")
                 if queue_is_ours:
@@ -225,7 +227,7 @@ def _memory_here(settings: Settings) -> float | None:
 
     None where it is done there: no function is paid for.
     """
-    return None if settings.dsql_endpoint else MEMORY_MB
+    return None if is_on_aws(settings) else MEMORY_MB
 
 
 def _memory_of_function(settings: Settings, name: str | None, reads_elsewhere: bool) -> float:
@@ -238,7 +240,7 @@ def _memory_of_function(settings: Settings, name: str | None, reads_elsewhere: b
     said = None
     if name:
         with (
-            LambdaWorkers(LambdaClients(settings.aws_region, 1), name, 1) as function,
+            LambdaWorkers(LambdaClients(external_region(settings), 1), name, 1) as function,
             suppress(WorkshopError),  # the queue will show whether it works
         ):
             said = function.ask()
@@ -256,7 +258,7 @@ def _memory_of_function(settings: Settings, name: str | None, reads_elsewhere: b
 def _format_cost(
     cost: Cost, prices: Prices, memory: float | None, settings: Settings, region: str | None
 ) -> str:
-    today, on_aws = datetime.now(UTC).date(), settings.dsql_endpoint is not None
+    today, on_aws = datetime.now(UTC).date(), is_on_aws(settings)
     return format_cost(cost, prices, today, function_mb=memory, on_aws=on_aws, region=region)
 
 

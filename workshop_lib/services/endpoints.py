@@ -38,7 +38,7 @@ MESSAGING_ENGINE = "aws"
 _IN_URL = frozenset({"user", "password", "dbname", "host", "port"})
 
 Release = Callable[[], None]
-E = TypeVar("E", bound="DatabaseEndpoint | CacheEndpoint")
+E = TypeVar("E", bound="Endpoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,44 +336,34 @@ def embedded_cache(held: Attachment, name: str = "valkey") -> CacheEndpoint:
 
 
 def _embedded_store(held: Attachment) -> StoreEndpoint:
-    engine = held.engines["s3"]
     label = "local S3 store (rclone, on disk)"
-    if engine.emulated:
+    if held.engines["s3"].emulated:
         label = "local S3 emulation (moto, in memory, signatures not checked)"
-    return StoreEndpoint(
-        label,
-        HOST,
-        engine.port,
-        _local_arguments(held, engine.port, _config(**_PLAIN_S3)),
-        embedded=True,
-        emulated=engine.emulated,
-        bucket=LOCAL_BUCKET,
-        create_bucket=True,
-    )
+    ours = {"bucket": LOCAL_BUCKET, "create_bucket": True}
+    return _local_aws(StoreEndpoint, label, held, "s3", _PLAIN_S3, **ours)
 
 
 def _embedded_messaging(held: Attachment) -> MessagingEndpoint:
-    port = held.engines[MESSAGING_ENGINE].port
-    return MessagingEndpoint(
-        "local emulation of SQS and CloudWatch (moto, in memory, signatures not checked)",
-        HOST,
-        port,
-        _local_arguments(held, port, _config(**_QUEUES)),
-        embedded=True,
-        emulated=True,
-        region=LOCAL_REGION,
-    )
+    label = "local emulation of SQS and CloudWatch (moto, in memory, signatures not checked)"
+    ours = {"region": LOCAL_REGION}
+    return _local_aws(MessagingEndpoint, label, held, MESSAGING_ENGINE, _QUEUES, **ours)
 
 
-def _local_arguments(held: Attachment, port: int, config: Config) -> dict[str, Any]:
-    return {
-        "endpoint_url": f"http://{HOST}:{port}",
+def _local_aws(
+    kind: type[E], label: str, held: Attachment, name: str, config: dict[str, Any], **more: Any
+) -> E:
+    """A local engine that clients of AWS talk to."""
+    engine = held.engines[name]
+    arguments = {
+        "endpoint_url": f"http://{HOST}:{engine.port}",
         "aws_access_key_id": held.secrets["s3_key"],
         "aws_secret_access_key": held.secrets["s3_secret"],
         "region_name": LOCAL_REGION,
         # An empty choice of proxies: none of the environment's is asked for this machine.
-        "config": config.merge(Config(proxies={})),
+        "config": _config(**config, proxies={}),
     }
+    more |= {"embedded": True, "emulated": engine.emulated}
+    return kind(label, HOST, engine.port, arguments, **more)
 
 
 # --- one's own, and AWS: found without ever starting a local engine ---
@@ -497,6 +487,16 @@ def external_messaging(settings: Settings) -> MessagingEndpoint | None:
     )
 
 
+def external_region(settings: Settings) -> str | None:
+    """The Region of the services on AWS, where the settings name one."""
+    return settings.aws_region
+
+
+def is_on_aws(settings: Settings) -> bool:
+    """Whether the database is Aurora DSQL, which is paid for."""
+    return settings.dsql_endpoint is not None
+
+
 def _text(url: SecretStr | None, ours: Set[str]) -> str:
     """An address as text; empty if there is none, or it is the local engine's."""
     text = url.get_secret_value() if url else ""
@@ -588,7 +588,7 @@ _AMAZON_S3: dict[str, Any] = {
     "s3": {"us_east_1_regional_endpoint": "regional"},
 }
 _PLAIN_S3: dict[str, Any] = {
-    "read_timeout": 8,  # on this machine, or in the next room: who is silent for so long is stuck
+    "read_timeout": 8,  # on this machine, or not far from it: who is silent for so long is stuck
     "signature_version": "s3v4",
     "s3": {"addressing_style": "path"},
     "request_checksum_calculation": "when_required",

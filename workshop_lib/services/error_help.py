@@ -104,15 +104,15 @@ def _entry(error: BaseException, endpoint: Endpoint | None) -> dict[str, Any]:
     if isinstance(error, ClientError):
         on_s3 = isinstance(endpoint, StoreEndpoint) and endpoint.aws
         moved = on_s3 and bucket_region(error) not in {"", _region(endpoint)}
-        known, words, said = {"301" if moved else error_code(error)}, "answer", str(error)
+        known, pattern, text = {"301" if moved else error_code(error)}, "answer", str(error)
     else:
         chain = list(_chain(error))
         known = {kind.__name__ for one in chain for kind in type(one).__mro__}
         known |= {getattr(one, "pgcode", None) or "" for one in chain}
-        words, said = "words", " ".join(map(str, chain))
+        pattern, text = "words", " ".join(map(str, chain))
     for entry in _table()["error"]:
         names = {*entry.get("codes", ()), *entry.get("classes", ())}
-        if known & names or (words in entry and re.search(entry[words], said, re.IGNORECASE)):
+        if known & names or (pattern in entry and re.search(entry[pattern], text, re.IGNORECASE)):
             return dict(entry)
     raise AssertionError("the last entry recognises any error")
 

@@ -67,7 +67,7 @@ class LambdaClients:
                 client.close()
 
     def _make(self, wait_s: int) -> LambdaClient:
-        manners = Config(
+        config = Config(
             connect_timeout=CONNECT_S,
             # Whoever gives up before the function has ended, or tries again, runs the job twice.
             read_timeout=wait_s,
@@ -76,4 +76,4 @@ class LambdaClients:
             # No byte comes while the function works; a gateway forgets a connection that is silent.
             tcp_keepalive=True,
         )
-        return self._session.client("lambda", config=manners, **self._place)
+        return self._session.client("lambda", config=config, **self._place)

@@ -202,9 +202,7 @@ class Supervisor:
         with self.lock:
             self.folder.delete_sandboxes()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.watchdog.communicate(
-                timeout=5
-            )  # it ends what is left of an engine that was killed
+            self.watchdog.communicate(timeout=5)  # it ends what is left of a killed engine
         self.watchdog.kill()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -307,10 +305,9 @@ def _answer(lease: Lease, request: dict[str, Any]) -> dict[str, Any]:
                 group.start(request["engine"])
             case "stop":
                 group.stop(request["engine"])
-            case "freeze":
-                group.engines[request["engine"]].signal(signal.SIGSTOP)
-            case "thaw":
-                group.engines[request["engine"]].signal(signal.SIGCONT)
+            case "freeze" | "thaw":
+                number = signal.SIGSTOP if request["do"] == "freeze" else signal.SIGCONT
+                group.engines[request["engine"]].signal(number)
     except EngineError as error:
         lease.idle_s = 0.0  # nobody comes back to what did not come up
         return {"error": str(error)}
