@@ -181,4 +181,5 @@ class Sandbox:
 
 def _own(endpoint: T) -> T:
     """Say whose it is; and that nobody restarts it, so that nobody waits for that."""
-    return replace(endpoint, label=f"{endpoint.label}, this notebook's own", embedded=False)
+    label = f"{endpoint.label}, this notebook's own"
+    return replace(endpoint, label=label, embedded=False, sandbox=True)

@@ -51,6 +51,7 @@ class Endpoint:
         arguments: keyword arguments of the client (psycopg2.connect, redis.Redis, boto3.client);
             they may hold secrets, so they are kept out of repr.
         embedded: started by the workshop on this machine.
+        sandbox: it is one notebook's own, which may stop it.
         emulated: an emulation of the service, to be labelled so wherever a learner sees it.
         aws: the service on AWS itself, so that sign-in, Region, permissions and security groups
             decide who gets an answer.
@@ -63,6 +64,7 @@ class Endpoint:
     port: int
     arguments: Mapping[str, Any] = field(repr=False)
     embedded: bool = False
+    sandbox: bool = False
     emulated: bool = False
     aws: bool = False
     tls: bool = False

@@ -133,6 +133,8 @@ def _kind(endpoint: Endpoint | None) -> str:
     """Whose text to show: a key of an entry in `advice.toml`."""
     if endpoint is not None and endpoint.embedded:
         return "local"
+    if endpoint is not None and endpoint.sandbox:
+        return "sandbox"
     if endpoint is not None and not endpoint.aws:
         return "advice"
     named = {DatabaseEndpoint: "database", CacheEndpoint: "cache"}
