@@ -133,7 +133,8 @@ class Engine(ABC):
         """End the process politely, then firmly."""
         if self.process is not None:
             end_processes([self.process], patience_s=STOP_S)
-            self.process.poll()
+            with contextlib.suppress(psutil.TimeoutExpired):
+                self.process.wait(STOP_S)  # one that is just ending is no zombie yet
             self.process = None
 
     def prepare(self) -> None:  # noqa: B027 -- most engines need nothing
