@@ -34,7 +34,6 @@ FOREIGN = {name.upper() for name in Settings.model_fields} | {"WORKSHOP_CONFIG"}
 LONGEST_FIRST = (
     "notebooks/test_execution.py",
     "cloud/test_on_aws.py",
-    "cloud/test_commands_on_aws.py",
     "faults/",
     "services/",
     "load/",
