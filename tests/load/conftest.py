@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from workshop_lib import dataset
@@ -18,7 +17,7 @@ from workshop_lib.load.mixed import Queue
 from workshop_lib.load.worker import Worker
 
 sys.path.append(str(Path(__file__).parent))  # the stand-in is no part of the package
-from helpers import Here
+from helpers import Here, worker_processes
 from lambda_runtime import allow_writing, build, unpack
 
 
@@ -110,7 +109,6 @@ def kill_a_worker(pair):
     """Kill one of the two worker processes."""
 
     def kill():
-        found = psutil.Process().children()
-        next(p for p in found if "serve_parent" in " ".join(p.cmdline())).kill()
+        worker_processes()[0].kill()
 
     return kill

@@ -1,7 +1,10 @@
 """What several tests of load tests use."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
+
+import psutil
 
 
 class Here:
@@ -26,3 +29,12 @@ def records(*made):
     """Messages as SQS hands them to a function."""
     bodies = (one if isinstance(one, str) else json.dumps(one) for one in made)
     return {"Records": [{"messageId": f"m{n}", "body": body} for n, body in enumerate(bodies)]}
+
+
+def worker_processes():
+    """The workers that this process has started and that have not ended."""
+    found = psutil.process_iter(["cmdline", "ppid"])
+    return [
+        one for one in found
+        if one.info["ppid"] == os.getpid() and "serve_parent" in " ".join(one.info["cmdline"] or ())
+    ]  # fmt: skip

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import psutil
 import psycopg2
 import pytest
-from helpers import Here, fail
+from helpers import Here, fail, worker_processes
 from psycopg2 import sql
 
 from workshop_lib import dataset
@@ -375,5 +375,4 @@ def test_processes_are_few_know_how_to_keep_a_secret_and_leave_none_behind(equip
         assert set(psutil.Process().children(recursive=True)) - before
         password = str(equipment.database.arguments["password"])
         assert password not in f"{one!r} {one.config!r}"
-    left = [p for p in psutil.Process().children(recursive=True) if p not in before]
-    assert [p for p in left if "serve_parent" in " ".join(p.cmdline())] == []
+    assert [one for one in worker_processes() if one not in before] == []
