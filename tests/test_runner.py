@@ -333,12 +333,12 @@ def test_a_run_into_a_folder_of_one_s_own_does_not_become_the_latest(done):
 def test_what_a_killed_run_left_is_deleted_by_the_next_and_nothing_else(ws):
     ws.database.query("CREATE SCHEMA run_0123abcd_02")
     ws.database.query("CREATE SCHEMA runner_of_mine")
-    ws.valkey.set("run_0123abcd_02:v2:x", "left", ex=60)
+    ws.valkey.set("run_0123abcd_02:v3:x", "left", ex=60)
     try:
         assert runner.sweep() == 1
         left = ws.database.query("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'run%%'", ())
         assert left.rows == [("runner_of_mine",)]
-        assert ws.valkey.get("run_0123abcd_02:v2:x") is None
+        assert ws.valkey.get("run_0123abcd_02:v3:x") is None
     finally:
         ws.database.query("DROP SCHEMA IF EXISTS runner_of_mine")
     assert runner.sweep() == 0
