@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any, TypeVar
 
 import psycopg2
@@ -27,14 +27,6 @@ from psycopg2.extensions import (
     encodings,
 )
 from psycopg2.extras import execute_values, register_uuid
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_random_exponential,
-)
 
 from workshop_lib import dsql, forks
 from workshop_lib.connections import (
@@ -236,9 +228,9 @@ class Database:
                 after COMMIT. Nothing was committed.
 
         """
-        for attempt in conflict_retries(lambda _: self._count("conflicts")):
-            with attempt:
-                answer = self._attempt(work)
+        answer = retry_conflicts(
+            partial(self._attempt, work), note=lambda _: self._count("conflicts")
+        )
         self._count("transactions")
         return answer
 
@@ -516,24 +508,37 @@ class Database:
             self._counts[what] += 1
 
 
-def conflict_retries(
-    note: Callable[[RetryCallState], None] = lambda _: None,
+def retry_conflicts(
+    attempt: Callable[[], T],
+    *,
     again: Callable[[BaseException], bool] = comes_from_conflict,
-) -> Retrying:
-    """The attempts of a transaction: as many as `run_transaction` makes, with the same waits.
+    note: Callable[[BaseException], object] = lambda _: None,
+) -> T:
+    """Attempt something as often, and after such random waits, as `run_transaction` does.
 
     Args:
-        note: told of each attempt that failed so, the last one as well.
+        attempt: what to do, each time from its beginning.
         again: whether an error is worth another attempt.
+        note: told of each such error, that of the last attempt as well.
+
+    Raises:
+        Exception: that of the last attempt, or the first one that is not worth another.
 
     """
-    return Retrying(
-        retry=retry_if_exception(again),
-        wait=wait_random_exponential(multiplier=CONFLICT_WAIT_S, max=CONFLICT_WAIT_MAX_S),
-        stop=stop_after_attempt(CONFLICT_ATTEMPTS) & stop_after_delay(CONFLICT_S),
-        after=note,
-        reraise=True,
-    )
+    end = time.monotonic() + CONFLICT_S
+    for number in count(1):
+        try:
+            return attempt()
+        except Exception as error:
+            if not again(error):
+                raise
+            note(error)
+            if number >= CONFLICT_ATTEMPTS and time.monotonic() >= end:
+                raise
+        # Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog).
+        longest = min(CONFLICT_WAIT_MAX_S, CONFLICT_WAIT_S * 2 ** min(number, 20))
+        time.sleep(random.random() * longest)
+    raise AssertionError("unreachable")
 
 
 def _named(table: str, columns: Sequence[str]) -> tuple[sql.Composable, sql.Composable]:
