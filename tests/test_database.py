@@ -224,8 +224,8 @@ def writers(make, table) -> Iterator[str]:
         ),
         (
             f"CREATE FUNCTION {schema}.leave() RETURNS int LANGUAGE plpgsql AS $$ BEGIN "
-            f"PERFORM set_config('transaction_read_only', 'off', true); UPDATE {table} SET n = n + 1; "
-            "RETURN 1; END $$"
+            f"PERFORM set_config('transaction_read_only', 'off', true); "
+            f"UPDATE {table} SET n = n + 1; RETURN 1; END $$"
         ),
         (
             f"CREATE FUNCTION {schema}.leave_later() RETURNS text LANGUAGE sql "
