@@ -220,12 +220,14 @@ def test_two_run_at_a_time_at_quick_size_and_those_that_measure_load_alone(
 
 def test_a_failure_shows_its_cell_code_and_error_and_what_was_left_behind():
     error = CellError(7, "a = 1\nb = a / 0", "ZeroDivisionError: division by zero", "…")
-    assert runner.describe(Outcome("02_cache", False, 12.34, error, "no answer")) == (
+    assert runner.describe(
+        Outcome("02_cache", False, 12.34, error, ("not cleared up after it: no",))
+    ) == (
         f"✗ {'02_cache':<28}   12.3 s\n"
         "  cell 7: ZeroDivisionError: division by zero\n"
         "    | a = 1\n"
         "    | b = a / 0\n"
-        "  not cleared up after it: no answer"
+        "  not cleared up after it: no"
     )
     assert runner.describe(Outcome("02_cache", True, 1)) == f"✓ {'02_cache':<28}    1.0 s"
 
@@ -278,11 +280,11 @@ def done(shared, tmp_path_factory):
 
 def test_every_notebook_has_an_outcome_though_others_failed(done):
     outcomes, results, _ = done
-    assert [(o.name, o.ok, o.left_behind) for o in outcomes] == [
-        ("00_passes", True, ""),
-        ("01_fails", False, ""),
-        ("02_dies", False, ""),
-        ("03_broken", False, ""),
+    assert [(o.name, o.ok, o.left_undone) for o in outcomes] == [
+        ("00_passes", True, ()),
+        ("01_fails", False, ()),
+        ("02_dies", False, ()),
+        ("03_broken", False, ()),
     ]
     assert {o.name: o.ok for o in outcomes} == {n: found["ok"] for n, found in results.items()}
     assert "Kernel died" in outcomes[2].error.error
