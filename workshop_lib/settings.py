@@ -152,10 +152,10 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: Any,
+        settings_cls: Any,  # noqa: ARG003 -- a hook
         init_settings: Any,
         *_: Any,
-        **__: Any,  # noqa: ARG003 -- a hook
+        **__: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """No source but the arguments."""
         return (init_settings,)
