@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from workshop_lib.runner import Notebook
-    from workshop_lib.services.protocol import EngineState
+    from workshop_lib.services.local import EngineState
 
 
 class _Commands(click.Group):

@@ -31,12 +31,11 @@ from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import exports, local, resolve
 from workshop_lib.services.endpoints import embedded_cache, embedded_database
 from workshop_lib.services.engines import ObjectStore
-from workshop_lib.services.local import Attachment
+from workshop_lib.services.local import Attachment, EngineState
 from workshop_lib.services.processes import (
     is_alive,
     wait_until,
 )
-from workshop_lib.services.protocol import EngineState
 from workshop_lib.services.state_folder import StateFolder, state_folder
 from workshop_lib.settings import load_settings
 
