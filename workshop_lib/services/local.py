@@ -37,6 +37,7 @@ ATTACH_S = 75.0
 SUPERVISOR_S = 20.0
 GREETING_S = 1.0
 """A supervisor greets at once, unless it is frozen or the machine very busy."""
+STATUS_S = 3.0
 THAWING_S = 2.0
 """How long one that was out of reach has to greet, before another one takes its place."""
 STOPPING_S = 10.0
@@ -220,9 +221,8 @@ def open_group(folder: StateFolder, names: Iterable[str], settings: Settings) ->
 def status(folder: StateFolder) -> Status:
     """What runs now and who uses it. Starts nothing."""
     with contextlib.suppress(OSError, ValueError):
-        if connection := _connect(folder):
+        if connection := _connect(folder, STATUS_S):
             with connection:
-                connection.settimeout(GREETING_S)
                 found = _ask(connection, {"do": "status"})
             return Status(
                 folder.path,
@@ -332,13 +332,13 @@ def _ask(connection: socket.socket, request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _connect(folder: StateFolder) -> socket.socket | None:
+def _connect(folder: StateFolder, patience_s: float = GREETING_S) -> socket.socket | None:
     """A connection to the supervisor, if it is there: it proves that it is no stranger."""
     known = folder.read(folder.address_file)
     damaged = (ValueError, TypeError, KeyError, OverflowError)
     with contextlib.suppress(OSError, *damaged), contextlib.ExitStack() as to_close:
         address = (HOST, int(known["port"]))
-        connection = socket.create_connection(address, timeout=GREETING_S)
+        connection = socket.create_connection(address, timeout=patience_s)
         to_close.enter_context(connection)
         send(connection, known["token"])
         if receive(connection) == known["proof"]:
