@@ -26,7 +26,6 @@ CLIENTS = {"psycopg2", "redis", "boto3", "botocore"}
 PURE = [
     "cache/keys.py",
     "cache/codec.py",
-    "cache/fields.py",
     "cache/stats.py",
     "costs.py",
     "measure.py",
