@@ -567,7 +567,8 @@ def _sql_or_cache(
 def _cache_config() -> dict[str, Any]:
     """Bounded waits; one more try, for a connection that the server closed while it was idle.
 
-    Not after silence: the second try would double the wait.
+    Not after silence: the second try would double the wait. And none of the commands that the
+    client's defaults begin each connection with: every one of them is a round trip.
     """
     import redis  # noqa: PLC0415 -- a third of a second; to read an error takes only the classes
 
@@ -575,7 +576,7 @@ def _cache_config() -> dict[str, Any]:
         redis.backoff.NoBackoff(), 1, supported_errors=(redis.ConnectionError,)
     )
     waits = dict.fromkeys(("socket_connect_timeout", "socket_timeout"), CACHE_TIMEOUT_S)
-    return {**waits, "retry": once_more}
+    return {**waits, "retry": once_more, "protocol": 2, "driver_info": None}
 
 
 def _config(*, total_max_attempts: int = 2, **more: Any) -> Config:
