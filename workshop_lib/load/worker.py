@@ -226,6 +226,8 @@ def _open(endpoint: DatabaseEndpoint, namespace: str) -> Database:
 class Session:
     """A connection that one thread keeps, opened again when it broke."""
 
+    _cursor: Cursor
+
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: Connection | None = None
