@@ -263,7 +263,7 @@ for end in test_forks.ENDS:
         end(ws)
     os.waitpid(pid, 0)
     test_forks.still_well(ws)
-    workers.start(to_event(Ping()), 10).result(10)
+    workers.do(to_event(Ping()), 60)
     assert ws.latencies["cache"] == 0.001
     held = status(state_folder(ws.settings.workshop_state_dir)).users
     assert os.getpid() in [user.pid for user in held]
