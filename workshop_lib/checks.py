@@ -20,7 +20,7 @@ import redis
 from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.html_table import html_table
-from workshop_lib.load.messages import metrics_namespace
+from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.objects import greet_store, store_client
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.queues import describe_queue, messaging_client

@@ -26,7 +26,7 @@ from workshop_lib.paths import CHECKOUT, display_path
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from workshop_lib.services.protocol import EngineState
+    from workshop_lib.services.local import EngineState
     from workshop_lib.services.state_folder import StateFolder
     from workshop_lib.settings import Settings
 
