@@ -17,6 +17,7 @@ from workshop_lib.runner import NOTEBOOKS, find_notebooks
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 FORBIDDEN = {"input", "getpass", "exec", "eval", "breakpoint"}
 MOST_LINES, MEDIAN_LINES = 15, 5
+MOST_MINUTES = 240
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
@@ -187,3 +188,15 @@ def test_no_measured_figure_stands_in_the_text(notebook):
 def test_before_a_measurement_the_learner_is_asked_what_to_expect(notebook):
     asked = [text for text in texts(notebook) if re.search(r"\*\*[^*]+[?.]\*\*", text)]
     assert len(asked) >= 2
+
+
+def test_of_two_exercises_one_is_for_everybody(notebook):
+    checks = dict.fromkeys((True, False), 0)
+    for section in sections(notebook):
+        checks[section.optional] += "\n".join(section.code).count(").check(")
+    assert checks[False] == (sum(checks.values()) == 2)
+
+
+def test_what_is_not_optional_takes_four_hours_at_most():
+    notebooks = [nbformat.read(path, as_version=4) for path in PATHS]
+    assert sum(notebook.metadata.workshop.minutes for notebook in notebooks) <= MOST_MINUTES
