@@ -327,6 +327,7 @@ def env() -> None:
     endpoints = services.resolve(settings)
     for name, value in services.exports(settings, endpoints).items():
         click.echo(f"export {name}={shlex.quote(value)}")
+    endpoints.release()
 
 
 @main.command()
