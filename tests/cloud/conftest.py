@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import boto3
+import psycopg2
 import pytest
 from moto import mock_aws
 from moto.core import DEFAULT_ACCOUNT_ID
@@ -17,14 +19,14 @@ from moto.ec2.models.amis import Ami
 from workshop_lib.aws.console import Console
 from workshop_lib.load.package import RUNNING
 from workshop_lib.paths import CHECKOUT
+from workshop_lib.services.engines import OWNER
+from workshop_lib.services.state_folder import StateFolder
 
-sys.path += [str(Path(__file__).parent / "standin"), str(Path(__file__).parent.parent / "load")]
-from lambda_runtime import HERE as ARCHITECTURE
-from stand_in import HOST, NAMESPACE, StandIn
-
-# As a folder's module: moto files each class under the second part of its module's name.
-sys.path.append(str(Path(__file__).parent.parent))
-from cloud.moto_resources import IMAGE, ServerlessCache, teach
+TESTS = Path(__file__).parent.parent
+sys.path += [str(TESTS / "cloud" / "standin"), str(TESTS / "load"), str(TESTS)]
+from cloud.moto_resources import IMAGE, ServerlessCache, teach  # noqa: E402
+from lambda_runtime import HERE as ARCHITECTURE  # noqa: E402
+from stand_in import NAMESPACE, StandIn  # noqa: E402
 
 PYTHON = min(RUNNING, "3.13")
 """The newest that the template knows, if this one is newer."""
@@ -153,10 +155,17 @@ def talk():
     return Talk()
 
 
-@pytest.fixture(scope="session")
-def aws(shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+@pytest.fixture(scope="module")
+def aws(
+    shared: Any, state: StateFolder, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StandIn]:
     """The stand-in with a stack, and `host` signed in with the notebooks' policy alone."""
     engine = dict(shared.endpoints.database.arguments)
+    owner = {"user": OWNER, "password": state.secrets()["owner"]}
+    with closing(psycopg2.connect(**engine | owner)) as connection, connection:
+        # DSQL's admin may pass on what it may do.
+        grant = "GRANT CREATE ON DATABASE postgres TO admin WITH GRANT OPTION"
+        connection.cursor().execute(grant)
     found = StandIn(tmp_path_factory.mktemp("aws with a space"), engine)
     try:
         given = {"Namespace": NAMESPACE, "Architecture": ARCHITECTURE, "PythonVersion": PYTHON}
@@ -164,13 +173,13 @@ def aws(shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand
         done = found.deploy("--no-function", *words)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
         found.start_services()
-        found.let("host", **HOST, statements=found.policy("NotebookPolicyArn"))
+        found.let("host", "ASIASTANDINHOST", found.policy("NotebookPolicyArn"))
         yield found
     finally:
         found.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def function(aws: StandIn) -> str:
     """The name of the stack's function, which runs; empty where its package cannot be built."""
     if PYTHON != RUNNING:

@@ -9,7 +9,7 @@ ERRORS = {"m0": ValueError, "m1": ValueError, "m2": KeyError, "m3": TimeoutError
 MESSAGES = [{"messageId": f"id-{body[1:]}", "body": body} for body in ERRORS]
 
 
-def work_off(check: Check) -> None:
+def process_batch(check: Check) -> None:
     """Batches in which none, some, the first, the last and all messages fail, and an empty one."""
     coped: list[Exception] = []
     for [failing] in check.table.cases:
@@ -42,4 +42,4 @@ def _try_batch(check: Check, failing: list[str], coped: list[Exception]) -> None
     check.judge("batch", got=outcome.value, listed=listed, expected=expected)
 
 
-JUDGES = {"11.2": work_off}
+JUDGES = {"11.2": process_batch}
