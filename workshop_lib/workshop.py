@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
     from workshop_lib.sandbox import Sandbox
+    from workshop_lib.services.local_dsql import LocalCluster
 
 STAND_IN_SIGNING = {
     "region_name": "us-east-1",
@@ -91,6 +92,7 @@ class Workshop(Recording):
         super().__init__(result, self.settings.workshop_result_file)
         self._sandbox: Sandbox | None = None
         self._let_go_of_messaging: Callable[[], None] = lambda: None
+        self._let_go_of_cluster: Callable[[], None] = lambda: None
         self._workers: LocalWorkers | LambdaWorkers | None = None
         forks.tell_child(self)
 
@@ -109,6 +111,33 @@ class Workshop(Recording):
 
         """
         return self.database.connect(token)
+
+    def database_arguments(self, user: str = "admin") -> dict[str, Any]:
+        """What psycopg2.connect, and so any client of PostgreSQL, needs to reach Aurora DSQL.
+
+        With a fresh token as the password. Where the database is the local engine, it is the local
+        Aurora DSQL, which is started on first use: TLS, tokens and DSQL's dialect before the same
+        data. `database` and `connect` go to the engine directly.
+
+        Args:
+            user: `admin`, or on the local engine a role that may log in.
+
+        Raises:
+            EngineError: the local Aurora DSQL did not start.
+
+        """
+        endpoint = self.endpoints.database
+        if endpoint.embedded:
+            return self._cluster.arguments(user)
+        return {**endpoint.arguments, **({"password": endpoint.token()} if endpoint.token else {})}
+
+    @cached_property
+    def _cluster(self) -> LocalCluster:
+        from workshop_lib.services.local_dsql import open_cluster
+
+        cluster = open_cluster(self.settings)
+        self._let_go_of_cluster = cluster.release
+        return cluster
 
     def play(self, script: Iterable[Sequence[Any]]) -> list[Step]:
         """Play transactions against each other in one cell; see `plots.transactions`.
@@ -417,6 +446,7 @@ class Workshop(Recording):
             if client in vars(self):
                 getattr(self, client).close()
         self._let_go_of_messaging()
+        self._let_go_of_cluster()
         self.endpoints.release()
 
     def _repr_html_(self) -> str:

@@ -12,9 +12,17 @@ from workshop_lib.dsql.play import Step, play
 from workshop_lib.dsql.rate import Rate
 from workshop_lib.dsql.rules import install_rules, remove_rules
 from workshop_lib.dsql.session import RuledConnection, RuledCursor, set_rules
-from workshop_lib.dsql.tokens import Token, find_fault, read_token
+from workshop_lib.dsql.tokens import (
+    CLUSTER_NAMES,
+    CLUSTER_REGION,
+    Token,
+    find_fault,
+    read_token,
+)
 
 __all__ = [
+    "CLUSTER_NAMES",
+    "CLUSTER_REGION",
     "CONNECTIONS_PER_SECOND",
     "CONNECTION_BURST",
     "CONNECTION_LIFE_S",

@@ -156,7 +156,7 @@ DECLARE
         WHEN 'CREATE EXTENSION' THEN 'unsupported statement: CreateExtension'
         WHEN 'CREATE TRIGGER' THEN 'CREATE TRIGGER not supported'
         WHEN 'CREATE TYPE' THEN 'CREATE TYPE not supported'
-        WHEN 'CREATE FOREIGN TABLE' THEN 'CREATE FOREIGN TABLE not supported'
+        WHEN 'CREATE FOREIGN TABLE' THEN 'unsupported statement: CreateForeignTable'
         WHEN 'CREATE INDEX' THEN 'unsupported mode. please use CREATE INDEX ASYNC.'
     END;
 BEGIN
@@ -175,6 +175,10 @@ BEGIN
         PERFORM dsql_rules.refuse('0A000', problem);
     END IF;
     PERFORM dsql_rules.note('ddl', 1);
+    IF current_setting('lock_timeout')::interval BETWEEN '1 ms' AND '10 s' THEN
+        -- A row is not waited for, as on the service; a table that others read, for some time.
+        PERFORM set_config('lock_timeout', '10s', true);
+    END IF;
 END
 $$;
 
@@ -272,42 +276,66 @@ CREATE TABLE IF NOT EXISTS sys.jobs (
     status text NOT NULL,
     details text,
     job_type text NOT NULL,
-    object_name text NOT NULL,
+    class_id oid,
+    object_id oid,
+    object_name text,
     start_time timestamptz NOT NULL,
-    update_time timestamptz NOT NULL
+    update_time timestamptz
 );
+ALTER TABLE sys.jobs ADD COLUMN IF NOT EXISTS class_id oid, ADD COLUMN IF NOT EXISTS object_id oid,
+    ALTER object_name DROP NOT NULL, ALTER update_time DROP NOT NULL;  -- of an earlier version
 GRANT SELECT ON sys.jobs TO PUBLIC;
 
+-- The job's name as the service writes it: 128 bits in base32.
+CREATE OR REPLACE FUNCTION dsql_rules.job_id() RETURNS text LANGUAGE sql
+BEGIN ATOMIC
+    SELECT string_agg(substr('abcdefghijklmnopqrstuvwxyz234567', 1 + floor(random() * 32)::int, 1),
+                      '')
+      FROM generate_series(1, 26);
+END;
+
 -- With its owner's rights: nobody else may write into sys.jobs.
-CREATE OR REPLACE FUNCTION dsql_rules.note_job(made text) RETURNS text
+CREATE OR REPLACE FUNCTION dsql_rules.note_job(kind text, made text) RETURNS text
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO sys.jobs
-    VALUES (substr(md5(random()::text || clock_timestamp()), 1, 26), 'completed', '',
-            'INDEX_BUILD', made, transaction_timestamp(), clock_timestamp())
+    VALUES (dsql_rules.job_id(), 'completed', NULL, kind, 'pg_class'::regclass, to_regclass(made),
+            made, transaction_timestamp(), clock_timestamp())
     RETURNING job_id
 $$;
 
--- Our own connections send this in the place of CREATE INDEX ASYNC, which PostgreSQL cannot parse.
--- The index is there at once: the job is never seen at work. The statement is the caller's and needs
--- the caller's search path: what is beside it names schemas.
-CREATE OR REPLACE FUNCTION dsql_rules.create_index(statement text) RETURNS text
+-- What runs in the place of CREATE INDEX ASYNC and ALTER TABLE ASYNC, which PostgreSQL cannot parse.
+-- It is done at once: the job is never seen at work. The statement is the caller's and needs the
+-- caller's search path: what is beside it names schemas.
+CREATE OR REPLACE FUNCTION dsql_rules.run_job(kind text, statement text) RETURNS text
 LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM pg_catalog.set_config('dsql_rules.index', '', true);
     PERFORM dsql_rules.note('async', 1);
     EXECUTE statement;
     PERFORM dsql_rules.note('async', 0);
-    RETURN dsql_rules.note_job(pg_catalog.current_setting('dsql_rules.index', true));
+    RETURN dsql_rules.note_job(
+        kind, nullif(pg_catalog.current_setting('dsql_rules.index', true), ''));
 END
 $$;
+
+CREATE OR REPLACE FUNCTION dsql_rules.create_index(statement text) RETURNS text
+LANGUAGE sql AS $$ SELECT dsql_rules.run_job('INDEX_BUILD', statement) $$;
 
 CREATE OR REPLACE PROCEDURE sys.wait_for_job(wanted text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF wanted !~ '^[a-z2-7]{26}$' THEN
+        RAISE EXCEPTION USING ERRCODE = '22P02', MESSAGE = 'Unable to convert text to UUID';
+    END IF;
     IF NOT EXISTS (SELECT FROM sys.jobs WHERE job_id = wanted) THEN
         RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = format('job %s does not exist', wanted);
     END IF;
 END
 $$;
+
+CREATE OR REPLACE FUNCTION sys.current_session_id() RETURNS text LANGUAGE sql STABLE
+    RETURN to_hex(pg_backend_pid()) || '-' || (
+        SELECT extract(epoch FROM backend_start)::text FROM pg_stat_get_activity(pg_backend_pid()));
 
 
 -- ---------------------------------------------------------------- tables of an earlier time
