@@ -86,6 +86,7 @@ def table(cursor):
         {"host": "127.0.0.1", "hostaddr": None},
         {"options": "-c search_path=public -cTimeZone=UTC --extra-float-digits=1"},
         {"application_name": "a name"},
+        {"client_encoding": "'utf-8'"},
     ],
 )
 def test_any_client_signs_in_as_to_a_cluster(connect, changes):

@@ -130,7 +130,7 @@ def may_set(name: str, value: str = "") -> Refusal | None:
     lower = name.lower()
     if lower not in SETTABLE and not lower.startswith("enable_"):
         return not_supported(f'setting configuration parameter "{name}" not supported')
-    if lower == "client_encoding" and value and value.lower() not in UTF8:
+    if lower == "client_encoding" and value and value.strip("'").lower() not in UTF8:
         return Refusal("22023", f'invalid value for parameter "client_encoding": "{value}"')
     return None
 
@@ -156,6 +156,8 @@ def _refuse_type(node: Node) -> Refusal | None:
 
 
 def _refuse_column(column: Node) -> Refusal | None:
+    if "collClause" in column:
+        return not_supported("COLLATE clause not supported for columns")
     for constraint in _each(column, "constraints", "Constraint"):
         if constraint["contype"] != "CONSTR_IDENTITY":
             continue
@@ -236,8 +238,11 @@ def _alteration(command: Node, *, is_async: bool) -> Refusal | None:
         return _refuse_type(column["typeName"])
     if kind == "AT_AddConstraint":
         constraint = command["def"]["Constraint"]
-        if not constraint.get("skip_validation") and "indexname" not in constraint:
+        adopts = "indexname" in constraint and constraint["contype"] == "CONSTR_UNIQUE"
+        if not constraint.get("skip_validation") and not adopts:
             text = "ADD CONSTRAINT"
+    if kind == "AT_AddIdentity":
+        return _refuse_cache(command["def"]["Constraint"].get("options", []), "identity column")
     if kind == "AT_ValidateConstraint" and not is_async:
         text = "VALIDATE CONSTRAINT"
     return not_supported(f"unsupported ALTER TABLE {text} statement") if text else None
