@@ -38,7 +38,6 @@ LONGEST_FIRST = (
     "services/",
     "load/",
     "test_surroundings.py",
-    "test_checks_on_aws.py",
     "test_latencies.py",
     "test_database.py",
     "test_forks.py",

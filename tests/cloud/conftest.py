@@ -18,13 +18,11 @@ from workshop_lib.aws.console import Console
 from workshop_lib.load.package import RUNNING
 from workshop_lib.paths import CHECKOUT
 
-sys.path += [str(Path(__file__).parent / "standin"), str(Path(__file__).parent.parent / "load")]
-from lambda_runtime import HERE as ARCHITECTURE
-from stand_in import HOST, NAMESPACE, StandIn
-
-# As a folder's module: moto files each class under the second part of its module's name.
-sys.path.append(str(Path(__file__).parent.parent))
-from cloud.moto_resources import IMAGE, ServerlessCache, teach
+TESTS = Path(__file__).parent.parent
+sys.path += [str(TESTS / "cloud" / "standin"), str(TESTS / "load"), str(TESTS)]
+from cloud.moto_resources import IMAGE, ServerlessCache, teach  # noqa: E402
+from lambda_runtime import HERE as ARCHITECTURE  # noqa: E402
+from stand_in import NAMESPACE, StandIn  # noqa: E402
 
 PYTHON = min(RUNNING, "3.13")
 """The newest that the template knows, if this one is newer."""
@@ -153,7 +151,7 @@ def talk():
     return Talk()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def aws(shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     """The stand-in with a stack, and `host` signed in with the notebooks' policy alone."""
     engine = dict(shared.endpoints.database.arguments)
@@ -164,13 +162,13 @@ def aws(shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand
         done = found.deploy("--no-function", *words)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
         found.start_services()
-        found.let("host", **HOST, statements=found.policy("NotebookPolicyArn"))
+        found.let("host", "ASIASTANDINHOST", found.policy("NotebookPolicyArn"))
         yield found
     finally:
         found.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def function(aws: StandIn) -> str:
     """The name of the stack's function, which runs; empty where its package cannot be built."""
     if PYTHON != RUNNING:

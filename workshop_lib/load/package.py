@@ -28,7 +28,7 @@ MACHINES = {"x86_64": "x86_64", "arm64": "aarch64"}
 DISTRIBUTIONS = """
 annotated-types boto3 botocore certifi filelock hiredis jmespath lazy-loader msgspec platformdirs
 psutil psycopg2-binary pydantic pydantic-core pydantic-settings python-dateutil python-dotenv redis
-s3transfer six sqlalchemy tenacity typing-extensions typing-inspection urllib3
+s3transfer six tenacity typing-extensions typing-inspection urllib3
 """
 FOR_OLD_PYTHONS = 'async-timeout ; python_full_version < "3.11.3"'
 """What redis needs there. Lambda's own Pythons are newer; it is for trying a package out here."""

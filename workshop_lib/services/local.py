@@ -33,8 +33,11 @@ from workshop_lib.settings import Settings
 
 ATTACH_S = 75.0
 SUPERVISOR_S = 20.0
-GREETING_S = 1.5
+GREETING_S = 1.0
 """A supervisor greets at once, unless it is frozen or the machine very busy."""
+THAWING_S = 2.0
+"""How long one that was out of reach has to greet, before another one takes its place."""
+STOPPING_S = 10.0
 RELEASE_S = 4.0
 """How long releasing waits; the supervisor goes on by itself if it needs longer."""
 
@@ -289,14 +292,12 @@ def _connect(folder: StateFolder) -> socket.socket | None:
 def _connect_to_new(folder: StateFolder) -> socket.socket:
     """Start a supervisor, unless another process has done so, or one was only frozen."""
     with folder.locked():
-        if connection := _connect(folder):
-            return connection
         for process in folder.processes().supervisors:
             with contextlib.suppress(psutil.Error):
                 process.resume()  # it also writes its address anew
-            if connection := _connect_within(5.0, folder, partial(is_alive, process)):
+            if connection := _connect_within(THAWING_S, folder, partial(is_alive, process)):
                 return connection
-        _end_all(folder)
+        _end_all(folder, THAWING_S / 2)
         folder.secrets()
         return _start_supervisor(folder)
 
@@ -333,11 +334,11 @@ def _connect_within(
     return None
 
 
-def _end_all(folder: StateFolder) -> bool:
+def _end_all(folder: StateFolder, patience_s: float = STOPPING_S) -> bool:
     """End the supervisor, its engines and what killed ones have left. Returns whether any ran."""
     found = first = folder.processes()
     if first.supervisors:
-        end_processes(first.supervisors, signal.SIGTERM, patience_s=10.0)
+        end_processes(first.supervisors, signal.SIGTERM, patience_s)
         found = folder.processes()
     end_processes([*found.watchdogs, *found.engines])
     remove(folder.address_file)
