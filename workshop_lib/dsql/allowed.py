@@ -33,7 +33,6 @@ TABLE_PARTS: dict[str, str] = LISTS["table_parts"]
 UTF8 = frozenset({"utf8", "utf-8", "unicode"})
 
 MAX_COLUMNS, MAX_KEY_COLUMNS = 255, 8
-MAX_VALUE_BYTES = 1024 * 1024
 CACHE_AT_LEAST = 65_536
 CACHE_ADVICE = "please define CACHE greater than or equal to 65536 or equal to 1"
 
@@ -85,16 +84,7 @@ def _refuse_within(tree: Node) -> Refusal | None:
                 return not_supported(f"datatype {name} not supported")
             case "intoClause":
                 return not_supported("unsupported statement: CreateTableAs")
-            case "sval" if len(node.get("sval", "").encode()) > MAX_VALUE_BYTES:
-                return too_large("text")
     return None
-
-
-def too_large(kind: str) -> Refusal:
-    """The refusal of a value of more than a mebibyte."""
-    return Refusal(
-        "54000", f"datatype limit greater than {MAX_VALUE_BYTES} bytes not supported for {kind}"
-    )
 
 
 def nodes(tree: object) -> Iterator[tuple[str, Node]]:

@@ -25,7 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from workshop_lib.dsql import wire
-from workshop_lib.dsql.allowed import MAX_VALUE_BYTES, Refusal, may_set, not_supported, too_large
+from workshop_lib.dsql.allowed import Refusal, may_set, not_supported
 from workshop_lib.dsql.conflicts import RETRYABLE
 from workshop_lib.dsql.limits import CONNECTION_BURST, CONNECTION_LIFE_S, CONNECTIONS_PER_SECOND
 from workshop_lib.dsql.rate import Rate
@@ -310,11 +310,9 @@ class Session:
             case b"P":
                 return self._prepared(body)
             case b"B":
-                portal, statement, rest = _texts(body, 2)
+                portal, statement, _ = _texts(body, 2)
                 self._portals[portal] = self._tags.get(statement, "")
                 self._due.append((b"2", ""))
-                if any(size > MAX_VALUE_BYTES for size in _value_sizes(rest)):
-                    return self._refused(too_large("text"))
             case b"E":
                 (portal, _) = _texts(body, 1)
                 self._due.append((b"C", self._portals.get(portal, "")))
@@ -450,19 +448,6 @@ def _texts(body: bytes, count: int) -> list[bytes]:
     return parts
 
 
-def _value_sizes(rest: bytes) -> Iterator[int]:
-    """The sizes of the values in a Bind; of a malformed one, which PostgreSQL refuses, none."""
-    with contextlib.suppress(struct.error):
-        (formats,) = struct.unpack_from("!H", rest)
-        place = 2 + 2 * formats
-        (count,) = struct.unpack_from("!H", rest, place)
-        place += 2
-        for _ in range(count):
-            (size,) = struct.unpack_from("!i", rest, place)
-            yield size
-            place += 4 + max(size, 0)
-
-
 def _settings(asked: dict[str, str]) -> Iterator[tuple[str, str]]:
     """The parameters that a client sets when it signs in.
 
@@ -505,7 +490,7 @@ def local_cluster(folder: Path) -> Cluster:
     # Not through StateFolder: this program takes nothing that it does not need.
     secrets = json.loads((folder / "secrets.json").read_text())
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(folder / "dsql" / "certificate.pem", folder / "dsql" / "key.pem")
+    tls.load_cert_chain(folder / "dsql" / "key.pem")
     tls.set_alpn_protocols(["postgresql"])
     keys = {secrets["s3_key"]: secrets["s3_secret"]}
     return Cluster(

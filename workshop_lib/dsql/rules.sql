@@ -70,6 +70,32 @@ CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON dsql_rules.doomed
 
 -- ---------------------------------------------------------------- changing rows
 
+-- What a row weighs: its values, as they are before PostgreSQL compresses them.
+CREATE OR REPLACE FUNCTION dsql_rules.check_size(target oid, row_values jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    field record;
+    size bigint;
+    total bigint := 0;
+BEGIN
+    FOR field IN
+        SELECT format_type(a.atttypid, NULL) AS kind, octet_length(v.value) AS size
+          FROM jsonb_each_text(row_values) v
+          JOIN pg_attribute a ON a.attrelid = target AND a.attname = v.key
+    LOOP
+        size := CASE field.kind WHEN 'bytea' THEN field.size / 2 - 1 ELSE field.size END;
+        total := total + coalesce(size, 0);
+        IF size > 1024 * 1024 THEN
+            PERFORM dsql_rules.refuse('54000', format(
+                'datatype limit greater than 1048576 bytes not supported for %s', field.kind));
+        END IF;
+    END LOOP;
+    IF total > 2 * 1024 * 1024 THEN
+        PERFORM dsql_rules.refuse('54000', 'maximum row size exceeded');
+    END IF;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION dsql_rules.after_change() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -90,6 +116,10 @@ BEGIN
     ELSE
         SELECT count(*), coalesce(sum(pg_column_size(r.*)), 0) INTO row_count, byte_count
           FROM new_rows r;
+        IF byte_count > 1024 * 1024 THEN
+            PERFORM dsql_rules.check_size(TG_RELID, to_jsonb(r))
+               FROM new_rows r WHERE pg_column_size(r.*) > 1024 * 1024;
+        END IF;
     END IF;
     row_count := row_count + dsql_rules.noted('rows');
     byte_count := byte_count + dsql_rules.noted('bytes');

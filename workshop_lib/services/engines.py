@@ -446,7 +446,7 @@ class Dsql(Engine):
     program = "workshop_lib.dsql.front"
 
     def prepare(self) -> None:
-        """Make the certificate that it shows.
+        """Make the certificate that it shows, once: nobody can make another, the key is gone.
 
         Raises:
             EngineError: PostgreSQL's parser is not there.
@@ -458,9 +458,17 @@ class Dsql(Engine):
                 "venv` installs it; for Macs with Intel's processors there is none. `ws.connect()` "
                 "and DATABASE_URL lead to the local PostgreSQL without it."
             )
-        from workshop_lib.dsql.certificates import ensure_certificate  # noqa: PLC0415 -- 0.1 s
+        certificate, key = self.folder.certificate, self.folder.certificate_key
+        if certificate.is_file() and key.is_file():
+            return
+        import trustme  # noqa: PLC0415 -- a tenth of a second that others need not spend
 
-        ensure_certificate(self.folder.certificate, self.folder.certificate_key, CLUSTER_NAMES)
+        authority = trustme.CA(organization_name="cache workshop, local Aurora DSQL")
+        made = authority.issue_cert(*CLUSTER_NAMES, HOST)
+        key.parent.mkdir(mode=0o700, exist_ok=True)
+        key.touch(mode=0o600)
+        made.private_key_and_cert_chain_pem.write_to_path(key)
+        authority.cert_pem.write_to_path(certificate)
 
     def command(self) -> list[str]:
         """What is secret, it reads from the state folder."""

@@ -64,12 +64,12 @@ class StateFolder:
 
     @property
     def certificate(self) -> Path:
-        """The certificate of the local DSQL, for its clients to trust."""
-        return self.path / "dsql" / "certificate.pem"
+        """The authority that vouches for the local DSQL, for its clients to trust."""
+        return self.path / "dsql" / "ca.pem"
 
     @property
     def certificate_key(self) -> Path:
-        """The key of that certificate."""
+        """The local DSQL's key and certificate."""
         return self.path / "dsql" / "key.pem"
 
     @property
