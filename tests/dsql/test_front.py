@@ -304,6 +304,16 @@ def test_a_constraint_is_validated_by_a_job(cursor, table):
     assert cursor.fetchone() == (True,)
 
 
+def test_a_column_of_the_primary_key_stays(cursor, table):
+    refused(cursor, "ALTER TABLE t DROP v, DROP n", message="cannot drop primary key column n")
+    cursor.execute('CREATE TABLE IF NOT EXISTS "o\'""dd" (n int PRIMARY KEY, "c\'d" int)')
+    cursor.execute('ALTER TABLE "o\'""dd" DROP "c\'d"')
+    assert cursor.statusmessage == "ALTER TABLE"
+    refused(cursor, "ALTER TABLE t DROP x", "42703", 'column "x" of relation "t" does not exist')
+    refused(cursor, "ALTER TABLE nothing DROP x", "42P01", 'relation "nothing" does not exist')
+    cursor.execute('DROP TABLE "o\'""dd"')
+
+
 def test_rules_cannot_be_switched_off(cursor, table):
     cursor.execute("ALTER TABLE t DISABLE TRIGGER USER")
     assert cursor.statusmessage == "ALTER TABLE"

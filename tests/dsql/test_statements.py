@@ -149,6 +149,7 @@ OTHERS = {
     "ALTER SEQUENCE s CACHE 2": ("22023", f"CACHE (2) is not supported. {CACHE}"),
     "SET client_encoding = 'LATIN1'":
         ("22023", 'invalid value for parameter "client_encoding": "LATIN1"'),
+    "CREATE INDEX ASYNC s.i ON t (n)": ("42601", 'syntax error at or near "."'),
     "SELECT 1 async x": ("42601", 'syntax error at or near "ASYNC"'),
     f"CREATE TABLE t ({', '.join(f'c{n} int' for n in range(256))})":
         ("54011", "tables can have at most 255 columns"),
@@ -203,7 +204,6 @@ CREATE TABLE t (n bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY, siz
 CREATE TABLE t (a smallint, b real, c numeric(9, 2), d char(3), e bytea STORAGE PLAIN, f jsonb)
 CREATE TABLE t (n int REFERENCES u (n) DEFERRABLE INITIALLY DEFERRED)
 ALTER TABLE t ADD COLUMN IF NOT EXISTS n text STORAGE PLAIN
-ALTER TABLE t DROP COLUMN n
 ALTER TABLE t ALTER n SET DEFAULT 3
 ALTER TABLE t ALTER n DROP NOT NULL
 ALTER TABLE t ADD CONSTRAINT c CHECK (n > 0) NOT VALID
@@ -265,10 +265,9 @@ def test_triggers_are_switched_off_without_switching_off_the_rules():
     assert read("ALTER TABLE t DISABLE TRIGGER USER") == [("DO 'BEGIN END'", None, "ALTER TABLE")]
 
 
-@pytest.mark.parametrize("sql", ["SELEC 1", "'", "SELECT ((", "CREATE INDEX ASYNC s.i ON t (n)"])
+@pytest.mark.parametrize("sql", ["SELEC 1", "'", "SELECT (("])
 def test_what_cannot_be_parsed_is_for_the_server_to_explain(sql):
-    ((text, refusal, _),) = read(sql)
-    assert (text.split(), refusal) == (sql.replace("ASYNC", "").split(), None)
+    assert read(sql) == [(sql, None, "")]
 
 
 @pytest.mark.parametrize("sql", ["", ";", "-- nothing", "/* SELECT; */"])

@@ -348,6 +348,24 @@ BEGIN
 END
 $$;
 
+-- What runs in the place of ALTER TABLE … DROP COLUMN; names: schema or null, table, columns.
+CREATE OR REPLACE PROCEDURE dsql_rules.drop_columns(names jsonb, statement text)
+LANGUAGE plpgsql AS $$
+DECLARE
+    target regclass := pg_catalog.to_regclass(pg_catalog.concat_ws(
+        '.', pg_catalog.quote_ident(names->>0), pg_catalog.quote_ident(names->>1)));
+    culprit name := (
+        SELECT a.attname FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a
+            ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::pg_catalog.int2[])
+         WHERE i.indrelid = target AND i.indisprimary AND (names - 0 - 0) ? a.attname::text LIMIT 1);
+BEGIN
+    IF culprit IS NOT NULL THEN
+        PERFORM dsql_rules.refuse('0A000', 'cannot drop primary key column ' || culprit);
+    END IF;
+    EXECUTE statement;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION dsql_rules.create_index(statement text) RETURNS text
 LANGUAGE sql AS $$ SELECT dsql_rules.run_job('INDEX_BUILD', statement) $$;
 

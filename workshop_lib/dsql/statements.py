@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 import pgparse
@@ -11,6 +12,8 @@ from workshop_lib.dsql.allowed import Node, Refusal, refuse
 TOO_DEEP = Refusal("54001", "stack depth limit exceeded")
 ALTER = "ALTER TABLE"
 NOTHING = "DO 'BEGIN END'"
+SWITCHES = {f"AT_{how}Trig{which}" for how in ("Enable", "Disable") for which in ("All", "User")}
+"""Triggers on or off: on DSQL there are none, here the rules are some."""
 
 
 class Statement(NamedTuple):
@@ -52,7 +55,8 @@ def read(sql: str) -> list[Statement]:
             except pgparse.PGQueryError as error:
                 place = _async_before(sql, error.position - 1)
                 if place is None:
-                    return [Statement(sql)]
+                    refusal = Refusal("42601", error.message) if places else None
+                    return [Statement(sql, refusal)]
             else:
                 # CREATE INDEX ASYNC ON t: parsed as an index called async.
                 place = next(filter(None, (_async_unnamed(sql, one) for one in found)), None)
@@ -78,12 +82,20 @@ def _statement(raw: bytes, parsed: Node, async_at: list[int]) -> Statement:
     refusal = refuse(kind, node, raw, is_async=is_async) or _first_in_body(kind, node)
     if refusal:
         return Statement(text, refusal)
+    quoted = text.replace("'", "''")
     if is_async:
         job, tag = ("INDEX_BUILD", "CREATE INDEX") if kind == "IndexStmt" else ("VALIDATE", ALTER)
-        quoted = text.replace("'", "''")
         return Statement(f"SELECT dsql_rules.run_job('{job}', '{quoted}') AS job_id", None, tag)
-    if kind == "AlterTableStmt" and all(_switches_triggers(one) for one in node["cmds"]):
-        return Statement(NOTHING, None, ALTER)
+    if kind == "AlterTableStmt":
+        commands = [one["AlterTableCmd"] for one in node["cmds"]]
+        if all(one["subtype"] in SWITCHES for one in commands):
+            return Statement(NOTHING, None, ALTER)
+        dropped = [one["name"] for one in commands if one["subtype"] == "AT_DropColumn"]
+        if dropped:
+            table = node["relation"]
+            names = json.dumps([table.get("schemaname"), table["relname"], *dropped])
+            names = names.replace("'", "''")
+            return Statement(f"CALL dsql_rules.drop_columns('{names}', '{quoted}')", None, ALTER)
     return Statement(text)
 
 
@@ -94,13 +106,6 @@ def _first_in_body(kind: str, node: Node) -> Refusal | None:
     options = [one["DefElem"] for one in node.get("options", [])]
     bodies = [one["arg"]["List"]["items"] for one in options if one["defname"] == "as"]
     return next((check(body["String"]["sval"]) for items in bodies for body in items), None)
-
-
-def _switches_triggers(command: Node) -> bool:
-    """Whether it switches triggers on or off: on DSQL there are none, here the rules are some."""
-    return str(command["AlterTableCmd"]["subtype"]) in {
-        f"AT_{switch}Trig{which}" for switch in ("Enable", "Disable") for which in ("All", "User")
-    }
 
 
 def _async_before(sql: str, place: int) -> int | None:
