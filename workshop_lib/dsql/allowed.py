@@ -30,7 +30,8 @@ SETTABLE, ROLE_OPTIONS, DROPPABLE, RENAMABLE, SEARCH_FUNCTIONS, PLAIN = (
 ALTERATIONS: dict[str, str] = LISTS["alterations"]
 TEXTS: dict[str, str] = LISTS["texts"]
 TABLE_PARTS: dict[str, str] = LISTS["table_parts"]
-UTF8 = frozenset({"utf8", "utf-8", "unicode"})
+UTF8 = frozenset({"utf8", "utf-8", "unicode", "sql_ascii"})
+"""What clients call the encoding that the service knows; the last one leaves bytes as they are."""
 
 MAX_COLUMNS, MAX_KEY_COLUMNS = 255, 8
 CACHE_AT_LEAST = 65_536

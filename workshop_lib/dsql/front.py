@@ -196,7 +196,7 @@ class Cluster:
         settings = dict(_settings(asked))
         try:
             server = await self._connect(user, settings)
-        except OSError:
+        except (OSError, KeyError, ValueError):
             raise wire.ProtocolError(ASLEEP.message, ASLEEP.code) from None
         writer.write(wire.message(b"R", struct.pack("!i", wire.OK)))
         return server
@@ -406,7 +406,7 @@ def _error(whole: bytes) -> bytes:
     severity = fields.get("S", "ERROR")
     if fields.get("C") in WAITED:
         return wire.error(CONFLICT, severity)
-    if "dsql_rules." not in fields.get("W", ""):
+    if not any(ours in fields.get("W", "") for ours in (" dsql_rules.", " sys.")):
         return whole
     refusal = Refusal(fields.get("C", "XX000"), fields.get("M", ""))
     return wire.error(refusal, severity, **{k: fields[k] for k in "DH" if k in fields})
