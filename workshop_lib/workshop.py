@@ -156,9 +156,14 @@ class Workshop(Recording):
     def dsql(self) -> Any:
         """A boto3 client that makes sign-in tokens, with your credentials on AWS.
 
-        Elsewhere with stand-in credentials: what it signs has the form of a token and opens
-        nothing on AWS.
+        For the local engine with the access key that the local Aurora DSQL takes, and for a server
+        of your own with stand-in credentials: what those sign has the form of a token and opens
+        nothing.
         """
+        from workshop_lib.services.local_dsql import local_signing
+
+        if self.endpoints.database.embedded:
+            return plain_session().client("dsql", **local_signing(self.settings))
         signing = self.endpoints.database.signing
         session = boto3.Session() if signing else plain_session()
         return session.client("dsql", **(signing or STAND_IN_SIGNING))

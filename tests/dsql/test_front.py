@@ -119,8 +119,7 @@ def test_who_asks_for_something_else_is_told_what_is_wrong(connect, changes, mes
 @pytest.fixture
 def signer(cluster):
     def sign(*, region="us-east-1", host=cluster.host, life_s=900, **credentials):
-        key = cluster.credentials | credentials
-        client = boto3.client("dsql", region_name=region, **key)
+        client = boto3.client("dsql", **{**cluster.signing, "region_name": region, **credentials})
         return client.generate_db_connect_admin_auth_token(host, region, ExpiresIn=life_s)
 
     return sign
@@ -200,6 +199,11 @@ def test_what_the_workshop_hands_out_reaches_the_cluster(shared):
     assert reaches(arguments) == ("admin", True)
     assert shared.database_arguments()["sslmode"] == "verify-full"
     assert shared.database_arguments("somebody")["user"] == "somebody"
+
+
+def test_a_token_signed_by_hand_opens_the_cluster(shared, connect, cluster):
+    token = shared.dsql.generate_db_connect_admin_auth_token("localhost", "us-east-1")
+    connect(password=token, host="localhost")
 
 
 def test_what_the_commands_print_reaches_the_cluster(shared):

@@ -30,20 +30,20 @@ class LocalCluster:
     Attributes:
         port: on 127.0.0.1.
         certificate: the file for sslrootcert.
-        credentials: the access key whose signatures it takes, as boto3 is given one.
+        signing: arguments of a boto3 client whose signatures it takes.
         release: ends the use of it.
 
     """
 
     port: int
     certificate: Path
-    credentials: dict[str, Any] = field(repr=False)
+    signing: dict[str, Any] = field(repr=False)
     release: Callable[[], None] = field(repr=False)
     host: str = CLUSTER_NAMES[0]
 
     @cached_property
     def _signer(self) -> Any:
-        return plain_session().client("dsql", region_name=CLUSTER_REGION, **self.credentials)
+        return plain_session().client("dsql", **self.signing)
 
     def token(self, user: str = "admin", life_s: int = TOKEN_LIFE_S) -> str:
         """A fresh token for a user.
@@ -85,9 +85,15 @@ def open_cluster(settings: Settings) -> LocalCluster:
 
     """
     held = attach(state_folder(settings.workshop_state_dir), ["postgres", "dsql"], settings)
-    key = {
-        "aws_access_key_id": held.secrets["s3_key"],
-        "aws_secret_access_key": held.secrets["s3_secret"],
-    }
     port = held.engines["dsql"].port
-    return LocalCluster(port, held.folder.certificate, key, held.release)
+    return LocalCluster(port, held.folder.certificate, local_signing(settings), held.release)
+
+
+def local_signing(settings: Settings) -> dict[str, Any]:
+    """Arguments of a boto3 client whose signatures the local Aurora DSQL takes. Starts nothing."""
+    known = state_folder(settings.workshop_state_dir).secrets()
+    return {
+        "region_name": CLUSTER_REGION,
+        "aws_access_key_id": known["s3_key"],
+        "aws_secret_access_key": known["s3_secret"],
+    }
