@@ -91,29 +91,47 @@ class Cluster:
 
     async def _serve_one(self, client: socket.socket) -> None:
         """Serve one client. Whatever it sends, or stops sending, ends at most itself."""
-        loop, reader = asyncio.get_running_loop(), StreamReader(limit=BUFFER)
-        ours = True
         with contextlib.suppress(OSError, IncompleteReadError, TimeoutError):
+            async with asyncio.timeout(SIGN_IN_S):
+                found = await self._secure(client)
+            if found is None:
+                return
+            reader, writer = found
             try:
-                client.setblocking(False)
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 async with asyncio.timeout(SIGN_IN_S):
-                    if not await self._asks_for_tls(client):
-                        return
-                    transport, protocol = await loop.connect_accepted_socket(
-                        lambda: StreamReaderProtocol(reader), client, ssl=self.tls
-                    )
-                ours = False  # the transport will close it
-            finally:
-                if ours:
-                    client.close()
-            writer = StreamWriter(transport, protocol, reader, loop)
-            try:
-                await self._talk(reader, writer)
+                    server = await self._sign_in(reader, writer)
+                if server:
+                    await self._relay(Session(reader, writer, *server))
+            except wire.ProtocolError as error:
+                writer.write(wire.error(error.refusal))
             finally:
                 writer.close()
                 async with asyncio.timeout(GOODBYE_S):
                     await writer.wait_closed()
+
+    async def _relay(self, session: Session) -> None:
+        try:
+            async with asyncio.timeout(self.life_s):
+                await session.run()
+        except TimeoutError:
+            raise wire.ProtocolError(TOO_OLD) from None
+        finally:
+            session.to_server.close()
+
+    async def _secure(self, client: socket.socket) -> tuple[StreamReader, StreamWriter] | None:
+        """Begin TLS, if the client wants that."""
+        loop, reader = asyncio.get_running_loop(), StreamReader(limit=BUFFER)
+        with contextlib.ExitStack() as to_close:
+            to_close.enter_context(client)
+            client.setblocking(False)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if not await self._asks_for_tls(client):
+                return None
+            transport, protocol = await loop.connect_accepted_socket(
+                lambda: StreamReaderProtocol(reader), client, ssl=self.tls
+            )
+            to_close.pop_all()  # the transport will close it
+        return reader, StreamWriter(transport, protocol, reader, loop)
 
     async def _asks_for_tls(self, client: socket.socket) -> bool:
         """Whether TLS comes next: asked for, or begun at once (sslnegotiation=direct)."""
@@ -139,26 +157,6 @@ class Cluster:
                 case _:
                     await loop.sock_sendall(client, wire.error(NO_TLS))
                     return False
-
-    async def _talk(self, reader: StreamReader, writer: StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(SIGN_IN_S):
-                server = await self._sign_in(reader, writer)
-            if server is None:
-                return
-        except wire.ProtocolError as error:
-            writer.write(wire.error(error.refusal))
-            return
-        session = Session(reader, writer, *server)
-        try:
-            async with asyncio.timeout(self.life_s):
-                await session.run()
-        except TimeoutError:
-            writer.write(wire.error(TOO_OLD))
-        except wire.ProtocolError as error:
-            writer.write(wire.error(error.refusal))
-        finally:
-            server[1].close()
 
     async def _sign_in(
         self, reader: StreamReader, writer: StreamWriter
@@ -186,7 +184,7 @@ class Cluster:
         writer.write(wire.message(b"R", struct.pack("!i", wire.CLEARTEXT)))
         kind, given = await wire.receive(reader, wire.MAX_SIGN_IN)
         if not self.rate.reserve(0)[0]:
-            raise wire.ProtocolError(TOO_FAST.message, TOO_FAST.code)
+            raise wire.ProtocolError(TOO_FAST)
         user, database = asked.pop("user", ""), asked.pop("database", "postgres")
         token = given.rstrip(b"\0").decode(errors="replace")
         if kind != b"p" or database != "postgres":
@@ -197,7 +195,7 @@ class Cluster:
         try:
             server = await self._connect(user, settings)
         except (OSError, KeyError, ValueError):
-            raise wire.ProtocolError(ASLEEP.message, ASLEEP.code) from None
+            raise wire.ProtocolError(ASLEEP) from None
         writer.write(wire.message(b"R", struct.pack("!i", wire.OK)))
         return server
 
@@ -270,7 +268,7 @@ class Session:
         to_server: StreamWriter,
     ) -> None:
         self._client, self._to_client = client, to_client
-        self._server, self._to_server = server, to_server
+        self._server, self.to_server = server, to_server
         self._due: deque[tuple[bytes, str]] = deque()
         self._tags: dict[bytes, str] = {}
         self._portals: dict[bytes, str] = {}
@@ -297,10 +295,10 @@ class Session:
         """Pass on what the client says, as far as DSQL allows it."""
         while True:
             kind, body = await wire.receive(self._client)
-            self._to_server.write(self._heard(kind, body))
+            self.to_server.write(self._heard(kind, body))
             if kind == b"X":
                 return
-            await self._to_server.drain()
+            await self.to_server.drain()
 
     def _heard(self, kind: bytes, body: bytes) -> bytes:
         """What PostgreSQL is told in the place of a message."""
@@ -460,13 +458,13 @@ def _settings(asked: dict[str, str]) -> Iterator[tuple[str, str]]:
         given = next(words, "") if word == "-c" else word.removeprefix("-c").removeprefix("--")
         name, equals, value = given.replace("\0", " ").partition("=")
         if not equals or not word.startswith("-"):
-            raise wire.ProtocolError("invalid command-line argument for server process", "42601")
+            raise wire.ProtocolError("invalid command-line argument for server process")
         asked[name.replace("-", "_")] = value
     for name, value in asked.items():
         if name.startswith("_pq_."):
             continue
         if refusal := may_set(name, value):
-            raise wire.ProtocolError(refusal.message, refusal.code)
+            raise wire.ProtocolError(refusal)
         yield name, value
 
 

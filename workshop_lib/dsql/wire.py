@@ -22,9 +22,9 @@ MAX_MESSAGE = 17 * 1024 * 1024
 class ProtocolError(Exception):
     """The other side does not speak the protocol, or refuses: a refusal to pass on."""
 
-    def __init__(self, message: str, code: str = "08P01") -> None:
-        super().__init__(message)
-        self.refusal = Refusal(code, message)
+    def __init__(self, said: str | Refusal) -> None:
+        super().__init__(said)
+        self.refusal = Refusal("08P01", said) if isinstance(said, str) else said
 
 
 def message(kind: bytes, body: bytes = b"") -> bytes:
@@ -115,7 +115,7 @@ async def _expect(reader: StreamReader, wanted: int) -> bytes:
     kind, body = await receive(reader)
     if kind == b"E":
         fields = error_fields(body)
-        raise ProtocolError(fields["M"], fields["C"])
+        raise ProtocolError(Refusal(fields["C"], fields["M"]))
     if kind != b"R" or struct.unpack("!i", body[:4]) != (wanted,):
         raise ProtocolError("the server does not ask for SCRAM-SHA-256")
     return body[4:]
