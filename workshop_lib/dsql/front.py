@@ -29,7 +29,7 @@ from workshop_lib.dsql.allowed import Refusal, may_set, not_supported
 from workshop_lib.dsql.conflicts import RETRYABLE
 from workshop_lib.dsql.limits import CONNECTION_BURST, CONNECTION_LIFE_S, CONNECTIONS_PER_SECOND
 from workshop_lib.dsql.rate import Rate
-from workshop_lib.dsql.statements import Statement, read
+from workshop_lib.dsql.statements import COMMIT, Statement, read
 from workshop_lib.dsql.tokens import CLUSTER_NAMES, CLUSTER_REGION, objection
 
 HOST = "127.0.0.1"
@@ -37,7 +37,8 @@ OWNER = "workshop_owner"
 SIGN_IN_S = 20.0
 GOODBYE_S = 2.0
 BUFFER = 1 << 18
-LOCK_WAIT = "100ms"
+LOCK_WAIT, LOOK_S = "250ms", 0.02
+"""How long a row is waited for; how soon it is looked who holds it, seconds."""
 MAX_STATEMENT = 4 * 1024 * 1024
 """Bytes of a statement's text. How deep the parser goes down is at most proportional to it."""
 SHORT = 4096
@@ -45,6 +46,7 @@ SHORT = 4096
 STACK_BYTES = 512 * 1024 * 1024
 """Address space, not memory: enough for the parser to go down through any such text."""
 CONFLICT = Refusal("40001", "change conflicts with another transaction (OC000)")
+CHANGED = Refusal("40001", "schema has been updated by another transaction, please retry: (OC001)")
 WAITED = RETRYABLE | {"55P03"}
 DENIED = "unable to accept connection, access denied"
 TOO_FAST = Refusal("53400", "unable to accept connection, rate exceeded")
@@ -52,7 +54,7 @@ NO_TLS = Refusal("08P01", "SSL is mandatory")
 TOO_OLD = Refusal("57P01", "connection has lasted 60 minutes, which is the longest allowed")
 ASLEEP = Refusal("57P03", "unable to accept connection, waking up cluster")
 TLS_RECORD = b"\x16"
-LOOKED_AT = frozenset(b"12CIsZE")
+LOOKED_AT = frozenset(b"12CIsZEK")
 """Kinds of PostgreSQL's messages that are not passed on unseen."""
 
 
@@ -65,6 +67,7 @@ class Cluster:
         password: of PostgreSQL's role `admin`, of its owner.
         objection: why a token does not open the cluster for a user; empty if it does.
         tls: with the certificate that clients are shown.
+        sessions: who is signed in, by the process of PostgreSQL that serves them.
 
     """
 
@@ -74,20 +77,27 @@ class Cluster:
     tls: ssl.SSLContext
     rate: Rate = field(default_factory=lambda: Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST))
     life_s: float = CONNECTION_LIFE_S
+    sessions: dict[int, Session] = field(default_factory=dict)
+    _watch: tuple[StreamReader, StreamWriter] | None = None
+    _watching: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve clients for ever, each in a task of its own."""
         loop, tasks = asyncio.get_running_loop(), set()
         listener.setblocking(False)
-        while True:
-            try:
-                client, _ = await loop.sock_accept(listener)
-            except OSError:  # too many files: some will be closed
-                await asyncio.sleep(0.05)
-                continue
-            task = asyncio.create_task(self._serve_one(client))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+        try:
+            while True:
+                try:
+                    client, _ = await loop.sock_accept(listener)
+                except OSError:  # too many files: some will be closed
+                    await asyncio.sleep(0.05)
+                    continue
+                task = asyncio.create_task(self._serve_one(client))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        finally:
+            if self._watch:
+                self._watch[1].close()
 
     async def _serve_one(self, client: socket.socket) -> None:
         """Serve one client. Whatever it sends, or stops sending, ends at most itself."""
@@ -101,7 +111,7 @@ class Cluster:
                 async with asyncio.timeout(SIGN_IN_S):
                     server = await self._sign_in(reader, writer)
                 if server:
-                    await self._relay(Session(reader, writer, *server))
+                    await self._relay(Session(self, reader, writer, *server))
             except wire.ProtocolError as error:
                 writer.write(wire.error(error.refusal))
             finally:
@@ -116,6 +126,7 @@ class Cluster:
         except TimeoutError:
             raise wire.ProtocolError(TOO_OLD) from None
         finally:
+            self.sessions.pop(session.pid, None)
             session.to_server.close()
 
     async def _secure(self, client: socket.socket) -> tuple[StreamReader, StreamWriter] | None:
@@ -219,17 +230,39 @@ class Cluster:
         except wire.ProtocolError as error:
             if error.refusal.code != "28P01":
                 raise
-        reader, writer = await wire.connect(
-            self.server(), self.password("owner"), {"user": OWNER, "database": "postgres"}
-        )
-        with contextlib.closing(writer):
+        owner = await self._as_owner()
+        with contextlib.closing(owner[1]):
             literal, name = user.replace("'", "''"), user.replace('"', '""')
-            writer.write(_query(LOGIN_ROLE.format(literal)))
-            if not await _selects(reader):
+            if not await wire.ask(owner, LOGIN_ROLE.format(literal)):
                 raise wire.ProtocolError(DENIED)
-            writer.write(_query(f"ALTER ROLE \"{name}\" PASSWORD '{secret}'"))
-            await _selects(reader)
+            await wire.ask(owner, f"ALTER ROLE \"{name}\" PASSWORD '{secret}'")
         return await wire.connect(self.server(), secret, known)
+
+    async def _as_owner(self) -> tuple[StreamReader, StreamWriter]:
+        parameters = {"user": OWNER, "database": "postgres"}
+        return await wire.ready(
+            await wire.connect(self.server(), self.password("owner"), parameters)
+        )
+
+    async def settle(self, waiting: Session) -> None:
+        """Have a session that waits for others go on, where on DSQL it would.
+
+        A statement that is a transaction of its own is the first to commit, and wins over the open
+        transactions that hold its rows. A definition waits for nobody that uses the table. Those
+        others fail at their next statement, or COMMIT. Whoever waits for a row within a transaction
+        fails itself, by PostgreSQL's lock_timeout.
+        """
+        async with self._watching:
+            try:
+                self._watch = self._watch or await self._as_owner()
+                found = await wire.ask(self._watch, WAITED_FOR.format(waiting.pid))
+            except (OSError, IncompleteReadError, wire.ProtocolError):
+                self._watch = None  # PostgreSQL was started again, or is not there
+                return
+        for pid, what in found:
+            other = self.sessions.get(int(pid))
+            if other and (what == "relation" or waiting.alone):
+                other.doom(CHANGED if what == "relation" else CONFLICT)
 
     async def _cancel(self, request: bytes) -> None:
         """PostgreSQL knows its clients' secrets; they are the ones that ours got from it."""
@@ -240,16 +273,11 @@ class Cluster:
 
 
 LOGIN_ROLE = "SELECT FROM pg_catalog.pg_roles WHERE rolname = '{}' AND rolcanlogin AND NOT rolsuper"
-
-
-async def _selects(reader: StreamReader) -> bool:
-    """Whether a statement returns a row; returns when PostgreSQL is ready for the next one."""
-    kinds = [b""]
-    while kinds[-1] != b"Z" or b"C" not in kinds:  # the first Z ends the sign-in
-        kinds.append((await wire.receive(reader))[0])
-        if kinds[-1] == b"E":
-            return False
-    return b"D" in kinds
+WAITED_FOR = """
+SELECT b.pid, l.locktype FROM pg_catalog.pg_locks l,
+       pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) b (pid)
+ WHERE l.pid = {} AND NOT l.granted
+"""
 
 
 class Session:
@@ -258,10 +286,16 @@ class Session:
     Answers come in the order of what they answer to. `_due` holds, in this order, what is awaited:
     the end of a statement (C) with the tag to show, of a Parse (1) or Bind (2) whether it was ours,
     and where an error's skipping ends (Z).
+
+    Attributes:
+        pid: the process of PostgreSQL that serves it.
+        alone: its present statement is a transaction of its own.
+
     """
 
     def __init__(
         self,
+        cluster: Cluster,
         client: StreamReader,
         to_client: StreamWriter,
         server: StreamReader,
@@ -269,6 +303,11 @@ class Session:
     ) -> None:
         self._client, self._to_client = client, to_client
         self._server, self.to_server = server, to_server
+        self._cluster, self.pid, self.alone = cluster, 0, False
+        self._state = b"I"
+        self._doomed: Refusal | None = None
+        self._look: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._due: deque[tuple[bytes, str]] = deque()
         self._tags: dict[bytes, str] = {}
         self._portals: dict[bytes, str] = {}
@@ -287,6 +326,8 @@ class Session:
                 with contextlib.suppress(OSError, IncompleteReadError):
                     way.result()
         finally:
+            if self._look:
+                self._look.cancel()
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
@@ -296,9 +337,32 @@ class Session:
         while True:
             kind, body = await wire.receive(self._client)
             self.to_server.write(self._heard(kind, body))
+            if kind in {b"Q", b"S"}:
+                running = sum(due == b"C" for due, _ in self._due)
+                self.alone = self._state == b"I" and running == 1
+                self._look_in(LOOK_S)
             if kind == b"X":
                 return
             await self.to_server.drain()
+
+    def _look_in(self, seconds: float) -> None:
+        """Look whether the statement waits for somebody, unless it has ended before."""
+        if self._look:
+            self._look.cancel()
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            self._looking = loop.create_task(self._cluster.settle(self))
+            self._look_in(2 * seconds)
+
+        self._look = loop.call_later(seconds, look)
+
+    def doom(self, refusal: Refusal) -> None:
+        """Have its open transaction fail, which releases what it holds; it is told so later."""
+        if self._state == b"T" and not self._due:
+            self._doomed, self._state = refusal, b"E"
+            self._due.append((b"Z", "ours"))
+            self.to_server.write(_query(_refusing(refusal)))
 
     def _heard(self, kind: bytes, body: bytes) -> bytes:
         """What PostgreSQL is told in the place of a message."""
@@ -382,20 +446,48 @@ class Session:
 
     def _said(self, whole: bytes) -> bytes:
         """What the client is told in the place of a whole message."""
-        match whole[:1]:
+        kind, due = whole[:1], self._due[0] if self._due else (b"", "")
+        match kind:
+            case b"K":
+                (self.pid,) = struct.unpack_from("!i", whole, 5)
+                self._cluster.sessions[self.pid] = self
             case b"1" | b"2":
                 if self._due and self._due.popleft()[1]:
                     return b""
-            case b"C" | b"I" | b"s" as kind:
-                tag = self._due.popleft()[1] if self._due and self._due[0][0] == b"C" else ""
-                if kind == b"C" and tag:
-                    return wire.message(b"C", tag.encode() + b"\0")
-            case b"Z":
-                while self._due and self._due.popleft()[0] != b"Z":
-                    pass
+            case b"C" | b"I" | b"s":
+                tag = self._due.popleft()[1] if due[0] == b"C" else ""
+                return self._completed(whole, tag) if kind == b"C" and tag else whole
             case b"E":
-                return _error(whole)
+                return b"" if due == (b"Z", "ours") else self._failed(whole)
+            case b"Z":
+                return self._ready(whole, ours=due == (b"Z", "ours"))
         return whole
+
+    def _completed(self, whole: bytes, tag: str) -> bytes:
+        if tag != COMMIT:
+            return wire.message(b"C", tag.encode() + b"\0")
+        rolled_back = whole[5:] == b"ROLLBACK\0"
+        return self._tell_doom(self._doomed) if rolled_back and self._doomed else whole
+
+    def _failed(self, whole: bytes) -> bytes:
+        aborted = wire.error_fields(whole[5:]).get("C") == "25P02"
+        return self._tell_doom(self._doomed) if aborted and self._doomed else _error(whole)
+
+    def _ready(self, whole: bytes, *, ours: bool) -> bytes:
+        while self._due and self._due.popleft()[0] != b"Z":
+            pass
+        if ours:
+            return b""
+        self._state = whole[5:]
+        if self._state == b"I":
+            self._doomed = None
+        if self._look and not self._due:
+            self._look.cancel()
+        return whole
+
+    def _tell_doom(self, refusal: Refusal) -> bytes:
+        self._doomed = None
+        return wire.error(refusal, "ERROR")
 
 
 def _error(whole: bytes) -> bytes:

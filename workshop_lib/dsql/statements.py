@@ -10,7 +10,7 @@ import pgparse
 from workshop_lib.dsql.allowed import Node, Refusal, refuse
 
 TOO_DEEP = Refusal("54001", "stack depth limit exceeded")
-ALTER = "ALTER TABLE"
+ALTER, COMMIT = "ALTER TABLE", "COMMIT"
 NOTHING = "DO 'BEGIN END'"
 SWITCHES = {f"AT_{how}Trig{which}" for how in ("Enable", "Disable") for which in ("All", "User")}
 """Triggers on or off: on DSQL there are none, here the rules are some."""
@@ -22,7 +22,7 @@ class Statement(NamedTuple):
     Attributes:
         text: what PostgreSQL can run in its place.
         refusal: what DSQL answers instead of running it; None where it runs.
-        tag: the command tag that DSQL answers with, where PostgreSQL's would be another one.
+        tag: the command tag that DSQL answers with, where PostgreSQL's would or might be another.
 
     """
 
@@ -82,6 +82,8 @@ def _statement(raw: bytes, parsed: Node, async_at: list[int]) -> Statement:
     refusal = refuse(kind, node, raw, is_async=is_async) or _first_in_body(kind, node)
     if refusal:
         return Statement(text, refusal)
+    if kind == "TransactionStmt" and node["kind"] == "TRANS_STMT_COMMIT":
+        return Statement(text, None, COMMIT)
     quoted = text.replace("'", "''")
     if is_async:
         job, tag = ("INDEX_BUILD", "CREATE INDEX") if kind == "IndexStmt" else ("VALIDATE", ALTER)

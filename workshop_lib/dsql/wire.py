@@ -8,6 +8,7 @@ import hmac
 import secrets
 import struct
 from asyncio import IncompleteReadError, StreamReader, StreamWriter, open_connection
+from collections.abc import Iterator
 
 from workshop_lib.dsql.allowed import Refusal
 
@@ -108,6 +109,44 @@ async def connect(
         writer.close()
         raise
     return reader, writer
+
+
+async def ask(server: tuple[StreamReader, StreamWriter], sql: str) -> list[list[str]]:
+    """The rows of one statement, as texts.
+
+    Raises:
+        ProtocolError: what the server objects.
+
+    """
+    reader, writer = server
+    writer.write(message(b"Q", sql.encode() + b"\0"))
+    rows, objection = [], None
+    while True:
+        kind, body = await receive(reader)
+        if kind == b"D":
+            rows.append(list(_values(body)))
+        elif kind == b"E":
+            fields = error_fields(body)
+            objection = ProtocolError(Refusal(fields["C"], fields["M"]))
+        elif kind == b"Z":
+            if objection:
+                raise objection
+            return rows
+
+
+def _values(body: bytes) -> Iterator[str]:
+    place = 2
+    while place < len(body):
+        (size,) = struct.unpack_from("!i", body, place)
+        yield body[place + 4 : place + 4 + size].decode()
+        place += 4 + size
+
+
+async def ready(server: tuple[StreamReader, StreamWriter]) -> tuple[StreamReader, StreamWriter]:
+    """Wait until a server that has let us in takes statements."""
+    while (await receive(server[0]))[0] != b"Z":
+        pass
+    return server
 
 
 async def _expect(reader: StreamReader, wanted: int) -> bytes:
