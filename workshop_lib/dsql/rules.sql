@@ -329,7 +329,7 @@ CREATE OR REPLACE FUNCTION dsql_rules.note_job(kind text, made text) RETURNS tex
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO sys.jobs
     VALUES (dsql_rules.job_id(), 'completed', NULL, kind, 'pg_class'::regclass, to_regclass(made),
-            made, transaction_timestamp(), clock_timestamp())
+            nullif(made, ''), transaction_timestamp(), clock_timestamp())
     RETURNING job_id
 $$;
 
@@ -343,24 +343,29 @@ BEGIN
     PERFORM dsql_rules.note('async', 1);
     EXECUTE statement;
     PERFORM dsql_rules.note('async', 0);
-    RETURN dsql_rules.note_job(
-        kind, nullif(pg_catalog.current_setting('dsql_rules.index', true), ''));
+    RETURN dsql_rules.note_job(kind, pg_catalog.current_setting('dsql_rules.index', true));
 END
 $$;
 
--- What runs in the place of ALTER TABLE … DROP COLUMN; names: schema or null, table, columns.
-CREATE OR REPLACE PROCEDURE dsql_rules.drop_columns(names jsonb, statement text)
+-- The first column of the primary key that is among these names.
+CREATE OR REPLACE FUNCTION dsql_rules.key_column(target oid, names jsonb) RETURNS name
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT a.attname FROM pg_index i
+      JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::int2[])
+     WHERE i.indrelid = target AND i.indisprimary AND names ? a.attname::text
+     ORDER BY a.attnum LIMIT 1
+$$;
+
+-- What runs in the place of ALTER TABLE … DROP COLUMN, with the caller's search path.
+CREATE OR REPLACE PROCEDURE dsql_rules.drop_columns(
+    table_name text, column_names jsonb, statement text)
 LANGUAGE plpgsql AS $$
 DECLARE
-    target regclass := pg_catalog.to_regclass(pg_catalog.concat_ws(
-        '.', pg_catalog.quote_ident(names->>0), pg_catalog.quote_ident(names->>1)));
-    culprit name := (
-        SELECT a.attname FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a
-            ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::pg_catalog.int2[])
-         WHERE i.indrelid = target AND i.indisprimary AND (names - 0 - 0) ? a.attname::text LIMIT 1);
+    culprit name := dsql_rules.key_column(pg_catalog.to_regclass(table_name), column_names);
 BEGIN
     IF culprit IS NOT NULL THEN
-        PERFORM dsql_rules.refuse('0A000', 'cannot drop primary key column ' || culprit);
+        PERFORM dsql_rules.refuse(
+            '0A000', pg_catalog.concat('cannot drop primary key column ', culprit));
     END IF;
     EXECUTE statement;
 END

@@ -84,21 +84,26 @@ def _statement(raw: bytes, parsed: Node, async_at: list[int]) -> Statement:
         return Statement(text, refusal)
     if kind == "TransactionStmt" and node["kind"] == "TRANS_STMT_COMMIT":
         return Statement(text, None, COMMIT)
-    quoted = text.replace("'", "''")
     if is_async:
         job, tag = ("INDEX_BUILD", "CREATE INDEX") if kind == "IndexStmt" else ("VALIDATE", ALTER)
-        return Statement(f"SELECT dsql_rules.run_job('{job}', '{quoted}') AS job_id", None, tag)
+        return Statement(
+            f"SELECT dsql_rules.run_job('{job}', {_quoted(text)}) AS job_id", None, tag
+        )
     if kind == "AlterTableStmt":
         commands = [one["AlterTableCmd"] for one in node["cmds"]]
         if all(one["subtype"] in SWITCHES for one in commands):
             return Statement(NOTHING, None, ALTER)
         dropped = [one["name"] for one in commands if one["subtype"] == "AT_DropColumn"]
         if dropped:
-            table = node["relation"]
-            names = json.dumps([table.get("schemaname"), table["relname"], *dropped])
-            names = names.replace("'", "''")
-            return Statement(f"CALL dsql_rules.drop_columns('{names}', '{quoted}')", None, ALTER)
+            names = [node["relation"].get("schemaname"), node["relation"]["relname"]]
+            table = ".".join('"{}"'.format(n.replace('"', '""')) for n in names if n)
+            given = ", ".join(_quoted(one) for one in (table, json.dumps(dropped), text))
+            return Statement(f"CALL dsql_rules.drop_columns({given})", None, ALTER)
     return Statement(text)
+
+
+def _quoted(text: str) -> str:
+    return "'{}'".format(text.replace("'", "''"))
 
 
 def _first_in_body(kind: str, node: Node) -> Refusal | None:
