@@ -58,8 +58,10 @@ from workshop_lib.dsql import (
     comes_from_conflict,
     find_fault,
     lint,
+    read_token,
     set_rules,
 )
+from workshop_lib.dsql.tokens import ADMIN_ACTION
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
 from workshop_lib.measure import readable
 from workshop_lib.rows import Params, Row, Rows
@@ -485,6 +487,8 @@ class Database:
         arguments: dict[str, Any] = dict(self.endpoint.arguments)
         if self.endpoint.token:
             arguments["password"] = token or self.endpoint.token()
+        if token and self.endpoint.token and read_token(token).action == ADMIN_ACTION:
+            arguments["user"] = "admin"
         kinds = _RULED if self.endpoint.dsql_rules else _PLAIN
         opened: WatchedConnection = psycopg2.connect(**arguments, **kinds)
         forks.tell_child(opened)

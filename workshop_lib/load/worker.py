@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import pickle
@@ -132,6 +133,7 @@ def handler(event: Any, context: Context | None = None) -> dict[str, Any]:
     """
     if _worker is None:
         settings = load_settings().values
+        logging.getLogger().setLevel(os.environ.get("LOG_LEVEL", "warn").upper())
         database, cache = named_database(settings), external_cache(settings)
         equip(
             ClientConfig(

@@ -38,6 +38,8 @@ REPORTED = (
 )  # fmt: skip
 STATES = {0: b"I", 1: b"T", 2: b"T", 3: b"E"}
 COPY_IN = re.compile(r"\s*copy\b.*\bfrom\s+stdin\b", re.IGNORECASE | re.DOTALL)
+GRANTED = re.compile(r"""AWS IAM GRANT "?(\w+)"? TO '([^']+)'""")
+"""Who may sign in as whom. What users own is not told apart: behind them all is one."""
 DENIED = "unable to accept connection, access denied"
 ALL_KINDS = new_type(tuple(string_types), "AS_SENT", lambda value, _: value)
 
@@ -118,6 +120,11 @@ class Client(socketserver.BaseRequestHandler):
             self._send(self._error("FATAL", "0A000", said))
             raise GoneError
         statement = body[:-1].decode()
+        if granted := GRANTED.fullmatch(statement):
+            self.server.mappings.add(granted.groups())
+            self._send(_message(b"C", _text("AWS IAM GRANT")), self._ready())
+            return
+        statement = statement.replace("sys.iam_pg_role_mappings", self.server.mapping_rows())
         with self._behind.cursor() as cursor:
             try:
                 if COPY_IN.match(statement):
@@ -211,6 +218,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.tls.load_cert_chain(told["certificate"], told["key"])
         self.engine, self.identities = told["engine"], Identities(Path(told["identities"]))
         self._known: dict[int, tuple[int, Any]] = {}
+        self.mappings: set[tuple[str, ...]] = set()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that does not believe our certificate is no fault of ours."""
@@ -236,10 +244,17 @@ class Server(socketserver.ThreadingTCPServer):
         if known and known[0] == secret:
             known[1].cancel()
 
+    def mapping_rows(self) -> str:
+        rows = "".join(f" UNION ALL SELECT '{user}', '{arn}'" for user, arn in self.mappings)
+        return f"(SELECT NULL AS pg_role_name, NULL AS arn{rows}) AS mappings"
+
     def let_in(self, asked: dict[str, str], token: str) -> None:
         """Raises RefusedError unless the token is good for this user, now, here."""
-        if asked.get("user") != "admin" or asked.get("database") != "postgres":
+        user = asked.get("user", "")
+        known = {"admin", *(name for name, _ in self.mappings)}
+        if user not in known or asked.get("database") != "postgres":
             raise RefusedError(f"{DENIED}: no such user or database")
+        action = "DbConnectAdmin" if user == "admin" else "DbConnect"
         address = urlsplit(f"https://{token}")
         fields = dict(parse_qsl(address.query, keep_blank_values=True))
         try:
@@ -254,10 +269,10 @@ class Server(socketserver.ThreadingTCPServer):
             identity is not None
             and identity.state == "good"
             and service == "dsql"
-            and fields["Action"] == "DbConnectAdmin"
+            and fields["Action"] == action
             and 0 <= (datetime.now(UTC) - made).total_seconds() + 60 < life + 60
             and hmac.compare_digest(given, _sign(address.netloc, fields, identity.secret))
-            and allowed(identity, "dsql:DbConnectAdmin", f"dsql:{region}:cluster/{cluster}")
+            and allowed(identity, f"dsql:{action}", f"dsql:{region}:cluster/{cluster}")
         )
         if not good:
             raise RefusedError(DENIED)

@@ -33,15 +33,18 @@ ADMIN = {"key": "AKIASTANDINADMIN", "secret": "secret-of-the-admin"}
 HOST = {"key": "ASIASTANDINHOST", "secret": "secret-of-the-host"}
 LAMBDA = {"key": "ASIASTANDINFUNCTION", "secret": "secret-of-the-function"}
 PORTS = {"*.on.aws:5432": "dsql", "*.cache.amazonaws.com:6379": "elasticache", "*:443": "aws"}
-NAMES = tuple(
-    name.format(region=region)
-    for region in (REGION, OTHER_REGION)
-    for name in (
-        "*.{region}.amazonaws.com",
-        "*.s3.{region}.amazonaws.com",
-        "*.{region}.api.aws",
-        "*.dsql.{region}.on.aws",
-    )
+NAMES = (
+    "iam.amazonaws.com",
+    *(
+        name.format(region=region)
+        for region in (REGION, OTHER_REGION)
+        for name in (
+            "*.{region}.amazonaws.com",
+            "*.s3.{region}.amazonaws.com",
+            "*.{region}.api.aws",
+            "*.dsql.{region}.on.aws",
+        )
+    ),
 )
 
 
@@ -70,8 +73,8 @@ class StandIn:
         self._engine = engine
 
     def deploy(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """Make or change the stack as an administrator does, but for what a host would install."""
-        words = ("aws", "deploy", "--stack", STACK, "--yes", "--no-host-files", *options)
+        """Make or change the stack as an administrator does."""
+        words = ("aws", "deploy", "--stack", STACK, "--yes", *options)
         return self.run(*words, who="admin", WORKSHOP_STACK="")
 
     def start_services(self) -> None:
