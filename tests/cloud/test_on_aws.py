@@ -315,7 +315,7 @@ def test_whoever_works_on_the_stack_may_not_change_it_and_is_told_so(aws):
     done = aws.run("aws", "deploy", "--stack", STACK)
     assert done.returncode == 1
     assert "is not authorized to perform: dsql:GET/cluster" in done.stdout
-    assert "is not authorized to perform: ec2:DescribeVpc" in done.stderr
+    assert "is not authorized to perform: cloudformation:CreateChangeSet" in done.stderr
     assert "You may not do this. Ask the account's administrator" in done.stderr
     assert ACCOUNT not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
