@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -38,7 +38,6 @@ LONGEST_FIRST = (
     "services/",
     "load/",
     "test_surroundings.py",
-    "test_checks_on_aws.py",
     "test_latencies.py",
     "test_database.py",
     "test_forks.py",
@@ -136,6 +135,28 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest
     empty.write_text("")
     monkeypatch.setenv("WORKSHOP_CONFIG", str(empty))
     return monkeypatch
+
+
+@pytest.fixture
+def aws_environment(clean_environment: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Sets variables for AWS, beside keys that sign and open nothing; those of others are gone."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        clean_environment.delenv(name)
+
+    def change(**variables: str) -> None:
+        for name, value in {
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
+            "AWS_SECRET_ACCESS_KEY": "not-a-real-secret",
+            "AWS_CONFIG_FILE": str(tmp_path / "none"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": "127.0.0.1",
+            **variables,
+        }.items():
+            clean_environment.setenv(name, value)
+
+    return change
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,10 @@ MODULES = {
     ".".join(("workshop_lib", *file.removesuffix(".py").split("/"))).removesuffix(".__init__")
     for file in TREES
 }
-CLIENTS = {"psycopg2", "redis", "boto3", "botocore", "sqlalchemy"}
+CLIENTS = {"psycopg2", "redis", "boto3", "botocore"}
 PURE = [
     "cache/keys.py",
     "cache/codec.py",
-    "cache/fields.py",
     "cache/stats.py",
     "costs.py",
     "measure.py",
@@ -94,7 +93,7 @@ def test_a_cache_knows_no_database_driver_and_no_aws():
         f"workshop_lib.{name}" for name in ("cache", "errors", "forks", "rows", "simulate")
     )
     for file in files("cache/"):
-        assert tops(file) & {"psycopg2", "boto3", "botocore", "sqlalchemy"} == set(), file
+        assert tops(file) & {"psycopg2", "boto3", "botocore"} == set(), file
         assert ours(file, outside=known) == set(), file
 
 
@@ -114,7 +113,7 @@ def test_what_makes_the_stacks_knows_nothing_of_running_on_them_and_nobody_else_
 
 
 def test_nobody_outside_services_asks_whether_this_is_aws_or_local():
-    noted = {"recording.py", "workshop.py", "load/workers.py"}  # the Region, in a result
+    noted = {"recording.py", "workshop.py", "load/drivers.py"}  # the Region, in a result
     for file in set(files()) - {*files("services/"), "settings.py"}:
         names = {node.attr for node in ast.walk(TREES[file]) if isinstance(node, ast.Attribute)}
         assert names & AWS_WORDS - ({"aws_region"} if file in noted else set()) == set(), file

@@ -115,7 +115,7 @@ def test_a_terminal_without_some_characters_is_shown_the_others(nowhere, monkeyp
 
 @pytest.mark.parametrize("command", ["run", "lab"])
 def test_where_no_notebooks_are_it_is_said_where_they_come_from(workshop, monkeypatch, command):
-    monkeypatch.setattr("workshop_lib.runner.find_notebooks", list)
+    monkeypatch.setattr("workshop_lib.runner.find_notebooks", lambda *_: [])
     done = workshop(command, "02")
     assert done.exit_code == 1
     assert done.output.startswith("Error: There are no notebooks here: they come with the check")
@@ -186,7 +186,7 @@ def not_local(ws, workshop, monkeypatch, tmp_path) -> pytest.MonkeyPatch:
 def test_reset_deletes_only_its_own_part_of_services_that_are_not_local(ws, workshop, not_local):
     mine, others = f"{ws.namespace}_mine", f"{ws.namespace}_other"
     for namespace in (mine, others):
-        ws.valkey.set(f"{namespace}:v2:planet:3", b"Earth")
+        ws.valkey.set(f"{namespace}:v3:planet:3", b"Earth")
         ws.database.query(f"CREATE SCHEMA {namespace}")
         ws.database.query(f"CREATE TABLE {namespace}.planet (id int)")
         ws.s3.put_object(Bucket=ws.bucket, Key=f"{namespace}/a", Body=b"a")
@@ -199,13 +199,13 @@ def test_reset_deletes_only_its_own_part_of_services_that_are_not_local(ws, work
     def left(namespace):
         return (
             len(ws.database.query("SELECT 1 FROM pg_tables WHERE schemaname = %s", (namespace,))),
-            ws.valkey.exists(f"{namespace}:v2:planet:3"),
+            ws.valkey.exists(f"{namespace}:v3:planet:3"),
             len(list(list_objects(ws.s3, ws.bucket, f"{namespace}/"))),
         )
 
     assert (left(mine), left(others)) == ((0, 0, 0), (1, 1, 1))
     ws.database.query(f"DROP SCHEMA {others} CASCADE")
-    ws.valkey.delete(f"{others}:v2:planet:3")
+    ws.valkey.delete(f"{others}:v3:planet:3")
     ws.s3.delete_object(Bucket=ws.bucket, Key=f"{others}/a")
 
 
@@ -259,7 +259,7 @@ def test_env_s_addresses_reach_the_workshop_s_own_services(ws, workshop, monkeyp
         cursor.execute("SELECT current_schema()")
         assert cursor.fetchone() == (ws.namespace,)
     connection.close()
-    key = f"{ws.namespace}:v2:env:1"
+    key = f"{ws.namespace}:v3:env:1"
     ws.valkey.set(key, b"here")
     with redis.Redis.from_url(found["VALKEY_URL"]) as valkey:
         assert valkey.get(key) == b"here"

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from workshop_lib.cli import main
-from workshop_lib.compare import Pair, compare_runs
+from workshop_lib.compare import compare_runs
 from workshop_lib.errors import ResultError
-from workshop_lib.results import CellError, Measurement, Result, write_json
+from workshop_lib.results import Measurement, Result, write_json
 
 SERVICES = {
     "database": {"label": "local PostgreSQL 16", "version": "PostgreSQL 16.14"},
@@ -48,14 +48,12 @@ def drawn(rng, drift, spread, number=20):
 @pytest.mark.parametrize(("drift", "spread"), [(1.0, 0.05), (1.0, 0.4), (1.5, 0.1)])
 def test_runs_of_the_same_code_are_not_called_different(keep, drift, spread):
     """Whether they scatter little or much, or a slower machine moves all of their figures."""
-    rng, called = random.Random(17), 0
+    rng, same = random.Random(17), 0
     for _ in range(60):
         first = keep("a", drawn(rng, 1.0, spread))
         found = compare_runs(first, keep("b", drawn(rng, drift, spread)))
-        called += found.summary != (
-            "No difference that these runs can show, in 20 figures with an interval."
-        )
-    assert called <= 1
+        same += found.summary.startswith("No difference that these runs can show, in 20 figures")
+    assert same >= 59
 
 
 def test_a_change_of_some_figures_stands_out_of_the_spread_of_all(keep):
@@ -71,10 +69,10 @@ def test_a_change_of_some_figures_stands_out_of_the_spread_of_all(keep):
 
 def test_between_services_all_figures_may_differ(keep):
     aws = {"database": {"label": "Aurora DSQL", "version": ""}}
-    first = keep("a", figures([1.0] * 20))
-    there = compare_runs(first, keep("b", figures([8.0] * 20), services=aws))
+    first, other = keep("a", figures([1.0] * 20)), figures([8.0] * 20)
+    there = compare_runs(first, keep("b", other, services=aws))
     assert all(pair.apart for pair in there.pairs)
-    assert not any(pair.apart for pair in compare_runs(first, keep("c", figures([8.0] * 20))).pairs)
+    assert not any(pair.apart for pair in compare_runs(first, keep("c", other)).pairs)
     assert there.notes == [
         "database: first local PostgreSQL 16 PostgreSQL 16.14, second Aurora DSQL",
         "store: first S3 (moto) (emulated), second none",
@@ -87,10 +85,9 @@ def test_figures_without_intervals_texts_and_other_units_are_shown_without_claim
     other = {"n": Measurement(8), "t": Measurement("lfu"), "b": Measurement(value=False),
              "z": Measurement(3), "u": Measurement(1.0, "ms"), "same": Measurement(1)}  # fmt: skip
     found = compare_runs(keep("a", one), keep("b", other))
-    pairs = {pair.name: pair for pair in found.pairs}
-    assert pairs["n"] == Pair("02_x", "n", one["n"], other["n"], 2.0)
-    assert [pairs[name].ratio for name in "tbzu"] == [None] * 4
-    assert not any(pair.apart for pair in found.pairs)
+    assert [(pair.ratio, pair.apart) for pair in found.pairs[:5]] == [
+        (2.0, False), *[(None, False)] * 4
+    ]  # fmt: skip
     shown = [line.split()[1] for line in str(found).splitlines() if line.startswith("02 ")]
     assert shown == ["n", "t", "b", "z"]
     assert "2 more figures, without an interval or unchanged" in str(found)
@@ -99,15 +96,11 @@ def test_figures_without_intervals_texts_and_other_units_are_shown_without_claim
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"parameters": {"repeats": 50}}, "repeats: first 40, second 50"),
         ({"parameters": {"repeats": 0.0}}, "repeats: first 40, second 0.0"),
         ({"parameters": {}}, "repeats: first 40, second none"),
         ({"size": "full"}, "size: first quick, second full"),
         ({"ok": False}, "failed in the second run"),
-        (
-            {"latencies": [{"database_ms": 5.0}]},
-            "latencies: first none, second database 5 ms",
-        ),
+        ({"latencies": [{"database_ms": 5.0}]}, "latencies: first none, second database 5 ms"),
     ],
 )
 def test_a_notebook_that_ran_otherwise_is_not_compared_and_the_reason_is_told(keep, change, why):
@@ -121,15 +114,12 @@ def test_what_only_one_run_has_is_not_compared_and_other_machines_are_noted(keep
     a = keep("a", figures([1, 1]), workers=1, versions={"redis": "8"})
     b = keep("b", figures([1]), workers=2, versions={"redis": "9"})
     keep("b", figures([1]), "03_y")
-    keep("a", {}, "04_z", ok=False, error=CellError(1, "", "E", ""))
-    keep("b", figures([1]), "04_z")
     (b / "05_damaged.json").write_text("<<<<<<< HEAD")
     found = compare_runs(a, b)
     assert [(pair.notebook, pair.name) for pair in found.pairs] == [("02_x", "f0")]
     assert found.refused == {
         "in one run only": ["02 f1"],
         "only in the second run": ["03_y", "05_damaged"],
-        "failed in the first run": ["04_z"],
     }
     assert found.notes == ["notebooks at a time: first 1, second 2", "redis: first 8, second 9"]
     assert compare_runs(a / "02_x.json", b).pairs == found.pairs
@@ -140,13 +130,13 @@ def test_the_same_run_twice_no_run_and_no_results_are_clear_errors(keep, tmp_pat
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged.json").write_text("{")
     for other, says in (
-        (a, "are the same run"),
-        (tmp_path / "none", "There is no run"),
-        (tmp_path / "empty", "holds no results"),
-        (tmp_path / "damaged.json", "is not a result"),
+        ("a", "are the same run"),
+        ("none", "There is no run"),
+        ("empty", "holds no results"),
+        ("damaged.json", "is not a result"),
     ):
         with pytest.raises(ResultError, match=says):
-            compare_runs(a, other)
+            compare_runs(a, tmp_path / other)
 
 
 def test_it_fits_into_100_columns_and_stays_text_on_a_page(keep):
@@ -160,15 +150,6 @@ def test_it_fits_into_100_columns_and_stays_text_on_a_page(keep):
     assert "<script" not in found._repr_html_()
 
 
-@pytest.fixture
-def _signals():
-    """A command handles SIGTERM in a way of its own: put back how it was."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.mark.usefixtures("_signals")
 def test_the_command_shows_writes_and_ends_with_1_if_nothing_can_be_compared(keep, tmp_path):
     first = str(keep("a", figures([1.0] * 20)))
     second = str(keep("b", figures([1.0] * 19 + [9.0])))
@@ -178,17 +159,15 @@ def test_the_command_shows_writes_and_ends_with_1_if_nothing_can_be_compared(kee
         done = CliRunner().invoke(main, ["compare", *words])
         return done.exit_code, done.output
 
+    before = signal.getsignal(signal.SIGTERM)  # which commands handle in a way of their own
     code, text = run(first, second, "--plot", str(picture))
-    assert code == 0
-    assert text.splitlines()[0].startswith("1 of 20 figures with an interval differ")
-    assert differing(text) == ["02 f19"]
+    summary, *lines = text.splitlines()
+    assert (code, summary[:46]) == (0, "1 of 20 figures with an interval differ by mor")
+    assert [line[:6] for line in lines if line.endswith(" differs")] == ["02 f19"]
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = json.loads(run(first, second, "--json")[1])
-    assert found["summary"] == text.splitlines()[0]
+    assert found["summary"] == summary
     assert [pair["name"] for pair in found["pairs"] if pair["apart"]] == ["f19"]
     assert run(first, other)[0] == 1
     assert "There is no run 'no such run'" in run(first, "no such run")[1]
-
-
-def differing(text):
-    return [line[:6] for line in text.splitlines() if line.endswith(" differs")]
+    signal.signal(signal.SIGTERM, before)

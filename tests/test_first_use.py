@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from click.testing import CliRunner
 
 from workshop_lib import cli
 from workshop_lib.errors import SettingsError
-from workshop_lib.first_use import set_up
+from workshop_lib.first_use import QUESTIONS, set_up
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.settings import load_settings
 
@@ -54,12 +56,6 @@ def test_what_is_given_is_kept_for_its_owner_only(file):
     assert list(file.parent.glob("*mine*")) == [file]
     assert "`workshop lab`" in said
     assert ACCOUNT not in said + setup("--local")
-
-
-def test_what_is_pasted_along_is_not_kept(file):
-    setup(*GIVEN, REGION, " US-EAST-1", DATABASE, f"https://{VALUES['dsql_endpoint']}:5432/",
-          CACHE, f"'{VALUES['valkey_endpoint']}:6379' ", BUCKET, "s3://my-bucket/")  # fmt: skip
-    assert {name: getattr(load_settings().values, name) for name in VALUES} == VALUES
 
 
 @pytest.mark.parametrize(
@@ -161,81 +157,58 @@ def test_the_settings_file_is_not_for_git():
 # --- where a person is there to answer ---
 
 
-class Person:
-    """Gives these answers, and remembers what was asked and said."""
+def answer(*lines, **given):
+    """What a person is shown who answers so, to what is not given."""
+    with CliRunner().isolation("".join(f"{line}\n" for line in lines)) as (shown, *_):
+        set_up(given, ask=True)
+        return shown.getvalue().decode()
 
-    def __init__(self, *answers):
-        self.answers = list(answers)
-        self.asked: dict[str, str] = {}
-        self.heard: list[str] = []
 
-    def set_up(self, **given):
-        set_up(given, self.ask, self.heard.append)
-        values = load_settings(workshop_stack="").values
-        assert self.answers == []
-        return {name: getattr(values, name) for name in VALUES}
-
-    def ask(self, text, known):
-        self.asked[text] = known
-        return self.answers.pop(0) or known
+def kept():
+    values = load_settings(workshop_stack="").values
+    return {name: getattr(values, name) for name in VALUES}
 
 
 def test_a_person_is_asked_in_turn_and_again_after_a_wrong_answer(file):
     wrong = "abcdefghij.dsql.eu-west-1.on.aws"
-    person = Person("virginia", "", "us-east-1", "-", wrong, *list(VALUES.values())[1:], "")
-    assert person.set_up() == VALUES
-    assert list(person.asked) == [
-        "AWS Region, such as us-east-1",
-        "Name of the workshop's stack (- for none)",
-        "Endpoint of the Aurora DSQL cluster",
-        "Endpoint of the ElastiCache for Valkey",
-        "Name of the S3 bucket",
-        "URL of the SQS queue for load tests (- for none)",
-    ]
-    assert "it has to look like us-east-1" in person.heard[0]
-    assert "AWS_REGION is missing" in person.heard[1]
-    assert "DSQL_ENDPOINT is in eu-west-1, AWS_REGION is us-east-1" in person.heard[2]
+    shown = answer("virginia", "", "us-east-1", "-", wrong, *list(VALUES.values())[1:], "")
+    assert kept() == VALUES
+    asked = [line for line in re.split(r"\n|: ", shown) if line in QUESTIONS.values()]
+    region, stack, database, *others = QUESTIONS.values()
+    assert asked == [region, region, region, stack, database, database, *others]
+    for said in (
+        "it has to look like us-east-1",
+        "AWS_REGION is missing",
+        "DSQL_ENDPOINT is in eu-west-1, AWS_REGION is us-east-1",
+    ):
+        assert said in shown
 
 
 def test_only_what_is_not_given_is_asked_and_what_the_file_says_is_the_default(file):
-    Person("us-east-1", "mine").set_up()
+    answer("us-east-1", "mine")
     assert 'workshop_stack = "mine"' in file.read_text()
     given = {name: value for name, value in VALUES.items() if name != "bucket_name"}
-    assert Person("my-bucket", QUEUE).set_up(**given) == VALUES
-    person = Person("", "", "", "", "", "-")
-    assert person.set_up() == VALUES
-    assert person.asked["Name of the S3 bucket"] == "my-bucket"
+    answer("my-bucket", QUEUE, **given)
+    assert kept() == VALUES
+    assert "Name of the S3 bucket [my-bucket]" in answer("", "", "", "", "", "-")
+    assert kept() == VALUES
     assert load_settings().values.queue_url is None
     with pytest.raises(SettingsError, match="us-east-1"):
-        Person().set_up(aws_region="virginia")
+        answer(aws_region="virginia")
 
 
 def test_at_a_terminal_it_asks_and_writes(file):
     typed = ["virginia", "us-east-1", "", *list(VALUES.values())[1:], QUEUE]
-    shown = at_a_terminal("setup", "--no-check", typed=typed)
-    assert "it has to look like us-east-1" in shown
-    assert "+ bucket_name = 'my-bucket'" in shown
-    assert f"Written to {file}." in shown
-    assert load_settings().values.queue_url.get_secret_value() == QUEUE
-
-
-def at_a_terminal(*words, typed):
-    """What a command shows to a person who types these lines."""
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "workshop_lib", *words]
-    environment = {**os.environ, "TERM": "dumb", "COLUMNS": "300"}
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=CHECKOUT
-    )
+    command = [sys.executable, "-m", "workshop_lib", "setup", "--no-check"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=CHECKOUT)
     os.close(theirs)
     os.write(ours, "".join(f"{line}\n" for line in typed).encode())
     shown = b""
-    try:
+    with suppress(OSError):  # so Linux says that the other side is closed
         while part := os.read(ours, 4096):
             shown += part
-    except OSError:  # so Linux says that the other side is closed
-        pass
-    finally:
-        os.close(ours)
-    process.wait(30)
-    return shown.decode()
+    os.close(ours)
+    assert process.wait(30) == 0
+    assert b"+ bucket_name = 'my-bucket'" in shown
+    assert load_settings().values.queue_url.get_secret_value() == QUEUE

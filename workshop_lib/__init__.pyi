@@ -9,7 +9,7 @@ from . import (
 )
 from .cache.cached import cached
 from .cache.object_cache import ObjectAnswer, ObjectCache
-from .cache.query_cache import Answer, EntryInfo, NullCache, QueryCache
+from .cache.query_cache import Answer, EntryInfo, QueryCache
 from .cache.record_cache import RecordCache
 from .cache.stats import CacheStats
 from .checks import check_deployment
@@ -62,7 +62,6 @@ __all__ = [
     "EntryInfo",
     "Loaded",
     "Moment",
-    "NullCache",
     "ObjectAnswer",
     "ObjectCache",
     "ObjectStore",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import NormalDist, median
 from typing import Any
 
+import jinja2
 from markupsafe import escape
 
 from workshop_lib.errors import ResultError
@@ -24,9 +26,8 @@ from workshop_lib.results import (
 )
 
 RESULTS = CHECKOUT / "results"
+TEXT = Path(__file__).parent / "templates" / "comparison.txt"
 MAX_LISTED = 8
-WIDTH = 100
-LINE = "{:<40.40} {:>12.12} {:>12.12} {:>7.7} {:>17.17} {}"
 END = NormalDist().inv_cdf(0.975)
 """Standard errors from the middle of a 95 % interval to its end."""
 MIN_FIGURES = 5
@@ -91,37 +92,26 @@ class Comparison:
     notes: list[str]
 
     @property
+    def known(self) -> int:
+        """How many figures have an interval."""
+        return sum(pair.low is not None for pair in self.pairs)
+
+    @property
     def summary(self) -> str:
         """What can be said of all of it, in one line."""
-        known, apart = self._known, sum(pair.apart for pair in self.pairs)
+        apart = sum(pair.apart for pair in self.pairs)
         if not self.pairs:
             return "Nothing can be compared."
         if apart:
-            return f"{apart} of {known} figures with an interval differ by more than chance."
-        return f"No difference that these runs can show, in {known} figures with an interval."
-
-    @property
-    def _known(self) -> int:
-        return sum(pair.low is not None for pair in self.pairs)
+            return f"{apart} of {self.known} figures with an interval differ by more than chance."
+        return f"No difference that these runs can show, in {self.known} figures with an interval."
 
     def __str__(self) -> str:
         """The summary, then what is telling, in lines of at most 100 characters."""
-        how = (
-            f"One by one, {format_value(self._known / 20)} of them would seem to differ by chance. "
-            "The intervals below hold for all together, and leave a factor of "
-            f"{format_value(self.allowed)} to what differs from run to run."
-        )
-        texts = [self.summary] + [how] * bool(self._known)
-        texts += [f"first: {self.labels[0]}", f"second: {self.labels[1]}"]
-        texts += [f"note: {note}" for note in self.notes]
-        texts += [f"not compared, {why}: {', '.join(what)}" for why, what in self.refused.items()]
-        lines = [textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in texts]
-        if self.pairs:
-            lines.append(LINE.format("figure", "first", "second", "ratio", "interval", "").rstrip())
-            lines += [_line(pair) for pair in self.pairs if pair.telling]
-            rest = sum(not pair.telling for pair in self.pairs)
-            lines.append(f"{rest} more figures, without an interval or unchanged: --json has them")
-        return "\n".join(lines)
+        language = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # noqa: S701 -- no HTML
+        language.filters["value"] = format_value
+        language.filters["fill"] = lambda text: textwrap.fill(text, 100, subsequent_indent="  ")
+        return language.from_string(TEXT.read_text(encoding="utf-8")).render(it=self)
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
@@ -160,15 +150,12 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
         if why := _objection(one.get(name), other.get(name)):
             refused.setdefault(why, []).append(name)
             continue
-        both = (one[name], other[name])
-        ours, theirs = (result.measurements for result in both)
-        pairs += [Pair(name, n, ours[n], theirs[n]) for n in ours if n in theirs]
+        ours, theirs = one[name].measurements, other[name].measurements
+        pairs += [_pair(name, n, ours[n], theirs[n]) for n in ours if n in theirs]
         for figure in ours.keys() ^ theirs.keys():
             refused.setdefault("in one run only", []).append(f"{name[:2]} {figure}")
-        services += _differences(*({k: _label(s) for k, s in r.services.items()} for r in both))
-        machines += _differences(
-            *({"notebooks at a time": r.workers, **r.machine, **r.versions} for r in both)
-        )
+        services += _differences(_services, one[name], other[name])
+        machines += _differences(_machine, one[name], other[name])
     judged, allowed = _judge(pairs, same_services=not services)
     labels = (display_path(places[0]), display_path(places[1]))
     return Comparison(labels, judged, allowed, refused, list(dict.fromkeys(services + machines)))
@@ -198,35 +185,47 @@ def _objection(one: Result | None, other: Result | None) -> str:
         return f"only in the {'second' if one is None else 'first'} run"
     if not (one.ok and other.ok):
         return f"failed in the {'second' if one.ok else 'first'} run"
-    how = [
-        {"size": r.size, **r.parameters, "latencies": "; ".join(map(format_latency, r.latencies))}
-        for r in (one, other)
-    ]
-    return ", ".join(_differences(*how))
+    return ", ".join(_differences(_conditions, one, other))
 
 
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def _conditions(result: Result) -> dict[str, Any]:
+    latencies = "; ".join(map(format_latency, result.latencies))
+    return {"size": result.size, **result.parameters, "latencies": latencies or "none"}
+
+
+def _services(result: Result) -> dict[str, Any]:
+    return {
+        kind: f"{service.get('label')} {service.get('version')}".strip()
+        + " (emulated)" * bool(service.get("emulated"))
+        for kind, service in result.services.items()
+    }
+
+
+def _machine(result: Result) -> dict[str, Any]:
+    return {"notebooks at a time": result.workers, **result.machine, **result.versions}
+
+
+def _differences(
+    of: Callable[[Result], dict[str, Any]], first: Result, second: Result
+) -> list[str]:
     """What is not the same in both."""
+    ours, theirs = defaultdict(lambda: "none", of(first)), defaultdict(lambda: "none", of(second))
     return [
-        f"{name}: first {_shown(ours.get(name))}, second {_shown(theirs.get(name))}"
+        f"{name}: first {ours[name]}, second {theirs[name]}"
         for name in {**ours, **theirs}
-        if ours.get(name) != theirs.get(name)
+        if ours[name] != theirs[name]
     ]
 
 
-def _shown(value: Any) -> str:
-    """A parameter or another condition of a run; 0 is one, an empty text is not."""
-    return "none" if value is None or value == "" else str(value)
-
-
-def _label(service: Mapping[str, Any]) -> str:
-    emulated = " (emulated)" if service.get("emulated") else ""
-    return f"{service.get('label')} {service.get('version')}".strip() + emulated
+def _pair(notebook: str, name: str, first: Measurement, second: Measurement) -> Pair:
+    try:
+        return Pair(notebook, name, first, second, (second / first).number)
+    except (TypeError, ArithmeticError):
+        return Pair(notebook, name, first, second)
 
 
 def _judge(pairs: list[Pair], *, same_services: bool) -> tuple[list[Pair], float]:
-    """The pairs with their ratios and intervals, and the ratio that is left to the runs."""
-    pairs = [replace(pair, ratio=_ratio(pair)) for pair in pairs]
+    """The pairs with their intervals, and the ratio that is left to the runs."""
     known = [(n, math.log(p.ratio or 1), e) for n, p in enumerate(pairs) if (e := _error(p))]
     spread = USUAL_SPREAD
     if same_services and len(known) >= MIN_FIGURES:
@@ -238,24 +237,9 @@ def _judge(pairs: list[Pair], *, same_services: bool) -> tuple[list[Pair], float
     return pairs, math.exp(MAX_SPREADS * spread)
 
 
-def _ratio(pair: Pair) -> float | None:
-    try:
-        return (pair.second / pair.first).number
-    except (TypeError, ArithmeticError):
-        return None
-
-
 def _error(pair: Pair) -> float:
     """The standard error of the logarithm of the ratio; 0 if a figure has no interval above 0."""
     ends = [(figure.low or 0, figure.high or 0) for figure in (pair.first, pair.second)]
     if min(min(ends)) <= 0 or not pair.ratio or pair.ratio < 0:
         return 0.0
     return math.hypot(*(math.log(high / low) / (2 * END) for low, high in ends))
-
-
-def _line(pair: Pair) -> str:
-    """A line of the table; what is too long for its column is cut."""
-    name, mark = f"{pair.notebook[:2]} {pair.name}", "differs" if pair.apart else ""
-    ratio = "" if pair.ratio is None else f"{pair.ratio:.3g}"
-    interval = "" if pair.low is None else f"{pair.low:.2g} – {pair.high:.2g}"
-    return LINE.format(name, str(pair.first), str(pair.second), ratio, interval, mark).rstrip()

@@ -32,51 +32,14 @@ T = TypeVar("T")
 
 ABORTED = "25P02"
 """in_failed_sql_transaction: of what follows an error, not the error itself."""
-LEAVE_NO_TRACE = frozenset(
-    [
-        "select",
-        "with",
-        "values",
-        "table",
-        "insert",
-        "update",
-        "delete",
-        "merge",
-        "copy",
-        "fetch",
-        "show",
-        "explain",
-        "create",
-        "alter",
-        "drop",
-        "comment",
-        "grant",
-        "revoke",
-        "truncate",
-        "analyze",
-        "vacuum",
-        "reindex",
-        "refresh",
-        "lock",
-        "begin",
-        "start",
-        "commit",
-        "end",
-        "rollback",
-        "abort",
-        "savepoint",
-        "release",
-    ]
-) | {""}
+LEAVES_NO_TRACE = re.compile(
+    "|select|with|values|table|insert|update|delete|merge|copy|fetch|show|explain|create|alter|drop"
+    "|comment|grant|revoke|truncate|analyze|vacuum|reindex|refresh|lock|begin|start|commit|end"
+    "|rollback|abort|savepoint|release"
+)
 """How statements begin that change nothing in the session, but for what follows."""
 LEAVES_A_TRACE = (
-    "set_config",
-    "pg_advisory",
-    "pg_try_advisory",
-    "setseed",
-    "pg_temp",
-    "pg_settings",
-    'u&"',
+    *("set_config", "pg_advisory", "pg_try_advisory", "setseed", "pg_temp", "pg_settings", 'u&"'),
 )
 """What a session keeps of functions, wherever they are called."""
 REPORTED = (
@@ -97,6 +60,7 @@ class WatchedConnection(Connection):
         failed: the error that made the present transaction void, if one did.
         working: it runs the `work` of run_transaction, which must not end the transaction.
         inherited: it was opened before this process was forked: it is the parent's.
+        ends: when it is to be replaced, by `time.monotonic`, well before DSQL ends it.
         reads_only: we made its session read-only.
         arguments: how to connect once more.
 
@@ -106,6 +70,7 @@ class WatchedConnection(Connection):
     failed: psycopg2.Error | None = None
     working = False
     inherited = False
+    ends = 0.0
     reads_only = False
     arguments: dict[str, Any]
     _as_new: tuple[object, ...]
@@ -117,7 +82,8 @@ class WatchedConnection(Connection):
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in _PSYCOPG2_S:
-            self._refuse_in_work(name, only=_ENDING)
+            if name == "autocommit":
+                self._refuse_in_work(name)
             super().__setattr__("changed", self.changed or name != "autocommit")
         super().__setattr__(name, value)
 
@@ -201,15 +167,15 @@ class WatchedConnection(Connection):
 
     @property
     def may_be_used_again(self) -> bool:
-        """Whether the next user will find it as it was when it was new."""
+        """Whether the next user will find it as it was when it was new.
+
+        By how values are read, and by what the server reports of the session at no round trip: so
+        the settings that would change the next user's answers are seen, whatever set them (a
+        function in a view, for example).
+        """
         return not (self.changed or self.closed or self.inherited or self._state() != self._as_new)
 
     def _state(self) -> tuple[object, ...]:
-        """How values are read, and what the server reports of the session at no round trip.
-
-        So the settings that would change the next user's answers are seen, whatever set them: a
-        function in a view, for example.
-        """
         return (
             dict(self.string_types),
             dict(self.binary_types),
@@ -240,7 +206,7 @@ class WatchedConnection(Connection):
         words, lower = first_words(text), text.lower()
         word = next(words, "")
         if (
-            word not in LEAVE_NO_TRACE
+            not LEAVES_NO_TRACE.fullmatch(word)
             or (";" in text and next(words, None) is not None)
             or any(name in lower for name in LEAVES_A_TRACE)
             or (word in MAKES_TABLES and cursor.description is None and TEMPORARY.search(text))
@@ -252,8 +218,8 @@ class WatchedConnection(Connection):
         if error.pgcode != ABORTED:
             self.failed = error
 
-    def _refuse_in_work(self, name: str, only: Iterable[str] | None = None) -> None:
-        if self.working and (only is None or name in only):
+    def _refuse_in_work(self, name: str) -> None:
+        if self.working:
             raise TransactionError(_ENDED.format(f"`{name}`"))
 
 
@@ -261,17 +227,11 @@ _ENDED = (
     "{} would end the transaction of run_transaction, or has ended it. It commits by itself when "
     "`work` returns, and undoes everything when `work` raises an error."
 )
-_ENDING = frozenset({"autocommit"})
 _PSYCOPG2_S = frozenset(
-    [
-        "autocommit",
-        "isolation_level",
-        "readonly",
-        "deferrable",
-        "cursor_factory",
-        "notices",
-        "notifies",
-    ]
+    (
+        *("autocommit", "isolation_level", "readonly", "deferrable"),
+        *("cursor_factory", "notices", "notifies"),
+    )
 )
 
 

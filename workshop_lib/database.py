@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import logging
 import platform
 import random
+import re
 import select
 import threading
 import time
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any, TypeVar
 
 import psycopg2
@@ -27,20 +27,8 @@ from psycopg2.extensions import (
     encodings,
 )
 from psycopg2.extras import execute_values, register_uuid
-from sqlalchemy import event
-from sqlalchemy.exc import DisconnectionError, InvalidatePoolError, TimeoutError as QueueTimeout
-from sqlalchemy.pool import QueuePool
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_fixed,
-    wait_random_exponential,
-)
 
-from workshop_lib import forks
+from workshop_lib import dsql, forks
 from workshop_lib.connections import (
     WatchedConnection,
     WatchedCursor,
@@ -48,22 +36,10 @@ from workshop_lib.connections import (
     WatchedRuledCursor,
 )
 from workshop_lib.copy_text import to_copy_text
-from workshop_lib.dsql import (
-    CONNECTION_BURST,
-    CONNECTION_LIFE_S,
-    CONNECTIONS_PER_SECOND,
-    MAX_ROWS_PER_TRANSACTION,
-    Findings,
-    Rate,
-    comes_from_conflict,
-    find_fault,
-    lint,
-    read_token,
-    set_rules,
-)
+from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION, comes_from_conflict
 from workshop_lib.dsql.tokens import ADMIN_ACTION
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
-from workshop_lib.measure import readable
+from workshop_lib.pool import Pool
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
 from workshop_lib.services.error_help import error_help
@@ -78,23 +54,25 @@ CONFLICT_S = 10.0
 attempts of four fail, and one transaction of some thousands fails thirty times in a row."""
 CONFLICT_WAIT_S = 0.005
 CONFLICT_WAIT_MAX_S = 0.25
-MAX_HOLDERS = 5
-"""How many of the threads that hold connections a time-out names."""
-COMING_UP_S = 15.0
-"""How long a server that says that it is starting may take until it lets us in, seconds."""
+COMING_UP_S = 30.0
+"""How long a server that says that it is starting may take until it lets us in, seconds. Aurora
+DSQL says so of a cluster that nobody has used for a while."""
 AWAY_S = 2.0
 """How long the local engine may be away until it is started again, seconds."""
-COMING_UP = ("starting up", "in recovery mode", "not yet accepting connections")
-AWAY = (
-    *("Connection refused", "shutting down"),
+KNOCK_S = 0.05
+COMING_UP = re.compile(
+    "starting up|in recovery mode|not yet accepting connections|waking up cluster"
+)
+AWAY = re.compile(
+    "Connection refused|shutting down"
     # A proxy before the server cannot refuse, only hang up.
-    *("closed the connection unexpectedly", "Connection reset by peer"),
+    "|closed the connection unexpectedly|Connection reset by peer"
 )
 _NO_QUESTION = (
     "This statement asks for nothing: its answer has no columns and no rows. With read_only=True "
     "it must be a question. Run it with read_only=False."
 )
-RECYCLE_S = CONNECTION_LIFE_S * 5 / 6
+RECYCLE_S = dsql.CONNECTION_LIFE_S * 5 / 6
 RECYCLE_JITTER = 0.2
 """A connection is replaced at this age, or up to this share earlier: not all at the same moment."""
 
@@ -143,30 +121,19 @@ class Database:
     ) -> None:
         self.endpoint = endpoint
         self.schema = schema
-        self._limits = (pool_max, pool_timeout_s)
-        self._rate = Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST)
+        self._limits = (pool_min, pool_max, pool_timeout_s)
         self._counts = Counter[str]()
-        self._counts_lock = threading.Lock()
-        self._pool = QueuePool(
-            self.connect,  # type: ignore[arg-type]  # a psycopg2 connection is a DBAPI connection
-            pool_size=pool_min,
-            max_overflow=pool_max - pool_min,
-            timeout=pool_timeout_s,
-            reset_on_return=None,  # _tidy_up does that, and only where it is needed
-        )
-        # A connection that broke is replaced; the pool need not log a traceback about it as well.
-        logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
-        event.listen(self._pool, "connect", _set_end)
-        event.listen(self._pool, "checkout", _refuse_dead)
-        self._holders: dict[int, tuple[int, float]] = {}
+        self._begin()
         forks.tell_child(self)
 
-    def _after_fork(self) -> None:
-        """Begin with no connections, and with locks that nobody holds, in a forked process."""
-        self._rate = Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST)
+    def _begin(self) -> None:
+        """Begin with no connections, and with locks that nobody holds."""
+        self._rate = dsql.Rate(dsql.CONNECTIONS_PER_SECOND, dsql.CONNECTION_BURST)
         self._counts_lock = threading.Lock()
-        self._pool = self._pool.recreate()
-        self._holders = {}
+        self._pool = Pool(self.connect, _is_usable, *self._limits)
+
+    def _after_fork(self) -> None:
+        self._begin()
         self.endpoint = replace(self.endpoint, token=copy.copy(self.endpoint.token))
 
     @cached_property
@@ -254,14 +221,9 @@ class Database:
                 after COMMIT. Nothing was committed.
 
         """
-        for attempt in Retrying(
-            retry=retry_if_exception(self._is_conflict),
-            wait=wait_random_exponential(multiplier=CONFLICT_WAIT_S, max=CONFLICT_WAIT_MAX_S),
-            stop=stop_after_attempt(CONFLICT_ATTEMPTS) & stop_after_delay(CONFLICT_S),
-            reraise=True,
-        ):
-            with attempt:
-                answer = self._attempt(work)
+        answer = retry_conflicts(
+            partial(self._attempt, work), note=lambda _: self._count("conflicts")
+        )
         self._count("transactions")
         return answer
 
@@ -341,9 +303,11 @@ class Database:
         """Borrow a pooled connection, in autocommit mode; a transaction left open is rolled back.
 
         What you change in its session (SET, LISTEN, temporary tables, …) or in psycopg2's object
-        is for you alone: the next borrower gets another connection. Two things escape notice: a
-        setting such as `search_path` that a function of yours changes in its body, and a cursor
-        made without `connection.cursor()`. Close the connection after either: it is replaced.
+        is for you alone: the next borrower gets another connection. So is a connection that you
+        close, or whose block an Interrupt ends. Two things escape notice: a setting such as
+        `search_path` that a function of yours changes in its body, and whatever is done by a
+        cursor that was made without `connection.cursor()`, such as
+        `psycopg2.extensions.cursor(connection)`. Close the connection after either.
 
         Raises:
             PoolTimeoutError: all connections were in use for the whole wait.
@@ -358,36 +322,19 @@ class Database:
     def _borrow(self) -> Iterator[WatchedConnection]:
         """A pooled connection, read-only or not, as its last user left it."""
         pool = self._pool
+        lease = pool.take()
+        fit = False  # an Interrupt may have come between any two steps of its user's
         try:
-            borrowed = pool.connect()
-        except QueueTimeout:
-            limit, seconds = self._limits
-            all_of_them = (
-                "The only connection of the pool was" if limit == 1
-                else f"All {limit} connections of the pool were"
-            )  # fmt: skip
-            raise PoolTimeoutError(
-                f"{all_of_them} in use for {seconds:g} s. Return connections sooner (keep "
-                "transactions short), or raise DSQL_POOL_MAX or DSQL_POOL_TIMEOUT. "
-                f"Held by {_describe_holders(list(self._holders.values()))}."
-            ) from None
-        connection: WatchedConnection = borrowed.dbapi_connection  # type: ignore[assignment]
-        self._holders[id(borrowed)] = (threading.get_ident(), time.monotonic())
-        interrupted = True
-        try:
-            yield connection
-            interrupted = False
+            yield lease.connection
+            fit = True
         except Exception:
-            interrupted = False
+            fit = True
             raise
         finally:
-            self._holders.pop(id(borrowed), None)
-            closed_meanwhile = pool is not self._pool
-            if interrupted or closed_meanwhile or not _tidy_up(connection):
-                borrowed.invalidate()
-            borrowed.close()
+            if not lease.connection.inherited:  # else all of it is the parent's
+                pool.give(lease, fit=fit and _tidy_up(lease.connection))
 
-    def connect(self, token: str | None = None) -> Connection:
+    def connect(self, token: str | None = None) -> WatchedConnection:
         """A new psycopg2 connection of the caller's own, in autocommit mode, outside the pool.
 
         On Aurora DSQL each connection signs in with a token made for it. A cluster takes 100 new
@@ -403,26 +350,26 @@ class Database:
             WorkshopError: this is no token.
 
         """
-        if token and not self.endpoint.token and (fault := find_fault(token, self.endpoint.host)):
+        if (
+            token
+            and not self.endpoint.token
+            and (fault := dsql.find_fault(token, self.endpoint.host))
+        ):
             raise ServiceUnreachableError(
                 f"No connection to the database at {self.endpoint.address}: access denied. The "
                 f"token is not valid: {fault}. Make a new one. (Emulated: {self.endpoint.label} "
                 "knows no tokens, so this was found out here.)"
             )
         self._wait_for_turn()
-        # Only the local engine is restarted within moments: elsewhere silence is final.
-        signs = COMING_UP if not self.endpoint.embedded else (*COMING_UP, *AWAY)
-        try:
-            for attempt in Retrying(
-                retry=retry_if_exception(lambda error: _says(error, signs)),
-                wait=wait_fixed(0.05),
-                stop=_is_too_late,
-                reraise=True,
-            ):
-                with attempt:
-                    opened = self._open(token)
-        except psycopg2.OperationalError as error:
-            raise _unreachable(self.endpoint, error) from None
+        started = time.monotonic()
+        while True:
+            try:
+                opened = self._open(token)
+                break
+            except psycopg2.OperationalError as error:
+                if time.monotonic() - started >= self._patience_s(str(error)):
+                    raise _unreachable(self.endpoint, error) from None
+            time.sleep(KNOCK_S)
         self._count("connections")
         return opened
 
@@ -433,14 +380,14 @@ class Database:
         self.close()
 
     @staticmethod
-    def lint(statements: str) -> Findings:
+    def lint(statements: str) -> dsql.Findings:
         """What Aurora DSQL would refuse in these statements, asked of AWS's linter; runs nothing.
 
         Raises:
             WorkshopError: the linter could not be run.
 
         """
-        return lint(statements)
+        return dsql.lint(statements)
 
     def stats(self) -> DatabaseStats:
         """The counters so far."""
@@ -449,9 +396,8 @@ class Database:
 
     def close(self) -> None:
         """Close the pool's idle connections; borrowed ones close on their return."""
-        # The pool would take the borrowed ones back and keep them: a new one takes its place.
-        old, self._pool = self._pool, self._pool.recreate()
-        old.dispose()
+        old, self._pool = self._pool, Pool(self.connect, _is_usable, *self._limits)
+        old.close()
 
     def _in_steps(
         self,
@@ -471,23 +417,30 @@ class Database:
 
     def _wait_for_turn(self) -> None:
         """Do not open connections faster than a cluster takes them."""
-        patience = self._limits[1]
+        patience = self._limits[2]
         reserved, wait = self._rate.reserve(patience)
         if not reserved:
             raise PoolTimeoutError(
                 f"So many connections to the database were opened that the next one would have to "
                 f"wait for {wait:.1f} s, which is longer than DSQL_POOL_TIMEOUT ({patience:g} s). "
-                f"Aurora DSQL takes {CONNECTIONS_PER_SECOND} new ones a second. Keep connections "
-                "open and use them again: ws.database does."
+                f"Aurora DSQL takes {dsql.CONNECTIONS_PER_SECOND} new ones a second. Keep "
+                "connections open and use them again: ws.database does."
             )
         if wait:
             time.sleep(wait)
 
-    def _open(self, token: str | None) -> Connection:
+    def _patience_s(self, said: str) -> float:
+        """How long to try again a connection that was refused with this text."""
+        if COMING_UP.search(said):
+            return COMING_UP_S
+        # Only the local engine is restarted within moments: elsewhere silence is final.
+        return AWAY_S if self.endpoint.embedded and AWAY.search(said) else 0.0
+
+    def _open(self, token: str | None) -> WatchedConnection:
         arguments: dict[str, Any] = dict(self.endpoint.arguments)
         if self.endpoint.token:
             arguments["password"] = token or self.endpoint.token()
-        if token and self.endpoint.token and read_token(token).action == ADMIN_ACTION:
+        if token and self.endpoint.token and dsql.read_token(token).action == ADMIN_ACTION:
             arguments["user"] = "admin"
         kinds = _RULED if self.endpoint.dsql_rules else _PLAIN
         opened: WatchedConnection = psycopg2.connect(**arguments, **kinds)
@@ -498,13 +451,14 @@ class Database:
         except BaseException:
             opened.close()
             raise
+        opened.ends = time.monotonic() + RECYCLE_S * (1 - RECYCLE_JITTER * random.random())
         opened.be_known()
         return opened
 
     def _set_up(self, opened: WatchedConnection) -> None:
         opened.autocommit = True
         if self.endpoint.token is None:  # not DSQL itself
-            set_rules(opened, on=self.endpoint.dsql_rules)
+            dsql.set_rules(opened, on=self.endpoint.dsql_rules)
         # psycopg2 gives memoryview and str for these two; rows should hold bytes and UUID.
         psycopg2.extensions.register_type(_BYTES, opened)
         register_uuid(conn_or_curs=opened)
@@ -544,15 +498,42 @@ class Database:
                 raise
             return answer
 
-    def _is_conflict(self, error: BaseException) -> bool:
-        if not comes_from_conflict(error):
-            return False
-        self._count("conflicts")
-        return True
-
     def _count(self, what: str) -> None:
         with self._counts_lock:
             self._counts[what] += 1
+
+
+def retry_conflicts(
+    attempt: Callable[[], T],
+    *,
+    again: Callable[[BaseException], bool] = comes_from_conflict,
+    note: Callable[[BaseException], object] = lambda _: None,
+) -> T:
+    """Attempt something as often, and after such random waits, as `run_transaction` does.
+
+    Args:
+        attempt: what to do, each time from its beginning.
+        again: whether an error is worth another attempt.
+        note: told of each such error, that of the last attempt as well.
+
+    Raises:
+        Exception: that of the last attempt, or the first one that is not worth another.
+
+    """
+    end = time.monotonic() + CONFLICT_S
+    for number in count(1):
+        try:
+            return attempt()
+        except Exception as error:
+            if not again(error):
+                raise
+            note(error)
+            if number >= CONFLICT_ATTEMPTS and time.monotonic() >= end:
+                raise
+        # Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog).
+        longest = min(CONFLICT_WAIT_MAX_S, CONFLICT_WAIT_S * 2 ** min(number, 20))
+        time.sleep(random.random() * longest)
+    raise AssertionError("unreachable")
 
 
 def _named(table: str, columns: Sequence[str]) -> tuple[sql.Composable, sql.Composable]:
@@ -595,53 +576,22 @@ def _tidy_up(connection: WatchedConnection) -> bool:
     return True
 
 
-def _set_end(connection: object, record: Any) -> None:
-    """Note when a new connection is to be replaced, well before DSQL ends it."""
-    del connection
-    record.info["ends"] = time.monotonic() + RECYCLE_S * (1 - RECYCLE_JITTER * random.random())
+def _is_usable(connection: WatchedConnection) -> bool:
+    """Whether a connection is young enough, and its server still there.
 
-
-def _refuse_dead(connection: Connection, record: Any, proxy: object) -> None:
-    """Replace connections that are too old, and those whose server went away.
-
-    At no round trip for the healthy ones: an idle connection has nothing to say. If its socket is
+    At no round trip for a healthy one: an idle connection has nothing to say. If its socket is
     readable, the server has closed it or left a message, and only then is it worth a question.
     """
-    del proxy
-    if time.monotonic() > record.info["ends"]:
-        raise DisconnectionError("this connection has reached its age")
-    if not connection.closed:
-        poll = select.poll()
-        poll.register(connection.fileno(), select.POLLIN)
-        if not poll.poll(0):
-            return
-        with contextlib.suppress(psycopg2.Error), connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            return
-    raise InvalidatePoolError("the server closed this connection")
-
-
-def _describe_holders(holders: Sequence[tuple[int, float]]) -> str:
-    """Who has the connections: the threads' names, and since when."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    now = time.monotonic()
-    found = [
-        f"{names.get(ident, 'a thread that ended')} for {readable(now - since)}"
-        for ident, since in sorted(holders, key=lambda holder: holder[1])[:MAX_HOLDERS]
-    ]
-    more = len(holders) - len(found)
-    return "; ".join(found) + (f"; and {more} more" if more > 0 else "")
-
-
-def _is_too_late(state: RetryCallState) -> bool:
-    """Whether to stop waiting: sooner for a server that says nothing than for one on its way."""
-    error = state.outcome.exception() if state.outcome else None
-    coming = error is not None and _says(error, COMING_UP)
-    return (state.seconds_since_start or 0.0) >= (COMING_UP_S if coming else AWAY_S)
-
-
-def _says(error: BaseException, signs: Iterable[str]) -> bool:
-    return isinstance(error, psycopg2.OperationalError) and any(s in str(error) for s in signs)
+    if connection.closed or time.monotonic() > connection.ends:
+        return False
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if not poll.poll(0):
+        return True
+    with contextlib.suppress(psycopg2.Error), connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        return True
+    return False
 
 
 def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreachableError:

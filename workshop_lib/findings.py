@@ -7,7 +7,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jinja2
 import msgspec
@@ -17,6 +17,7 @@ from workshop_lib.paths import CHECKOUT
 from workshop_lib.results import Measurement, Result, format_value
 
 FILE = CHECKOUT / "data" / "findings.toml"
+NOT_THERE = (jinja2.UndefinedError, TypeError, ValueError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,45 +51,53 @@ class Finding:
     where: str = ""
     missing: str = ""
 
-    @property
-    def interval(self) -> str:
-        """That of its figure; empty where there is none."""
-        return self.figure.interval if self.figure else ""
-
 
 @dataclass(frozen=True, slots=True)
-class _Content:
+class Content:
+    """The file.
+
+    Attributes:
+        pictures: by notebook, a part of the words that go with its most telling picture.
+        statement: all of them, in the order in which they are told.
+
+    """
+
     pictures: dict[str, str]
     statement: list[Statement]
 
 
-def pictures() -> dict[str, str]:
-    """By notebook, a part of the words that go with its most telling picture."""
-    return _content().pictures
+@cache
+def content() -> Content:
+    """What data/findings.toml says."""
+    return msgspec.convert(tomllib.loads(FILE.read_text(encoding="utf-8")), Content)
 
 
-def statements() -> list[Statement]:
-    """All statements, in the order in which they are told."""
-    return _content().statement
-
-
-def find(statement: Statement, result: Result | None) -> Finding:
-    """What a statement says of a notebook's result; None if the notebook was not run."""
-    number = f"Notebook {statement.notebook[:2]}"
-    if result is None:
-        return Finding(statement, missing=f"{number} was not run.")
-    if not result.ok:
-        return Finding(statement, missing=f"{number} failed.")
-    known = {**result.measurements, "figures": result.measurements}
+def find(statement: Statement, result: Result) -> Finding:
+    """What a statement says of the result of its notebook, which passed."""
     try:
-        expression, text = _compiled(statement)
-        figure = expression(known)
-        sentence = text.render(known, figure=figure, n=figure.n)  # or UndefinedError
-    except (jinja2.UndefinedError, TypeError, ValueError, ArithmeticError) as error:
-        return Finding(statement, missing=f"{number} did not record what it takes: {error}.")
+        figure = evaluate(statement.figure, result)
+        text = _language().from_string(statement.text)
+        sentence = text.render(_known(result), figure=figure, n=figure.n)
+    except NOT_THERE as error:
+        number = statement.notebook[:2]
+        missing = f"Notebook {number} did not record what it takes: {error}."
+        return Finding(statement, missing=missing)
     labels = [str(result.services.get(kind, {}).get("label", "")) for kind in statement.on]
     where = " and ".join(dict.fromkeys(filter(None, labels)))
     return Finding(statement, sentence, figure, where)
+
+
+def evaluate(expression: str, result: Result) -> Measurement:
+    """A figure of a result by its name, or worked out from several.
+
+    Raises:
+        One of `NOT_THERE`: it was not recorded, or is nothing to calculate with.
+
+    """
+    compiled: Any = _language().compile_expression(expression, undefined_to_none=False)
+    found = compiled(_known(result))
+    found.n  # noqa: B018 -- or UndefinedError
+    return cast("Measurement", found)
 
 
 def share(figure: Measurement) -> Measurement:
@@ -108,11 +117,6 @@ def share(figure: Measurement) -> Measurement:
 
 
 @cache
-def _content() -> _Content:
-    return msgspec.convert(tomllib.loads(FILE.read_text(encoding="utf-8")), _Content)
-
-
-@cache
 def _language() -> jinja2.Environment:
     """Jinja, in which a figure is written with its unit, and marked."""
     found = jinja2.Environment(
@@ -124,11 +128,8 @@ def _language() -> jinja2.Environment:
     return found
 
 
-@cache
-def _compiled(statement: Statement) -> tuple[Any, jinja2.Template]:
-    """Its expression and its sentence."""
-    expression = _language().compile_expression(statement.figure, undefined_to_none=False)
-    return expression, _language().from_string(statement.text)
+def _known(result: Result) -> dict[str, Any]:
+    return {**result.measurements, "figures": result.measurements}
 
 
 def _mark(said: Any) -> Any:

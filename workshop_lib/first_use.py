@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+import click
 import tomlkit
 from pydantic import SecretStr
 from tomlkit.exceptions import TOMLKitError
 
 from workshop_lib.aws import check_region
 from workshop_lib.errors import SettingsError, WorkshopError, redact
-from workshop_lib.paths import display_path
+from workshop_lib.paths import display_path, replace_file
 from workshop_lib.settings import check_values, config_file
 
 QUESTIONS = {
@@ -24,21 +25,15 @@ QUESTIONS = {
     "queue_url": "URL of the SQS queue for load tests (- for none)",
 }
 SERVICES = ("dsql_endpoint", "valkey_endpoint", "bucket_name")
-ONLY_ON_AWS = ("dsql_read_endpoint", "load_function")
-"""Further settings that make no sense without AWS, and that nobody is asked for."""
-
-Ask = Callable[[str, str], str]
-"""Puts a question, with what is known already, to a person; returns the answer."""
-Say = Callable[[str], object]
+ONLY_ON_AWS = {*QUESTIONS, "dsql_read_endpoint", "load_function"}
 
 
-def set_up(given: Mapping[str, str], ask: Ask | None, say: Say) -> None:
+def set_up(given: Mapping[str, str], *, ask: bool) -> None:
     """Keep the services on AWS: as given, else as answered, else as the settings file has them.
 
     Args:
         given: by the setting's name; an empty text means that there is none.
-        ask: None if nobody is there to answer.
-        say: shows a line: what is wrong with an answer, or what was written.
+        ask: whether somebody is there to answer.
 
     Raises:
         WorkshopError: a value is not usable, or is missing and nobody can be asked.
@@ -51,21 +46,17 @@ def set_up(given: Mapping[str, str], ask: Ask | None, say: Say) -> None:
         if answers.get("workshop_stack"):  # its outputs take the place of the services
             given.setdefault(name, "")
         known = str(document.get(name, ""))
-        while name not in answers:
-            asks = ask if ask and name not in given else None
-            text = asks(question, known) if asks else given.get(name, known)
-            try:
-                answers[name] = _look_at(name, text, answers)
-            except WorkshopError as error:
-                if not asks:
-                    raise
-                say(str(error))
-    others = {n: v for n, v in document.unwrap().items() if n not in {*QUESTIONS, *ONLY_ON_AWS}}
-    check_values({**others, **{n: v for n, v in answers.items() if v}}, f"file {path}")
-    _write(path, document, answers, say)
+        if ask and name not in given:
+            answers[name] = _ask(name, question, known, answers)
+        else:
+            answers[name] = _check(name, given.get(name, known), answers)
+    others = {n: v for n, v in document.unwrap().items() if n not in ONLY_ON_AWS}
+    values = {**others, **{n: v for n, v in answers.items() if v}}
+    check_values(values, dict.fromkeys(values, f"file {path}"))
+    _write(path, document, answers)
 
 
-def use_local(say: Say) -> None:
+def use_local() -> None:
     """Back to the local engines: take out of the settings file what points to AWS.
 
     Raises:
@@ -73,13 +64,25 @@ def use_local(say: Say) -> None:
 
     """
     path, document = _read()
-    gone = {*QUESTIONS, *ONLY_ON_AWS}
-    if "aws_endpoint_url_s3" in document:  # a store of one's own, in whatever Region it goes by
-        gone -= {"bucket_name", "aws_region"}
-    _write(path, document, dict.fromkeys(sorted(gone), ""), say)
+    own_store = {"bucket_name", "aws_region"} if "aws_endpoint_url_s3" in document else set()
+    _write(path, document, dict.fromkeys(sorted(ONLY_ON_AWS - own_store), ""))
 
 
-def _look_at(name: str, text: str, before: Mapping[str, str]) -> str:
+def _ask(name: str, question: str, known: str, before: Mapping[str, str]) -> str:
+    """A person's answer, asked for again until it is usable."""
+
+    def check(text: str) -> str:
+        try:
+            return _check(name, text, before)
+        except WorkshopError as error:
+            raise click.UsageError(str(error)) from None
+
+    # The default is shown here, because the URL of a queue has an account number in it.
+    shown = f"{question} [{redact(known)}]" if known else question
+    return str(click.prompt(shown, default=known, show_default=False, value_proc=check))
+
+
+def _check(name: str, text: str, before: Mapping[str, str]) -> str:
     """A value in its own form, "" for none.
 
     Raises:
@@ -95,8 +98,8 @@ def _look_at(name: str, text: str, before: Mapping[str, str]) -> str:
         )
     if not text:
         return ""
-    region = {"aws_region": before.get("aws_region", text)}
-    value = getattr(check_values({**region, name: text}, "this answer"), name)
+    values = {"aws_region": before.get("aws_region", text), name: text}
+    value = getattr(check_values(values, dict.fromkeys(values, "this answer")), name)
     if name == "aws_region":
         check_region(value, "--region")
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
@@ -112,33 +115,28 @@ def _read() -> tuple[Path, tomlkit.TOMLDocument]:
         ) from None
 
 
-def _write(path: Path, document: tomlkit.TOMLDocument, values: Mapping[str, str], say: Say) -> None:
-    """Change these settings and no other line; nobody else may read the file, nor find half of it.
+def _write(path: Path, document: tomlkit.TOMLDocument, values: Mapping[str, str]) -> None:
+    """Change these settings and no other line; nobody else may read the file.
 
     Values are shown without the account's number, as people share their screens.
     """
     changes = {n: v for n, v in values.items() if v != document.get(n, "")}
     for name, value in changes.items():
         was = f" (was {redact(document[name])!r})" if name in document else ""
-        say(f"+ {name} = {redact(value)!r}{was}" if value else f"- {name}{was}")
-    document.update({n: v for n, v in changes.items() if v})
-    for name in [n for n, v in changes.items() if not v]:
-        document.remove(name)
-    place = path.resolve()  # a link stays a link
-    draft = place.with_name(f".{place.name}.new")
+        click.echo(f"+ {name} = {redact(value)!r}{was}" if value else f"- {name}{was}")
+        if value:
+            document[name] = value
+        else:
+            document.remove(name)
     try:
         if changes:
-            draft.touch(mode=0o600)
-            draft.write_text(tomlkit.dumps(document), encoding="utf-8")
-            draft.replace(place)
+            replace_file(path, tomlkit.dumps(document), 0o600)
     except OSError as error:
         raise SettingsError(
             f"The settings file {display_path(path)} cannot be written: {error}. WORKSHOP_CONFIG "
             "can name another one."
         ) from None
-    finally:
-        draft.unlink(missing_ok=True)
-    say(f"{'Written to' if changes else 'Nothing to change in'} {display_path(path)}.")
+    click.echo(f"{'Written to' if changes else 'Nothing to change in'} {display_path(path)}.")
     for name, value in values.items():
         if os.environ.get(name.upper()) not in {None, "", value}:
-            say(f"But {name.upper()} is set in the environment, which wins: unset {name.upper()}")
+            click.echo(f"But {name.upper()} is set in the environment, which wins: unset it.")

@@ -18,7 +18,7 @@ MACHINES = {"x86_64": "x86_64", "arm64": "aarch64"}
 # What the handler imports. boto3 is on Lambda already, but not the one that all was tested with.
 REQUIREMENTS = (
     "boto3", "certifi", "filelock", "lazy-loader", "msgspec", "platformdirs", "psutil",
-    "psycopg2-binary", "pydantic-settings", "redis[hiredis]", "sqlalchemy", "tenacity",
+    "psycopg2-binary", "pydantic-settings", "redis[hiredis]", "tenacity",
 )  # fmt: skip
 LEFT_OUT = ("/bin/", "/__pycache__/", ".dist-info/", "/tests/")
 

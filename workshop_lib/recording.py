@@ -64,7 +64,8 @@ class Recording:
                 "This process was forked since the workshop was opened: its figures would replace "
                 "the parent's. Return them to the parent, and record them there."
             )
-        self.result.record(name, Measurement(value, unit, n, *(interval or (None, None))))
+        measured = Measurement(value, unit, n, *(interval or (None, None)))
+        self.result.measurements[name] = measured
         try:
             write_json(self._result_file, self.result.to_json())
         except ResultError as error:
@@ -113,8 +114,7 @@ class Recording:
 
         This run's own comes first, wherever its results go.
         """
-        found = latest_figure(CHECKOUT / "results", notebook, name, first=self.result_folder)
-        return found[0].value if found else None
+        return latest_figure(CHECKOUT / "results", notebook, name, first=self.result_folder)
 
 
 def describe_services(endpoints: Endpoints) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -10,6 +9,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from workshop_lib.errors import ResultError
+from workshop_lib.paths import replace_file
 
 FORMAT = 1
 PACKAGES = ("psycopg2-binary", "redis", "boto3", "msgspec", "pandas", "matplotlib", "papermill")
@@ -152,6 +153,7 @@ class Result:
         workers: how many notebooks ran at the same time.
         error: where it stopped.
         machine, versions: on what, and with which packages.
+        format: of its file.
 
     """
 
@@ -170,14 +172,11 @@ class Result:
     error: CellError | None = None
     machine: dict[str, str | int | None] = field(default_factory=_machine)
     versions: dict[str, str] = field(default_factory=_versions)
+    format: int = FORMAT
 
     def __post_init__(self) -> None:
         if self.started:
             datetime.fromisoformat(self.started)  # or ValueError: the file is damaged
-
-    def record(self, name: str, measurement: Measurement) -> None:
-        """Keep a figure under a name, replacing an earlier one of that name."""
-        self.measurements[name] = measurement
 
     def note_latency(self, seconds: Mapping[str, float]) -> None:
         """Keep that these round-trip times, by service, were in force; once each, in order."""
@@ -187,7 +186,8 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """The whole result, as JSON takes it."""
-        return {"format": FORMAT, **msgspec.to_builtins(self)}
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found
 
 
 def format_value(value: Value) -> str:
@@ -272,11 +272,7 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-        Path(draft).chmod(0o644)
-        Path(draft).replace(path)
+        replace_file(path, f"{text}\n")
     except OSError as error:
         raise ResultError(
             f"The result {path} cannot be written: {error}. Free the disk or choose another folder."
@@ -291,13 +287,12 @@ def read_result(path: Path) -> Result:
 
     """
     # What another machine did not note is not ours.
-    content: Any = {"started": "", "machine": {}, "versions": {}}
+    content: Any = {"started": "", "machine": {}, "versions": {}, "format": 0}
     try:
-        content |= json.loads(path.read_text(encoding="utf-8"))
-        result = msgspec.convert(content, Result)
+        result = msgspec.convert(content | json.loads(path.read_text(encoding="utf-8")), Result)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ResultError(f"{path} is not a result: {error}.") from None
-    if content.get("format") != FORMAT:
+    if result.format != FORMAT:
         raise ResultError(f"{path} is not a result of format {FORMAT}; run the notebook again.")
     return result
 
@@ -309,32 +304,26 @@ def read_run(folder: Path) -> dict[str, Result]:
         try:
             found[file.stem] = read_result(file)
         except ResultError as error:
-            why = CellError(0, "", str(error), "")
             found[file.stem] = Result(
-                file.stem, started="", size="unknown", ok=False, error=why, machine={}, versions={}
-            )
+                file.stem, started="", size="unknown", ok=False, machine={}, versions={},
+                error=CellError(0, "", str(error), ""),
+            )  # fmt: skip
     return found
 
 
-def latest_figure(
-    folder: Path, notebook: str, name: str, *, first: Path | None = None
-) -> tuple[Measurement, str] | None:
-    """The newest measurement of this name that a notebook left in any run.
+def latest_figure(results: Path, notebook: str, name: str, *, first: Path) -> Value | None:
+    """The newest value of this name that a notebook left in any run; None if there is none.
 
     Args:
-        folder: that holds a folder for each run.
-        first: a run's folder, wherever it is, that is looked into before all others.
+        results: the folder that holds one for each run.
         notebook: its name, without .ipynb.
         name: of the measurement.
-
-    Returns:
-        It, and when it was measured; None if there is none that can be read.
+        first: a run's folder, wherever it is, that is looked into before all others.
 
     """
-    found = (path for path in folder.glob(f"*/{notebook}.json") if not path.parent.is_symlink())
-    files = sorted(filter(Path.is_file, found), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in [first / f"{notebook}.json", *files] if first else files:
-        with contextlib.suppress(ResultError, KeyError):
-            result = read_result(path)
-            return result.measurements[name], result.started
+    files = results.glob(f"*/{notebook}.json")
+    newest = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in [first / f"{notebook}.json", *newest]:
+        with suppress(ResultError, KeyError):
+            return read_result(file).measurements[name].value
     return None

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import html
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -31,6 +21,7 @@ from pydantic_settings import (
 )
 
 from workshop_lib.errors import SettingsError
+from workshop_lib.html_table import html_table
 from workshop_lib.paths import CHECKOUT
 
 NAMESPACE = "[a-z][a-z0-9_]{0,39}"
@@ -41,7 +32,6 @@ _QUEUE = r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com/\d{12}/[A-Za-z0-9_-]{1,80}"
 _PASTED = re.compile(
     r"^(?:(?!https://sqs)[a-z0-9+]+://|arn:aws:s3:::)|(?::5432|:6379)?/?$", re.IGNORECASE
 )
-_LEFT = "style='text-align:left'"
 _NEEDS = {
     "dsql_read_endpoint": "dsql_endpoint",
     "load_function": "dsql_endpoint",
@@ -77,10 +67,13 @@ Function = Annotated[str, _form("[A-Za-z0-9_-]{1,64}", "my-function")]
 Namespace = Annotated[str, Field(pattern=f"^{NAMESPACE}$")]
 
 
-class SettingValues(BaseModel):
-    """Every setting with its form and default. `VALKEY_TTL` elsewhere is `valkey_ttl` here."""
+class Settings(BaseSettings):
+    """Every setting with its form and default. `VALKEY_TTL` elsewhere is `valkey_ttl` here.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Made of the values that it is given, and no others: `load_settings` collects them.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True)
 
     aws_region: Region | None = Field(None, description="AWS Region of the services")
     workshop_stack: Stack | None = Field(None, description="a stack whose outputs are settings")
@@ -159,47 +152,15 @@ class SettingValues(BaseModel):
         }
         return ", ".join(name for name, setting in external.items() if setting)
 
-
-class Settings(BaseSettings, SettingValues):
-    """The settings in force: arguments, the environment, the settings file, a stack's outputs."""
-
-    model_config = SettingsConfigDict(env_ignore_empty=True)
-
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: Any, init_settings: Any, env_settings: Any, *_: Any, **__: Any
+        cls, *_: Any, **sources: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The sources, the first of which wins."""
-        return init_settings, env_settings, _file_source(settings_cls), _StackOutputs(settings_cls)
+        """No source but the arguments."""
+        return (sources["init_settings"],)
 
 
-class _StackOutputs(PydanticBaseSettingsSource):
-    """What the stack says, but for services in whose place the sources before name another."""
-
-    _where: TypeAdapter[tuple[str, str | None]] = TypeAdapter(tuple[Stack, Region | None])
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """Nothing: the outputs come all at once."""
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        given = self.current_state
-        if not given.get("workshop_stack"):
-            return {}
-        # Not at the top: it takes boto3, which takes a while, and most have no stack.
-        from workshop_lib.stack import read_outputs  # noqa: PLC0415
-
-        try:
-            where = (given["workshop_stack"], given.get("aws_region"))
-            outputs = read_outputs(*self._where.validate_python(where))
-        except ValidationError:
-            return {}  # which is said when all settings are looked at
-        urls = {name: [given.get(url) for url in _INSTEAD.get(name, ())] for name in outputs}
-        return {n: v for n, v in outputs.items() if all(_leads_to(url, v) for url in urls[n])}
-
-
-@dataclass(frozen=True, slots=True)
-class SettingOrigin:
+class SettingOrigin(NamedTuple):
     """One setting for display: secrets are masked."""
 
     name: str
@@ -219,22 +180,16 @@ class LoadedSettings:
         """Every setting with its value (secrets masked) and where it came from."""
         return [
             SettingOrigin(
-                name=name.upper(),
-                value=_format_value(getattr(self.values, name)),
-                source=self.sources.get(name, "default"),
-                description=field.description or "",
+                name.upper(),
+                _format_value(getattr(self.values, name)),
+                self.sources.get(name, "default"),
+                field.description or "",
             )
             for name, field in Settings.model_fields.items()
         ]
 
     def _repr_html_(self) -> str:
-        rows = [("th", ("setting", "value", "from", "what it is"))]
-        rows += [("td", astuple(origin)) for origin in self.origins()]
-        lines = (
-            "".join(f"<{kind} {_LEFT}>{html.escape(text)}</{kind}>" for text in row)
-            for kind, row in rows
-        )
-        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+        return html_table(("setting", "value", "from", "what it is"), self.origins())
 
 
 def load_settings(**overrides: object) -> LoadedSettings:
@@ -249,36 +204,53 @@ def load_settings(**overrides: object) -> LoadedSettings:
             each, where it came from and what is allowed. Or the stack cannot be read.
 
     """
-    arguments = {k: None if v == "" else v for k, v in overrides.items() if v is not None}
-    sources = {
-        **dict.fromkeys(_file_source(Settings).toml_data, f"file {config_file()}"),
-        **dict.fromkeys(EnvSettingsSource(Settings)(), "environment"),
-        **dict.fromkeys(arguments, "argument"),
-    }
     _refuse_misspelt_variables()
-    try:
-        values = Settings(**arguments)  # type: ignore[arg-type]
-    except ValidationError as error:
-        raise SettingsError(_problems(error, sources)) from None
-    stack = dict.fromkeys(values.model_fields_set, f"stack {values.workshop_stack}")
-    return LoadedSettings(values, {**stack, **sources})
+    origins = {
+        f"file {config_file()}": _file_values(),
+        "environment": EnvSettingsSource(Settings)(),
+        "argument": {k: None if v == "" else v for k, v in overrides.items() if v is not None},
+    }
+    given = {name: value for values in origins.values() for name, value in values.items()}
+    outputs = _stack_outputs(given)
+    sources = {
+        **dict.fromkeys(outputs, f"stack {given.get('workshop_stack')}"),
+        **{name: source for source, values in origins.items() for name in values},
+    }
+    return LoadedSettings(check_values({**outputs, **given}, sources), sources)
 
 
-def check_values(values: Mapping[str, Any], source: str) -> SettingValues:
+def check_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:
     """The settings of these values alone, whatever else is set.
 
     Args:
         values: by the setting's name.
-        source: where they came from, as an error says it.
+        sources: where each came from, as an error says it.
 
     Raises:
         SettingsError: as `load_settings`.
 
     """
     try:
-        return SettingValues(**values)
+        return Settings(**values)
     except ValidationError as error:
-        raise SettingsError(_problems(error, dict.fromkeys(values, source))) from None
+        raise SettingsError(_problems(error, sources)) from None
+
+
+def _stack_outputs(given: Mapping[str, Any]) -> dict[str, str]:
+    """What the stack says, but for services in whose place another one is given."""
+    where = {name: given.get(name) for name in ("workshop_stack", "aws_region")}
+    if not where["workshop_stack"]:
+        return {}
+    # Not at the top: it takes boto3, which takes a while, and most have no stack.
+    from workshop_lib.stack import read_outputs  # noqa: PLC0415
+
+    try:
+        stack = Settings(**where)
+    except ValidationError:
+        return {}  # which is said when all settings are looked at
+    outputs = read_outputs(str(stack.workshop_stack), stack.aws_region)
+    urls = {name: [given.get(url) for url in _INSTEAD.get(name, ())] for name in outputs}
+    return {n: v for n, v in outputs.items() if all(_leads_to(url, v) for url in urls[n])}
 
 
 def config_file() -> Path:
@@ -286,14 +258,14 @@ def config_file() -> Path:
     return Path(os.environ.get("WORKSHOP_CONFIG") or CHECKOUT / "workshop.toml")
 
 
-def _file_source(settings: type[BaseSettings]) -> TomlConfigSettingsSource:
+def _file_values() -> dict[str, Any]:
     path = config_file()
     if os.environ.get("WORKSHOP_CONFIG") and (path.is_dir() or not path.exists()):
         raise SettingsError(
             f"WORKSHOP_CONFIG names {path}, which does not exist as a file. Correct or unset it."
         )
     try:
-        return TomlConfigSettingsSource(settings, path)
+        return TomlConfigSettingsSource(Settings, path).toml_data
     except (OSError, ValueError) as error:  # among these: not TOML, not UTF-8
         raise SettingsError(f"The settings file {path} cannot be read: {error}.") from None
 
@@ -324,7 +296,7 @@ def _problems(error: ValidationError, sources: Mapping[str, str]) -> str:
             known = f"did you mean {meant[0]}?" if meant else ", ".join(Settings.model_fields)
             message = f"there is no such setting; {known}"
         value = "" if name.endswith("_url") else f"={problem['input']!r}"
-        lines.append(f"{name.upper()}{value} (from {sources.get(name, 'the stack')}): {message}")
+        lines.append(f"{name.upper()}{value} (from {sources[name]}): {message}")
     return "A setting is not usable. " + "; ".join(lines).removesuffix("?") + "."
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-_NAME = r"[A-Za-z_\x80-\U0010ffff]"
-_TAG = r"(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*+)?"
-_NAME_GOES_ON = r"[A-Za-z0-9_$\x80-\U0010ffff]"
+# By what they are not: to compile a set with all of Unicode in it takes long.
+_NAME = r"[^\x00-@\[-^`{-\x7f]"
+_NAME_GOES_ON = r"[^\x00-#%-/:-@\[-^`{-\x7f]"
+_TAG = rf"(?:{_NAME}[^\x00-/:-@\[-^`{{-\x7f]*+)?"
 _PLAIN = r"'(?:[^']|'')*+(?:'|\Z)"
 _ESCAPED = r"'(?:[^'\\]|\\.|'')*+(?:'|\Z)"
 # A text goes on in the next line: 'a'⏎'b' is 'ab'. What E means holds for all of it.
@@ -20,7 +21,7 @@ def _up_to_end(text: str) -> re.Pattern[str]:
     """What a statement goes on with, up to a semicolon or a comment that may hold others."""
     return re.compile(
         rf"""(?:
-          [^;'"$eE\-/A-Za-z_\x80-\U0010ffff]++
+          [\x00-!#%&(-,.0-:<-@\[-^`{{-\x7f]++
         | [eE] {_ESCAPED} (?: {_NEXT_LINE} {_ESCAPED} )*+
         | {text}
         | {_NAME} {_NAME_GOES_ON}*+

@@ -121,7 +121,7 @@ class Other:
 
 
 def test_a_key_says_whose_it_is(ws, source):
-    assert ":v2:call:" in cached(source)(One.get).key(1)
+    assert ":v3:call:" in cached(source)(One.get).key(1)
     assert "one-get" in cached(source)(One.get).key(1)
     assert cached(source)(One.get).key(1).startswith(f"{ws.namespace}:")
 

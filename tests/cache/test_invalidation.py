@@ -26,7 +26,7 @@ from workshop_lib.cache.codec import Entry
 from workshop_lib.cache.mechanism import Mechanism, Policy
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import RecordCache
-from workshop_lib.cache.storage import StringStorage
+from workshop_lib.cache.storage import Storage
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.rows import Rows
 from workshop_lib.services.engines import Valkey
@@ -52,7 +52,7 @@ class Versions:
         return Rows(("id", "v"), [(params[0], value)], 0.0)
 
 
-class HeldOpen(StringStorage):
+class HeldOpen(Storage):
     """A storage that answers late: what was stored can be invalidated before its loader knows."""
 
     def complete(self, *arguments: Any) -> bool:
@@ -83,7 +83,7 @@ class Side:
             "many": lambda: records.get_many(["many", "record"])["many"]["v"],
             "put": lambda: records.get("put")["v"],
             "function": lambda: function("function"),
-            "mechanism": lambda: loads.fetch("race:v2:x:1", load).entry.rows[0][1],
+            "mechanism": lambda: loads.fetch("race:v3:x:1", load).entry.rows[0][1],
         }
         self.tell: dict[str, Callable[[int], Any]] = {
             "query": lambda _: queries.invalidate("SELECT v", ("query",)),
@@ -93,7 +93,7 @@ class Side:
             "many": lambda _: records.invalidate("many"),
             "put": lambda v: records.put("put", {"id": "put", "v": v}),
             "function": lambda _: function.invalidate("function"),
-            "mechanism": lambda _: loads.invalidate("race:v2:x:1"),
+            "mechanism": lambda _: loads.invalidate("race:v3:x:1"),
         }
 
 
@@ -211,7 +211,7 @@ def test_a_reader_who_comes_between_storing_and_landing_sees_what_was_invalidate
     """The moment in which a loader has stored, and the threads of its process do not know yet."""
     stored, go_on, value = threading.Event(), threading.Event(), [1]
 
-    class Held(StringStorage):
+    class Held(Storage):
         def complete(self, *arguments: Any) -> bool:
             done = super().complete(*arguments)
             if not stored.is_set():
@@ -220,7 +220,7 @@ def test_a_reader_who_comes_between_storing_and_landing_sees_what_was_invalidate
             return done
 
     cache = Mechanism(Held(ws.valkey), Policy(ttl=60))
-    key = f"{ws.namespace}:v2:x:1"
+    key = f"{ws.namespace}:v3:x:1"
 
     def read() -> object:
         rows: list[tuple[object, ...]] = [(value[0],)]

@@ -126,7 +126,7 @@ def test_many_objects_come_back_by_each_way(ws):
 def test_the_key_reads_as_bucket_and_name_and_no_two_objects_share_one(ws, source):
     cache = ObjectCache(ws)
     assert cache.key("filename7.txt") == (
-        f"{ws.namespace}:v2:object:{ws.objects.identity}:{ws.namespace}/filename7.txt"
+        f"{ws.namespace}:v3:object:{ws.objects.identity}:{ws.namespace}/filename7.txt"
     )
     assert re.fullmatch("local-[0-9a-f]{12}/workshop", ws.objects.identity)
     names = ["a", "a:0-1", "b/a", "b", "ä", "", "a b", "x" * 201, "str~a"]
@@ -399,6 +399,3 @@ def test_an_error_of_the_store_is_not_kept_as_a_missing_object(source, memory):
         cache.get("a")
     memory.error = None
     assert cache.get("a") == b"first"
-
-
-# --- the codec

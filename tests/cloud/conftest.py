@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import boto3
+import psycopg2
 import pytest
 from moto import mock_aws
 from moto.core import DEFAULT_ACCOUNT_ID
@@ -16,14 +18,14 @@ from moto.ec2.models.amis import Ami
 
 from workshop_lib.lambda_package import RUNNING
 from workshop_lib.paths import CHECKOUT
+from workshop_lib.services.engines import OWNER
+from workshop_lib.services.state_folder import StateFolder
 
-sys.path += [str(Path(__file__).parent / "standin"), str(Path(__file__).parent.parent / "load")]
-from lambda_runtime import HERE as ARCHITECTURE
-from stand_in import HOST, NAMESPACE, StandIn
-
-# As a folder's module: moto files each class under the second part of its module's name.
-sys.path.append(str(Path(__file__).parent.parent))
-from cloud.moto_resources import IMAGE, ServerlessCache, teach
+TESTS = Path(__file__).parent.parent
+sys.path += [str(TESTS / "cloud" / "standin"), str(TESTS / "load"), str(TESTS)]
+from cloud.moto_resources import IMAGE, ServerlessCache, teach  # noqa: E402
+from lambda_runtime import HERE as ARCHITECTURE  # noqa: E402
+from stand_in import NAMESPACE, StandIn  # noqa: E402
 
 PYTHON = min(RUNNING, "3.13")
 """The newest that the template knows, if this one is newer."""
@@ -116,10 +118,17 @@ def cloud(monkeypatch):
         yield Cloud()
 
 
-@pytest.fixture(scope="session")
-def aws(shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+@pytest.fixture(scope="module")
+def aws(
+    shared: Any, state: StateFolder, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StandIn]:
     """The stand-in with a stack, and `host` signed in with the notebooks' policy alone."""
     engine = dict(shared.endpoints.database.arguments)
+    owner = {"user": OWNER, "password": state.secrets()["owner"]}
+    with closing(psycopg2.connect(**engine | owner)) as connection, connection:
+        # DSQL's admin may pass on what it may do.
+        grant = "GRANT CREATE ON DATABASE postgres TO admin WITH GRANT OPTION"
+        connection.cursor().execute(grant)
     found = StandIn(tmp_path_factory.mktemp("aws with a space"), engine)
     try:
         given = {"Namespace": NAMESPACE, "Architecture": ARCHITECTURE, "PythonVersion": PYTHON}
@@ -127,7 +136,8 @@ def aws(shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand
         done = found.deploy("--no-function", *words)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         found.start_services()
-        found.let("host", **HOST, statements=found.policy("NotebookPolicyArn"))
+        host = found.policy("NotebookPolicyArn")
+        found.let("host", "ASIASTANDINHOST", host, role=found.outputs["NotebookRoleArn"])
         done = found.run("aws", "grant")
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         yield found
@@ -135,7 +145,7 @@ def aws(shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand
         found.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def function(aws: StandIn) -> str:
     """The name of the stack's function, which runs; empty where its package cannot be built."""
     if PYTHON != RUNNING:

@@ -18,7 +18,7 @@ from moto.s3.models import s3_backends
 
 from workshop_lib.dataset import Sizes, generators
 from workshop_lib.lambda_package import HANDLER
-from workshop_lib.load.messages import metrics_namespace
+from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.settings import load_settings
 
 # As a folder's module: moto files each class under the second part of its module's name.
@@ -175,7 +175,7 @@ def test_the_function_comes_with_its_code_and_its_queue(cloud):
         "DATABASE_NAME": "postgres",
         "IAM_USERNAME": "workshop",
         "AURORA_DSQL_PORT": "5432",
-        "LOG_LEVEL": "warn",
+        "LOG_LEVEL": "info",
         "VALKEY_ENDPOINT": found["ValkeyEndpoint"],
         "QUEUE_URL": found["QueueUrl"],
         "WORKSHOP_NAMESPACE": "workshop",

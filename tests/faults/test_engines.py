@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -30,12 +31,11 @@ from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import exports, local, resolve
 from workshop_lib.services.endpoints import embedded_cache, embedded_database
 from workshop_lib.services.engines import ObjectStore
-from workshop_lib.services.local import Attachment
+from workshop_lib.services.local import Attachment, EngineState
 from workshop_lib.services.processes import (
     is_alive,
     wait_until,
 )
-from workshop_lib.services.protocol import EngineState
 from workshop_lib.services.state_folder import StateFolder, state_folder
 from workshop_lib.settings import load_settings
 
@@ -125,7 +125,8 @@ def gone(folder: StateFolder) -> bool:
 
 
 def supervisor(folder: StateFolder) -> psutil.Process:
-    return psutil.Process(local.status(folder).supervisor_pid)
+    (one,) = folder.processes().supervisors
+    return one
 
 
 def watchdog(folder: StateFolder) -> psutil.Process:
@@ -186,31 +187,15 @@ def test_they_listen_on_loopback_only_and_open_to_their_own_passwords(folder, ki
         "WHERE rolname = current_user"
     )
     assert query(held, asked) == [("admin", False, "repeatable read", 16)]
-
-
-def test_the_store_refuses_a_wrong_key(folder):
-    arguments = resolve_and_hold().store.arguments
-    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
-        boto3.client("s3", **{**arguments, "aws_secret_access_key": "guess-guess"}).list_buckets()
-
-
-def resolve_and_hold():
-    endpoints = resolve(load_settings().values)
-    _held.append(endpoints)
-    return endpoints
-
-
-@both
-def test_passwords_stand_in_no_command_line_no_log_and_no_open_file(folder, kind):
-    held = attach("postgres", "valkey", kind=kind)
-    place = held.folder
+    # Secrets stand in no command line, in no log, and in no file that others may open.
     lines = [" ".join(words(process)) for process in psutil.process_iter()]
     logs = [file.read_text(errors="replace") for file in folder.path.rglob("*.log")]
     known = [*held.secrets.values(), *folder.read(folder.address_file).values()]
     texts = (*lines, *logs, repr(held))
     assert [t for t in texts for p in known if isinstance(p, str) and p in t] == []
-    assert {f.path.stat().st_mode & 0o777 for f in (folder, place)} == {0o700}
-    secret = [place.path / "secrets.json", place.path / "valkey/valkey.conf", folder.address_file]
+    place = held.folder.path
+    assert {path.stat().st_mode & 0o777 for path in (folder.path, place)} == {0o700}
+    secret = [place / "secrets.json", place / "valkey/valkey.conf", folder.address_file]
     assert {file.stat().st_mode & 0o077 for file in secret} == {0}
 
 
@@ -219,6 +204,12 @@ def words(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:  # it has ended
         return []
+
+
+def resolve_and_hold():
+    endpoints = resolve(load_settings().values)
+    _held.append(endpoints)
+    return endpoints
 
 
 def test_who_does_not_know_the_token_is_told_nothing(folder):
@@ -303,12 +294,8 @@ def test_they_stay_idle_as_long_as_any_user_asked_for(folder, monkeypatch, ends)
     assert pids(folder) == before
     assert workshop("stop").output == "The local engines are stopped.\n"
     assert workshop("stop").output == "No local engines were running.\n"
-
-
-def test_they_end_when_the_idle_time_has_passed(folder):
     attach(idle_s=0.5).release()
     attach(idle_s=0.2).release()
-    assert local.status(folder).idle_s > 0
     assert gone(folder)
 
 
@@ -345,20 +332,14 @@ def test_a_forked_child_neither_keeps_nor_ends_what_its_parent_holds(folder, kin
         os.kill(stays, signal.SIGKILL)
 
 
-def test_an_interrupt_reaches_the_opener_and_not_the_engines(folder, monkeypatch):
-    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "60")
-    with another("time.sleep(60)", names=("postgres", "valkey")) as process:
+def test_an_interrupt_reaches_the_opener_and_not_the_engines_and_a_stop_waits_for_nobody(folder):
+    then = "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    time.sleep(60)"
+    with another(then, names=("postgres", "valkey")) as process:
         process.stdout.readline()
         before = pids(folder)
         os.killpg(process.pid, signal.SIGINT)  # what Jupyter's Interrupt and Ctrl-C send
-        process.wait()
-    assert pids(folder) == before
-    assert all(map(psutil.pid_exists, before.values()))
-
-
-def test_stopping_does_not_wait_for_the_process_that_started_them(folder):
-    with another("time.sleep(60)") as process:
-        process.stdout.readline()
+        assert client(attach()).ping() is True
+        assert pids(folder) == before
         assert local.stop(folder) is True
         assert process.poll() is None
 
@@ -385,7 +366,10 @@ def test_a_killed_engine_comes_back_on_the_same_port_with_its_data(folder, kind,
 
 def test_a_killed_store_comes_back_on_the_same_port_with_its_objects(folder):
     endpoints = resolve_and_hold()
-    s3 = boto3.client("s3", **endpoints.store.arguments)
+    arguments = endpoints.store.arguments
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        boto3.client("s3", **{**arguments, "aws_secret_access_key": "guess-guess"}).list_buckets()
+    s3 = boto3.client("s3", **arguments)
     s3.create_bucket(Bucket="kept")
     s3.put_object(Bucket="kept", Key="a", Body=b"kept")
     os.kill(pids(folder)["s3"], signal.SIGKILL)
@@ -394,12 +378,14 @@ def test_a_killed_store_comes_back_on_the_same_port_with_its_objects(folder):
 
 
 def test_an_engine_that_keeps_dying_is_reported_and_can_be_asked_for_again(folder):
+    def ended_or_new() -> bool:
+        state = states(folder)["valkey"]
+        return state.status == "failed" or state.pid not in {0, before}
+
     attach()
-    for _ in range(6):
-        before = pids(folder)["valkey"]
+    while (before := pids(folder)["valkey"]) != 0:
         os.kill(before, signal.SIGKILL)
-        wait_until(lambda before=before: pids(folder)["valkey"] not in {0, before}, 2)
-    assert states(folder)["valkey"].status == "failed"
+        assert wait_until(ended_or_new, SOON_S)
     assert "It died 5 times" in states(folder)["valkey"].message
     assert client(attach()).ping() is True
 
@@ -465,16 +451,24 @@ def test_a_killed_watchdog_is_replaced(folder):
     assert local.status(folder).supervisor_pid is not None
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGSTOP], []], ids=["frozen", "its file is damaged"])
-def test_a_supervisor_that_is_out_of_reach_is_found_and_keeps_its_engines(folder, signals):
+@pytest.mark.parametrize("how", ["frozen", "its file is damaged", "it stays frozen"])
+def test_a_supervisor_that_is_out_of_reach_is_found_or_replaced(folder, monkeypatch, how):
     attach()
     before, boss = pids(folder), supervisor(folder)
-    for number in signals or [None]:
-        boss.send_signal(number) if number else folder.address_file.write_text('{"port": 1')
-    attach()
-    assert pids(folder) == before
-    assert len(local.status(folder).users) == 2
-    boss.suspend()
+    if how == "its file is damaged":
+        folder.address_file.write_text('{"port": 1')
+    else:
+        boss.suspend()
+    if how == "it stays frozen":
+        monkeypatch.setattr(psutil.Process, "resume", lambda _: None)
+        assert client(attach()).ping() is True
+        assert supervisor(folder) != boss
+    else:
+        attach()
+        assert pids(folder) == before
+        assert len(local.status(folder).users) == 2
+    supervisor(folder).suspend()
+    monkeypatch.undo()
     assert local.stop(folder) is True
 
 
@@ -534,7 +528,7 @@ def test_what_was_left_before_a_reboot_harms_nobody(folder, stranger):
     process.wait()
 
 
-def test_a_port_that_somebody_took_meanwhile_is_given_up(folder):
+def test_a_port_that_somebody_took_meanwhile_is_given_up_but_not_in_a_sandbox(folder):
     port = attach().engines["valkey"].port
     local.stop(folder)
     let_go()
@@ -542,9 +536,6 @@ def test_a_port_that_somebody_took_meanwhile_is_given_up(folder):
         held = attach()
         assert held.engines["valkey"].port != port
         assert client(held).ping() is True
-
-
-def test_in_a_sandbox_it_is_a_clear_error(folder):
     box = attach(kind="sandbox")
     port = box.engines["valkey"].port
     box.tell("stop", "valkey")
@@ -565,7 +556,9 @@ def test_where_an_engine_does_not_start_nothing_is_left(folder, kind):
     assert gone(folder)
 
 
-def test_an_interrupted_opening_leaves_nothing(folder, monkeypatch):
+def test_an_opening_that_is_interrupted_leaves_nothing_and_one_that_cannot_be_says_why(
+    folder, monkeypatch
+):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -574,9 +567,6 @@ def test_an_interrupted_opening_leaves_nothing(folder, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             attach()
     assert gone(folder)
-
-
-def test_a_supervisor_that_cannot_run_is_a_clear_error(folder, monkeypatch):
     monkeypatch.setattr(local, "SUPERVISOR", "workshop_lib.no_such_module")
     with pytest.raises(EngineError, match=r"supervisor did not start(.|\n)*no_such_module"):
         attach()
@@ -595,19 +585,9 @@ def test_addresses_that_workshop_env_printed_are_the_local_engines_themselves(fo
 # --- the folder ---
 
 
-def test_a_folder_that_cannot_be_made_is_a_clear_error():
+def test_a_folder_that_cannot_be_used_is_a_clear_error(tmp_path, monkeypatch):
     with pytest.raises(EngineError, match="WORKSHOP_STATE_DIR"):
         StateFolder(Path("/proc/workshop")).prepare()
-
-
-def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5_000_000))
-    with pytest.raises(EngineError, match="Only 5 MB are free"):
-        StateFolder(tmp_path / "state").prepare()
-
-
-def test_a_lock_that_is_held_for_too_long_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr("workshop_lib.services.state_folder.LOCK_WAIT_S", 0.1)
     with (
         StateFolder(tmp_path).locked(),
@@ -615,29 +595,24 @@ def test_a_lock_that_is_held_for_too_long_is_a_clear_error(tmp_path, monkeypatch
         StateFolder(tmp_path).locked(),
     ):
         pass
-
-
-def test_each_checkout_has_a_state_folder_of_its_own_outside_the_work_tree():
-    chosen = state_folder(None).path
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5_000_000))
+    with pytest.raises(EngineError, match="Only 5 MB are free"):
+        StateFolder(tmp_path / "state").prepare()
+    chosen = state_folder(None).path  # one for each checkout, outside of it
     assert CHECKOUT not in chosen.parents
     assert chosen != state_folder(Path("elsewhere")).path
 
 
-def test_stopping_or_resetting_what_is_not_there_is_harmless(tmp_path):
+def test_resets_at_once_leave_nothing_and_of_what_is_not_there_nothing_comes(tmp_path):
     for end in (local.stop, local.reset):
         assert end(StateFolder(tmp_path / "nothing")) is False
-    assert not (tmp_path / "nothing").exists()
-
-
-def test_resets_at_once_leave_nothing(tmp_path):
-    folder = StateFolder(tmp_path)
+    folder = StateFolder(tmp_path / "state")
     folder.prepare()
-    threads = [threading.Thread(target=local.reset, args=(folder,)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert list(tmp_path.iterdir()) == []
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(local.reset, [folder] * 4))
+    assert list(tmp_path.iterdir()) == [folder.path]
+    assert list(folder.path.iterdir()) == []
 
 
 def test_where_rclone_cannot_run_an_emulation_stands_in_and_says_so(tmp_path):
@@ -648,13 +623,9 @@ def test_where_rclone_cannot_run_an_emulation_stands_in_and_says_so(tmp_path):
     store.start(0)
     try:
         assert store.state().emulated is True
-        s3 = boto3.client(
-            "s3",
-            endpoint_url=f"http://127.0.0.1:{store.port}",
-            aws_access_key_id="any",
-            aws_secret_access_key="any",
-            region_name="us-east-1",
-        )
+        keys = dict.fromkeys(("aws_access_key_id", "aws_secret_access_key"), "any")
+        place = {"endpoint_url": f"http://127.0.0.1:{store.port}", "region_name": "us-east-1"}
+        s3 = boto3.client("s3", **place, **keys)
         s3.create_bucket(Bucket="emulated")
         s3.put_object(Bucket="emulated", Key="k", Body=b"body")
         assert s3.get_object(Bucket="emulated", Key="k")["Body"].read() == b"body"

@@ -1,22 +1,26 @@
-"""A stand-in for the AWS Lambda service: HTTP in front, as boto3 speaks it, and real processes.
+"""A stand-in for the AWS Lambda service, in which AWS's own runtime client runs the function.
 
-An execution environment is started when there is an event and none is free, does one event at a
-time, stays for further ones, and is ended when the function's time is over. It imports from the
-package and the standard library alone, as in Lambda.
+In front is the Invoke API, as boto3 speaks it. Behind each execution environment is a process of
+`awslambdaric`, and the Runtime API that it asks for events (Lambda Developer Guide, "Using the
+Lambda runtime API for custom runtimes"). An environment is started when there is an event and none
+is free, does one event at a time, stays for more, and is ended when the function's time is over.
 """
 
 import json
 import os
 import platform
+import queue
 import signal
+import ssl
 import subprocess
 import sys
 import threading
+import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +32,10 @@ from workshop_lib.lambda_package import build_package
 
 HERE = {"aarch64": "arm64"}.get(platform.machine(), "x86_64")
 HOST = "127.0.0.1"
-FRONT = "/2015-03-31/functions/"
-MAX_BYTES = 6 * 2**20
-"""Of an event and of an answer, each."""
-RUN = """
-import importlib, json, os, sys, time
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # what a function prints goes to its log
-for name in sys.argv[1].split():
-    importlib.import_module(name)
-module, _, name = os.environ["_HANDLER"].rpartition(".")
-handler = getattr(importlib.import_module(module), name)
-print("ready", file=answers, flush=True)
-class Context:
-    def get_remaining_time_in_millis(self):
-        return int((deadline - time.time()) * 1e3)
-for line in sys.stdin:
-    event, limit_s = json.loads(line)
-    deadline = time.time() + limit_s
-    try:
-        said = handler(event, Context()), ""
-    except Exception as error:
-        said = {"errorMessage": str(error), "errorType": type(error).__name__}, "Unhandled"
-    print(json.dumps(said), file=answers, flush=True)
-"""
+RUNTIME = ("awslambdaric", "runtime_client", "simplejson", "snapshot_restore_py")
+"""What Lambda's managed runtime brings along: its client, and what that imports."""
+START = "import sys; from awslambdaric.__main__ import main; main(sys.argv)"
+ARN = "arn:aws:lambda:us-east-1:123456789012:function:load-worker"
 
 
 @dataclass
@@ -61,27 +45,35 @@ class Done:
     answer: bytes
     failure: str = ""
 
+    @classmethod
+    def failed(cls, message: str) -> "Done":
+        return cls(json.dumps({"errorMessage": message}).encode(), "Unhandled")
+
 
 class Environment:
-    """An execution environment: a process with events on its input, and answers on its output."""
+    """An execution environment: a process, and the Runtime API that it asks for events."""
 
     def __init__(self, service: "LambdaService", number: int) -> None:
         self.event: Any = None
         """What it is working on; None if it is not."""
+        self._ready = threading.Event()
+        self._events: queue.Queue[tuple[bytes, float] | None] = queue.Queue()
+        self._ends: queue.Queue[Done] = queue.Queue()
+        self._api = serve(self._runtime_api())
         self.log = service.folder / f"environment-{number}.log"
+        place = {"AWS_LAMBDA_RUNTIME_API": f"{HOST}:{self._api.server_port}"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                # -S and PYTHONPATH: of all that is installed here it sees nothing but the package.
-                [sys.executable, "-s", "-S", "-c", RUN, service.preload],
+                # -S and PYTHONPATH: of all that is installed here it sees the package alone.
+                [sys.executable, "-s", "-S", "-c", service.start, service.handler],
                 cwd=service.package,
-                env=service.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                env=service.environment | place,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
                 stderr=log,
-                text=True,
                 start_new_session=True,
             )
-        self._ready = False
+        threading.Thread(target=self._watch, daemon=True).start()
 
     @property
     def alive(self) -> bool:
@@ -90,37 +82,56 @@ class Environment:
     def do(self, event: Any, limit_s: float) -> Done:
         """Have it do this, and wait for the end; starting is not part of the function's time."""
         self.event = event
-        timed_out = threading.Event()
-        late = threading.Timer(limit_s, lambda: (timed_out.set(), self.end()))
+        self._ready.wait()
+        self._events.put((json.dumps(event).encode(), limit_s))
         try:
-            self._ready = self._ready or self.process.stdout.readline() == "ready\n"
-            late.start()
-            self.process.stdin.write(json.dumps([event, limit_s]) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        except (OSError, ValueError):
-            line = ""
+            return self._ends.get(timeout=limit_s)
+        except queue.Empty:
+            self.end()
+            return Done.failed(f"Task timed out after {limit_s:.2f} seconds")
         finally:
-            late.cancel()
             self.event = None
-        if line.endswith("\n"):
-            answer, failure = json.loads(line)
-            return Done(json.dumps(answer).encode(), failure)
-        code = self.process.wait()
-        how = f"signal: {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        said = f"Error: Runtime exited with error: {how}"
-        if timed_out.is_set():
-            said = f"Task timed out after {limit_s:.2f} seconds"
-        return Done(json.dumps({"errorMessage": said}).encode(), "Unhandled")
 
     def end(self) -> None:
         """End the process as the service does: at once."""
         if self.alive:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with suppress(OSError):
-                pipe.close()
+        self._events.put(None)
+        self._api.shutdown()
+        self._api.server_close()
+
+    def _watch(self) -> None:
+        code = self.process.wait()
+        how = f"signal: {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        self._ends.put(Done.failed(f"Error: Runtime exited with error: {how}"))
+        self._ready.set()
+
+    def _runtime_api(self) -> type["Quiet"]:
+        environment = self
+
+        class Api(Quiet):
+            def do_GET(self) -> None:
+                assert self.path.endswith("/runtime/invocation/next")
+                environment._ready.set()
+                given = environment._events.get()
+                if given is None:
+                    self.close_connection = True
+                    return
+                event, limit_s = given
+                deadline = f"{(time.time() + limit_s) * 1e3:.0f}"
+                headers = {"Aws-Request-Id": "1", "Deadline-Ms": deadline}
+                headers["Invoked-Function-Arn"] = ARN
+                self.reply(200, event, {f"Lambda-Runtime-{k}": v for k, v in headers.items()})
+
+            def do_POST(self) -> None:
+                answer = self.body()
+                if not self.path.endswith("/init/error"):  # after that the process exits
+                    failure = "" if self.path.endswith("/response") else "Unhandled"
+                    environment._ends.put(Done(answer, failure))
+                self.reply(202)
+
+        return Api
 
 
 class LambdaService:
@@ -133,8 +144,8 @@ class LambdaService:
         timeout_s: the function's time-out, seconds.
         most: environments at the same time; further invocations are throttled.
         on_event: told each event before an environment gets it; may change it.
-        paths: further folders from which an environment imports.
-        preload: modules that it imports before all else, such as "sitecustomize".
+        paths: further folders from which an environment imports; a sitecustomize in them comes
+            first, as with Python's own start.
         name: of the function.
 
     Attributes:
@@ -154,41 +165,42 @@ class LambdaService:
         most: int = 2,
         on_event: Callable[[dict[str, Any]], None] = lambda _: None,
         paths: Iterable[Path] = (),
-        preload: str = "",
         name: str = "load-worker",
     ) -> None:
-        self.preload, self.name = preload, name
-        self.package, self.folder, self.handler = package, folder, handler
+        self.name, self.package, self.folder, self.handler = name, package, folder, handler
         self.timeout_s, self.most, self.on_event = timeout_s, most, on_event
-        self.scratch = folder / "tmp"
+        self.start = f"import sitecustomize; {START}" if paths else START
+        self.scratch, runtime = folder / "tmp", folder / "runtime"
         self.scratch.mkdir()
+        runtime.mkdir()
+        for module in RUNTIME:
+            file = Path(find_spec(module).origin)
+            source = file.parent if file.stem == "__init__" else file
+            (runtime / source.name).symlink_to(source)
+        keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
         self.environment = {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "LANG": "en_US.UTF-8",
             "TZ": ":UTC",
             "TMPDIR": str(self.scratch),
             "LAMBDA_TASK_ROOT": str(package),
-            "PYTHONPATH": ":".join(map(str, (*paths, package))),
+            "PYTHONPATH": ":".join(map(str, (*paths, package, runtime))),
             # Lambda's file system refuses to be written to; where tests run as root, it would not.
             "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
             "AWS_EXECUTION_ENV": f"AWS_Lambda_python3.{sys.version_info.minor}",
             "AWS_LAMBDA_FUNCTION_NAME": self.name,
             "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
-            "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
             "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": "of-the-role",
-            "AWS_SECRET_ACCESS_KEY": "of-the-role",
-            "AWS_SESSION_TOKEN": "of-the-role",
-            "_HANDLER": handler,
+            **dict.fromkeys(keys, "of-the-role"),
             **settings,
         }
         self.calls = 0
         self.environments: list[Environment] = []
         self._free: list[Environment] = []
         self._lock = threading.Lock()
-        self._server = serve(self._api())
+        self._server = serve(self._invoke_api())
         self.url = f"http://{HOST}:{self._server.server_port}"
 
     def close(self) -> None:
@@ -231,27 +243,24 @@ class LambdaService:
             self.environments.append(Environment(self, len(self.environments)))
             return self.environments[-1]
 
-    def _api(self) -> type[BaseHTTPRequestHandler]:
+    def _invoke_api(self) -> type["Quiet"]:
         service = self
 
         class Api(Quiet):
             def do_POST(self) -> None:
-                body = self.body()
-                if self.path != f"{FRONT}{service.name}/invocations":
-                    return self.refuse(404, "ResourceNotFoundException", "Function not found")
-                if len(body) > MAX_BYTES:
-                    return self.refuse(413, "RequestTooLargeException", "Request must be smaller")
-                done = service.invoke(body)
-                if done is None:
-                    return self.refuse(429, "TooManyRequestsException", "Rate Exceeded.")
-                failed = {"X-Amz-Function-Error": done.failure} if done.failure else {}
-                return self.reply(200, done.answer, {"X-Amz-Executed-Version": "$LATEST", **failed})
-
-            def refuse(self, status: int, kind: str, message: str) -> None:
-                said = json.dumps({"Type": "User", "message": message}).encode()
-                self.reply(status, said, {"x-amzn-ErrorType": kind})
+                service.answer(self, self.path.split("/")[3], self.body())
 
         return Api
+
+    def answer(self, request: "Quiet", name: str, payload: bytes) -> None:
+        """Answer a request to invoke a function."""
+        if name != self.name:
+            return request.refuse(404, "ResourceNotFoundException", "Function not found")
+        done = self.invoke(payload)
+        if done is None:
+            return request.refuse(429, "TooManyRequestsException", "Rate Exceeded.")
+        failed = {"X-Amz-Function-Error": done.failure} if done.failure else {}
+        return request.reply(200, done.answer, {"X-Amz-Executed-Version": "$LATEST", **failed})
 
 
 class EventSourceMapping:
@@ -263,7 +272,7 @@ class EventSourceMapping:
     Args:
         service: the function.
         sqs: a client.
-        queue: the queue's URL.
+        queue_url: of the queue.
         at_once: batches at the same time (ScalingConfig).
 
     Attributes:
@@ -271,8 +280,8 @@ class EventSourceMapping:
 
     """
 
-    def __init__(self, service: LambdaService, sqs: Any, queue: str, at_once: int = 2) -> None:
-        self.service, self.sqs, self.queue = service, sqs, queue
+    def __init__(self, service: LambdaService, sqs: Any, queue_url: str, at_once: int = 2) -> None:
+        self.service, self.sqs, self.queue = service, sqs, {"QueueUrl": queue_url}
         self.batches: list[int] = []
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._poll) for _ in range(at_once)]
@@ -286,71 +295,82 @@ class EventSourceMapping:
             thread.join()
 
     def _poll(self) -> None:
+        most = {"MaxNumberOfMessages": 10, "WaitTimeSeconds": 1}
         while not self._ended.is_set():
             try:
-                messages = self.sqs.receive_message(
-                    QueueUrl=self.queue, MaxNumberOfMessages=10, WaitTimeSeconds=1
-                ).get("Messages", [])
-                if messages:
-                    self._hand_over(messages)
+                found = self.sqs.receive_message(**self.queue, **most).get("Messages", [])
+                if found:
+                    self._hand_over({one["MessageId"]: one for one in found})
             except (BotoCoreError, ClientError):  # it comes back, as the service would
                 self._ended.wait(0.3)
 
-    def _hand_over(self, messages: Sequence[Mapping[str, Any]]) -> None:
+    def _hand_over(self, messages: dict[str, Any]) -> None:
         records = [
-            {"messageId": m["MessageId"], "body": m["Body"], "eventSource": "aws:sqs"}
-            for m in messages
+            {"messageId": key, "body": one["Body"], "eventSource": "aws:sqs"}
+            for key, one in messages.items()
         ]
         done = self.service.invoke(json.dumps({"Records": records}).encode())
         if done is None or done.failure:  # throttled, or failed: all of them come again
             return
         self.batches.append(len(messages))
         failed = {one["itemIdentifier"] for one in json.loads(done.answer)["batchItemFailures"]}
-        entries = [
-            {"Id": str(n), "ReceiptHandle": m["ReceiptHandle"]}
-            for n, m in enumerate(messages)
-            if m["MessageId"] not in failed
-        ]
-        if entries:
-            self.sqs.delete_message_batch(QueueUrl=self.queue, Entries=entries)
+        for key in messages.keys() - failed:
+            self.sqs.delete_message(**self.queue, ReceiptHandle=messages[key]["ReceiptHandle"])
 
 
 class Quiet(BaseHTTPRequestHandler):
     """Answers over a connection that stays open, and prints nothing."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = 1 << 16  # an answer goes out in one piece
 
     def body(self) -> bytes:
-        return self.rfile.read(int(self.headers["Content-Length"]))
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def reply(
         self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+        self.send_response_only(status)
+        given = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        for name, value in (given | dict(headers or {})).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def refuse(self, status: int, kind: str, message: str) -> None:
+        said = json.dumps({"__type": kind, "message": message}).encode()
+        self.reply(status, said, {"x-amzn-ErrorType": kind})
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 class Server(ThreadingHTTPServer):
-    """Takes many connections at once, and is silent about those that break."""
+    """Takes many connections at once, with TLS or without, silent about those that break."""
 
     daemon_threads = True
     request_queue_size = 128
+    tls: ssl.SSLContext | None = None
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """In the thread of the connection, so that nobody waits for another's handshake."""
+        if self.tls:
+            with self.tls.wrap_socket(request, server_side=True) as secured:
+                super().finish_request(secured, client_address)
+        else:
+            super().finish_request(request, client_address)
 
     def handle_error(self, *_: object) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):
+        if not isinstance(sys.exception(), OSError):
             super().handle_error(*_)  # type: ignore[arg-type]
 
 
-def serve(api: type[BaseHTTPRequestHandler]) -> Server:
+def serve(api: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) -> Server:
     """A server on a free port, running."""
     server = Server((HOST, 0), api)
+    server.tls = tls
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     return server
 

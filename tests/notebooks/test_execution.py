@@ -16,8 +16,8 @@ import psycopg2
 import pytest
 
 from workshop_lib import report, runner
-from workshop_lib.findings import find, pictures, statements
-from workshop_lib.published import beside_published
+from workshop_lib.findings import content, find
+from workshop_lib.published import studies
 from workshop_lib.results import read_result
 from workshop_lib.services import local
 from workshop_lib.services.engines import HOST, OWNER
@@ -370,30 +370,32 @@ def test_each_result_says_how_it_came_about(executed, results):
 
 def test_the_report_finds_every_figure_and_picture_that_it_is_to_show(executed, results):
     folder, _ = executed
-    missing = [find(one, results[one.notebook]).missing for one in statements()]
+    found = content()
+    missing = [find(one, results[one.notebook]).missing for one in found.statement]
     assert [why for why in missing if why] == []
-    for name, words in pictures().items():
+    for name, words in found.pictures.items():
         cells = nbformat.read(folder / f"{name}.ipynb", as_version=4).cells
         outputs = [output for cell in cells for output in cell.get("outputs", ())]
         images = [o.metadata["image/png"] for o in outputs if "image/png" in o.get("data", {})]
         texts = [image["alt"] for image in images]
         assert all(texts)
         assert sum(words in text for text in texts) == 1, name
-    assert [row.subject for row in beside_published(results) if row.figure is None] == []
+    rows = [row for study in studies().values() for row in report.beside(study, results)]
+    assert [published.subject for published, ours in rows if ours is None] == []
 
 
-def test_the_page_of_a_whole_run_is_small_enough_to_send(executed):
+def test_the_page_of_a_whole_run_is_small_enough_to_send_and_leads_to_every_notebook(executed):
     folder, outcomes = executed
-    for outcome in outcomes:
-        (folder / f"{outcome.name}.html").touch()  # the pages that it leads to take long to make
     page = report.write_report(folder)
     assert page.stat().st_size < 8_000_000
-    assert "did not record what it takes" not in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "did not record what it takes" not in text
+    assert [o.name for o in outcomes if f'href="{o.name}.html"' not in text] == []
 
 
 def test_nothing_of_a_run_is_left_in_database_cache_or_store(executed, shared):
     _, outcomes = executed
-    assert [outcome.left_behind for outcome in outcomes if outcome.left_behind] == []
+    assert [outcome.left_undone for outcome in outcomes if outcome.left_undone] == []
     schemas = shared.database.query(
         "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'run%%'", ()
     )

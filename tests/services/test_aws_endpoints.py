@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from contextlib import closing
 
 import certifi
 import pytest
+import redis
 from psycopg2.extensions import parse_dsn
 
 from workshop_lib.dsql import read_token
@@ -15,30 +18,15 @@ from workshop_lib.settings import load_settings
 
 CLUSTER = "abcdefghij.dsql.us-east-1.on.aws"
 CACHE = "mine.serverless.use1.cache.amazonaws.com"
-QUEUE = "https://sqs.us-east-1.amazonaws.com/123456789012/load-test"
 
 
 @pytest.fixture
-def on_aws(clean_environment, tmp_path):
+def on_aws(aws_environment):
     """Finds the endpoints of a deployment on AWS, whose credentials sign but open nothing."""
 
     def find(**changes):
-        for name, value in {
-            "AWS_REGION": "us-east-1",
-            "DSQL_ENDPOINT": CLUSTER,
-            "VALKEY_ENDPOINT": CACHE,
-            "BUCKET_NAME": "my-bucket",
-            "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
-            "AWS_SECRET_ACCESS_KEY": "not-a-real-secret",
-            "AWS_CONFIG_FILE": str(tmp_path / "none"),
-            "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CA_BUNDLE": "",
-            **changes,
-        }.items():
-            clean_environment.setenv(name, value)
-            if not value:
-                clean_environment.delenv(name)
+        given = {"DSQL_ENDPOINT": CLUSTER, "VALKEY_ENDPOINT": CACHE, "BUCKET_NAME": "my-bucket"}
+        aws_environment(**given | changes)
         return resolve(load_settings().values)
 
     return find
@@ -67,6 +55,23 @@ def test_each_service_is_amazons_own_with_verified_tls_bounded_waits_and_no_stor
     assert not {"endpoint_url", "aws_secret_access_key"} & set(store.arguments)
     assert store.arguments["region_name"] == "us-east-1"
     assert "not-a-real-secret" not in repr(found)
+
+
+def test_a_new_connection_to_the_cache_begins_with_one_command(on_aws, ws):
+    """Each is a round trip; redis-py's defaults send three more, one of which is refused there."""
+    local = {name: ws.endpoints.cache.arguments[name] for name in ("host", "port", "password")}
+    arguments = {**on_aws().cache.arguments, **local, "ssl": False}
+    arguments.pop("ssl_ca_certs")
+    before = commands(ws.valkey)
+    with closing(redis.Redis(**arguments)) as client:
+        client.ping()
+    assert commands(ws.valkey) - before - Counter({"info": 1}) == Counter(["hello", "ping"])
+
+
+def commands(client):
+    """How often which command was sent to a server."""
+    stats = client.info("commandstats")
+    return Counter({name.removeprefix("cmdstat_"): one["calls"] for name, one in stats.items()})
 
 
 def test_a_company_may_have_certificates_of_its_own(on_aws):

@@ -14,7 +14,7 @@ from workshop_lib.cache.fingerprint import Fingerprint
 from workshop_lib.cache.mechanism import Mechanism, Policy
 from workshop_lib.cache.query_cache import Source
 from workshop_lib.cache.stats import CacheStats
-from workshop_lib.cache.storage import StringStorage
+from workshop_lib.cache.storage import Storage
 from workshop_lib.errors import WorkshopError
 
 P = ParamSpec("P")
@@ -41,7 +41,7 @@ class CachedFunction(Generic[P, R]):
         self._name = name or _describe(self._function)
         self._fingerprint = None if name else Fingerprint(self._function, _unwrap)
         self._source = source
-        storage = StringStorage(source.valkey, max_bytes=int(policy.max_bytes))
+        storage = Storage(source.valkey, int(policy.max_bytes))
         self._mechanism = Mechanism(storage, policy)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

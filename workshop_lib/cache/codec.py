@@ -1,26 +1,33 @@
-"""Turn a query's answer into bytes for the cache, and back with every type and value as it was.
+"""Answers as JSON that a person can read with GET, and back with every type and value as it was.
 
-A frame is 4 bytes that say what it is and of which version, 4 bytes of CRC-32, and a MessagePack
-body. Answers are kept column by column: a column of one type is written and read in C, by a
-decoder made for that type. Mixed and nested values take a slower road, tagged one by one.
+    {"created_at":1767225600.0,"cost_seconds":0.004,"fresh_until":null,"tags":{},
+     "columns":["id","salary"],"types":["int","Decimal"]}
+    [[1,2],["12.50",null]]#9f0a1c3e
+
+An answer is kept column by column, so that a column of one type is read in C by a decoder made for
+that type. A column of several types, or of nested values, is `mixed`: there, what JSON has no form
+for is a list of a type's name and its parts, as in `["Decimal","12.50"]`. The eight digits at the
+end are a CRC-32 of all that stands before them.
 
 It is not pickle: whoever can write to the cache could otherwise run code in all who read it. For
-the same reason decoding is bounded: whatever the bytes are, it takes at most 200 times `max_bytes`
-of memory (a row of one small value takes over 100 bytes, and may be written as one), and time in
+the same reason reading is bounded: whatever the bytes are, it takes at most 200 times `max_bytes`
+of memory (a row of one small value takes about 70 bytes, and may be written as two), and time in
 proportion.
 """
 
+import struct
 import zlib
+from base64 import b64decode, b64encode
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from functools import lru_cache
-from math import inf
+from math import inf, isfinite
 from types import NoneType
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -31,8 +38,7 @@ MAX_BYTES = 1_000_000  # what is read where nothing else is said
 MAX_TIME = 1e10  # seconds of Unix time: in the year 2286
 MAX_COST_S = 1e10
 MAX_SAME_HASH = 32  # keys of one dict: each further one is compared with all of them
-
-T = TypeVar("T")
+CHECK_LENGTH = 9  # "#" and eight hexadecimal digits
 
 
 class Uncacheable(TypeError):  # noqa: N818 - it reads as what it says of the value
@@ -40,27 +46,46 @@ class Uncacheable(TypeError):  # noqa: N818 - it reads as what it says of the va
 
 
 class CorruptEntry(ValueError):  # noqa: N818 - likewise
-    """The bytes are not a whole frame of this version: treat them as a miss."""
+    """The bytes are no entry of ours: treat them as a miss."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A query's answer as the cache keeps it."""
+    """An answer as the cache keeps it.
+
+    Attributes:
+        columns: their names, in the query's order.
+        rows: each a tuple as long as `columns`.
+        cost_seconds: what the source took when the entry was filled.
+        created_at: when it was filled, Unix seconds.
+        fresh_until: when it should no longer be served without asking, Unix seconds.
+        tags: the versions of its tags, by the tags' keys, at the time when it was loaded.
+        size: of what it was read from, bytes; 0 if it has not been stored.
+
+    """
 
     columns: tuple[str, ...]
-    """The columns' names, in the query's order."""
     rows: list[tuple[object, ...]]
-    """The rows in order, each a tuple as long as `columns`."""
     cost_seconds: float
-    """What the database query took when the entry was filled."""
     created_at: float
-    """When the entry was filled, in seconds of Unix time."""
     fresh_until: float = inf
-    """When it should no longer be served without asking, in seconds of Unix time."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    size: int = field(default=0, compare=False)
+
+
+class _Head(msgspec.Struct, forbid_unknown_fields=True):
+    """The first line; the second one has the columns' values."""
+
+    created_at: float
+    cost_seconds: float
+    fresh_until: float | None
+    tags: dict[str, str]
+    columns: tuple[str, ...]
+    types: tuple[str, ...]
 
 
 def encode(entry: Entry) -> bytes:
-    """Return the frame of a query's answer.
+    """Return the stored form of an answer.
 
     >>> decode(encode(Entry(("id", "name"), [(1, "Mercury"), (2, None)], 0.004, 0.0))).rows
     [(1, 'Mercury'), (2, None)]
@@ -68,42 +93,67 @@ def encode(entry: Entry) -> bytes:
     Raises Uncacheable, naming column and type, for what would not come back equal.
     """
     check_times(entry)
-    columns = [
-        _encode_column(values, f"Column {name!r}")
-        for name, values in zip(entry.columns or ("",), _turn_to_columns(entry), strict=True)
-    ]
-    times = (entry.cost_seconds, entry.created_at, entry.fresh_until)
-    body = _Body(entry.columns, times, columns)
-    return _seal(_ENTRY, _dump(body, "A column's name or the entry's time"))
+    _check_rows(entry)
+    columns = list(zip(*entry.rows, strict=True)) if entry.rows else [()] * len(entry.columns)
+    types, values = _encode_columns(entry.columns, columns)
+    until = None if entry.fresh_until == inf else entry.fresh_until
+    tags = dict(entry.tags)
+    head = _Head(entry.created_at, entry.cost_seconds, until, tags, entry.columns, tuple(types))
+    return seal(b"%b\n%b" % (_dump(head, "A column's name"), values))
 
 
 def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Entry:
-    """Return the answer in a frame, equal in types and values to what `encode` was given.
+    """Return the answer in the bytes, equal in types and values to what `encode` was given.
 
-    Raises CorruptEntry, and nothing else, for bytes that `encode` of this version did not make, and
-    for more than `max_bytes` of them.
+    Raises CorruptEntry, and nothing else, for bytes that `encode` did not make, and for more than
+    `max_bytes` of them.
     """
-    return _unseal(_ENTRY, data, _parse_entry, max_bytes)
+    text = unseal(data, max_bytes)
+    line, _, values = text.partition(b"\n")
+    try:
+        head = _HEAD.decode(line)
+        if len(head.columns) != len(head.types):
+            raise ValueError("as many columns as types are needed")
+        columns = _decoder(head.types).decode(values)
+        if _MIXED in head.types:
+            columns = [
+                [_unpack(value) for value in column] if kind == _MIXED else column
+                for kind, column in zip(head.types, columns, strict=True)
+            ]
+        until = inf if head.fresh_until is None else head.fresh_until
+        entry = Entry(
+            head.columns, list(zip(*columns, strict=True)), head.cost_seconds, head.created_at,
+            until, head.tags, len(data),
+        )  # fmt: skip
+        check_times(entry)
+    except Exception as error:  # forged, as the checksum fits: anything can be wrong in it
+        raise CorruptEntry(
+            f"The bytes have no readable body ({error}). Delete the key: the next read fills it."
+        ) from error
+    return entry
 
 
 def encode_value(value: object) -> bytes:
-    """Return the frame of one value, such as what a cached function returned.
+    """Return one value as JSON, as for a field of a hash.
 
-    >>> decode_value(encode_value({"born": date(1906, 12, 9)}))
-    {'born': datetime.date(1906, 12, 9)}
+    >>> encode_value(3), encode_value(None), encode_value("Mercury"), encode_value(Decimal("1.50"))
+    (b'3', b'null', b'"Mercury"', b'["Decimal","1.50"]')
 
     Raises Uncacheable, naming the type, for what would not come back equal.
     """
-    return _seal(_VALUE, _dump(pack(value, "The value"), "The value"))
+    return _dump(_pack(value, "The value"), "The value")
 
 
 def decode_value(data: bytes, max_bytes: int = MAX_BYTES) -> object:
-    """Return the value in a frame, equal in type and value to what `encode_value` was given.
+    """Return the value in the JSON, equal in type and value to what `encode_value` was given.
 
-    Raises CorruptEntry, and nothing else, for bytes that it did not make in this version, and for
-    more than `max_bytes` of them.
+    Raises CorruptEntry, and nothing else, for anything else and for more than `max_bytes`.
     """
-    return _unseal(_VALUE, data, lambda body: unpack(_load(body)), max_bytes)
+    check_size(data, max_bytes)
+    try:
+        return _unpack(_ANY.decode(data))
+    except Exception as error:
+        raise CorruptEntry(f"{data[:40]!r} is no value of ours: {error}.") from error
 
 
 def canonical(value: object) -> bytes:
@@ -120,21 +170,24 @@ def canonical(value: object) -> bytes:
     Raises Uncacheable, naming the type, as `encode_value` does.
     """
     where = "A part of the key"
-    return _dump(pack(value, where, sort_dicts=True), where)
+    return _dump(_pack(value, where, sort_dicts=True), where)
 
 
-# The first byte opens no MessagePack, JSON, text or pickle. The last one is the version: raise it
-# with every change to what follows, and entries of the old layout become misses.
-_ENTRY = b"\xc1WE\x01"
-_VALUE = b"\xc1WV\x01"
+def seal(text: bytes) -> bytes:
+    """Return the bytes with their checksum at the end."""
+    return text + b"#%08x" % zlib.crc32(text)
 
 
-class _Body(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    names: tuple[str, ...]
-    times: tuple[float, float, float]
-    """cost_seconds, created_at and fresh_until."""
-    columns: list[tuple[str, bytes]]
-    """For each column the name of its decoder, and its values as a MessagePack array."""
+def unseal(data: bytes, max_bytes: int = MAX_BYTES) -> bytes:
+    """Return the bytes that `seal` was given. Raises CorruptEntry, also for more than so many."""
+    check_size(data, max_bytes)
+    text = data[:-CHECK_LENGTH]
+    if seal(text) != data:
+        raise CorruptEntry(
+            "The checksum at the end does not fit: the bytes were cut short or changed, or another "
+            "program wrote them. Delete the key: the next read fills it again."
+        )
+    return text
 
 
 def check_size(data: bytes, max_bytes: int) -> None:
@@ -147,7 +200,7 @@ def check_size(data: bytes, max_bytes: int) -> None:
 
 
 def check_times(entry: Entry) -> None:
-    """Raise Uncacheable for times that no clock has shown; `inf` is a fresh_until without end."""
+    """Raise Uncacheable for times that no clock has shown."""
     until = entry.created_at if entry.fresh_until == inf else entry.fresh_until
     sane = 0 <= entry.cost_seconds <= MAX_COST_S
     if not (sane and 0 <= entry.created_at <= MAX_TIME and 0 <= until <= MAX_TIME):
@@ -157,9 +210,10 @@ def check_times(entry: Entry) -> None:
         )
 
 
-def check_rows(entry: Entry) -> None:
-    """Raise Uncacheable, with the reason, for rows that are no tuples as long as the columns."""
+def _check_rows(entry: Entry) -> None:
     width = len(entry.columns)
+    if entry.rows and not width:
+        raise Uncacheable("The rows have no columns. Select at least one.")
     if odd := set(map(type, entry.rows)) - {tuple}:
         raise Uncacheable(
             f"A row is a {_name(odd.pop())}, which would come back as a tuple. Use the default "
@@ -172,46 +226,59 @@ def check_rows(entry: Entry) -> None:
         )
 
 
-def _turn_to_columns(entry: Entry) -> list[tuple[object, ...]]:
-    check_rows(entry)
-    width = len(entry.columns)
-    if not width:  # as `SELECT FROM t` answers: a column of None keeps the count of rows
-        return [(None,) * len(entry.rows)]
-    return list(zip(*entry.rows, strict=True)) or [()] * width
+def _encode_columns(
+    names: Sequence[str], columns: Sequence[tuple[object, ...]]
+) -> tuple[list[str], bytes]:
+    """The names of the columns' types, and their values."""
+    types = [_type_of(values) for values in columns]
+    with suppress(OverflowError, TypeError, ValueError):  # if one cannot be written as it is
+        if _MIXED not in types:
+            return types, _ENCODER.encode(columns)
+    written: list[bytes] = []
+    for number, (name, values) in enumerate(zip(names, columns, strict=True)):
+        where = f"Column {name!r}"
+        if types[number] != _MIXED:
+            with suppress(Uncacheable):  # an integer of more digits than Python writes
+                written.append(_dump(values, where))
+                continue
+        types[number] = _MIXED
+        written.append(_dump([_pack(value, where) for value in values], where))
+    return types, b"[%b]" % b",".join(written)
 
 
-def _encode_column(values: tuple[object, ...], where: str) -> tuple[str, bytes]:
+def _type_of(values: tuple[object, ...]) -> str:
+    """The type that all values have, but for None, if JSON keeps them as they are."""
     kinds = set(map(type, values)) - {NoneType}
     kind = kinds.pop() if kinds else NoneType
-    uniform = not kinds and kind in _COLUMN_DECODERS
-    if uniform and (kind is not datetime or all(map(is_plain_datetime, values))):
-        with suppress(OverflowError):  # MessagePack's integers end at 64 bits
-            return kind.__name__, _dump(values, where)
-    return _TAGGED, _dump([pack(value, where) for value in values], where)
+    if kinds or kind not in _COLUMNS:
+        return _MIXED
+    is_plain = _PLAIN.get(kind)
+    return kind.__name__ if is_plain is None or all(map(is_plain, values)) else _MIXED
 
 
-def is_plain_datetime(value: Any) -> bool:
-    """Say whether its ISO text or MessagePack's datetime keeps all of it: no zone but UTC, no fold.
+@lru_cache(maxsize=256)
+def _decoder(types: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
+    """Reads columns of these types in one go. Raises KeyError for an unknown one."""
+    columns: Any = tuple([_LISTS[name] for name in types])
+    return msgspec.json.Decoder(tuple[columns])
 
-    None is as plain.
-    """
-    return value is None or (not value.fold and (value.tzinfo is None or value.tzinfo is UTC))
 
-
-def pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False) -> object:
-    """Return the value if MessagePack keeps it exactly, or else [the type's name, its parts].
+def _pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False) -> object:
+    """Return the value if JSON keeps it exactly, or else [the type's name, its parts].
 
     Raises Uncacheable, naming `where` and the type, for what would not come back equal.
     """
     kind = type(value)
-    if kind in _KEPT_AS_IS or (type(value) is int and -(2**63) <= value < 2**64):
+    if kind in _KEPT_AS_IS or (type(value) is float and isfinite(value)):
+        return value
+    if type(value) is int and -(2**63) <= value < 2**64:
         return value
     if depth > MAX_DEPTH:
         deep = f"{where} is nested more than {MAX_DEPTH} levels deep, or contains itself."
         raise Uncacheable(f"{deep} Keep a flatter value.")
 
     def inner(part: object) -> object:
-        return pack(part, where, depth + 1, sort_dicts=sort_dicts)
+        return _pack(part, where, depth + 1, sort_dicts=sort_dicts)
 
     if type(value) is list or type(value) is tuple:
         return [kind.__name__, [inner(part) for part in value]]
@@ -234,93 +301,21 @@ def pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False)
     return [kind.__name__, write(value)]
 
 
-def _name(kind: type) -> str:
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return module + kind.__qualname__
-
-
-def _dump(value: object, where: str) -> bytes:
-    try:
-        return _ENCODER.encode(value)
-    except (TypeError, ValueError) as error:  # a lone surrogate in a str, above all
-        raise Uncacheable(
-            f"{where} cannot be encoded: {error}. Put it right where it comes from, or read this "
-            "straight from the database."
-        ) from error
-
-
-def _seal(header: bytes, body: bytes) -> bytes:
-    return header + zlib.crc32(body).to_bytes(4, "little") + body
-
-
-def _unseal(header: bytes, data: bytes, parse: Callable[[bytes], T], max_bytes: int) -> T:
-    next_step = "Delete the key: the next read fills it again."
-    check_size(data, max_bytes)
-    if data[:4] != header:
-        raise CorruptEntry(
-            f"The bytes begin with {data[:4]!r}, not with {header!r}: another program or another "
-            f"version wrote them. {next_step}"
-        )
-    body = data[8:]
-    if data[4:8] != zlib.crc32(body).to_bytes(4, "little"):
-        raise CorruptEntry(
-            f"The checksum does not fit the other {len(body)} bytes: they were cut short or "
-            f"changed. {next_step}"
-        )
-    try:
-        return parse(body)
-    except Exception as error:  # forged, as the checksum fits: anything can be wrong in it
-        raise CorruptEntry(f"The bytes have no readable body ({error}). {next_step}") from error
-
-
-def _parse_entry(body: bytes) -> Entry:
-    parts = _BODY.decode(body)
-    columns = [_decode_column(name, data) for name, data in parts.columns]
-    rows = list(zip(*columns, strict=True))
-    if not parts.names:
-        rows = [()] * len(rows)
-    elif len(parts.names) != len(columns):
-        raise ValueError(f"{len(parts.names)} names for {len(columns)} columns")
-    entry = Entry(parts.names, rows, *parts.times)
-    check_times(entry)
-    return entry
-
-
-def _decode_column(decoder: str, data: bytes) -> list[Any]:
-    if decoder == _TAGGED:
-        return [unpack(value) for value in _load(data)]
-    values: list[Any] = _DECODERS[decoder].decode(data)
-    return values
-
-
-def _load(data: bytes, depth: int = 0) -> Any:
-    """Return what `pack` made, from MessagePack.
-
-    A map, which `pack` never makes, would become a dict, and keys with one and the same hash take
-    it the square of their number in time. So only small pieces are decoded as they are, and those
-    that hold no byte that a map could begin with.
-    """
-    if len(data) <= _SMALL or len(data.translate(None, _MAPS)) == len(data):
-        return _ANY.decode(data)
-    if data[0] in _ARRAYS and depth <= 4 * MAX_DEPTH:  # one level of ours is up to three of these
-        return [_load(bytes(part), depth + 1) for part in _PARTS.decode(data)]
-    if data[0] in _ARRAYS or data[0] in _MAPS:
-        raise ValueError("nested too deep, or in an unknown form")
-    return _ANY.decode(data)
-
-
-def unpack(packed: Any) -> object:
-    """Return the value that `pack` was given. Raises anything for what `pack` did not make."""
-    if type(packed) is int or type(packed) in _KEPT_AS_IS:
-        return packed
-    name, parts = packed
-    return _UNPACKERS[name](parts)
+def _unpack(packed: Any) -> object:
+    """Return the value that `_pack` was given. Raises anything for what it did not make."""
+    if type(packed) is list:
+        name, parts = packed
+        return _UNPACKERS[name](parts)
+    if type(packed) is dict:
+        raise ValueError("a JSON object, which is never written")
+    return packed
 
 
 def _unpack_dict(items: list[Any]) -> dict[object, object]:
-    if len(items) > MAX_SAME_HASH and _many_share_a_hash([unpack(key) for key, _ in items]):
+    pairs = [(_unpack(key), _unpack(value)) for key, value in items]
+    if _many_share_a_hash([key for key, _ in pairs]):
         raise ValueError("a dict of too many keys with one and the same hash")
-    return {unpack(key): unpack(value) for key, value in items}
+    return dict(pairs)
 
 
 def _many_share_a_hash(keys: Collection[object]) -> bool:
@@ -342,46 +337,75 @@ def _unpack_timezone(parts: tuple[int, str]) -> timezone:
 
 def _unpack_clock(kind: Any, parts: tuple[str, int, object]) -> object:
     clock, fold, zone = parts
-    return kind.fromisoformat(clock).replace(fold=fold, tzinfo=unpack(zone))
+    return kind.fromisoformat(clock).replace(fold=fold, tzinfo=_unpack(zone))
 
 
-_ENCODER = msgspec.msgpack.Encoder(uuid_format="bytes")
-_ANY = msgspec.msgpack.Decoder()
-_PARTS = msgspec.msgpack.Decoder(list[msgspec.Raw])
-_SMALL = 10_000  # bytes
-_ARRAYS = bytes([*range(0x90, 0xA0), 0xDC, 0xDD])  # the first bytes, by MessagePack's table
-_MAPS = bytes([*range(0x80, 0x90), 0xDE, 0xDF])
-_BODY = msgspec.msgpack.Decoder(_Body)
+def _dump(value: object, where: str) -> bytes:
+    try:
+        return _ENCODER.encode(value)
+    except (OverflowError, TypeError, ValueError) as error:  # a lone surrogate in a str, above all
+        raise Uncacheable(
+            f"{where} cannot be encoded: {error}. Put it right where it comes from, or read this "
+            "straight from the database."
+        ) from error
 
-_TAGGED = "tagged"  # the name for a column of mixed or nested values, which `pack` wrote
-_COLUMN_DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
-    NoneType: msgspec.msgpack.Decoder(list[None]),
-    bool: msgspec.msgpack.Decoder(list[bool | None]),
-    int: msgspec.msgpack.Decoder(list[int | None]),
-    float: msgspec.msgpack.Decoder(list[float | None]),
-    str: msgspec.msgpack.Decoder(list[str | None]),
-    bytes: msgspec.msgpack.Decoder(list[bytes | None]),
-    Decimal: msgspec.msgpack.Decoder(list[Decimal | None]),
-    date: msgspec.msgpack.Decoder(list[date | None]),
-    datetime: msgspec.msgpack.Decoder(list[datetime | None]),
-    UUID: msgspec.msgpack.Decoder(list[UUID | None]),
+
+def _name(kind: type) -> str:
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return module + kind.__qualname__
+
+
+_ENCODER = msgspec.json.Encoder()
+_HEAD = msgspec.json.Decoder(_Head)
+_ANY = msgspec.json.Decoder()
+
+_MIXED = "mixed"
+_COLUMNS: dict[type, Any] = {
+    NoneType: list[None],
+    bool: list[bool | None],
+    int: list[int | None],
+    float: list[float | None],
+    str: list[str | None],
+    bytes: list[bytes | None],
+    Decimal: list[Decimal | None],
+    date: list[date | None],
+    datetime: list[datetime | None],
+    UUID: list[UUID | None],
 }
-_DECODERS = {kind.__name__: decoder for kind, decoder in _COLUMN_DECODERS.items()}
+_LISTS = {_MIXED: list[Any], **{kind.__name__: column for kind, column in _COLUMNS.items()}}
+_PLAIN: dict[type, Callable[[Any], bool]] = {
+    float: lambda value: value is None or isfinite(value),
+    # ISO 8601 has no words for a zone's name or its rules, nor for a fold.
+    datetime: lambda value: (
+        value is None or (not value.fold and (value.tzinfo is None or value.tzinfo is UTC))
+    ),
+}
+"""Of some types JSON keeps some values only."""
 
-_KEPT_AS_IS = frozenset({NoneType, bool, float, str, bytes})  # and int, up to 64 bits
+_KEPT_AS_IS = frozenset({NoneType, bool, str})  # and most numbers
 _SCALARS: dict[type, tuple[Callable[[Any], object], Callable[[Any], object]]] = {
     int: (hex, lambda digits: int(digits, base=16)),
+    # The bits: a NaN has a sign and more of its own, which no text shows.
+    float: (lambda v: struct.pack(">d", v).hex(), lambda t: _float_of(bytes.fromhex(t))),
+    bytes: (lambda value: b64encode(value).decode(), lambda text: b64decode(text, validate=True)),
     Decimal: (str, Decimal),
     date: (date.isoformat, date.fromisoformat),
     timedelta: (lambda span: (span.days, span.seconds, span.microseconds), lambda p: timedelta(*p)),
-    UUID: (lambda value: value.bytes, lambda data: UUID(bytes=data)),
+    UUID: (str, UUID),
     timezone: (_pack_timezone, _unpack_timezone),
     # Python itself remembers few zones; one that it does not is read from a file each time.
     ZoneInfo: (lambda zone: zone.key, lru_cache(maxsize=1024)(ZoneInfo)),
 }
+
+
+def _float_of(data: bytes) -> float:
+    (value,) = struct.unpack(">d", data)
+    return float(value)
+
+
 _UNPACKERS: dict[str, Callable[[Any], object]] = {
-    "list": lambda parts: [unpack(part) for part in parts],
-    "tuple": lambda parts: tuple(unpack(part) for part in parts),
+    "list": lambda parts: [_unpack(part) for part in parts],
+    "tuple": lambda parts: tuple([_unpack(part) for part in parts]),
     "dict": _unpack_dict,
     "time": lambda parts: _unpack_clock(time, parts),
     "datetime": lambda parts: _unpack_clock(datetime, parts),

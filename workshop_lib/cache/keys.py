@@ -13,7 +13,7 @@ from uuid import UUID
 from workshop_lib.cache.codec import canonical
 from workshop_lib.rows import Params
 
-_VERSION = "v2"  # raise it when a key is built differently: old entries are then never found
+_VERSION = "v3"  # raise it when a key is built differently: old entries are then never found
 _QUERY = "query"
 _TAG = "tag"
 _CALL = "call"
@@ -28,7 +28,7 @@ def query_key(namespace: str, sql: str, params: Params = None, *, scope: str = "
     `scope` tells apart what the text does not: the database, the schema, or the role that asks.
 
     >>> query_key("workshop", "SELECT * FROM users WHERE user_id = %s", (7,))
-    'workshop:v2:query:select-from-users-where-user-id:060611fe7fadc7c1439f771a5073ef4c'
+    'workshop:v3:query:select-from-users-where-user-id:8c780556454c99bbd699aae816b5960e'
 
     Raises ValueError for a bad namespace, TypeError for a statement that is no text, or a parameter
     that cannot be told apart from others by its type and value.
@@ -50,7 +50,7 @@ def call_key(namespace: str, function: str, arguments: object, *, scope: object 
     `scope` tells apart what the name does not: the database, and what the function does.
 
     >>> call_key("workshop", "prices.of", ((7,), {}))
-    'workshop:v2:call:prices-of:d093ef5e78fad5e16e2bd2d7ebcb4c98'
+    'workshop:v3:call:prices-of:f4b0675043cc892ac810c6a64cf60a87'
 
     Raises ValueError for a bad namespace, TypeError as `query_key` does.
     """
@@ -65,9 +65,9 @@ def record_key(namespace: str, table: str, *primary_key: object, scope: str = ""
     and a digest, so that no two records share a key. `scope` says which database the table is in.
 
     >>> record_key("workshop", "planet", 3)
-    'workshop:v2:planet:3'
+    'workshop:v3:planet:3'
     >>> record_key("workshop", "planet", 3, scope="db.example.com:5432/postgres")
-    'workshop:v2:db~d83ff62d579c:planet:3'
+    'workshop:v3:db~d83ff62d579c:planet:3'
 
     Raises ValueError for a bad namespace or no primary key, TypeError as `query_key` does.
     """
@@ -83,9 +83,9 @@ def object_key(namespace: str, bucket: str, name: str, *byte_range: int) -> str:
     """Return the key of an object of a bucket, or of a range of its bytes.
 
     >>> object_key("workshop", "local/photos", "cats/1.jpg")
-    'workshop:v2:object:local/photos:cats/1.jpg'
+    'workshop:v3:object:local/photos:cats/1.jpg'
     >>> object_key("workshop", "local/photos", "cats/1.jpg", 0, 99)
-    'workshop:v2:object:local/photos:cats/1.jpg:0-99'
+    'workshop:v3:object:local/photos:cats/1.jpg:0-99'
 
     Raises ValueError for a bad namespace.
     """
@@ -107,8 +107,8 @@ def lock_key(key: str) -> str:
     The braces make a cluster hash it by the entry's own key, so that both lie in the same slot and
     one script may touch them together. It begins with the namespace, as all keys of ours do.
 
-    >>> lock_key("workshop:v2:planet:3")
-    'workshop:lock:{workshop:v2:planet:3}'
+    >>> lock_key("workshop:v3:planet:3")
+    'workshop:lock:{workshop:v3:planet:3}'
     """
     namespace, _, _ = key.partition(":")
     return f"{namespace}:lock:{{{key}}}"
@@ -119,8 +119,8 @@ def ranges_tag(key: str) -> str:
 
     In the same slot of a cluster, as `lock_key`.
 
-    >>> ranges_tag("workshop:v2:object:local/photos:cats/1.jpg")
-    'workshop:ranges:{workshop:v2:object:local/photos:cats/1.jpg}'
+    >>> ranges_tag("workshop:v3:object:local/photos:cats/1.jpg")
+    'workshop:ranges:{workshop:v3:object:local/photos:cats/1.jpg}'
     """
     namespace, _, _ = key.partition(":")
     return f"{namespace}:ranges:{{{key}}}"
@@ -130,7 +130,7 @@ def tag_key(namespace: str, tag: str) -> str:
     """Return the key of a tag, which holds its version.
 
     >>> tag_key("workshop", "orders")
-    'workshop:v2:tag:orders'
+    'workshop:v3:tag:orders'
 
     Raises ValueError for a bad namespace.
     """
@@ -141,7 +141,7 @@ def tag_keys(namespace: str, tags: Iterable[str]) -> list[str]:
     """Return the key of each tag.
 
     >>> tag_keys("workshop", ["orders", "users"])
-    ['workshop:v2:tag:orders', 'workshop:v2:tag:users']
+    ['workshop:v3:tag:orders', 'workshop:v3:tag:users']
 
     Raises ValueError for a bad namespace, TypeError for one text in place of a list.
     """

@@ -14,27 +14,29 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError as LostConnection, RedisError, TimeoutError as Slow
 
 from workshop_lib.cache.breaker import Breaker
-from workshop_lib.cache.codec import Entry, Uncacheable
+from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable
 from workshop_lib.cache.renewal import Renewals
 from workshop_lib.cache.single_flight import Flight, Flights, Role
 from workshop_lib.cache.stats import CacheStats, Counters
-from workshop_lib.cache.storage import NOTHING, Found, Stamps, Storage
+from workshop_lib.cache.storage import Storage
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.forks import tell_child
 from workshop_lib.simulate.expiry import should_refresh_early
 
 T = TypeVar("T")
 K = TypeVar("K")
+Load = Callable[[], Entry]
+"""Asks the source; the entry's `cost_seconds` says what that took. Its times are set here."""
 
 POLL_S = 0.003
 """How soon a request that waits for another process asks again; later ones come more slowly."""
@@ -42,14 +44,20 @@ POLL_MAX_S = 0.05
 FLIGHTS = 3
 """How many loads of other threads a request waits for, one after another, before it loads alone."""
 MAX_S = 1e9
+SECONDS = (0.001, MAX_S, "a number of seconds, at least 0.001 and at most 1e+09")
 LIMITS = {
-    "jitter": 1.0,
-    "early_refresh": 1e3,
-    "stale_if_error": MAX_S,
-    "keep_seconds": MAX_S,
-    "max_bytes": 1e12,
+    **dict.fromkeys(("ttl", "empty_ttl", "lock_seconds", "wait_seconds", "load_seconds"), SECONDS),
+    **{
+        name: (0, most, f"a number from 0 to {most:g}")
+        for name, most in {
+            "jitter": 1.0,
+            "early_refresh": 1e3,
+            "stale_if_error": MAX_S,
+            "keep_seconds": MAX_S,
+            "max_bytes": 1e12,
+        }.items()
+    },
 }
-SECONDS = ("ttl", "empty_ttl", "lock_seconds", "wait_seconds", "load_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +105,13 @@ class Policy:
     max_bytes: int = 1_000_000
 
     def __post_init__(self) -> None:
-        for name in SECONDS:
+        for name, (least, most, wanted) in LIMITS.items():
             value = getattr(self, name)
             if value is None and name == "empty_ttl":
                 continue
-            if not _is_number(value) or not 0.001 <= value <= MAX_S:
-                raise ValueError(
-                    f"{name} is {value!r}; it must be a number of seconds, at least 0.001 and at "
-                    f"most {MAX_S:g}"
-                )
-        for name, most in LIMITS.items():
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= most:
-                raise ValueError(f"{name} is {value!r}; it must be a number from 0 to {most:g}")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not least <= value <= most:
+                raise ValueError(f"{name} is {value!r}; it must be {wanted}")
         try:
             issubclass(Exception, self.stale_on)
         except TypeError:
@@ -149,16 +151,6 @@ class Fetched:
     seconds: float
 
 
-class ManyStorage(Protocol):
-    """What storage has to do besides for `Mechanism.load_many`. All may raise RedisError."""
-
-    def acquire_many(self, tokens: Mapping[str, str], lock_ms: int) -> list[tuple[bool, Found]]:
-        """As `acquire`, for many entries in one round trip: keys with a token each."""
-
-    def complete_many(self, writes: Iterable[tuple[str, str, Any, int]]) -> list[bool]:
-        """As `complete`, for many entries in one round trip; with no token as `put`."""
-
-
 class Mechanism:
     """Answers from storage, or from a loader.
 
@@ -187,7 +179,7 @@ class Mechanism:
     def fetch(
         self,
         key: str,
-        load: Callable[[], Entry],
+        load: Load,
         tags: Collection[str] = (),
         renew: Callable[[Entry], Entry] | None = None,
     ) -> Fetched:
@@ -195,7 +187,7 @@ class Mechanism:
 
         Args:
             key: where it is kept.
-            load: asks the source; its `cost_seconds` says what that took. Its times are set here.
+            load: asks the source.
             tags: keys of the tags under which it can be invalidated if it is loaded now.
             renew: asked in the place of `load` where there is an entry beyond its TTL: returns
                 that entry if it is still right, and its successor if not.
@@ -206,95 +198,68 @@ class Mechanism:
         """
         started = time.perf_counter()
         found = self._look_up(key, tags)
-        entry = found.fresh
-        if entry is not None:
-            entry = self._refresh_if_due(key, entry, load, tags)
-            self.counters.add(hits=1, bytes_read=found.size)
-            return Fetched(entry, "cache", time.perf_counter() - started)
-        if found.entry is not None:  # read, but too old
+        if found is not None:
             self.counters.add(bytes_read=found.size)
-            load = partial(renew, found.entry) if renew else load
-        fill = self._load_shared if self.policy.single_flight else self._load_plainly
+            if _is_fresh(found):
+                entry = self._refresh_if_due(key, found, load, tags)
+                self.counters.add(hits=1)
+                return Fetched(entry, "cache", time.perf_counter() - started)
+            load = partial(renew, found) if renew else load
+        fill = self._fill_single_flight if self.policy.single_flight else self._fill_plainly
         try:
             entry = fill(key, load, tags)
         except self.policy.stale_on:
-            if found.entry is None or not self.may_be_served(found.entry):
+            if found is None or not self.may_be_served(found):
                 raise
             self.counters.add(stale=1)
-            return Fetched(found.entry, "stale", time.perf_counter() - started)
+            return Fetched(found, "stale", time.perf_counter() - started)
         self.counters.add(misses=1)
         return Fetched(entry, "database", time.perf_counter() - started)
 
-    def load_many(
+    def fetch_kept(self, read: Callable[[], Entry | None]) -> Entry | None:
+        """What `read` finds in the cache, counted as a hit; None if that cannot be served."""
+        entry = self.attempt(read)
+        if entry is None or not _is_fresh(entry):
+            return None
+        self.counters.add(hits=1, bytes_read=entry.size)
+        return entry
+
+    def fetch_many(
         self,
-        storage: ManyStorage,
         places: Mapping[K, str],
-        load: Callable[[Sequence[K]], Mapping[K, Entry]],
+        load: Callable[[Sequence[K]], Mapping[K, Entry]] | None = None,
     ) -> dict[K, Entry]:
-        """Load many entries at once, and store them; without those that another request is loading.
+        """The entries under many keys; those that are not there are loaded at once, and stored.
+
+        What another request is loading is left out, and so is one that is missing alone.
 
         Args:
-            storage: this mechanism's storage.
             places: the keys under which they are kept.
-            load: asks the source for some of them, and has to bring an entry for each.
+            load: asks the source for some of them, and has to bring an entry for each. None: what
+                is not there is left out.
 
         """
-        tokens = {key: secrets.token_hex(8) for key in places.values()}
-        chosen, locked, available = list(places), set[str](), True
-        if self.policy.single_flight:
-            none: list[tuple[bool, Found]] = []
-            acquired = self.attempt(lambda: storage.acquire_many(tokens, self.policy.lock_ms), none)
-            available = bool(acquired)
-            for key, (got, found) in zip(tokens, acquired, strict=False):
-                if got and found.fresh is not None:  # another request was quicker
-                    self._release(key, tokens[key])
-                elif got:
-                    locked.add(key)
-            if available:
-                chosen = [one for one in places if places[one] in locked]
-        if not chosen:
-            return {}
+        kept = self.attempt(lambda: self.storage.get_many(list(places.values())))
+        entries = kept or [None] * len(places)
+        found = {one: entry for one, entry in zip(places, entries, strict=True) if entry}
+        hits = {one: entry for one, entry in found.items() if _is_fresh(entry)}
+        self.counters.add(hits=len(hits), bytes_read=sum(entry.size for entry in hits.values()))
+        missing = {one: key for one, key in places.items() if one not in hits}
+        if load is None or len(missing) < 2:
+            return hits
         try:
-            with ExitStack() as held:
-                for key in locked:
-                    held.enter_context(self._renewals.held(key, tokens[key]))
-                loaded = {one: self._dated(entry) for one, entry in load(chosen).items()}
-        except BaseException:
-            for key in locked:
-                self._release(key, tokens[key])
-            raise
-        self.counters.add(misses=len(loaded))
-        if available:
-            self._store_many(
-                storage,
-                [
-                    (places[one], tokens[places[one]] if locked else "", entry, ttl_ms)
-                    for one, (entry, ttl_ms) in loaded.items()
-                ],
-            )
-        return {one: entry for one, (entry, _) in loaded.items()}
-
-    def _store_many(
-        self, storage: ManyStorage, entries: Sequence[tuple[str, str, Entry, int]]
-    ) -> None:
-        writes, sizes, refused = [], [], []
-        for key, token, entry, ttl_ms in entries:
-            packed, size, storable = self._packed(entry, {})
-            if storable:
-                writes.append((key, token, packed, ttl_ms))
-                sizes.append(size)
-            else:
-                refused.append(key)
-        none: list[bool] = []
-        stored = self.attempt(lambda: storage.complete_many(writes), none) if writes else none
-        written = sum(size for size, done in zip(sizes, stored, strict=False) if done)
-        self.counters.add(bytes_written=written, discarded=stored.count(False))
-        if refused:  # an older entry is no answer any more, and the lock is not needed
-            self.attempt(lambda: self.storage.delete(refused), 0)
+            return hits | self._load_many(missing, load)
+        except self.policy.stale_on:
+            stale = {one: found[one] for one in missing
+                     if one in found and self.may_be_served(found[one])}  # fmt: skip
+            if len(stale) < len(missing):
+                raise
+            self.counters.add(stale=len(stale))
+            return hits | stale
 
     def may_be_served(self, entry: Entry) -> bool:
         """Whether an entry beyond its TTL is still good enough if loading fails."""
-        return time.time() <= self._stale_until(entry)
+        return time.time() <= entry.fresh_until + self.policy.stale_if_error
 
     def put(
         self,
@@ -313,7 +278,7 @@ class Mechanism:
             ServiceUnreachableError: as `invalidate`.
 
         """
-        if not self._store(key, entry, self._stamps(tags), forget):
+        if not self._store(key, entry, self._versions(tags), forget):
             self.invalidate(key, forget)
 
     def invalidate(self, key: str, forget: Collection[str] = ()) -> bool:
@@ -335,37 +300,19 @@ class Mechanism:
         """Invalidate all entries that were filed under a tag, as `invalidate`."""
         self._insist(lambda: self.storage.forget_tag(tag))
 
-    def validated(self, found: dict[K, Found]) -> dict[K, Found]:
-        """What many keys hold, without what was invalidated by a tag, or may have been."""
-        none: list[Found] = []
-        checked = self.attempt(lambda: self.storage.validated(list(found.values())), none)
-        return dict(zip(found, checked, strict=False))
-
-    def count_hits(self, found: Collection[Found]) -> None:
-        """Count answers that a cache read by itself."""
-        self.counters.add(hits=len(found), bytes_read=sum(known.size for known in found))
-
     def stats(self) -> CacheStats:
         """The counters so far."""
         return self.counters.snapshot()
 
-    def _stale_until(self, entry: Entry) -> float:
-        return entry.fresh_until + self.policy.stale_if_error
-
     # --- looking up
 
-    def _look_up(self, key: str, tags: Collection[str]) -> Found:
+    def _look_up(self, key: str, tags: Collection[str]) -> Entry | None:
         if not self._breaker.allows():
             self.counters.add(errors=1)
-            return NOTHING
-        found = self._ask(lambda: self.storage.get(key, tags), NOTHING)
-        if found.corrupt:
-            self.counters.add(corrupt=1)
-        return _filed_under(tags, found)
+            return None
+        return _filed_under(tags, self._ask(lambda: self.storage.get(key, tags)))
 
-    def _refresh_if_due(
-        self, key: str, entry: Entry, load: Callable[[], Entry], tags: Collection[str]
-    ) -> Entry:
+    def _refresh_if_due(self, key: str, entry: Entry, load: Load, tags: Collection[str]) -> Entry:
         """The entry, or its successor if this request was chosen to refresh it before its time."""
         beta = self.policy.early_refresh
         if not beta or not should_refresh_early(
@@ -373,12 +320,12 @@ class Mechanism:
         ):
             return entry
         token = secrets.token_hex(8)
-        locked, found = self.attempt(lambda: self._acquire(key, token), (False, NOTHING))
+        locked, found = self.attempt(lambda: self._acquire(key, token)) or (False, None)
         if not locked:
             return entry  # another request is at it
-        if found.entry is not None and found.entry.created_at != entry.created_at:
+        if found is not None and found.created_at != entry.created_at:
             self._release(key, token)
-            return found.entry  # another request was quicker
+            return found  # another request was quicker
         try:
             newer = self._load_locked(key, token, Flight(), load, tags)
         except Exception:  # noqa: BLE001 -- whatever it was: the entry at hand is still in force
@@ -388,14 +335,14 @@ class Mechanism:
 
     # --- loading
 
-    def _load_plainly(self, key: str, load: Callable[[], Entry], tags: Collection[str]) -> Entry:
+    def _fill_plainly(self, key: str, load: Load, tags: Collection[str]) -> Entry:
         """Load and store with no lock: the plain pattern, with its stampedes and its race."""
-        stamps = self._stamps(tags)
+        versions = self._versions(tags)
         entry = load()
-        self._store(key, entry, stamps)
+        self._store(key, entry, versions)
         return entry
 
-    def _load_shared(self, key: str, load: Callable[[], Entry], tags: Collection[str]) -> Entry:
+    def _fill_single_flight(self, key: str, load: Load, tags: Collection[str]) -> Entry:
         """Load for all threads of this process that ask now, or wait for the thread that does."""
         for _ in range(FLIGHTS):
             flight, role = self._flights.join(key)
@@ -414,41 +361,37 @@ class Mechanism:
                 self.counters.add(coalesced=1)
                 return self.storage.unpack(flight.packed)
             found = self._look_up(key, tags)
-            if found.fresh is not None:
+            if found is not None and _is_fresh(found):
                 self.counters.add(coalesced=1, bytes_read=found.size)
-                return found.fresh
+                return found
         return load()
 
-    def _lead(
-        self, key: str, flight: Flight, load: Callable[[], Entry], tags: Collection[str]
-    ) -> Entry:
+    def _lead(self, key: str, flight: Flight, load: Load, tags: Collection[str]) -> Entry:
         """Load for all threads that join the flight."""
         try:
             if flight.previous is not None:
                 flight.previous.done.wait(self.policy.wait_seconds)
-            return self._load_once(key, flight, load, tags)
+            return self._load_or_wait(key, flight, load, tags)
         except Exception as error:
             flight.error = error
             raise
         finally:  # an Interrupt meant this thread alone: the others find nothing, and try again
             self._flights.land(key, flight)
 
-    def _load_once(
-        self, key: str, flight: Flight, load: Callable[[], Entry], tags: Collection[str]
-    ) -> Entry:
+    def _load_or_wait(self, key: str, flight: Flight, load: Load, tags: Collection[str]) -> Entry:
         """Load with the lock, or wait for the process that has it."""
         token, pause = secrets.token_hex(8), POLL_S
         deadline = time.monotonic() + self.policy.wait_seconds
         while True:
-            answer = self.attempt(lambda: self._acquire(key, token), None)
+            answer = self.attempt(lambda: self._acquire(key, token))
             if answer is None:  # the cache is down
                 return self._load_unlocked(flight, load)
             locked, found = answer
-            entry = _filed_under(tags, found).fresh
-            if entry is not None:
+            entry = _filed_under(tags, found)
+            if entry is not None and _is_fresh(entry):
                 if locked:
                     self._release(key, token)
-                self.counters.add(coalesced=1, bytes_read=found.size)
+                self.counters.add(coalesced=1, bytes_read=entry.size)
                 return entry
             if locked:
                 return self._load_locked(key, token, flight, load, tags)
@@ -457,7 +400,7 @@ class Mechanism:
             time.sleep(pause)
             pause = min(pause * 1.2, POLL_MAX_S)
 
-    def _load_unlocked(self, flight: Flight, load: Callable[[], Entry]) -> Entry:
+    def _load_unlocked(self, flight: Flight, load: Load) -> Entry:
         """Load, and store nothing: without the lock an invalidation meanwhile goes unnoticed.
 
         So the threads that come from now on do not share it, either.
@@ -466,65 +409,119 @@ class Mechanism:
         entry = load()
         if flight.joined:
             try:
-                flight.packed, _ = self.storage.pack(entry, {})
+                flight.packed = self.storage.encode(entry)
             except Uncacheable:
                 flight.unshareable = True
         return entry
 
     def _load_locked(
-        self,
-        key: str,
-        token: str,
-        flight: Flight,
-        load: Callable[[], Entry],
-        tags: Collection[str],
+        self, key: str, token: str, flight: Flight, load: Load, tags: Collection[str]
     ) -> Entry:
         """Load while holding the lock, and store if it is still held afterwards."""
         try:
             self._flights.begin(flight)
-            stamps = self._stamps(tags)
+            versions = self._versions(tags)
             with self._renewals.held(key, token):
-                entry, ttl_ms = self._dated(load())
-            packed, size, storable = self._packed(entry, stamps)
+                entry, ttl_ms = self._dated(load(), versions)
+            packed, size, storable = self._packed(entry)
         except BaseException:
             self._release(key, token)
             raise
         # Who comes later has to see what is stored, or that it was invalidated.
         self._flights.close(flight)
         stored = None
-        if storable and stamps is not None:
-            stored = self.attempt(lambda: self.storage.complete(key, token, packed, ttl_ms), None)
+        if storable and versions is not None:
+            stored = self.attempt(lambda: self.storage.complete(key, token, packed, ttl_ms))
         if stored:
             self.counters.add(bytes_written=size)
         elif stored is False:
             self.counters.add(discarded=1)
         ours = self._release(key, token) if stored is None else stored
         if not storable:  # an older entry, kept in case of need, is no answer any more
-            self.attempt(lambda: self.storage.delete([key]), 0)
+            self.attempt(lambda: self.storage.delete([key]))
         flight.packed, flight.unshareable = packed, packed is None
         # If the lock was ours to the end, nothing was invalidated; of tags it knows nothing.
         flight.for_late = bool(ours) and not tags
         return entry
 
+    def _load_many(
+        self, places: Mapping[K, str], load: Callable[[Sequence[K]], Mapping[K, Entry]]
+    ) -> dict[K, Entry]:
+        """Load many entries at once, without those that another request is loading."""
+        tokens = {key: secrets.token_hex(8) for key in places.values()}
+        locked: dict[str, str] = {}
+        available = True
+        if self.policy.single_flight:
+            acquired = self.attempt(lambda: self.storage.acquire_many(tokens, self.policy.lock_ms))
+            available = acquired is not None
+            for (key, token), (got, found) in zip(tokens.items(), acquired or (), strict=False):
+                if got and found is not None and _is_fresh(found):  # another request was quicker
+                    self._release(key, token)
+                elif got:
+                    locked[key] = token
+            if available:
+                places = {one: key for one, key in places.items() if key in locked}
+        if not places:
+            return {}
+        try:
+            with ExitStack() as held:
+                for key, token in locked.items():
+                    held.enter_context(self._renewals.held(key, token))
+                loaded = {one: self._dated(entry, {}) for one, entry in load(list(places)).items()}
+        except BaseException:
+            for key, token in locked.items():
+                self._release(key, token)
+            raise
+        self.counters.add(misses=len(loaded))
+        if available:
+            self._store_many(
+                [
+                    (places[one], locked.get(places[one], ""), entry, ttl_ms)
+                    for one, (entry, ttl_ms) in loaded.items()
+                ]
+            )
+        return {one: entry for one, (entry, _) in loaded.items()}
+
     # --- storing
 
     def _store(
-        self, key: str, entry: Entry, stamps: Stamps | None, forget: Collection[str] = ()
+        self,
+        key: str,
+        entry: Entry,
+        versions: Mapping[str, str] | None,
+        forget: Collection[str] = (),
     ) -> bool:
         """Store, whoever holds the lock. Returns whether that worked."""
-        entry, ttl_ms = self._dated(entry)
-        packed, size, storable = self._packed(entry, stamps)
+        entry, ttl_ms = self._dated(entry, versions)
+        packed, size, storable = self._packed(entry)
 
         def work() -> bool:
-            self.storage.put(key, packed, ttl_ms, forget)
+            self.storage.complete(key, "", packed, ttl_ms)
+            for tag in forget:
+                self.storage.forget_tag(tag)
             return True
 
-        stored = storable and stamps is not None and self.attempt(work, otherwise=False)
+        stored = storable and versions is not None and bool(self.attempt(work))
         self.counters.add(bytes_written=size if stored else 0)
         return stored
 
-    def _dated(self, entry: Entry) -> tuple[Entry, int]:
-        """The entry with its times, and the milliseconds for which the server should keep it.
+    def _store_many(self, entries: Sequence[tuple[str, str, Entry, int]]) -> None:
+        writes, sizes, refused = [], [], []
+        for key, token, entry, ttl_ms in entries:
+            packed, size, storable = self._packed(entry)
+            if storable:
+                writes.append((key, token, packed, ttl_ms))
+                sizes.append(size)
+            else:
+                refused.append(key)
+        stored = self.attempt(lambda: self.storage.complete_many(writes)) or []
+        written = sum(size for size, done in zip(sizes, stored, strict=False) if done)
+        self.counters.add(bytes_written=written, discarded=stored.count(False))
+        if refused:  # an older entry is no answer any more, and the lock is not needed
+            self.attempt(lambda: self.storage.delete(refused))
+
+    def _dated(self, entry: Entry, versions: Mapping[str, str] | None) -> tuple[Entry, int]:
+        """The entry with its times and tags, and how long the server should keep it, milliseconds.
 
         Where nothing depends on when its TTL ends, the entry does not say so, and the server's
         own TTL decides alone: clocks of two machines may differ.
@@ -534,56 +531,58 @@ class Mechanism:
         ttl = (policy.empty_ttl or policy.ttl) if empty else policy.ttl
         ttl *= 1 - policy.jitter * random.random()
         kept = max(1, round((ttl + policy.kept_beyond) * 1000))
-        needed = policy.kept_beyond or policy.early_refresh
-        until = now + ttl if needed else inf
-        return Entry(entry.columns, entry.rows, entry.cost_seconds, now, until), kept
+        until = now + ttl if policy.kept_beyond or policy.early_refresh else inf
+        return replace(entry, created_at=now, fresh_until=until, tags=versions or {}), kept
 
-    def _packed(self, entry: Entry, stamps: Stamps | None) -> tuple[Any, int, bool]:
+    def _packed(self, entry: Entry) -> tuple[Any, int, bool]:
         """The stored form of an entry, None if it has none; its size; whether it may be stored."""
         try:
-            packed, size = self.storage.pack(entry, stamps or {})
+            packed = self.storage.encode(entry)
         except Uncacheable:
             self.counters.add(uncacheable=1)
             return None, 0, False
+        size = self.storage.size(packed)
         storable = size <= self.policy.max_bytes
         self.counters.add(too_large=not storable)
         return packed, size, storable
 
-    def _stamps(self, tags: Collection[str]) -> Stamps | None:
+    def _versions(self, tags: Collection[str]) -> Mapping[str, str] | None:
         """The versions of tags, to be asked for before a load; None if the cache is down."""
         if not tags:
             return {}
-        return self.attempt(lambda: self.storage.stamp(tags, self.policy.max_ttl_ms), None)
+        return self.attempt(lambda: self.storage.tag_versions(tags, self.policy.max_ttl_ms))
 
-    def _acquire(self, key: str, token: str) -> tuple[bool, Found]:
+    def _acquire(self, key: str, token: str) -> tuple[bool, Entry | None]:
         return self.storage.acquire(key, token, self.policy.lock_ms)
 
     def _renew(self, key: str, token: str) -> bool:
         """Prolong a lock. Returns whether to go on: also after a failure, which may be brief."""
-        renewed = self.attempt(lambda: self.storage.renew(key, token, self.policy.lock_ms), None)
+        renewed = self.attempt(lambda: self.storage.renew(key, token, self.policy.lock_ms))
         return renewed is not False
 
     def _release(self, key: str, token: str) -> bool | None:
         """Give the lock back. Returns whether it was still ours, None if the cache is down."""
-        return self.attempt(lambda: self.storage.release(key, token), None)
+        return self.attempt(lambda: self.storage.release(key, token))
 
     # --- going on without the cache
 
-    def attempt(self, work: Callable[[], T], otherwise: T) -> T:
-        """Ask the cache server, or go without it where it failed a moment ago."""
-        return self._ask(work, otherwise) if self._breaker.allows() else otherwise
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """Ask the cache server, or go without it where it failed a moment ago: None."""
+        return self._ask(work) if self._breaker.allows() else None
 
-    def _ask(self, work: Callable[[], T], otherwise: T) -> T:
-        """What the cache server answers; something else if it does not."""
+    def _ask(self, work: Callable[[], T]) -> T | None:
+        """What the cache server answers; None if it does not."""
+        answer = None
         try:
             answer = work()
         except (LostConnection, Slow):
             self._breaker.failed()
             self.counters.add(errors=1)
-            return otherwise
+            return None
+        except CorruptEntry:
+            self.counters.add(corrupt=1)
         except RedisError:  # for example no memory left: the server is up, this request failed
             self.counters.add(errors=1)
-            answer = otherwise
         self._breaker.worked()
         return answer
 
@@ -598,9 +597,14 @@ class Mechanism:
             ) from None
 
 
-def _filed_under(tags: Collection[str], found: Found) -> Found:
+def _is_fresh(entry: Entry) -> bool:
+    """Whether it is not merely kept in case loading fails."""
+    return time.time() < entry.fresh_until
+
+
+def _filed_under(tags: Collection[str], entry: Entry | None) -> Entry | None:
     """The same, without an entry that `invalidate_tag` of one of these would not have found."""
-    return found if found.stamps.keys() >= set(tags) else replace(found, entry=None)
+    return entry if entry is not None and entry.tags.keys() >= set(tags) else None
 
 
 def _copy_of(error: Exception) -> Exception:
@@ -617,7 +621,3 @@ def _copy_of(error: Exception) -> Exception:
         return error
     twin.__cause__ = error
     return twin
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

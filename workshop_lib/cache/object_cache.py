@@ -1,25 +1,105 @@
-"""Cache-aside for objects of a store: whole or in part, renewed by their ETag, missing ones too."""
+"""Cache-aside for objects of a store: whole or in part, renewed by their ETag, missing ones too.
+
+An entry is a line of JSON with what is known of the object, its bytes as they are (or packed by
+zlib, where that gains), and a checksum.
+"""
 
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 from typing import Any, Protocol
 
+import msgspec
 from redis import Redis
 
-from workshop_lib.cache import codec as frames, keys
-from workshop_lib.cache.codec import Entry
-from workshop_lib.cache.compressed import CompressedCodec
+from workshop_lib.cache import keys
+from workshop_lib.cache.codec import CorruptEntry, Entry, check_times, seal, unseal
 from workshop_lib.cache.mechanism import Fetched, Mechanism, Policy
 from workshop_lib.cache.stats import CacheStats
-from workshop_lib.cache.storage import NOTHING, Codec, StringStorage
+from workshop_lib.cache.storage import Storage
 
 COLUMNS = ("etag", "body")
 AT_ONCE = 8
 """Objects that `get_many` loads at the same time."""
+ZLIB_LEVEL = 1
+"""The fastest: a cache is asked for speed, and higher levels win few bytes for much time."""
+
+
+class _Head(msgspec.Struct, forbid_unknown_fields=True):
+    etag: str | None
+    """None if there is no such object."""
+    created_at: float
+    cost_seconds: float
+    fresh_until: float | None
+    tags: dict[str, str]
+    packed: bool
+    """The body is packed by zlib."""
+
+
+_HEAD = msgspec.json.Decoder(_Head)
+
+
+def encode_object(entry: Entry, compress_above: int | None, max_bytes: int) -> bytes:
+    """Return the stored form of an object.
+
+    Args:
+        entry: of COLUMNS, with one row or none.
+        compress_above: size from which on its body is packed, bytes, unless that makes it larger.
+        max_bytes: size up to which it is packed: nothing larger is unpacked.
+
+    """
+    check_times(entry)
+    body, packed = _body(entry) or b"", False
+    if compress_above is not None and compress_above < len(body) <= max_bytes:
+        smaller = zlib.compress(body, ZLIB_LEVEL)
+        packed = len(smaller) < len(body)
+        body = smaller if packed else body
+    until = None if entry.fresh_until == inf else entry.fresh_until
+    etag = _etag(entry) if entry.rows else None
+    head = _Head(etag, entry.created_at, entry.cost_seconds, until, dict(entry.tags), packed)
+    return seal(msgspec.json.encode(head) + b"\n" + body)
+
+
+def decode_object(data: bytes, max_bytes: int, limit: int | None = None) -> Entry:
+    """Return the object that was encoded.
+
+    Args:
+        data: the stored form.
+        max_bytes: it may have at most so many bytes.
+        limit: its body, unpacked, may have at most so many, so that a few bytes cannot fill a
+            reader's memory; `max_bytes` if left out.
+
+    Raises CorruptEntry, and nothing else, for what `encode_object` did not make.
+    """
+    line, _, body = unseal(data, max_bytes).partition(b"\n")
+    try:
+        head = _HEAD.decode(line)
+        if head.packed:
+            body = _unpack(body, max_bytes if limit is None else limit)
+        rows: list[tuple[object, ...]] = [] if head.etag is None else [(head.etag, body)]
+        until = inf if head.fresh_until is None else head.fresh_until
+        entry = Entry(
+            COLUMNS, rows, head.cost_seconds, head.created_at, until, head.tags, len(data)
+        )
+        check_times(entry)
+    except Exception as error:  # forged, as the checksum fits: anything can be wrong in it
+        raise CorruptEntry(f"The bytes are no object of ours: {error}.") from error
+    return entry
+
+
+def _unpack(body: bytes, limit: int) -> bytes:
+    unpacker = zlib.decompressobj()
+    # A limit of 0 would mean none; one byte more shows what is too large.
+    plain = unpacker.decompress(body, limit + 1)
+    if len(plain) > limit or not unpacker.eof or unpacker.unused_data:
+        raise ValueError("its body is cut off, too long, or followed by something else")
+    return plain
 
 
 class Store(Protocol):
@@ -132,11 +212,9 @@ class ObjectCache:
         self._source = source
         self._store = source.objects
         kept = source.valkey if valkey is None else valkey
-        max_bytes = int(self.policy.max_bytes)
-        entry_codec: Codec = frames
-        if compress_above is not None:
-            entry_codec = CompressedCodec(compress_above, max_bytes=max_bytes)
-        self._storage = StringStorage(kept, entry_codec, max_bytes)
+        limit = int(self.policy.max_bytes)
+        encode = partial(encode_object, compress_above=compress_above, max_bytes=limit)
+        self._storage = Storage(kept, limit, encode, partial(decode_object, limit=limit))
         self._mechanism = Mechanism(self._storage, self.policy)
 
     def get(self, name: str) -> bytes | None:
@@ -149,12 +227,8 @@ class ObjectCache:
         """
         return self.fetch(name).body
 
-    def fetch(self, name: str, tags: Iterable[str] = ()) -> ObjectAnswer:
-        """As `get`, with where the answer came from and how long it took.
-
-        If the object is loaded, `invalidate_tag` finds it under these tags. An entry that is not
-        filed under all of them is not taken.
-        """
+    def fetch(self, name: str) -> ObjectAnswer:
+        """As `get`, with where the answer came from and how long it took."""
         renewed: list[bool] = []
 
         def renew(known: Entry) -> Entry:
@@ -162,9 +236,8 @@ class ObjectCache:
             renewed.append(entry.rows is known.rows)
             return entry
 
-        tag_keys = keys.tag_keys(self._source.namespace, tags)
         fetched = self._mechanism.fetch(
-            self.key(name), lambda: _entry(self._store.get(name)), tag_keys, renew
+            self.key(name), lambda: _entry(self._store.get(name)), renew=renew
         )
         return _answer(fetched, renewed=any(renewed))
 
@@ -182,13 +255,10 @@ class ObjectCache:
         if not 0 <= first <= last:
             raise ValueError(f"the range {first} to {last} is none: 0 <= first <= last")
         started = time.perf_counter()
-        found = self._mechanism.attempt(lambda: self._storage.get(self.key(name)), NOTHING)
-        whole = found.fresh
+        whole = self._mechanism.fetch_kept(lambda: self._storage.get(self.key(name)))
         if whole is not None:
             cut = _cut(whole, first, last)
-            seconds = time.perf_counter() - started
-            self._mechanism.count_hits([found])
-            return _answer(Fetched(cut, "cache", seconds), renewed=False)
+            return _answer(Fetched(cut, "cache", time.perf_counter() - started), renewed=False)
         fetched = self._mechanism.fetch(
             self.key(name, first, last),
             lambda: _entry(self._store.get_range(name, first, last)),
@@ -205,33 +275,17 @@ class ObjectCache:
             ServiceUnreachableError: as `get`.
 
         """
-        wanted = list(dict.fromkeys(names))
-
-        def read() -> list[Any]:
-            pipeline = self._storage.valkey.pipeline(transaction=False)
-            for name in wanted:
-                pipeline.get(self.key(name))
-            return list(pipeline.execute(raise_on_error=False))
-
-        answers: list[Any] = self._mechanism.attempt(read, [None] * len(wanted))
-        # What is not bytes is an error, as of another type: `get` deals with it.
-        found = {
-            name: self._storage.parse(data)
-            for name, data in zip(wanted, answers, strict=True)
-            if isinstance(data, bytes)
-        }
-        found = self._mechanism.validated(found)
-        hits = {name: known for name, known in found.items() if known.fresh}
-        self._mechanism.count_hits(hits.values())
-        missing = [name for name in wanted if name not in hits]
-        bodies = {name: _body(known.entry) for name, known in hits.items() if known.entry}
+        places = {name: self.key(name) for name in names}
+        hits = self._mechanism.fetch_many(places)
+        missing = [name for name in places if name not in hits]
+        bodies = {name: _body(entry) for name, entry in hits.items()}
         if missing:
             with ThreadPoolExecutor(min(AT_ONCE, len(missing))) as threads:
                 bodies |= dict(zip(missing, threads.map(self.get, missing), strict=True))
-        return {name: bodies[name] for name in wanted}
+        return {name: bodies[name] for name in places}
 
-    def put(self, name: str, body: bytes, tags: Iterable[str] = ()) -> None:
-        """Write an object to the store, then through to the cache, under the tags of `fetch`.
+    def put(self, name: str, body: bytes) -> None:
+        """Write an object to the store, then through to the cache.
 
         Of two writers of one object the slower may leave the older one in the cache. Where that
         can be, both should write to the store and invalidate.
@@ -242,14 +296,9 @@ class ObjectCache:
                 cache did not, and readers may see the old one until its TTL ends.
 
         """
-        body, tag_keys = as_bytes(body), keys.tag_keys(self._source.namespace, tags)
-        etag = self._store.put(name, body)
-        self._mechanism.put(
-            self.key(name),
-            Entry(COLUMNS, [(etag, body)], 0.0, time.time()),
-            tag_keys,
-            forget=[self._ranges(name)],
-        )
+        body = as_bytes(body)
+        entry = Entry(COLUMNS, [(self._store.put(name, body), body)], 0.0, time.time())
+        self._mechanism.put(self.key(name), entry, forget=[self._ranges(name)])
 
     def delete(self, name: str) -> None:
         """Delete an object from the store, then from the cache.
@@ -273,15 +322,6 @@ class ObjectCache:
         """
         return self._mechanism.invalidate(self.key(name), forget=[self._ranges(name)])
 
-    def invalidate_tag(self, tag: str) -> None:
-        """Invalidate all entries that were filled under a tag, in one short command.
-
-        Raises:
-            ServiceUnreachableError: the cache did not answer; try again.
-
-        """
-        self._mechanism.invalidate_tag(keys.tag_key(self._source.namespace, tag))
-
     def key(self, name: str, *byte_range: int) -> str:
         """The key under which an object, or a range of it, is kept."""
         store = self._store
@@ -295,8 +335,8 @@ class ObjectCache:
 
     def size(self, name: str) -> int:
         """Bytes that the entry of an object takes in the cache, without Valkey's own; 0 if none."""
-        length = self._mechanism.attempt(lambda: self._storage.valkey.strlen(self.key(name)), 0)
-        return int(length)
+        length = self._mechanism.attempt(lambda: self._storage.valkey.strlen(self.key(name)))
+        return int(length or 0)
 
     def stats(self) -> CacheStats:
         """The counters so far."""

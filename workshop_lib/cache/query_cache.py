@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import Redis
 
-from workshop_lib.cache import codec as frames, keys
-from workshop_lib.cache.codec import Entry, Uncacheable
+from workshop_lib.cache import keys
+from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable
 from workshop_lib.cache.mechanism import Mechanism, Policy
 from workshop_lib.cache.stats import CacheStats
-from workshop_lib.cache.storage import Codec, NullStorage, Storage, StringStorage
+from workshop_lib.cache.storage import Storage
 from workshop_lib.rows import Params, Row, Rows
 
 if TYPE_CHECKING:
@@ -124,7 +124,6 @@ class QueryCache:
     Args:
         source: an open workshop.
         ttl: time to live of an entry, seconds; VALKEY_TTL if left out.
-        codec: how entries are written; a typed binary frame if left out.
         behaviour: the other attributes of Policy by name, for example jitter=0.1.
 
     Raises:
@@ -132,19 +131,13 @@ class QueryCache:
 
     """
 
-    def __init__(
-        self,
-        source: Source,
-        ttl: float | None = None,
-        *,
-        codec: Codec | None = None,
-        **behaviour: Any,
-    ) -> None:
+    def __init__(self, source: Source, ttl: float | None = None, **behaviour: Any) -> None:
         self.policy = Policy(ttl=source.default_ttl if ttl is None else ttl, **behaviour)
         self._database = source.database
         self._valkey: Any = source.valkey
         self._namespace = source.namespace
-        self._mechanism = Mechanism(self._storage(source.valkey, codec), self.policy)
+        storage = Storage(source.valkey, int(self.policy.max_bytes))
+        self._mechanism = Mechanism(storage, self.policy)
 
     @property
     def ttl(self) -> float:
@@ -188,12 +181,14 @@ class QueryCache:
 
         """
         key = self.key(statement, params)
-        found = self._mechanism.storage.get(key)
-        entry = found.entry
+        try:
+            entry = self._mechanism.storage.get(key)
+        except CorruptEntry:
+            return None
         if entry is None:
             return None
         age, ttl_ms = time.time() - entry.created_at, max(0, self._valkey.pttl(key))
-        return EntryInfo(key, found.size, ttl_ms / 1000, age, len(entry.rows), entry.cost_seconds)
+        return EntryInfo(key, entry.size, ttl_ms / 1000, age, len(entry.rows), entry.cost_seconds)
 
     def invalidate(self, statement: str, params: Params = None) -> bool:
         """Remove one entry, and keep loads that are under way from storing. Call it after COMMIT.
@@ -229,9 +224,6 @@ class QueryCache:
         """The counters so far."""
         return self._mechanism.stats()
 
-    def _storage(self, valkey: Redis, codec: Codec | None) -> Storage:
-        return StringStorage(valkey, codec or frames, int(self.policy.max_bytes))
-
     def _load(self, statement: str, params: Params) -> Entry:
         found = self._ask(statement, params)
         return Entry(found.columns, found.rows, found.seconds, time.time())
@@ -252,20 +244,6 @@ class QueryCache:
                 "would not be run again. Send it with database.query or run_transaction, and "
                 "invalidate what it changes."
             ) from None
-
-
-class NullCache(QueryCache):
-    """A query cache that keeps nothing: the same face, every answer from the database.
-
-    Requests at the same moment do not share a load, either.
-    """
-
-    def __init__(self, source: Source, ttl: float | None = None, **behaviour: Any) -> None:
-        super().__init__(source, ttl, **{**behaviour, "single_flight": False})
-
-    def _storage(self, valkey: Redis, codec: Codec | None) -> Storage:
-        del valkey, codec
-        return NullStorage()
 
 
 def clear_namespace(valkey: Redis, namespace: str) -> int:

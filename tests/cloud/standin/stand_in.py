@@ -1,8 +1,9 @@
 """A stand-in for AWS on this machine: everything the workshop's stack has, under AWS's own names.
 
-Real: PostgreSQL (which keeps DSQL's rules), Valkey in cluster mode, TLS with certificates that are
-verified, tokens whose signature is checked, policies that are weighed. Emulated by moto: the other
-services. The package notices nothing of it, and takes the same path as on AWS.
+Real: PostgreSQL (which keeps DSQL's rules), Valkey in cluster mode, the function run by AWS's own
+runtime client, TLS with certificates that are verified, tokens whose signature is checked, policies
+that are weighed. Emulated by moto: the other services. The package notices nothing of it, and takes
+the same path as on AWS.
 """
 
 from __future__ import annotations
@@ -10,46 +11,51 @@ from __future__ import annotations
 import ast
 import json
 import os
+import runpy
+import ssl
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import boto3
-import redis
-from authority import Authority
+import pytest
+import trustme
+from aws import Account, Handler
 from botocore.config import Config
+from cloud.moto_resources import IMAGE, ServerlessCache, teach
+from dsql import Server as Dsql
+from elasticache import Cache
+from lambda_runtime import EventSourceMapping, LambdaService, serve, unpack
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.core.model_instances import reset_model_data
+from moto.ec2.models import ec2_backends
+from moto.ec2.models.amis import Ami
+from moto.sqs.models import Queue
+from policies import Identity
 
-sys.path.append(str(Path(__file__).parent.parent.parent / "load"))
-from lambda_runtime import EventSourceMapping, LambdaService, unpack
-
-HERE = Path(__file__).parent
+NAMES_FOLDER = Path(__file__).parent / "names"
 REGION = "us-east-1"
 OTHER_REGION = "us-east-2"
 STACK = "cache-aside-workshop"
 NAMESPACE = "cloud"
-ADMIN = {"key": "AKIASTANDINADMIN", "secret": "secret-of-the-admin"}
-HOST = {"key": "ASIASTANDINHOST", "secret": "secret-of-the-host"}
-LAMBDA = {"key": "ASIASTANDINFUNCTION", "secret": "secret-of-the-function"}
-PORTS = {"*.on.aws:5432": "dsql", "*.cache.amazonaws.com:6379": "elasticache", "*:443": "aws"}
-NAMES = (
-    "iam.amazonaws.com",
-    *(
-        name.format(region=region)
-        for region in (REGION, OTHER_REGION)
-        for name in (
-            "*.{region}.amazonaws.com",
-            "*.s3.{region}.amazonaws.com",
-            "*.{region}.api.aws",
-            "*.dsql.{region}.on.aws",
-        )
-    ),
+NAMES = tuple(
+    name.format(region=region)
+    for region in (REGION, OTHER_REGION)
+    for name in (
+        "*.{region}.amazonaws.com",
+        "*.s3.{region}.amazonaws.com",
+        "*.{region}.api.aws",
+        "*.dsql.{region}.on.aws",
+    )
 )
+teach_names = runpy.run_path(str(NAMES_FOLDER / "sitecustomize.py"))["teach"]
 
 
 class StandIn:
-    """The servers of the stand-in, running.
+    """The servers of the stand-in, in threads of this process.
 
     Args:
         folder: for certificates and lists.
@@ -58,19 +64,24 @@ class StandIn:
     """
 
     def __init__(self, folder: Path, engine: dict[str, Any]) -> None:
-        self.folder = folder
+        self.folder, self._engine = folder, engine
         self._stack = ExitStack()
-        self.authority = Authority(folder)
-        self._identities = folder / "identities.json"
+        self._patch = self._stack.enter_context(pytest.MonkeyPatch.context())
+        self._authority = trustme.CA()
+        self.trusted = folder / "authority.pem"
+        self._authority.cert_pem.write_to_path(self.trusted)
         self._names = folder / "names.json"
-        self._ports: dict[str, tuple[str, int]] = {}
-        self._cut: dict[str, tuple[str, int] | None] = {}
-        self.identities: dict[str, dict[str, Any]] = {"admin": dict(ADMIN)}
-        self._write_identities()
-        self._start("aws", self.authority.sign("aws", "localhost", *NAMES))
-        self._lead()
+        self._places: dict[str, int] = {}
+        self.account = Account()
+        self.let("admin", "AKIASTANDINADMIN")
         self.outputs: dict[str, str] = {}
-        self._engine = engine
+        _prepare_moto(self._patch)
+        handler = type("Handler", (Handler,), {"account": self.account})
+        server = serve(handler, self.certificate("localhost", "iam.amazonaws.com", *NAMES))
+        self._stack.callback(server.server_close)
+        self._stack.callback(server.shutdown)
+        self._port = server.server_port
+        self.lead("*:443", self._port)
 
     def deploy(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Make or change the stack as an administrator does."""
@@ -81,42 +92,51 @@ class StandIn:
         """Start what the stack has, under the names that it was given."""
         self._read_outputs()
         names = [self.outputs["DSQLClusterEndpoint"], self.outputs["DSQLClusterPublicEndpoint"]]
-        self._start("dsql", self.authority.sign("dsql", *names), engine=self._engine)
-        cache = self.authority.sign("elasticache", self.outputs["ValkeyEndpoint"])
-        self._start("elasticache", cache)
-        self._lead()
+        self.dsql = Dsql(self.account, self._engine, self.certificate(*names))
+        self._stack.callback(self.dsql.server_close)
+        self._stack.callback(self.dsql.shutdown)
+        certificate = self.certificate(self.outputs["ValkeyEndpoint"])
+        self.cache = Cache(str(self.folder), certificate)
+        self._stack.callback(self.cache.close)
+        self.lead("*.cache.amazonaws.com:6379", self.cache.port)
+        self.lead("*.on.aws:5432", self.dsql.server_address[1])
 
     def start_function(self) -> None:
         """Run the stack's function, and hand it the messages of the stack's queue."""
         self._read_outputs()
         name = self.outputs["LoadFunctionName"]
         made = self.client("lambda").get_function(FunctionName=name)["Configuration"]
-        self.let("function", **LAMBDA, statements=self.role(made["Role"].rsplit("/", 1)[1]))
+        policies = self.role(made["Role"].rsplit("/", 1)[1])
+        self.let("function", "ASIASTANDINFUNCTION", policies, role=made["Role"])
         code = self.client("s3").get_object(Bucket=self.outputs["BucketName"], Key=self.code_key)
         packed = self.folder / "function.zip"
         packed.write_bytes(code["Body"].read())
-        function = LambdaService(
+        self.function = self.account.function = LambdaService(
             unpack(packed, self.folder / "task"),
             self.folder,
             {**self._to_know("function"), **made["Environment"]["Variables"]},
             handler=made["Handler"],
             timeout_s=made["Timeout"],
             most=4,
-            paths=[HERE / "names"],
-            preload="sitecustomize",
+            paths=[NAMES_FOLDER],
             name=name,
         )
-        self._stack.callback(function.close)
+        self._stack.callback(self.function.close)
         (mapping,) = self.client("lambda").list_event_source_mappings()["EventSourceMappings"]
         assert mapping["State"] == "Enabled"
-        queue = self.outputs["QueueUrl"]
-        source = EventSourceMapping(function, self.client("sqs", who="function"), queue)
-        self._stack.callback(source.close)
-        self.function, self.mapping = function, source
-        (self.folder / "functions.url").write_text(function.url)
+        sqs = self.client("sqs", who="function")
+        self.mapping = EventSourceMapping(self.function, sqs, self.outputs["QueueUrl"])
+        self._stack.callback(self.mapping.close)
 
     def close(self) -> None:
         self._stack.close()
+
+    def certificate(self, *names: str) -> ssl.SSLContext:
+        """What a server of these names shows; `*` stands for one part of a name."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["postgresql", "http/1.1"])
+        self._authority.issue_cert(*names).configure_cert(context)
+        return context
 
     def signed_in(self, who: str = "host") -> dict[str, str]:
         """The environment of a process on this AWS, as somebody who is signed in."""
@@ -125,7 +145,7 @@ class StandIn:
             for name, value in os.environ.items()
             if not name.startswith("AWS_") and not name.lower().endswith("_proxy")
         }
-        path = [str(HERE / "names"), os.environ.get("PYTHONPATH", "")]
+        path = [str(NAMES_FOLDER), os.environ.get("PYTHONPATH", "")]
         return {
             **kept,
             **self._to_know(who),
@@ -134,44 +154,32 @@ class StandIn:
             "AWS_CONFIG_FILE": str(self.folder / "none"),
             "AWS_SHARED_CREDENTIALS_FILE": str(self.folder / "none"),
             "AWS_REGION": REGION,
+            "WORKSHOP_STACK": STACK,
         }
 
     def _to_know(self, who: str) -> dict[str, str]:
         """Where names lead, whose certificates are good, and the keys of somebody."""
-        one = self.identities[who]
+        one = self.account.identities[who]
         return {
             "STAND_IN_NAMES": str(self._names),
-            "AWS_CA_BUNDLE": str(self.authority.file),
-            "AWS_ACCESS_KEY_ID": one["key"],
-            "AWS_SECRET_ACCESS_KEY": one["secret"],
+            "AWS_CA_BUNDLE": str(self.trusted),
+            "AWS_ACCESS_KEY_ID": one.key,
+            "AWS_SECRET_ACCESS_KEY": one.secret,
             "AWS_SESSION_TOKEN": "",
         }
 
     def client(self, service: str, region: str = REGION, who: str = "admin") -> Any:
         """A client for the tests themselves, which have no other name service."""
-        _, port = self._ports["aws"]
-        one = self.identities[who]
+        one = self.account.identities[who]
         return boto3.Session().client(
             service,
             region_name=region,
-            endpoint_url=f"https://localhost:{port}",
-            aws_access_key_id=one["key"],
-            aws_secret_access_key=one["secret"],
-            verify=str(self.authority.file),
+            endpoint_url=f"https://localhost:{self._port}",
+            aws_access_key_id=one.key,
+            aws_secret_access_key=one.secret,
+            verify=str(self.trusted),
             config=Config(proxies={}, s3={"addressing_style": "path"}),
         )
-
-    def keys(self, pattern: str) -> list[bytes]:
-        """The keys in the cache that match a pattern."""
-        with self._cache() as client:
-            return list(client.scan_iter(match=pattern))
-
-    def impostor(self, name: str, host: str) -> tuple[str, int]:
-        """A server like one of ours, whose certificate is for another host."""
-        usual = self._ports[name]
-        self._start(name, self.authority.sign("impostor", host), engine=self._engine)
-        strange, self._ports[name] = self._ports[name], usual
-        return strange
 
     def policy(self, output: str) -> list[dict[str, Any]]:
         """The statements of the policy whose ARN is an output of the stack."""
@@ -192,8 +200,9 @@ class StandIn:
     @property
     def code_key(self) -> str:
         """Where the function's code is in the bucket."""
-        (stack,) = self.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
-        given = {one["ParameterKey"]: one["ParameterValue"] for one in stack["Parameters"]}
+        given = {
+            one["ParameterKey"]: one["ParameterValue"] for one in self._stack_now["Parameters"]
+        }
         return given["CodeKey"]
 
     def run(
@@ -202,73 +211,51 @@ class StandIn:
         """Run `workshop …` as somebody on this AWS, with the stack as its settings."""
         return subprocess.run(
             [sys.executable, "-m", "workshop_lib", *words],
-            env={**self.signed_in(who), "WORKSHOP_STACK": STACK, **environment},
+            env=self.signed_in(who) | environment,
             capture_output=True,
             text=True,
             check=False,
         )
 
-    def let(self, who: str, **what: Any) -> None:
+    def let(self, who: str, key: str, statements: Any = None, **more: Any) -> None:
         """Introduce somebody, or change what holds for them."""
-        self.identities.setdefault(who, {}).update(what)
-        self._write_identities()
+        identity = Identity(key, f"secret-of-{who}", statements, **more)
+        self.account.identities[who] = identity
 
-    def lead(self, pattern: str, place: tuple[str, int] | None) -> None:
-        """Have names lead elsewhere, until told None."""
-        self._cut[pattern] = place
-        self._lead()
+    def lead(self, pattern: str, port: int) -> None:
+        """Where names lead from now on."""
+        self._places[pattern] = port
+        beside = self._names.with_suffix(".new")
+        places = [[name, ["127.0.0.1", port]] for name, port in self._places.items()]
+        beside.write_text(json.dumps(places))
+        beside.replace(self._names)
+
+    @contextmanager
+    def led(self, pattern: str, port: int) -> Iterator[None]:
+        """Have names lead elsewhere for a while."""
+        before = self._places[pattern]
+        self.lead(pattern, port)
+        yield
+        self.lead(pattern, before)
+
+    @property
+    def _stack_now(self) -> dict[str, Any]:
+        (stack,) = self.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
+        return stack
 
     def _read_outputs(self) -> None:
-        (stack,) = self.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
-        self.outputs = {one["OutputKey"]: one["OutputValue"] for one in stack["Outputs"]}
-
-    def _cache(self) -> redis.Redis:
-        """A client of the tests themselves, which have no other name service."""
-        _, port = self._ports["elasticache"]
-        return redis.Redis(
-            "localhost",
-            port,
-            ssl=True,
-            ssl_ca_certs=str(self.authority.file),
-            ssl_check_hostname=False,
-        )
-
-    def _start(self, name: str, identity: Any, **more: Any) -> None:
-        process = subprocess.Popen(
-            [sys.executable, str(HERE / f"{name}.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        told = {
-            "certificate": str(identity.certificate),
-            "key": str(identity.key),
-            "identities": str(self._identities),
-            "functions": str(self.folder / "functions.url"),
-            "regions": [REGION, OTHER_REGION],
-            **more,
-        }
-        self._stack.callback(_end, process)
-        process.stdin.write(json.dumps(told) + "\n")
-        process.stdin.flush()
-        self._ports[name] = ("127.0.0.1", int(process.stdout.readline()))
-
-    def _lead(self) -> None:
-        cut = [[pattern, place] for pattern, place in self._cut.items() if place]
-        usual = [[p, self._ports[name]] for p, name in PORTS.items() if name in self._ports]
-        _replace(self._names, cut + usual)
-
-    def _write_identities(self) -> None:
-        _replace(self._identities, list(self.identities.values()))
+        outputs = self._stack_now["Outputs"]
+        self.outputs = {one["OutputKey"]: one["OutputValue"] for one in outputs}
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    process.stdin.close()
-    process.wait(60)
-    process.stdout.close()
-
-
-def _replace(file: Path, content: Any) -> None:
-    beside = file.with_suffix(".new")
-    beside.write_text(json.dumps(content))
-    beside.replace(file)
+def _prepare_moto(patch: pytest.MonkeyPatch) -> None:
+    reset_model_data()
+    patch.setattr(ServerlessCache, "existing", {})
+    patch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # thousands
+    teach(patch)
+    # moto would hand messages to functions by itself, in Docker; whoever runs the function does it.
+    none = property(lambda _: {}, lambda *_: None)
+    patch.setattr(Queue, "lambda_event_source_mappings", none, raising=False)
+    for region in (REGION, OTHER_REGION):
+        ec2 = ec2_backends[DEFAULT_ACCOUNT_ID][region]
+        ec2.amis[IMAGE] = Ami(ec2, IMAGE)

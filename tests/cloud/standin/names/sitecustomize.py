@@ -10,6 +10,7 @@ import json
 import os
 import socket
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 AWS = (".amazonaws.com", ".on.aws", ".api.aws")
@@ -27,38 +28,31 @@ def lead(host, port):
     raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
-def teach_sockets():
-    ask = socket.getaddrinfo
-
-    def getaddrinfo(host, port, *args, **more):
-        place = lead(host, port) if host else None
-        return ask(*(place or (host, port)), *args, **more)
-
-    socket.getaddrinfo = getaddrinfo
+def look_up(ask, host, port, *args, **more):
+    return ask(*(lead(host, port) or (host, port)), *args, **more)
 
 
-def teach_libpq():
+def connect(psycopg2, connect_there, dsn=None, **arguments):
     """libpq asks the system, not Python; `hostaddr` is its way to be told the address of a name."""
+    host = arguments.get("host", "")
+    try:
+        place = lead(host, arguments.get("port", ""))
+    except socket.gaierror as error:
+        said = f'could not translate host name "{host}" to address: {error.strerror}\n'
+        raise psycopg2.OperationalError(said) from None
+    if place:
+        arguments |= {"hostaddr": place[0], "port": place[1]}
+    return connect_there(dsn, **arguments)
+
+
+def teach(put=setattr):
+    put(socket, "getaddrinfo", partial(look_up, socket.getaddrinfo))
     try:
         import psycopg2  # noqa: PLC0415 -- some Pythons below have none
     except ImportError:
         return
-    connect = psycopg2.connect
-
-    def connect_there(dsn=None, **arguments):
-        try:
-            place = lead(arguments.get("host", ""), arguments.get("port", ""))
-        except socket.gaierror:
-            host = arguments["host"]
-            raise psycopg2.OperationalError(
-                f'could not translate host name "{host}" to address: Name or service not known\n'
-            ) from None
-        if place:
-            arguments |= {"hostaddr": place[0], "port": place[1]}
-        return connect(dsn, **arguments)
-
-    psycopg2.connect = connect_there
+    put(psycopg2, "connect", partial(connect, psycopg2, psycopg2.connect))
 
 
-teach_sockets()
-teach_libpq()
+if "STAND_IN_NAMES" in os.environ:
+    teach()
