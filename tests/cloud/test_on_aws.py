@@ -187,7 +187,7 @@ def without(aws):
         all_of_them = aws.policy("NotebookPolicyArn")
         mine = [one for one in all_of_them if one["Sid"] not in sids]
         assert len(mine) == len(all_of_them) - len(sids)
-        aws.let("limited", "ASIALIMITED", mine)
+        aws.let("limited", "ASIALIMITED", mine, role=aws.outputs["NotebookRoleArn"])
         return "limited"
 
     return make
@@ -300,7 +300,7 @@ def test_a_bucket_elsewhere_and_a_queue_without_dead_letters_are_not_what_is_nee
     aws.client("s3", OTHER_REGION).create_bucket(Bucket="far", CreateBucketConfiguration=place)
     aws.client("sqs").create_queue(QueueName="plain")
     queue = aws.outputs["QueueUrl"].rsplit("/", 1)[0] + "/plain"
-    failed = check("admin", BUCKET_NAME="far", QUEUE_URL=queue)
+    failed = check("admin", BUCKET_NAME="far", QUEUE_URL=queue, IAM_USERNAME="admin")
     assert failed.keys() == {"Object store is writable", "Queue answers"}
     assert f"'far' is in {OTHER_REGION}, not in {REGION}" in failed["Object store is writable"]
     assert "no dead-letter queue" in failed["Queue answers"]
