@@ -77,15 +77,15 @@ class StandIn:
         self.outputs: dict[str, str] = {}
         _prepare_moto(self._patch)
         handler = type("Handler", (Handler,), {"account": self.account})
-        server = serve(handler, self.certificate("localhost", *NAMES))
+        server = serve(handler, self.certificate("localhost", "iam.amazonaws.com", *NAMES))
         self._stack.callback(server.server_close)
         self._stack.callback(server.shutdown)
         self._port = server.server_port
         self.lead("*:443", self._port)
 
     def deploy(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """Make or change the stack as an administrator does, but for what a host would install."""
-        words = ("aws", "deploy", "--stack", STACK, "--yes", "--no-host-files", *options)
+        """Make or change the stack as an administrator does."""
+        words = ("aws", "deploy", "--stack", STACK, "--yes", *options)
         return self.run(*words, who="admin", WORKSHOP_STACK="")
 
     def start_services(self) -> None:
@@ -106,7 +106,8 @@ class StandIn:
         self._read_outputs()
         name = self.outputs["LoadFunctionName"]
         made = self.client("lambda").get_function(FunctionName=name)["Configuration"]
-        self.let("function", "ASIASTANDINFUNCTION", self.role(made["Role"].rsplit("/", 1)[1]))
+        policies = self.role(made["Role"].rsplit("/", 1)[1])
+        self.let("function", "ASIASTANDINFUNCTION", policies, role=made["Role"])
         code = self.client("s3").get_object(Bucket=self.outputs["BucketName"], Key=self.code_key)
         packed = self.folder / "function.zip"
         packed.write_bytes(code["Body"].read())
