@@ -123,7 +123,7 @@ def test_what_judges_the_stacks_talks_to_nobody(file):
 
 
 def test_nobody_outside_services_asks_whether_this_is_aws_or_local():
-    noted = {"recording.py", "workshop.py", "load/workers.py"}  # the Region, in a result
+    noted = {"recording.py", "workshop.py", "load/drivers.py"}  # the Region, in a result
     for file in set(files()) - {*files("services/"), "settings.py"}:
         names = {node.attr for node in ast.walk(TREES[file]) if isinstance(node, ast.Attribute)}
         assert names & AWS_WORDS - ({"aws_region"} if file in noted else set()) == set(), file

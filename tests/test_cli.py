@@ -115,7 +115,7 @@ def test_a_terminal_without_some_characters_is_shown_the_others(nowhere, monkeyp
 
 @pytest.mark.parametrize("command", ["run", "lab"])
 def test_where_no_notebooks_are_it_is_said_where_they_come_from(workshop, monkeypatch, command):
-    monkeypatch.setattr("workshop_lib.runner.find_notebooks", list)
+    monkeypatch.setattr("workshop_lib.runner.find_notebooks", lambda *_: [])
     done = workshop(command, "02")
     assert done.exit_code == 1
     assert done.output.startswith("Error: There are no notebooks here: they come with the check")

@@ -1,5 +1,6 @@
 """What was opened before a fork works in the child, or refuses; the parent notices nothing."""
 
+import contextlib
 import multiprocessing
 import os
 import secrets
@@ -104,32 +105,23 @@ def by_transaction(ws, n):
     return ws.database.run_transaction(work)
 
 
-CACHES = {}
-"""Made before the fork, as a notebook makes them."""
-
-
-def by_query_cache(ws, n):
-    return CACHES["query"].fetch("SELECT ten FROM tens WHERE id = %s", (n,)).rows[0][0]
-
-
-def by_record_cache(ws, n):
-    return CACHES["record"].get(n)["ten"]
-
-
-def by_function(ws, n):
-    return CACHES["function"](n)
-
-
 def by_store(ws, n):
     return int(ws.objects.get("ten").body) * n
 
 
-def by_cache(ws, n):
-    return int(ws.valkey.echo(str(n * 10)))
-
-
-WAYS = [by_query, by_transaction, by_store, by_cache]
-THROUGH_CACHES = [by_query_cache, by_record_cache, by_function]
+CACHES = {}
+"""Made before the fork, as a notebook makes them."""
+WAYS = {
+    "query": by_query,
+    "transaction": by_transaction,
+    "store": by_store,
+    "cache": lambda ws, n: int(ws.valkey.echo(str(n * 10))),
+    "a cached query": lambda _, n: (
+        CACHES["query"].fetch("SELECT ten FROM tens WHERE id = %s", (n,)).rows[0][0]
+    ),
+    "a cached record": lambda _, n: CACHES["record"].get(n)["ten"],
+    "a cached function": lambda _, n: CACHES["function"](n),
+}
 _asked: tuple[Workshop, Callable] | None = None
 
 
@@ -145,7 +137,7 @@ def by_four(ws, way):
         return list(workers.map(ask, QUESTIONS, timeout=LIMIT_S))
 
 
-@pytest.mark.parametrize("way", [*WAYS, *THROUGH_CACHES])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_four_workers_get_their_own_answers_every_time(opened, way):
     for _ in range(3 if way is by_query else 1):
         assert by_four(opened, way) == [n * 10 for n in QUESTIONS]
@@ -181,19 +173,25 @@ def test_and_while_other_threads_of_the_parent_hold_connections_and_ask(opened, 
 # --- what cannot be used says so ---
 
 
-def test_a_connection_that_was_borrowed_before_the_fork_is_refused_in_the_child(opened):
-    with opened.database.connection() as held, held.cursor() as cursor:
+@pytest.mark.parametrize("kind", ["borrowed", "one's own"])
+def test_a_connection_of_the_parent_is_refused_in_the_child_and_goes_on_in_the_parent(opened, kind):
+    def use(what):
+        with pytest.raises(ServiceUnreachableError, match="before this process was forked"):
+            what()
+        return by_query(opened, 4)
+
+    borrowed = opened.database.connection if kind == "borrowed" else None
+    with borrowed() if borrowed else contextlib.closing(opened.connect()) as held:
+        cursor = held.cursor()
         cursor.execute("SELECT pg_backend_pid()")
         (session,) = cursor.fetchone()
-
-        def use(what):
-            with pytest.raises(WorkshopError, match="before this process was forked"):
-                what()
-            return by_query(opened, 4)
-
-        assert in_child(lambda: use(held.cursor)) == 40
-        assert in_child(lambda: use(lambda: cursor.execute("SELECT 2"))) == 40
-        assert in_child(lambda: use(held.rollback)) == 40
+        watched = held.cursor(cursor_factory=psycopg2.extensions.cursor)
+        plain = psycopg2.extensions.cursor(held)
+        for what in (held.cursor, held.rollback, cursor.execute, watched.execute):
+            arguments = ("SELECT 2",) if what in (cursor.execute, watched.execute) else ()
+            assert in_child(lambda w=what, a=arguments: use(lambda: w(*a))) == 40
+        with pytest.raises(psycopg2.Error):  # no answer of the parent's either
+            in_child(lambda: plain.execute("SELECT 1"))
         assert in_child(lambda: (held.close(), by_query(opened, 5))[1]) == 50
         cursor.execute("SELECT pg_backend_pid()")
         assert cursor.fetchone() == (session,)
@@ -210,30 +208,6 @@ def test_a_child_forked_within_a_transaction_neither_commits_nor_disturbs_it(ope
 
     assert opened.database.run_transaction(work) == (1,)
     opened.database.query("DELETE FROM tens WHERE id = 1000")
-
-
-def test_one_s_own_connection_is_refused_in_the_child_and_goes_on_in_the_parent(opened):
-    own = opened.connect()
-    with pytest.raises(WorkshopError, match="before this process was forked"):
-        in_child(own.cursor)
-    in_child(own.close)
-    with own.cursor() as cursor:
-        cursor.execute("SELECT 3")
-        assert cursor.fetchone() == (3,)
-    own.close()
-
-
-def test_a_cursor_of_another_kind_gets_no_answer_of_the_parent_s_either(opened):
-    own = opened.connect()
-    watched = own.cursor(cursor_factory=psycopg2.extensions.cursor)
-    with pytest.raises(ServiceUnreachableError, match="before this process was forked"):
-        in_child(lambda: watched.execute("SELECT 1"))
-    plain = psycopg2.extensions.cursor(own)
-    with pytest.raises(psycopg2.Error):
-        in_child(lambda: plain.execute("SELECT 1"))
-    plain.execute("SELECT 3")
-    assert plain.fetchone() == (3,)
-    own.close()
 
 
 # --- ends ---
@@ -289,7 +263,7 @@ for end in test_forks.ENDS:
         end(ws)
     os.waitpid(pid, 0)
     test_forks.still_well(ws)
-    workers.start(to_event(Ping()), 10).result(10)
+    workers.do(to_event(Ping()), 60)
     assert ws.latencies["cache"] == 0.001
     held = status(state_folder(ws.settings.workshop_state_dir)).users
     assert os.getpid() in [user.pid for user in held]

@@ -7,11 +7,8 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import psutil
 import psycopg2
@@ -21,7 +18,7 @@ import redis
 from workshop_lib import Workshop, open_workshop, plots
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import RecordCache
-from workshop_lib.errors import ServiceUnreachableError, WorkshopError
+from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.services.processes import wait_until
 
 SOON_S = 30.0
@@ -90,7 +87,7 @@ def took(action: Callable[[], object]) -> float:
 
 def is_far(action: Callable[[], object]) -> bool:
     """Whether it takes the latency each time; a busy machine makes a near one late now and then."""
-    return all(took(action) >= FAR for _ in range(5))
+    return all(took(action) >= FAR for _ in range(10))
 
 
 def questions(ws: Workshop) -> dict[str, Callable[[], object]]:
@@ -116,11 +113,6 @@ def bars() -> Any:
 
 def notes_of(figure: Any) -> list[str]:
     return [line for text in figure.texts for line in text.get_text().splitlines()]
-
-
-def read(url: str) -> bytes:
-    with urlopen(url) as answer:  # noqa: S310 -- an address that our own client made
-        return bytes(answer.read())
 
 
 # --- on and off ---
@@ -166,20 +158,6 @@ def test_what_cannot_be_set_is_refused_and_changes_nothing(own):
     with pytest.raises(TypeError, match="valkey"):
         own.set_latency(valkey=0.01)
     assert (own.latencies, len(proxies())) == ({**NONE, "cache": 0.002}, running)
-
-
-def test_a_service_elsewhere_is_refused_and_the_local_ones_beside_it_are_not(own):
-    database = replace(own.endpoints.database, embedded=False, label="Aurora DSQL in eu-west-1")
-    endpoints = replace(own.endpoints, database=database, release=lambda: None)
-    mixed = Workshop(own.loaded, endpoints, "mixed")
-    try:
-        with pytest.raises(WorkshopError, match="local engines only, and the database is Aurora"):
-            mixed.set_latency(cache=0.01, database=0.005)
-        assert mixed.latencies == NONE
-        mixed.set_latency(database=0, cache=FAR)
-        assert far_ones(mixed) == ["cache"]
-    finally:
-        mixed.close()
 
 
 # --- each service ---
@@ -246,23 +224,6 @@ def test_objects_are_put_and_got_whole_and_errors_are_the_store_s_own(own):
     own.s3.delete_object(**place)
     with pytest.raises(own.s3.exceptions.NoSuchKey):
         own.s3.get_object(**place)
-
-
-def test_an_address_that_was_signed_for_others_works_with_the_latency_it_was_made_at(own):
-    def sign() -> str:
-        key = {"Bucket": own.bucket, "Key": f"{own.object_prefix}3"}
-        return str(own.s3.generate_presigned_url("get_object", Params=key))
-
-    near = sign()
-    own.set_latency(store=FAR)
-    far = sign()
-    assert not is_far(lambda: read(near))
-    assert is_far(lambda: read(far))
-    if not own.endpoints.store.emulated:  # it checks signatures, and the host is part of them
-        with pytest.raises(HTTPError, match="403"):
-            read(far[:-1] + ("0" if far[-1] != "0" else "1"))
-    own.set_latency(store=0)
-    assert read(far) == b"3"
 
 
 # --- caches ---

@@ -8,7 +8,7 @@ import pytest
 
 from workshop_lib import Samples, findings, results
 from workshop_lib.errors import DataError, ResultError
-from workshop_lib.load.inserts import write_report
+from workshop_lib.load.report import save_reports
 from workshop_lib.results import Measurement, Result, latest_figure, read_result, write_json
 
 
@@ -113,8 +113,8 @@ def test_a_quotient_sets_the_ends_of_both_intervals_against_each_other():
 
 
 def test_load_tests_of_one_second_keep_a_file_each(tmp_path):
-    places = [write_report({"number": n}, tmp_path) for n in range(5)]
-    assert [json.loads(place.read_text())["number"] for place in places] == [0, 1, 2, 3, 4]
+    places = [save_reports({}, tmp_path) for _ in range(5)]
+    assert len(set(places)) == 5
     assert all(re.fullmatch(r"results_\d{8}_\d{6}(_\d)?\.json", place.name) for place in places)
 
 
@@ -133,6 +133,6 @@ def test_a_result_is_written_in_whatever_time_zone_the_shell_names(tmp_path, mon
     with monkeypatch.context() as shell:
         shell.setenv("TZ", "XXX-99:99")
         time.tzset()
-        place = write_report({}, tmp_path)
+        place = save_reports({}, tmp_path)
     time.tzset()
     assert json.loads(place.read_text())["timestamp"].startswith("20")

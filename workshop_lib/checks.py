@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import platform
 import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,29 +19,19 @@ import redis
 
 from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, redact
-from workshop_lib.load.messages import metrics_namespace
+from workshop_lib.html_table import html_table
+from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.objects import greet_store, store_client
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.queues import describe_queue, messaging_client
-from workshop_lib.services import (
-    CacheEndpoint,
-    DatabaseEndpoint,
-    Endpoint,
-    Endpoints,
-    MessagingEndpoint,
-    StoreEndpoint,
-    diagnose,
-    resolve,
-)
+from workshop_lib.services import Endpoints, diagnose, endpoints, resolve
 from workshop_lib.services.clients import greet_cache
-from workshop_lib.services.endpoints import external_messaging
 from workshop_lib.services.error_help import advice, error_text
 from workshop_lib.services.state_folder import NEEDED_BYTES, state_folder
 from workshop_lib.settings import LoadedSettings, load_settings
 
 LIMIT_S = 10.0
 ENGINES_LIMIT_S = 90.0
-LEFT = "style='text-align:left'"
 BODY = b"written by a check"
 PACKAGES = (
     "jupyterlab", "pandas", "matplotlib", "psycopg2-binary", "redis", "boto3", "papermill",
@@ -98,20 +87,10 @@ class Report:
         return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
 
     def _repr_html_(self) -> str:
-        rows = [f"<tr><th></th><th {LEFT}>check</th><th {LEFT}>found</th><th>took</th></tr>"]
-        for one in self.checks:
-            found = _marked_up(one.detail)
-            if one.advice:
-                found += f"<br><b>What to do:</b> {_marked_up(one.advice)}"
-            name, took = html.escape(one.name), f"{one.seconds * 1000:.0f} ms"
-            cells = f"<td {LEFT}>{name}</td><td {LEFT}>{found}</td><td>{took}</td>"
-            rows.append(f"<tr><td>{one.mark}</td>{cells}</tr>")
-        return f"<table>{''.join(rows)}</table>"
-
-
-def _marked_up(text: str) -> str:
-    """The text on a page, with what stands in back-ticks as code."""
-    return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", html.escape(text))
+        rows = [
+            (c.mark, c.name, c.detail, f"{c.seconds * 1000:.0f} ms", c.advice) for c in self.checks
+        ]
+        return html_table(("", "check", "found", "took", "what to do"), rows)
 
 
 def check_deployment(
@@ -133,32 +112,36 @@ def check_deployment(
         asking.skip("Everything else", "the settings are not usable")
         return asking.report
     asking.ask("Disk", lambda: _disk(loaded), hint="Free some disk, or set WORKSHOP_STATE_DIR.")
-    endpoints = asking.ask(
+    places = asking.ask(
         "Services",
         lambda: resolve(loaded.values),
         hint="`workshop stop` and try again; `workshop reset` starts the local engines afresh.",
         show=lambda found: ", ".join(endpoint.label for endpoint in found.all),
         limit_s=ENGINES_LIMIT_S,
     )
-    if endpoints is None:
+    if places is None:
         asking.skip("Database, cache, object store", "the services were not found")
         return asking.report
     try:
-        queues = external_messaging(loaded.values)  # the emulation starts only where it is needed
-        _ask_network(asking, endpoints, queues)
-        _ask_services(asking, endpoints, queues, loaded.values.workshop_namespace)
+        # The emulation of queues is started only where it is needed.
+        queues = endpoints.external_messaging(loaded.values)
+        _ask_network(asking, places, queues)
+        for name, place, question in _services(places, queues, loaded.values.workshop_namespace):
+            asking.ask(name, question, endpoint=place)
     finally:
-        endpoints.release()
+        places.release()
     return asking.report
 
 
-def _ask_network(asking: _Asking, endpoints: Endpoints, queues: MessagingEndpoint | None) -> None:
+def _ask_network(
+    asking: _Asking, places: Endpoints, queues: endpoints.MessagingEndpoint | None
+) -> None:
     """Identity, names, ports, certificates and token, in the order in which faults show."""
-    places: list[Endpoint] = [*endpoints.all, *filter(None, (endpoints.reader, queues))]
-    if any(place.aws for place in places):
-        sts = diagnose.sign_in_service(endpoints)
+    every: list[endpoints.Endpoint] = [*places.all, *filter(None, (places.reader, queues))]
+    if any(place.aws for place in every):
+        sts = diagnose.sign_in_service(places)
         asking.ask("AWS identity", lambda: diagnose.who_am_i(sts), endpoint=sts)
-    for place in places:
+    for place in every:
         fault = False
         for layer, question in diagnose.layers(place).items():
             name = f"{layer} of {place.label} at {place.address}"
@@ -166,28 +149,27 @@ def _ask_network(asking: _Asking, endpoints: Endpoints, queues: MessagingEndpoin
                 asking.skip(name, "see the ✗ before it")
             else:
                 fault = asking.ask(name, partial(question, place), endpoint=place) is None
-    if make := endpoints.database.token:
+    if make := places.database.token:
         asking.ask(
             "Sign-in token for the database",
             lambda: f"made locally, {len(make())} characters (not shown)",
         )
 
 
-def _ask_services(
-    asking: _Asking, endpoints: Endpoints, queues: MessagingEndpoint | None, namespace: str
-) -> None:
+def _services(
+    places: Endpoints, queues: endpoints.MessagingEndpoint | None, namespace: str
+) -> Iterator[tuple[str, endpoints.Endpoint, Callable[[], str]]]:
     """Whether each of them does what the notebooks need."""
-    database, reader, store = endpoints.database, endpoints.reader, endpoints.store
-    asking.ask("Database answers", lambda: _database(database, namespace), endpoint=database)
-    if reader:
-        ask_reader = partial(_database, reader, namespace)
-        asking.ask("Database for reads answers", ask_reader, endpoint=reader)
-    asking.ask("Cache answers", lambda: _cache(endpoints.cache), endpoint=endpoints.cache)
-    asking.ask("Object store is writable", lambda: _store(store, namespace), endpoint=store)
+    database, cache, store = places.database, places.cache, places.store
+    yield "Database answers", database, partial(_database, database, namespace)
+    if reader := places.reader:
+        yield "Database for reads answers", reader, partial(_database, reader, namespace)
+    yield "Cache answers", cache, partial(_cache, cache)
+    yield "Object store is writable", store, partial(_store, diagnose.briefly(store), namespace)
     if queues:
         brief = diagnose.briefly(queues)
-        asking.ask("Queue answers", lambda: _queue(brief), endpoint=queues)
-        asking.ask("Metrics can be read", lambda: _metrics(brief, namespace), endpoint=queues)
+        yield "Queue answers", queues, partial(_queue, brief)
+        yield "Metrics can be read", queues, partial(_metrics, brief, namespace)
 
 
 class _Asking:
@@ -203,7 +185,7 @@ class _Asking:
         question: Callable[[], Any],
         *,
         hint: str = "",
-        endpoint: Endpoint | None = None,
+        endpoint: endpoints.Endpoint | None = None,
         show: Callable[[Any], str] = str,
         limit_s: float = LIMIT_S,
     ) -> Any:
@@ -220,16 +202,13 @@ class _Asking:
         """
         started = time.perf_counter()
         answer, error = _within(limit_s, question)
-        seconds = time.perf_counter() - started
-        if error is None:
-            self._note(Check(name, True, redact(show(answer)), seconds))
-        elif isinstance(error, WorkshopError):  # it ends with what to do
-            self._note(Check(name, False, redact(error), seconds))
-        else:
+        detail, what_to_do = redact(show(answer)) if error is None else redact(error), ""
+        if error is not None and not isinstance(error, WorkshopError):  # whose text ends with it
             if name.startswith("Name of") and isinstance(error, TimeoutError):
                 hint = "The name server of this machine does not answer. Does it have a network?"
-            detail = error_text(error).rstrip(".")
-            self._note(Check(name, False, detail, seconds, hint or advice(error, endpoint)))
+            detail, what_to_do = error_text(error).rstrip("."), hint or advice(error, endpoint)
+        seconds = time.perf_counter() - started
+        self._note(Check(name, error is None, detail, seconds, what_to_do))
         return answer
 
     def skip(self, name: str, why: str) -> None:
@@ -289,7 +268,7 @@ def _disk(loaded: LoadedSettings) -> str:
     return f"{free / 1e9:.1f} GB free"
 
 
-def _database(endpoint: DatabaseEndpoint, namespace: str) -> str:
+def _database(endpoint: endpoints.DatabaseEndpoint, namespace: str) -> str:
     with closing(Database(endpoint, namespace, pool_min=1, pool_max=1)) as database:
         ((name, isolation),) = database.query(
             "SELECT version(), current_setting('transaction_isolation')"
@@ -297,7 +276,7 @@ def _database(endpoint: DatabaseEndpoint, namespace: str) -> str:
         return f"{' '.join(str(name).split()[:2])}, {isolation}"
 
 
-def _cache(endpoint: CacheEndpoint) -> str:
+def _cache(endpoint: endpoints.CacheEndpoint) -> str:
     with closing(redis.Redis(**endpoint.arguments)) as client:
         name = greet_cache(client, endpoint)
         memory: Any = client.info("memory")
@@ -306,8 +285,7 @@ def _cache(endpoint: CacheEndpoint) -> str:
         return f"{name}, {memory.get('maxmemory_policy', '?')}, {used:.1f} MiB used, {most}"
 
 
-def _store(store: StoreEndpoint, namespace: str) -> str:
-    store = diagnose.briefly(store)
+def _store(store: endpoints.StoreEndpoint, namespace: str) -> str:
     with closing(store_client(store)) as client:
         found, region = greet_store(client, store), store.arguments["region_name"]
         if store.aws and found and found != region:
@@ -325,12 +303,12 @@ def _store(store: StoreEndpoint, namespace: str) -> str:
         return f"bucket {store.bucket}: an object written, read back and deleted"
 
 
-def _queue(endpoint: MessagingEndpoint) -> str:
+def _queue(endpoint: endpoints.MessagingEndpoint) -> str:
     with closing(messaging_client(endpoint, "sqs")) as client:
         return describe_queue(client, endpoint)
 
 
-def _metrics(endpoint: MessagingEndpoint, namespace: str) -> str:
+def _metrics(endpoint: endpoints.MessagingEndpoint, namespace: str) -> str:
     where, now = metrics_namespace(namespace), datetime.now(UTC)
     metric = {"Namespace": where, "MetricName": "DURATION"}
     query = {"Id": "check", "MetricStat": {"Metric": metric, "Period": 60, "Stat": "Sum"}}

@@ -26,8 +26,9 @@ from workshop_lib.paths import CHECKOUT, display_path
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from workshop_lib.runner import Notebook
-    from workshop_lib.services.protocol import EngineState
+    from workshop_lib.services.local import EngineState
+    from workshop_lib.services.state_folder import StateFolder
+    from workshop_lib.settings import Settings
 
 
 class _Commands(click.Group):
@@ -87,15 +88,11 @@ def run(
 
     All of them, or the NAMED ones: 02 or 02_cache_a_query.
     """
-    from workshop_lib import report, runner, services
+    from workshop_lib import runner, services
     from workshop_lib.load.interrupts import one_interrupt
-    from workshop_lib.settings import load_settings
 
-    # Whatever can be wrong with the request is said before anything starts.
-    chosen = runner.choose(names, _find_notebooks())
-    runner.parse_parameters(parameters, chosen)
-    settings = load_settings().values
-    folder = runner.new_folder(out)
+    settings = _settings()
+    folder = out or runner.new_folder()
     with one_interrupt(), ExitStack() as stack:
 
         def start_engines() -> None:
@@ -103,7 +100,7 @@ def run(
             runner.sweep()
 
         try:
-            outcomes, _ = runner.run(
+            outcomes, page = runner.run(
                 names,
                 size=size,
                 parameters=parameters,
@@ -114,14 +111,10 @@ def run(
                 prepare=start_engines,
             )
         except KeyboardInterrupt:
-            if list(folder.glob("*.json")):
-                report.write_report(folder)
-                said = f"What had finished is in {display_path(folder)}."
-            else:
-                said = "No notebook had finished."
-            click.echo(f"Interrupted. {said}", err=True)
+            kept = f"What had finished is in {display_path(folder)}."
+            some = any(folder.glob("[0-9]*.json"))
+            click.echo(f"Interrupted. {kept if some else 'No notebook had finished.'}", err=True)
             sys.exit(INTERRUPTED)
-        page = report.write_report(folder)
     failed = sum(not outcome.ok for outcome in outcomes)
     latest = runner.RESULTS / "latest" / "index.html"
     shown = latest if latest.resolve() == page.resolve() else page
@@ -234,13 +227,12 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     Other options go to JupyterLab.
     """
     from workshop_lib import runner, services
-    from workshop_lib.settings import load_settings
 
     if notebook and notebook.startswith("-"):
         jupyter_options = (notebook, *jupyter_options)
         notebook = None
-    (first, *_) = runner.choose([notebook or "00"], _find_notebooks())
-    endpoints = services.resolve(load_settings().values)
+    (first, *_) = runner.choose([notebook or "00"], runner.find_notebooks())
+    endpoints = services.resolve(_settings())
     click.echo(
         f"Services: {', '.join(e.label for e in endpoints.all)}. Ctrl-C ends JupyterLab; local "
         "engines end when nobody has used them for a while, or by `workshop stop`."
@@ -261,24 +253,6 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     # JupyterLab takes the place of this process: nothing stands between it and who ends it.
     command = [sys.executable, "-m", "jupyterlab", *words, *jupyter_options]
     os.execve(sys.executable, command, environment)  # noqa: S606 -- no shell is wanted
-
-
-def _find_notebooks() -> list[Notebook]:
-    """The notebooks, which come with the checkout only.
-
-    Raises:
-        WorkshopError: there are none.
-
-    """
-    from workshop_lib.runner import find_notebooks
-
-    found = find_notebooks()
-    if not found:
-        raise WorkshopError(
-            "There are no notebooks here: they come with the checkout. Clone the workshop, and "
-            "run `make lab` or `make run` in the clone."
-        )
-    return found
 
 
 @main.command()
@@ -321,9 +295,8 @@ def reset(yes: bool, local: bool) -> None:
     from workshop_lib.namespaces import wipe_namespace
     from workshop_lib.services.local import reset as reset_engines
     from workshop_lib.services.state_folder import state_folder
-    from workshop_lib.settings import load_settings
 
-    settings = load_settings().values
+    settings = _settings()
     own = "" if local else settings.uses_external
     folder = state_folder(settings.workshop_state_dir)
     what = f"the local engines and their data in {folder.path}"
@@ -349,9 +322,8 @@ def env() -> None:
     For example: (eval "$(workshop env)"; psql "$DATABASE_URL")
     """
     from workshop_lib import services
-    from workshop_lib.settings import load_settings
 
-    settings = load_settings().values
+    settings = _settings()
     endpoints = services.resolve(settings)
     for name, value in services.exports(settings, endpoints).items():
         click.echo(f"export {name}={shlex.quote(value)}")
@@ -369,11 +341,9 @@ def rules(what: str) -> None:
     from workshop_lib.database import Database
     from workshop_lib.dsql import install_rules, remove_rules
     from workshop_lib.services.endpoints import external_database
-    from workshop_lib.settings import load_settings
 
     # Whoever installs rules need not keep them meanwhile.
-    settings = load_settings(dsql_rules="off").values
-    endpoint = external_database(settings)
+    endpoint = external_database(_settings(dsql_rules="off"))
     if endpoint is None or endpoint.aws:
         raise WorkshopError(
             "DATABASE_URL is not set. The local engine has the rules, and Aurora DSQL is where "
@@ -400,13 +370,18 @@ def _show_engines(engines: Iterable[EngineState]) -> None:
         click.echo(f"{engine.name:<10} {engine.status:<7} {place}{kind}")
 
 
-def _state_folder() -> Any:
-    """The state folder, even if another setting is not usable: stopping must always work."""
-    from workshop_lib.services.state_folder import state_folder
+def _settings(**overrides: str) -> Settings:
     from workshop_lib.settings import load_settings
 
+    return load_settings(**overrides).values
+
+
+def _state_folder() -> StateFolder:
+    """The state folder, even if another setting is not usable: stopping must always work."""
+    from workshop_lib.services.state_folder import state_folder
+
     try:
-        return state_folder(load_settings().values.workshop_state_dir)
+        return state_folder(_settings().workshop_state_dir)
     except WorkshopError as error:
         click.echo(f"({error})", err=True)
         named = os.environ.get("WORKSHOP_STATE_DIR")

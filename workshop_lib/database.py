@@ -120,15 +120,7 @@ class Database:
     ) -> None:
         self.endpoint = endpoint
         self.schema = schema
-        self._pool_timeout_s = pool_timeout_s
-        self._new_pool = partial(
-            Pool[WatchedConnection],
-            self.connect,
-            _is_usable,
-            keep=pool_min,
-            limit=pool_max,
-            timeout_s=pool_timeout_s,
-        )
+        self._limits = (pool_min, pool_max, pool_timeout_s)
         self._counts = Counter[str]()
         self._begin()
         forks.tell_child(self)
@@ -137,7 +129,7 @@ class Database:
         """Begin with no connections, and with locks that nobody holds."""
         self._rate = dsql.Rate(dsql.CONNECTIONS_PER_SECOND, dsql.CONNECTION_BURST)
         self._counts_lock = threading.Lock()
-        self._pool = self._new_pool()
+        self._pool = Pool(self.connect, _is_usable, *self._limits)
 
     def _after_fork(self) -> None:
         self._begin()
@@ -403,7 +395,7 @@ class Database:
 
     def close(self) -> None:
         """Close the pool's idle connections; borrowed ones close on their return."""
-        old, self._pool = self._pool, self._new_pool()
+        old, self._pool = self._pool, Pool(self.connect, _is_usable, *self._limits)
         old.close()
 
     def _in_steps(
@@ -424,7 +416,7 @@ class Database:
 
     def _wait_for_turn(self) -> None:
         """Do not open connections faster than a cluster takes them."""
-        patience = self._pool_timeout_s
+        patience = self._limits[2]
         reserved, wait = self._rate.reserve(patience)
         if not reserved:
             raise PoolTimeoutError(

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 CONNECT_S = 2
 AGAIN_S = 0.1
-GIVE_UP_S = 0.7
+GIVE_UP_S = 2.0
 """After so long without an end, seconds, the connection is broken off: the server is silent."""
 
 
@@ -92,12 +92,11 @@ class _Watch:
     def _end(self, waiting: list[Any]) -> None:
         """Cancel the statement; again, as the first time may be before it has begun.
 
-        Not by psycopg2's cancel(): it stops all of Python until the server answers.
+        Not by psycopg2's cancel(): it stops all of Python until the server answers. If it does not
+        answer, the connection is broken off.
         """
         (connection,) = waiting
-        last = threading.Timer(GIVE_UP_S, self._break_off, (waiting,))
-        last.daemon = True
-        last.start()
+        end = time.monotonic() + GIVE_UP_S
         place = {**connection.arguments, "connect_timeout": CONNECT_S}
         with (
             suppress(psycopg2.Error),
@@ -105,15 +104,11 @@ class _Watch:
             other.cursor() as cursor,
         ):
             other.autocommit = True
-            while self.waiting is waiting:
+            while self.waiting is waiting and time.monotonic() < end:
                 cursor.execute("SELECT pg_cancel_backend(%s)", (connection.info.backend_pid,))
                 time.sleep(AGAIN_S)
-        last.join()
-
-    def _break_off(self, waiting: list[Any]) -> None:
-        (connection,) = waiting
         if self.waiting is waiting:
             with suppress(psycopg2.Error, OSError):
-                end = socket.socket(fileno=os.dup(connection.fileno()))
-                with end:
-                    end.shutdown(socket.SHUT_RDWR)
+                line = socket.socket(fileno=os.dup(connection.fileno()))
+                with line:
+                    line.shutdown(socket.SHUT_RDWR)

@@ -31,10 +31,11 @@ class Lease:
     since: float = field(default_factory=time.monotonic)
 
 
+@dataclass(eq=False)
 class Pool(Generic[C]):
     """Connections for many threads; the one that was used last is lent first.
 
-    Args:
+    Attributes:
         connect: opens a connection.
         is_usable: whether one that was kept still is; if not, another one takes its place.
         keep: how many stay open when nobody uses them.
@@ -43,18 +44,13 @@ class Pool(Generic[C]):
 
     """
 
-    def __init__(
-        self,
-        connect: Callable[[], C],
-        is_usable: Callable[[C], bool],
-        *,
-        keep: int,
-        limit: int,
-        timeout_s: float,
-    ) -> None:
-        self._connect = connect
-        self._is_usable = is_usable
-        self._keep, self._limit, self._timeout_s = keep, limit, timeout_s
+    connect: Callable[[], C]
+    is_usable: Callable[[C], bool]
+    keep: int
+    limit: int
+    timeout_s: float
+
+    def __post_init__(self) -> None:
         self._idle: deque[tuple[C, float]] = deque()
         self._leases = WeakSet[Lease]()
         self._closed = False
@@ -72,20 +68,20 @@ class Pool(Generic[C]):
         lease = Lease()
         # The lock itself: an Interrupt may come between a Condition's own lines.
         with self._lock:
-            while not self._idle and len(self._leases) >= self._limit:
-                left = lease.since + self._timeout_s - time.monotonic()
+            while not self._idle and len(self._leases) >= self.limit:
+                left = lease.since + self.timeout_s - time.monotonic()
                 if not self._returned.wait(max(0.0, left)) and left <= 0:
                     raise PoolTimeoutError(self._used_up())
             self._leases.add(lease)
             if self._idle:
                 lease.connection = self._idle.pop()[0]
         try:
-            while lease.connection is not None and not self._is_usable(lease.connection):
+            while lease.connection is not None and not self.is_usable(lease.connection):
                 lease.connection.close()
                 with self._lock:
                     lease.connection = self._idle.pop()[0] if self._idle else None
             if lease.connection is None:
-                lease.connection = self._connect()
+                lease.connection = self.connect()
         except BaseException:
             self._end(lease)
             raise
@@ -98,7 +94,7 @@ class Pool(Generic[C]):
         with self._lock:
             if not surplus:
                 self._idle.append((lease.connection, now))
-            while len(self._idle) > self._keep and now - self._idle[0][1] > SURPLUS_S:
+            while len(self._idle) > self.keep and now - self._idle[0][1] > SURPLUS_S:
                 surplus.append(self._idle.popleft()[0])
         self._end(lease)
         for connection in surplus:
@@ -129,9 +125,9 @@ class Pool(Generic[C]):
         ]
         if len(leases) > MAX_HOLDERS:
             holders.append(f"and {len(leases) - MAX_HOLDERS} more")
-        which = "The only connection" if self._limit == 1 else f"All {self._limit} connections"
+        which = "The only connection" if self.limit == 1 else f"All {self.limit} connections"
         return (
-            f"{which} of the pool stayed in use for {self._timeout_s:g} s. Return connections "
+            f"{which} of the pool stayed in use for {self.timeout_s:g} s. Return connections "
             "sooner (keep transactions short), or raise DSQL_POOL_MAX or DSQL_POOL_TIMEOUT. "
             f"Held by {'; '.join(holders)}."
         )

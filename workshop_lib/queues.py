@@ -5,11 +5,11 @@ Where the queue is given (on AWS), it is used as it is; elsewhere each workshop 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -19,11 +19,27 @@ from workshop_lib.services.client_config import session_for
 from workshop_lib.services.error_help import advice, cause_of, error_text
 from workshop_lib.settings import Settings
 
+T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9_-]{1,30}")
-LONGEST_VISIBILITY_S = 43_200
-MOST_RECEIVES = 1_000
+MAX_VISIBILITY_S = 43_200
+MAX_RECEIVES = 1_000
 
 
+def _explained(call: Callable[..., T]) -> Callable[..., T]:
+    """The same, with the client library's errors in our words; the endpoint is an argument."""
+
+    @wraps(call)
+    def explained(*args: Any, **kwargs: Any) -> T:
+        try:
+            return call(*args, **kwargs)
+        except (ClientError, BotoCoreError) as error:
+            (endpoint,) = (one for one in args if isinstance(one, MessagingEndpoint))
+            raise messaging_error(error, endpoint) from None
+
+    return explained
+
+
+@_explained
 def messaging_client(endpoint: MessagingEndpoint, service: str) -> Any:
     """A boto3 client of "sqs" or "cloudwatch" for the endpoint, in a session of its own.
 
@@ -31,11 +47,11 @@ def messaging_client(endpoint: MessagingEndpoint, service: str) -> Any:
         ServiceUnreachableError: the configuration of AWS does not allow for one.
 
     """
-    with _said(endpoint):
-        make: Any = session_for(endpoint).client  # typed for names that are written out only
-        return make(service, **endpoint.arguments)
+    make: Any = session_for(endpoint).client  # typed for names that are written out only
+    return make(service, **endpoint.arguments)
 
 
+@_explained
 def open_queue(
     sqs: Any,
     endpoint: MessagingEndpoint,
@@ -54,28 +70,24 @@ def open_queue(
     """
     if not NAME.fullmatch(name):
         raise ValueError(f"name is {name!r}; it must be 1 to 30 letters, digits, - or _")
-    _whole("visibility_timeout_s", visibility_timeout_s, 0, LONGEST_VISIBILITY_S)
-    _whole("max_receives", max_receives, 1, MOST_RECEIVES)
-    with _said(endpoint):
-        if endpoint.queue_url:
-            return endpoint.queue_url, _dead_letters_of(sqs, endpoint.queue_url)
-        dead = str(sqs.create_queue(QueueName=f"{namespace}-{name}-dead")["QueueUrl"])
-        redrive = {
-            "deadLetterTargetArn": _attribute(sqs, dead, "QueueArn"),
-            "maxReceiveCount": max_receives,
-        }
-        # Attributes apart: a queue that is there already with others would refuse to be created.
-        queue = str(sqs.create_queue(QueueName=f"{namespace}-{name}")["QueueUrl"])
-        sqs.set_queue_attributes(
-            QueueUrl=queue,
-            Attributes={
-                "VisibilityTimeout": str(visibility_timeout_s),
-                "RedrivePolicy": json.dumps(redrive),
-            },
-        )
-        return queue, dead
+    _check_whole("visibility_timeout_s", visibility_timeout_s, 0, MAX_VISIBILITY_S)
+    _check_whole("max_receives", max_receives, 1, MAX_RECEIVES)
+    if endpoint.queue_url:
+        policy = _redrive(_attributes(sqs, endpoint.queue_url, "RedrivePolicy"))
+        *_, account, dead_name = policy["deadLetterTargetArn"].split(":")
+        found = sqs.get_queue_url(QueueName=dead_name, QueueOwnerAWSAccountId=account)
+        return endpoint.queue_url, str(found["QueueUrl"])
+    dead = str(sqs.create_queue(QueueName=f"{namespace}-{name}-dead")["QueueUrl"])
+    arn = _attributes(sqs, dead, "QueueArn")["QueueArn"]
+    redrive = {"deadLetterTargetArn": arn, "maxReceiveCount": max_receives}
+    own = {"VisibilityTimeout": str(visibility_timeout_s), "RedrivePolicy": json.dumps(redrive)}
+    # Attributes apart: a queue that is there already with others would refuse to be created.
+    queue = str(sqs.create_queue(QueueName=f"{namespace}-{name}")["QueueUrl"])
+    sqs.set_queue_attributes(QueueUrl=queue, Attributes=own)
+    return queue, dead
 
 
+@_explained
 def describe_queue(sqs: Any, endpoint: MessagingEndpoint) -> str:
     """The given queue in a few words: whether it answers, and is one for load tests.
 
@@ -83,18 +95,16 @@ def describe_queue(sqs: Any, endpoint: MessagingEndpoint) -> str:
         ServiceUnreachableError: no answer, no such queue, or it has no dead-letter queue.
 
     """
-    names = ["VisibilityTimeout", "RedrivePolicy", "ApproximateNumberOfMessages"]
-    with _said(endpoint):
-        found = sqs.get_queue_attributes(QueueUrl=endpoint.queue_url, AttributeNames=names)
-    about = found.get("Attributes", {})
-    policy = _redrive(about.get("RedrivePolicy", ""))
+    names = ("VisibilityTimeout", "RedrivePolicy", "ApproximateNumberOfMessages")
+    about = _attributes(sqs, endpoint.queue_url, *names)
     return (
         f"about {about.get('ApproximateNumberOfMessages', '?')} messages; one that was received "
         f"stays hidden for {about.get('VisibilityTimeout', '?')} s, and after "
-        f"{policy.get('maxReceiveCount', '?')} times is a dead letter"
+        f"{_redrive(about).get('maxReceiveCount', '?')} times is a dead letter"
     )
 
 
+@_explained
 def delete_queues(sqs: Any, endpoint: MessagingEndpoint, namespace: str) -> int:
     """Delete the queues that this namespace made. Returns how many; a given queue stays.
 
@@ -104,10 +114,9 @@ def delete_queues(sqs: Any, endpoint: MessagingEndpoint, namespace: str) -> int:
     """
     if endpoint.queue_url:
         return 0
-    with _said(endpoint):
-        found = sqs.list_queues(QueueNamePrefix=f"{namespace}-").get("QueueUrls", [])
-        for url in found:
-            sqs.delete_queue(QueueUrl=url)
+    found = sqs.list_queues(QueueNamePrefix=f"{namespace}-").get("QueueUrls", [])
+    for url in found:
+        sqs.delete_queue(QueueUrl=url)
     return len(found)
 
 
@@ -119,13 +128,12 @@ def delete_own_queues(settings: Settings) -> None:
 
     """
     running = running_messaging(settings)
-    if running is None:
-        return
-    endpoint, release = running
-    try:
-        delete_queues(messaging_client(endpoint, "sqs"), endpoint, settings.workshop_namespace)
-    finally:
-        release()
+    if running is not None:
+        endpoint, release = running
+        try:
+            delete_queues(messaging_client(endpoint, "sqs"), endpoint, settings.workshop_namespace)
+        finally:
+            release()
 
 
 def messaging_error(error: Exception, endpoint: MessagingEndpoint) -> ServiceUnreachableError:
@@ -136,12 +144,11 @@ def messaging_error(error: Exception, endpoint: MessagingEndpoint) -> ServiceUnr
         endpoint: where it happened.
 
     """
-    place = f"{endpoint.label} at {endpoint.address}"
+    place, cause = f"{endpoint.label} at {endpoint.address}", cause_of(error, endpoint)
     again = (
         "It starts again with the next open_workshop(), without the queues, messages and metrics "
         "it had: run the notebook from its first cell."
     )
-    cause = cause_of(error, endpoint)
     if endpoint.embedded and cause == "not there":
         return ServiceUnreachableError(
             f"There is no such queue in the {place}. It may have been restarted, which empties "
@@ -158,19 +165,18 @@ def messaging_error(error: Exception, endpoint: MessagingEndpoint) -> ServiceUnr
     return ServiceUnreachableError(f"{about}: {error_text(error)} {what_next}")
 
 
-def _whole(name: str, value: object, low: int, high: int) -> None:
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} to {high:,}")
 
 
-def _dead_letters_of(sqs: Any, queue: str) -> str:
-    policy = _redrive(_attribute(sqs, queue, "RedrivePolicy"))
-    *_, account, name = policy["deadLetterTargetArn"].split(":")
-    return str(sqs.get_queue_url(QueueName=name, QueueOwnerAWSAccountId=account)["QueueUrl"])
+def _attributes(sqs: Any, queue: str, *names: str) -> dict[str, str]:
+    found = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=list(names))
+    return dict(found.get("Attributes", {}))
 
 
-def _redrive(text: str) -> dict[str, str]:
-    policy: dict[str, str] = json.loads(text or "{}")
+def _redrive(attributes: dict[str, str]) -> dict[str, str]:
+    policy: dict[str, str] = json.loads(attributes.get("RedrivePolicy") or "{}")
     if "deadLetterTargetArn" not in policy:
         raise ServiceUnreachableError(
             "The queue of QUEUE_URL has no dead-letter queue, where messages go that keep failing. "
@@ -178,17 +184,3 @@ def _redrive(text: str) -> dict[str, str]:
             "workshop's own stack."
         )
     return policy
-
-
-def _attribute(sqs: Any, queue: str, name: str) -> str:
-    found = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=[name])
-    return str(found.get("Attributes", {}).get(name, ""))
-
-
-@contextlib.contextmanager
-def _said(endpoint: MessagingEndpoint) -> Iterator[None]:
-    """Say the client library's errors in our words."""
-    try:
-        yield
-    except (ClientError, BotoCoreError) as error:
-        raise messaging_error(error, endpoint) from None

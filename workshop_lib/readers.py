@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.errors import WorkshopError
-from workshop_lib.load.clients import ClientConfig, Clients
+from workshop_lib.load.worker import ClientConfig, Clients
 from workshop_lib.measure import Moment, moment
 from workshop_lib.rows import Params
 

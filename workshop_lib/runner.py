@@ -12,7 +12,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -28,11 +28,11 @@ from papermill import PapermillExecutionError, execute_notebook
 from tqdm.auto import tqdm
 from traitlets.config import Config
 
-from workshop_lib.errors import ResultError, RunError, WorkshopError, redact
+from workshop_lib.errors import RunError, WorkshopError, redact
 from workshop_lib.kernel_client import HeadlessKernelManager
 from workshop_lib.namespaces import abandoned_namespaces, wipe_namespace
 from workshop_lib.paths import CHECKOUT, display_path
-from workshop_lib.report import export
+from workshop_lib.report import export, write_report
 from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
 from workshop_lib.services.state_folder import cache_folder
 
@@ -50,41 +50,6 @@ ADDED_TAGS = frozenset({"injected-parameters", "papermill-error-cell-tag"})
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
-    """The values that a parameter may have; of a list, each of its values.
-
-    Attributes:
-        min, max: the smallest and the largest.
-        different: how many different values a list needs at least.
-
-    """
-
-    min: float
-    max: float = math.inf
-    different: int = 1
-
-    def __str__(self) -> str:
-        """As a reader knows it from the parameters cell, "1 to 3,600" or "0 or more"."""
-        return f"{self.min:,.12g} {'or more' if self.max == math.inf else f'to {self.max:,.12g}'}"
-
-    def check(self, name: str, value: Any) -> None:
-        """Refuse a value that is not in the range.
-
-        Raises:
-            RunError: it is outside, or no number, or a list with too few values.
-
-        """
-        each = "each value of " if isinstance(value, list) else ""
-        for one in value if isinstance(value, list) else [value]:
-            number = isinstance(one, int | float) and not isinstance(one, bool)
-            if not number or not self.min <= one <= self.max:
-                raise RunError(f"{each}{name} must be {self}; {one!r} is not.")
-        if isinstance(value, list) and len(set(value)) < self.different:
-            needed = "two different values or more" if self.different > 1 else "a value or more"
-            raise RunError(f"{name} takes {needed}; {value!r} is too few.")
-
-
-@dataclass(frozen=True, slots=True)
 class Notebook:
     """A notebook as found on disk.
 
@@ -93,7 +58,8 @@ class Notebook:
         title: its first heading.
         parameters: the literals of its parameters cell, by name.
         quick: the values that make a quick run of it.
-        ranges: which values its parameters may have.
+        ranges: of parameters, `min` and `max`; of lists, those of each value, and `different`, how
+            many different ones are needed.
         seconds: roughly how long a quick run of it takes.
         measures_load: whether others that run beside it would spoil what it shows.
         broken: why its file is not a notebook; empty if it is one.
@@ -105,7 +71,7 @@ class Notebook:
     title: str
     parameters: dict[str, Any] = field(default_factory=dict)
     quick: dict[str, Any] = field(default_factory=dict)
-    ranges: dict[str, Range] = field(default_factory=dict)
+    ranges: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
     measures_load: bool = False
     broken: str = ""
@@ -130,14 +96,6 @@ class Job:
     def file(self, ending: str) -> Path:
         """The file with this ending among what it leaves."""
         return self.out.absolute() / f"{self.notebook.name}{ending}"
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Notebooks that may run side by side, in the order in which they begin."""
-
-    jobs: list[Job]
-    at_once: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +126,15 @@ def choose(names: Iterable[str], found: list[Notebook]) -> list[Notebook]:
     Copies, such as JupyterLab's 02_cache_a_query-Copy1, are meant by their whole name only.
 
     Raises:
-        RunError: a name means none of them; the text lists those that exist.
+        RunError: there are none, or a name means none of them; the text lists those that exist.
 
     """
     names = list(names)
+    if not found:
+        raise RunError(
+            "There are no notebooks here: they come with the checkout. Clone the workshop, and "
+            "run `make lab` or `make run` in the clone."
+        )
     originals = [n for n in found if ORIGINAL.fullmatch(n.name)]
     if not names:
         return originals
@@ -211,7 +174,7 @@ def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, 
         for notebook in takers:
             value = _convert(name, text, notebook.parameters[name])
             if name in notebook.ranges:
-                notebook.ranges[name].check(name, value)
+                check_range(name, value, notebook.ranges[name])
             values[notebook.name][name] = value
     return values
 
@@ -246,20 +209,21 @@ def run(
         prepare: what has to be done before the first kernel starts.
 
     Returns:
-        The outcomes in the notebooks' order, and the folder.
+        The outcomes in the notebooks' order, and the page over them, which is written also where
+        the run is interrupted.
 
     Raises:
-        RunError: the request cannot be carried out.
+        WorkshopError: the request cannot be carried out.
 
     """
     if workers is None:
         workers = 2 if size == "quick" and (os.cpu_count() or 1) > 1 else 1
     chosen = choose(names, find_notebooks(notebooks))
     given = parse_parameters(parameters, chosen)
-    folder = new_folder(out)
+    folder = ready_folder(out or new_folder())
     if folder == notebooks.resolve():
         raise RunError(
-            f"{display_path(folder)} holds the notebooks themselves: choose another --out."
+            f"{display_path(folder)} has the notebooks themselves: choose another --out."
         )
     stamp = f"run_{secrets.token_hex(4)}"
     jobs = [
@@ -282,10 +246,13 @@ def run(
             say(describe(outcome))
 
     prepare()
-    _run_batches(batches, folder / "kernels.log", report, progress=progress)
+    try:
+        _run_batches(batches, folder / "kernels.log", report, progress=progress)
+    finally:
+        page = write_report(folder)
     if folder.parent == RESULTS:
         _point_latest_to(folder)
-    return [outcomes[notebook.name] for notebook in chosen], folder
+    return [outcomes[notebook.name] for notebook in chosen], page
 
 
 def sweep() -> int:
@@ -316,19 +283,9 @@ def describe(outcome: Outcome) -> str:
     return f"{line}\n  cell {outcome.error.cell}: {outcome.error.error}\n{code}{left}"
 
 
-def new_folder(out: Path | None) -> Path:
-    """The folder for a run, made: the given one, or a new one below `results/`.
-
-    Raises:
-        RunError: it cannot be written.
-
-    """
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = out or RESULTS / f"{stamp}-{secrets.token_hex(4)}"
-    try:
-        return ready_folder(folder)
-    except ResultError as error:
-        raise RunError(str(error)) from None
+def new_folder() -> Path:
+    """A folder for a run that is not there yet."""
+    return RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
 
 
 # --- reading notebooks and values ---
@@ -358,7 +315,7 @@ def _parse(path: Path) -> Notebook:
         title.splitlines()[0][2:],
         _literals(next((cell.source for cell in tagged), "")),
         dict(told.get("quick", {})),
-        {name: Range(**limits) for name, limits in told.get("ranges", {}).items()},
+        dict(told.get("ranges", {})),
         float(told.get("seconds", 0)),
         bool(told.get("measures_load")),
     )
@@ -391,57 +348,79 @@ def _convert(name: str, text: str, default: Any) -> Any:
     if isinstance(default, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(default):
-        kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(
-            type(default), f"a {type(default).__name__}"
-        )
+        names = {int: "a whole number", float: "a number", bool: "true or false"}
+        kind = names.get(type(default), f"a {type(default).__name__}")
         raise RunError(f"{name} takes {kind}, like its default {default!r}; {text!r} is not one.")
     return value
+
+
+def check_range(name: str, value: Any, limits: Mapping[str, float]) -> None:
+    """Refuse a value, or a list of them, that is not within a notebook's `ranges`.
+
+    Raises:
+        RunError: it is not.
+
+    """
+    low, high, different = limits["min"], limits.get("max"), limits.get("different", 1)
+    values = value if isinstance(value, list) else [value]
+    within = all(type(x) in {int, float} and low <= x <= (high or math.inf) for x in values)
+    if not within or len(set(values)) < different:
+        allowed = f"{low:,.12g} " + (f"to {high:,.12g}" if high else "or more")
+        if isinstance(value, list):
+            allowed = f"a list of {different} or more different values, each {allowed}"
+        raise RunError(f"{name} must be {allowed}; {value!r} is not.")
 
 
 # --- running ---
 
 
-def _batches(jobs: list[Job], workers: int) -> list[Batch]:
-    """What runs at the same time, and what after it.
+def _batches(jobs: list[Job], workers: int) -> list[tuple[list[Job], int]]:
+    """What runs after each other, each with how many at a time.
 
     One at a time they keep their order. Of several at a time the longest begin first, as one that
     began last would run on alone; those that measure under load follow one by one.
     """
     if workers == 1:
-        return [Batch(jobs, 1)]
+        return [(jobs, 1)]
+    alone = [job for job in jobs if job.notebook.measures_load]
     together = [job for job in jobs if not job.notebook.measures_load]
     together.sort(key=lambda job: -job.notebook.seconds)
-    first = [Batch(together, min(workers, len(together)))] if together else []
-    return first + [Batch([job], 1) for job in jobs if job.notebook.measures_load]
+    first = [(together, min(workers, len(together)))] if together else []
+    return [*first, *(([job], 1) for job in alone)]
 
 
-def _plan(batches: list[Batch], size: str) -> str:
+def _plan(batches: list[tuple[list[Job], int]], size: str) -> str:
     """How many notebooks run, and how many at a time."""
-    count = sum(len(batch.jobs) for batch in batches)
+    (_, at_once), *alone = batches
+    count = sum(len(jobs) for jobs, _ in batches)
     text = f"{count} notebook{'s' * (count != 1)}, {size} size"
-    if batches[0].at_once > 1:
-        alone = ", ".join(batch.jobs[0].notebook.name[:2] for batch in batches[1:])
-        text += f", {batches[0].at_once} at a time" + (f", then {alone} alone" if alone else "")
-    return text
+    if at_once == 1:
+        return text
+    then = ", ".join(jobs[0].notebook.name[:2] for jobs, _ in alone)
+    return f"{text}, {at_once} at a time" + (f", then {then} alone" if then else "")
 
 
 def _run_batches(
-    batches: list[Batch], log: Path, report: Callable[[Outcome], object], *, progress: bool
+    batches: list[tuple[list[Job], int]],
+    log: Path,
+    report: Callable[[Outcome], object],
+    *,
+    progress: bool,
 ) -> None:
     """Run each batch in threads: they only wait, as each notebook's kernel is a process."""
     logging.getLogger("papermill").addHandler(logging.NullHandler())  # outcomes say all of it
     with _scratch_folder() as scratch, log.open("ab") as errors:
         options = {"stderr": errors.fileno()}
-        for batch in batches:
-            with ThreadPoolExecutor(batch.at_once) as pool:
+        for jobs, at_once in batches:
+            with ThreadPoolExecutor(at_once) as pool:
                 futures = {
                     pool.submit(_execute, job, scratch, options, progress=progress): job
-                    for job in batch.jobs
+                    for job in jobs
                 }
                 try:
                     for done in as_completed(futures):
                         outcome = done.result()
-                        _write_result(outcome, futures[done], batch.at_once)
+                        _write_result(outcome, futures[done], at_once)
                         report(outcome)
                 except BaseException:
                     _kill_kernels(futures, scratch)

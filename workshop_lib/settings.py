@@ -151,14 +151,10 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: Any,  # noqa: ARG003 -- a hook
-        init_settings: Any,
-        *_: Any,
-        **__: Any,
+        cls, *_: Any, **sources: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """No source but the arguments."""
-        return (init_settings,)
+        return (sources["init_settings"],)
 
 
 class SettingOrigin(NamedTuple):

@@ -161,7 +161,7 @@ class Workshop(Recording):
             WorkshopError: the number is out of range, or they did not all start.
 
         """
-        from workshop_lib.load.workers import open_workers
+        from workshop_lib.load.drivers import open_workers
 
         if self._workers is not None:
             self._workers.close()

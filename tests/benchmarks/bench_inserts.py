@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from workshop_lib import dataset
-from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.drivers import LocalWorkers
 from workshop_lib.load.events import events
-from workshop_lib.load.inserts import delete_rows, run_inserts
+from workshop_lib.load.rows import delete_rows
+from workshop_lib.load.run import run_inserts
 from workshop_lib.load.scenario import InsertLoad
+from workshop_lib.load.worker import ClientConfig
 
 CLIENTS, STATEMENTS, ROUNDS = 2, 300, 8
 SCRIPT = """\\set n random(1, 9000000000000)
@@ -69,15 +70,15 @@ def test_a_worker_inserts_at_no_less_than_seven_tenths_of_pgbench_s_rate(
 ):
     dataset.create_schema(ws.database)
     dataset.create_table(ws.database, "business_events")
-    storm = InsertLoad(workers=CLIENTS, iterations=STATEMENTS)
+    load = InsertLoad(workers=CLIENTS, iterations=STATEMENTS)
     seconds = {"ours": [], "pgbench": []}
-    equipment = ClientConfig(ws.database.endpoint, ws.namespace)
-    with LocalWorkers(equipment, at_once=CLIENTS) as workers:
+    config = ClientConfig(ws.database.endpoint, ws.namespace)
+    with LocalWorkers(config, at_once=CLIENTS) as workers:
         for _ in range(ROUNDS):
-            report = run_inserts(ws.database, storm, workers, progress=False)
-            assert report.succeeded == storm.planned
+            report = run_inserts(ws.database, load, workers, progress=False)
+            assert report.succeeded == load.planned
             # Both without the start of a run: from the first statement to the last.
-            seconds["ours"].append(max(report.worker_durations_s) / storm.planned)
+            seconds["ours"].append(report.jobs.duration_ms.max() / 1e3 / load.planned)
             seconds["pgbench"].append(pgbench())
             delete_rows(ws.database, report.run)
     judge(compare("an INSERT by a load worker", seconds, 1 / 0.7))

@@ -13,8 +13,8 @@ from botocore.exceptions import ClientError
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
-from workshop_lib.load.messages import metrics_namespace
 from workshop_lib.load.package import HANDLER
+from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.settings import load_settings
 
 # As a folder's module: moto files each class under the second part of its module's name.

@@ -3,7 +3,7 @@
 import pytest
 
 from workshop_lib import WorkshopError
-from workshop_lib.dsql.lint import lint as room
+from workshop_lib.dsql import linter
 
 
 def test_it_names_line_rule_and_cure(shared):
@@ -21,6 +21,6 @@ def test_what_is_allowed_is_not_objected_to(shared):
 
 
 def test_a_linter_that_is_not_there_is_a_clear_error(shared, monkeypatch, tmp_path):
-    monkeypatch.setitem(room.__globals__, "PROGRAM", tmp_path / "nothing")
+    monkeypatch.setattr(linter, "PROGRAM", tmp_path / "nothing")
     with pytest.raises(WorkshopError, match="dsql-lint could not be run"):
         shared.database.lint("SELECT 1")

@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from workshop_lib.load import drivers
-from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.drivers import LocalWorkers, run_jobs
-from workshop_lib.load.jobs import Ping, Ready
+from workshop_lib.load.jobs import Ping
+from workshop_lib.load.worker import ClientConfig
 from workshop_lib.namespaces import wipe_namespace
 from workshop_lib.services.processes import wait_until
 
@@ -19,7 +19,7 @@ NEVER_S = 120.0
 
 
 @pytest.fixture
-def equipment(shared):
+def config(shared):
     return ClientConfig(shared.database.endpoint, shared.namespace)
 
 
@@ -32,27 +32,29 @@ def has_ended(process):
 
 
 def test_workers_killed_between_two_jobs_are_replaced_and_one_that_hangs_is_given_up(
-    equipment, monkeypatch
+    config, monkeypatch
 ):
     before = set(psutil.Process().children())
-    with LocalWorkers(equipment, at_once=2) as two:
+    with LocalWorkers(config, at_once=2) as two:
         workers = set(psutil.Process().children()) - before
         assert len(workers) == 2
         for worker in workers:
             worker.kill()
         assert wait_until(lambda: all(map(has_ended, workers)), SOON_S)
-        found = run_jobs(two, [Ping()] * 4, NEVER_S)
-        assert [one.error for one in found.each] == [""] * 4
+        found, _ = run_jobs(two, [Ping()] * 4, NEVER_S)
+        assert [one.state for one in found] == ["answered"] * 4
+        two.prepare()
         for worker in set(psutil.Process().children()) - before - workers:
             worker.suspend()
         began = time.monotonic()
         monkeypatch.setattr(drivers, "GRACE_S", 0.3)
-        stuck = run_jobs(two, [Ping()] * 2, 0.2).each
-        assert all("time limit" in one.error for one in stuck)
+        stuck, _ = run_jobs(two, [Ping()] * 2, 0.2)
+        assert all("time limit" in one.errors[0] for one in stuck)
         monkeypatch.setattr(drivers, "GRACE_S", NEVER_S)
-        again = run_jobs(two, [Ping()] * 4, 0.2).each
-        assert [one.answer for one in again] == [Ready(ready=True)] * 4
+        again, _ = run_jobs(two, [Ping()] * 4, 0.2)
+        assert [one.state for one in again] == ["answered"] * 4
         assert time.monotonic() - began < NEVER_S
+    assert wait_until(lambda: set(psutil.Process().children()) <= before, SOON_S)
 
 
 def test_what_a_killed_command_left_is_named_and_cleaned_up(ws, tmp_path):

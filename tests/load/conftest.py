@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from workshop_lib import dataset
-from workshop_lib.load.clients import ClientConfig
 from workshop_lib.load.drivers import LocalWorkers
 from workshop_lib.load.mixed import Queue
-from workshop_lib.load.worker import Worker
+from workshop_lib.load.worker import ClientConfig, Worker
 
 sys.path.append(str(Path(__file__).parent))  # the stand-in is no part of the package
 from helpers import Here, worker_processes
@@ -38,7 +37,7 @@ def shop(shared):
 
 
 @pytest.fixture(scope="session")
-def equipment(shared):
+def config(shared):
     """What workers are given: database, cache, and metrics."""
     return ClientConfig(
         shared.database.endpoint,
@@ -49,16 +48,16 @@ def equipment(shared):
 
 
 @pytest.fixture(scope="session")
-def pair(equipment):
+def pair(config):
     """Two worker processes; one that is killed is replaced."""
-    with LocalWorkers(equipment, at_once=2) as pair:
+    with LocalWorkers(config, at_once=2) as pair:
         yield pair
 
 
 @pytest.fixture
-def alone(equipment):
+def alone(config):
     """A worker in this process."""
-    one = Worker(equipment)
+    one = Worker(config)
     yield one
     one.close()
 
@@ -66,9 +65,7 @@ def alone(equipment):
 @pytest.fixture
 def here(shop, alone):
     """A driver whose one worker is in this process."""
-    driver = Here(alone)
-    yield driver
-    driver.threads.shutdown()
+    return Here(alone)
 
 
 @pytest.fixture

@@ -2,22 +2,25 @@
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 
+from workshop_lib.load.drivers import Driver, NoAnswerError
 
-class Here:
-    """A driver that works in this process; `spoil` may change an answer."""
 
-    label, at_once, here = "here", 1, True
+class Here(Driver):
+    """A driver whose one worker is in this process; `spoil` may change an answer."""
+
+    label = "here"
 
     def __init__(self, worker):
+        super().__init__(1, 1, "workers")
         self.worker, self.spoil = worker, lambda answer: answer
-        self.threads = ThreadPoolExecutor(1)
 
-    def start(self, event, limit_s):  # noqa: ARG002 -- as a driver is called
-        return self.threads.submit(lambda: self.spoil(self.worker.do(event)))
+    def do(self, event, limit_s):  # noqa: ARG002 -- as a driver is called
+        if self._stopped.is_set():
+            raise NoAnswerError("interrupted")
+        return self.spoil(self.worker.do(event))
 
 
 def fail(error):
@@ -36,5 +39,6 @@ def worker_processes():
     found = psutil.process_iter(["cmdline", "ppid"])
     return [
         one for one in found
-        if one.info["ppid"] == os.getpid() and "serve_parent" in " ".join(one.info["cmdline"] or ())
+        if one.info["ppid"] == os.getpid()
+        and "workshop_lib.load.worker" in (one.info["cmdline"] or ())
     ]  # fmt: skip

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 from click.testing import CliRunner
+from helpers import Here, fail
 from pydantic import SecretStr
 
 from workshop_lib.cli import main
@@ -22,20 +22,18 @@ from workshop_lib.database import Database
 from workshop_lib.dataset import create_schema, create_table
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.load import command
-from workshop_lib.load.inserts import InsertReport
-from workshop_lib.load.jobs import Ready
-from workshop_lib.load.mixed import MixedScenario
-from workshop_lib.load.rows import LoadRows
-from workshop_lib.load.scenario import Individual, InsertScenario, MultiRow
+from workshop_lib.load.cost import FUNCTION_MB
+from workshop_lib.load.jobs import Done
+from workshop_lib.load.report import LoadReport
+from workshop_lib.load.scenario import Individual, InsertScenario, MixedScenario, MultiRow
 from workshop_lib.load.traffic import FIRST_ID, row_id
-from workshop_lib.measure import Samples
 from workshop_lib.paths import CHECKOUT
-from workshop_lib.services.functions import MEMORY_MB
+from workshop_lib.services.processes import wait_until
 from workshop_lib.settings import load_settings
 
 ENDPOINT = "abcdefghij.dsql.eu-west-1.on.aws"
 QUEUE = SecretStr("https://sqs.us-east-1.amazonaws.com/123456789012/load")
-SOON_S = 120.0
+SOON_S = 180.0
 
 
 def load(*words):
@@ -71,10 +69,9 @@ def test_both_scenarios_are_run_compared_saved_kept_if_asked_and_cleaned_up(rows
     words = ("inserts", "--workers", 2, "--iterations", 4, "--warm-up", 2, "--out", tmp_path)
     done = load(*words, "--keep")
     assert done.exit_code == 0, done.output
-    assert "8 of 8 rows" in done.output
-    assert "800 of 800 rows" in done.output
-    assert "by 2 processes on this machine." in done.output
-    assert "statement, p95 (ms)" in done.output
+    for says in ("8 of 8 rows", "800 of 800 rows", "by 2 processes on this machine.",
+                 "statement, p95 (ms)", "The same work on AWS would cost about"):  # fmt: skip
+        assert says in done.output
     (path,) = tmp_path.glob("results_*.json")
     found = json.loads(path.read_text())["scenarios"]
     assert {name: report["total_inserts"] for name, report in found.items()} == {
@@ -93,16 +90,14 @@ def test_both_scenarios_are_run_compared_saved_kept_if_asked_and_cleaned_up(rows
 
 
 def test_rows_that_cannot_be_deleted_are_named_with_what_deletes_them(rows, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise ServiceUnreachableError("No answer.")
-
     change_settings(monkeypatch, load_function="our-load")
     words = ["--scenario", 1, "--workers", 1, "--iterations", 3, "--warm-up", 1]
     with monkeypatch.context() as patched:
-        patched.setattr(LoadRows, "delete", refuse)
+        away = ServiceUnreachableError("No answer.")
+        patched.setattr(command, "delete_rows", lambda *_: fail(away))
         done = load("inserts", *words, "--out", tmp_path)
     assert done.exit_code == 1
-    assert "--function-name our-load." in done.output
+    assert "--function-name our-load" in done.output
     (name,) = re.findall(r"The rows of run (\S+) could not be deleted: No answer", done.output)
     assert f"`workshop load clean {name}`" in done.output
     assert list(tmp_path.glob("results_*.json"))
@@ -116,39 +111,66 @@ def test_a_mixed_load_goes_through_the_queue_and_leaves_nothing(ws, rows, tmp_pa
         "--at-once", 1, "--out", tmp_path,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "emulation" in done.output
-    assert "12 of 12 messages" in done.output
-    assert "12 rows deleted\n" in done.output
+    for says in ("emulation", "12 of 12 messages", "\n12 rows of run", "would cost about"):
+        assert says in done.output
     table = [line.split() for line in done.output.splitlines()]
-    assert ["statements", "p50", "(ms)", "p95", "(ms)", "p99", "(ms)"] in table
-    assert {"SELECT", "INSERT", "SELECT2"} <= {line[0] for line in table if len(line) == 5}
+    assert {"SELECT", "INSERT", "SELECT2"} <= {line[0] for line in table if len(line) == 6}
     (path,) = tmp_path.glob("results_*.json")
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text())["scenarios"]["mixed"]
     assert found["messages"]["succeeded"] == 12
     assert found["cost_usd"] > 0
     assert ws.sqs.list_queues(QueueNamePrefix="workshop-").get("QueueUrls", []) == []
     assert rows("transactions", FIRST_ID) == 0
 
 
+class Function(Here):
+    """A Lambda function that says what it is, and does nothing."""
+
+    said = Done(memory_mb=1_024, reader="elsewhere")
+
+    def __init__(self, name, at_once, *, region=None, namespace=""):
+        super().__init__(None)
+        self.name, self.region, self.namespace = name, region, namespace
+        self.at_once, self.here, self.label = at_once, False, f"{at_once} of {name}"
+
+    def describe(self):
+        return self.said
+
+
 def test_a_queue_that_the_function_processes_is_left_to_it_unless_told_otherwise(
     ws, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(command, "LambdaWorkers", Function)
     change_settings(monkeypatch, load_function="our-load", queue_url=QUEUE, aws_region="us-east-1")
     path = tmp_path / "short.json"
     short = {"duration_s": 0.2, "wait_s": 0.1, "messages_per_batch": 1}
     words = ("mixed", "--config", path, "--out", tmp_path / "out")
     path.write_text(json.dumps(short | {"drain_s": 1}))
+    monkeypatch.setattr(command, "describe_queue", lambda *_: "about 0 messages")
     done = load(*words)  # the emulated queue is mapped to nothing
     assert done.exit_code == 1
-    for says in ("by: the AWS Lambda function our-load (--no-by", "Nobody worked off",
-                 "is in CloudWatch, namespace CacheAsideWorkshop/workshop."):  # fmt: skip
+    for says in ("by Lambda: our-load", "Nobody processed a message", "about 0 messages",
+                 "CloudWatch, CacheAsideWorkshop/workshop", "with 1,024 MB"):  # fmt: skip
         assert says in done.output
+    assert "--no-by-function" in load(*words, "--at-once", 2).output
     path.write_text(json.dumps(short | {"drain_s": 60}))
     done = load(*words, "--no-by-function", "--at-once", 1)
     assert done.exit_code == 0, done.output
     assert "compete" in done.output
     assert "6 of 6 messages" in done.output
     assert ws.sqs.list_queues(QueueNamePrefix="workshop-").get("QueueUrls", []) == []
+
+
+def test_a_function_that_knows_no_other_endpoint_reads_from_none(tmp_path, monkeypatch):
+    change_settings(
+        monkeypatch, load_function="our-load", queue_url=QUEUE, aws_region="us-east-1",
+        dsql_read_endpoint=ENDPOINT,
+    )  # fmt: skip
+    monkeypatch.setattr(command, "LambdaWorkers", Function)
+    monkeypatch.setattr(Function, "said", Done(memory_mb=512))
+    done = load("mixed", "--reads-elsewhere", "--out", tmp_path)
+    assert done.exit_code == 1
+    assert "Set DSQL_READ_ENDPOINT among its environment" in done.output
 
 
 def test_all_that_load_tests_left_is_cleaned_up_and_nothing_else(ws, rows):
@@ -201,24 +223,16 @@ def press_ctrl_c(process, times):
     for _ in range(times):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
-            time.sleep(0.05)
     return process.communicate(timeout=SOON_S)
-
-
-def wait_for(condition):
-    end = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_ctrl_c_ends_inserts_with_a_report(rows, tmp_path):
     words = ["--scenario", 1, "--workers", 4, "--iterations", 500_000, "--at-once", 2]
     with started("inserts", *words, "--out", tmp_path) as process:
-        wait_for(lambda: rows() >= 50)
+        assert wait_until(lambda: rows() >= 50, SOON_S)
         said, errors = press_ctrl_c(process, 100)
     assert process.returncode == 130, errors
-    assert "It was interrupted: " in said
+    assert "It was interrupted." in said
     assert not re.search("failed|Empty|error", said)  # nobody's figures make no table
     (path,) = tmp_path.glob("results_*.json")
     report = json.loads(path.read_text())["scenarios"]["individual inserts"]
@@ -229,19 +243,23 @@ def test_ctrl_c_ends_inserts_with_a_report(rows, tmp_path):
     assert rows() == 0
 
 
-def test_ctrl_c_ends_a_mixed_load_with_a_report_or_before_it_with_a_line(rows, tmp_path):
+def test_ctrl_c_ends_a_mixed_load_with_a_report(rows, tmp_path):
     with started("mixed", "--duration", 60, "--at-once", 1, "--out", tmp_path) as process:
-        assert process.stdout.readline().startswith("Database: ")
-        wait_for(lambda: rows("transactions", FIRST_ID) >= 10)
+        assert wait_until(lambda: rows("transactions", FIRST_ID) >= 10, SOON_S)
         said, errors = press_ctrl_c(process, 100)
     assert process.returncode == 130, errors
     assert "It was interrupted." in said
     assert "were not sent." in said
     assert rows("transactions", FIRST_ID) == 0
     (path,) = tmp_path.glob("results_*.json")
-    assert json.loads(path.read_text())["interrupted"]
+    assert json.loads(path.read_text())["scenarios"]["mixed"]["interrupted"]
+
+
+@pytest.mark.parametrize("after", ["Database: ", "By processes "])
+def test_ctrl_c_while_workers_start_is_a_line(rows, tmp_path, after):
     with started("inserts", "--out", tmp_path) as process:
-        assert process.stdout.readline().startswith("Database: ")  # now the workers are started
+        while not process.stdout.readline().startswith(after):
+            assert process.poll() is None
         said, errors = press_ctrl_c(process, 3)
     assert process.returncode == 130, errors
     assert errors == "Interrupted.\n"
@@ -257,12 +275,12 @@ def test_ctrl_c_ends_a_mixed_load_with_a_report_or_before_it_with_a_line(rows, t
     [
         (["inserts", "--count", 5_000], "<= 3000"),
         (["inserts", "--config", "nowhere.json"], "cannot be read"),
-        (["inserts", "--workers", 0], "--workers must be a whole number >= 1"),
+        (["inserts", "--workers", 0], "--workers: Expected a whole number >= 1"),
         (["inserts", "--scenario", 3], "'3' is not one of"),
         (["inserts", "--warm-up", 3, "--no-warm-up"], "exclude each other"),
         (["inserts", "--function-name", "foo"], "no Lambda function can reach it"),
-        (["mixed", "--duration", 0], "--duration must be a number > 0"),
-        (["mixed", "--messages", 0], "--messages must be a whole number >= 1"),
+        (["mixed", "--duration", 0], "--duration: Expected a number > 0"),
+        (["mixed", "--messages", 0], "--messages: Expected a whole number >= 1"),
         (["mixed", "--by-function"], "set QUEUE_URL"),
         (["mixed", "--reads-elsewhere"], "DSQL_READ_ENDPOINT is not set"),
     ],
@@ -300,86 +318,60 @@ def test_the_package_is_built_by_one_command(tmp_path, monkeypatch):
 # --- the effect of each option and each key of a file
 
 
-class Done:
+class Seen:
     """What a command did, on services that are not there."""
 
     def __init__(self):
-        self.storms, self.kept, self.folder, self.functions = [], None, None, []
-        self.processes = self.at_once = None
-
-    def driver(self, kind):
-        done = self
-
-        class Driver:
-            label, here = kind, kind == "processes"
-
-            def __init__(self, first, second, third=None, namespace=""):
-                if kind == "processes":
-                    self.at_once = done.processes = second
-                else:
-                    self.at_once = done.at_once = third
-                    done.functions.append((second, first.region, namespace))
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                pass
-
-            def ask(self):
-                return Ready(ready=True, memory_mb=1_024)
-
-        return Driver
-
-    def run(self, database, storm, driver, *, run):  # noqa: ARG002 -- as it is called
-        self.storms.append(storm)
-        return InsertReport(
-            run=run, load=storm, driver=driver.label, at_once=1, planned=storm.planned,
-            succeeded=storm.planned, failed=0, dropped=0, unknown=0, unreported=0,
-            in_table=storm.planned, workers_succeeded=1, workers_failed=0, seconds=1.0,
-            statements=Samples("s", ()), invocations=Samples("i", ()), worker_durations_s=(60.0,),
-            worker_throughputs=(), conflicts=0, reconnects=0, cpu_seconds=0.0, cpu_share=0.0,
-            limited_by="database", errors=(),
-        )  # fmt: skip
+        self.loads, self.functions, self.processes, self.kept, self.costs = [], [], None, None, {}
 
 
 @pytest.fixture
 def inserts(monkeypatch, tmp_path):
     """Runs `load inserts` with a database on AWS in eu-west-1; nothing is started."""
-    found = Done()
+    seen = Seen()
     change_settings(monkeypatch, dsql_endpoint=ENDPOINT, aws_region="eu-west-1")
 
     @contextmanager
     def session(_):
         yield SimpleNamespace(database=SimpleNamespace(label="none"))
 
-    def clear(database, run, keep, say):
-        found.kept = keep
-        return True
+    def function(*how, **more):
+        seen.functions.append(Function(*how, **more))
+        return seen.functions[-1]
 
-    def save(reports, folder, costs):
-        found.folder, found.costs = folder, costs
-        return folder / "results.json"
+    def processes(_, at_once):
+        seen.processes = at_once
+        return Function("processes", at_once)
+
+    def run(_, load, driver, *, run):
+        seen.loads.append(load)
+        counts = {"planned": load.planned, "succeeded": load.planned, "failed": 0, "dropped": 0}
+        how = {"run": run, "load": load, "unit": "rows", "seconds": 1.0, "interrupted": False}
+        done = [Done(duration_ms=60_000.0)]
+        return LoadReport.of(
+            driver, done, **counts, **how, rows=load.planned, in_table=load.planned
+        )
+
+    def end(outcome, _):
+        seen.kept, seen.folder, seen.costs = outcome.keep, outcome.folder, outcome.costs
 
     monkeypatch.setattr(command.services, "session", session)
     monkeypatch.setattr(command, "Database", lambda *_, **__: SimpleNamespace(close=lambda: None))
-    monkeypatch.setattr(command, "LocalWorkers", found.driver("processes"))
-    monkeypatch.setattr(command, "LambdaWorkers", found.driver("functions"))
-    monkeypatch.setattr(command, "LambdaClients", lambda region, _: SimpleNamespace(region=region))
-    monkeypatch.setattr(command, "run_inserts", found.run)
-    monkeypatch.setattr(command, "_clear", clear)
-    monkeypatch.setattr(command, "save_reports", save)
+    monkeypatch.setattr(command, "LocalWorkers", processes)
+    monkeypatch.setattr(command, "LambdaWorkers", function)
+    monkeypatch.setattr(command, "run_inserts", run)
+    monkeypatch.setattr(command.Outcome, "end", end)
     monkeypatch.chdir(tmp_path)
 
-    def run(*words, config=None):
+    def invoke(*words, config=None, name="own.json"):
         if config is not None:
-            Path("own.json").write_text(json.dumps(config))
-            words += ("--config", "own.json")
-        found.__init__()
-        found.said = load("inserts", *words)
-        return found
+            Path(name).write_text(json.dumps(config))
+            words += ("--config", name) if name == "own.json" else ()
+        seen.__init__()
+        seen.said = load("inserts", *words)
+        return seen
 
-    return run
+    return invoke
 
 
 OWN = {
@@ -392,27 +384,31 @@ OWN = {
 }
 NO_FUNCTION = {k: v for k, v in OWN.items() if k not in {"lambda_function_name", "region"}}
 EFFECTS = {
-    "config": ([], lambda f: f.storms[0].workers == 3),
-    "which": (["--scenario", 2], lambda f: [s.rows for s in f.storms] == [8]),
-    "workers": (["--num-lambdas", 2], lambda f: {s.workers for s in f.storms} == {2}),
-    "iterations": (["--iterations", 2], lambda f: {s.iterations for s in f.storms} == {2}),
-    "count": (["--count", 2], lambda f: [s.statements * s.rows for s in f.storms] == [2, 2]),
-    "event_type": (["--event-type", "Mixed"], lambda f: f.storms[0].event_type == "Mixed"),
-    "warm_up": (["--warm-up", 2], lambda f: {s.warm_up for s in f.storms} == {2}),
-    "no_warm_up": (["--no-warm-up"], lambda f: {s.warm_up for s in f.storms} == {0}),
-    "function_name": (["--function-name", "mine"], lambda f: f.functions[0][0] == "mine"),
-    "region": (["--region", "eu-north-1"], lambda f: f.functions[0][1] == "eu-north-1"),
-    "at_once": (["--at-once", 2], lambda f: f.at_once == 2),
+    "config": ([], lambda f: f.loads[0].workers == 3),
+    "which": (["--scenario", 2], lambda f: [s.rows for s in f.loads] == [8]),
+    "workers": (["--num-lambdas", 2], lambda f: {s.workers for s in f.loads} == {2}),
+    "iterations": (["--iterations", 2], lambda f: {s.iterations for s in f.loads} == {2}),
+    "count": (["--count", 2], lambda f: [s.statements * s.rows for s in f.loads] == [2, 2]),
+    "event_type": (["--event-type", "Mixed"], lambda f: f.loads[0].event_type == "Mixed"),
+    "warm_up": (["--warm-up", 2], lambda f: {s.warm_up for s in f.loads} == {2}),
+    "no_warm_up": (["--no-warm-up"], lambda f: {s.warm_up for s in f.loads} == {0}),
+    "function_name": (["--function-name", "mine"], lambda f: f.functions[0].name == "mine"),
+    "region": (["--region", "eu-north-1"], lambda f: f.functions[0].region == "eu-north-1"),
+    "at_once": (["--at-once", 2], lambda f: f.functions[0].at_once == 2),
     "keep": (["--keep"], lambda f: f.kept is True),
     "out": (["--out", "there"], lambda f: f.folder.name == "there"),
 }  # fmt: skip
 
 
 def test_every_key_of_the_file_has_its_effect_and_every_option_wins_over_it(inserts):
-    found = inserts(config=OWN)
+    # As config.json where the command is run, it is found by itself.
+    found = inserts(config=OWN, name="config.json")
     assert found.said.exit_code == 0, found.said.output
-    assert found.functions == [("of-the-file", "us-west-2", "workshop")]
-    one, two = found.storms
+    (function,) = found.functions
+    assert (function.name, function.region, function.namespace) == (
+        "of-the-file", "us-west-2", "workshop",
+    )  # fmt: skip
+    one, two = found.loads
     assert (one.workers, one.iterations, one.statements, one.rows) == (3, 4, 5, 1)
     assert (two.workers, two.iterations, two.statements, two.rows) == (6, 7, 1, 8)
     assert {one.warm_up, two.warm_up} == {9}
@@ -427,7 +423,8 @@ def test_every_key_of_the_file_has_its_effect_and_every_option_wins_over_it(inse
         found = inserts(*words, config=OWN)
         assert found.said.exit_code == 0, (name, found.said.output)
         assert effect(found), name
-    assert inserts("--function-name", "mine").functions == [("mine", "eu-west-1", "workshop")]
+    (function,) = inserts("--function-name", "mine", config=NO_FUNCTION).functions
+    assert (function.name, function.region) == ("mine", "eu-west-1")
     found = inserts("--function-name", "", config=OWN)
     assert (found.functions, found.processes) == ([], 4)
 
@@ -436,7 +433,8 @@ def test_every_key_of_the_file_has_its_effect_and_every_option_wins_over_it(inse
     ("words", "config", "says"),
     [
         (["--region", "eu-west-1"], NO_FUNCTION, "none is named"),
-        ([], {**NO_FUNCTION, "region": "eu-west-1"}, "names a region, and no lambda_function_name"),
+        ([], {**NO_FUNCTION, "region": "eu-west-1"}, "none is named"),
+        (["--function-name", "", "--region", "eu-west-1"], OWN, "none is named"),
         (["--function-name", "f", "--region", "mars"], None, "--region"),
         ([], {**OWN, "lambda_function_name": 7}, "lambda_function_name"),
         ([], {**OWN, "functon": "f"}, "It may hold: lambda_function_name"),
@@ -448,26 +446,24 @@ def test_what_would_have_no_effect_is_refused(inserts, words, config, says):
     found = inserts(*words, config=config)
     assert found.said.exit_code == 1
     assert says in found.said.output
-    assert found.storms == []
+    assert found.loads == []
 
 
 def test_the_memory_that_is_paid_for_is_the_function_s(inserts):
     found = inserts("--scenario", 1, config=OWN)
     assert "It cost about" in found.said.output
-    assert "Lambda (1,024 MB)" in found.said.output
+    assert "with 1,024 MB" in found.said.output
     # 60 s × 1 GB, at the price of a GB-second.
-    assert found.costs["individual inserts"].items["functions", "time"] == pytest.approx(
-        60 * 0.0000133334
-    )
-    assert "It ran in us-west-2, where prices may differ" in found.said.output
+    cost = found.costs["individual inserts"].items
+    assert cost["functions", "time"] == pytest.approx(60 * 0.0000133334)
     # Processes that write to AWS pay for no function.
-    said = inserts("--scenario", 1).said.output
-    assert "Lambda" not in said.split("It cost about")[1]
+    said = inserts("--scenario", 1, config=NO_FUNCTION).said.output
+    assert "functions" not in said.split("It cost about")[1]
     template = (CHECKOUT / "cloudformation" / "workshop.yaml").read_text()
     (default,) = re.findall(
         r"^  FunctionMemory:\n(?:    .*\n)*?    Default: (\d+)$", template, re.MULTILINE
     )
-    assert int(default) == MEMORY_MB
+    assert int(default) == FUNCTION_MB
 
 
 MIXED = {
@@ -477,40 +473,32 @@ MIXED = {
 }  # fmt: skip
 
 
-def test_the_options_and_keys_of_a_mixed_load_have_their_effect_or_are_refused(
-    monkeypatch, tmp_path, shared
-):
-    """By a function, which works a given queue off; the load itself is not run."""
-    found = SimpleNamespace(scenario=None, ready=Ready(ready=True))
+def test_the_options_and_keys_of_a_mixed_load_have_their_effect(monkeypatch, tmp_path):
+    """The load itself is not run."""
+    asked = []
 
-    def run_mixed(database, queue, scenario, driver, *, run):
-        found.scenario = scenario
+    def run_mixed(_database, _queue, scenario, _driver, *, run):
+        asked.append(scenario)
         raise KeyboardInterrupt
 
-    change_settings(monkeypatch, load_function="our-load", aws_region="us-east-1", queue_url=QUEUE)
+    change_settings(monkeypatch, load_function="our-load", aws_region="us-east-1", queue_url=QUEUE,
+                    dsql_read_endpoint=ENDPOINT)  # fmt: skip
     monkeypatch.setattr(command, "run_mixed", run_mixed)
-    monkeypatch.setattr(command.Queue, "manners", lambda _: (720, 3))
-    monkeypatch.setattr(command, "external_reader", lambda _: object())
-    monkeypatch.setattr(command.LambdaWorkers, "ask", lambda _: found.ready)
+    monkeypatch.setattr(command, "LambdaWorkers", Function)
+    monkeypatch.setattr(command, "describe_queue", lambda *_: "")
     path = tmp_path / "own.json"
-
-    def run(*words, config=MIXED):
-        path.write_text(json.dumps(config))
-        found.scenario = None
-        done = load("mixed", *words, "--config", path, "--out", tmp_path)
-        return found.scenario or done.output
-
-    assert msgspec.to_builtins(run()) == MIXED
+    path.write_text(json.dumps(MIXED))
+    for words in (
+        [],
+        ["--duration", 2, "--wait", 2, "--messages", 2, "--statements", 2, "--think", 2],
+        ["--reads-elsewhere"],
+    ):
+        load("mixed", *words, "--config", path, "--out", tmp_path)
+    own, changed, elsewhere = map(msgspec.to_builtins, asked)
+    assert own == MIXED
     assert set(MIXED) == set(MixedScenario.__struct_fields__)
-    changed = run("--duration", 2, "--wait", 2, "--messages", 2, "--statements", 2, "--think", 2)
-    assert msgspec.to_builtins(changed) == MIXED | {
+    assert changed == MIXED | {
         "duration_s": 2.0, "wait_s": 2.0, "messages_per_batch": 2, "statements_per_message": 2,
         "think_ms": 2.0,
     }  # fmt: skip
-    given = run(config={})  # a given queue's own values hold, and others are refused
-    assert (given.visibility_timeout_s, given.max_receives) == (720, 3)
-    assert "max_receives is 5 in the scenario, and" in run(config={"max_receives": 5})
-    assert "--at-once is the number of processes here" in run("--at-once", 2)
-    assert "does not say that it knows another endpoint" in run("--reads-elsewhere")
-    found.ready = Ready(ready=True, reader="reader.example")
-    assert run("--reads-elsewhere").reads_elsewhere
+    assert elsewhere == MIXED | {"reads_elsewhere": True}

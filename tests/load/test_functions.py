@@ -15,20 +15,20 @@ import pytest
 from helpers import records
 from lambda_runtime import HERE, EventSourceMapping, LambdaService
 from tenacity import wait_fixed
+from workshop_lib.load.inserts import count_by_worker, delete_rows, run_inserts
+from workshop_lib.load.streams import run_stream, warm_cache
+from workshop_lib.services.functions import LambdaClients
 
 from workshop_lib.errors import SettingsError, WorkshopError
 from workshop_lib.load import drivers, package as packages
 from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
-from workshop_lib.load.inserts import count_by_worker, delete_rows, run_inserts
 from workshop_lib.load.jobs import Ping, to_event
 from workshop_lib.load.mixed import MixedScenario, Queue, read_metrics, run_mixed
 from workshop_lib.load.package import HANDLER, RUNNING, build_package
 from workshop_lib.load.rows import delete_transactions
 from workshop_lib.load.scenario import InsertLoad
-from workshop_lib.load.streams import run_stream, warm_cache
 from workshop_lib.load.worker import named_database
 from workshop_lib.services import exports
-from workshop_lib.services.functions import LambdaClients
 from workshop_lib.settings import load_settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Lambda's runtime is for Linux")

@@ -17,7 +17,6 @@ from workshop_lib.errors import redact
 from workshop_lib.services.endpoints import (
     CacheEndpoint,
     DatabaseEndpoint,
-    Endpoint,
     MessagingEndpoint,
     StoreEndpoint,
 )
@@ -74,12 +73,9 @@ def test_libpqs_guess_is_left_to_the_advice(said):
     [
         # an answer of AWS
         (answer("ExpiredToken"), None, "aws sso login"),
-        (answer("ExpiredTokenException"), QUEUE, "AWS_SESSION_TOKEN"),
         (answer("InvalidClientTokenId"), None, "aws configure list"),
-        (answer("InvalidAccessKeyId"), OWN, "AWS_ACCESS_KEY_ID"),
         (answer("SignatureDoesNotMatch"), BUCKET, "AWS_SECRET_ACCESS_KEY"),
         (answer("InvalidSignatureException", message="Signature expired: A"), QUEUE, "date -u"),
-        (answer("RequestTimeTooSkewed"), BUCKET, "date -u"),
         (answer("AccessDenied"), BUCKET, "it takes s3:PutObject"),
         (answer("403", "HeadBucket", "Forbidden"), BUCKET, "it takes s3:ListBucket"),
         (answer("AccessDeniedException", "Invoke"), None, "it takes lambda:InvokeFunction"),
@@ -97,11 +93,8 @@ def test_libpqs_guess_is_left_to_the_advice(said):
         (answer("SomethingNew", message="timeout"), BUCKET, "no advice"),
         # AWS's client library
         (of_botocore.NoCredentialsError(), None, "aws sts get-caller-identity"),
-        (of_botocore.PartialCredentialsError(provider="e", cred_var="x"), None, "set both"),
         (of_botocore.ProfileNotFound(profile="me"), None, "aws configure list-profiles"),
         (of_botocore.CredentialRetrievalError(provider="p", error_msg="m"), None, "_process"),
-        (of_botocore.UnauthorizedSSOTokenError(), None, "aws sso login"),
-        (of_botocore.LoginRefreshRequired(), None, "aws login"),
         (of_botocore.NoRegionError(), None, "such as us-east-1"),
         (of_botocore.ConnectTimeoutError(endpoint_url="x"), QUEUE, "NAT gateway or a VPC"),
         (of_botocore.ProxyConnectionError(proxy_url="x"), QUEUE, "HTTPS_PROXY"),
@@ -111,10 +104,8 @@ def test_libpqs_guess_is_left_to_the_advice(said):
         (of_botocore.SSLError(endpoint_url="x", error="wrong version number"), QUEUE, "own name"),
         # a database
         (database("FATAL:  unable to accept connection, access denied"), DSQL, "DbConnectAdmin"),
-        (database('FATAL:  password authentication failed for user "admin"'), OWN, "VALKEY_URL"),
         (database("timeout expired"), DSQL, "port 5432"),
         (database("timeout expired"), LOCAL, "workshop stop"),
-        (database("Connection refused"), LOCAL, "workshop status"),
         (database("FATAL:  the database system is shutting down"), LOCAL, "open_workshop()"),
         (psycopg2.OperationalError('could not translate host name "x"'), DSQL, "list-clusters"),
         (database('server certificate for "a" does not match host name "b"'), DSQL, "own name"),
@@ -122,21 +113,14 @@ def test_libpqs_guess_is_left_to_the_advice(said):
         (database("SSL connection has been closed unexpectedly"), DSQL, "try again"),
         (database("FATAL:  too many connections"), DSQL, "Wait a minute"),
         # a cache, or the network
-        (redis.TimeoutError("Timeout connecting to server"), CACHE, "port 6379"),
         (redis.ConnectionError("Error 110 connecting: timed out"), OWN, "port 6380"),
         (redis.ConnectionError("Error -2: Name or service not known"), CACHE, "VALKEY_ENDPOINT"),
-        (redis.ConnectionError("[SSL: CERTIFICATE_VERIFY_FAILED]"), CACHE, "verification on"),
         (redis.AuthenticationError("WRONGPASS"), CACHE, "rediss://user:password@host"),
-        (redis.AuthenticationError("WRONGPASS"), OWN, "user and password"),
         (redis.ConnectionError("Connection closed by server."), OWN, "rediss://"),
-        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"), OWN, "rediss://"),
         (ssl.SSLCertVerificationError(1, "self-signed certificate"), CACHE, "verification on"),
         (socket.gaierror(-2, "Name or service not known"), OWN, "Check VALKEY_URL"),
-        (ConnectionRefusedError(111, "Connection refused"), OWN, "is the server running"),
         (ConnectionRefusedError(111, "Connection refused"), QUEUE, "AWS_ENDPOINT_URL"),
         (OSError(113, "No route to host"), OWN, "security group"),
-        (TimeoutError(), place(Endpoint, 443, label="STS", aws=True), "no way to STS"),
-        (RuntimeError("what was read is not what was written"), BUCKET, "no advice"),
     ],
     ids=lambda value: repr(value)[:70] if isinstance(value, Exception) else "",
 )  # fmt: skip

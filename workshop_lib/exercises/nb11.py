@@ -94,9 +94,9 @@ class _Handler:
             raise self.raised[-1]
 
 
-def check_work_off(answer: object, _: object) -> None:
+def check_process_batch(answer: object, _: object) -> None:
     """Batches in which none, some, the first, the last and all messages fail, for any reason."""
-    function = function_of(answer, "work_off", "messages", "handle")
+    function = function_of(answer, "process_batch", "messages", "handle")
     borne: list[Exception] = []
     for failing in (set[str](), {"m1"}, {"m0"}, {"m3"}, {"m0", "m2"}, set(ERRORS)):
         handle = _Handler(failing)
@@ -116,7 +116,7 @@ def check_work_off(answer: object, _: object) -> None:
 
 
 def _stopped(said: str, error: Exception, borne: Sequence[Exception]) -> str:
-    found = f"{said} `work_off` stopped with {show(error)}"
+    found = f"{said} `process_batch` stopped with {show(error)}"
     if borne:
         return (
             f"{found}, and had borne {show(borne[-1])}. A message can fail for any reason: catch "
@@ -152,7 +152,7 @@ def _check_failures(got: Any, expected: set[str], said: str) -> None:
         listed = [failure["itemIdentifier"] for failure in got["batchItemFailures"]]
     except (TypeError, KeyError):
         raise Wrong(
-            f"{said} `work_off` returned `{show(got)}`. Lambda wants "
+            f"{said} `process_batch` returned `{show(got)}`. Lambda wants "
             '`{"batchItemFailures": [{"itemIdentifier": …}, …]}`; of anything else it takes the '
             "whole batch as done or as failed."
         ) from None
@@ -201,14 +201,14 @@ EXERCISES = (
     Exercise(
         id="11.2",
         title="A batch that fails in part",
-        answer_name="work_off",
-        judge=check_work_off,
+        answer_name="process_batch",
+        judge=check_process_batch,
         hints=(
             "What becomes of the messages after the one that fails?",
             "Catch what `handle` raises, for each message, and go on with the next.",
             'Collect `{"itemIdentifier": message["messageId"]}`, and return the list at the end.',
         ),
-        solution_source="""def work_off(messages, handle):
+        solution_source="""def process_batch(messages, handle):
     failures = []
     for message in messages:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,12 +14,16 @@ from workshop_lib.options import INTERRUPTED, a_file, a_folder
 from workshop_lib.paths import CHECKOUT
 
 if TYPE_CHECKING:
-    from workshop_lib.load import InsertReport, MixedReport
+    from workshop_lib.load.command import Outcome
+
+CONFIG = Path("config.json")
+"""The scenario file of an insert load, where the folder in which the command is run has one."""
 
 keep_rows = click.option("--keep", is_flag=True, help="leave the rows of this run in the table")
 results_folder = click.option(
-    "--out", type=a_folder, help="folder for the results file  [default: results/load]"
-)
+    "--out", type=a_folder, default=CHECKOUT / "results" / "load",
+    help="folder for the results file  [default: results/load]",
+)  # fmt: skip
 
 
 @click.group()
@@ -33,7 +36,8 @@ def load() -> None:
 
 @load.command()
 @click.option("--config", type=a_file,
-              help="a file, or a name in data/scenarios/  [default: inserts_laptop]")  # fmt: skip
+              help="a file, or a name in data/scenarios/  "
+                   "[default: config.json, if there is one here; else inserts_laptop]")  # fmt: skip
 @click.option("--scenario", "which", type=click.Choice(["1", "2", "both"]), default="both",
               show_default=True, help="1: individual inserts, 2: multi-row inserts")  # fmt: skip
 @click.option("--workers", "--num-lambdas", type=int, help="workers, each with its own connection")
@@ -49,17 +53,7 @@ def load() -> None:
               help="workers at the same time  [default: 4 processes, 1000 functions]")  # fmt: skip
 @keep_rows
 @results_folder
-def inserts(
-    config: Path | None,
-    which: Any,
-    *,
-    no_warm_up: bool,
-    function_name: str | None,
-    at_once: int | None,
-    keep: bool,
-    out: Path | None,
-    **options: Any,
-) -> None:
+def inserts(*, no_warm_up: bool, **options: Any) -> None:
     """Compare individual with multi-row inserts; exit code 1 if a row is missing at the end.
 
     Each worker does its rounds one after another. A round is some INSERTs of one row each
@@ -72,20 +66,16 @@ def inserts(
         raise click.UsageError("--no-warm-up and --warm-up exclude each other.")
     if no_warm_up:
         options["warm_up"] = 0
+    options["config"] = options["config"] or (CONFIG if CONFIG.exists() else "inserts_laptop")
     with one_interrupt():
         from workshop_lib.load.command import run_insert_loads
-        from workshop_lib.load.scenario import read_scenario
 
-        scenario = read_scenario(config or "inserts_laptop", function_name=function_name, **options)
-        reports, cleared = run_insert_loads(
-            scenario, which, at_once=at_once, keep=keep, out=_load_folder(out), say=click.echo
-        )
-        _end_load(reports, cleared=cleared)
+        _end_load(run_insert_loads(click.echo, **options))
 
 
 @load.command()
-@click.option("--config", type=a_file,
-              help="a file, or a name in data/scenarios/  [default: mixed_laptop]")  # fmt: skip
+@click.option("--config", type=a_file, default="mixed_laptop", show_default=True,
+              help="a file, or a name in data/scenarios/")  # fmt: skip
 @click.option("--duration", "duration_s", type=float, help="how long rounds are sent, seconds")
 @click.option("--wait", "wait_s", type=float, help="from one round to the next, seconds")
 @click.option("--messages", "messages_per_batch", type=int, help="of each action in a round")
@@ -100,15 +90,7 @@ def inserts(
 @click.option("--at-once", type=click.IntRange(1, 64), help="processes here  [default: 4]")
 @keep_rows
 @results_folder
-def mixed(
-    config: Path | None,
-    *,
-    by_function: bool | None,
-    at_once: int | None,
-    keep: bool,
-    out: Path | None,
-    **options: Any,
-) -> None:
+def mixed(**options: Any) -> None:
     """Send reads and writes through a queue; exit code 1 if a message is unaccounted for.
 
     They are sent in rounds. A round is some messages of each action: SELECT, INSERT and SELECT2;
@@ -120,28 +102,16 @@ def mixed(
     with one_interrupt():
         from workshop_lib.load.command import run_mixed_load
 
-        report, cleared = run_mixed_load(
-            options,
-            config or "mixed_laptop",
-            by_function=by_function,
-            at_once=at_once,
-            keep=keep,
-            out=_load_folder(out),
-            say=click.echo,
-        )
-        _end_load([report], cleared=cleared)
+        _end_load(run_mixed_load(click.echo, **options))
 
 
-def _load_folder(out: Path | None) -> Path:
-    return out or CHECKOUT / "results" / "load"
-
-
-def _end_load(reports: Sequence[InsertReport | MixedReport], *, cleared: bool) -> NoReturn:
+def _end_load(found: Outcome) -> NoReturn:
     """End with exit code 0 only if every row and message is where it should be."""
+    reports = found.reports.values()
     if any(report.interrupted for report in reports):
         sys.exit(INTERRUPTED)
     complete = all(r.reconciles and r.succeeded == r.planned for r in reports)
-    sys.exit(0 if complete and cleared else 1)
+    sys.exit(0 if complete and found.cleared else 1)
 
 
 @load.command()

@@ -27,7 +27,6 @@ MAKES = {
     "Kia": ("Ceed", "Niro", "Picanto"),
     "Volvo": ("EX30", "V60", "XC40"),
 }
-COLOURS = ("black", "blue", "green", "grey", "red", "white")
 SERVICES = ("oil", "brakes", "tyres", "inspection", "battery")
 # Vehicle identification numbers leave out I, O and Q, which look like digits (ISO 3779).
 VIN_LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ0123456789"
@@ -35,13 +34,15 @@ VIN_LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ0123456789"
 EventRow: TypeAlias = tuple[str, str, str, datetime, datetime, str]
 
 
-def events(kind: EventType, ids: Iterator[str], seed: str, saved: datetime) -> Iterator[EventRow]:
+def events(
+    kind: EventType, ids: Iterator[str], seed: str | random.Random, saved: datetime
+) -> Iterator[EventRow]:
     """Rows for `business_events`, one for each id.
 
     Args:
         kind: which events.
         ids: the primary keys.
-        seed: the same seed gives the same events.
+        seed: the same seed gives the same events; a generator goes on where it is.
         saved: what stands in `saved_date`; `created_date` is up to an hour before it.
 
     Raises:
@@ -54,7 +55,7 @@ def events(kind: EventType, ids: Iterator[str], seed: str, saved: datetime) -> I
     """
     if kind not in EVENT_TYPES:
         raise DataError(f"There are no events {kind!r}. There are: {', '.join(EVENT_TYPES)}.")
-    rng = random.Random(seed)
+    rng = seed if isinstance(seed, random.Random) else random.Random(seed)
     names = tuple(MAKERS) if kind == "Mixed" else (kind,)
     for key in ids:
         name = rng.choice(names)
@@ -78,20 +79,13 @@ def monthly_payment(principal: Decimal, yearly_percent: Decimal, months: int) ->
 
 def _car(rng: random.Random) -> dict[str, Any]:
     make = rng.choice(tuple(MAKES))
-    return {
-        "vin": _vin(rng),
-        "make": make,
-        "model": rng.choice(MAKES[make]),
-        "year": rng.randint(2012, 2026),
-        "color": rng.choice(COLOURS),
-        "mileage": rng.randrange(180_000),
-    }
+    model, year, mileage = rng.choice(MAKES[make]), rng.randint(2012, 2026), rng.randrange(180_000)
+    return {"vin": _vin(rng), "make": make, "model": model, "year": year, "mileage": mileage}
 
 
 def _loan(rng: random.Random) -> dict[str, Any]:
-    principal = Decimal(rng.randrange(5_000, 60_001, 500))
+    principal, months = Decimal(rng.randrange(5_000, 60_001, 500)), rng.choice(TERMS_MONTHS)
     percent = Decimal(rng.randrange(199, 1_200)) / 100
-    months = rng.choice(TERMS_MONTHS)
     return {
         "loan_id": f"loan-{rng.randrange(10**9):09d}",
         "vin": _vin(rng),
@@ -104,22 +98,18 @@ def _loan(rng: random.Random) -> dict[str, Any]:
 
 def _payment(rng: random.Random) -> dict[str, Any]:
     loan = _loan(rng)
-    return {
-        "loan_id": loan["loan_id"],
-        "payment_number": rng.randint(1, loan["term_months"]),
-        "amount": loan["monthly_payment"],
-        "paid_on": str(EPOCH + timedelta(days=rng.randrange(300))),
-    }
+    number, amount = rng.randint(1, loan["term_months"]), loan["monthly_payment"]
+    return {"loan_id": loan["loan_id"], "number": number, "amount": amount, "paid_on": _day(rng)}
 
 
 def _service(rng: random.Random) -> dict[str, Any]:
-    return {
-        "vin": _vin(rng),
-        "services": rng.sample(SERVICES, rng.randint(1, 3)),
-        "mileage": rng.randrange(180_000),
-        "cost": str(Decimal(rng.randrange(5_000, 200_000)) / 100),
-        "done_on": str(EPOCH + timedelta(days=rng.randrange(300))),
-    }
+    services = rng.sample(SERVICES, rng.randint(1, 3))
+    cost = str(Decimal(rng.randrange(5_000, 200_000)) / 100)
+    return {"vin": _vin(rng), "services": services, "cost": cost, "done_on": _day(rng)}
+
+
+def _day(rng: random.Random) -> str:
+    return str(EPOCH + timedelta(days=rng.randrange(300)))
 
 
 def _vin(rng: random.Random) -> str:

@@ -19,10 +19,9 @@ def one_interrupt() -> Iterator[None]:
     An impatient second one would lose the report, and leave rows behind.
     """
 
-    def hear(number: int, frame: FrameType | None) -> NoReturn:
-        del number, frame
-        for one in SIGNALS:
-            signal.signal(one, signal.SIG_IGN)
+    def hear(_number: int, _frame: FrameType | None) -> NoReturn:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     with _handlers(lambda _: hear):
@@ -57,15 +56,15 @@ def _handlers(instead: Callable[[Callable[..., Any]], Any]) -> Iterator[None]:
 
     One that another has replaced meanwhile is left: a command that is at its end hears nothing.
     """
-    ours = {}
-    if threading.current_thread() is threading.main_thread():
-        found = {number: signal.getsignal(number) for number in SIGNALS}
-        ours = {number: (one, instead(one)) for number, one in found.items() if callable(one)}
-    for number, (_, new) in ours.items():
-        signal.signal(number, new)
+    changed = {}
+    for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
+        old = signal.getsignal(number)
+        if callable(old):
+            changed[number] = old, instead(old)
+            signal.signal(number, changed[number][1])
     try:
         yield
     finally:
-        for number, (old, new) in ours.items():
+        for number, (old, new) in changed.items():
             if signal.getsignal(number) is new:
                 signal.signal(number, old)

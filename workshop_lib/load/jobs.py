@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from itertools import count
+from time import perf_counter, process_time
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
-from workshop_lib.load.events import EventType
-from workshop_lib.load.traffic import Action
+from workshop_lib.errors import redact
+from workshop_lib.load.scenario import MAX_STATEMENTS, InsertLoad, MixedScenario, StreamLoad
+from workshop_lib.load.traffic import ACTIONS, Action
 from workshop_lib.settings import NAMESPACE
 
-RUN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$"
-MAX_STATEMENTS = 1_000
-"""Of one message: more take longer than a message should."""
-Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+FIRST_ERRORS = 5
+RunName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
+RunNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Namespace = Annotated[str, msgspec.Meta(pattern=rf"\A({NAMESPACE})?\Z")]
+Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="job"):
@@ -29,24 +31,14 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True,
 
     namespace: Namespace = ""
 
+    @property
+    def planned(self) -> int:
+        """Rows or requests to count the job by, as far as they are known before."""
+        return 0
+
 
 class Ping(Job, frozen=True, tag="ping"):
-    """Be there, and connected."""
-
-
-class Ready(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The answer to a `Ping`.
-
-    Attributes:
-        ready: it is connected.
-        memory_mb: of the Lambda function that this worker is; None if it is a process.
-        reader: the host that its environment names for reads; empty if it reads from the writer.
-
-    """
-
-    ready: bool
-    memory_mb: int | None = None
-    reader: str = ""
+    """Be there, connected, and say what you have."""
 
 
 class InsertJob(Job, frozen=True, kw_only=True, tag="insert"):
@@ -55,64 +47,25 @@ class InsertJob(Job, frozen=True, kw_only=True, tag="insert"):
     Attributes:
         run: its name; every row's id begins with it.
         worker: which of the run's workers this is.
-        iterations: rounds.
-        statements: INSERTs in a round, one after another.
-        rows: of each statement.
-        how: INSERT … ON CONFLICT DO NOTHING, or COPY.
-        event_type: which events.
-        warm_up: not part of the figures; its rows are named so.
-        time_limit_s: what has not been begun by then is dropped, seconds.
+        load: what each worker does.
+        warm_up: not part of the figures: one statement, whose rows are named so.
 
     """
 
-    run: Annotated[str, msgspec.Meta(pattern=RUN)]
-    worker: Annotated[int, msgspec.Meta(ge=0)]
-    iterations: Count
-    statements: Count = 1
-    rows: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS_PER_TRANSACTION)] = 1
-    how: Literal["insert", "copy"] = "insert"
-    event_type: EventType = "CarCreated"
+    run: RunName
+    worker: Number
+    load: InsertLoad = InsertLoad()
     warm_up: bool = False
-    time_limit_s: Annotated[float, msgspec.Meta(gt=0, le=900)] = 60.0
+
+    @property
+    def statements(self) -> int:
+        """INSERTs to send, one after another."""
+        return 1 if self.warm_up else self.load.iterations * self.load.statements
 
     @property
     def planned(self) -> int:
         """Rows to insert."""
-        return self.iterations * self.statements * self.rows
-
-
-class InsertDone(msgspec.Struct, kw_only=True):
-    """What became of an `InsertJob`; the worker counts in it. Rows unless said otherwise.
-
-    Attributes:
-        worker: as in the job.
-        planned: success_count + already_there + error_count + dropped.
-        success_count: new in the table, as the database counted them.
-        already_there: of an earlier attempt whose answer was lost.
-        error_count: of statements that failed in the end.
-        dropped: of statements that were not begun in time.
-        duration_ms: from the first statement's beginning to the last one's end.
-        inserts_per_second: new rows by that duration.
-        latencies_us: of each statement that succeeded, retries included, microseconds.
-        cpu_ms: processor time that this worker itself used meanwhile: the generator's own cost.
-        conflicts, reconnects: statements that had to be sent again, by reason.
-        errors: the first few, in words.
-
-    """
-
-    worker: int
-    planned: int
-    success_count: int = 0
-    already_there: int = 0
-    error_count: int = 0
-    dropped: int = 0
-    duration_ms: float = 0.0
-    inserts_per_second: float = 0.0
-    latencies_us: list[int] = []
-    cpu_ms: float = 0.0
-    conflicts: int = 0
-    reconnects: int = 0
-    errors: list[str] = []
+        return self.statements * self.load.rows
 
 
 class StreamJob(Job, frozen=True, kw_only=True, tag="stream"):
@@ -122,25 +75,15 @@ class StreamJob(Job, frozen=True, kw_only=True, tag="stream"):
         run: its number, for the ids of rows.
         worker, of: which share, of how many.
         begins_at: when the stream begins, Unix seconds: the same for all workers.
-        rate, seconds, seed: of the whole stream.
-        threads: how many requests this worker can have under way.
-        ttl_s: of cached answers; 0 for no cache.
-        give_up_s: a request that has waited so long unserved is dropped: its client has left.
-        closed: not when requests arrive, but each thread the next one when it has its answer.
+        load: the whole stream.
 
     """
 
-    run: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-    worker: Annotated[int, msgspec.Meta(ge=0)]
+    run: RunNumber
+    worker: Number
     of: Annotated[int, msgspec.Meta(ge=1)]
     begins_at: float
-    rate: Annotated[float, msgspec.Meta(gt=0, le=100_000)]
-    seconds: Annotated[float, msgspec.Meta(gt=0, le=800)]
-    seed: int = 0
-    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
-    ttl_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    give_up_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
-    closed: bool = False
+    load: StreamLoad
 
 
 class WarmJob(Job, frozen=True, kw_only=True, tag="warm"):
@@ -152,35 +95,6 @@ class WarmJob(Job, frozen=True, kw_only=True, tag="warm"):
     """
 
     ttl_s: Annotated[float, msgspec.Meta(gt=0)]
-
-
-class Warmed(msgspec.Struct, frozen=True, kw_only=True):
-    """How many answers a `WarmJob` has brought into the cache."""
-
-    answers: int
-
-
-class StreamDone(msgspec.Struct, kw_only=True):
-    """What became of a `StreamJob`; the worker counts in it.
-
-    Attributes:
-        worker: as in the job.
-        requests: of each, in the order of their arrival: when it arrived (closed: was sent), from
-            the stream's beginning, microseconds; how long from then until its answer was there;
-            "cache", "database", "error", or "dropped"; and SELECT, SELECT2 or INSERT.
-        rows: new ones, of INSERTs.
-        cpu_ms: processor time of this worker meanwhile.
-        lasted_ms: from the stream's beginning until all was answered.
-        errors: the first few, in words.
-
-    """
-
-    worker: int
-    requests: list[tuple[int, int, str, str]] = []
-    rows: int = 0
-    cpu_ms: float = 0.0
-    lasted_ms: float = 0.0
-    errors: list[str] = []
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -197,8 +111,8 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     """
 
-    run: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-    number: Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
+    run: RunNumber
+    number: Number
     action: Action
     statements: Annotated[int, msgspec.Meta(ge=1, le=MAX_STATEMENTS)] = 1
     target: Literal["writer", "reader"] = "writer"
@@ -206,31 +120,99 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     namespace: Namespace = ""
 
 
-class MessageDone(msgspec.Struct, kw_only=True):
-    """What became of a message.
+def messages_of(scenario: MixedScenario, run: int, namespace: str = "") -> list[list[Message]]:
+    """The messages of each round.
+
+    Args:
+        scenario: what to send.
+        run: the number of the run.
+        namespace: whose tables they are for; empty for the worker's own.
+
+    """
+    numbers = count()
+    return [
+        [
+            Message(
+                run=run,
+                number=next(numbers),
+                action=action,
+                statements=scenario.statements_per_message,
+                target="reader" if scenario.reads_elsewhere and action != "INSERT" else "writer",
+                think_ms=scenario.think_ms,
+                namespace=namespace,
+            )
+            for action in ACTIONS
+            for _ in range(scenario.messages_per_batch)
+        ]
+        for _ in range(scenario.rounds)
+    ]
+
+
+class Done(msgspec.Struct, kw_only=True):
+    """What became of a job or a message: the worker counts in it, and the driver adds to it.
+
+    Rows are counted of an insert job, requests of a stream, and 1 of a message.
 
     Attributes:
-        number, action: as in the message.
-        rows: new ones, as the database counted them.
-        durations_us: of each statement that succeeded, its COMMIT included.
-        error: why the message failed; empty if it did not.
+        worker: as in the job; the number of a message.
+        planned: success_count + already_there + error_count + dropped.
+        success_count: done; of rows, new in the table, as the database counted them.
+        already_there: rows of an earlier attempt whose answer was lost.
+        error_count: failed in the end.
+        dropped: not begun in time.
+        rows: new ones, of INSERTs.
+        calls: of each statement or request that came to an end: when it was due, from the beginning
+            of the job, and how long it took from then, retries and COMMIT included, microseconds;
+            "cache", "database", "error" or "dropped"; and SELECT, SELECT2 or INSERT.
+        duration_ms: from the first statement's beginning to the last one's end.
+        inserts_per_second: new rows by that duration.
+        cpu_ms: processor time that this worker itself used meanwhile: the generator's own cost.
+        conflicts, reconnects: statements that had to be sent again, by reason.
+        errors: the first few, in words.
+        memory_mb: of the Lambda function that this worker is; None if it is a process.
+        reader: the host that it reads from, where that is not the writer.
+        state: "answered"; "lost" if the worker gave no answer; "interrupted" if an Interrupt was
+            why; "not begun" if no worker got the job.
+        seconds: from handing it over until its end was known.
 
     """
 
-    number: int
-    action: str
+    worker: int = 0
+    planned: int = 0
+    success_count: int = 0
+    already_there: int = 0
+    error_count: int = 0
+    dropped: int = 0
     rows: int = 0
-    durations_us: list[int] = []
-    error: str = ""
+    calls: list[tuple[int, int, str, str]] = []
+    duration_ms: float = 0.0
+    inserts_per_second: float = 0.0
+    cpu_ms: float = 0.0
+    conflicts: int = 0
+    reconnects: int = 0
+    errors: list[str] = []
+    memory_mb: int | None = None
+    reader: str = ""
+    state: str = "answered"
+    seconds: float = 0.0
 
+    def note(self, error: object, failed: int) -> None:
+        """Count what failed, and keep the error if it is one of the first."""
+        self.error_count += failed
+        if len(self.errors) < FIRST_ERRORS:
+            self.errors.append(redact(error))
 
-Answer: TypeAlias = Ready | InsertDone | StreamDone | Warmed
-ANSWERS: dict[type[Job], type[Answer]] = {
-    Ping: Ready,
-    InsertJob: InsertDone,
-    StreamJob: StreamDone,
-    WarmJob: Warmed,
-}
+    def time(self, began: float, due: float, source: str, action: str) -> None:
+        """Note a call that ends now; times by `time.perf_counter()`."""
+        at_us, took_us = round((due - began) * 1e6), round((perf_counter() - due) * 1e6)
+        self.calls.append((at_us, took_us, source, action))
+
+    def finish(self, began: float, cpu_s: float) -> Done:
+        """Note how long it took, given when it began and the processor time until then."""
+        seconds = perf_counter() - began
+        self.duration_ms, self.inserts_per_second = seconds * 1e3, self.rows / seconds
+        self.cpu_ms = (process_time() - cpu_s) * 1e3
+        return self
 
 
 def to_event(job: Job) -> dict[str, Any]:

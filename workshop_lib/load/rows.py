@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
-import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
 from workshop_lib.database import Database
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
-from workshop_lib.errors import DataError, WorkshopError, redact
-from workshop_lib.load.jobs import MAX_STATEMENTS
-from workshop_lib.load.traffic import FIRST_ID, ids_of, row_id
+from workshop_lib.errors import DataError
+from workshop_lib.load.scenario import MAX_STATEMENTS
+from workshop_lib.load.traffic import FIRST_ID, row_id
 
-R = TypeVar("R", str, int)
-T = TypeVar("T")
 MAX_RUNS = 1 << 32
 """A run's number is below this."""
 
@@ -45,14 +40,13 @@ class LoadRows:
 
     def delete(self, database: Database) -> int:
         """Delete them, in transactions that Aurora DSQL accepts. Returns how many."""
+        ids = self._sql("SELECT id FROM {}")
+        statement = sql.SQL("DELETE FROM {} WHERE id IN ({} ORDER BY id LIMIT %s)").format(
+            sql.Identifier(self.table), ids
+        )
 
         def delete(cursor: Cursor) -> int:
-            cursor.execute(
-                sql.SQL("DELETE FROM {} WHERE id IN ({} ORDER BY id LIMIT %s)").format(
-                    sql.Identifier(self.table), self._sql("SELECT id FROM {}")
-                ),
-                (*self.values, MAX_ROWS_PER_TRANSACTION),
-            )
+            cursor.execute(statement, (*self.values, MAX_ROWS_PER_TRANSACTION))
             return cursor.rowcount
 
         deleted = 0
@@ -61,56 +55,55 @@ class LoadRows:
         return deleted
 
     def _sql(self, begin: str) -> sql.Composed:
-        select = sql.SQL(begin).format(sql.Identifier(self.table))
-        return select + sql.SQL(f" WHERE {self.where}")
+        return sql.SQL(f"{begin} WHERE {self.where}").format(sql.Identifier(self.table))
 
 
-def events_of(run: str) -> LoadRows:
-    """The rows of an insert load.
+def rows_of(run: str | int, *, measured: bool = False) -> LoadRows:
+    """The rows of a run: of an insert load by its name, of a stream or mixed load by its number.
+
+    Args:
+        run: its name or number.
+        measured: without those of an insert load's warm-up.
 
     Raises:
         DataError: this cannot be the name of a run.
 
     """
+    if isinstance(run, int):
+        return LoadRows(
+            "transactions", "id >= %s AND id < %s", (row_id(run, 0), row_id(run + 1, 0))
+        )
     if not run or "/" in run:
         raise DataError(f"{run!r} is not the name of a run. A report has it: report.run.")
-    # "0" follows "/".
-    return LoadRows("business_events", "id >= %s AND id < %s", (f"{run}/", f"{run}0"))
+    # "0" follows "/", and ":" follows "9": a worker's number comes next, or "warm-up-".
+    ends = (f"{run}/", f"{run}/:") if measured else (f"{run}/", f"{run}0")
+    return LoadRows("business_events", "id >= %s AND id < %s", ends)
 
 
-def warm_up_of(run: str) -> LoadRows:
-    """Those rows of an insert load that its warm-up stored."""
-    return LoadRows("business_events", "id LIKE %s", (f"{run}/warm-up-%",))
-
-
-def transactions_of(run: int) -> LoadRows:
-    """The rows of a mixed load, or of a stream."""
-    return LoadRows("transactions", "id >= %s AND id < %s", ids_of(run))
-
-
-def all_rows() -> tuple[LoadRows, LoadRows]:
-    """The rows of all load tests. Nothing else writes events; other transactions have lower ids."""
-    return (
-        LoadRows("business_events", "id LIKE %s", ("%/%",)),
-        LoadRows("transactions", "id >= %s", (FIRST_ID,)),
-    )
-
-
-def rows_of(run: str) -> tuple[LoadRows, ...]:
-    """The rows of a run of this name, or of this number, wherever they are.
+def rows_named(run: str | None) -> list[LoadRows]:
+    """The rows of a run of this name, or of this number, wherever they are; None: of all runs.
 
     Raises:
         DataError: this can be neither.
 
     """
-    if run.isdecimal() and int(run) < MAX_RUNS:
-        return events_of(run), transactions_of(int(run))
-    return (events_of(run),)
+    if run is None:  # nothing else writes events; other transactions have lower ids
+        return [
+            LoadRows("business_events", "id LIKE %s", ("%/%",)),
+            LoadRows("transactions", "id >= %s", (FIRST_ID,)),
+        ]
+    number = [rows_of(int(run))] if run.isdecimal() and int(run) < MAX_RUNS else []
+    return [rows_of(run), *number]
 
 
-def count_transactions(database: Database, run: int) -> int:
-    """How many rows of a run the table has."""
-    return transactions_of(run).count(database)
+def count_rows(database: Database, run: str | int) -> int:
+    """How many rows of a run are in the table, a warm-up's among them."""
+    return rows_of(run).count(database)
+
+
+def delete_rows(database: Database, run: str | int) -> int:
+    """Delete the rows of a run, in transactions that Aurora DSQL accepts. Returns how many."""
+    return rows_of(run).delete(database)
 
 
 def count_by_message(database: Database, run: int) -> dict[int, int]:
@@ -118,21 +111,6 @@ def count_by_message(database: Database, run: int) -> dict[int, int]:
     rows = database.query(
         "SELECT (id - %s) / %s AS message, count(*) FROM transactions "
         "WHERE id >= %s AND id < %s GROUP BY 1",
-        (row_id(run, 0), MAX_STATEMENTS, *ids_of(run)),
+        (row_id(run, 0), MAX_STATEMENTS, *rows_of(run).values),
     )
     return {int(str(message)): int(str(number)) for message, number in rows}
-
-
-def delete_transactions(database: Database, run: int) -> int:
-    """Delete the rows of a run, in transactions that Aurora DSQL accepts. Returns how many."""
-    return transactions_of(run).delete(database)
-
-
-def count_or_say(
-    count: Callable[[Database, R], T], database: Database, run: R
-) -> tuple[T | None, str]:
-    """What a count of a run's rows gives; or None, and why they cannot be counted."""
-    try:
-        return count(database, run), ""
-    except (WorkshopError, psycopg2.Error) as error:
-        return None, redact(error)

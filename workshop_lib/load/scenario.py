@@ -1,72 +1,163 @@
-"""What an insert load test does: a small typed scenario, from a file, with options that win."""
+"""What a load test does: typed scenarios, from a file, with options that win over it."""
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
 from workshop_lib.load.events import EVENT_TYPES, EventType
-from workshop_lib.load.jobs import Count
 from workshop_lib.paths import CHECKOUT
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 SCENARIOS = CHECKOUT / "data" / "scenarios"
+MAX_STATEMENTS = 1_000
+"""Of one message: more take longer than a message should."""
 Workers = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS_PER_TRANSACTION)]
-REGION = r"^[a-z]{2}(-[a-z]+)+-[0-9]+$"
+WarmUp = Annotated[int, msgspec.Meta(ge=0, le=1_000)]
+Region = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]+$")]
 Which = Literal["1", "2", "both"]
 PLACES = {
     "function_name": ("lambda_function_name",),
-    "region": ("region",),
-    "event_type": ("event_type",),
     "warm_up": ("warm_up_invocations",),
     "workers": ("scenario_1.num_lambdas", "scenario_2.num_lambdas"),
     "iterations": ("scenario_1.iterations", "scenario_2.iterations"),
     "count": ("scenario_1.inserts_per_iteration", "scenario_2.rows_per_batch"),
 }
-"""Which values of the file an option replaces."""
+"""Which values of the file an option replaces, where that is not the one of its name."""
 
 
-class Individual(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Scenario 1: one INSERT a row.
+class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Values with ranges. A name that it does not know is refused."""
+
+    def check(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            DataError: one is; the text names it and says what is allowed.
+
+        """
+        _convert(msgspec.to_builtins(self), type(self), "this load")
+
+
+class InsertLoad(Scenario, frozen=True):
+    """One measurement: so many workers, each sending statements as fast as they are answered.
 
     Attributes:
-        num_lambdas: workers.
-        iterations: rounds of each.
-        inserts_per_iteration: INSERTs in a round.
+        workers: how many; if more than the driver takes at once, they take turns.
+        iterations: rounds of each worker.
+        statements: INSERTs in a round.
+        rows: of each INSERT, 1 to 3,000.
+        event_type: which events.
+        warm_up: jobs before it, one statement each, not counted in the figures.
+        time_limit_s: of a worker; what it has not begun by then is dropped, seconds, up to 900.
 
     """
+
+    workers: Workers = 4
+    iterations: Count = 10
+    statements: Count = 1
+    rows: Rows = 1
+    event_type: EventType = "CarCreated"
+    warm_up: WarmUp = 0
+    time_limit_s: Annotated[float, msgspec.Meta(gt=0, le=900)] = 60.0
+
+    @property
+    def planned(self) -> int:
+        """Rows in all, without those of the warm-up."""
+        return self.workers * self.iterations * self.statements * self.rows
+
+
+class StreamLoad(Scenario, frozen=True):
+    """A stream of requests, which all workers serve together.
+
+    Attributes:
+        seconds: how long requests arrive.
+        rate: arrivals a second, mean; not of a closed loop.
+        ttl_s: time to live of cached answers; 0 for no cache.
+        threads: requests that each worker can have under way. More than two a worker cost it more
+            time than they save: take more workers.
+        seed: the same seed gives the same stream.
+        give_up_s: a request that has waited so long unserved is dropped: its client has left.
+        closed: a closed loop instead: each thread asks again when it has its answer.
+
+    """
+
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=800)]
+    rate: Annotated[float, msgspec.Meta(ge=0, le=100_000)] = 0.0
+    ttl_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 2
+    seed: int = 0
+    give_up_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    closed: bool = False
+
+    def check(self) -> None:
+        """Refuse values out of range, and an open loop without arrivals."""
+        super().check()
+        if not self.closed and not self.rate:
+            raise DataError("rate is 0; an open loop needs arrivals, above 0 a second.")
+
+
+class MixedScenario(Scenario, frozen=True):
+    """The knobs of a mixed load through a queue.
+
+    Attributes:
+        duration_s: how long rounds are sent.
+        wait_s: from one round to the next.
+        messages_per_batch: messages of each action in a round: SELECT, INSERT and SELECT2.
+        statements_per_message: how often a message's statement is run.
+        think_ms: pause after each statement, in no transaction.
+        reads_elsewhere: SELECT and SELECT2 go to the endpoint for reads, where there is one.
+        visibility_timeout_s: a message that is not processed by then is delivered again. On AWS at
+            least six times the function's time-out. This and the next are of a queue that is made;
+            the one of QUEUE_URL is used as it is.
+        max_receives: after so many deliveries in vain a message goes to the dead-letter queue.
+        drain_s: how long after the last round to wait for the queue to empty.
+
+    """
+
+    duration_s: Annotated[float, msgspec.Meta(gt=0, le=3_600)] = 10.0
+    wait_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.5
+    messages_per_batch: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 5
+    statements_per_message: Annotated[int, msgspec.Meta(ge=1, le=MAX_STATEMENTS)] = 5
+    think_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0.0
+    reads_elsewhere: bool = False
+    visibility_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=43_200)] = 30
+    max_receives: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 3
+    drain_s: Annotated[float, msgspec.Meta(ge=0, le=3_600)] = 30.0
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds are sent: one at once, the next after `wait_s`, and so on."""
+        return max(1, round(self.duration_s / self.wait_s))
+
+
+class Individual(Scenario, frozen=True):
+    """Scenario 1: one INSERT a row; of each worker so many rounds of so many INSERTs."""
 
     num_lambdas: Workers = 1_000
     iterations: Count = 10
     inserts_per_iteration: Count = 1
 
 
-class MultiRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Scenario 2: one INSERT with many rows.
-
-    Attributes:
-        num_lambdas: workers.
-        iterations: INSERTs of each.
-        rows_per_batch: rows in each.
-
-    """
+class MultiRow(Scenario, frozen=True):
+    """Scenario 2: one INSERT with many rows; of each worker so many INSERTs."""
 
     num_lambdas: Workers = 1_000
     iterations: Count = 10
     rows_per_batch: Rows = 100
 
 
-class InsertScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The file of an insert load test. A name that it does not know is refused.
+class InsertScenario(Scenario, frozen=True):
+    """The file of an insert load test.
 
     Attributes:
         lambda_function_name: the Lambda function that does the work; None or empty for processes on
@@ -79,10 +170,10 @@ class InsertScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """
 
     lambda_function_name: str | None = None
-    region: Annotated[str, msgspec.Meta(pattern=REGION)] | None = None
+    region: Region | None = None
     scenario_1: Individual | None = Individual()
     scenario_2: MultiRow | None = MultiRow()
-    warm_up_invocations: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 20
+    warm_up_invocations: WarmUp = 20
     event_type: EventType = "CarCreated"
 
     def loads(self, which: Which = "both") -> dict[str, InsertLoad]:
@@ -107,53 +198,18 @@ class InsertScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
                 workers=two.num_lambdas, iterations=two.iterations, rows=two.rows_per_batch, **same
             )
         if not found:
-            asked = "scenario_1 nor scenario_2" if which == "both" else f"scenario_{which}"
-            lacks = "holds neither" if which == "both" else "has no"
-            raise DataError(f"The file {lacks} {asked}: there is nothing to run.")
+            asked = (
+                "neither scenario_1 nor scenario_2" if which == "both" else f"no scenario_{which}"
+            )
+            raise DataError(f"The file has {asked}: there is nothing to run.")
         return found
 
 
-class InsertLoad(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One measurement: so many workers, each sending statements as fast as they are answered.
-
-    Attributes:
-        workers: how many; if more than the driver takes at once, they take turns.
-        iterations: rounds of each worker.
-        statements: INSERTs in a round.
-        rows: of each INSERT, 1 to 3,000.
-        how: INSERT, or COPY.
-        event_type: which events.
-        warm_up: jobs before it, one statement each, not counted in the figures.
-        time_limit_s: of a worker; what it has not begun by then is dropped, seconds, up to 900.
-
-    """
-
-    workers: Workers = 4
-    iterations: Count = 10
-    statements: Count = 1
-    rows: Rows = 1
-    how: Literal["insert", "copy"] = "insert"
-    event_type: EventType = "CarCreated"
-    warm_up: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 0
-    time_limit_s: Annotated[float, msgspec.Meta(gt=0, le=900)] = 60.0
-
-    @property
-    def planned(self) -> int:
-        """Rows in all, without those of the warm-up."""
-        return self.workers * self.iterations * self.statements * self.rows
-
-    def check(self) -> None:
-        """Refuse values out of range.
-
-        Raises:
-            DataError: one is; the text names it and says what is allowed.
-
-        """
-        convert_scenario(msgspec.to_builtins(self), InsertLoad, "this load")
+NESTED = {"scenario_1": Individual, "scenario_2": MultiRow}
 
 
 def read_scenario(path: str | Path, **options: object) -> InsertScenario:
-    """A scenario from a JSON or TOML file, with options that win over it.
+    """An insert scenario from a JSON or TOML file, with options that win over it.
 
     Args:
         path: the file, or the name of one in data/scenarios/.
@@ -167,21 +223,29 @@ def read_scenario(path: str | Path, **options: object) -> InsertScenario:
     content = read_file(path)
     if isinstance(content, dict):  # what is not in the file is not run
         content = {"scenario_1": None, "scenario_2": None, **content}
-    scenario = convert_scenario(content, InsertScenario, str(path))
-    given = {k: v for k, v in options.items() if v is not None}
-    found = _with_options(scenario, given)
-    if "region" in given and not found.lambda_function_name:
+    found = _read(content, InsertScenario, path, options)
+    function = found.lambda_function_name
+    if found.region and not function and (function is None or options.get("region")):
         raise DataError(
-            "--region is where a Lambda function is, and none is named. Name it by "
-            "--function-name, or as lambda_function_name in the scenario file; or leave --region "
-            "out, and processes here do the work."
-        )
-    if scenario.region and not scenario.lambda_function_name and not found.lambda_function_name:
-        raise DataError(
-            f"{path} names a region, and no lambda_function_name that would be there. Name both, "
-            "or neither."
+            f"{found.region} is where a Lambda function would be, and none is named. Name it by "
+            "--function-name, or as lambda_function_name in the scenario file; or name no region "
+            "(--region, or region in the file), and processes here do the work."
         )
     return found
+
+
+def read_mixed(path: str | Path, **options: object) -> MixedScenario:
+    """A mixed scenario from a JSON or TOML file, with options that win over it.
+
+    Args:
+        path: the file, or the name of one in data/scenarios/.
+        options: attributes of MixedScenario by name; those that are not None count.
+
+    Raises:
+        DataError: the file cannot be read, or a name or value is not usable.
+
+    """
+    return _read(read_file(path), MixedScenario, path, options)
 
 
 def read_file(path: str | Path) -> Any:
@@ -201,65 +265,33 @@ def read_file(path: str | Path) -> Any:
         raise DataError(f"The scenario {path} cannot be read: {error}.") from None
 
 
-def _with_options(scenario: InsertScenario, options: Mapping[str, object]) -> InsertScenario:
-    content = msgspec.to_builtins(scenario)
+def _read(content: Any, kind: type[T], path: str | Path, options: dict[str, object]) -> T:
+    found = _convert(content, kind, str(path))
     for name, value in options.items():
-        if name not in PLACES:
-            raise DataError(f"There is no option {name!r}. There are: {', '.join(PLACES)}.")
-        for place in PLACES[name]:
+        if value is None:
+            continue
+        content = msgspec.to_builtins(found)
+        for place in PLACES.get(name, (name,)):
             part, _, key = place.rpartition(".")
             inside = content[part] if part else content
             if inside is not None:
                 inside[key] = value
-    flags = {place: _flag(name) for name in options for place in PLACES[name]}
-    return convert_scenario(content, InsertScenario, "the options", flags)
+        flag = re.sub(r"(_m?s|_per_.*)$", "", name).replace("_", "-")
+        found = _convert(content, kind, f"--{flag}")
+    return found
 
 
-def _flag(name: str) -> str:
-    """An option as it is written in a shell."""
-    return f"--{name.replace('_', '-')}"
-
-
-def convert_scenario(
-    content: Any, kind: type[T], origin: str, flags: Mapping[str, str] = MappingProxyType({})
-) -> T:
-    """Content as a scenario of this kind.
-
-    Args:
-        content: of JSON or TOML.
-        kind: of scenario.
-        origin: what an error calls it.
-        flags: the options that values come from, by the values' names: then an error names these.
-
-    Raises:
-        DataError: a name or a value is not usable; the text says which and what may be.
-
-    """
+def _convert(content: Any, kind: type[T], origin: str) -> T:
+    """Content of JSON or TOML as a scenario; `origin` is what an error names as wrong."""
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        raise DataError(_in_words(str(error), kind, origin, flags)) from None
-
-
-def _in_words(said: str, kind: type, origin: str, flags: Mapping[str, str]) -> str:
-    """What msgspec says of a value, as a sentence."""
-    said, _, place = said.partition(" - at `$")
+        said, _, place = str(error).partition(" - at `$")
     place = place.strip("`.")
-    if "enum" in said and place == "event_type":
-        said += f". There are: {', '.join(EVENT_TYPES)}"
     said = said.replace("`int`", "a whole number").replace("`float`", "a number")
-    if place in flags and said.startswith("Expected "):
-        return f"{flags[place]} must be {said.removeprefix('Expected ')}."
-    if place in flags:
-        return f"{flags[place]}: {said}."
-    where = f" - at `{place}`" if place else ""
-    known = f" It may hold: {', '.join(_fields(kind, place))}." if "unknown field" in said else ""
-    return f"Not usable in {origin}: {said}{where}.{known}"
-
-
-def _fields(kind: Any, place: str) -> tuple[str, ...]:
-    """The names that a struct knows; or, with a place, the struct in that field of it."""
-    if place:
-        found = get_type_hints(kind)[place]
-        kind = next(k for k in (*get_args(found), found) if hasattr(k, "__struct_fields__"))
-    return tuple(kind.__struct_fields__)
+    if "enum" in said:
+        said += f". There are: {', '.join(EVENT_TYPES)}"
+    if "unknown field" in said:
+        said += f". It may hold: {', '.join(NESTED.get(place, kind).__struct_fields__)}"
+    where = f", {place}" if place and not origin.startswith("--") else ""
+    raise DataError(f"Not usable, {origin}{where}: {said}.")

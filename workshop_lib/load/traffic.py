@@ -17,7 +17,7 @@ MAX_QUANTITY = 1_000
 MAX_CENTS = 50_000
 FIRST_DAY = date(2026, 4, 2)
 DAYS = 90
-STATEMENTS: dict[Action, str] = {
+STATEMENTS = {
     "SELECT": """
         SELECT t.name, sum(x.quantity) AS quantity
           FROM type t JOIN transactions x ON x.type = t.id

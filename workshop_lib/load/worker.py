@@ -1,152 +1,544 @@
-"""One worker of a load test: the same handler in a local process and as an AWS Lambda function."""
+"""One worker of a load test: the same code in a local process and as an AWS Lambda function."""
 
 from __future__ import annotations
 
-import json
+import itertools
+import logging
 import math
 import os
-import pickle
+import random
+import signal
 import sys
+import threading
 import time
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from multiprocessing.connection import Connection as Pipe
+from typing import Any
 
+import boto3
 import msgspec
+import psycopg2
+import redis
+from botocore.exceptions import BotoCoreError, ClientError
+from psycopg2.extensions import connection as Connection, cursor as Cursor
+from psycopg2.extras import execute_values
 
-from workshop_lib.errors import SettingsError, WorkshopError
-from workshop_lib.load.clients import ClientConfig, Clients, ClientsByNamespace
-from workshop_lib.load.insert_worker import insert
-from workshop_lib.load.jobs import InsertJob, Ping, Ready, StreamJob, WarmJob
-from workshop_lib.load.messages import process_batch
-from workshop_lib.load.stream_worker import serve, warm
+from workshop_lib.cache.query_cache import QueryCache
+from workshop_lib.database import Database
+from workshop_lib.dsql import is_conflict
+from workshop_lib.errors import ServiceUnreachableError, SettingsError, WorkshopError, redact
+from workshop_lib.load.events import COLUMNS, EventRow, events
+from workshop_lib.load.jobs import Done, InsertJob, Message, Ping, StreamJob, WarmJob
+from workshop_lib.load.scenario import MAX_STATEMENTS
+from workshop_lib.load.traffic import ACTIONS, STATEMENTS, requests, thresholds, values_of
 from workshop_lib.orphans import exit_with_parent
-from workshop_lib.services import DatabaseEndpoint
-from workshop_lib.services.endpoints import (
-    external_cache,
-    external_database,
-    external_messaging,
-    external_reader,
-)
+from workshop_lib.queues import messaging_client
+from workshop_lib.services import DatabaseEndpoint, MessagingEndpoint, endpoints
 from workshop_lib.settings import Settings, load_settings
 
+log = logging.getLogger(__name__)
+ERRORS = (WorkshopError, psycopg2.Error, redis.RedisError)
+SILENCE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+"""Of libpq: a connection over which nothing has come for 30 seconds is lost. (A database that is
+there and does not answer is what a job's time limit is for.)"""
 SPARE_S = 1.0
 """A Lambda function stops beginning statements so long before it would be ended."""
+TOKEN_S = 900
+MAX_NAMESPACES = 3
+"""For which a worker keeps connections: a function outlives the runs that used it."""
+PATIENCE_S = 10.0
+"""How long a worker tries to reach a database that has gone away, for one statement, seconds."""
+RECONNECT_S = 0.2
+CONFLICT_S, CONFLICT_MAX_S = 0.005, 0.25
+MAX_VALUES = 150
+"""Values of one datum (CloudWatch API Reference, "MetricDatum")."""
+INTO = f"INSERT INTO business_events ({', '.join(COLUMNS)}) VALUES %s ON CONFLICT (id) DO NOTHING"  # noqa: S608 -- constants
 
 
-class Context(Protocol):
-    """What AWS Lambda hands over beside the event; as much of it as is used here."""
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """What a worker process is given to work with; it travels through a pipe: it holds passwords.
 
-    def get_remaining_time_in_millis(self) -> int:
-        """Until the function is ended, milliseconds."""
+    Attributes:
+        database: where to write, and to read unless there is a `reader`.
+        namespace: the schema, and the beginning of cache keys.
+        reader: another endpoint of the same data, for reads.
+        cache: arguments of redis.Redis; None if there is no cache.
+        messaging: where metrics go; None if they go nowhere.
+
+    """
+
+    database: DatabaseEndpoint
+    namespace: str
+    reader: DatabaseEndpoint | None = None
+    cache: Mapping[str, Any] | None = field(default=None, repr=False)
+    messaging: MessagingEndpoint | None = None
 
 
 class Worker:
     """What one process or one Lambda execution environment keeps from job to job."""
 
     def __init__(self, config: ClientConfig) -> None:
-        self._clients = ClientsByNamespace(config)
+        self._config = config
+        self._kept: dict[str, Clients] = {}
 
-    @property
-    def clients(self) -> Clients:
-        """What it has for its own namespace."""
-        return self._clients.of()
-
-    def do(self, event: Any, until: float | None = None) -> dict[str, Any]:
+    def do(self, event: Any, until: float = math.inf) -> dict[str, Any]:
         """Do a job, or process a batch of messages.
 
         Args:
             event: the job as JSON carries it, or what SQS hands to a function.
-            until: when this worker will be ended, by `time.monotonic()`; None if it will not.
+            until: when this worker will be ended, by `time.monotonic()`.
 
         Raises:
             WorkshopError: the event is neither; the text says why.
 
         """
-        end = math.inf if until is None else until - SPARE_S
+        end = until - SPARE_S
         if isinstance(event, dict) and "Records" in event:
-            return process_batch(event["Records"], self._clients.of, end)
+            return process_batch(event["Records"], self.clients, end)
         try:
             job = msgspec.convert(event, Ping | InsertJob | StreamJob | WarmJob)
         except msgspec.ValidationError as error:
             raise WorkshopError(f"This is no job for a load worker: {error}.") from None
-        found: dict[str, Any] = msgspec.to_builtins(self._answer(job, end))
+        clients = self.clients(job.namespace)
+        if isinstance(job, InsertJob):
+            done = insert(job, clients, min(end, time.monotonic() + job.load.time_limit_s))
+        elif isinstance(job, StreamJob):
+            done = serve(job, clients)
+        elif isinstance(job, WarmJob):
+            done = warm(job, clients)
+        else:
+            done = clients.describe()
+        log.info("%s: %d of %d", type(job).__name__, done.success_count, done.planned)
+        found: dict[str, Any] = msgspec.to_builtins(done)
+        return found
+
+    def clients(self, namespace: str = "") -> Clients:
+        """The clients for a namespace, opened if need be; for the worker's own if it is empty."""
+        name = namespace or self._config.namespace
+        # Put in anew each time, so that the first is the one that was not used for longest.
+        found = self._kept.pop(name, None) or Clients(replace(self._config, namespace=name))
+        while len(self._kept) >= MAX_NAMESPACES:
+            self._kept.pop(next(iter(self._kept))).close()
+        self._kept[name] = found
         return found
 
     def close(self) -> None:
         """Let go of everything."""
-        self._clients.close()
+        while self._kept:
+            self._kept.popitem()[1].close()
 
-    def _answer(self, job: Ping | InsertJob | StreamJob | WarmJob, end: float) -> Any:
-        clients = self._clients.of(job.namespace)
-        if isinstance(job, InsertJob):
-            return insert(job, clients, min(end, time.monotonic() + job.time_limit_s))
-        if isinstance(job, StreamJob):
-            return serve(job, clients)
-        if isinstance(job, WarmJob):
-            return warm(job, clients)
-        clients.database.query("SELECT 1")
+
+class Clients:
+    """The clients made of a `ClientConfig`; a cache takes them in the place of a workshop.
+
+    Attributes:
+        database, reader: for writes, and for reads.
+        namespace: the schema, and the beginning of cache keys.
+        default_ttl: where a job gives none, seconds.
+
+    """
+
+    default_ttl = 30.0
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config, self.namespace = config, config.namespace
+        self.database = self.reader = _open(config.database, config.namespace)
+        if config.reader is not None:
+            self.reader = _open(config.reader, config.namespace)
+        self._idle: dict[Database, list[Session]] = {self.database: [], self.reader: []}
+
+    @cached_property
+    def valkey(self) -> redis.Redis:
+        """The cache.
+
+        Raises:
+            AttributeError: there is none.
+
+        """
+        if self._config.cache is None:
+            raise AttributeError("these workers were given no cache")
+        return redis.Redis(**self._config.cache)
+
+    @cached_property
+    def cloudwatch(self) -> Any:
+        """The client for metrics; None if they go nowhere."""
+        messaging = self._config.messaging
+        return messaging_client(messaging, "cloudwatch") if messaging else None
+
+    @contextmanager
+    def session(self, *, reads: bool = False) -> Iterator[Session]:
+        """A connection for one thread, until the end of the block; the next one gets it again.
+
+        Raises:
+            WorkshopError: for reads there is to be another endpoint, and there is none.
+
+        """
+        if reads and self.reader is self.database:
+            raise WorkshopError(
+                "Reads are to go elsewhere, and this worker is told no other endpoint. Set "
+                "DSQL_READ_ENDPOINT in its environment."
+            )
+        database = self.reader if reads else self.database
+        idle = self._idle[database]
+        session = idle.pop() if idle else Session(database)
+        try:
+            yield session
+        finally:
+            idle.append(session)
+
+    def describe(self) -> Done:
+        """What this worker has: the answer to a `Ping`.
+
+        Raises:
+            WorkshopError: the database gave no answer.
+
+        """
+        with self.session() as session:
+            session.connect()
         memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
-        return Ready(
-            ready=True,
-            memory_mb=int(memory) if memory else None,
-            reader="" if clients.reader is clients.database else clients.reader.endpoint.host,
-        )
+        reader = "" if self.reader is self.database else self.reader.endpoint.host
+        return Done(memory_mb=int(memory) if memory else None, reader=reader)
 
+    def close(self) -> None:
+        """Let go of everything."""
+        opened = [vars(self).get(name) for name in ("valkey", "cloudwatch")]
+        for one in (*itertools.chain(*self._idle.values()), self.database, self.reader, *opened):
+            if one is not None:
+                one.close()
+
+
+def _open(endpoint: DatabaseEndpoint, namespace: str) -> Database:
+    arguments = {**SILENCE, **endpoint.arguments}
+    return Database(replace(endpoint, arguments=arguments), namespace, pool_min=1)
+
+
+class Session:
+    """A connection that one thread keeps, opened again when it broke."""
+
+    _cursor: Cursor
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: Connection | None = None
+
+    def connect(self) -> Cursor:
+        """The cursor of the connection, which is opened if need be.
+
+        Raises:
+            WorkshopError: the database gave none.
+
+        """
+        if self._connection is None or self._connection.closed:
+            self._connection = self._database.connect()
+            self._cursor = self._connection.cursor()
+        return self._cursor
+
+    def run(self, send: Callable[[Cursor], int], end: float, done: Done) -> int:
+        """Send a statement until it is clear what became of it; it may be sent more than once.
+
+        Again after a conflict, with a random pause that grows, and after a lost connection.
+
+        Args:
+            send: sends it, in a transaction of its own, and returns how many rows are new.
+            end: by when to have done, by `time.monotonic()`.
+            done: told of each further attempt.
+
+        Raises:
+            WorkshopError, psycopg2.Error: it failed in the end.
+
+        """
+        give_up, pause_s = min(end, time.monotonic() + PATIENCE_S), CONFLICT_S
+        while True:
+            try:
+                return send(self.connect())
+            except (WorkshopError, psycopg2.Error) as error:
+                lost = is_lost(error)
+                if time.monotonic() >= give_up or not (lost or is_conflict(error)):
+                    raise
+            if lost:
+                self.close()
+                done.reconnects += 1
+                time.sleep(RECONNECT_S)
+            else:
+                done.conflicts += 1
+                time.sleep(random.uniform(0, pause_s))
+                pause_s = min(2 * pause_s, CONFLICT_MAX_S)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the database was not there, or went away in the middle of a statement."""
+    if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
+        return not error.pgcode or error.pgcode.startswith(("08", "57P"))
+    return isinstance(error, ServiceUnreachableError)
+
+
+def insert(job: InsertJob, clients: Clients, end: float) -> Done:
+    """Make rows, store them, and count what became of them.
+
+    Args:
+        job: what to insert.
+        clients: by which.
+        end: when to begin no further statement, by `time.monotonic()`.
+
+    """
+    done, load = Done(worker=job.worker, planned=job.planned), job.load
+    place = f"{job.run}/{'warm-up-' if job.warm_up else ''}{job.worker:05d}"
+    rng = random.Random(place)
+    with clients.session() as session:
+        with suppress(WorkshopError):  # the first statement will try for longer
+            session.connect()
+        began, cpu = time.perf_counter(), time.process_time()
+        for number in range(job.statements):
+            # A worker's statement of this number has the same ids whenever it is sent.
+            ids = (f"{place}/{number:07d}/{row:04d}" for row in range(load.rows))
+            rows = list(events(load.event_type, ids, rng, datetime.now(UTC)))
+            if time.monotonic() >= end:
+                break
+            due = time.perf_counter()
+            try:
+                new = session.run(partial(_insert_rows, rows), end, done)
+            except ERRORS as error:
+                done.note(error, len(rows))
+                if is_lost(error):
+                    break
+                continue
+            done.success_count += new
+            done.already_there += len(rows) - new
+            done.time(began, due, "database", "INSERT")
+    done.rows = done.success_count
+    done.dropped = done.planned - done.success_count - done.already_there - done.error_count
+    return done.finish(began, cpu)
+
+
+def _insert_rows(rows: list[EventRow], cursor: Cursor) -> int:
+    """One statement, one transaction. Returns how many rows are new, as the database says."""
+    execute_values(cursor, INTO, rows, page_size=len(rows))
+    return cursor.rowcount
+
+
+def _run_statement(action: str, values: Sequence[Any], cursor: Cursor) -> int:
+    """Run one of the statements. Returns the rows that are new: 0 or 1 for an INSERT."""
+    cursor.execute(STATEMENTS[action], values)
+    if action == "INSERT":
+        return cursor.rowcount
+    cursor.fetchall()
+    return 0
+
+
+def serve(job: StreamJob, clients: Clients) -> Done:
+    """Serve one worker's share of a stream.
+
+    Open loop: a request is due when it arrives, whether or not those before it have been answered,
+    and its latency counts from then. What waits for a free thread waits, and that is counted. (A
+    test that begins to count when it sends hides this: Tene's "coordinated omission".) Closed loop:
+    each thread sends its next request when it has an answer, and counts from there.
+
+    Args:
+        job: which share of which stream.
+        clients: by which.
+
+    """
+    load, done, lock = job.load, Done(worker=job.worker), threading.Lock()
+    cache = QueryCache(clients, ttl=load.ttl_s) if load.ttl_s else None
+    length = math.inf if load.closed else load.seconds
+    stream = requests(load.rate or 1.0, length, load.seed, job.run)
+    share = itertools.islice(stream, job.worker, None, job.of)
+    begins, cpu = time.perf_counter() + job.begins_at - time.time(), time.process_time()
+
+    def attend() -> None:
+        with clients.session() as session:
+            while True:
+                with lock:
+                    request = next(share, None)
+                now = time.perf_counter()
+                if request is None or (load.closed and now > begins + load.seconds):
+                    return
+                due = max(now, begins) if load.closed else begins + request.at
+                time.sleep(max(0.0, due - now))
+                source, new = "dropped", 0
+                if time.perf_counter() - due <= load.give_up_s:
+                    source, new = ask(request.action, request.values, session)
+                with lock:
+                    done.time(begins, due, source, request.action)
+                    done.rows += new
+
+    def ask(action: str, values: Sequence[Any], session: Session) -> tuple[str, int]:
+        try:
+            if cache is not None and action != "INSERT":
+                return cache.fetch(STATEMENTS[action], values or None).source, 0
+            statement = partial(_run_statement, action, values)
+            return "database", session.run(statement, time.monotonic() + load.give_up_s, done)
+        except ERRORS as error:
+            with lock:
+                done.note(error, 1)
+            return "error", 0
+
+    with ThreadPoolExecutor(load.threads) as threads:
+        for thread in [threads.submit(attend) for _ in range(load.threads)]:
+            thread.result()
+    found = Counter(source for _, _, source, _ in done.calls)
+    done.planned, done.dropped = found.total(), found["dropped"]
+    done.success_count = found["cache"] + found["database"]
+    return done.finish(begins, cpu)
+
+
+def warm(job: WarmJob, clients: Clients) -> Done:
+    """Bring every answer that a stream asks for into the cache."""
+    cache = QueryCache(clients, ttl=job.ttl_s)
+    questions = [("SELECT", None), *(("SELECT2", values) for values in thresholds())]
+    for action, values in questions:
+        cache.fetch(STATEMENTS[action], values)
+    return Done(success_count=len(questions), planned=len(questions))
+
+
+def process_batch(
+    records: Sequence[Any], clients_of: Callable[[str], Clients], end: float
+) -> dict[str, Any]:
+    """Process a batch of messages, each by itself: one that fails does not affect the others.
+
+    Args:
+        records: what SQS hands to a Lambda function: `messageId` and `body` of each.
+        clients_of: by which, given a message's namespace.
+        end: messages that are not begun by then go back to the queue, by `time.monotonic()`.
+
+    Returns:
+        `batchItemFailures`, as Lambda wants it: the messages that the queue shall deliver again.
+        Beside it `done`, what became of each that was begun, and `metrics`, why metrics could not
+        be sent, empty if they were.
+
+    """
+    failures, done = [], []
+    published: dict[str, list[Done]] = {}
+    for record in records:
+        answer = Done()
+        try:
+            message = msgspec.json.decode(record["body"], type=Message)
+        except msgspec.DecodeError as error:
+            # After so many receives it goes to the dead-letter queue, where one can look at it.
+            log.warning("This is no message for a load worker: %s", error)
+        else:
+            if time.monotonic() < end:
+                answer = _process(message, clients_of(message.namespace), end)
+                done.append(answer)
+                published.setdefault(message.namespace, []).append(answer)
+        if not answer.success_count:
+            failures.append({"itemIdentifier": record["messageId"]})
+    said = [publish(clients_of(namespace), worked) for namespace, worked in published.items()]
+    return {
+        "batchItemFailures": failures,
+        "done": msgspec.to_builtins(done),
+        "metrics": "; ".join(filter(None, said)),
+    }
+
+
+def _process(message: Message, clients: Clients, end: float) -> Done:
+    done = Done(worker=message.number, planned=1)
+    rng, began = random.Random(f"{message.run}/{message.number}"), time.perf_counter()
+    try:
+        with clients.session(reads=message.target == "reader") as session:
+            for step in range(message.statements):
+                number = message.number * MAX_STATEMENTS + step
+                values = values_of(message.action, rng, message.run, number)
+                due = time.perf_counter()
+                done.rows += session.run(partial(_run_statement, message.action, values), end, done)
+                # In autocommit mode the answer is that of the COMMIT: it is part of the duration.
+                done.time(began, due, "database", message.action)
+                time.sleep(message.think_ms / 1e3)  # no transaction is open meanwhile
+        done.success_count = 1
+    except ERRORS as error:
+        done.note(error, 1)
+        done.calls.clear()
+    return done
+
+
+def publish(clients: Clients, done: Sequence[Done]) -> str:
+    """Send DURATION (ms) and COMPLETIONS of a batch to CloudWatch, in one request.
+
+    Returns:
+        Why that failed; empty if it did not. A lost metric is no reason to do work again.
+
+    """
+    data: list[dict[str, Any]] = []
+    for action in ACTIONS:
+        found = [us for one in done for _, us, _, what in one.calls if what == action]
+        common = {
+            "Dimensions": dimensions(clients.namespace, action),
+            "Timestamp": datetime.now(UTC),
+            "StorageResolution": 1,
+        }
+        completed = {"MetricName": "COMPLETIONS", "Value": len(found), "Unit": "Count"}
+        data += [completed | common] if found else []
+        counted = list(Counter(round(us / 1e3, 1) for us in found).items())
+        for at in range(0, len(counted), MAX_VALUES):
+            values, counts = map(list, zip(*counted[at : at + MAX_VALUES], strict=True))
+            lasted = {"MetricName": "DURATION", "Values": values, "Counts": counts}
+            data.append({**lasted, "Unit": "Milliseconds", **common})
+    if data and clients.cloudwatch is not None:
+        try:
+            clients.cloudwatch.put_metric_data(
+                Namespace=metrics_namespace(clients.namespace), MetricData=data
+            )
+        except (BotoCoreError, ClientError) as error:
+            return redact(error)
+    return ""
+
+
+def metrics_namespace(namespace: str) -> str:
+    """Where the metrics of a workshop's load tests are in CloudWatch."""
+    return f"CacheAsideWorkshop/{namespace}"
+
+
+def dimensions(namespace: str, action: str) -> list[dict[str, str]]:
+    """By what a workshop's metrics are told apart there."""
+    # The second would do on AWS; the emulation knows metrics by their dimensions only.
+    return [{"Name": "DATABASE", "Value": namespace}, {"Name": "ACTION", "Value": action}]
+
+
+# --- as an AWS Lambda function
 
 _worker: Worker | None = None
 
 
-def equip(config: ClientConfig) -> None:
-    """Have this process's worker use these services, rather than what the environment names."""
-    global _worker  # noqa: PLW0603 -- one worker a process, as in a Lambda execution environment
-    if _worker is not None:
-        _worker.close()
-    _worker = Worker(config)
-
-
-def serve_parent() -> None:
-    """Work as a process of LocalWorkers: jobs and answers are lines of JSON."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what others print is no answer
-    config, parent = pickle.load(sys.stdin.buffer)  # noqa: S301 -- from who started this process
-    exit_with_parent(parent)
-    equip(config)
-    for line in sys.stdin.buffer:
-        try:
-            said = handler(json.loads(line)), ""
-        except Exception as error:  # noqa: BLE001 -- in words: not every error can be sent
-            said = {}, f"{type(error).__name__}: {error}"
-        answers.write(msgspec.json.encode(said) + b"\n")
-        answers.flush()
-
-
-def handler(event: Any, context: Context | None = None) -> dict[str, Any]:
-    """What AWS Lambda calls, and a local worker process as well.
-
-    Args:
-        event: a job as `jobs` describes them, or messages of a queue.
-        context: of the Lambda function; None in a local process.
+def handler(event: Any, context: Any) -> dict[str, Any]:
+    """What AWS Lambda calls, with a job as `jobs` describes them, or messages of a queue.
 
     Raises:
         WorkshopError: the event is no job, or the settings in the environment are not usable.
 
     """
+    global _worker  # noqa: PLW0603 -- one worker a Lambda execution environment
     if _worker is None:
+        logging.getLogger().setLevel((os.environ.get("LOG_LEVEL") or "info").upper())
         settings = load_settings().values
-        database, cache = named_database(settings), external_cache(settings)
-        equip(
+        reader, cache = endpoints.external_reader(settings), endpoints.external_cache(settings)
+        _worker = Worker(
             ClientConfig(
-                database,
+                own_login(named_database(settings)),
                 settings.workshop_namespace,
-                reader=external_reader(settings),
+                reader=reader and own_login(reader),
                 cache=cache.arguments if cache else None,
-                messaging=external_messaging(settings),
+                messaging=endpoints.external_messaging(settings),
             )
         )
-    assert _worker is not None  # noqa: S101 -- for mypy
-    until = None
-    if context is not None:
-        until = time.monotonic() + context.get_remaining_time_in_millis() / 1e3
-    return _worker.do(event, until)
+    return _worker.do(event, time.monotonic() + context.get_remaining_time_in_millis() / 1e3)
 
 
 def named_database(settings: Settings) -> DatabaseEndpoint:
@@ -156,11 +548,58 @@ def named_database(settings: Settings) -> DatabaseEndpoint:
         SettingsError: the settings name none, or not in its form.
 
     """
-    found = external_database(settings)
+    found = endpoints.external_database(settings)
     if found is None:
         raise SettingsError(
             "This worker is not told which database to use. On AWS Lambda, set DSQL_ENDPOINT in "
-            "the function's environment (AWS_REGION is there already); elsewhere DSQL_ENDPOINT "
-            "with AWS_REGION, or DATABASE_URL. Workers on this machine get it from LocalWorkers."
+            "the function's environment (AWS_REGION is there already)."
         )
     return found
+
+
+def own_login(endpoint: DatabaseEndpoint) -> DatabaseEndpoint:
+    """The same with the sign-in that IAM_USERNAME, DATABASE_NAME and AURORA_DSQL_PORT name.
+
+    Only of Aurora DSQL, which knows tokens; a user other than admin needs dsql:DbConnect.
+    """
+    if endpoint.token is None:
+        return endpoint
+    named = {"user": "IAM_USERNAME", "dbname": "DATABASE_NAME", "port": "AURORA_DSQL_PORT"}
+    own = {key: os.environ[name] for key, name in named.items() if os.environ.get(name)}
+    arguments = {**endpoint.arguments, **own}
+    if arguments["user"] == "admin":
+        return replace(endpoint, arguments=arguments)
+    return replace(endpoint, arguments=arguments, token=partial(_user_token, endpoint))
+
+
+def _user_token(endpoint: DatabaseEndpoint) -> str:
+    """A password for one sign-in with dsql:DbConnect, signed here."""
+    client: Any = boto3.Session().client("dsql", **endpoint.signing)
+    return str(client.generate_db_connect_auth_token(Hostname=endpoint.host, ExpiresIn=TOKEN_S))
+
+
+# --- as a process of LocalWorkers
+
+
+def main() -> None:
+    """Do the jobs that come through the pipe, until its other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this
+    pipe = Pipe(int(sys.argv[1]))
+    with suppress(EOFError, OSError):  # the other end was closed
+        config, parent = pipe.recv()
+        exit_with_parent(parent)
+        worker = Worker(config)
+        while True:
+            pipe.send(_answer(worker, pipe.recv()))
+
+
+def _answer(worker: Worker, event: Any) -> tuple[dict[str, Any], str]:
+    """What came of a job, and why nothing did: in words, as not every error can be sent."""
+    try:
+        return worker.do(event), ""
+    except Exception as error:  # noqa: BLE001 -- as it says
+        return {}, f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    main()

@@ -27,8 +27,8 @@ from psycopg2 import sql
 from workshop_lib.dsql import install_rules
 from workshop_lib.errors import EngineError, SettingsError
 from workshop_lib.services.client_config import isolate_libpq
+from workshop_lib.services.local import HOST, EngineState
 from workshop_lib.services.processes import end_processes, wait_until
-from workshop_lib.services.protocol import HOST, EngineState
 from workshop_lib.services.state_folder import ROOT_BASE, StateFolder, log_tail, remove
 
 START_S = 30.0

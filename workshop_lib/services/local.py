@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -27,19 +28,77 @@ from workshop_lib.services.processes import (
     is_alive,
     wait_until,
 )
-from workshop_lib.services.protocol import HOST, EngineState, User, receive, send
 from workshop_lib.services.state_folder import StateFolder, log_tail, remove
 from workshop_lib.settings import Settings
 
+HOST = "127.0.0.1"
+MAX_LINE = 1 << 20
 ATTACH_S = 75.0
 SUPERVISOR_S = 20.0
 GREETING_S = 1.0
 """A supervisor greets at once, unless it is frozen or the machine very busy."""
+STATUS_S = 3.0
 THAWING_S = 2.0
 """How long one that was out of reach has to greet, before another one takes its place."""
 STOPPING_S = 10.0
 RELEASE_S = 4.0
 """How long releasing waits; the supervisor goes on by itself if it needs longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the supervisor says of one engine.
+
+    Attributes:
+        status: "up", "down" (not asked for, or about to come) or "failed".
+        port: where it is, or will be again; 0 if it is not asked for.
+        pid: of the running server, else 0.
+        emulated: an emulation stands in for the real server.
+        message: why it failed.
+
+    """
+
+    name: str
+    status: str
+    port: int = 0
+    pid: int = 0
+    emulated: bool = False
+    message: str = ""
+
+
+class User(NamedTuple):
+    """A process that uses engines."""
+
+    pid: int
+    command: str
+
+    def __str__(self) -> str:
+        """As `workshop status` shows it."""
+        return f"{self.command} (pid {self.pid})"
+
+
+def send(connection: socket.socket, message: object) -> None:
+    """Send one line."""
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def receive(connection: socket.socket) -> Any:
+    """Wait for one line; no side sends a second one before it has been answered.
+
+    Raises:
+        OSError: the other side is gone, or silent for longer than the connection's timeout.
+        ValueError: it is not JSON, or too long.
+
+    """
+    line = b""
+    while not line.endswith(b"\n"):
+        part = connection.recv(65_536)
+        if not part:
+            raise ConnectionResetError("the other side has closed the connection")
+        line += part
+        if len(line) > MAX_LINE:
+            raise ValueError("the line is too long")
+    return json.loads(line)
 
 
 class Attachment:
@@ -162,9 +221,8 @@ def open_group(folder: StateFolder, names: Iterable[str], settings: Settings) ->
 def status(folder: StateFolder) -> Status:
     """What runs now and who uses it. Starts nothing."""
     with contextlib.suppress(OSError, ValueError):
-        if connection := _connect(folder):
+        if connection := _connect(folder, STATUS_S):
             with connection:
-                connection.settimeout(GREETING_S)
                 found = _ask(connection, {"do": "status"})
             return Status(
                 folder.path,
@@ -274,13 +332,13 @@ def _ask(connection: socket.socket, request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _connect(folder: StateFolder) -> socket.socket | None:
+def _connect(folder: StateFolder, patience_s: float = GREETING_S) -> socket.socket | None:
     """A connection to the supervisor, if it is there: it proves that it is no stranger."""
     known = folder.read(folder.address_file)
     damaged = (ValueError, TypeError, KeyError, OverflowError)
     with contextlib.suppress(OSError, *damaged), contextlib.ExitStack() as to_close:
         address = (HOST, int(known["port"]))
-        connection = socket.create_connection(address, timeout=GREETING_S)
+        connection = socket.create_connection(address, timeout=patience_s)
         to_close.enter_context(connection)
         send(connection, known["token"])
         if receive(connection) == known["proof"]:

@@ -26,8 +26,8 @@ from typing import Any
 
 from workshop_lib.errors import EngineError
 from workshop_lib.services.engines import Engine, make_engine
+from workshop_lib.services.local import HOST, User, receive, send
 from workshop_lib.services.processes import WATCHDOG, wait_until
-from workshop_lib.services.protocol import HOST, User, receive, send
 from workshop_lib.services.state_folder import StateFolder, remove
 
 LOOK_S = 0.1

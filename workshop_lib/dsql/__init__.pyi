@@ -1,0 +1,19 @@
+# What other modules use of this one; `__init__.py` imports each name on first use.
+
+from .conflicts import comes_from_conflict as comes_from_conflict, is_conflict as is_conflict
+from .interleaving import Step as Step, play as play
+from .limits import (
+    CONNECTION_BURST as CONNECTION_BURST,
+    CONNECTION_LIFE_S as CONNECTION_LIFE_S,
+    CONNECTIONS_PER_SECOND as CONNECTIONS_PER_SECOND,
+    MAX_ROWS_PER_TRANSACTION as MAX_ROWS_PER_TRANSACTION,
+    Rate as Rate,
+)
+from .linter import Finding as Finding, Findings as Findings, lint as lint
+from .rules import install_rules as install_rules, remove_rules as remove_rules
+from .session import (
+    RuledConnection as RuledConnection,
+    RuledCursor as RuledCursor,
+    set_rules as set_rules,
+)
+from .tokens import Token as Token, find_fault as find_fault, read_token as read_token

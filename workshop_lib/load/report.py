@@ -1,0 +1,346 @@
+"""What came of a load test: every planned row, request or message is accounted for once."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import pandas as pd
+import psutil
+import psycopg2
+
+from workshop_lib.costs import Cost
+from workshop_lib.database import Database
+from workshop_lib.errors import WorkshopError, redact
+from workshop_lib.load.drivers import Driver
+from workshop_lib.load.jobs import Done
+from workshop_lib.load.rows import rows_of
+from workshop_lib.load.scenario import InsertLoad, MixedScenario, StreamLoad
+from workshop_lib.measure import Samples, percentile
+from workshop_lib.results import write_json
+
+FIRST_ERRORS = 10
+SERVED = ("cache", "database")
+LOST = ("lost", "interrupted")
+SETTLED_S = 0.3
+"""A statement of a worker that was ended may be committed shortly after: this long it is waited."""
+KEPT_UP_S = 0.1
+"""Whose last answer comes no later than so long after the last arrival had no line waiting."""
+BUSY_WORKER = 0.8
+"""A worker that computes for this share of its time waits for the database hardly at all."""
+BUSY_MACHINE = 0.5
+"""Workers that use this share of all processors leave too little to a database beside them."""
+COUNTS = ("planned", "succeeded", "failed", "dropped", "unknown")
+AS_IT_IS = ("run", "driver", "at_once", "seconds", "throughput", "success_rate", "reconciles",
+            "conflicts", "reconnects", "cpu_seconds", "cpu_share", "limited_by", "interrupted",
+            "errors")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What came of a load: `planned` is the sum of the next three, counted in `unit`.
+
+    Attributes:
+        run: its name or number: the ids of its rows begin with it, or follow from it.
+        load: what was asked for.
+        unit: "rows" of an insert load, "requests" of a stream, "messages" of a mixed load.
+        driver: who did it.
+        at_once: workers at the same time, at most.
+        here: whether they are processes on this machine, whose processors they take.
+        planned: asked for.
+        succeeded: done.
+        failed: tried in vain.
+        dropped: not begun in time, or given up by an Interrupt.
+        unknown: of those that failed or were dropped, how many may be done all the same: no worker
+            said so, and no table could tell.
+        rows: of INSERTs that succeeded.
+        rows_open: rows that the table may have besides: of INSERTs of which no answer came.
+        in_table: rows of this run that the database counts after it, a warm-up's left out; None if
+            they could not be counted.
+        seconds: from the first hand-over, or a stream's beginning, to the last answer.
+        calls: a row for each statement or request, in their order: `at` (when it was due, from the
+            beginning of the job) and `seconds` (how long from then until its answer was there),
+            `source` ("cache", "database", "error", "dropped"), `action`.
+        jobs: a row for each job: the numbers of `Done`.
+        errors: the first few, in words.
+        interrupted: it was ended early, by Ctrl-C or Interrupt.
+
+    """
+
+    run: str | int
+    load: InsertLoad | StreamLoad | MixedScenario
+    unit: str
+    driver: str
+    at_once: int
+    here: bool
+    planned: int
+    succeeded: int
+    failed: int
+    dropped: int
+    unknown: int = 0
+    rows: int
+    rows_open: int = 0
+    in_table: int | None
+    seconds: float
+    calls: pd.DataFrame
+    jobs: pd.DataFrame
+    errors: tuple[str, ...] = ()
+    interrupted: bool = False
+
+    @classmethod
+    def of(
+        cls, driver: Driver | None, done: Sequence[Done], said: str = "", **figures: Any
+    ) -> Self:
+        """A report with what can be read from the answers of a driver's workers.
+
+        Args:
+            driver: who did it; None for a function that a queue is mapped to.
+            done: what became of each job.
+            said: an error of the run itself, if there was one.
+            figures: all others.
+
+        """
+        calls = pd.DataFrame(
+            sorted(call for one in done for call in one.calls),
+            columns=["at", "seconds", "source", "action"],
+        )
+        calls[["at", "seconds"]] /= 1e6
+        jobs = pd.DataFrame(map(msgspec.to_builtins, done), columns=list(Done.__struct_fields__))
+        found = [error for one in done if one.state != "interrupted" for error in one.errors]
+        usual: dict[str, Any] = {
+            "driver": driver.label if driver else "the function that the queue is mapped to",
+            "at_once": min(driver.at_once, len(done)) if driver else 1,
+            "here": driver.here if driver else False,
+            "calls": calls,
+            "jobs": jobs.drop(columns=["calls", "errors"]),
+            "rows": sum(one.rows for one in done),
+            "errors": tuple([*filter(None, [said]), *found][:FIRST_ERRORS]),
+        }
+        return cls(**usual | figures)
+
+    @property
+    def reconciles(self) -> bool:
+        """Whether everything planned is accounted for once, and the table has the rows reported.
+
+        It may have more of those of which no answer came.
+        """
+        if self.in_table is None or self.planned != self.succeeded + self.failed + self.dropped:
+            return False
+        return 0 <= self.in_table - self.rows <= self.rows_open
+
+    @property
+    def throughput(self) -> float:
+        """What succeeded, a second."""
+        return self.succeeded / self.seconds if self.seconds else 0.0
+
+    @property
+    def success_rate(self) -> float:
+        """Share of the workers that reported that all went well."""
+        return float(self._well.mean()) if len(self.jobs) else 0.0
+
+    @property
+    def conflicts(self) -> int:
+        """Statements that were sent again because another transaction was faster."""
+        return int(self.jobs.conflicts.sum())
+
+    @property
+    def reconnects(self) -> int:
+        """Statements that were sent again because the database went away."""
+        return int(self.jobs.reconnects.sum())
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of the workers themselves."""
+        return float(self.jobs.cpu_ms.sum()) / 1e3
+
+    @property
+    def cpu_share(self) -> float:
+        """The same, of the time that they had: near 1, a worker was never waiting."""
+        return self.cpu_seconds * 1e3 / (float(self.jobs.duration_ms.sum()) or math.inf)
+
+    @property
+    def limited_by(self) -> str:
+        """Whether a load test measured the database or itself.
+
+        "arrivals", where more would have been served; "generator" if the workers computed nearly
+        all the time, or took half of this machine (executions of a function have a machine each):
+        then the figures are the load test's own limit; else "database".
+        """
+        lasted = float(self.jobs.duration_ms.max()) / 1e3 if len(self.jobs) else 0.0
+        open_s = self.load.seconds if isinstance(self.load, StreamLoad) and self.load.rate else 0
+        if self.succeeded == self.planned and lasted < open_s + KEPT_UP_S and open_s:
+            return "arrivals"
+        processors = psutil.cpu_count() or 1
+        crowding = self.here and self.cpu_seconds > BUSY_MACHINE * processors * lasted
+        return "generator" if self.cpu_share > BUSY_WORKER or crowding else "database"
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of the answers that came from the cache."""
+        served = self.calls.source[self.calls.source.isin(SERVED)]
+        return float((served == "cache").mean()) if len(served) else 0.0
+
+    def times(self, action: str = "") -> Samples:
+        """How long the answered statements or requests took; of one action, or all."""
+        calls = self.calls[self.calls.source.isin(SERVED)]
+        chosen = calls[calls.action == action] if action else calls
+        return Samples(action or "statement", tuple(chosen.seconds))
+
+    def percentile(self, q: float) -> float:
+        """The q-th percentile of the waits of all requests, seconds.
+
+        Those that were dropped or failed count with the time until their end: leaving them out
+        would make a service that drops look fast.
+
+        Raises:
+            ValueError: there were no requests.
+
+        """
+        return percentile(list(self.calls.seconds), q)
+
+    def by_action(self) -> pd.DataFrame:
+        """How long the statements of each action took: n, and milliseconds."""
+        found = {action: self.times(action) for action in self.calls.action.unique()}
+        return pd.DataFrame(
+            {
+                action: {"statements": len(times), "avg": times.mean * 1e3}
+                | {f"p{q}": times.percentile(q) * 1e3 for q in (50, 95, 99)}
+                for action, times in found.items()
+                if len(times)
+            }
+        ).T
+
+    def describe(self) -> dict[str, Any]:
+        """The figures as a results file keeps them; durations in milliseconds."""
+        answered = self.jobs[self.jobs.state == "answered"]
+        well = int(self._well.sum())
+        return {
+            **{name: getattr(self, name) for name in AS_IT_IS},
+            "load": msgspec.to_builtins(self.load),
+            self.unit: {name: getattr(self, name) for name in COUNTS},
+            "workers": {"total": len(self.jobs), "successful": well,
+                        "failed": len(self.jobs) - well},
+            "total_inserts": self.rows,
+            "total_errors": self.failed,
+            "in_table": self.in_table,
+            "statement_ms": _spread(s * 1e3 for s in self.times().seconds),
+            "latency_ms": _spread(self.jobs.seconds[self.jobs.state != "not begun"] * 1e3),
+            "worker_duration_ms": _spread(answered.duration_ms),
+            "worker_throughput": _spread(answered.inserts_per_second),
+            "by_action_ms": self.by_action().to_dict("index"),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        who = self.driver
+        if not who.startswith(f"{self.at_once:,} "):
+            who = f"{self.at_once:,} at a time of {who}"
+        hits = f", {self.hit_ratio:.0%} from the cache" if self.hit_ratio else ""
+        computing = (
+            f"The workers computed for {self.cpu_share:.0%} of their time: the load generator was "
+            "the limit, not the database."
+        )
+        parts = {
+            f"{self.succeeded:,} of {self.planned:,} {self.unit} in {self.seconds:.2f} s: "
+            f"{self.throughput:,.0f}/s{hits} by {who}.": True,
+            "It was interrupted.": self.interrupted,
+            f"{self.failed:,} failed.": self.failed,
+            f"{self.dropped:,} were not finished, or not begun in time.": self.dropped,
+            f"It is not known what became of {self.unknown:,} of these.": self.unknown,
+            "The rows in the table could not be counted.": self.in_table is None,
+            f"The first error: {''.join(self.errors[:1])}": self.errors,
+            computing: self.limited_by == "generator",
+        }
+        return " ".join(said for said, applies in parts.items() if applies)
+
+    @property
+    def _well(self) -> pd.Series:
+        return self.jobs.success_count + self.jobs.already_there == self.jobs.planned
+
+
+def count_settled(
+    database: Database, run: str | int, done: Sequence[Done]
+) -> tuple[int | None, str]:
+    """The rows of a run, a warm-up's left out; or None, and why they cannot be counted.
+
+    What a worker had sent when it ended may be under way: then until they stay the same.
+    """
+    rows, before = rows_of(run, measured=True), -1
+    try:
+        while (found := rows.count(database)) != before and any(one.state in LOST for one in done):
+            before = found
+            time.sleep(SETTLED_S)
+    except (WorkshopError, psycopg2.Error) as error:
+        return None, redact(error)
+    return found, ""
+
+
+def compare_loads(reports: Mapping[str, LoadReport]) -> pd.DataFrame:
+    """Loads side by side: a column each; rows a second, and durations in milliseconds."""
+    first = next(iter(reports.values())).throughput
+    return pd.DataFrame(
+        {
+            name: {
+                "rows": f"{r.succeeded:,}",
+                "rows/s": f"{r.throughput:,.0f}",
+                "× the first": f"{r.throughput / first:.1f}" if first else "",
+                "statement, average (ms)": f"{times.mean * 1e3:.2f}",
+                "statement, p50 (ms)": f"{times.percentile(50) * 1e3:.2f}",
+                "statement, p95 (ms)": f"{times.percentile(95) * 1e3:.2f}",
+                "conflicts": f"{r.conflicts}",
+                "the workers' own time": f"{r.cpu_share:.0%}",
+                "limited by": r.limited_by,
+            }
+            for name, r in reports.items()
+            if len(times := r.times())
+        }
+    )
+
+
+def save_reports(
+    reports: Mapping[str, LoadReport], folder: Path, costs: Mapping[str, Cost] | None = None
+) -> Path:
+    """Write reports to `results_YYYYMMDD_HHMMSS.json` in a folder, and say where.
+
+    Args:
+        reports, costs: by the names of the scenarios.
+        folder: where.
+
+    Raises:
+        ResultError: it cannot be written.
+
+    """
+    found = {name: report.describe() for name, report in reports.items()}
+    for name, cost in (costs or {}).items():
+        found[name]["cost_usd"] = cost.total
+    stamp = time.localtime()
+    content = {"timestamp": time.strftime("%Y-%m-%dT%H:%M:%S%z", stamp), "scenarios": found}
+    name = time.strftime("results_%Y%m%d_%H%M%S", stamp)
+    for number in itertools.count(1):
+        path = folder / (f"{name}_{number}.json" if number > 1 else f"{name}.json")
+        with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(PermissionError, NotADirectoryError, FileNotFoundError):
+                path.touch(exist_ok=False)  # of other errors, writing it says what is wrong
+            break
+    write_json(path, content)
+    return path
+
+
+def _spread(values: Iterable[float]) -> dict[str, float] | None:
+    """How figures are spread, by nearest rank, in their unit; None of none."""
+    found = sorted(values)
+    if not found:
+        return None
+    named = {"median": 50, "p95": 95, "p99": 99}
+    return {
+        "min": found[0],
+        "max": found[-1],
+        "avg": sum(found) / len(found),
+        **{name: percentile(found, q) for name, q in named.items()},
+    }
