@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import click
 
-from workshop_lib.aws.cli import aws
+from workshop_lib.aws_commands import aws
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
 from workshop_lib.options import INTERRUPTED, a_file, a_folder, as_json, yes

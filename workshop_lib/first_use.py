@@ -11,7 +11,7 @@ import tomlkit
 from pydantic import SecretStr
 from tomlkit.exceptions import TOMLKitError
 
-from workshop_lib.aws.regions import check_region
+from workshop_lib.aws import check_region
 from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.paths import display_path, replace_file
 from workshop_lib.settings import check_values, config_file

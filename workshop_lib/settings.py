@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     dsql_read_endpoint: Cluster | None = Field(
         None, description="another one, for the reads of loads"
     )
+    database_name: str = Field("postgres", description="database of that cluster")
+    iam_username: str = Field("admin", description="its user, as whom AWS credentials sign in")
+    aurora_dsql_port: int = Field(5432, ge=1, le=65_535, description="its port")
     valkey_endpoint: CacheName | None = Field(None, description="ElastiCache for Valkey endpoint")
     valkey_ttl: float = Field(30.0, gt=0, le=86_400, description="time to live of entries, seconds")
     query: str = Field("SELECT * FROM users1", description="your own query for notebook 02")

@@ -22,6 +22,9 @@ SETTINGS = {
     "QueueUrl": "queue_url",
     "LoadFunctionName": "load_function",
     "WorkshopNamespace": "workshop_namespace",
+    "IamUserName": "iam_username",
+    "DatabaseName": "database_name",
+    "DatabasePort": "aurora_dsql_port",
 }
 """Which output is which setting."""
 NEEDED = ("DSQLClusterEndpoint", "ValkeyEndpoint", "BucketName")

@@ -16,8 +16,7 @@ from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.amis import Ami
 
-from workshop_lib.aws.console import Console
-from workshop_lib.load.package import RUNNING
+from workshop_lib.lambda_package import RUNNING
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.services.engines import OWNER
 from workshop_lib.services.state_folder import StateFolder
@@ -33,7 +32,7 @@ PYTHON = min(RUNNING, "3.13")
 TEMPLATES = CHECKOUT / "cloudformation"
 HERE = "us-east-1"
 THERE = "us-east-2"
-NEEDED = {"S3PrefixListId": "pl-63a5400a"}
+NEEDED = {"HostImage": IMAGE}
 
 
 class Cloud:
@@ -119,42 +118,6 @@ def cloud(monkeypatch):
         yield Cloud()
 
 
-class Talk:
-    """A terminal that remembers what was said, answers as told, and at which time flies."""
-
-    def __init__(self):
-        self.lines, self.questions, self.slept = [], [], []
-        self.answer = True
-        self.interactive = True
-        self.now = 1000.0
-
-    def ask(self, question):
-        self.questions.append(question)
-        if isinstance(self.answer, BaseException):
-            raise self.answer
-        return self.answer
-
-    def sleep(self, seconds):
-        self.slept.append(seconds)
-        self.now += seconds
-
-    @property
-    def console(self):
-        return Console(self.say, self.ask, self.interactive, self.sleep, lambda: self.now)
-
-    def say(self, text):
-        self.lines += text.splitlines()
-
-    @property
-    def text(self):
-        return "\n".join(self.lines)
-
-
-@pytest.fixture
-def talk():
-    return Talk()
-
-
 @pytest.fixture(scope="module")
 def aws(
     shared: Any, state: StateFolder, tmp_path_factory: pytest.TempPathFactory
@@ -171,9 +134,12 @@ def aws(
         given = {"Namespace": NAMESPACE, "Architecture": ARCHITECTURE, "PythonVersion": PYTHON}
         words = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
         done = found.deploy("--no-function", *words)
-        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         found.start_services()
-        found.let("host", "ASIASTANDINHOST", found.policy("NotebookPolicyArn"))
+        role = found.outputs["NotebookRoleArn"]
+        found.let("host", "ASIASTANDINHOST", found.policy("NotebookPolicyArn"), role=role)
+        done = found.run("aws", "grant")
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         yield found
     finally:
         found.close()
@@ -187,6 +153,6 @@ def function(aws: StandIn) -> str:
     done = aws.deploy()
     if "could not be had" in done.stderr:
         return ""
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     aws.start_function()
     return aws.outputs["LoadFunctionName"]

@@ -35,9 +35,10 @@ from moto.cloudformation.exceptions import UnformattedGetAttTemplateException
 from moto.cloudformation.models import CloudFormationBackend, Event, Stack
 from moto.cloudformation.utils import yaml_tag_constructor
 from moto.cloudwatch.models import cloudwatch_backends
+from moto.core.base_backend import BaseBackend
 from moto.core.common_models import CloudFormationModel
 from moto.dsql.models import dsql_backends
-from moto.ec2.models import ec2_backends
+from moto.ec2.models import EC2Backend, ec2_backends
 from moto.ec2.models.elastic_ip_addresses import ElasticAddress
 from moto.ec2.models.internet_gateways import InternetGateway, VPCGatewayAttachment
 from moto.ec2.models.nat_gateways import NatGateway
@@ -48,6 +49,7 @@ from moto.ec2.models.vpcs import VPCEndPoint
 from moto.iam.models import ManagedPolicy, iam_backends
 from moto.s3.models import s3_backends
 from moto.sqs.models import sqs_backends
+from moto.ssm.models import SimpleSystemManagerBackend
 
 __all__ = ["IMAGE", "ServerlessCache", "cloudformation_backends", "teach"]
 
@@ -335,11 +337,14 @@ def teach(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CloudFormationBackend, "execute_change_set", _execute)
     patch.setattr(CloudFormationBackend, "validate_template", _validate)
     patch.setattr(yaml, "Loader", _QuickLoader)
+    services = staticmethod(lambda _, region: _endpoint_services(region))
+    patch.setattr(EC2Backend, "_collect_default_endpoint_services", services)
+    patch.setattr(SimpleSystemManagerBackend, "get_parameter", lambda *_: ImageOfTheDay)
     patch.setattr(Stack, "has_parameters", _has_parameters)
 
 
 def _with_more_functions(clean):
-    """`Fn::Cidr`, `Fn::GetAZs`, and the image of the day."""
+    """`Fn::Cidr` and `Fn::GetAZs`."""
 
     def clean_json(given, resources):
         if isinstance(given, dict) and "Fn::Cidr" in given:
@@ -348,10 +353,7 @@ def _with_more_functions(clean):
             return [str(part) for part, _ in zip(parts, range(int(count)), strict=False)]
         if given == {"Fn::GetAZs": ""}:  # of the stack's own Region
             return [f"{resources['AWS::Region']}{letter}" for letter in "abc"]
-        cleaned = clean(given, resources)
-        if isinstance(cleaned, str) and cleaned.startswith("{{resolve:ssm:/aws/service/ami-"):
-            return IMAGE
-        return cleaned
+        return clean(given, resources)
 
     return clean_json
 
@@ -403,6 +405,27 @@ class _QuickLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
 
 
 _QuickLoader.add_multi_constructor("", yaml_tag_constructor)
+
+
+ZONES = {"dsql-fnh4": "bcd", "elasticache": "abcdf", "monitoring": "abcdef"}
+"""Which zones of a Region have which endpoint service: not the first one all."""
+
+
+def _endpoint_services(region: str) -> list[dict[str, Any]]:
+    """moto's own imports every service that it has."""
+    found = []
+    for name, letters in ZONES.items():
+        zones = [f"{region}{letter}" for letter in letters]
+        found += BaseBackend.default_vpc_endpoint_service_factory(region, zones, name)
+    return found
+
+
+class ImageOfTheDay:
+    """What Systems Manager names for every parameter."""
+
+    @staticmethod
+    def response_object(*_: Any) -> dict[str, str]:
+        return {"Name": "image", "Type": "String", "Value": IMAGE}
 
 
 def _validate(self, template: str) -> list[Any]:

@@ -6,20 +6,24 @@ import json
 import re
 import sys
 import zipfile
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from botocore.exceptions import ClientError
+from moto.awslambda.models import lambda_backends
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
-from workshop_lib.load.package import HANDLER
+from workshop_lib.dataset import Sizes, generators
+from workshop_lib.lambda_package import HANDLER
 from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.settings import load_settings
 
 # As a folder's module: moto files each class under the second part of its module's name.
 sys.path.append(str(Path(__file__).parent.parent))
-from cloud.moto_resources import ServerlessCache, cloudformation_backends
+from cloud.moto_resources import ServerlessCache, cloudformation_backends, run_zip
 
 HERE = "us-east-1"
 THERE = "us-east-2"
@@ -45,9 +49,10 @@ def test_a_stack_as_it_comes(cloud, clean_environment):
     found = cloud.deploy("workshop", Namespace="ours")
     the_outputs_are_what_the_settings_accept(found)
     the_outputs_name_what_is_there(cloud, found)
-    the_host_has_no_public_address_and_knows_where_the_services_are(cloud, found)
+    the_host_is_reached_by_nobody_and_knows_where_the_services_are(cloud, found)
     the_dashboard_shows_the_queue_the_function_the_database_and_the_cache(cloud, found)
-    without_a_nat_gateway_there_is_no_way_to_the_internet(cloud, found)
+    two_endpoints_are_paid_for_and_the_private_subnets_lead_nowhere_else(cloud, found)
+    the_bucket_holds_what_notebook_01_loads(cloud, found)
 
 
 def the_outputs_are_what_the_settings_accept(found):
@@ -88,13 +93,16 @@ def the_outputs_name_what_is_there(cloud, found):
     assert iam.get_policy(PolicyArn=found["NotebookPolicyArn"])
 
 
-def the_host_has_no_public_address_and_knows_where_the_services_are(cloud, found):
+def the_host_is_reached_by_nobody_and_knows_where_the_services_are(cloud, found):
     ec2 = cloud.client("ec2")
     (reserved,) = ec2.describe_instances(InstanceIds=[found["NotebookHostId"]])["Reservations"]
     (host,) = reserved["Instances"]
-    assert host["SubnetId"] == found["PrivateSubnet1Id"]
-    assert host["InstanceType"] == "t4g.medium"
-    assert not host.get("PublicIpAddress")
+    assert host["SubnetId"] not in {found["PrivateSubnet1Id"], found["PrivateSubnet2Id"]}
+    assert host["InstanceType"] == "t4g.small"
+    (group,) = ec2.describe_security_groups(GroupIds=[found["NotebookSecurityGroupId"]])[
+        "SecurityGroups"
+    ]
+    assert group["IpPermissions"] == []
     told = ec2.describe_instance_attribute(
         InstanceId=found["NotebookHostId"], Attribute="userData"
     )["UserData"]["Value"]
@@ -102,7 +110,7 @@ def the_host_has_no_public_address_and_knows_where_the_services_are(cloud, found
     assert script.startswith("#!/bin/bash\n")
     # Its outputs say the rest, also that of the function, which comes in a second step.
     assert re.search(r"^export WORKSHOP_STACK=[a-z-]+ #", script, re.MULTILINE)
-    assert f"s3://{found['BucketName']}/setup/" in script
+    assert f"s3://{found['BucketName']}/setup/workshop.tar.gz" in script
 
 
 def the_dashboard_shows_the_queue_the_function_the_database_and_the_cache(cloud, found):
@@ -124,25 +132,34 @@ def the_dashboard_shows_the_queue_the_function_the_database_and_the_cache(cloud,
     assert "${" not in shown
 
 
-def without_a_nat_gateway_there_is_no_way_to_the_internet(cloud, found):
+def two_endpoints_are_paid_for_and_the_private_subnets_lead_nowhere_else(cloud, found):
     ec2 = cloud.client("ec2")
     tables = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [found["VPCId"]]}])
     routes = [route for table in tables["RouteTables"] for route in table["Routes"]]
-    assert "0.0.0.0/0" not in {route.get("DestinationCidrBlock") for route in routes}
+    (outside,) = [route for route in routes if route.get("DestinationCidrBlock") == "0.0.0.0/0"]
+    assert outside["GatewayId"].startswith("igw-")
     endpoints = ec2.describe_vpc_endpoints()["VpcEndpoints"]
-    names = {endpoint["ServiceName"].rsplit(".", 1)[1] for endpoint in endpoints}
-    (database,) = (name for name in names if name.startswith("dsql-"))
-    assert names - {database} == {
-        "s3", "monitoring", "sqs", "lambda", "logs", "sts", "cloudformation", "ssm", "ssmmessages",
-    }  # fmt: skip
+    kinds = {e["ServiceName"].rsplit(".", 1)[1].split("-")[0]: e["VpcEndpointType"]
+             for e in endpoints}  # fmt: skip
+    assert kinds == {"s3": "Gateway", "dsql": "Interface", "monitoring": "Interface"}
+
+
+def the_bucket_holds_what_notebook_01_loads(cloud, found):
+    s3 = cloud.client("s3")
+    keys = s3.list_objects_v2(Bucket=found["BucketName"])["Contents"]
+    held = {one["Key"]: s3.get_object(Bucket=found["BucketName"], Key=one["Key"])["Body"].read()
+            for one in keys}  # fmt: skip
+    sizes = Sizes()
+    wanted = generators.objects(sizes.objects, sizes.seed)
+    assert held == {f"ours/{name}": body for name, body in wanted}
 
 
 def test_without_host_and_function_their_outputs_are_missing(cloud):
-    found = cloud.deploy("workshop", NotebookHost="no")
+    found = cloud.deploy("workshop", HostType="none")
     assert {"NotebookHostId", "LoadFunctionName"} & set(found) == set()
     there = cloud.everything()
     assert (there["instances"], there["profiles"], there["mappings"]) == (0, 0, 0)
-    assert there["functions"] == 1  # the one that empties the bucket
+    assert there["functions"] == 1  # the caretaker
 
 
 def test_the_function_comes_with_its_code_and_its_queue(cloud):
@@ -155,6 +172,10 @@ def test_the_function_comes_with_its_code_and_its_queue(cloud):
     assert function["Runtime"] == "python3.12"
     assert function["Environment"]["Variables"] == {
         "DSQL_ENDPOINT": found["DSQLClusterEndpoint"],
+        "DATABASE_NAME": "postgres",
+        "IAM_USERNAME": "workshop",
+        "AURORA_DSQL_PORT": "5432",
+        "LOG_LEVEL": "warn",
         "VALKEY_ENDPOINT": found["ValkeyEndpoint"],
         "QUEUE_URL": found["QueueUrl"],
         "WORKSHOP_NAMESPACE": "workshop",
@@ -173,8 +194,7 @@ def test_the_function_comes_with_its_code_and_its_queue(cloud):
     (mapping,) = cloud.client("lambda").list_event_source_mappings()["EventSourceMappings"]
     assert mapping["EventSourceArn"] == queue["QueueArn"]
     assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
-    assert int(mapping["ScalingConfig"]["MaximumConcurrency"]) == 10
-    assert len(cloud.client("cloudwatch").describe_alarms()["MetricAlarms"]) == 4
+    assert int(mapping["ScalingConfig"]["MaximumConcurrency"]) == 5  # a new account has ten
 
 
 def test_an_update_changes_what_it_names_and_leaves_the_rest(cloud):
@@ -189,10 +209,75 @@ def test_an_update_changes_what_it_names_and_leaves_the_rest(cloud):
     assert found["deletionProtectionEnabled"] is True
 
 
+def test_a_stack_fits_into_a_network_that_is_there(cloud):
+    ec2 = cloud.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    subnets = [
+        ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.9.{i}.0/24")["Subnet"]["SubnetId"]
+        for i in range(3)
+    ]
+    mine = ec2.create_security_group(GroupName="mine", Description="mine", VpcId=vpc)["GroupId"]
+    names = ("ExistingSubnet1", "ExistingSubnet2", "ExistingHostSubnet")
+    before = cloud.everything()
+    given = dict(zip(names, subnets, strict=True))
+    found = cloud.deploy("workshop", VpcId=vpc, ClientSecurityGroup=mine, **given)
+    assert [found[name] for name in ("VPCId", "PrivateSubnet1Id", "PrivateSubnet2Id")] == [
+        vpc, *subnets[:2]
+    ]  # fmt: skip
+    assert found["NotebookSecurityGroupId"] == mine
+    after = cloud.everything()
+    assert [after[kind] - before[kind] for kind in ("networks", "subnets", "groups")] == [0, 0, 1]
+    (group,) = ec2.describe_security_groups(GroupIds=[found["ValkeySecurityGroupId"]])[
+        "SecurityGroups"
+    ]
+    asking = {
+        pair["GroupId"] for rule in group["IpPermissions"] for pair in rule["UserIdGroupPairs"]
+    }
+    assert asking == {mine}
+
+
+@pytest.mark.parametrize(("age", "over"), [(71, False), (73, True)])
+def test_after_its_days_a_stack_stops_what_costs_by_the_hour_and_keeps_what_was_written(
+    cloud, monkeypatch, age, over
+):
+    found = cloud.deploy("workshop")
+    (rule,) = cloud.client("events").list_rules()["Rules"]
+    assert rule["ScheduleExpression"] == "rate(1 hour)"
+    (target,) = cloud.client("events").list_targets_by_rule(Rule=rule["Name"])["Targets"]
+    (stack,) = cloud.client("cloudformation").describe_stacks(StackName="workshop")["Stacks"]
+    gone = []
+    monkeypatch.setitem(sys.modules, "cfnresponse", ModuleType("cfnresponse"))
+    caretaker = run_zip(
+        lambda_backends[DEFAULT_ACCOUNT_ID][HERE].get_function(target["Arn"]).code_bytes
+    )
+
+    class Now(datetime):
+        @classmethod
+        def now(cls, _zone):
+            return stack["CreationTime"] + timedelta(hours=age)
+
+    def client(service):
+        if service == "elasticache":  # moto has no serverless caches
+            delete = lambda **given: gone.append(given["ServerlessCacheName"])  # noqa: E731
+            return SimpleNamespace(delete_serverless_cache=delete)
+        return cloud.client(service)
+
+    caretaker["handler"].__globals__.update(datetime=Now, boto3=SimpleNamespace(client=client))
+    caretaker["handler"](json.loads(target["Input"]), None)
+    ec2 = cloud.client("ec2")
+    (reserved,) = ec2.describe_instances(InstanceIds=[found["NotebookHostId"]])["Reservations"]
+    endpoints = {e["State"] for e in ec2.describe_vpc_endpoints()["VpcEndpoints"]
+                 if e["VpcEndpointType"] == "Interface"}  # fmt: skip
+    assert reserved["Instances"][0]["State"]["Name"] == ("stopped" if over else "running")
+    assert endpoints == ({"deleted"} if over else {"available"})
+    assert gone == (list(ServerlessCache.existing) if over else [])
+    assert cloud.everything()["clusters"] == 1
+
+
 @pytest.mark.parametrize(
     "parameters",
-    [{}, {"NatGateway": "yes", "NotebookHost": "no", "Architecture": "x86_64"}],
-    ids=["as it comes", "with a NAT gateway, without a host"],
+    [{}, {"HostType": "none", "Architecture": "x86_64", "EndsAfterDays": "0"}],
+    ids=["as it comes", "without a host and an end"],
 )
 def test_deleting_leaves_nothing_though_the_bucket_was_full(cloud, parameters):
     before = cloud.everything()
@@ -202,15 +287,17 @@ def test_deleting_leaves_nothing_though_the_bucket_was_full(cloud, parameters):
         s3.put_object(found["BucketName"], f"objects/{number}", b"data")
     cloud.deploy("workshop", **parameters, MaxReceives="4")
     missing = {kind for kind, number in cloud.everything().items() if number == before[kind]}
-    assert missing <= {"instances", "profiles", "mappings", "addresses", "gateways"}
+    assert missing <= {"instances", "profiles", "mappings", "addresses", "alarms"}
     cloud.delete("workshop")
     assert cloud.everything() == before
 
 
 def test_a_bucket_that_somebody_deleted_before_does_not_hold_the_stack_up(cloud):
-    before = cloud.everything()
+    before, s3 = cloud.everything(), cloud.client("s3")
     found = cloud.deploy("workshop")
-    cloud.client("s3").delete_bucket(Bucket=found["BucketName"])
+    for one in s3.list_objects_v2(Bucket=found["BucketName"])["Contents"]:
+        s3.delete_object(Bucket=found["BucketName"], Key=one["Key"])
+    s3.delete_bucket(Bucket=found["BucketName"])
     emptier = next(
         one for one in resources_of("workshop").values() if getattr(one, "kind", "") == "Custom"
     )
@@ -232,15 +319,19 @@ def test_two_regions_are_linked_in_three_deployments_and_each_gets_a_workshop(cl
     one = cloud.deploy("side", "multi-region", HERE)
     assert one["Phase"] == "initial"
     assert "ClusterVpcEndpoint" not in one
-    other = cloud.deploy("side", "multi-region", THERE, PeerClusterArn=one["DSQLClusterArn"])
-    one = cloud.deploy("side", "multi-region", HERE, PeerClusterArn=other["DSQLClusterArn"])
+    other = cloud.deploy("side", "multi-region", THERE, PeerRegion=HERE)
+    arns = {"ClusterArn": one["DSQLClusterArn"], "PeerClusterArn": other["DSQLClusterArn"]}
+    one = cloud.deploy("side", "multi-region", HERE, **arns)
+    arns = dict(zip(arns, reversed(arns.values()), strict=True))
+    other = cloud.deploy("side", "multi-region", THERE, PeerRegion=HERE, **arns)
     assert one["Phase"] == other["Phase"] == "linked"
     linked = {HERE: (one, other), THERE: (other, one)}
     for region, (own, peer) in linked.items():
         identifier = own["DSQLClusterArn"].rsplit("/", 1)[1]
         cluster = cloud.client("dsql", region).get_cluster(identifier=identifier)
         assert cluster["multiRegionProperties"]["witnessRegion"] == "us-west-2"
-        assert peer["DSQLClusterArn"] in cluster["multiRegionProperties"]["clusters"]
+        wanted = {own["DSQLClusterArn"], peer["DSQLClusterArn"]}
+        assert set(cluster["multiRegionProperties"]["clusters"]) == wanted
         found = cloud.deploy(
             "workshop",
             region=region,

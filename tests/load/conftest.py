@@ -89,7 +89,7 @@ def built(tmp_path_factory):
 @pytest.fixture(scope="session")
 def task(built, tmp_path_factory):
     """The package as Lambda unpacks it."""
-    folder = unpack(built.path, tmp_path_factory.mktemp("task"))
+    folder = unpack(built, tmp_path_factory.mktemp("task"))
     yield folder
     allow_writing(folder)
 

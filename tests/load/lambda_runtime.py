@@ -28,9 +28,9 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.load.package import Architecture, Package, build_package
+from workshop_lib.lambda_package import build_package
 
-HERE: Architecture = {"aarch64": "arm64"}.get(platform.machine(), "x86_64")
+HERE = {"aarch64": "arm64"}.get(platform.machine(), "x86_64")
 HOST = "127.0.0.1"
 RUNTIME = ("awslambdaric", "runtime_client", "simplejson", "snapshot_restore_py")
 """What Lambda's managed runtime brings along: its client, and what that imports."""
@@ -375,7 +375,7 @@ def serve(api: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) 
     return server
 
 
-def build(out: Path, architecture: Architecture = HERE) -> Package:
+def build(out: Path, architecture: str = HERE) -> Path:
     """A package, or a skipped test where this machine cannot get the wheels."""
     try:
         return build_package(out, architecture=architecture)

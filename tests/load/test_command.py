@@ -307,7 +307,7 @@ def test_the_package_is_built_by_one_command(tmp_path, monkeypatch):
     def build(path, *, architecture, python):
         asked.append((path, architecture, python))
 
-    monkeypatch.setattr("workshop_lib.load.package.build_package", build)
+    monkeypatch.setattr("workshop_lib.lambda_package.build_package", build)
     out = tmp_path / "worker.zip"
     done = load("package", "--architecture", "x86_64", "--python", "3.13", "--out", out)
     load("package", "--out", out)

@@ -13,18 +13,18 @@ from datetime import UTC, datetime
 import psycopg2
 import pytest
 from helpers import records
-from lambda_runtime import HERE, EventSourceMapping, LambdaService
+from lambda_runtime import EventSourceMapping, LambdaService
 from tenacity import wait_fixed
 from workshop_lib.load.inserts import count_by_worker, delete_rows, run_inserts
 from workshop_lib.load.streams import run_stream, warm_cache
 from workshop_lib.services.functions import LambdaClients
 
 from workshop_lib.errors import SettingsError, WorkshopError
-from workshop_lib.load import drivers, package as packages
+from workshop_lib.lambda_package import HANDLER, build_package
+from workshop_lib.load import drivers
 from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
 from workshop_lib.load.jobs import Ping, to_event
 from workshop_lib.load.mixed import MixedScenario, Queue, read_metrics, run_mixed
-from workshop_lib.load.package import HANDLER, RUNNING, build_package
 from workshop_lib.load.rows import delete_transactions
 from workshop_lib.load.scenario import InsertLoad
 from workshop_lib.load.worker import named_database
@@ -57,15 +57,13 @@ print(json.dumps({
 
 
 def test_the_package_holds_what_the_handler_imports_and_lambda_takes_it(built, task):
-    with zipfile.ZipFile(built.path) as archive:
+    with zipfile.ZipFile(built) as archive:
         entries = archive.infolist()
     names = {e.filename for e in entries}
-    assert built.path.stat().st_size == built.zipped < 50 * 2**20
-    assert sum(e.file_size for e in entries) == built.unzipped < 250 * 2**20
+    assert sum(e.file_size for e in entries) < 250 * 2**20  # Lambda takes no more
     assert {e.date_time for e in entries} == {(1980, 1, 1, 0, 0, 0)}
     assert {"workshop_lib/load/worker.py", "workshop_lib/load/__init__.pyi"} <= names
     assert not [n for n in names if ".dist-info/" in n or n.startswith(("bin/", "notebooks/"))]
-    assert (built.python, built.architecture) == (RUNNING, HERE)
     # A program that can import the package and the standard library, and nothing else.
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-B", "-c", PROBE, str(task)],
@@ -84,16 +82,10 @@ def test_the_package_holds_what_the_handler_imports_and_lambda_takes_it(built, t
 
 def test_a_package_that_cannot_be_is_refused_in_words_and_not_written(tmp_path, monkeypatch):
     out = tmp_path / "x.zip"
-    with pytest.raises(WorkshopError, match="There are: x86_64, arm64"):
-        build_package(out, architecture="mips")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(WorkshopError, match=r"for Python 3\.\d+ on Linux, arm64, could not be had"):
         build_package(out, architecture="arm64")
-    monkeypatch.setattr(packages, "_install", lambda tree, *_: tree.mkdir())
-    monkeypatch.setattr(packages, "MAX_UNZIPPED", 100_000)
-    with pytest.raises(WorkshopError, match=r"MB unzipped; Lambda takes 0\.1 MB"):
-        build_package(out)
     assert list(tmp_path.iterdir()) == []
 
 

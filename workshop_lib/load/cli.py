@@ -137,8 +137,8 @@ def package(architecture: Any, python: str, out: Path | None) -> None:
 
     `workshop aws deploy` does this by itself.
     """
-    from workshop_lib.load.package import HANDLER, build_package
+    from workshop_lib.lambda_package import HANDLER, build_package
 
     path = out or CHECKOUT / "build" / f"load-worker-{architecture}.zip"
     built = build_package(path, architecture=architecture, python=python)
-    click.echo(f"{built}\nHandler: {HANDLER}")
+    click.echo(f"{built} for Python {python} on {architecture}\nHandler: {HANDLER}")

@@ -383,7 +383,7 @@ def external_database(settings: Settings, ours: Set[str] = frozenset()) -> Datab
 
     """
     if settings.dsql_endpoint:
-        return _dsql(settings.dsql_endpoint, str(settings.aws_region))
+        return _dsql(settings, settings.dsql_endpoint, str(settings.aws_region))
     url = _text(settings.database_url, ours)
     if not url:
         return None
@@ -412,7 +412,7 @@ def external_reader(settings: Settings) -> DatabaseEndpoint | None:
     if not settings.dsql_read_endpoint:
         return None
     # Perhaps the other end of a cluster over two Regions: a token is for one of them.
-    return _dsql(settings.dsql_read_endpoint, settings.dsql_read_endpoint.split(".")[2])
+    return _dsql(settings, settings.dsql_read_endpoint, settings.dsql_read_endpoint.split(".")[2])
 
 
 def external_cache(settings: Settings, ours: Set[str] = frozenset()) -> CacheEndpoint | None:
@@ -505,19 +505,20 @@ def _text(url: SecretStr | None, ours: Set[str]) -> str:
     return "" if any(secret in text for secret in ours) else text
 
 
-def _dsql(host: str, region: str) -> DatabaseEndpoint:
-    login = {"user": "admin", "dbname": "postgres", "connect_timeout": CONNECT_S}
+def _dsql(settings: Settings, host: str, region: str) -> DatabaseEndpoint:
+    user, database = settings.iam_username, settings.database_name
+    login = {"user": user, "dbname": database, "connect_timeout": CONNECT_S}
     tls = {"sslmode": "verify-full", "sslrootcert": ca_bundle()}
     return _sql_or_cache(
         DatabaseEndpoint,
         f"Aurora DSQL in {region}",
         host,
-        5432,
+        settings.aurora_dsql_port,
         # A token is sent as it is, within TLS.
         {**isolate_libpq(), **login, **tls, "require_auth": "password"},
         aws=True,
         tls=True,
-        token=TokenMaker(host, region),
+        token=TokenMaker(host, region, user),
         signing={"region_name": region},
     )
 
@@ -528,15 +529,17 @@ class TokenMaker:
 
     host: str
     region: str
+    user: str = "admin"
 
     def __call__(self) -> str:
         """The password, good for `TOKEN_LIFE_S` seconds."""
         try:
-            return str(
-                self._client.generate_db_connect_admin_auth_token(
-                    Hostname=self.host, Region=self.region, ExpiresIn=TOKEN_LIFE_S
-                )
+            make = (
+                self._client.generate_db_connect_admin_auth_token
+                if self.user == "admin"
+                else self._client.generate_db_connect_auth_token
             )
+            return str(make(Hostname=self.host, Region=self.region, ExpiresIn=TOKEN_LIFE_S))
         except (BotoCoreError, ClientError) as error:  # the latter where a role is to be assumed
             raise ServiceUnreachableError(
                 "No sign-in token for Aurora DSQL could be made: "
@@ -550,8 +553,8 @@ class TokenMaker:
 
         return boto3.Session().client("dsql", region_name=self.region)
 
-    def __reduce__(self) -> tuple[type[TokenMaker], tuple[str, str]]:
-        return TokenMaker, (self.host, self.region)
+    def __reduce__(self) -> tuple[type[TokenMaker], tuple[str, str, str]]:
+        return TokenMaker, (self.host, self.region, self.user)
 
 
 # --- what both have ---

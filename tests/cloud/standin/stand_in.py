@@ -41,16 +41,8 @@ REGION = "us-east-1"
 OTHER_REGION = "us-east-2"
 STACK = "cache-aside-workshop"
 NAMESPACE = "cloud"
-NAMES = tuple(
-    name.format(region=region)
-    for region in (REGION, OTHER_REGION)
-    for name in (
-        "*.{region}.amazonaws.com",
-        "*.s3.{region}.amazonaws.com",
-        "*.{region}.api.aws",
-        "*.dsql.{region}.on.aws",
-    )
-)
+NAMES = ("{}.amazonaws.com", "s3.{}.amazonaws.com", "{}.api.aws", "dsql.{}.on.aws")
+"""Of hosts in a Region, without their first part."""
 teach_names = runpy.run_path(str(NAMES_FOLDER / "sitecustomize.py"))["teach"]
 
 
@@ -76,16 +68,17 @@ class StandIn:
         self.let("admin", "AKIASTANDINADMIN")
         self.outputs: dict[str, str] = {}
         _prepare_moto(self._patch)
+        regional = [f"*.{name.format(one)}" for one in (REGION, OTHER_REGION) for name in NAMES]
         handler = type("Handler", (Handler,), {"account": self.account})
-        server = serve(handler, self.certificate("localhost", *NAMES))
+        server = serve(handler, self.certificate("localhost", "iam.amazonaws.com", *regional))
         self._stack.callback(server.server_close)
         self._stack.callback(server.shutdown)
         self._port = server.server_port
         self.lead("*:443", self._port)
 
     def deploy(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """Make or change the stack as an administrator does, but for what a host would install."""
-        words = ("aws", "deploy", "--stack", STACK, "--yes", "--no-host-files", *options)
+        """Make or change the stack as an administrator does."""
+        words = ("aws", "deploy", "--stack", STACK, "--yes", *options)
         return self.run(*words, who="admin", WORKSHOP_STACK="")
 
     def start_services(self) -> None:
@@ -106,7 +99,8 @@ class StandIn:
         self._read_outputs()
         name = self.outputs["LoadFunctionName"]
         made = self.client("lambda").get_function(FunctionName=name)["Configuration"]
-        self.let("function", "ASIASTANDINFUNCTION", self.role(made["Role"].rsplit("/", 1)[1]))
+        role = made["Role"]
+        self.let("function", "ASIASTANDINFUNCTION", self.role(role.rsplit("/", 1)[1]), role=role)
         code = self.client("s3").get_object(Bucket=self.outputs["BucketName"], Key=self.code_key)
         packed = self.folder / "function.zip"
         packed.write_bytes(code["Body"].read())

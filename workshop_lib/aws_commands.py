@@ -1,0 +1,115 @@
+"""`workshop aws`: the services on AWS, from the shell."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from workshop_lib.options import as_json, yes
+
+which_stack = click.option("--stack", default="cache-aside-workshop", show_default=True,
+                           metavar="NAME", help="the CloudFormation stack")  # fmt: skip
+where = click.option("--region", metavar="REGION",
+                     help="where  [default: AWS_REGION, or boto3's configuration]")  # fmt: skip
+
+
+def _parameters(_context: Any, _option: Any, words: tuple[str, ...]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise click.BadParameter(f"{wrong[0]!r} is not of the form NAME=VALUE.")
+    return {name: value for name, _, value in pairs}
+
+
+parameters = click.option("-p", "given", multiple=True, metavar="NAME=VALUE", callback=_parameters,
+                          help="a parameter of the template; may be repeated. Those left out keep "
+                               "their values")  # fmt: skip
+
+
+def _aws() -> Any:
+    from workshop_lib import aws  # noqa: PLC0415 -- it takes boto3, which takes a while
+
+    return aws
+
+
+@click.group()
+def aws() -> None:
+    """Make, look at and delete the services on AWS.
+
+    By CloudFormation.
+    """
+
+
+@aws.command("deploy")
+@which_stack
+@where
+@parameters
+@yes
+@click.option("--no-function", is_flag=True, help="leave the load-test function as it is")
+@click.option("--dry-run", is_flag=True, help="only show what would change, and what it costs")
+@click.option("--linked", is_flag=True,
+              help="in both Regions of the database that `workshop aws link` made")  # fmt: skip
+def aws_deploy(*, no_function: bool, linked: bool, **options: Any) -> None:
+    """Make or change the workshop's stack, after showing what changes and what it costs.
+
+    Doing it again changes nothing. Ctrl-C ends the command, not what AWS has begun.
+    """
+    make = _aws().deploy_linked if linked else _aws().deploy
+    sys.exit(0 if make(**options, function=not no_function) else 1)
+
+
+@aws.command("grant")
+@which_stack
+@where
+def aws_grant(**options: Any) -> None:
+    """Create the database user of the stack's host and function, as admin.
+
+    The host's `get-workshop` does it. Again, it changes nothing.
+    """
+    _aws().grant(**options)
+
+
+@aws.command("link")
+@click.option("--regions", required=True, metavar="REGION,REGION", help="the two with a side each")
+@click.option("--witness", required=True, metavar="REGION",
+              help="the third, which keeps a part of the log")  # fmt: skip
+@click.option("--stack", default="cache-aside-workshop", show_default=True, metavar="NAME",
+              help="the workshop's stack; the database's is NAME-database")  # fmt: skip
+@parameters
+@yes
+@click.option("--with-workshop", is_flag=True,
+              help="then do `workshop aws deploy --linked`")  # fmt: skip
+def aws_link(*, regions: str, with_workshop: bool, **options: Any) -> None:
+    """Make one database over two Regions; where it was interrupted, it goes on.
+
+    A parameter (-p) is one of cloudformation/multi-region.yaml, for both sides.
+    """
+    both = regions.split(",")
+    done = _aws().link(both, **options)
+    if done and with_workshop:
+        done = _aws().deploy_linked(both[0], options["stack"], {}, yes=options["yes"])
+    sys.exit(0 if done else 1)
+
+
+@aws.command("status")
+@which_stack
+@where
+@as_json
+def aws_status(**options: Any) -> None:
+    """Show the stack: state, age, cost so far, outputs, what failed; exit code 1 if none is there.
+
+    Account numbers are not shown.
+    """
+    _aws().status(**options)
+
+
+@aws.command("destroy")
+@which_stack
+@where
+@yes
+@click.option("--linked", is_flag=True,
+              help="in both Regions, and the database over them")  # fmt: skip
+def aws_destroy(**options: Any) -> None:
+    """Delete the stack with all its data, and say what remains."""
+    sys.exit(0 if _aws().destroy(**options) else 1)
