@@ -36,7 +36,7 @@ from workshop_lib.connections import (
     WatchedRuledCursor,
 )
 from workshop_lib.copy_text import to_copy_text
-from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION, comes_from_conflict, read_token
+from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION, comes_from_conflict
 from workshop_lib.dsql.tokens import ADMIN_ACTION
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
 from workshop_lib.pool import Pool
@@ -440,7 +440,7 @@ class Database:
         arguments: dict[str, Any] = dict(self.endpoint.arguments)
         if self.endpoint.token:
             arguments["password"] = token or self.endpoint.token()
-        if token and self.endpoint.token and read_token(token).action == ADMIN_ACTION:
+        if token and self.endpoint.token and dsql.read_token(token).action == ADMIN_ACTION:
             arguments["user"] = "admin"
         kinds = _RULED if self.endpoint.dsql_rules else _PLAIN
         opened: WatchedConnection = psycopg2.connect(**arguments, **kinds)

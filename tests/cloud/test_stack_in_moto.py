@@ -175,7 +175,7 @@ def test_the_function_comes_with_its_code_and_its_queue(cloud):
         "DATABASE_NAME": "postgres",
         "IAM_USERNAME": "workshop",
         "AURORA_DSQL_PORT": "5432",
-        "LOG_LEVEL": "warn",
+        "LOG_LEVEL": "info",
         "VALKEY_ENDPOINT": found["ValkeyEndpoint"],
         "QUEUE_URL": found["QueueUrl"],
         "WORKSHOP_NAMESPACE": "workshop",

@@ -151,8 +151,9 @@ def called():
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             name = node.func.attr
-            if name == "get_paginator" and isinstance(node.args[0], ast.Constant):
-                name = node.args[0].value
+            words = [one.value for one in node.args[:1] if isinstance(one, ast.Constant)]
+            if words and words[0] in operations:  # by its name, as get_paginator has it
+                name = words[0]
             found |= {operations[name]} if name in operations else set()
     return {ACTIONS.get(one, one) for one in found} - NOT_ON_AWS
 

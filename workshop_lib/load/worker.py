@@ -21,7 +21,6 @@ from functools import cached_property, partial
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
-import boto3
 import msgspec
 import psycopg2
 import redis
@@ -54,7 +53,6 @@ SILENCE = {
 there and does not answer is what a job's time limit is for.)"""
 SPARE_S = 1.0
 """A Lambda function stops beginning statements so long before it would be ended."""
-TOKEN_S = 900
 MAX_NAMESPACES = 3
 """For which a worker keeps connections: a function outlives the runs that used it."""
 PATIENCE_S = 10.0
@@ -528,12 +526,12 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
     if _worker is None:
         logging.getLogger().setLevel((os.environ.get("LOG_LEVEL") or "info").upper())
         settings = load_settings().values
-        reader, cache = endpoints.external_reader(settings), endpoints.external_cache(settings)
+        cache = endpoints.external_cache(settings)
         _worker = Worker(
             ClientConfig(
-                own_login(named_database(settings)),
+                named_database(settings),
                 settings.workshop_namespace,
-                reader=reader and own_login(reader),
+                reader=endpoints.external_reader(settings),
                 cache=cache.arguments if cache else None,
                 messaging=endpoints.external_messaging(settings),
             )
@@ -555,27 +553,6 @@ def named_database(settings: Settings) -> DatabaseEndpoint:
             "the function's environment (AWS_REGION is there already)."
         )
     return found
-
-
-def own_login(endpoint: DatabaseEndpoint) -> DatabaseEndpoint:
-    """The same with the sign-in that IAM_USERNAME, DATABASE_NAME and AURORA_DSQL_PORT name.
-
-    Only of Aurora DSQL, which knows tokens; a user other than admin needs dsql:DbConnect.
-    """
-    if endpoint.token is None:
-        return endpoint
-    named = {"user": "IAM_USERNAME", "dbname": "DATABASE_NAME", "port": "AURORA_DSQL_PORT"}
-    own = {key: os.environ[name] for key, name in named.items() if os.environ.get(name)}
-    arguments = {**endpoint.arguments, **own}
-    if arguments["user"] == "admin":
-        return replace(endpoint, arguments=arguments)
-    return replace(endpoint, arguments=arguments, token=partial(_user_token, endpoint))
-
-
-def _user_token(endpoint: DatabaseEndpoint) -> str:
-    """A password for one sign-in with dsql:DbConnect, signed here."""
-    client: Any = boto3.Session().client("dsql", **endpoint.signing)
-    return str(client.generate_db_connect_auth_token(Hostname=endpoint.host, ExpiresIn=TOKEN_S))
 
 
 # --- as a process of LocalWorkers
