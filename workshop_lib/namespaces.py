@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from workshop_lib import dataset
@@ -33,20 +35,13 @@ def wipe(ws: Workshop, *, of_others: bool = False) -> dict[str, int]:
         WorkshopError: a service does not answer.
 
     """
-    from workshop_lib.queues import delete_own_queues  # noqa: PLC0415 -- few have any
-
-    tables = dataset.drop_everything(ws.database, of_others=of_others)
-    objects = list(dataset.list_objects(ws.s3, ws.bucket, ws.object_prefix))
-    for name in objects:
-        ws.s3.delete_object(Bucket=ws.bucket, Key=name)
-    delete_own_queues(ws.settings)
-    return {"tables": len(tables), "keys": ws.clear_cache(), "objects": len(objects)}
+    return _wipe(ws, ws.namespace, dataset.drop_everything(ws.database, of_others=of_others))
 
 
-def wipe_namespace(namespace: str) -> dict[str, int]:
-    """Delete a run's namespace: tables, keys and objects. Returns how many of each there were.
+def wipe_namespace(*namespaces: str) -> dict[str, int]:
+    """Delete runs' namespaces: tables, keys and objects. Returns how many of each there were.
 
-    A run has it to itself, so whatever table is there goes, also one that a changed cell made.
+    A run has one to itself, so whatever table is there goes, also one that a changed cell made.
 
     Raises:
         WorkshopError: a service does not answer.
@@ -54,13 +49,27 @@ def wipe_namespace(namespace: str) -> dict[str, int]:
     """
     from workshop_lib.workshop import open_workshop  # noqa: PLC0415 -- it imports this module
 
-    ws = open_workshop(
-        f"wipe {namespace}", workshop_namespace=namespace, workshop_linger_seconds=0.0
-    )
-    try:
-        return wipe(ws, of_others=True)
-    finally:
-        ws.close()
+    first, found = namespaces[0], Counter[str]()
+    ws = open_workshop(f"wipe {first}", workshop_namespace=first, workshop_linger_seconds=0.0)
+    with closing(ws):
+        for namespace in namespaces:
+            with closing(Database(ws.endpoints.database, namespace, pool_min=1)) as database:
+                tables = dataset.drop_everything(database, of_others=True)
+            found.update(_wipe(ws, namespace, tables))
+    return dict(found)
+
+
+def _wipe(ws: Workshop, namespace: str, tables: list[str]) -> dict[str, int]:
+    """Delete the rest of a namespace whose tables are gone."""
+    from workshop_lib.cache.query_cache import clear_namespace  # noqa: PLC0415 -- as queues
+    from workshop_lib.queues import delete_own_queues  # noqa: PLC0415 -- few have any
+
+    objects = list(dataset.list_objects(ws.s3, ws.bucket, f"{namespace}/"))
+    for name in objects:
+        ws.s3.delete_object(Bucket=ws.bucket, Key=name)
+    delete_own_queues(ws.settings.model_copy(update={"workshop_namespace": namespace}))
+    keys = clear_namespace(ws.valkey, namespace)
+    return {"tables": len(tables), "keys": keys, "objects": len(objects)}
 
 
 def abandoned_namespaces() -> list[str]:
@@ -70,18 +79,16 @@ def abandoned_namespaces() -> list[str]:
         WorkshopError: a service does not answer.
 
     """
-    loaded = load_settings(workshop_linger_seconds=0.0)
-    folder = state_folder(loaded.values.workshop_state_dir)
-    endpoints = resolve(loaded.values)
-    database = Database(endpoints.database, pool_min=1)
+    settings = load_settings(workshop_linger_seconds=0.0).values
+    endpoints = resolve(settings)
     try:
-        others = {user.pid for user in local.status(folder).users} - {os.getpid()}
-        if others or not endpoints.database.embedded:
+        users = local.status(state_folder(settings.workshop_state_dir)).users
+        if {user.pid for user in users} - {os.getpid()} or not endpoints.database.embedded:
             return []
-        found = database.query(
-            "SELECT nspname FROM pg_namespace WHERE nspname ~ %s", ("^run_[0-9a-f]{8}_",)
-        )
-        return [str(name) for (name,) in found]
+        with closing(Database(endpoints.database, pool_min=1)) as database:
+            found = database.query(
+                "SELECT nspname FROM pg_namespace WHERE nspname ~ %s", ("^run_[0-9a-f]{8}_",)
+            )
+            return [str(name) for (name,) in found]
     finally:
-        database.close()
         endpoints.release()

@@ -15,12 +15,15 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from workshop_lib.errors import ResultError
 from workshop_lib.paths import replace_file
+
+if TYPE_CHECKING:
+    from workshop_lib.services import Endpoint
 
 FORMAT = 1
 PACKAGES = ("psycopg2-binary", "redis", "boto3", "msgspec", "pandas", "matplotlib", "papermill")
@@ -327,3 +330,9 @@ def latest_figure(results: Path, notebook: str, name: str, *, first: Path) -> Va
         with suppress(ResultError, KeyError):
             return read_result(file).measurements[name].value
     return None
+
+
+def describe_service(endpoint: Endpoint, region: str | None = None) -> dict[str, Any]:
+    """One service as a result keeps it: never an address's credentials."""
+    kinds = {kind: getattr(endpoint, kind) for kind in ("label", "embedded", "emulated", "aws")}
+    return {**kinds, "version": "", "region": region}

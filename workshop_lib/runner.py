@@ -268,8 +268,8 @@ def sweep() -> int:
         if not psutil.pid_exists(int(folder.name.split("-")[2])):
             shutil.rmtree(folder, ignore_errors=True)
     found = abandoned_namespaces()
-    for namespace in found:
-        wipe_namespace(namespace)
+    if found:
+        wipe_namespace(*found)
     return len(found)
 
 

@@ -12,7 +12,7 @@ from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.errors import WorkshopError
-from workshop_lib.recording import describe_service
+from workshop_lib.results import describe_service
 from workshop_lib.services.endpoints import (
     CacheEndpoint,
     DatabaseEndpoint,
@@ -103,11 +103,11 @@ class Sandbox:
     def describe(self) -> dict[str, dict[str, Any]]:
         """Its services as a result file keeps them, by kind."""
         server: Any = self.valkey.info("server")
-        cache = describe_service(self._cache, None)
+        cache = describe_service(self._cache)
         found = {"sandbox cache": {**cache, "version": f"Valkey {server['valkey_version']}"}}
         if self._database is not None:
             ((version,),) = self._database.query("SHOW server_version")
-            database = describe_service(self._database.endpoint, None)
+            database = describe_service(self._database.endpoint)
             found["sandbox database"] = {**database, "version": f"PostgreSQL {version}"}
         return {kind: {**service, "embedded": True} for kind, service in found.items()}
 

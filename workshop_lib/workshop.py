@@ -5,10 +5,14 @@ What only some notebooks need is imported where it is used, so that opening stay
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -19,9 +23,20 @@ from workshop_lib import dataset, forks, namespaces
 from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.dsql import Step, play
+from workshop_lib.errors import ResultError, WorkshopError
+from workshop_lib.measure import FEWEST_FOR_INTERVAL, P99_SAMPLES, Samples
 from workshop_lib.objects import ObjectStore, greet_store, store_client, store_error
-from workshop_lib.recording import Recording, describe_service, describe_services
-from workshop_lib.results import Result, format_latency
+from workshop_lib.paths import CHECKOUT
+from workshop_lib.results import (
+    Measurement,
+    Result,
+    Value,
+    describe_service,
+    format_latency,
+    format_value,
+    latest_figure,
+    write_json,
+)
 from workshop_lib.services import Endpoints, MessagingEndpoint, resolve, resolve_messaging
 from workshop_lib.services.client_config import plain_session
 from workshop_lib.services.clients import cache_client, greet_cache, steer
@@ -39,12 +54,13 @@ STAND_IN_SIGNING = {
     "aws_access_key_id": "stand-in",
     "aws_secret_access_key": "stand-in",
 }
-MOST_CACHES = 16
-MOST_TIMEOUT_S = 60.0
+RESULTS = CHECKOUT / "results"
+MAX_CACHES = 16
+MAX_TIMEOUT_S = 60.0
 _open: dict[str, Workshop] = {}
 
 
-class Workshop(Recording):
+class Workshop:
     """One open workshop. Made by `open_workshop`.
 
     Attributes:
@@ -87,8 +103,13 @@ class Workshop(Recording):
             self.s3.meta.events.register("before-sign.s3", partial(steer, self._proxies["store"]))
         self.bucket = endpoints.store.bucket
         self.objects = ObjectStore(self.s3, endpoints.store, self.object_prefix)
-        result = Result(notebook, self.namespace, describe_services(endpoints))
-        super().__init__(result, self.settings.workshop_result_file)
+        self.result = Result(notebook, self.namespace)
+        for kind, endpoint in zip(("database", "cache", "store"), endpoints.all, strict=True):
+            self.result.services[kind] = describe_service(endpoint, endpoints.aws_region)
+        self._result_file = self.settings.workshop_result_file or (
+            RESULTS / "interactive" / f"{notebook}.json"
+        )
+        self._pid = os.getpid()
         self._sandbox: Sandbox | None = None
         self._let_go_of_messaging: Callable[[], None] = lambda: None
         self._workers: LocalWorkers | LambdaWorkers | None = None
@@ -281,14 +302,14 @@ class Workshop(Recording):
         """
         from workshop_lib.sandbox import Sandbox
 
-        if not isinstance(caches, int) or not 1 <= caches <= MOST_CACHES:
+        if caches not in range(1, MAX_CACHES + 1):
             raise ValueError(
-                f"caches is {caches!r}; it must be a whole number from 1 to {MOST_CACHES}"
+                f"caches is {caches!r}; it must be a whole number from 1 to {MAX_CACHES}"
             )
-        if not 0 < cache_timeout_s <= MOST_TIMEOUT_S:
+        if not 0 < cache_timeout_s <= MAX_TIMEOUT_S:
             raise ValueError(
                 f"cache_timeout_s is {cache_timeout_s}; it must be above 0 and at most "
-                f"{MOST_TIMEOUT_S:g} seconds"
+                f"{MAX_TIMEOUT_S:g} seconds"
             )
         if self._sandbox is not None:
             self._sandbox.close()
@@ -375,6 +396,83 @@ class Workshop(Recording):
             f"{', '.join(real)}: what is measured is their real latency."
         )
         return [0.0] * len(asked)
+
+    @property
+    def result_folder(self) -> Path:
+        """Where this run's results go."""
+        return self._result_file.parent
+
+    def record(
+        self,
+        name: str,
+        value: Value,
+        unit: str = "",
+        n: int = 1,
+        interval: tuple[float, float] | None = None,
+    ) -> None:
+        """Keep a figure under a name: for the summary, the report and comparisons.
+
+        Args:
+            name: for example "hit_p50".
+            value: a number, a text or a truth value.
+            unit: "s", "µs", "rows", …; "" for a pure number.
+            n: how many samples stand behind it.
+            interval: its ends, in the same unit.
+
+        Raises:
+            WorkshopError: this process was forked since the workshop was opened.
+
+        """
+        if self._pid != os.getpid():
+            raise WorkshopError(
+                "This process was forked since the workshop was opened: its figures would replace "
+                "the parent's. Return them to the parent, and record them there."
+            )
+        measured = Measurement(value, unit, n, *(interval or (None, None)))
+        self.result.measurements[name] = measured
+        try:
+            write_json(self._result_file, self.result.to_json())
+        except ResultError as error:
+            # A full or read-only disk should not end a lesson: the figure is kept in memory.
+            warnings.warn(str(error), stacklevel=2)
+
+    def record_samples(self, name: str, samples: Samples) -> None:
+        """Keep p50 (with its interval), p95, p99, mean, minimum and maximum of samples, in µs."""
+        n, (low, high) = len(samples), samples.interval(50)
+        interval = (low * 1e6, high * 1e6) if n >= FEWEST_FOR_INTERVAL else None
+        self.record(f"{name}_p50", samples.median * 1e6, "µs", n, interval)
+        others = {"p95": samples.percentile(95), "mean": samples.mean,
+                  "min": min(samples.seconds), "max": max(samples.seconds)}  # fmt: skip
+        if n >= P99_SAMPLES:
+            others["p99"] = samples.percentile(99)
+        for what, seconds in others.items():
+            self.record(f"{name}_{what}", seconds * 1e6, "µs", n)
+
+    def summary(self, pattern: str = "") -> pd.DataFrame:
+        """What was recorded in this notebook, ready to read: one row a figure.
+
+        Args:
+            pattern: a regular expression; only figures whose name it matches are shown.
+
+        """
+        import pandas as pd
+
+        chosen = {n: m for n, m in self.result.measurements.items() if re.search(pattern, n)}
+        ends = {n: [format_value(end) for end in (m.low, m.high) if end is not None]
+                for n, m in chosen.items()}  # fmt: skip
+        rows = [
+            (format_value(m.value), m.unit, " – ".join(ends[n]), f"{m.n:,}")
+            for n, m in chosen.items()
+        ]
+        columns = ["value", "unit", "95 % interval", "samples"]
+        return pd.DataFrame(rows, index=list(chosen), columns=columns)
+
+    def figure_of(self, notebook: str, name: str) -> Value | None:
+        """The newest value that another notebook measured here under this name, if any did.
+
+        This run's own comes first, wherever its results go.
+        """
+        return latest_figure(RESULTS, notebook, name, first=self.result_folder)
 
     def inventory(self) -> dict[str, int]:
         """How many tables, cache keys and objects of this workshop there are now."""

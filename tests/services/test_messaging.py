@@ -6,9 +6,9 @@ import json
 import os
 import secrets
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 
@@ -89,8 +89,8 @@ def send(workshop, queue, *bodies, **more):
 
 
 def counts(workshop, queue):
-    """Messages waiting, in flight, delayed."""
-    names = ("", "NotVisible", "Delayed")
+    """Messages waiting, and in flight."""
+    names = ("", "NotVisible")
     found = workshop.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["All"])["Attributes"]
     return tuple(int(found[f"ApproximateNumberOfMessages{name}"]) for name in names)
 
@@ -121,25 +121,19 @@ def test_it_is_started_by_the_first_use_and_by_nothing_else(home, mq):
         workshop.close()
 
 
-@pytest.mark.parametrize(
-    ("service", "operation"),
-    [("sqs", "list_queues"), ("cloudwatch", "list_metrics"), ("sts", "get_caller_identity")],
-)
-def test_another_access_key_is_refused(mq, service, operation):
-    client = boto3.client(service, **{**mq.messaging.arguments, "aws_access_key_id": "0" * 40})
-    with pytest.raises(ClientError) as refused:
-        getattr(client, operation)()
-    assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
-    assert "is not this checkout's emulation" in str(messaging_error(refused.value, mq.messaging))
-
-
-def test_an_unsigned_request_is_refused(mq):
+def test_another_access_key_and_a_request_without_one_are_refused(mq):
+    for service, operation in {"sqs": "list_queues", "cloudwatch": "list_metrics"}.items():
+        client = boto3.client(service, **{**mq.messaging.arguments, "aws_access_key_id": "0" * 40})
+        with pytest.raises(ClientError) as refused:
+            getattr(client, operation)()
+        assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
+        assert "is not this checkout's emulation" in str(
+            messaging_error(refused.value, mq.messaging)
+        )
     connection = HTTPConnection("127.0.0.1", mq.messaging.port, timeout=30)
-    for method in ("GET", "POST"):
-        headers = {"X-Amz-Target": "AmazonSQS.ListQueues"}
-        connection.request(method, "/", body=b"{}", headers=headers)
-        answer = connection.getresponse()
-        assert (answer.status, b"access key" in answer.read()) == (403, True)
+    connection.request("POST", "/", body=b"{}", headers={"X-Amz-Target": "AmazonSQS.ListQueues"})
+    answer = connection.getresponse()
+    assert (answer.status, b"access key" in answer.read()) == (403, True)
     connection.close()
 
 
@@ -170,56 +164,40 @@ def test_a_message_that_is_never_deleted_goes_to_the_dead_letter_queue(mq):
     assert texts(mq.sqs.receive_message(QueueUrl=dead)) == ["poison"]
 
 
-def test_a_deleted_message_is_gone_one_in_flight_is_hidden_and_one_delayed_counted_apart(load):
+def test_a_deleted_message_is_gone_and_one_in_flight_is_hidden(load):
     mq, queue, _ = load
     send(mq, queue, *map(str, range(10)))
-    got = mq.sqs.receive_message(
-        QueueUrl=queue, MaxNumberOfMessages=10, MessageSystemAttributeNames=["All"]
-    )["Messages"]
+    got = mq.sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]
     assert sorted(message["Body"] for message in got) == [str(n) for n in range(10)]
-    assert {message["Attributes"]["ApproximateReceiveCount"] for message in got} == {"1"}
     assert texts(mq.sqs.receive_message(QueueUrl=queue)) == []
     done = [{"Id": m["Body"], "ReceiptHandle": m["ReceiptHandle"]} for m in got[:7]]
     for _ in range(2):  # again is no error
         deleted = mq.sqs.delete_message_batch(QueueUrl=queue, Entries=done)
         assert len(deleted["Successful"]) == 7
-    with pytest.raises(ClientError, match="ReceiptHandleIsInvalid"):
-        mq.sqs.delete_message(QueueUrl=queue, ReceiptHandle="invented")
-    send(mq, queue, "later", DelaySeconds=900)
-    assert counts(mq, queue) == (0, 3, 1)
-    mq.sqs.change_message_visibility(
-        QueueUrl=queue, ReceiptHandle=got[7]["ReceiptHandle"], VisibilityTimeout=0
-    )
-    assert texts(mq.sqs.receive_message(QueueUrl=queue)) == [got[7]["Body"]]
+    assert counts(mq, queue) == (0, 3)
     mq.sqs.purge_queue(QueueUrl=queue)
-    assert counts(mq, queue) == (0, 0, 0)
+    assert counts(mq, queue) == (0, 0)
 
 
 def test_many_threads_receive_every_message_once_though_some_wait(load):
     mq, queue, _ = load
     mq.sqs.list_queues()  # so that the client is whole before threads use it
     bodies: list[str] = []
-    everything = 240
 
-    def send_some(first):
-        for start in range(first, first + 60, 10):
-            send(mq, queue, *map(str, range(start, start + 10)))
-
-    def receive():
+    def receive(_):
         ask = {"QueueUrl": queue, "MaxNumberOfMessages": 10, "WaitTimeSeconds": 1}
-        while len(bodies) < everything:
+        while len(bodies) < 120:
             for message in mq.sqs.receive_message(**ask).get("Messages", []):
                 mq.sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
                 bodies.append(message["Body"])
 
-    threads = [threading.Thread(target=receive) for _ in range(4)]
-    threads += [threading.Thread(target=send_some, args=(n,)) for n in range(0, everything, 60)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(map(int, bodies)) == list(range(everything))
-    assert counts(mq, queue) == (0, 0, 0)
+    with ThreadPoolExecutor(5) as threads:
+        receivers = threads.map(receive, range(4))
+        for start in range(0, 120, 10):
+            send(mq, queue, *map(str, range(start, start + 10)))
+        list(receivers)
+    assert sorted(map(int, bodies)) == list(range(120))
+    assert counts(mq, queue) == (0, 0)
 
 
 def test_opening_a_queue_again_keeps_messages_and_changes_its_settings(load):
@@ -246,8 +224,7 @@ def test_a_queue_out_of_range_is_refused(mq):
 def test_metrics_of_each_second_come_back_summed_and_what_moto_cannot_do_is_said_at_once(mq):
     start = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=60)
     mine = [{"Name": "Run", "Value": mq.namespace}]
-    for after, values, numbers in [(0.0, [1.0, 2.0], [3.0, 1.0]), (0.4, [10.0], [1.0]),
-                                   (2.0, [5.0], [2.0])]:  # fmt: skip
+    for after, values, numbers in [(0.0, [1.0, 2.0], [3.0, 1.0]), (0.4, [10.0], [1.0])]:
         for dimensions in (mine, [{"Name": "Run", "Value": "another"}]):
             datum = {
                 "MetricName": "latency",
@@ -255,31 +232,21 @@ def test_metrics_of_each_second_come_back_summed_and_what_moto_cannot_do_is_said
                 "Timestamp": start + timedelta(seconds=after),
                 "Values": values,
                 "Counts": numbers,
-                "StorageResolution": 1,
-                "Unit": "Milliseconds",
             }
             mq.cloudwatch.put_metric_data(Namespace="Workshop", MetricData=[datum])
 
-    def ask(*stats):
+    def ask(stat):
         metric = {"Namespace": "Workshop", "MetricName": "latency", "Dimensions": mine}
-        return mq.cloudwatch.get_metric_data(
-            MetricDataQueries=[
-                {"Id": stat.lower(), "MetricStat": {"Metric": metric, "Period": 1, "Stat": stat}}
-                for stat in stats
-            ],
-            StartTime=start,
-            EndTime=start + timedelta(seconds=10),
-            ScanBy="TimestampAscending",
-        )["MetricDataResults"]
+        query = {"Id": "it", "MetricStat": {"Metric": metric, "Period": 1, "Stat": stat}}
+        end = start + timedelta(seconds=10)
+        found = mq.cloudwatch.get_metric_data(
+            MetricDataQueries=[query], StartTime=start, EndTime=end
+        )
+        return found["MetricDataResults"][0]["Values"]
 
-    found = ask("Sum", "SampleCount", "Maximum")
-    assert {one["Id"]: one["Values"] for one in found} == {
-        "sum": [15.0, 10.0], "samplecount": [5.0, 2.0], "maximum": [10.0, 5.0],
-    }  # fmt: skip
-    assert [(t - start).total_seconds() for t in found[0]["Timestamps"]] == [0.0, 2.0]
-    with pytest.raises(ClientError, match="moto cannot do this") as refused:
+    assert (ask("Sum"), ask("SampleCount"), ask("Average")) == ([15.0], [5.0], [3.0])
+    with pytest.raises(ClientError, match="moto cannot do this"):
         ask("p99")
-    assert refused.value.response["ResponseMetadata"].get("RetryAttempts", 0) == 0
 
 
 # --- side by side, and its end ---
@@ -391,9 +358,7 @@ def test_a_given_queue_that_cannot_be_used_is_a_clear_error(on_aws, workshops, m
     [
         "load-test",
         "http://sqs.us-east-1.amazonaws.com/123456789012/q",
-        "https://sqs.us-east-1.amazonaws.com/12345/q",
         "https://sqs.us-east-1.amazonaws.com/123456789012/q.fifo",
-        "https://sqs.us-east-1.example.com/123456789012/q",
         "https://key@sqs.us-east-1.amazonaws.com/123456789012/q",
     ],
 )

@@ -1,33 +1,37 @@
 """The exercises of the notebooks: a check that says what is wrong, staged hints, a solution."""
 
-from workshop_lib.errors import WorkshopError
-from workshop_lib.exercises.engine import Exercise
-from workshop_lib.exercises.nb02 import EXERCISES as OF_NOTEBOOK_02
-from workshop_lib.exercises.nb03 import EXERCISES as OF_NOTEBOOK_03
-from workshop_lib.exercises.nb04 import EXERCISES as OF_NOTEBOOK_04
-from workshop_lib.exercises.nb05 import EXERCISES as OF_NOTEBOOK_05
-from workshop_lib.exercises.nb06 import EXERCISES as OF_NOTEBOOK_06
-from workshop_lib.exercises.nb07 import EXERCISES as OF_NOTEBOOK_07
-from workshop_lib.exercises.nb08 import EXERCISES as OF_NOTEBOOK_08
-from workshop_lib.exercises.nb09 import EXERCISES as OF_NOTEBOOK_09
-from workshop_lib.exercises.nb10 import EXERCISES as OF_NOTEBOOK_10
-from workshop_lib.exercises.nb11 import EXERCISES as OF_NOTEBOOK_11
-from workshop_lib.exercises.nb12 import EXERCISES as OF_NOTEBOOK_12
+from __future__ import annotations
 
-EXERCISES: tuple[Exercise, ...] = (
-    *OF_NOTEBOOK_02,
-    *OF_NOTEBOOK_03,
-    *OF_NOTEBOOK_04,
-    *OF_NOTEBOOK_05,
-    *OF_NOTEBOOK_06,
-    *OF_NOTEBOOK_07,
-    *OF_NOTEBOOK_08,
-    *OF_NOTEBOOK_09,
-    *OF_NOTEBOOK_10,
-    *OF_NOTEBOOK_11,
-    *OF_NOTEBOOK_12,
-)
-"""All exercises, in the order of the notebooks; each notebook's are in a module of their own."""
+import tomllib
+from functools import cache
+
+import msgspec
+
+from workshop_lib.errors import WorkshopError
+from workshop_lib.exercises import nb02, nb03, nb04, nb05, nb06, nb07, nb09, nb11
+from workshop_lib.exercises.check import Check, Table
+from workshop_lib.exercises.engine import Exercise
+from workshop_lib.paths import CHECKOUT
+
+FOLDER = CHECKOUT / "data" / "exercises"
+JUDGES = {
+    known: judge
+    for notebook in (nb02, nb03, nb04, nb05, nb06, nb07, nb09, nb11)
+    for known, judge in notebook.JUDGES.items()
+}
+"""Checks that need more than their table, by exercise."""
+
+
+@cache
+def all_exercises() -> tuple[Exercise, ...]:
+    """All exercises, in the order of the notebooks."""
+    found: dict[str, Table] = {}
+    for file in sorted(FOLDER.glob("*.toml")):
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        found |= msgspec.convert(content, dict[str, Table])
+    return tuple(
+        Exercise(known, table, JUDGES.get(known, Check.try_cases)) for known, table in found.items()
+    )
 
 
 def exercise(exercise_id: str) -> Exercise:
@@ -37,8 +41,8 @@ def exercise(exercise_id: str) -> Exercise:
         WorkshopError: there is none; the text lists those that exist.
 
     """
-    for known in EXERCISES:
+    for known in all_exercises():
         if known.id == exercise_id:
             return known
-    listed = "".join(f"\n  {known.id}  {known.title}" for known in EXERCISES)
+    listed = "".join(f"\n  {known.id}  {known.table.title}" for known in all_exercises())
     raise WorkshopError(f"There is no exercise {exercise_id!r}. There are:{listed}")

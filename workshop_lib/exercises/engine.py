@@ -1,38 +1,31 @@
 """What an exercise is: a task whose check says what is wrong with this answer, hints, a solution.
 
-To add one, write a function that is handed the answer and the open workshop (or None), tries the
-answer with several inputs, and raises `Wrong` for the first that fails: see `nb02.py`.
+Its texts, cases and suspected mistakes stand in `data/exercises`, in one file a notebook. To add
+one, write them there; what a table cannot say is a function in `nbNN.py` that is handed the Check.
 """
 
 from __future__ import annotations
 
 import dis
 import html
-import inspect
 import itertools
 import re
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from workshop_lib.exercises.check import Check, Table, Wrong, say_error
 from workshop_lib.exercises.trial import attempt
 
 if TYPE_CHECKING:
     from workshop_lib.workshop import Workshop
 
-LIMIT_S = 10.0
-MOST_SHOWN = 120
 LOOKS = {
     "right": ("✓ Right.", "solid"),
     "wrong": ("✗ Not right yet.", "double"),
     "untouched": ("… Not tried yet.", "dotted"),
 }
-
-
-class Wrong(Exception):  # noqa: N818 - it reads as what it says of the answer
-    """What is wrong with an answer, why, and what to look at, with `code` in back-ticks."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -70,110 +63,57 @@ class Exercise:
 
     Attributes:
         id: the notebook's number and the task's, "02.1".
-        answer_name: what the placeholder and the solution define.
-        judge: called with the answer and the open workshop (or None); raises Wrong unless the
-            answer is right. Its cache keys begin with the workshop's namespace, and it removes
-            what it makes.
-        hints: from vague to nearly there.
-        solution_source: Python text that defines the answer.
-        praise: what a right answer is told: why it is right, and what comes next.
-        needs_workshop: whether the judge cannot do without the open workshop.
-        limit_s: how long the judge may take, seconds.
+        table: its texts, cases and suspected mistakes.
+        judge: raises Wrong unless the answer is right. Its cache keys begin with the workshop's
+            namespace, and it removes what it makes.
 
     """
 
     id: str
-    title: str
-    answer_name: str
-    judge: Callable[[Any, Any], None]
-    hints: tuple[str, ...]
-    solution_source: str
-    praise: str
-    needs_workshop: bool = False
-    limit_s: float = LIMIT_S
+    table: Table
+    judge: Callable[[Check], None] = Check.try_cases
     _stages: Iterator[int] = field(default_factory=itertools.count, init=False, compare=False)
 
     def check(self, answer: object, ws: Workshop | None = None) -> Verdict:
         """Try the answer. Whatever the answer does, a verdict comes back within the limit."""
-        name = self.answer_name
+        table, name = self.table, self.table.function
         if _is_untouched(answer):
             return Verdict(
                 "untouched",
                 f"Put your code in the place of `...` in `{name}`, run that cell, then this one "
                 f'again. For a start: `exercise("{self.id}").hint()`',
             )
-        if self.needs_workshop and ws is None:
+        if table.needs_workshop and ws is None:
             usage = f'exercise("{self.id}").check({name}, ws)'
             return Verdict("wrong", f"This check needs the open workshop as well: `{usage}`")
-        trial = attempt(lambda: self.judge(answer, ws), self.limit_s, answer)
-        if trial.error is None and not trial.too_late:
-            return Verdict("right", self.praise)
+        trial = attempt(lambda: self.judge(Check(table, answer, ws)), table.limit_s, answer)
         if trial.too_late:
             reason = (
-                f"`{name}` did not end within {self.limit_s:g} s, and was stopped. "
+                f"`{name}` did not end within {table.limit_s:g} s, and was stopped. "
                 "Does it wait, or loop, for something that never comes?"
             )
+        elif trial.error is None:
+            return Verdict("right", table.praise)
         elif isinstance(trial.error, Wrong):
             reason = str(trial.error)
         else:
-            reason = f"`{name}` stopped with {_say(trial.error)}"
+            reason = f"`{name}` stopped with `{say_error(trial.error)}`."
         return Verdict("wrong", f"{reason}\n{trial.your_line}".rstrip())
 
     def hint(self) -> Note:
         """The next hint; after the last one, the last one again."""
-        stage, most = next(self._stages), len(self.hints)
+        stage, most = next(self._stages), len(self.table.hints)
         after = f'\nThe answer: exercise("{self.id}").solution()' if stage >= most else ""
         stage = min(stage, most - 1)
-        return Note(f"Hint {stage + 1} of {most}", self.hints[stage] + after)
+        return Note(f"Hint {stage + 1} of {most}", self.table.hints[stage] + after)
 
     def solution(self) -> Note:
         """One right answer, as text to run in a cell."""
-        return Note(f"# A solution of {self.id}, {self.title}", self.solution_source)
+        return Note(f"# A solution of {self.id}, {self.table.title}", self.table.solution)
 
     def __repr__(self) -> str:  # without the solution
-        return f"Exercise {self.id}, {self.title}: .check({self.answer_name}), .hint(), .solution()"
-
-
-def function_of(answer: object, name: str, *parameters: str) -> Callable[..., Any]:
-    """The answer as a function that takes these parameters.
-
-    Raises:
-        Wrong: it is something else.
-
-    """
-    if not callable(answer):
-        raise Wrong(
-            f"The check needs the function `{name}` itself and was given `{show(answer)}`. "
-            f"Write `check({name})`, with no brackets after the name."
-        )
-    if inspect.iscoroutinefunction(answer):
-        raise Wrong(f"`{name}` is asynchronous. What is asked for is a plain `def {name}`.")
-    signature = inspect.signature(answer)
-    try:
-        signature.bind(*parameters)
-    except TypeError as error:
-        usage = f"{name}({', '.join(parameters)})"
-        raise Wrong(f"The check calls `{usage}`; yours is `{name}{signature}`: {error}.") from None
-    return answer
-
-
-def call(shown: str, function: Callable[..., Any], *arguments: object) -> Any:
-    """What the learner's function returns; `shown` is the call in words, should it raise.
-
-    Raises:
-        Wrong: the function raised an error; that error is the cause.
-
-    """
-    try:
-        return function(*arguments)
-    except Exception as error:
-        raise Wrong(f"{shown} stopped with {_say(error)}") from error
-
-
-def show(value: object) -> str:
-    """The value as Python writes it, cut to what can be read at a glance."""
-    text = repr(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} …"
+        use = f".check({self.table.function}), .hint(), .solution()"
+        return f"Exercise {self.id}, {self.table.title}: {use}"
 
 
 def _placeholder() -> None: ...
@@ -189,7 +129,3 @@ def _is_untouched(answer: object) -> bool:
 def _steps(code: CodeType) -> list[tuple[str, object]]:
     """What the code does: a docstring, a comment, `pass` and `...` leave nothing behind."""
     return [(i.opname, i.argval) for i in dis.get_instructions(code) if i.opname != "NOP"]
-
-
-def _say(error: BaseException | None) -> str:
-    return "".join(traceback.format_exception_only(error)).strip()

@@ -240,7 +240,7 @@ class Session:
         """
         if self._connection is None or self._connection.closed:
             self._connection = self._database.connect()
-            self._cursor = self._connection.cursor()
+            self._cursor: Cursor = self._connection.cursor()
         return self._cursor
 
     def run(self, send: Callable[[Cursor], int], end: float, done: Done) -> int:
