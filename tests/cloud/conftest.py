@@ -64,7 +64,7 @@ class Cloud:
         self.client("cloudformation", region).delete_stack(StackName=name)
 
     def everything(self, region=HERE):
-        """What there is, by kind; the account's own network included."""
+        """How much there is of what costs something, or stands in the way of another stack."""
         ec2 = ec2_backends[DEFAULT_ACCOUNT_ID][region]
         asked = {
             "buckets": self.client("s3").list_buckets()["Buckets"],
@@ -84,18 +84,6 @@ class Cloud:
                 name for name, one in ServerlessCache.existing.items() if one.region == region
             ],
             "instances": [one for one in ec2.all_instances() if one.state != "terminated"],
-            "networks": list(ec2.vpcs),
-            "subnets": [one for zone in ec2.subnets.values() for one in zone],
-            "tables": list(ec2.route_tables),
-            "groups": [one for of_vpc in ec2.groups.values() for one in of_vpc],
-            "endpoints": list(ec2.vpc_end_points),
-            "interfaces": [
-                one
-                for one in ec2.enis.values()
-                if one.instance is None or one.instance.state != "terminated"
-            ],
-            "gateways": [*ec2.internet_gateways, *ec2.nat_gateways],
-            "addresses": ec2.addresses,
         }
         return {kind: len(found) for kind, found in asked.items()}
 
