@@ -522,6 +522,16 @@ def test_whoever_works_on_the_stack_may_not_change_it_and_is_told_so(aws):
     assert "Traceback" not in done.stderr
 
 
+def test_the_network_is_in_zones_that_have_all_that_is_needed(aws):
+    """Which these are differs from run to run, as it does from account to account."""
+    ec2 = aws.client("ec2")
+    ids = [aws.outputs[name] for name in ("PrivateSubnet1Id", "PrivateSubnet2Id")]
+    chosen = {one["AvailabilityZone"] for one in ec2.describe_subnets(SubnetIds=ids)["Subnets"]}
+    assert len(chosen) == 2
+    for service, letters in aws.zones.items():
+        assert chosen <= {f"{REGION}{letter}" for letter in letters}, service
+
+
 def test_a_stack_is_made_filled_and_goes_with_all_it_holds(aws):
     s3 = aws.client("s3")
     buckets = len(s3.list_buckets()["Buckets"])

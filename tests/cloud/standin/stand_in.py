@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import random
 import runpy
 import ssl
 import subprocess
@@ -25,6 +26,7 @@ import pytest
 import trustme
 from aws import Account, Handler
 from botocore.config import Config
+from cloud import moto_resources
 from cloud.moto_resources import IMAGE, ServerlessCache, teach
 from dsql import Server as Dsql
 from elasticache import Cache
@@ -75,6 +77,19 @@ class StandIn:
         self._stack.callback(server.shutdown)
         self._port = server.server_port
         self.lead("*:443", self._port)
+        self.zones = self._draw_zones()
+        self._patch.setattr(moto_resources, "ZONES", self.zones)
+
+    def _draw_zones(self) -> dict[str, str]:
+        """Zones with each service, other ones every time; two have all, and the host's type."""
+        wanted = {"Filters": [{"Name": "instance-type", "Values": ["t4g.small"]}]}
+        ask = self.client("ec2").describe_instance_type_offerings
+        found = ask(LocationType="availability-zone", **wanted)["InstanceTypeOfferings"]
+        have_all = random.sample([one["Location"][-1] for one in found], 2)
+        others = [letter for letter in "abcdef" if letter not in have_all]
+        random.shuffle(others)
+        some = {"dsql-fnh4": others[:1], "elasticache": others[1:2], "monitoring": others[2:]}
+        return {name: "".join([*have_all, *letters]) for name, letters in some.items()}
 
     def deploy(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Make or change the stack as an administrator does."""
