@@ -14,7 +14,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -42,12 +42,8 @@ POLL_S = 4.0
 DELETE_AGAIN_S = 300.0
 DELETE_TRIES = 12
 """Lambda's network interfaces outlive a function by 20 to 60 minutes, and hold its network."""
-LIMITS = Config(
-    connect_timeout=5,
-    read_timeout=60,
-    retries={"mode": "standard"},
-    s3={"us_east_1_regional_endpoint": "regional"},
-)
+LIMITS = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard"},
+                s3={"us_east_1_regional_endpoint": "regional"})  # fmt: skip
 IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{}"
 FREE_PLAN = re.compile(r"t(3|4g)\.(micro|small)|[cm]7i-flex\.large|none")
 """The types of a host that an account on the free plan may start."""
@@ -239,29 +235,28 @@ class Site:
             word = replaced.get(one.get("Replacement", ""), word)
             lost = f": with it, {LOST[kind]} is LOST" if kind in LOST else ""
             click.echo(f"  {word:<12}{name} ({kind}){'' if word in {'add', 'modify'} else lost}")
-        self.show_price(there, given)
+        click.echo(self.price_text(there, given))
 
-    def show_price(
-        self,
-        resources: Mapping[str, str],
-        given: Mapping[str, str],
-        say: Callable[[str], object] = click.echo,
-    ) -> float:
-        """Show what these resources cost, and when that ends. Returns USD an hour."""
+    def charges(self, resources: Iterable[str], given: Mapping[str, str]) -> dict[str, float]:
+        """What these resources cost, USD an hour in us-east-1, by their names."""
         prices = self.template["Metadata"].get("CostPerHour", {})
-        charges = {name: float(prices[name]) for name in sorted(resources) if name in prices}
-        if "NotebookHost" in charges:
-            charges["NotebookHost"] += float(prices.get(self.value("HostType", given), 0))
-        for name, usd in charges.items():
-            say(f"  {usd:.4f}  {name}")
+        found = {name: float(prices[name]) for name in sorted(resources) if name in prices}
+        if "NotebookHost" in found:
+            found["NotebookHost"] += float(prices.get(self.value("HostType", given), 0))
+        return found
+
+    def price_text(self, resources: Iterable[str], given: Mapping[str, str]) -> str:
+        """What these resources cost, and when that ends."""
+        charges = self.charges(resources, given)
+        lines = [f"  {usd:.4f}  {name}" for name, usd in charges.items()]
         total = sum(charges.values())
         month = f"{total * 730:.0f} a month"
-        say(f"  {total:.4f}  USD an hour in us-east-1, {month}, before any load")
+        lines += [f"  {total:.4f}  USD an hour in us-east-1, {month}, before any load"]
         if days := int(self.value("EndsAfterDays", given) or 0):
             end = (self.made if self.status else datetime.now(UTC)) + timedelta(days=days)
-            say(f"  On {end:%Y-%m-%d %H:%M} UTC (EndsAfterDays={days}) it stops the host, "
-                       "and deletes cache and endpoints.")  # fmt: skip
-        return total
+            when = f"{end:%Y-%m-%d %H:%M} UTC (EndsAfterDays={days})"
+            lines += [f"  On {when} it stops the host, and deletes cache and endpoints."]
+        return "\n".join(lines)
 
     def begin(self, *, delete: bool = False) -> None:
         """Have CloudFormation carry out the plan, or delete the stack."""
@@ -449,9 +444,8 @@ def _choose_zones(site: Site, host: str) -> dict[str, str]:
                 offers[one["ServiceName"]] = set(one["AvailabilityZones"])
     if host != "none":
         wanted = [{"Name": "instance-type", "Values": [host]}]
-        found = ec2.describe_instance_type_offerings(
-            LocationType="availability-zone", Filters=wanted
-        )
+        where = "availability-zone"
+        found = ec2.describe_instance_type_offerings(LocationType=where, Filters=wanted)
         offers[host] = {one["Location"] for one in found["InstanceTypeOfferings"]}
     common = sorted(set.intersection(*offers.values()))
     if len(common) < 2:
@@ -563,9 +557,8 @@ def status(region: str | None, stack: str, *, as_json: bool = False) -> None:
         )
     hours = (datetime.now(UTC) - site.made).total_seconds() / 3600
     charged = min(hours, 24 * int(site.value("EndsAfterDays", {}) or 0) or hours)
-    per_hour = site.show_price(
-        site.resources(), {}, say=(lambda _: None) if as_json else click.echo
-    )
+    resources = site.resources()
+    per_hour = sum(site.charges(resources, {}).values())
     facts = {
         "stack": stack,
         "region": site.region,
@@ -575,7 +568,8 @@ def status(region: str | None, stack: str, *, as_json: bool = False) -> None:
         **{name: redact(value) for name, value in sorted(site.outputs.items())},
     }
     lines = [f"{name:<26} {value}" for name, value in facts.items()]
-    click.echo(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(lines))
+    text = "\n".join([*lines, site.price_text(resources, {})])
+    click.echo(json.dumps(facts, ensure_ascii=False) if as_json else text)
 
 
 @_plainly()

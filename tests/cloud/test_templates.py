@@ -282,19 +282,6 @@ def test_the_caretaker_may_end_the_bill_of_this_stack_and_no_other():
     assert "*" not in [resource for one in end for resource in listed(one["Resource"])]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_holds_data_says_what_becomes_of_it(name):
-    kinds = {
-        "AWS::DSQL::Cluster",
-        "AWS::ElastiCache::ServerlessCache",
-        "AWS::S3::Bucket",
-    }
-    holding = {key: one for key, one in resources(read(name)).items() if one["Type"] in kinds}
-    assert holding
-    for key, one in holding.items():
-        assert one["DeletionPolicy"] == one["UpdateReplacePolicy"] == "Delete", key
-
-
 def test_the_bucket_and_the_queues_are_encrypted_private_and_reached_by_tls_only():
     bucket = properties("Bucket")
     assert bucket["BucketEncryption"]
