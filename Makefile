@@ -55,8 +55,8 @@ lint: venv  ## format, lint and types only
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy
 
-form: venv  ## the notebooks' form only: no outputs, short cells, words for every picture
-	@$(PY) -m pytest -n 0 tests/notebooks/test_structure.py tests/notebooks/test_times.py $(ARGS)
+form: venv  ## the notebooks' form only: no outputs, literals as parameters, words for every picture
+	@$(PY) -m pytest -n 0 tests/notebooks/test_structure.py $(ARGS)
 
 format: venv  ## put the code into the project's format
 	@$(PY) -m ruff check --fix --quiet --select I .

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from workshop_lib.settings import Settings
 
 
+PRINTED_S = 3600
+"""How long a token that is printed opens connections, seconds."""
+
+
 class _Commands(click.Group):
     """Turns the workshop's own errors, and Ctrl-C, into one clear message and an exit code."""
 
@@ -325,8 +329,39 @@ def env() -> None:
 
     settings = _settings()
     endpoints = services.resolve(settings)
-    for name, value in services.exports(settings, endpoints).items():
+    found = services.exports(settings, endpoints)
+    if endpoints.database.embedded:
+        try:
+            found["LOCAL_DSQL_URL"] = services.local_dsql.open_cluster(settings).url(PRINTED_S)
+        except WorkshopError as error:
+            click.echo(f"LOCAL_DSQL_URL is left out. {error}", err=True)
+    for name, value in found.items():
         click.echo(f"export {name}={shlex.quote(value)}")
+    endpoints.release()
+
+
+@main.command()
+@click.option("--user", default="admin", show_default=True, help="or a role that may log in")
+@click.option("--seconds", type=click.IntRange(1, 604_800), default=PRINTED_S, show_default=True,
+              help="how long the token opens connections")  # fmt: skip
+def dsql(user: str, seconds: int) -> None:
+    """Show how any client reaches the local Aurora DSQL.
+
+    With a fresh token: whoever has it can sign in.
+    """
+    from psycopg2.extensions import make_dsn
+
+    from workshop_lib.services.local_dsql import open_cluster
+    from workshop_lib.settings import load_settings
+
+    cluster = open_cluster(load_settings().values)
+    token, place = cluster.token(user, seconds), cluster.place(user)
+    given = ", ".join(f"{name}={value!r}" for name, value in place.items())
+    for name, value in place.items():
+        click.echo(f"{name:<12} {value}")
+    click.echo(f"{'password':<12} {token}")
+    click.echo(f"\nPGPASSWORD={shlex.quote(token)} \\\n  psql {shlex.quote(make_dsn(**place))}")
+    click.echo(f"\npsycopg2.connect({given},\n                 password={token!r})")
 
 
 @main.command()

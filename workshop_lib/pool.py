@@ -70,8 +70,9 @@ class Pool(Generic[C]):
         with self._lock:
             while not self._idle and len(self._leases) >= self.limit:
                 left = lease.since + self.timeout_s - time.monotonic()
-                if not self._returned.wait(max(0.0, left)) and left <= 0:
+                if left <= 0:
                     raise PoolTimeoutError(self._used_up())
+                self._returned.wait(left)
             self._leases.add(lease)
             if self._idle:
                 lease.connection = self._idle.pop()[0]

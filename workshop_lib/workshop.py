@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
     from workshop_lib.sandbox import Sandbox
+    from workshop_lib.services.local_dsql import LocalCluster
 
 STAND_IN_SIGNING = {
     "region_name": "us-east-1",
@@ -112,6 +113,7 @@ class Workshop:
         self._pid = os.getpid()
         self._sandbox: Sandbox | None = None
         self._let_go_of_messaging: Callable[[], None] = lambda: None
+        self._let_go_of_cluster: Callable[[], None] = lambda: None
         self._workers: LocalWorkers | LambdaWorkers | None = None
         forks.tell_child(self)
 
@@ -131,6 +133,33 @@ class Workshop:
         """
         return self.database.connect(token)
 
+    def database_arguments(self, user: str = "admin") -> dict[str, Any]:
+        """What psycopg2.connect, and so any client of PostgreSQL, needs to reach Aurora DSQL.
+
+        With a fresh token as the password. Where the database is the local engine, it is the local
+        Aurora DSQL, which is started on first use: TLS, tokens and DSQL's dialect before the same
+        data. `database` and `connect` go to the engine directly.
+
+        Args:
+            user: `admin`, or on the local engine a role that may log in.
+
+        Raises:
+            EngineError: the local Aurora DSQL did not start.
+
+        """
+        endpoint = self.endpoints.database
+        if endpoint.embedded:
+            return self._cluster.arguments(user)
+        return {**endpoint.arguments, **({"password": endpoint.token()} if endpoint.token else {})}
+
+    @cached_property
+    def _cluster(self) -> LocalCluster:
+        from workshop_lib.services.local_dsql import open_cluster
+
+        cluster = open_cluster(self.settings)
+        self._let_go_of_cluster = cluster.release
+        return cluster
+
     def play(self, script: Iterable[Sequence[Any]]) -> list[Step]:
         """Play transactions against each other in one cell; see `plots.transactions`.
 
@@ -148,9 +177,14 @@ class Workshop:
     def dsql(self) -> Any:
         """A boto3 client that makes sign-in tokens, with your credentials on AWS.
 
-        Elsewhere with stand-in credentials: what it signs has the form of a token and opens
-        nothing on AWS.
+        For the local engine with the access key that the local Aurora DSQL takes, and for a server
+        of your own with stand-in credentials: what those sign has the form of a token and opens
+        nothing.
         """
+        from workshop_lib.services.local_dsql import local_signing
+
+        if self.endpoints.database.embedded:
+            return plain_session().client("dsql", **local_signing(self.settings))
         signing = self.endpoints.database.signing
         session = boto3.Session() if signing else plain_session()
         return session.client("dsql", **(signing or STAND_IN_SIGNING))
@@ -515,6 +549,7 @@ class Workshop:
             if client in vars(self):
                 getattr(self, client).close()
         self._let_go_of_messaging()
+        self._let_go_of_cluster()
         self.endpoints.release()
 
     def _repr_html_(self) -> str:

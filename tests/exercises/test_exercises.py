@@ -257,7 +257,7 @@ def test_a_placeholder_is_untouched_not_wrong(source):
         ("def double(x):\n    x += x\n    return x",
          "`double(x=[1])` changed its argument `x`, which is now `[1, 1]`. Leave it alone."),
         ("def double(x, seen=[]):\n    seen.append(x)\n    return 2 * x + len(seen) - 1",
-         "was called twice and returned `6`, then returned `7`. Expected: the same."),
+         "was called twice and returned `6`, then returned `7`. Expected: the same both times."),
         ("def double(x):\n    return 2 * y", "`double(3)` stopped with `NameError"),
         ("def double():\n    return 6", "The check calls `double(x)`; yours is `double()`"),
         ("async def double(x):\n    return 2 * x", "`double` is asynchronous"),

@@ -229,7 +229,7 @@ def test_who_does_not_know_the_token_is_told_nothing(folder):
 def test_eight_processes_that_open_at_once_from_nothing_share_one_supervisor(folder):
     with ExitStack() as stack:
         names = ("postgres", "valkey")
-        openers = [stack.enter_context(another("input()", names=names)) for _ in range(8)]
+        openers = [stack.enter_context(another("time.sleep(600)", names=names)) for _ in range(8)]
         ports = {process.stdout.readline() for process in openers}
         supervisors = folder.processes().supervisors
     assert len(ports) == len(supervisors) == 1
@@ -263,7 +263,7 @@ def test_one_user_leaving_does_not_take_them_from_another(folder):
 
 def test_a_sandbox_is_nobody_elses_and_goes_alone(folder):
     shared, one = attach("valkey"), attach("valkey", "valkey-2", kind="sandbox")
-    with another("input()", kind="sandbox") as process:
+    with another("time.sleep(600)", kind="sandbox") as process:
         process.stdout.readline()
         status = local.status(folder)
         assert [user.pid for user, _ in status.sandboxes] == [os.getpid(), process.pid]
@@ -272,7 +272,7 @@ def test_a_sandbox_is_nobody_elses_and_goes_alone(folder):
         assert str(process.pid) in workshop("status").output
     assert wait_until(lambda: len(folder.sandboxes) == 1, SOON_S)
     one.release()
-    assert folder.sandboxes == []
+    assert wait_until(lambda: folder.sandboxes == [], SOON_S)
     assert client(shared).ping() is True
     with pytest.raises(redis.ConnectionError):
         client(one).ping()
@@ -320,7 +320,7 @@ def test_a_forked_child_neither_keeps_nor_ends_what_its_parent_holds(folder, kin
             sys.exit()
         os.waitpid(child, 0)
         print(stays, flush=True)
-        input()
+        time.sleep(600)
     """)
     with another(then, kind=kind) as process:
         process.stdout.readline()

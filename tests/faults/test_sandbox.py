@@ -417,4 +417,4 @@ def test_where_its_schema_cannot_be_made_its_engines_end(state, monkeypatch):
     monkeypatch.setattr(dataset, "create_schema", refuse)
     with pytest.raises(ServiceUnreachableError):
         Sandbox(load_settings().values)
-    assert len(state.sandboxes) == before
+    assert wait_until(lambda: len(state.sandboxes) == before, SOON)

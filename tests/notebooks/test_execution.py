@@ -167,15 +167,15 @@ EXACTLY = {
     "10_load_inserts": {
         "rows_planned": 24_240, "rows_succeeded": 24_240,  # 2 × 120 INSERTs of 1 and of 100 rows
         "twice_new": 50, "conflicts": 0, "rows_left": 0,
-        # The curve: 300, 30, 12 and 12 INSERTs and a warm-up each of 1, 10, 100, 1,000 rows; 12
+        # The curve: 300, 30, 12 and 12 INSERTs and a warm-up each of 1, 10, 100, 1,000 rows; 5
         # COPYs of 1,000; 8 warm-ups of each scenario; those sent twice. Optional parts delete
         # their own.
-        "rows_deleted": 24_240 + 8 * 101 + (301 + 31 * 10 + 13 * 100 + 13 * 1_000) + 12_000 + 50,
+        "rows_deleted": 24_240 + 8 * 101 + (301 + 31 * 10 + 13 * 100 + 13 * 1_000) + 5_000 + 50,
     },
     "11_load_reads_and_writes": {
-        # 4 rounds of 3 × 10 messages, each 5 statements; a third of them INSERTs.
-        "messages_planned": 120, "messages_succeeded": 120, "published_completions": 600,
-        "queue_rows": 200, "all_reconcile": True, "probes_reconcile": True,
+        # 4 rounds of 3 × 3 messages, each 25 statements; a third of them INSERTs.
+        "messages_planned": 36, "messages_succeeded": 36, "published_completions": 900,
+        "queue_rows": 300, "all_reconcile": True, "probes_reconcile": True,
         "hit_ratio_no_cache": 0, "rows_left": 0,
     },
     "12_count_the_cost": {"cases_that_pay": 2, "left_after_clean_up": 0},

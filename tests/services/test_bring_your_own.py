@@ -84,7 +84,7 @@ def test_what_workshop_env_printed_leads_to_the_local_engines_as_before(ws, monk
     command = [sys.executable, "-m", "workshop_lib", "env"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     printed = [line.removeprefix("export ").partition("=") for line in done.stdout.splitlines()]
-    assert {name for name, _, _ in printed} == set(given)
+    assert {name for name, _, _ in printed} == {*given, "LOCAL_DSQL_URL"}
 
 
 @pytest.mark.parametrize(

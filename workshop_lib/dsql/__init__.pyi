@@ -16,4 +16,10 @@ from .session import (
     RuledCursor as RuledCursor,
     set_rules as set_rules,
 )
-from .tokens import Token as Token, find_fault as find_fault, read_token as read_token
+from .tokens import (
+    CLUSTER_NAMES as CLUSTER_NAMES,
+    CLUSTER_REGION as CLUSTER_REGION,
+    Token as Token,
+    find_fault as find_fault,
+    read_token as read_token,
+)

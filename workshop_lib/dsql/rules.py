@@ -58,5 +58,6 @@ def remove_rules(connection: Connection) -> None:
         cursor.execute("DROP SCHEMA IF EXISTS dsql_rules CASCADE")
         cursor.execute("DROP TABLE IF EXISTS sys.jobs CASCADE")
         cursor.execute("DROP PROCEDURE IF EXISTS sys.wait_for_job(text) CASCADE")
+        cursor.execute("DROP FUNCTION IF EXISTS sys.current_session_id() CASCADE")
         with contextlib.suppress(DependentObjectsStillExist):
             cursor.execute("DROP SCHEMA IF EXISTS sys")

@@ -70,6 +70,32 @@ CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON dsql_rules.doomed
 
 -- ---------------------------------------------------------------- changing rows
 
+-- What a row weighs: its values, as they are before PostgreSQL compresses them.
+CREATE OR REPLACE FUNCTION dsql_rules.check_size(target oid, row_values jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    field record;
+    size bigint;
+    total bigint := 0;
+BEGIN
+    FOR field IN
+        SELECT format_type(a.atttypid, NULL) AS kind, octet_length(v.value) AS size
+          FROM jsonb_each_text(row_values) v
+          JOIN pg_attribute a ON a.attrelid = target AND a.attname = v.key
+    LOOP
+        size := CASE field.kind WHEN 'bytea' THEN field.size / 2 - 1 ELSE field.size END;
+        total := total + coalesce(size, 0);
+        IF size > 1024 * 1024 THEN
+            PERFORM dsql_rules.refuse('54000', format(
+                'datatype limit greater than 1048576 bytes not supported for %s', field.kind));
+        END IF;
+    END LOOP;
+    IF total > 2 * 1024 * 1024 THEN
+        PERFORM dsql_rules.refuse('54000', 'maximum row size exceeded');
+    END IF;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION dsql_rules.after_change() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -90,6 +116,10 @@ BEGIN
     ELSE
         SELECT count(*), coalesce(sum(pg_column_size(r.*)), 0) INTO row_count, byte_count
           FROM new_rows r;
+        IF byte_count > 1024 * 1024 THEN
+            PERFORM dsql_rules.check_size(TG_RELID, to_jsonb(r))
+               FROM new_rows r WHERE pg_column_size(r.*) > 1024 * 1024;
+        END IF;
     END IF;
     row_count := row_count + dsql_rules.noted('rows');
     byte_count := byte_count + dsql_rules.noted('bytes');
@@ -156,7 +186,7 @@ DECLARE
         WHEN 'CREATE EXTENSION' THEN 'unsupported statement: CreateExtension'
         WHEN 'CREATE TRIGGER' THEN 'CREATE TRIGGER not supported'
         WHEN 'CREATE TYPE' THEN 'CREATE TYPE not supported'
-        WHEN 'CREATE FOREIGN TABLE' THEN 'CREATE FOREIGN TABLE not supported'
+        WHEN 'CREATE FOREIGN TABLE' THEN 'unsupported statement: CreateForeignTable'
         WHEN 'CREATE INDEX' THEN 'unsupported mode. please use CREATE INDEX ASYNC.'
     END;
 BEGIN
@@ -175,6 +205,10 @@ BEGIN
         PERFORM dsql_rules.refuse('0A000', problem);
     END IF;
     PERFORM dsql_rules.note('ddl', 1);
+    IF current_setting('lock_timeout')::interval BETWEEN '1 ms' AND '10 s' THEN
+        -- A row is not waited for, as on the service; a table that others read, for some time.
+        PERFORM set_config('lock_timeout', '10s', true);
+    END IF;
 END
 $$;
 
@@ -272,42 +306,89 @@ CREATE TABLE IF NOT EXISTS sys.jobs (
     status text NOT NULL,
     details text,
     job_type text NOT NULL,
-    object_name text NOT NULL,
+    class_id oid,
+    object_id oid,
+    object_name text,
     start_time timestamptz NOT NULL,
-    update_time timestamptz NOT NULL
+    update_time timestamptz
 );
+ALTER TABLE sys.jobs ADD COLUMN IF NOT EXISTS class_id oid, ADD COLUMN IF NOT EXISTS object_id oid,
+    ALTER object_name DROP NOT NULL, ALTER update_time DROP NOT NULL;  -- of an earlier version
 GRANT SELECT ON sys.jobs TO PUBLIC;
 
+-- The job's name as the service writes it: 128 bits in base32.
+CREATE OR REPLACE FUNCTION dsql_rules.job_id() RETURNS text LANGUAGE sql
+BEGIN ATOMIC
+    SELECT string_agg(substr('abcdefghijklmnopqrstuvwxyz234567', 1 + floor(random() * 32)::int, 1),
+                      '')
+      FROM generate_series(1, 26);
+END;
+
 -- With its owner's rights: nobody else may write into sys.jobs.
-CREATE OR REPLACE FUNCTION dsql_rules.note_job(made text) RETURNS text
+CREATE OR REPLACE FUNCTION dsql_rules.note_job(kind text, made text) RETURNS text
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO sys.jobs
-    VALUES (substr(md5(random()::text || clock_timestamp()), 1, 26), 'completed', '',
-            'INDEX_BUILD', made, transaction_timestamp(), clock_timestamp())
+    VALUES (dsql_rules.job_id(), 'completed', NULL, kind, 'pg_class'::regclass, to_regclass(made),
+            nullif(made, ''), transaction_timestamp(), clock_timestamp())
     RETURNING job_id
 $$;
 
--- Our own connections send this in the place of CREATE INDEX ASYNC, which PostgreSQL cannot parse.
--- The index is there at once: the job is never seen at work. The statement is the caller's and needs
--- the caller's search path: what is beside it names schemas.
-CREATE OR REPLACE FUNCTION dsql_rules.create_index(statement text) RETURNS text
+-- What runs in the place of CREATE INDEX ASYNC and ALTER TABLE ASYNC, which PostgreSQL cannot parse.
+-- It is done at once: the job is never seen at work. The statement is the caller's and needs the
+-- caller's search path: what is beside it names schemas.
+CREATE OR REPLACE FUNCTION dsql_rules.run_job(kind text, statement text) RETURNS text
 LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM pg_catalog.set_config('dsql_rules.index', '', true);
     PERFORM dsql_rules.note('async', 1);
     EXECUTE statement;
     PERFORM dsql_rules.note('async', 0);
-    RETURN dsql_rules.note_job(pg_catalog.current_setting('dsql_rules.index', true));
+    RETURN dsql_rules.note_job(kind, pg_catalog.current_setting('dsql_rules.index', true));
 END
 $$;
+
+-- The first column of the primary key that is among these names.
+CREATE OR REPLACE FUNCTION dsql_rules.key_column(target oid, names jsonb) RETURNS name
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT a.attname FROM pg_index i
+      JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::int2[])
+     WHERE i.indrelid = target AND i.indisprimary AND names ? a.attname::text
+     ORDER BY a.attnum LIMIT 1
+$$;
+
+-- What runs in the place of ALTER TABLE … DROP COLUMN, with the caller's search path.
+CREATE OR REPLACE PROCEDURE dsql_rules.drop_columns(
+    table_name text, column_names jsonb, statement text)
+LANGUAGE plpgsql AS $$
+DECLARE
+    culprit name := dsql_rules.key_column(pg_catalog.to_regclass(table_name), column_names);
+BEGIN
+    IF culprit IS NOT NULL THEN
+        PERFORM dsql_rules.refuse(
+            '0A000', pg_catalog.concat('cannot drop primary key column ', culprit));
+    END IF;
+    EXECUTE statement;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION dsql_rules.create_index(statement text) RETURNS text
+LANGUAGE sql AS $$ SELECT dsql_rules.run_job('INDEX_BUILD', statement) $$;
 
 CREATE OR REPLACE PROCEDURE sys.wait_for_job(wanted text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF wanted !~ '^[a-z2-7]{26}$' THEN
+        RAISE EXCEPTION USING ERRCODE = '22P02', MESSAGE = 'Unable to convert text to UUID';
+    END IF;
     IF NOT EXISTS (SELECT FROM sys.jobs WHERE job_id = wanted) THEN
         RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = format('job %s does not exist', wanted);
     END IF;
 END
 $$;
+
+CREATE OR REPLACE FUNCTION sys.current_session_id() RETURNS text LANGUAGE sql STABLE
+    RETURN to_hex(pg_backend_pid()) || '-' || (
+        SELECT extract(epoch FROM backend_start)::text FROM pg_stat_get_activity(pg_backend_pid()));
 
 
 -- ---------------------------------------------------------------- tables of an earlier time

@@ -6,15 +6,24 @@ until it ends. It is made by signing alone, with no question to AWS.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import html
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, urlsplit
 
 from workshop_lib.errors import WorkshopError
 
 ADMIN_ACTION = "DbConnectAdmin"
 """What a token for the user `admin` allows; for any other user it is `DbConnect`."""
+CLUSTER_REGION = "us-east-1"
+CLUSTER_NAMES = (f"local.dsql.{CLUSTER_REGION}.on.aws", "localhost")
+"""What the local cluster is called: as a cluster on AWS would be, and as this machine is."""
+WEEK_S = 7 * 24 * 3600
+CLOCK_SKEW_S = 300
+"""A token from the near future: two clocks are never quite the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +75,9 @@ def read_token(token: str) -> Token:
         WorkshopError: it is no token; the message does not repeat it.
 
     """
-    address = urlsplit(f"https://{token}")
-    fields = {name: values[0] for name, values in parse_qs(address.query).items()}
     try:
+        address = urlsplit(f"https://{token}")
+        fields = {name: values[0] for name, values in parse_qs(address.query).items()}
         return Token(
             host=str(address.hostname or ""),
             action=fields["Action"],
@@ -102,3 +111,53 @@ def find_fault(token: str, host: str) -> str:
     if not found.seconds_left:
         return f"it ended at {found.ends:%H:%M:%S} UTC, {found.life_s} s after it was made"
     return ""
+
+
+def objection(
+    token: str, *, user: str, hosts: Collection[str], region: str, keys: Mapping[str, str]
+) -> str:
+    """Why a token does not let a user into a cluster now; its signature is checked, too.
+
+    Args:
+        token: the whole token.
+        user: as whom its bearer signs in.
+        hosts: the cluster's names.
+        region: the cluster's Region.
+        keys: whose signatures count: secret access keys by access key.
+
+    Returns:
+        What the service says: no more than it must. Empty if the token is good.
+
+    """
+    try:
+        said, address = read_token(token), urlsplit(f"https://{token}")
+        fields = dict(parse_qsl(address.query, keep_blank_values=True))
+        key, *scope = fields["X-Amz-Credential"].split("/")
+        secret, given = keys[key], fields.pop("X-Amz-Signature")
+    except (WorkshopError, KeyError):
+        return "access denied"
+    age_s = (datetime.now(UTC) - said.made).total_seconds()
+    good = (
+        said.host in hosts
+        and said.action == (ADMIN_ACTION if user == "admin" else "DbConnect")
+        and scope == [f"{said.made:%Y%m%d}", region, "dsql", "aws4_request"]
+        and -CLOCK_SKEW_S <= age_s < said.life_s
+        and hmac.compare_digest(given.encode(), _sign(address.netloc, fields, secret).encode())
+    )
+    if good and said.life_s > WEEK_S:
+        return "X-Amz-Expires must be less than a week (in seconds)"
+    return "" if good else "access denied"
+
+
+def _sign(host: str, fields: dict[str, str], secret: str) -> str:
+    """Signature Version 4 of a presigned GET (IAM User Guide, "Create a signed request")."""
+    query = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in sorted(fields.items()))
+    nothing = hashlib.sha256(b"").hexdigest()
+    request = f"GET\n/\n{query}\nhost:{host}\n\nhost\n{nothing}"
+    scope = fields["X-Amz-Credential"].split("/", 1)[1]
+    digest = hashlib.sha256(request.encode()).hexdigest()
+    text = f"AWS4-HMAC-SHA256\n{fields['X-Amz-Date']}\n{scope}\n{digest}"
+    key = f"AWS4{secret}".encode()
+    for part in (*scope.split("/"), text):
+        key = hmac.new(key, part.encode(), "sha256").digest()
+    return key.hex()

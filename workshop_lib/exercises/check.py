@@ -149,15 +149,13 @@ class Check:
     def mistake(self, stage: str, /, **facts: Any) -> str:
         """What to say of the first mistake that was made, if one was."""
         self.facts |= facts
+        mistakes = {"returned": [], **self.table.mistakes}[stage]
         try:
-            rows = self.table.mistakes.get(stage, [])
-            found = next((text for condition, text in rows if self.value(condition)), "")
+            found = next((text for condition, text in mistakes if self.value(condition)), "")
             return _Text().format(found, **self.facts)
         except ODD:
             got = self.facts.get("got")
-            return (
-                f"That is of type `{type(got).__name__}`: `{show(got)}`. Expected: another value."
-            )
+            return f"`{show(got)}`, of type `{type(got).__name__}`, is not what was asked for."
 
     def say(self, name: str, /, **facts: Any) -> str:
         """One of the table's other texts."""
@@ -224,7 +222,9 @@ class Check:
         if case.draws == 2 and not last.fits(first, self.table.within) and self._compare(case):
             again = self.table.says.get("again", "Keep nothing from one call to the next.")
             came = f"{_came(first)}, then {_came(last)}"
-            raise Wrong(f"{case.shown} was called twice and {came}. Expected: the same. {again}")
+            raise Wrong(
+                f"{case.shown} was called twice and {came}. Expected: the same both times. {again}"
+            )
 
     def _compare(self, case: Case) -> str:
         """What is wrong with an outcome; empty if it is right."""

@@ -80,7 +80,7 @@ class Exercise:
         if _is_untouched(answer):
             return Verdict(
                 "untouched",
-                f"Put your code in the place of `...` in `{name}`, run that cell, then this one "
+                f"Put your code in place of `...` in `{name}`, run that cell, then this one "
                 f'again. For a start: `exercise("{self.id}").hint()`',
             )
         if table.needs_workshop and ws is None:
@@ -90,7 +90,7 @@ class Exercise:
         if trial.too_late:
             reason = (
                 f"`{name}` did not end within {table.limit_s:g} s, and was stopped. "
-                "Does it wait, or loop, for something that never comes?"
+                "Is it waiting, or looping, for something that never comes?"
             )
         elif trial.error is None:
             return Verdict("right", table.praise)

@@ -137,16 +137,14 @@ def run_insert_loads(
         try:
             driver: Driver
             if function:
-                region, at_once = (
-                    scenario.region or places.external_region(settings),
-                    at_once or MAX_EXECUTIONS,
-                )
-                driver = LambdaWorkers(
-                    function, min(at_once, most), region=region, namespace=schema
-                )
+                region = scenario.region or places.external_region(settings)
+                number = min(at_once or MAX_EXECUTIONS, most)
+                driver = LambdaWorkers(function, number, region=region, namespace=schema)
                 found.memory = driver.describe().memory_mb or FUNCTION_MB
             else:
-                say(f"By processes on this machine{_or_by_function(settings)}")
+                name = settings.load_function
+                by = f" (--function-name {name}: by AWS Lambda)" if name else ""
+                say(f"By processes on this machine{by}.")
                 config_ = ClientConfig(endpoints.database, schema)
                 driver = LocalWorkers(config_, min(at_once or PROCESSES, most))
                 found.memory = None if places.is_on_aws(settings) else FUNCTION_MB
@@ -173,7 +171,7 @@ def run_mixed_load(
     Args:
         say: told what happens.
         config, options: what to send, as `read_mixed` reads it.
-        by_function: the queue is mapped to a Lambda function; else processes here work it off.
+        by_function: the queue is mapped to a Lambda function; else processes here do.
             None: it is if the settings name the function, with which processes would compete.
         at_once, keep, out: as in `run_insert_loads`.
 
@@ -262,11 +260,6 @@ def _open(endpoints: Any, settings: Settings) -> closing[Database]:
     return closing(Database(endpoints.database, settings.workshop_namespace, pool_min=1))
 
 
-def _or_by_function(settings: Settings) -> str:
-    name = settings.load_function
-    return f"; --function-name {name} would have the AWS Lambda function do it." if name else "."
-
-
 def _refuse_a_database_here(settings: Settings, function: str) -> None:
     """A function on AWS cannot reach this machine.
 
@@ -293,18 +286,18 @@ def _refuse_missing_services(
         SettingsError: it is not.
 
     """
-    if others and not settings.queue_url:
-        raise SettingsError(
-            "--by-function needs the queue that the Lambda function is mapped to: set QUEUE_URL. "
-            "The local queue is an emulation, which no function processes."
-        )
-    if others and at_once is not None:
-        raise SettingsError(
-            "--at-once is the number of processes here, and a Lambda function processes the queue. "
-            "Its copies are limited by the stack's QueueConcurrency; or give --no-by-function."
-        )
-    if reader and not settings.dsql_read_endpoint:
-        raise SettingsError(
-            "Reads cannot go elsewhere (--reads-elsewhere): DSQL_READ_ENDPOINT is not set, so "
-            "there is no other endpoint."
-        )
+    refusals = {
+        "--by-function needs the queue that the Lambda function is mapped to: set QUEUE_URL. "
+        "The local queue is an emulation, which no function processes.": (
+            others and not settings.queue_url
+        ),
+        "--at-once is the number of processes here, and a Lambda function processes the queue. "
+        "Its copies are limited by the stack's QueueConcurrency; or give --no-by-function.": (
+            others and at_once is not None
+        ),
+        "Reads cannot go elsewhere (--reads-elsewhere): DSQL_READ_ENDPOINT is not set, so "
+        "there is no other endpoint.": reader and not settings.dsql_read_endpoint,
+    }
+    for said, applies in refusals.items():
+        if applies:
+            raise SettingsError(said)

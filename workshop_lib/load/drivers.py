@@ -132,6 +132,7 @@ def run_jobs(
 
     """
     found = [Done(planned=job.planned, dropped=job.planned, state="not begun") for job in jobs]
+    driver.prepare()
     numbers, rate = SimpleQueue[int](), Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST)
     for number in range(len(jobs)):
         numbers.put(number)
@@ -203,12 +204,6 @@ class LocalWorkers(Driver):
             self._idle.put(process)
         try:
             self.prepare()
-        except (OSError, NoAnswerError) as error:
-            self.close()
-            raise WorkshopError(
-                f"Not all of {at_once} worker processes were ready within {READY_S:.0f} s: "
-                f"{error}. Is the machine out of memory? Try fewer."
-            ) from None
         except BaseException:
             self.close()
             raise
@@ -217,14 +212,21 @@ class LocalWorkers(Driver):
         """Start the processes that are not there, and wait for all: none starts in mid-measurement.
 
         Raises:
-            NoAnswerError, OSError: one did not start.
+            WorkshopError: one did not start, or this process was forked since they were started.
 
         """
+        self._check_parent()
         missing = [process for process in self._processes if process.ended]
-        for process in missing:
-            process.start()
-        for process in missing:
-            process.get_ready()
+        try:
+            for process in missing:
+                process.start()
+            for process in missing:
+                process.get_ready()
+        except (OSError, NoAnswerError) as error:
+            raise WorkshopError(
+                f"Not all of {self.at_once} worker processes were ready within {READY_S:.0f} s: "
+                f"{error}. Is the machine out of memory? Try fewer."
+            ) from None
 
     def do(self, event: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
         """Have a process do it; another takes its place if it ends or is too slow.
@@ -234,11 +236,7 @@ class LocalWorkers(Driver):
             WorkshopError: this process was forked since the workers were started.
 
         """
-        if os.getpid() != self._parent:
-            raise WorkshopError(
-                "These workers were started before this process was forked, and are the parent's. "
-                "Start others here: ws.load_workers()."
-            )
+        self._check_parent()
         process = self._idle.get()
         process.busy = True
         try:
@@ -260,6 +258,13 @@ class LocalWorkers(Driver):
         for process in self._processes:
             if process.busy:
                 process.kill()
+
+    def _check_parent(self) -> None:
+        if os.getpid() != self._parent:
+            raise WorkshopError(
+                "These workers were started before this process was forked, and are the parent's. "
+                "Start others here: ws.load_workers()."
+            )
 
     def close(self) -> None:
         """End the processes, whatever they do; in a forked process they are the parent's."""

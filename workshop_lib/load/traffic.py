@@ -117,8 +117,3 @@ def row_id(run: int, number: int) -> int:
     (5, True)
     """
     return FIRST_ID + run * IDS_OF_A_RUN + number
-
-
-def ids_of(run: int) -> tuple[int, int]:
-    """The ids of a run: from the first of these, up to and without the second."""
-    return row_id(run, 0), row_id(run + 1, 0)

@@ -53,8 +53,6 @@ SILENCE = {
 there and does not answer is what a job's time limit is for.)"""
 SPARE_S = 1.0
 """A Lambda function stops beginning statements so long before it would be ended."""
-MAX_NAMESPACES = 3
-"""For which a worker keeps connections: a function outlives the runs that used it."""
 PATIENCE_S = 10.0
 """How long a worker tries to reach a database that has gone away, for one statement, seconds."""
 RECONNECT_S = 0.2
@@ -89,7 +87,7 @@ class Worker:
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
-        self._kept: dict[str, Clients] = {}
+        self._clients: Clients | None = None
 
     def do(self, event: Any, until: float = math.inf) -> dict[str, Any]:
         """Do a job, or process a batch of messages.
@@ -123,19 +121,20 @@ class Worker:
         return found
 
     def clients(self, namespace: str = "") -> Clients:
-        """The clients for a namespace, opened if need be; for the worker's own if it is empty."""
+        """The clients for a namespace, the worker's own if it is empty; of one at a time.
+
+        A function outlives the runs that used it: those of another namespace are closed.
+        """
         name = namespace or self._config.namespace
-        # Put in anew each time, so that the first is the one that was not used for longest.
-        found = self._kept.pop(name, None) or Clients(replace(self._config, namespace=name))
-        while len(self._kept) >= MAX_NAMESPACES:
-            self._kept.pop(next(iter(self._kept))).close()
-        self._kept[name] = found
-        return found
+        if self._clients is None or self._clients.namespace != name:
+            self.close()
+            self._clients = Clients(replace(self._config, namespace=name))
+        return self._clients
 
     def close(self) -> None:
         """Let go of everything."""
-        while self._kept:
-            self._kept.popitem()[1].close()
+        if self._clients is not None:
+            self._clients.close()
 
 
 class Clients:

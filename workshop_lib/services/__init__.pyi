@@ -4,6 +4,7 @@ from . import (
     cache_url as cache_url,
     error_help as error_help,
     local as local,
+    local_dsql as local_dsql,
     state_folder as state_folder,
 )
 from .endpoints import (

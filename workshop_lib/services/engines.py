@@ -13,6 +13,7 @@ import pwd
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -24,7 +25,7 @@ import psutil
 import psycopg2
 from psycopg2 import sql
 
-from workshop_lib.dsql import install_rules
+from workshop_lib.dsql import CLUSTER_NAMES, install_rules
 from workshop_lib.errors import EngineError, SettingsError
 from workshop_lib.services.client_config import isolate_libpq
 from workshop_lib.services.local import HOST, EngineState
@@ -436,8 +437,57 @@ class CloudEmulation(Engine):
         return _http_status(self.port, headers) == http.HTTPStatus.NO_CONTENT
 
 
+class Dsql(Engine):
+    """Aurora DSQL as any client meets it, emulated before the local PostgreSQL."""
+
+    kind = "dsql"
+    emulated = True
+
+    program = "workshop_lib.dsql.front"
+
+    def prepare(self) -> None:
+        """Make the certificate that it shows, once: nobody can make another, the key is gone.
+
+        Raises:
+            EngineError: PostgreSQL's parser is not there.
+
+        """
+        if importlib.util.find_spec("pgparse") is None:
+            raise EngineError(
+                "The local Aurora DSQL needs the package pgparse, which is not installed. `make "
+                "venv` installs it; for Macs with Intel's processors there is none. `ws.connect()` "
+                "and DATABASE_URL lead to the local PostgreSQL without it."
+            )
+        certificate, key = self.folder.certificate, self.folder.certificate_key
+        if certificate.is_file() and key.is_file():
+            return
+        import trustme  # noqa: PLC0415 -- a tenth of a second that others need not spend
+
+        authority = trustme.CA(organization_name="cache workshop, local Aurora DSQL")
+        made = authority.issue_cert(*CLUSTER_NAMES, HOST)
+        key.parent.mkdir(mode=0o700, exist_ok=True)
+        key.touch(mode=0o600)
+        made.private_key_and_cert_chain_pem.write_to_path(key)
+        authority.cert_pem.write_to_path(certificate)
+
+    def command(self) -> list[str]:
+        """What is secret, it reads from the state folder."""
+        return [sys.executable, "-P", "-m", self.program, str(self.folder.path), str(self.port)]
+
+    def answers(self) -> bool:
+        """Whether it is there and has our certificate's key."""
+        tls = ssl.create_default_context(cafile=self.folder.certificate)
+        tls.set_alpn_protocols(["postgresql"])
+        try:
+            with socket.create_connection((HOST, self.port), timeout=2) as plain:
+                tls.wrap_socket(plain, server_hostname=CLUSTER_NAMES[0]).close()
+        except OSError:
+            return False
+        return True
+
+
 ENGINES: dict[str, type[Engine]] = {
-    kind.kind: kind for kind in (Postgres, Valkey, ObjectStore, CloudEmulation)
+    kind.kind: kind for kind in (Postgres, Valkey, ObjectStore, CloudEmulation, Dsql)
 }
 """The kinds of engine, in the order in which they start."""
 

@@ -28,7 +28,7 @@ APPLICATION = "cache-aside-workshop"
 MARK = ".made-by-cache-aside-workshop"
 """The file that tells a state folder from any other folder."""
 MADE = re.compile(
-    r"lock|logs|postgres(\.new|\.password)?|valkey|objects|rclone|sandboxes"
+    r"lock|logs|postgres(\.new|\.password)?|valkey|objects|rclone|dsql|sandboxes"
     r"|\.(config|cache|local|aws|moto)"  # an engine's home is here
     r"|(supervisor|ports|secrets)\.json\w{0,8}"
 )
@@ -61,6 +61,16 @@ class StateFolder:
     def logs(self) -> Path:
         """The engines' and the supervisor's output."""
         return self.path / "logs"
+
+    @property
+    def certificate(self) -> Path:
+        """The authority that vouches for the local DSQL, for its clients to trust."""
+        return self.path / "dsql" / "ca.pem"
+
+    @property
+    def certificate_key(self) -> Path:
+        """The local DSQL's key and certificate."""
+        return self.path / "dsql" / "key.pem"
 
     @property
     def postgres_data(self) -> Path:

@@ -1,0 +1,764 @@
+"""The local Aurora DSQL, met by clients of all kinds: well-behaved, wrong, hostile."""
+
+import asyncio
+import contextlib
+import io
+import os
+import shlex
+import signal
+import socket
+import ssl
+import struct
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import boto3
+import certifi
+import psutil
+import psycopg2
+import pytest
+from click.testing import CliRunner
+from psycopg2 import errors
+
+from workshop_lib.cli import main
+from workshop_lib.dsql import CLUSTER_NAMES, Rate, read_token, wire
+from workshop_lib.dsql.front import local_cluster
+from workshop_lib.services import local
+from workshop_lib.services.local_dsql import open_cluster
+from workshop_lib.services.processes import wait_until
+from workshop_lib.settings import load_settings
+
+DENIED = "unable to accept connection, access denied"
+OC000 = r"change conflicts with another transaction \(OC000\)"
+REFUSED = "unsupported statement: Truncate"
+
+
+@pytest.fixture(scope="module")
+def cluster(shared):
+    found = open_cluster(load_settings().values)
+    yield found
+    found.release()
+
+
+@pytest.fixture
+def connect(cluster):
+    """Signs in; closes what is left open."""
+    opened = []
+
+    def sign_in(**changes):
+        user = changes.get("user", "admin")
+        given = {**cluster.arguments(user), **changes}
+        connection = psycopg2.connect(**{k: v for k, v in given.items() if v is not None})
+        opened.append(connection)
+        connection.autocommit = True
+        return connection
+
+    yield sign_in
+    for connection in opened:
+        connection.close()
+
+
+@pytest.fixture
+def cursor(connect, schema):
+    return connect(options=f"-c search_path={schema}").cursor()
+
+
+@pytest.fixture
+def table(cursor):
+    """An empty table t (n, v)."""
+    cursor.execute("DROP TABLE IF EXISTS t")
+    cursor.execute("CREATE TABLE t (n int PRIMARY KEY, v text)")
+    return "t"
+
+
+# --- signing in ---
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sslnegotiation": "direct"},
+        {"host": "localhost", "hostaddr": None},
+        {"host": "127.0.0.1", "hostaddr": None},
+        {"options": "-c search_path=public -cTimeZone=UTC --extra-float-digits=1"},
+        {"application_name": "a name"},
+        {"client_encoding": "'utf-8'"},
+    ],
+)
+def test_any_client_signs_in_as_to_a_cluster(connect, changes):
+    with connect(**changes).cursor() as cursor:
+        cursor.execute("SELECT current_user, current_setting('transaction_isolation')")
+        assert cursor.fetchone() == ("admin", "repeatable read")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sslmode": "disable"}, "SSL is mandatory"),
+        ({"sslrootcert": certifi.where()}, "certificate verify failed"),
+        ({"host": "other.dsql.us-east-1.on.aws"}, "does not match host name"),
+        ({"dbname": "template1"}, DENIED),
+        ({"user": "nobody"}, DENIED),
+        ({"user": "workshop_owner"}, DENIED),
+        ({"user": "x\" SUPERUSER PASSWORD 'y'; --"}, DENIED),
+        ({"options": "-c work_mem=8MB"}, 'parameter "work_mem" not supported'),
+        ({"options": "-c workshop.dsql_rules=off"}, "not supported"),
+        ({"options": "-c search_path=a\\ -c --work_mem=1"}, "not supported"),
+        ({"options": "nonsense"}, "invalid command-line argument"),
+        ({"client_encoding": "LATIN1"}, "client_encoding"),
+    ],
+)
+def test_who_asks_for_something_else_is_told_what_is_wrong(connect, changes, message):
+    with pytest.raises(psycopg2.OperationalError, match=message):
+        connect(**changes)
+
+
+@pytest.fixture
+def signer(cluster):
+    def sign(*, region="us-east-1", host=cluster.host, life_s=900, **credentials):
+        client = boto3.client("dsql", **{**cluster.signing, "region_name": region, **credentials})
+        return client.generate_db_connect_admin_auth_token(host, region, ExpiresIn=life_s)
+
+    return sign
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"region": "eu-west-1"},
+        {"host": "other.dsql.us-east-1.on.aws"},
+        {"aws_access_key_id": "AKIDEXAMPLE"},
+        {"aws_secret_access_key": "another one"},
+    ],
+)
+def test_a_token_that_is_not_for_this_cluster_learns_nothing(connect, signer, how):
+    with pytest.raises(psycopg2.OperationalError, match=DENIED):
+        connect(password=signer(**how))
+
+
+@pytest.mark.parametrize(
+    "password", ["x", "", "a" * 15_000, "https://[", "é" * 300, "?" + "&" * 99]
+)
+def test_what_is_no_token_learns_nothing(connect, password):
+    with pytest.raises(psycopg2.OperationalError, match=f"{DENIED}|no password supplied"):
+        connect(password=password)
+
+
+def test_a_token_is_for_its_user_s_action_and_unchanged(connect, cluster):
+    for password in (
+        cluster.token("somebody"),
+        cluster.token().replace("Expires=900", "Expires=901"),
+        cluster.token()[:-1] + "é",
+    ):
+        with pytest.raises(psycopg2.OperationalError, match=DENIED):
+            connect(password=password)
+
+
+def test_a_token_opens_nothing_after_its_end_and_none_lasts_more_than_a_week(connect, signer):
+    with pytest.raises(psycopg2.OperationalError, match="must be less than a week"):
+        connect(password=signer(life_s=604_801))
+    connect(password=signer(life_s=604_800))
+    token = signer(life_s=1)
+    end = datetime.now(UTC) + timedelta(seconds=1)
+    assert wait_until(lambda: datetime.now(UTC) > end, 60)
+    with pytest.raises(psycopg2.OperationalError, match=DENIED):
+        connect(password=token)
+
+
+def test_a_role_of_one_s_own_signs_in_without_a_password_and_keeps_the_rules(connect, cursor):
+    role = f"role_{os.getpid()}"
+    cursor.execute(f'CREATE ROLE "{role}" LOGIN')
+    for _ in range(2):  # the first time it is given a password that nobody knows
+        with connect(user=role).cursor() as theirs:
+            theirs.execute("SELECT current_user, current_setting('workshop.dsql_rules')")
+            assert theirs.fetchone() == (role, "on")
+            with pytest.raises(errors.FeatureNotSupported):
+                theirs.execute("TRUNCATE t")
+    with pytest.raises(psycopg2.OperationalError, match=DENIED):
+        connect(user=role, password=cursor.connection.info.password)  # admin's token
+    cursor.execute(f'ALTER ROLE "{role}" NOLOGIN')
+    with pytest.raises(psycopg2.OperationalError):
+        connect(user=role)
+    cursor.execute(f'DROP ROLE "{role}"')
+
+
+def reaches(arguments, *, dsn=""):
+    """The data as seen through the front: it refuses what the engine itself does not."""
+    with contextlib.closing(psycopg2.connect(dsn, **arguments)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor, pytest.raises(errors.FeatureNotSupported):
+            cursor.execute("LOCK TABLE pg_class")
+        return connection.info.user, connection.info.ssl_in_use
+
+
+def test_what_the_workshop_hands_out_reaches_the_cluster(shared):
+    arguments = shared.database_arguments()
+    assert reaches(arguments) == ("admin", True)
+    assert shared.database_arguments()["sslmode"] == "verify-full"
+    assert shared.database_arguments("somebody")["user"] == "somebody"
+
+
+def test_a_token_signed_by_hand_opens_the_cluster(shared, connect, cluster):
+    token = shared.dsql.generate_db_connect_admin_auth_token("localhost", "us-east-1")
+    connect(password=token, host="localhost")
+
+
+def test_what_the_commands_print_reaches_the_cluster(shared):
+    done = CliRunner().invoke(main, ["dsql", "--seconds", "60"])
+    assert done.exit_code == 0, done.output
+    lines = dict(line.split(maxsplit=1) for line in done.output.split("\n\n")[0].splitlines())
+    assert lines.keys() == shared.database_arguments().keys() & lines.keys()
+    assert reaches(lines) == ("admin", True)
+    assert read_token(lines["password"]).life_s == 60
+    (psql,) = (line for line in done.output.splitlines() if line.startswith("  psql "))
+    assert reaches({"password": lines["password"]}, dsn=shlex.split(psql)[1])[0] == "admin"
+    exports = CliRunner().invoke(main, ["env"]).output.splitlines()
+    (url,) = (line for line in exports if line.startswith("export LOCAL_DSQL_URL="))
+    assert reaches({}, dsn=shlex.split(url)[1].partition("=")[2]) == ("admin", True)
+
+
+def test_the_key_is_kept_from_others(state, cluster):
+    assert state.certificate_key.stat().st_mode & 0o777 == 0o600
+
+
+# --- statements ---
+
+
+def refused(cursor, sql, code="0A000", message=REFUSED):
+    with pytest.raises(psycopg2.Error) as caught:
+        cursor.execute(sql)
+    assert (caught.value.pgcode, caught.value.diag.message_primary) == (code, message)
+    assert caught.value.diag.context is None
+
+
+def test_a_refusal_aborts_a_transaction_and_no_session(cursor, table):
+    refused(cursor, "TRUNCATE t")
+    cursor.execute("BEGIN; INSERT INTO t VALUES (1)")
+    refused(cursor, "TRUNCATE t")
+    aborted = "current transaction is aborted, commands ignored until end of transaction block"
+    refused(cursor, "TRUNCATE t", "25P02", aborted)
+    cursor.execute("COMMIT")
+    assert cursor.statusmessage == "ROLLBACK"
+    cursor.execute("SELECT count(*) FROM t")
+    assert cursor.fetchone() == (0,)
+
+
+def test_a_string_of_statements_is_one_transaction_up_to_the_one_that_is_refused(cursor, table):
+    refused(cursor, "INSERT INTO t VALUES (1); TRUNCATE t; INSERT INTO t VALUES (2)")
+    several = "multiple ddl statements not supported in a transaction"
+    refused(cursor, "CREATE TABLE a (n int); CREATE INDEX ASYNC ON t (v)", message=several)
+    mixed = "ddl and dml are not supported in the same transaction"
+    refused(cursor, "CREATE TABLE a (n int); INSERT INTO t VALUES (1)", message=mixed)
+    cursor.execute("SELECT (SELECT count(*) FROM t), to_regclass('a')")
+    assert cursor.fetchone() == (0, None)
+
+
+def test_limits_of_a_transaction_hold(cursor, table):
+    too_many = "INSERT INTO t SELECT generate_series(1, 3001)"
+    refused(cursor, too_many, "54000", "transaction row limit exceeded")
+    cursor.execute("INSERT INTO t SELECT generate_series(1, 3000)")
+    assert cursor.statusmessage == "INSERT 0 3000"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("text", "repeat('x', {})"), ("bytea", "decode(repeat('00', {}), 'hex')")]
+)
+def test_a_value_has_at_most_a_mebibyte(cursor, kind, value):
+    most, more = value.format(1 << 20), value.format((1 << 20) + 1)
+    message = f"datatype limit greater than 1048576 bytes not supported for {kind}"
+    cursor.execute("DROP TABLE IF EXISTS large")
+    cursor.execute(f"CREATE TABLE large (n int, v {kind})")
+    cursor.execute(f"INSERT INTO large VALUES (1, {most})")
+    cursor.execute("UPDATE large SET n = 2")
+    refused(cursor, f"INSERT INTO large VALUES (1, {more})", "54000", message)
+    refused(cursor, f"UPDATE large SET v = {more}", "54000", message)
+
+
+def test_a_row_has_at_most_two_mebibytes(cursor):
+    cursor.execute("DROP TABLE IF EXISTS large")
+    cursor.execute("CREATE TABLE large (a text, b text, c text)")
+    row = "INSERT INTO large SELECT v, v, v FROM repeat('x', {}) v"
+    cursor.execute(row.format(690_000))
+    refused(cursor, row.format(700_000), "54000", "maximum row size exceeded")
+
+
+def test_an_index_answers_with_its_job_and_its_own_tag(cursor, table):
+    cursor.execute("CREATE INDEX ASYNC i ON t (v)")
+    (job,) = cursor.fetchone()
+    assert (cursor.statusmessage, len(job)) == ("CREATE INDEX", 26)
+    cursor.execute("CALL sys.wait_for_job(%s)", (job,))
+    cursor.execute(
+        "SELECT status, job_type, object_id = 'i'::regclass FROM sys.jobs WHERE job_id = %s", (job,)
+    )
+    assert cursor.fetchone() == ("completed", "INDEX_BUILD", True)
+    cursor.execute("CREATE INDEX ASYNC IF NOT EXISTS i ON t (v)")
+    assert len(cursor.fetchone()[0]) == 26
+    refused(cursor, "CALL sys.wait_for_job('x')", "22P02", "Unable to convert text to UUID")
+
+
+def test_a_constraint_is_validated_by_a_job(cursor, table):
+    cursor.execute("ALTER TABLE t ADD CONSTRAINT c CHECK (n > 0) NOT VALID")
+    cursor.execute("ALTER TABLE ASYNC t VALIDATE CONSTRAINT c")
+    assert (cursor.statusmessage, len(cursor.fetchone()[0])) == ("ALTER TABLE", 26)
+    cursor.execute("SELECT convalidated FROM pg_constraint WHERE conname = 'c'")
+    assert cursor.fetchone() == (True,)
+
+
+def test_a_column_of_the_primary_key_stays(cursor, table):
+    refused(cursor, "ALTER TABLE t DROP v, DROP n", message="cannot drop primary key column n")
+    cursor.execute('CREATE TABLE IF NOT EXISTS "o\'""dd" (n int PRIMARY KEY, "c\'d" int)')
+    cursor.execute('ALTER TABLE "o\'""dd" DROP "c\'d"')
+    assert cursor.statusmessage == "ALTER TABLE"
+    refused(cursor, "ALTER TABLE t DROP x", "42703", 'column "x" of relation "t" does not exist')
+    refused(cursor, "ALTER TABLE nothing DROP x", "42P01", 'relation "nothing" does not exist')
+    cursor.execute('DROP TABLE "o\'""dd"')
+
+
+def test_rules_cannot_be_switched_off(cursor, table):
+    cursor.execute("ALTER TABLE t DISABLE TRIGGER USER")
+    assert cursor.statusmessage == "ALTER TABLE"
+    for sql in (
+        "SELECT set_config('workshop.dsql_rules', 'off', false)",
+        "UPDATE pg_settings SET setting = 'off' WHERE name = 'workshop.dsql_rules'",
+        "SET workshop.dsql_rules = off",
+        "ALTER ROLE admin SET workshop.dsql_rules = off",
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql SET workshop.dsql_rules = off RETURN 1",
+    ):
+        with pytest.raises(errors.FeatureNotSupported):
+            cursor.execute(sql)
+    cursor.execute("RESET ALL; SET SESSION AUTHORIZATION DEFAULT")
+    with pytest.raises(errors.ProgramLimitExceeded):
+        cursor.execute("INSERT INTO t SELECT generate_series(1, 3001)")
+
+
+def test_copy_goes_both_ways(cursor, table):
+    cursor.copy_expert("COPY t FROM STDIN (FORMAT csv)", io.StringIO("1,a\n2,b\n"))
+    there = io.StringIO()
+    cursor.copy_expert("COPY (SELECT * FROM t ORDER BY n) TO STDOUT", there)
+    assert there.getvalue() == "1\ta\n2\tb\n"
+    rows = io.StringIO("".join(f"{n},x\n" for n in range(10, 3011)))
+    with pytest.raises(errors.ProgramLimitExceeded, match="transaction row limit exceeded"):
+        cursor.copy_expert("COPY t FROM STDIN (FORMAT csv)", rows)
+
+
+def test_large_answers_arrive_whole(cursor):
+    cursor.execute("SELECT n, repeat('é', 1000) FROM generate_series(1, 3000) n")
+    rows = cursor.fetchall()
+    assert (len(rows), {len(v) for _, v in rows}) == (3000, {1000})
+
+
+def test_the_server_s_own_errors_stay_as_they_are(cursor):
+    with pytest.raises(errors.UndefinedColumn) as caught:
+        cursor.execute("SELECT nothing")
+    assert caught.value.diag.statement_position == "8"
+    with pytest.raises(errors.SyntaxError, match='at or near "SELEC"'):
+        cursor.execute("SELEC 1")
+
+
+def test_an_expression_that_is_too_deep_is_an_error_of_its_own_client(cursor):
+    for depth in (30_000, 1_500_000):
+        refused(cursor, f"SELECT {'1+' * depth}1", "54001", "stack depth limit exceeded")
+    refused(cursor, f"SELECT '{'x' * 5_000_000}'", "54000", "statement longer than 4194304 bytes")
+    cursor.execute("SELECT 1")
+
+
+# --- several sessions ---
+
+CHANGED = "schema has been updated by another transaction, please retry: (OC001)"
+LOST = "change conflicts with another transaction (OC000)"
+ONE, TWO = "UPDATE t SET v = '{}' WHERE n = 1", "UPDATE t SET v = '{}' WHERE n = 2"
+PLAYS = {
+    "the first writer commits": (
+        "A BEGIN; B BEGIN; A one; B one!OC000; A COMMIT; B ROLLBACK", "A", "-"),
+    "different rows": ("A BEGIN; B BEGIN; A one; B two; B COMMIT; A COMMIT", "A", "B"),
+    "a statement alone wins over an open writer": (
+        "A BEGIN; A one; B one; A COMMIT!OC000", "B", "-"),
+    "who has lost learns it at the next statement": (
+        "A BEGIN; A one; B one; A read!OC000; A read!25P02; A COMMIT", "B", "-"),
+    "who has lost may give up": ("A BEGIN; A one; B one; A ROLLBACK; A read", "B", "-"),
+    "nothing of the loser stays, and it can try again": (
+        "A BEGIN; A two; A one; B one; A COMMIT!OC000; A BEGIN; A two; A COMMIT", "B", "A"),
+    "crossed updates: one commits": (
+        "A BEGIN; B BEGIN; A one; B two; A two!OC000; B one; B COMMIT; A ROLLBACK", "B", "B"),
+    "a definition waits for no reader": (
+        "A BEGIN; A read; B define; A read!OC001; A ROLLBACK", "-", "-"),
+    "nor for a writer": ("A BEGIN; A one; B define; A COMMIT!OC001", "-", "-"),
+    "a reader that is done is left alone": ("A BEGIN; A read; A COMMIT; B define", "-", "-"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLAYS)
+def test_plays_of_two_sessions(connect, cursor, schema, table, name):
+    script, first, second = PLAYS[name]
+    cursor.execute("INSERT INTO t VALUES (1, '-'), (2, '-')")
+    players = {who: connect(options=f"-c search_path={schema}").cursor() for who in "AB"}
+    for step in script.split("; "):
+        who, what = step.split(" ", 1)
+        what, _, fails = what.partition("!")
+        sql = {
+            "one": ONE.format(who),
+            "two": TWO.format(who),
+            "read": "SELECT * FROM t",
+            "define": "ALTER TABLE t ADD COLUMN w int",
+        }.get(what, what)
+        code = {"OC000": "40001", "OC001": "40001"}.get(fails, fails)
+        said = {"OC000": LOST, "OC001": CHANGED}.get(fails, "")
+        if not fails:
+            players[who].execute(sql)
+            continue
+        with pytest.raises(psycopg2.Error) as caught:
+            players[who].execute(sql)
+        assert (caught.value.pgcode, said in str(caught.value)) == (code, True), step
+    cursor.execute("SELECT v FROM t ORDER BY n")
+    assert [v for (v,) in cursor.fetchall()] == [first, second]
+
+
+def test_who_is_not_signed_in_here_is_waited_for_no_longer_than_a_moment(shared, cursor, table):
+    cursor.execute("INSERT INTO t VALUES (1)")
+    cursor.execute("SELECT current_schema()")
+    (place,) = cursor.fetchone()
+    with contextlib.closing(psycopg2.connect(**shared.endpoints.database.arguments)) as other:
+        with other.cursor() as theirs:
+            theirs.execute(f"UPDATE {place}.t SET v = 'theirs'")
+        with pytest.raises(errors.SerializationFailure, match=OC000):
+            cursor.execute("UPDATE t SET v = 'ours'")
+        other.commit()
+    cursor.execute("SELECT v FROM t")
+    assert cursor.fetchone() == ("theirs",)
+
+
+def test_a_statement_can_be_cancelled(connect):
+    connection = connect()
+    timer = threading.Timer(0.5, connection.cancel)
+    timer.start()
+    with connection.cursor() as cursor, pytest.raises(errors.QueryCanceled):
+        cursor.execute("SELECT pg_sleep(300)")
+    timer.join()
+
+
+# --- the protocol itself ---
+
+
+class Raw:
+    """A client that says what it likes."""
+
+    def __init__(self, cluster):
+        tls = ssl.create_default_context(cafile=cluster.certificate)
+        tls.set_alpn_protocols(["postgresql"])
+        plain = socket.create_connection(("127.0.0.1", cluster.port), timeout=30)
+        self.socket = tls.wrap_socket(plain, server_hostname=CLUSTER_NAMES[0])
+        self.file = self.socket.makefile("rb")
+        self.cluster = cluster
+
+    def sign_in(self, version=wire.VERSION_3):
+        begin = wire.start_up({"user": "admin", "database": "postgres"})
+        self.say(begin[:4], struct.pack("!i", version), begin[8:])
+        self.say(wire.message(b"p", self.cluster.token().encode() + b"\0"))
+        self.hear(b"Z")
+        return self
+
+    def say(self, *messages):
+        self.socket.sendall(b"".join(messages))
+
+    def hear(self, last=b"Z"):
+        """All up to the first message of this kind, or to the end."""
+        heard = []
+        while not heard or heard[-1][0] != last:
+            head = self.file.read(5)
+            if len(head) < 5:
+                break
+            kind, length = struct.unpack("!ci", head)
+            heard.append((kind, self.file.read(length - 4)))
+        return heard
+
+    def kinds(self, last=b"Z"):
+        return b"".join(kind for kind, _ in self.hear(last))
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+
+@pytest.fixture
+def raw(cluster):
+    with contextlib.ExitStack() as stack:
+
+        def make(where=cluster):
+            client = Raw(where)
+            stack.callback(client.close)
+            return client
+
+        yield make
+
+
+def parse(sql, name=b""):
+    return wire.message(b"P", name + b"\0" + sql.encode() + b"\0\0\0")
+
+
+def bind(statement=b"", values=()):
+    sent = b"".join(struct.pack("!i", len(value)) + value for value in values)
+    count = struct.pack("!hh", 0, len(values))
+    return wire.message(b"B", b"\0" + statement + b"\0" + count + sent + b"\0\0")
+
+
+DESCRIBE, EXECUTE, SYNC = (
+    wire.message(b"D", b"P\0"),
+    wire.message(b"E", b"\0\0\0\0\0"),
+    wire.message(b"S"),
+)
+
+
+def errors_of(heard):
+    return [wire.error_fields(body)["M"] for kind, body in heard if kind == b"E"]
+
+
+def test_what_is_refused_fails_when_it_is_prepared_whatever_follows(raw):
+    client = raw().sign_in()
+    client.say(parse("MERGE INTO a USING b ON a.n = $1 WHEN MATCHED THEN DELETE", b"m"))
+    client.say(bind(b"m", [b"1"]), DESCRIBE, EXECUTE, SYNC)
+    client.say(parse("SELECT $1::text", b"s"), bind(b"s", [b"good"]), EXECUTE, SYNC)
+    heard = client.hear()
+    assert (errors_of(heard), len(heard)) == (["unsupported statement type: MERGE"], 2)
+    assert client.hear()[2] == (b"D", b"\0\1\0\0\0\4good")
+
+
+def test_a_refusal_among_statements_sent_together_takes_those_before_it_back(raw, cursor, table):
+    client = raw().sign_in()
+    client.say(wire.message(b"Q", b"SET search_path = " + search_path(cursor) + b"\0"))
+    client.hear()
+    client.say(parse("INSERT INTO t VALUES (1)"), bind(), EXECUTE)
+    client.say(parse("TRUNCATE t"), bind(), EXECUTE, SYNC)
+    assert errors_of(client.hear()) == [REFUSED]
+    client.say(parse("BEGIN"), bind(), EXECUTE, SYNC)
+    assert client.hear()[-1] == (b"Z", b"T")
+    client.say(parse("TRUNCATE t"), SYNC)
+    assert client.hear()[-1] == (b"Z", b"E")
+    client.say(parse("ROLLBACK"), bind(), EXECUTE, SYNC)
+    assert client.hear()[-1] == (b"Z", b"I")
+    cursor.execute("SELECT count(*) FROM t")
+    assert cursor.fetchone() == (0,)
+
+
+def search_path(cursor):
+    cursor.execute("SHOW search_path")
+    return cursor.fetchone()[0].encode()
+
+
+def test_a_prepared_index_has_its_own_tag_each_time(raw, cursor, table):
+    client = raw().sign_in()
+    client.say(wire.message(b"Q", b"SET search_path = " + search_path(cursor) + b"\0"))
+    client.hear()
+    client.say(parse("CREATE INDEX ASYNC ON t (v)", b"i"), parse("SELECT 1", b"s"))
+    for _ in range(2):
+        client.say(bind(b"i"), DESCRIBE, EXECUTE, SYNC, bind(b"s"), EXECUTE, SYNC)
+    assert [body for _ in range(4) for kind, body in client.hear() if kind == b"C"] == [
+        b"CREATE INDEX\0",
+        b"SELECT 1\0",
+    ] * 2
+
+
+def test_a_newer_client_is_told_which_protocol_is_spoken(raw):
+    client = raw()
+    client.sign_in(version=wire.VERSION_3 + 2)
+    client.say(wire.message(b"Q", b"SELECT 1\0"))
+    assert client.kinds() == b"TDCZ"
+
+
+def test_functions_are_called_by_statements_only(raw):
+    client = raw().sign_in()
+    client.say(wire.message(b"F", bytes(10)), wire.message(b"Q", b"\0"))
+    assert errors_of(client.hear()) == ["unsupported statement: FunctionCall"]
+    assert client.kinds() == b"IZ"
+
+
+BEGINNINGS = [
+    b"",
+    b"\0",
+    b"\x16\x03\x01",
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    bytes(8),
+    b"\xff" * 4_096,
+    struct.pack("!ii", 8, 80_877_104) * 3,
+    struct.pack("!iiii", 16, 80_877_102, 1, 1),
+    struct.pack("!ii", 2**31 - 1, 196_608),
+]
+
+
+@pytest.mark.parametrize("sent", BEGINNINGS, ids=range(len(BEGINNINGS)))
+def test_bytes_that_begin_nothing_end_their_own_connection_only(cluster, connect, sent):
+    with contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", cluster.port)
+        client = stack.enter_context(socket.create_connection(address, timeout=30))
+        with contextlib.suppress(OSError):  # it may have hung up already
+            client.sendall(sent)
+            client.shutdown(socket.SHUT_WR)
+        stack.enter_context(contextlib.suppress(ConnectionError))
+        while client.recv(4_096):
+            pass
+    connect()
+
+
+IN_TLS = [
+    bytes(4),
+    struct.pack("!i", 7),
+    struct.pack("!i", 2**31 - 1),
+    struct.pack("!ii", 8, 2 << 16),
+    struct.pack("!ii", 8, 0),
+    b"\0\0\0\x0a\0\3\0\0\xff\xff" + wire.message(b"p", b"\xff"),
+    wire.start_up({"user": "admin"}) + wire.message(b"Q", b"SELECT 1\0"),
+    wire.start_up({"user": "admin"}) + b"p\x7f\xff\xff\xff",
+    wire.start_up({"user": "admin"}) + b"p\0\0\0\0",
+    wire.start_up({"user": "admin", "options": "-c"}) + wire.message(b"p", b"x\0"),
+]
+
+
+@pytest.mark.parametrize("sent", IN_TLS, ids=range(len(IN_TLS)))
+def test_wrong_words_in_the_sign_in_are_an_error_and_the_end(raw, connect, sent):
+    client = raw()
+    client.say(sent)
+    heard = client.hear(b"E")
+    assert all(said == DENIED or "invalid" in said or "unsupported" in said
+               for said in errors_of(heard))  # fmt: skip
+    assert b"Z" not in [kind for kind, _ in heard]
+    connect()
+
+
+AFTER = [
+    b"\0" * 5,
+    b"Q\0\0\0\3",
+    b"Q\x7f\xff\xff\xff",
+    b"Q\xff\xff\xff\xff",
+    wire.message(b"?"),
+    wire.message(b"p", b"again\0"),
+    wire.message(b"Q", b"SELECT 1"),
+    wire.message(b"Q", b"SELECT 1\0SELECT 2\0"),
+    wire.message(b"P", b"a\0b"),
+    wire.message(b"B", b"a"),
+    wire.message(b"E", b""),
+]
+
+
+@pytest.mark.parametrize("sent", AFTER, ids=range(len(AFTER)))
+def test_wrong_words_after_the_sign_in_are_an_error_and_the_end(raw, connect, sent):
+    client = raw().sign_in()
+    client.say(sent)
+    assert client.hear(b"no kind")[-1][0] == b"E"
+    connect()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        wire.message(b"Q", b"SELECT '\xff'\0"),
+        parse("SELECT 1; TRUNCATE t") + SYNC,
+        wire.message(b"P", b"\0SELECT $1\0\0\xff") + SYNC,
+        wire.message(b"B", b"\0\0\xff\xff\xff\xff") + SYNC,
+        wire.message(b"B", b"\0\0\0\0\0\1\x7f\xff\xff\xff\0\0") + SYNC,
+        wire.message(b"D", b"?\0") + SYNC,
+        wire.message(b"c") + wire.message(b"Q", b"SELEC\0"),
+    ],
+)
+def test_wrong_messages_of_a_right_form_are_the_server_s_to_refuse(raw, sent):
+    client = raw().sign_in()
+    client.say(sent)
+    assert len(errors_of(client.hear())) == 1
+    client.say(wire.message(b"Q", b"SELECT 1\0"))
+    assert client.kinds() == b"TDCZ"
+
+
+# --- crashes, limits of connections ---
+
+
+def backends(shared):
+    rows = shared.database.query(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'through the front'"
+    )
+    return rows[0][0]
+
+
+def test_a_killed_front_loses_nothing_leaves_nothing_and_comes_back(
+    state, shared, cluster, connect, cursor, schema, table
+):
+    doomed = connect(application_name="through the front").cursor()
+    doomed.execute(f"INSERT INTO {schema}.t VALUES (1)")
+    doomed.execute(f"BEGIN; INSERT INTO {schema}.t VALUES (2)")
+    (front,) = [e for e in local.status(state).engines if e.name == "dsql"]
+    os.kill(front.pid, signal.SIGKILL)
+    with pytest.raises(psycopg2.OperationalError):
+        doomed.execute("SELECT 1")
+    assert wait_until(lambda: backends(shared) == 0, 60)
+
+    def back():
+        with contextlib.suppress(psycopg2.OperationalError):
+            return connect()
+
+    again = wait_for(back)
+    with again.cursor() as reader:
+        reader.execute(f"SELECT n FROM {schema}.t")
+        assert reader.fetchall() == [(1,)]
+    assert wait_until(lambda: not psutil.pid_exists(front.pid), 60)
+
+
+def wait_for(make):
+    end = time.monotonic() + 120
+    while not (found := make()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture
+def own_front(state):
+    """Serves the same cluster in this process, changed as a test needs it."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(**changes):
+            made = local_cluster(state.path)
+            for name, value in changes.items():
+                setattr(made, name, value)
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=run, args=(loop, made.serve(listener)))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(loop.call_soon_threadsafe, loop.stop)
+            return listener.getsockname()[1]
+
+        yield serve
+
+
+def run(loop, serving):
+    task = loop.create_task(serving)
+    loop.run_forever()
+    task.cancel()
+    for one in asyncio.all_tasks(loop):
+        one.cancel()
+    loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(loop), return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+def test_more_connections_than_the_rate_allows_are_turned_away(own_front, connect, cluster):
+    port = own_front(rate=Rate(per_second=1 / 3600, burst=2))
+    for _ in range(2):
+        connect(port=port)
+    with pytest.raises(psycopg2.OperationalError, match="rate exceeded"):
+        connect(port=port)
+
+
+def test_a_connection_ends_when_its_time_is_over(own_front, raw, cluster):
+    client = raw(replace(cluster, port=own_front(life_s=0.5))).sign_in()
+    client.say(wire.message(b"Q", b"SELECT pg_sleep(300)\0"))
+    (said,) = errors_of(client.hear())
+    assert "60 minutes" in said
+
+
+def test_while_the_database_is_down_the_cluster_says_that_it_wakes_up(own_front, connect, cluster):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = closed.getsockname()
+    port = own_front(server=lambda: nobody)
+    with pytest.raises(psycopg2.OperationalError, match="waking up cluster"):
+        connect(port=port)

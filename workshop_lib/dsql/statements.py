@@ -1,0 +1,130 @@
+"""SQL as Aurora DSQL takes it: a string parsed into statements, allowed, refused or rewritten."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import pgparse
+
+from workshop_lib.dsql.allowed import Node, Refusal, refuse
+
+TOO_DEEP = Refusal("54001", "stack depth limit exceeded")
+ALTER, COMMIT = "ALTER TABLE", "COMMIT"
+NOTHING = "DO 'BEGIN END'"
+SWITCHES = {f"AT_{how}Trig{which}" for how in ("Enable", "Disable") for which in ("All", "User")}
+"""Triggers on or off: on DSQL there are none, here the rules are some."""
+
+
+class Statement(NamedTuple):
+    """One statement of a string.
+
+    Attributes:
+        text: what PostgreSQL can run in its place.
+        refusal: what DSQL answers instead of running it; None where it runs.
+        tag: the command tag that DSQL answers with, where PostgreSQL's would or might be another.
+
+    """
+
+    text: str
+    refusal: Refusal | None = None
+    tag: str = ""
+
+
+def check(sql: str) -> Refusal | None:
+    """The first refusal by which DSQL would answer to this string of statements, if any.
+
+    >>> check("SELECT 1; TRUNCATE t")
+    Refusal(code='0A000', message='unsupported statement: Truncate')
+    """
+    return next((one.refusal for one in read(sql) if one.refusal), None)
+
+
+def read(sql: str) -> list[Statement]:
+    """The statements of a string. One that cannot be parsed is left whole: the server says why.
+
+    Args:
+        sql: what a client sent, without a byte 0.
+
+    """
+    places: list[int] = []
+    try:
+        while True:
+            try:
+                found = pgparse.parse(sql)
+            except pgparse.PGQueryError as error:
+                place = _async_before(sql, error.position - 1)
+                if place is None:
+                    refusal = Refusal("42601", error.message) if places else None
+                    return [Statement(sql, refusal)]
+            else:
+                # CREATE INDEX ASYNC ON t: parsed as an index called async.
+                place = next(filter(None, (_async_unnamed(sql, one) for one in found)), None)
+                if place is None:
+                    break
+            places.append(place)
+            sql = f"{sql[:place]}     {sql[place + 5 :]}"
+    except RecursionError:
+        return [Statement(sql, TOO_DEEP)]
+    raw = sql.encode()
+    starts = [len(sql[:place].encode()) for place in places]
+    return [_statement(raw, one, starts) for one in found]
+
+
+def _statement(raw: bytes, parsed: Node, async_at: list[int]) -> Statement:
+    start = parsed.get("stmt_location", 0)
+    end = start + parsed["stmt_len"] if "stmt_len" in parsed else len(raw)
+    text = raw[start:end].decode()
+    is_async = any(start <= place < end for place in async_at)
+    ((kind, node),) = parsed["stmt"].items()
+    if is_async and kind not in {"IndexStmt", "AlterTableStmt"}:
+        return Statement(text, Refusal("42601", 'syntax error at or near "ASYNC"'))
+    refusal = refuse(kind, node, raw, is_async=is_async) or _first_in_body(kind, node)
+    if refusal:
+        return Statement(text, refusal)
+    if kind == "TransactionStmt" and node["kind"] == "TRANS_STMT_COMMIT":
+        return Statement(text, None, COMMIT)
+    if is_async:
+        job, tag = ("INDEX_BUILD", "CREATE INDEX") if kind == "IndexStmt" else ("VALIDATE", ALTER)
+        return Statement(
+            f"SELECT dsql_rules.run_job('{job}', {_quoted(text)}) AS job_id", None, tag
+        )
+    if kind == "AlterTableStmt":
+        commands = [one["AlterTableCmd"] for one in node["cmds"]]
+        if all(one["subtype"] in SWITCHES for one in commands):
+            return Statement(NOTHING, None, ALTER)
+        dropped = [one["name"] for one in commands if one["subtype"] == "AT_DropColumn"]
+        if dropped:
+            names = [node["relation"].get("schemaname"), node["relation"]["relname"]]
+            table = ".".join('"{}"'.format(n.replace('"', '""')) for n in names if n)
+            given = ", ".join(_quoted(one) for one in (table, json.dumps(dropped), text))
+            return Statement(f"CALL dsql_rules.drop_columns({given})", None, ALTER)
+    return Statement(text)
+
+
+def _quoted(text: str) -> str:
+    return "'{}'".format(text.replace("'", "''"))
+
+
+def _first_in_body(kind: str, node: Node) -> Refusal | None:
+    """What is refused in the text of a function in SQL."""
+    if kind != "CreateFunctionStmt":
+        return None
+    options = [one["DefElem"] for one in node.get("options", [])]
+    bodies = [one["arg"]["List"]["items"] for one in options if one["defname"] == "as"]
+    return next((check(body["String"]["sval"]) for items in bodies for body in items), None)
+
+
+def _async_before(sql: str, place: int) -> int | None:
+    """Where ASYNC stands if it is the word before this one, which PostgreSQL did not expect."""
+    *_, word = sql[:place].split() or [""]
+    return sql[:place].rindex(word) if word.upper() == "ASYNC" else None
+
+
+def _async_unnamed(sql: str, parsed: Node) -> int | None:
+    """Where ASYNC stands in CREATE INDEX ASYNC ON t, which reads as an index called async."""
+    node = parsed["stmt"].get("IndexStmt", {})
+    if node.get("idxname") != "async":
+        return None
+    before = sql.encode()[: node["relation"]["location"]].decode().rstrip()
+    return _async_before(sql, len(before) - len("ON"))
