@@ -117,7 +117,8 @@ def aws(
         # DSQL's admin may pass on what it may do.
         grant = "GRANT CREATE ON DATABASE postgres TO admin WITH GRANT OPTION"
         connection.cursor().execute(grant)
-    found = StandIn(tmp_path_factory.mktemp("aws with a space"), engine)
+    folder = tmp_path_factory.mktemp("aws with a space")
+    found = StandIn(folder, engine, owner["password"])
     try:
         given = {"Namespace": NAMESPACE, "Architecture": ARCHITECTURE, "PythonVersion": PYTHON}
         words = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]

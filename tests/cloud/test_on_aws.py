@@ -396,7 +396,7 @@ def test_certificates_of_somebody_else_are_refused(check, endpoints, tmp_path):
 
 def test_a_certificate_for_another_name_is_refused(aws, check, monkeypatch):
     """Signed by the right authority, shown by the wrong server."""
-    monkeypatch.setattr(aws.dsql, "tls", aws.certificate("somebody.else.example"))
+    monkeypatch.setattr(aws.dsql.cluster, "tls", aws.certificate("somebody.else.example"))
     name, said = only(check())
     assert name == "Database answers"
     assert "certificate" in said

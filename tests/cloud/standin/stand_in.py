@@ -53,12 +53,13 @@ class StandIn:
 
     Args:
         folder: for certificates and lists.
-        engine: arguments of psycopg2 by which the local PostgreSQL is reached.
+        engine: arguments of psycopg2 by which the local PostgreSQL is reached, as its admin.
+        owner: the password of its superuser.
 
     """
 
-    def __init__(self, folder: Path, engine: dict[str, Any]) -> None:
-        self.folder, self._engine = folder, engine
+    def __init__(self, folder: Path, engine: dict[str, Any], owner: str) -> None:
+        self.folder, self._engine, self._owner = folder, engine, owner
         self._stack = ExitStack()
         self._patch = self._stack.enter_context(pytest.MonkeyPatch.context())
         self._authority = trustme.CA()
@@ -100,14 +101,14 @@ class StandIn:
         """Start what the stack has, under the names that it was given."""
         self._read_outputs()
         names = [self.outputs["DSQLClusterEndpoint"], self.outputs["DSQLClusterPublicEndpoint"]]
-        self.dsql = Dsql(self.account, self._engine, self.certificate(*names))
-        self._stack.callback(self.dsql.server_close)
-        self._stack.callback(self.dsql.shutdown)
+        certificate = self.certificate(*names)
+        self.dsql = Dsql(self.account, self._engine, self._owner, certificate, names, REGION)
+        self._stack.callback(self.dsql.close)
         certificate = self.certificate(self.outputs["ValkeyEndpoint"])
         self.cache = Cache(str(self.folder), certificate)
         self._stack.callback(self.cache.close)
         self.lead("*.cache.amazonaws.com:6379", self.cache.port)
-        self.lead("*.on.aws:5432", self.dsql.server_address[1])
+        self.lead("*.on.aws:5432", self.dsql.port)
 
     def start_function(self) -> None:
         """Run the stack's function, and hand it the messages of the stack's queue."""
