@@ -236,9 +236,8 @@ def table_of(measured: Sequence[Line]) -> Table:
 
 def keep(measured: Sequence[Line]) -> str:
     """Write the ratios as JSON. Returns where."""
-    result = Result("benchmarks", "", {})
-    for one in measured:
-        result.record(one.what, Measurement(one.ratio, "", one.rounds, *one.interval))
+    ratios = {one.what: Measurement(one.ratio, "", one.rounds, *one.interval) for one in measured}
+    result = Result("benchmarks", measurements=ratios)
     file = f"results/benchmarks/{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     write_json(CHECKOUT / file, result.to_json())
     return file

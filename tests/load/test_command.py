@@ -276,6 +276,7 @@ def test_ctrl_c_while_workers_start_is_a_line(rows, tmp_path, after):
         (["inserts", "--count", 5_000], "<= 3000"),
         (["inserts", "--config", "nowhere.json"], "cannot be read"),
         (["inserts", "--workers", 0], "--workers: Expected a whole number >= 1"),
+        (["inserts", "--warm-up", -1], "--warm-up: Expected a whole number >= 0"),
         (["inserts", "--scenario", 3], "'3' is not one of"),
         (["inserts", "--warm-up", 3, "--no-warm-up"], "exclude each other"),
         (["inserts", "--function-name", "foo"], "no Lambda function can reach it"),

@@ -57,20 +57,6 @@ def test_what_is_wrong_in_the_file_is_named(tmp_path, content, says):
     assert "scenario.json" in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"count": 5_000}, r"--count.*: Expected a whole number <= 3000\.$"),
-        ({"warm_up": -1}, r"--warm-up.*: Expected a whole number >= 0\.$"),
-        ({"event_type": "Bike"}, "--event-type.*'Bike'.*There are: CarCreated, "),
-        ({"colour": 1}, "--colour"),
-    ],
-)
-def test_an_option_out_of_range_is_refused(options, says):
-    with pytest.raises(DataError, match=says):
-        read_scenario(FULL, **options)
-
-
 def test_a_load_made_by_hand_is_checked():
     with pytest.raises(DataError, match="<= 3000"):
         InsertLoad(rows=3_001).check()
