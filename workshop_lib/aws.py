@@ -230,7 +230,9 @@ class Site:
         there = self.resources() if self.status else {}
         for one in self.changes:
             name, kind, word = one["LogicalResourceId"], one["ResourceType"], one["Action"].lower()
-            there.pop(name, None) if word == "remove" else there.update({name: kind})
+            there[name] = kind
+            if word == "remove":
+                del there[name]
             replaced = {"True": "REPLACE", "Conditional": "may REPLACE"}
             word = replaced.get(one.get("Replacement", ""), word)
             lost = f": with it, {LOST[kind]} is LOST" if kind in LOST else ""

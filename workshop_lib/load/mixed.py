@@ -365,7 +365,7 @@ class _Run:
             if not (succeeded or interrupted):
                 self._note(
                     "Nobody processed a message. Is the queue mapped to the function, and the "
-                    "mapping enabled (the stack's parameter QueueWorkedOff)? Its log says more."
+                    "mapping enabled (the stack's parameter QueueProcessed)? Its log says more."
                 )
         failed = self.dead - succeeded
         unknown = self.given - succeeded - failed
