@@ -54,25 +54,13 @@ class DescribeStacks(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def account(clean_environment, tmp_path):
+def account(aws_environment):
     read_outputs.cache_clear()
     with Account() as found:
         thread = threading.Thread(target=found.serve_forever, args=(0.01,))
         thread.start()
-        for name, value in {
-            "WORKSHOP_STACK": "mine",
-            "AWS_REGION": "eu-west-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{found.server_port}",
-            "AWS_ACCESS_KEY_ID": "a",
-            "AWS_SECRET_ACCESS_KEY": "b",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": str(tmp_path / "none"),
-            "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-            "NO_PROXY": "127.0.0.1",
-        }.items():
-            clean_environment.setenv(name, value)
-        for name in ("AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-            clean_environment.delenv(name, raising=False)
+        url = f"http://127.0.0.1:{found.server_port}"
+        aws_environment(WORKSHOP_STACK="mine", AWS_REGION="eu-west-1", AWS_ENDPOINT_URL=url)
         yield found
         found.shutdown()
         thread.join()

@@ -64,7 +64,7 @@ class Cloud:
         self.client("cloudformation", region).delete_stack(StackName=name)
 
     def everything(self, region=HERE):
-        """What there is, by kind; the account's own network included."""
+        """How much there is of what costs something, or stands in the way of another stack."""
         ec2 = ec2_backends[DEFAULT_ACCOUNT_ID][region]
         asked = {
             "buckets": self.client("s3").list_buckets()["Buckets"],
@@ -84,18 +84,6 @@ class Cloud:
                 name for name, one in ServerlessCache.existing.items() if one.region == region
             ],
             "instances": [one for one in ec2.all_instances() if one.state != "terminated"],
-            "networks": list(ec2.vpcs),
-            "subnets": [one for zone in ec2.subnets.values() for one in zone],
-            "tables": list(ec2.route_tables),
-            "groups": [one for of_vpc in ec2.groups.values() for one in of_vpc],
-            "endpoints": list(ec2.vpc_end_points),
-            "interfaces": [
-                one
-                for one in ec2.enis.values()
-                if one.instance is None or one.instance.state != "terminated"
-            ],
-            "gateways": [*ec2.internet_gateways, *ec2.nat_gateways],
-            "addresses": ec2.addresses,
         }
         return {kind: len(found) for kind, found in asked.items()}
 
@@ -129,15 +117,16 @@ def aws(
         # DSQL's admin may pass on what it may do.
         grant = "GRANT CREATE ON DATABASE postgres TO admin WITH GRANT OPTION"
         connection.cursor().execute(grant)
-    found = StandIn(tmp_path_factory.mktemp("aws with a space"), engine)
+    folder = tmp_path_factory.mktemp("aws with a space")
+    found = StandIn(folder, engine, owner["password"])
     try:
         given = {"Namespace": NAMESPACE, "Architecture": ARCHITECTURE, "PythonVersion": PYTHON}
         words = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
         done = found.deploy("--no-function", *words)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         found.start_services()
-        host = found.policy("NotebookPolicyArn")
-        found.let("host", "ASIASTANDINHOST", host, role=found.outputs["NotebookRoleArn"])
+        role = found.outputs["NotebookRoleArn"]
+        found.let("host", "ASIASTANDINHOST", found.policy("NotebookPolicyArn"), role=role)
         done = found.run("aws", "grant")
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         yield found

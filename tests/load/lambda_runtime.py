@@ -224,7 +224,7 @@ class LambdaService:
         environment = self._take()
         if environment is None:
             return None
-        event = json.loads(payload)
+        event = environment.event = json.loads(payload)
         self.on_event(event)
         done = environment.do(event, self.timeout_s)
         if environment.alive:

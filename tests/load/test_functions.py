@@ -5,12 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
+from queue import SimpleQueue
 
-import psycopg2
 import pytest
 from helpers import records
 from lambda_runtime import EventSourceMapping, LambdaService
@@ -26,6 +25,7 @@ from workshop_lib.load.run import run_inserts, run_stream, warm_cache
 from workshop_lib.load.scenario import InsertLoad, MixedScenario
 from workshop_lib.load.worker import metrics_namespace, named_database
 from workshop_lib.services import exports
+from workshop_lib.services.processes import wait_until
 from workshop_lib.settings import load_settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Lambda's runtime is for Linux")
@@ -37,12 +37,10 @@ KEYS = {"AWS_ACCESS_KEY_ID": "of-the-role", "AWS_SECRET_ACCESS_KEY": "of-the-rol
 PROBE = """
 import json, sys
 sys.path.append(sys.argv[1])
-from workshop_lib.load.worker import handler
-from workshop_lib.load.worker import named_database
+from workshop_lib.load.worker import handler, named_database
 from workshop_lib.settings import load_settings
 import boto3, os
-database = named_database(load_settings().values)
-tokens = [database.token()]
+tokens = [named_database(load_settings().values).token()]
 os.environ |= {"IAM_USERNAME": "loader", "DATABASE_NAME": "shop", "AURORA_DSQL_PORT": "6432"}
 own = named_database(load_settings().values)
 print(json.dumps({
@@ -103,7 +101,7 @@ def service(shop, task, tmp_path_factory):
     addresses = exports(shop.settings, shop.endpoints)
     messaging = shop.messaging.arguments
     settings = {
-        "DATABASE_URL": f"{addresses['DATABASE_URL']}&application_name=function",
+        "DATABASE_URL": addresses["DATABASE_URL"],
         "VALKEY_URL": addresses["VALKEY_URL"],
         "QUEUE_URL": QUEUE,
         "WORKSHOP_NAMESPACE": "of_the_stack",
@@ -135,61 +133,19 @@ def on_aws(shop, service, monkeypatch):
 
 
 @pytest.fixture
-def calling(service, monkeypatch):
-    """A driver that calls the function, one that can be told what to do with events."""
+def call(shop, service, monkeypatch):
+    """Makes drivers that call the function, which is changed for that."""
     for name, value in (KEYS | {"AWS_ENDPOINT_URL_LAMBDA": service.url}).items():
         monkeypatch.setenv(name, value)
+    with ExitStack() as stack:
 
-    @contextmanager
-    def call(namespace, at_once=2, name=service.name, **changes):
-        before = {key: getattr(service, key) for key in changes}
-        for key, value in changes.items():
-            setattr(service, key, value)
-        with LambdaWorkers(name, at_once, region="us-east-1", namespace=namespace) as driver:
-            yield driver
-        for key, value in before.items():
-            setattr(service, key, value)
+        def make(name=service.name, **changes):
+            for key, value in changes.items():
+                monkeypatch.setattr(service, key, value)
+            driver = LambdaWorkers(name, 2, region="us-east-1", namespace=shop.namespace)
+            return stack.enter_context(driver)
 
-    return call
-
-
-def wait_for(condition):
-    end = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < end, "in vain"
-        time.sleep(0.02)
-    return found
-
-
-def waiting(shop):
-    """The functions' database processes that wait for a lock."""
-    rows = shop.database.query(
-        "SELECT pid FROM pg_stat_activity "
-        "WHERE application_name = 'function' AND wait_event_type = 'Lock'"
-    )
-    return [pid for (pid,) in rows]
-
-
-@contextmanager
-def held_up(shop, worker, number):
-    """Hold up a worker in its statement of this number, once the run's name is known."""
-    blocker = psycopg2.connect(**shop.database.endpoint.arguments)
-    cursor = blocker.cursor()
-    cursor.execute(f"SET search_path = {shop.namespace}; SET workshop.dsql_rules = 'off'")
-
-    def block(event):
-        if event.get("worker") == worker:
-            key = f"{event['run']}/{worker:05d}/{number:07d}/0000"
-            cursor.execute(
-                "INSERT INTO business_events VALUES (%s, 'x', 'x', now(), now(), '{}')", (key,)
-            )
-
-    yield block
-    # A server works on after its client has died: it must not store the row after all.
-    for pid in waiting(shop):
-        cursor.execute("SELECT pg_terminate_backend(%s)", (pid,))
-    blocker.rollback()
-    blocker.close()
+        yield make
 
 
 def insert(shop, driver, **what):
@@ -256,84 +212,75 @@ def test_the_function_processes_the_queue_and_its_metrics_are_ours(on_aws, servi
         on_aws.sqs.delete_queue(QueueUrl=url)
 
 
-def test_a_function_that_is_not_there_or_has_no_handler_says_so(on_aws, calling, shop, service):
+def test_a_function_that_is_not_there_or_has_no_handler_says_so(on_aws, call):
     on_aws.settings = on_aws.settings.model_copy(update={"load_function": "nobody"})
     with pytest.raises(WorkshopError, match=r"not found.*LOAD_FUNCTION.*load_function=\"\""):
         on_aws.load_workers(2)
     said = r"The function nobody gave no answer.*not found"
-    with calling("", name="nobody") as driver, pytest.raises(WorkshopError, match=said):
-        driver.do(to_event(Ping()), 5)
+    with pytest.raises(WorkshopError, match=said):
+        call("nobody").do(to_event(Ping()), 5)
     for at_once in (0, 1_001, "2"):
         with pytest.raises(WorkshopError, match="from 1 to 1,000"):
             LambdaWorkers("f", at_once, region="us-east-1")
 
 
-def test_what_is_no_job_comes_back_as_the_worker_s_own_words(shop, calling):
+def test_what_is_no_job_comes_back_as_the_worker_s_own_words(shop, call):
     def spoil(event):
         if event.get("worker") == 1:
             event["job"] = "dance"
 
-    with calling(shop.namespace, on_event=spoil) as driver:
-        report = insert(shop, driver, workers=2, iterations=4)
+    report = insert(shop, call(on_event=spoil), workers=2, iterations=4)
     assert (report.succeeded, report.failed, report.success_rate) == (4, 4, 0.5)
     assert report.errors[0].startswith(
         "The function load-worker failed: This is no job for a load worker: "
     )
 
 
-def test_a_function_that_is_killed_in_mid_job_leaves_a_report_that_reconciles(
-    shop, calling, service
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (signal.SIGKILL, "Runtime exited with error: signal: SIGKILL"),
+        (signal.SIGSTOP, "Task timed out after 5.00 seconds"),
+    ],
+    ids=["killed", "hangs"],
+)
+def test_one_that_is_killed_or_hangs_leaves_a_report_that_reconciles(
+    shop, call, service, number, says
 ):
-    def kill():
-        wait_for(lambda: waiting(shop))
+    """And the other begins nothing that the function's time limit would cut."""
+    runs = SimpleQueue()
+
+    def hurt():
+        like = f"{runs.get(timeout=WAIT_S)}/00001/%"
+        stored = "SELECT count(*) FROM business_events WHERE id LIKE %s"
+        assert wait_until(lambda: list(shop.database.query(stored, (like,))) > [(0,)], WAIT_S)
         (one,) = [e for e in service.working() if e.event["worker"] == 1]
-        one.process.send_signal(signal.SIGKILL)
+        one.process.send_signal(number)
 
-    killer = threading.Thread(target=kill)
-    with held_up(shop, 1, 10) as block, calling(shop.namespace, on_event=block) as driver:
-        killer.start()
-        report = run_inserts(shop.database, InsertLoad(workers=2, iterations=20, rows=5), driver)
-        killer.join()
-    assert report.reconciles
-    assert (report.succeeded, report.failed, report.dropped) == (150, 50, 0)
-    assert (report.jobs.success_count.sum(), sorted(report.jobs.state)) == (
-        100,
-        ["answered", "lost"],
-    )
-    assert "Runtime exited with error: signal: SIGKILL" in report.errors[0]
-    delete_rows(shop.database, report.run)
-    with calling(shop.namespace) as driver:  # the next invocation gets a new environment
-        assert insert(shop, driver, workers=2, iterations=2).succeeded == 4
-
-
-def test_a_function_s_time_limit_ends_what_hangs_and_begins_nothing_that_it_would_cut(
-    shop, calling, service
-):
-    with (
-        held_up(shop, 1, 3) as block,
-        calling(shop.namespace, on_event=block, timeout_s=3) as driver,
-    ):
-        report = insert(shop, driver, workers=2, iterations=4)
-    assert (report.succeeded, report.failed) == (7, 1)
-    assert "Task timed out after 3.00 seconds" in report.errors[0]
-    with calling(shop.namespace, timeout_s=3) as driver:
-        report = insert(shop, driver, workers=2, iterations=1_000_000)
-    assert (report.errors, report.failed) == ((), 0)
-    assert 0 < report.succeeded == report.planned - report.dropped
+    hurting = threading.Thread(target=hurt)
+    hurting.start()
+    driver = call(timeout_s=5, on_event=lambda event: runs.put(event["run"]))
+    report = insert(shop, driver, workers=2, iterations=1_000_000)
+    hurting.join()
+    assert says in report.errors[0]
+    assert sorted(report.jobs.state) == ["answered", "lost"]
+    assert report.succeeded == report.in_table > 0
+    assert report.failed > 0
+    # The next invocation gets a new environment.
+    assert insert(shop, driver, workers=2, iterations=2).succeeded == 4
 
 
 def test_an_interrupt_lets_functions_that_have_begun_end_and_begins_no_more(
-    shop, calling, service, interrupt
+    shop, call, service, interrupt
 ):
     def press():
-        wait_for(lambda: len(service.working()) == 2)
+        assert wait_until(lambda: len(service.working()) == 2, WAIT_S)
         interrupt()
 
     interrupter = threading.Thread(target=press)
-    with calling(shop.namespace) as driver:
-        calls = service.calls
-        interrupter.start()
-        report = insert(shop, driver, workers=5, iterations=100_000, time_limit_s=1.5)
+    calls = service.calls
+    interrupter.start()
+    report = insert(shop, call(), workers=5, iterations=100_000, time_limit_s=1.5)
     interrupter.join()
     assert report.interrupted
     assert report.failed == 0
@@ -342,32 +289,24 @@ def test_an_interrupt_lets_functions_that_have_begun_end_and_begins_no_more(
 
 
 def test_an_invocation_for_which_there_is_no_room_is_tried_again_and_given_up_in_time(
-    shop, calling, service, monkeypatch
+    call, service, monkeypatch
 ):
     monkeypatch.setattr(drivers, "THROTTLED_S", 0.1)
-    with calling(shop.namespace):  # of two environments one may stay
-        for one in service.environments[:-1]:
-            one.end()
-    with (
-        held_up(shop, 0, 0) as block,
-        calling(shop.namespace, at_once=3, most=1, on_event=block) as driver,
-        ThreadPoolExecutor(3) as threads,
-    ):
-        job = {"job": "insert", "run": "room", "worker": 0, "load": {"iterations": 1}}
-        first = threads.submit(driver.do, job, 60)
-        wait_for(lambda: waiting(shop))
-        service.on_event = lambda _: None
+    for one in service.environments:
+        one.end()
+    go_on, ping = threading.Event(), to_event(Ping())
+    driver = call(most=1, on_event=lambda _: go_on.wait(WAIT_S))
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(driver.do, ping, 60)
+        assert wait_until(service.working, WAIT_S)
         with pytest.raises(WorkshopError, match=r"TooManyRequestsException.*Rate Exceeded"):
-            driver.do(to_event(Ping()), 0.5)
+            driver.do(ping, 0.5)
         calls = service.calls
-        waits = threads.submit(driver.do, to_event(Ping()), 60)
-        wait_for(lambda: service.calls > calls + 3)
+        waits = threads.submit(driver.do, ping, 60)
+        assert wait_until(lambda: service.calls > calls + 3, WAIT_S)
         assert not waits.done()
-        for pid in waiting(shop):
-            shop.database.query("SELECT pg_cancel_backend(%s)", (pid,))
-        assert waits.result(WAIT_S)["memory_mb"] == 512
-        assert first.result(WAIT_S)["error_count"] == 1
-    delete_rows(shop.database, "room")
+        go_on.set()
+        assert [one.result(WAIT_S)["memory_mb"] for one in (first, waits)] == [512, 512]
 
 
 def test_no_engine_is_started_for_a_worker_that_is_told_no_database(clean_environment, tmp_path):

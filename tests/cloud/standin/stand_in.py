@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import random
 import runpy
 import ssl
 import subprocess
@@ -25,6 +26,7 @@ import pytest
 import trustme
 from aws import Account, Handler
 from botocore.config import Config
+from cloud import moto_resources
 from cloud.moto_resources import IMAGE, ServerlessCache, teach
 from dsql import Server as Dsql
 from elasticache import Cache
@@ -41,16 +43,8 @@ REGION = "us-east-1"
 OTHER_REGION = "us-east-2"
 STACK = "cache-aside-workshop"
 NAMESPACE = "cloud"
-NAMES = tuple(
-    name.format(region=region)
-    for region in (REGION, OTHER_REGION)
-    for name in (
-        "*.{region}.amazonaws.com",
-        "*.s3.{region}.amazonaws.com",
-        "*.{region}.api.aws",
-        "*.dsql.{region}.on.aws",
-    )
-)
+NAMES = ("{}.amazonaws.com", "s3.{}.amazonaws.com", "{}.api.aws", "dsql.{}.on.aws")
+"""Of hosts in a Region, without their first part."""
 teach_names = runpy.run_path(str(NAMES_FOLDER / "sitecustomize.py"))["teach"]
 
 
@@ -59,12 +53,13 @@ class StandIn:
 
     Args:
         folder: for certificates and lists.
-        engine: arguments of psycopg2 by which the local PostgreSQL is reached.
+        engine: arguments of psycopg2 by which the local PostgreSQL is reached, as its admin.
+        owner: the password of its superuser.
 
     """
 
-    def __init__(self, folder: Path, engine: dict[str, Any]) -> None:
-        self.folder, self._engine = folder, engine
+    def __init__(self, folder: Path, engine: dict[str, Any], owner: str) -> None:
+        self.folder, self._engine, self._owner = folder, engine, owner
         self._stack = ExitStack()
         self._patch = self._stack.enter_context(pytest.MonkeyPatch.context())
         self._authority = trustme.CA()
@@ -76,12 +71,26 @@ class StandIn:
         self.let("admin", "AKIASTANDINADMIN")
         self.outputs: dict[str, str] = {}
         _prepare_moto(self._patch)
+        regional = [f"*.{name.format(one)}" for one in (REGION, OTHER_REGION) for name in NAMES]
         handler = type("Handler", (Handler,), {"account": self.account})
-        server = serve(handler, self.certificate("localhost", "iam.amazonaws.com", *NAMES))
+        server = serve(handler, self.certificate("localhost", "iam.amazonaws.com", *regional))
         self._stack.callback(server.server_close)
         self._stack.callback(server.shutdown)
         self._port = server.server_port
         self.lead("*:443", self._port)
+        self.zones = self._draw_zones()
+        self._patch.setattr(moto_resources, "ZONES", self.zones)
+
+    def _draw_zones(self) -> dict[str, str]:
+        """Zones with each service, other ones every time; two have all, and the host's type."""
+        wanted = {"Filters": [{"Name": "instance-type", "Values": ["t4g.small"]}]}
+        ask = self.client("ec2").describe_instance_type_offerings
+        found = ask(LocationType="availability-zone", **wanted)["InstanceTypeOfferings"]
+        have_all = random.sample([one["Location"][-1] for one in found], 2)
+        others = [letter for letter in "abcdef" if letter not in have_all]
+        random.shuffle(others)
+        some = {"dsql-fnh4": others[:1], "elasticache": others[1:2], "monitoring": others[2:]}
+        return {name: "".join([*have_all, *letters]) for name, letters in some.items()}
 
     def deploy(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Make or change the stack as an administrator does."""
@@ -92,22 +101,22 @@ class StandIn:
         """Start what the stack has, under the names that it was given."""
         self._read_outputs()
         names = [self.outputs["DSQLClusterEndpoint"], self.outputs["DSQLClusterPublicEndpoint"]]
-        self.dsql = Dsql(self.account, self._engine, self.certificate(*names))
-        self._stack.callback(self.dsql.server_close)
-        self._stack.callback(self.dsql.shutdown)
+        certificate = self.certificate(*names)
+        self.dsql = Dsql(self.account, self._engine, self._owner, certificate, names, REGION)
+        self._stack.callback(self.dsql.close)
         certificate = self.certificate(self.outputs["ValkeyEndpoint"])
         self.cache = Cache(str(self.folder), certificate)
         self._stack.callback(self.cache.close)
         self.lead("*.cache.amazonaws.com:6379", self.cache.port)
-        self.lead("*.on.aws:5432", self.dsql.server_address[1])
+        self.lead("*.on.aws:5432", self.dsql.port)
 
     def start_function(self) -> None:
         """Run the stack's function, and hand it the messages of the stack's queue."""
         self._read_outputs()
         name = self.outputs["LoadFunctionName"]
         made = self.client("lambda").get_function(FunctionName=name)["Configuration"]
-        policies = self.role(made["Role"].rsplit("/", 1)[1])
-        self.let("function", "ASIASTANDINFUNCTION", policies, role=made["Role"])
+        role = made["Role"]
+        self.let("function", "ASIASTANDINFUNCTION", self.role(role.rsplit("/", 1)[1]), role=role)
         code = self.client("s3").get_object(Bucket=self.outputs["BucketName"], Key=self.code_key)
         packed = self.folder / "function.zip"
         packed.write_bytes(code["Body"].read())
