@@ -220,9 +220,10 @@ def test_inspecting_a_cache_that_is_down_is_an_error(dead_cache):
 
 def test_an_entry_can_be_read_by_a_person(ws, cache):
     cache.fetch(EVERY_TYPE)
-    stored = ws.valkey.get(cache.key(EVERY_TYPE)).decode()
-    assert json.loads(stored[:-9])["columns"][0][0] == cache.fetch(EVERY_TYPE).columns[0]
-    assert '"Decimal",["12.50"]' in stored
+    about, values = ws.valkey.get(cache.key(EVERY_TYPE)).decode()[:-9].split("\n")
+    assert tuple(json.loads(about)["columns"]) == cache.fetch(EVERY_TYPE).columns
+    assert json.loads(about)["types"][2] == "Decimal"
+    assert json.loads(values)[2] == ["12.50"]
 
 
 # --- looking at entries, and removing them ---

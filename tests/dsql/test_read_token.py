@@ -105,6 +105,7 @@ def test_what_is_no_token_opens_no_connection(ws):
 
 def test_on_dsql_the_given_token_is_the_password(ws, monkeypatch):
     seen = []
+    by_hand = ws.dsql.generate_db_connect_admin_auth_token("c.dsql.us-east-1.on.aws", "us-east-1")
 
     def connect(**arguments):
         seen.append(arguments["password"])
@@ -114,7 +115,7 @@ def test_on_dsql_the_given_token_is_the_password(ws, monkeypatch):
     monkeypatch.setattr(ws.database, "endpoint", endpoint)
     monkeypatch.setattr(psycopg2, "connect", connect)
     with pytest.raises(ServiceUnreachableError, match="The sign-in was refused"):
-        ws.connect("made by hand")
+        ws.connect(by_hand)
     with pytest.raises(ServiceUnreachableError):
         ws.connect()
-    assert seen == ["made by hand", "made by the package"]
+    assert seen == [by_hand, "made by the package"]

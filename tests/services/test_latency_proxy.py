@@ -279,8 +279,8 @@ USER = """
     if child == 0:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         time.sleep(600)
-    print(proxy.pid, child, flush=True)
     try:
+        print(proxy.pid, child, flush=True)
         input()
     except KeyboardInterrupt:
         print("interrupted", flush=True)
