@@ -205,6 +205,7 @@ def test_after_an_invalidation_no_reader_sees_an_older_value(engine, client, par
     sides = [Side(parts, database, client(), HeldOpen) for _ in range(2)]
     reads = race(sides, database, lambda: trouble(engine, server))
     assert all(reads[kind] > 0 for kind in sides[0].read)
+    print(f"{sum(reads.values()):,} reads checked")  # noqa: T201 -- for who has it run for long
 
 
 def test_a_reader_who_comes_between_storing_and_landing_sees_what_was_invalidated_then(ws):
