@@ -238,7 +238,7 @@ def test_ctrl_c_ends_inserts_with_a_report(rows, tmp_path):
     report = json.loads(path.read_text())["scenarios"]["individual inserts"]
     assert report["interrupted"]
     assert report["reconciles"]
-    assert report["rows"]["succeeded"] >= 46
+    assert report["rows"]["succeeded"] >= 50 - 8  # without the warm-up's
     assert report["rows"]["failed"] == 0
     assert rows() == 0
 

@@ -288,7 +288,8 @@ def test_what_is_worked_out_from_figures_is_right(figures, results):
 def test_what_objects_gain_depends_on_their_size_their_content_and_the_memory(figures):
     found = figures["09_compare_s3_and_cache"]
     assert found["bytes_text_compressed"] < found["bytes_text_plain"] / 3
-    assert found["bytes_noise_compressed"] == found["bytes_noise_plain"]
+    # The same but for the digits of the times in the entry's first line.
+    assert abs(found["bytes_noise_compressed"] - found["bytes_noise_plain"]) < 100
     small, large = (found[f"store_here_{s}_kb"] / found[f"cache_here_{s}_kb"] for s in (1, 10_000))
     assert small > large
     for share in (10, 50, 75):

@@ -132,6 +132,7 @@ class LatencyProxy:
 
     def _tell(self, seconds: float) -> None:
         """Tell the proxy the round-trip time; start it if need be. It answers with its port."""
+        is_new = self._process is None
         if not self._process:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-m", __name__, *map(str, self._direct)],
@@ -150,6 +151,9 @@ class LatencyProxy:
             self._end()
             if not isinstance(error, OSError | ValueError):
                 raise
+            if not is_new:  # it was just ending
+                self._tell(seconds)
+                return
             raise EngineError(
                 f"The proxy that adds latency to the {self.service} did not start. Run the cell "
                 "that sets the latency again."
