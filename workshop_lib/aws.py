@@ -425,20 +425,27 @@ def _look_around(site: Site, given: Mapping[str, str]) -> dict[str, str]:
     if not FREE_PLAN.fullmatch(host):
         click.echo(f"! An account on the free plan cannot start {host}; t4g.small it can.")
     if not site.status and not given.get("VpcId"):
-        chosen |= _choose_zones(site, host)
-    if host != "none" and not site.parameters.get("HostImage"):
-        image = IMAGE.format("arm64" if host.startswith("t4g") else "x86_64")
+        chosen |= _choose_zones(site, host, given)
+    # An image is kept with its host; another processor needs another one, and a new host any.
+    stood, arm = site.parameters.get("HostType", "none"), host.startswith("t4g")
+    if host != "none" and (stood == "none" or stood.startswith("t4g") != arm):
+        image = IMAGE.format("arm64" if arm else "x86_64")
         chosen["HostImage"] = site.client("ssm").get_parameter(Name=image)["Parameter"]["Value"]
     return chosen
 
 
-def _choose_zones(site: Site, host: str) -> dict[str, str]:
+def _choose_zones(site: Site, host: str, given: Mapping[str, str]) -> dict[str, str]:
     """Two zones that offer the endpoints of database and cache, and the host's type.
+
+    Those that are given are taken as they are.
 
     Raises:
         AwsError: there are no two; the text says which offers what.
 
     """
+    wanting = [name for name in ("Zone1", "Zone2") if not given.get(name)]
+    if not wanting:
+        return {}
     ec2, offers = site.client("ec2"), dict[str, set[str]]()
     for page in ec2.get_paginator("describe_vpc_endpoint_services").paginate():
         for one in page["ServiceDetails"]:
@@ -449,15 +456,16 @@ def _choose_zones(site: Site, host: str) -> dict[str, str]:
         where = "availability-zone"
         found = ec2.describe_instance_type_offerings(LocationType=where, Filters=wanted)
         offers[host] = {one["Location"] for one in found["InstanceTypeOfferings"]}
-    common = sorted(set.intersection(*offers.values()))
-    if len(common) < 2:
+    common = sorted(set.intersection(*offers.values()) - set(given.values()))
+    if len(common) < len(wanting):
         listed = "; ".join(f"{name} in {', '.join(sorted(z))}" for name, z in offers.items())
         raise AwsError(
             f"{site.region} has no two zones with all that is needed: {listed}. Choose another "
             "Region, another HostType, or -p Zone1=… -p Zone2=… of your own."
         )
-    click.echo(f"✓ zones {common[0]} and {common[1]}")
-    return {"Zone1": common[0], "Zone2": common[1]}
+    chosen = {**dict(zip(wanting, common, strict=False)), **given}
+    click.echo(f"✓ zones {chosen['Zone1']} and {chosen['Zone2']}")
+    return chosen
 
 
 def _fill(site: Site, given: Mapping[str, str], *, function: bool) -> bool:

@@ -97,7 +97,7 @@ def aws_link(*, regions: str, with_workshop: bool, **options: Any) -> None:
 @where
 @as_json
 def aws_status(**options: Any) -> None:
-    """Show the stack: state, age, cost so far, outputs, what failed; exit code 1 if none is there.
+    """Show the stack: state, age, cost so far, outputs, price; exit code 1 if none is there.
 
     Account numbers are not shown.
     """

@@ -138,6 +138,31 @@ def test_later_deployments_keep_the_host_its_zones_and_what_was_given(account, m
     assert account.values("Output")["NotebookHostId"] == host
 
 
+def test_zones_of_ones_own_are_taken_though_none_offers_everything(account):
+    account.answer("DescribeInstanceTypeOfferings", {"InstanceTypeOfferings": []})
+    account.run(
+        "deploy", "--yes", "--no-function", "-p", "Zone1=us-east-1e", "-p", "Zone2=us-east-1f"
+    )
+    values = account.values()
+    assert (values["Zone1"], values["Zone2"]) == ("us-east-1e", "us-east-1f")
+
+
+def test_beside_one_zone_of_ones_own_another_is_chosen(account):
+    assert "✓ zones us-east-1b and us-east-1c" in account.run(
+        "deploy", "--dry-run", "-p", "Zone1=us-east-1b"
+    )
+
+
+def test_another_processor_gets_an_image_of_its_own(account):
+    account.run("deploy", "--yes", "--no-function")
+    before = account.values()["HostImage"]
+    account.answer("GetParameter", {"Parameter": {"Value": "ami-0fedcba9876543210"}})
+    account.run("deploy", "--yes", "--no-function", "-p", "HostType=t4g.medium")
+    assert account.values()["HostImage"] == before
+    account.run("deploy", "--yes", "--no-function", "-p", "HostType=t3.small")
+    assert account.values()["HostImage"] == "ami-0fedcba9876543210"
+
+
 @pytest.mark.parametrize(
     ("words", "given", "code"), [(["--dry-run"], "", 0), ([], "n\n", 1), ([], "", 1)]
 )

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from lambda_runtime import LambdaService, Quiet
-from moto.cloudformation import cloudformation_backends
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.server import DomainDispatcherApplication, create_backend_app
 from policies import Identity
@@ -201,7 +200,7 @@ class Handler(Quiet):
 
 
 def _stack(name: str, region: str) -> str:
-    """The stack of this name as policies name it; one that is not there, if it is not."""
-    stacks = cloudformation_backends[DEFAULT_ACCOUNT_ID][region].stacks.values()
-    found = next((one.stack_id for one in stacks if one.name == name), None)
-    return f"cloudformation:{region}:{found.split(':', 5)[5] if found else f'stack/{name}/none'}"
+    """How policies are asked about a stack: by what it was called, whether it is there or not."""
+    if name.startswith("arn:"):
+        return f"cloudformation:{region}:{name.split(':', 5)[5]}"
+    return f"cloudformation:{region}:stack/{name}/*"
