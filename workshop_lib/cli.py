@@ -20,7 +20,7 @@ import click
 from workshop_lib.aws_commands import aws
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
-from workshop_lib.options import INTERRUPTED, a_file, a_folder, as_json, yes
+from workshop_lib.options import INTERRUPTED, a_folder, as_json, yes
 from workshop_lib.paths import CHECKOUT, display_path
 
 if TYPE_CHECKING:
@@ -199,9 +199,7 @@ def _check(*, as_json: bool = False) -> bool:
 @click.argument("first", metavar="RUN")
 @click.argument("second", metavar="RUN")
 @as_json
-@click.option("--plot", type=a_file,
-              help="draw the ratios into this PNG file")  # fmt: skip
-def compare(first: str, second: str, as_json: bool, plot: Path | None) -> None:
+def compare(first: str, second: str, as_json: bool) -> None:
     """Show the figures of two runs side by side.
 
     Exit code 1 if nothing can be compared.
@@ -211,14 +209,7 @@ def compare(first: str, second: str, as_json: bool, plot: Path | None) -> None:
     from workshop_lib.compare import compare_runs
 
     found = compare_runs(first, second)
-    if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
-    else:
-        click.echo(str(found))
-    if plot and found.pairs:
-        from workshop_lib import plots
-
-        plots.save(plots.two_runs(found, "Two runs"), plot)
+    click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if as_json else str(found))
     sys.exit(0 if found.pairs else 1)
 
 
