@@ -21,7 +21,7 @@ from workshop_lib.aws_commands import aws
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
 from workshop_lib.options import INTERRUPTED, a_folder, as_json, yes
-from workshop_lib.paths import CHECKOUT, display_path
+from workshop_lib.paths import CHECKOUT, RESULTS, display_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -111,7 +111,6 @@ def run(
                 workers=workers,
                 out=folder,
                 say=click.echo,
-                progress=sys.stderr.isatty(),
                 prepare=start_engines,
             )
         except KeyboardInterrupt:
@@ -120,7 +119,7 @@ def run(
             click.echo(f"Interrupted. {kept if some else 'No notebook had finished.'}", err=True)
             sys.exit(INTERRUPTED)
     failed = sum(not outcome.ok for outcome in outcomes)
-    latest = runner.RESULTS / "latest" / "index.html"
+    latest = RESULTS / "latest" / "index.html"
     shown = latest if latest.resolve() == page.resolve() else page
     click.echo(f"{len(outcomes) - failed} of {len(outcomes)} passed. Report: {display_path(shown)}")
     sys.exit(1 if failed else 0)
