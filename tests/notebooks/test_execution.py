@@ -118,7 +118,7 @@ def test_no_cell_writes_an_error_or_a_warning(executed):
 
 
 EXACTLY = {
-    "00_check_the_deployment": {"checks": 11, "checks_passed": 11},
+    "00_check_the_deployment": {"checks": 10, "checks_passed": 10},
     "01_seed_the_data": {
         "users_rows": 500, "orders_rows": 2_500, "type_rows": 10, "transactions_rows": 7_000,
         "objects": 200, "new_rows_second_time": 0,
