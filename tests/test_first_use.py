@@ -62,7 +62,6 @@ def test_what_is_given_is_kept_for_its_owner_only(file):
     ("words", "said"),
     [
         ([*GIVEN, REGION, "virginia"], "it has to look like us-east-1"),
-        ([*GIVEN, REGION, "us-esat-1"], "Did you mean"),
         ([*GIVEN, DATABASE, "abc.dsql.eu-west-1.on.aws"], "DSQL_ENDPOINT is in eu-west-1"),
         ([*GIVEN, BUCKET, "my bucket"], "it has to look like my-bucket"),
         ([*GIVEN, "--queue-url", "load"], "<12 digits>/<name>"),
@@ -130,15 +129,6 @@ def test_a_file_that_cannot_be_written_is_said_and_a_link_stays_a_link(file, mon
     assert "my-bucket" in file.with_name("real.toml").read_text()
     monkeypatch.setenv("WORKSHOP_CONFIG", str(file.parent / "absent" / "x.toml"))
     assert "cannot be written" in setup(*GIVEN, code=1)
-
-
-def test_variables_that_win_over_the_file_are_pointed_out(file, monkeypatch):
-    monkeypatch.setenv("BUCKET_NAME", "another")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")  # the same, so it does not matter
-    said = setup(*GIVEN)
-    assert "BUCKET_NAME is set in the environment, which wins" in said
-    assert "AWS_REGION is set" not in said
-    assert "AWS_REGION is set" in setup("--local")
 
 
 @pytest.mark.parametrize(("well", "code", "next_"), [(True, 0, "lab"), (False, 1, "check")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -37,14 +36,6 @@ PRINTED_S = 3600
 
 class _Commands(click.Group):
     """Turns the workshop's own errors, and Ctrl-C, into one clear message and an exit code."""
-
-    def main(self, *args: Any, **options: Any) -> Any:
-        try:
-            return super().main(*args, **options)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            sys.exit(f"Error: {error.strerror}. Free the disk, and do it again.")
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -159,17 +150,14 @@ def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     if local and given:
         raise click.UsageError("--local takes no other values.")
-    someone = sys.stdin.isatty() and sys.stdout.isatty()
     if local:
         first_use.use_local()
     else:
-        first_use.set_up(given, ask=someone)
+        first_use.set_up(given, ask=sys.stdin.isatty() and sys.stdout.isatty())
     well = no_check or _check()
-    click.echo(
-        "Next: `workshop lab` opens the notebooks, `workshop run` runs them all."
-        if well
-        else "Next: do what stands beside the first ✗, then `workshop check`."
-    )
+    lab = "`workshop lab` opens the notebooks, `workshop run` runs them all."
+    again = "do what stands beside the first ✗, then `workshop check`."
+    click.echo(f"Next: {lab if well else again}")
     sys.exit(0 if well else 1)
 
 
