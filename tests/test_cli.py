@@ -265,6 +265,26 @@ def test_env_prints_exports_that_reach_the_workshop_s_own_services(ws, workshop,
     store.close()
 
 
+HANDLE = """
+import logging
+from types import SimpleNamespace
+from workshop_lib.load.worker import handler
+logging.basicConfig()  # as Lambda does
+handler({"job": "ping"}, SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000))
+"""
+
+
+@pytest.mark.parametrize(("level", "logged"), [("", True), ("info", True), ("WARNING", False)])
+def test_the_log_level_decides_what_a_load_function_logs(ws, workshop, monkeypatch, level, logged):
+    for name, value in exports(workshop, ws, monkeypatch).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOG_LEVEL", level)
+    words = [sys.executable, "-c", HANDLE]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("INFO:workshop_lib.load.worker:Ping: 0 of 0" in done.stderr) is logged
+
+
 # --- checks ---
 
 
