@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -362,17 +362,15 @@ def rules(what: str) -> None:
             "DATABASE_URL is not set. The local engine has the rules, and Aurora DSQL is where "
             "they come from; this command is for a PostgreSQL of your own."
         )
-    database = Database(endpoint, pool_min=1)
+    change = install_rules if what == "install" else remove_rules
     try:
-        with database.connection() as connection:
-            (install_rules if what == "install" else remove_rules)(connection)
+        with closing(Database(endpoint, pool_min=1)) as database, database.connection() as own:
+            change(own)
     except psycopg2.errors.InsufficientPrivilege as error:
         raise WorkshopError(
             f"The user of DATABASE_URL may not do that: {str(error).strip()}. "
             "Sign in as that server's superuser."
         ) from None
-    finally:
-        database.close()
     click.echo(f"The rules are {'installed' if what == 'install' else 'removed'}.")
 
 

@@ -54,12 +54,6 @@ class Pair:
         """Whether the two differ by more than these runs explain."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
-    @property
-    def telling(self) -> bool:
-        """Whether it has an interval, or is a count, a text or a truth value that changed."""
-        first, second = self.first.value, self.second.value
-        return self.low is not None or (not isinstance(first, float) and first != second)
-
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
