@@ -5,7 +5,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,22 +118,6 @@ def test_where_no_notebooks_are_it_is_said_where_they_come_from(workshop, monkey
     done = workshop(command, "02")
     assert done.exit_code == 1
     assert done.output.startswith("Error: There are no notebooks here: they come with the check")
-
-
-def test_ctrl_c_while_the_command_is_being_imported_ends_it_without_a_traceback():
-    program = """
-        import os, signal, sys
-        class Interrupt:
-            def find_spec(name, path, target=None):
-                if name == "click":
-                    os.kill(os.getpid(), signal.SIGINT)
-        sys.meta_path.insert(0, Interrupt)
-        import workshop_lib.__main__
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 # --- the local engines ---
