@@ -1,4 +1,3 @@
-import ssl
 import threading
 from socket import create_server
 
@@ -87,25 +86,6 @@ def test_an_unknown_name_is_told_from_a_closed_port():
         diagnose.look_up(endpoint(host="no-such-host.invalid"))
     with pytest.raises(ConnectionRefusedError):
         diagnose.knock(endpoint(port=9))
-
-
-def test_a_certificate_that_nobody_vouches_for_is_refused(self_signed):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*self_signed)
-    with create_server(("127.0.0.1", 0)) as listener:
-        served = threading.Thread(target=_serve_once, args=(listener, context))
-        served.start()
-        with pytest.raises(ssl.SSLCertVerificationError, match=r"self.signed certificate"):
-            diagnose.shake_hands(endpoint(host="localhost", port=listener.getsockname()[1]))
-        served.join()
-
-
-def _serve_once(listener, context):
-    raw, _ = listener.accept()
-    try:
-        context.wrap_socket(raw, server_side=True).close()
-    except ssl.SSLError:
-        raw.close()
 
 
 def test_the_table_in_a_notebook_escapes_what_servers_say_and_shows_commands_as_code():

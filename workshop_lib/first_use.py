@@ -84,7 +84,7 @@ def _check(name: str, text: str, before: Mapping[str, str]) -> str:
         SettingsError: it is not usable, or missing.
 
     """
-    text = text.strip().removeprefix("-")
+    text = "" if text.strip() == "-" else text.strip()
     if text:
         values = {"aws_region": before.get("aws_region", text), name: text}
         value = getattr(check_values(values, dict.fromkeys(values, "this answer")), name)
