@@ -50,6 +50,7 @@ class Engine(ABC):
         ready: it has answered since it was started last.
         wanted: it is to run; should it die, it is started again.
         failure: why it does not run although it is wanted, and is not tried again.
+        deaths: when it died lately, by time.monotonic.
         cache_mb: how much memory a cache may take, MiB.
 
     """
@@ -66,6 +67,7 @@ class Engine(ABC):
         self.ready = False
         self.wanted = False
         self.failure = ""
+        self.deaths: list[float] = []
         self.cache_mb = 64
 
     def start(self, preferred_port: int) -> None:
