@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from queue import Queue
 from typing import TYPE_CHECKING
 
 from workshop_lib import forks
@@ -116,13 +115,19 @@ class LatencyProxy:
         if self._pid != os.getpid():
             return
         with self._lock:
-            if self._process and not self.pid:
+            if not self.pid:
                 self._end()
             # Also where it is 0: connections in use stay with the proxy until they are closed.
             if wanted or self._process:
-                self._tell(wanted)
+                # Once more, as it may be just ending.
+                port = self._tell(wanted) or self._tell(wanted)
+                if not port:
+                    raise EngineError(
+                        f"The proxy that adds latency to the {self.service} did not start. Run the "
+                        "cell that sets the latency again."
+                    )
+                self._go_by((HOST, port) if wanted else self._direct)
             self.seconds = wanted
-            self._go_by(self._proxied if wanted else self._direct)
 
     def close(self) -> None:
         """Connect directly again and end the proxy. Doing it twice is harmless."""
@@ -130,34 +135,24 @@ class LatencyProxy:
             with self._lock:
                 self._end()
 
-    def _tell(self, seconds: float) -> None:
-        """Tell the proxy the round-trip time; start it if need be. It answers with its port."""
-        is_new = self._process is None
-        if not self._process:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", __name__, *map(str, self._direct)],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                # Jupyter's Interrupt goes to the whole process group: the proxy has its own.
-                start_new_session=True,
-                cwd="/",
-            )
+    def _tell(self, seconds: float) -> int:
+        """Tell the proxy the round-trip time; start it if need be. Its port; 0 if it ended."""
+        self._process = self._process or subprocess.Popen(
+            [sys.executable, "-I", "-m", __name__, *map(str, self._direct)],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # Jupyter's Interrupt goes to the whole process group: the proxy has its own.
+            start_new_session=True,
+            cwd="/",
+        )
         try:
             self._process.stdin.write(f"{seconds}\n".encode())  # type: ignore[union-attr]
-            self._proxied = (HOST, int(self._process.stdout.readline()))  # type: ignore[union-attr]
-        except BaseException as error:
+            return int(self._process.stdout.readline())  # type: ignore[union-attr]
+        except (OSError, ValueError):
             self._end()
-            if not isinstance(error, OSError | ValueError):
-                raise
-            if not is_new:  # it was just ending
-                self._tell(seconds)
-                return
-            raise EngineError(
-                f"The proxy that adds latency to the {self.service} did not start. Run the cell "
-                "that sets the latency again."
-            ) from None
+            return 0
 
     def _end(self) -> None:
         self.seconds = 0.0
@@ -204,30 +199,36 @@ class _Proxy:
             server.settimeout(None)
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            requests = _in_thread(_pass_on, client, server)
-            self._hold_back(server, client)
-            requests.join()
+            replies: Queue[tuple[float, bytes]] = Queue(MAX_PIECES)
+            threads = [
+                _in_thread(self._take_replies, server, replies),
+                _in_thread(_deliver, replies, client, server),
+            ]
+            _pass_on(client, server)
+            for thread in threads:
+                thread.join()
 
-    def _hold_back(self, server: socket.socket, client: socket.socket) -> None:
-        """Pass on what the server says, each piece when it is due; the last, empty, is its end."""
-        waiting: deque[tuple[float, bytes]] = deque()
-        more = True
+    def _take_replies(self, server: socket.socket, replies: Queue[tuple[float, bytes]]) -> None:
+        """Note of each piece that the server sends when it is due; the last, empty, is its end."""
+        piece = b"more"
+        while piece:
+            piece = _receive(server)
+            replies.put((time.monotonic() + self.seconds, piece))
+
+
+def _deliver(
+    replies: Queue[tuple[float, bytes]], client: socket.socket, server: socket.socket
+) -> None:
+    """Pass on each piece when it is due, and in the end that there is no more."""
+    piece = b"more"
+    while piece:
+        due, piece = replies.get()
+        time.sleep(max(0.0, due - time.monotonic()))
         try:
-            while more or waiting:
-                pause = waiting[0][0] - time.monotonic() if waiting else None
-                if pause is not None and pause <= 0:
-                    piece = waiting.popleft()[1]
-                    if piece:
-                        client.sendall(piece)
-                    else:
-                        client.shutdown(socket.SHUT_WR)
-                elif not more or len(waiting) >= MAX_PIECES:
-                    time.sleep(pause or 0)
-                elif select.select([server], [], [], pause)[0]:
-                    piece = _receive(server)
-                    waiting.append((time.monotonic() + self.seconds, piece))
-                    more = bool(piece)
-        except (OSError, ValueError):  # the client has gone; ValueError: too many files for select
+            client.sendall(piece)
+            if not piece:
+                client.shutdown(socket.SHUT_WR)
+        except OSError:  # the client has gone
             _hang_up(client, server)
 
 
