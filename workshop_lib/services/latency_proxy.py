@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from queue import Queue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workshop_lib import forks
 from workshop_lib.errors import EngineError, WorkshopError
@@ -171,28 +172,22 @@ class LatencyProxy:
 # --- the program ---
 
 
-class _Proxy:
-    """Stands for one server, `seconds` away."""
+class _Proxy(socketserver.ThreadingTCPServer):
+    """Stands for one server, `seconds` away; a thread for each client, so that none waits."""
 
+    daemon_threads = True
+    request_queue_size = 128
     seconds = 0.0
 
     def __init__(self, server: tuple[str, int]) -> None:
+        super().__init__((HOST, 0), socketserver.BaseRequestHandler)
         self._server = server
 
-    def serve(self, listener: socket.socket) -> None:
-        """Take in clients, each in threads of its own, so that none disturbs another."""
-        while True:
-            try:
-                client, _ = listener.accept()
-                _in_thread(self._connect, client)
-            except (OSError, RuntimeError):  # too many files or threads: some will be freed
-                time.sleep(0.01)
-
-    def _connect(self, client: socket.socket) -> None:
+    def finish_request(self, client: Any, client_address: Any) -> None:
         """Connect a client with the server until both have said all they had to say."""
+        del client_address
         time.sleep(self.seconds)
         with (
-            client,
             contextlib.suppress(OSError),
             socket.create_connection(self._server, CONNECT_S) as server,
         ):
@@ -229,7 +224,8 @@ def _deliver(
             if not piece:
                 client.shutdown(socket.SHUT_WR)
         except OSError:  # the client has gone
-            _hang_up(client, server)
+            _hang_up(client)
+            _hang_up(server)
 
 
 def _pass_on(client: socket.socket, server: socket.socket) -> None:
@@ -250,11 +246,10 @@ def _receive(end: socket.socket) -> bytes:
         return b""
 
 
-def _hang_up(*ends: socket.socket) -> None:
-    """Close for both directions at once, which wakes up whoever waits for them."""
-    for end in ends:
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+def _hang_up(end: socket.socket) -> None:
+    """Close for both directions at once, which wakes up whoever waits for it."""
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _in_thread(work: Callable[..., object], *arguments: object) -> threading.Thread:
@@ -266,11 +261,10 @@ def _in_thread(work: Callable[..., object], *arguments: object) -> threading.Thr
 def main() -> None:
     """Stand for the server named on the command line for as long as standard input is open."""
     proxy = _Proxy((sys.argv[1], int(sys.argv[2])))
-    listener = socket.create_server((HOST, 0))
-    _in_thread(proxy.serve, listener)
+    _in_thread(proxy.serve_forever)
     for line in sys.stdin:
         proxy.seconds = float(line)
-        print(listener.getsockname()[1], flush=True)  # noqa: T201 -- who told it waits for this
+        print(proxy.server_address[1], flush=True)  # noqa: T201 -- who told it waits for this
     os._exit(0)
 
 
