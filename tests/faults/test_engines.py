@@ -568,7 +568,7 @@ def test_a_port_that_somebody_took_meanwhile_is_given_up_but_not_in_a_sandbox(fo
 @both
 def test_where_an_engine_does_not_start_nothing_is_left(folder, kind):
     settings = load_settings().values.model_copy(update={"workshop_cache_mb": -1})
-    with pytest.raises(EngineError, match=r"valkey did not start\. The end of its log"):
+    with pytest.raises(EngineError, match=r"valkey did not start: the end of its log"):
         OPENERS[kind](folder, ["postgres", "valkey"], settings)
     assert gone(folder)
 

@@ -104,9 +104,7 @@ class Engine(ABC):
             self.stop()
             if "in use" not in log_tail(self.log):
                 break
-        raise EngineError(
-            f"{self.name} did not start. The end of its log ({self.log}):\n{log_tail(self.log)}"
-        )
+        raise EngineError(f"the end of its log ({self.log}) is\n{log_tail(self.log)}")
 
     @property
     def running(self) -> bool:
@@ -213,11 +211,6 @@ class Postgres(Engine):
             _open_folder(data.parent)
         if (data / "PG_VERSION").exists():
             return
-        if data.is_dir() and any(data.iterdir()):
-            raise EngineError(
-                f"The local PostgreSQL's data in {data} are incomplete: PG_VERSION is missing. "
-                "`workshop reset` starts afresh."
-            )
         fresh = data.with_name(f"{data.name}.new")
         password = data.with_name(f"{data.name}.password")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -252,9 +245,8 @@ class Postgres(Engine):
         except psycopg2.OperationalError as error:
             if "password authentication failed" in str(error):
                 raise EngineError(
-                    "The local PostgreSQL refuses the password in the state folder: its data "
-                    f"({self.folder.postgres_data}) was made with another one. "
-                    "`workshop reset` starts afresh."
+                    "PostgreSQL refuses the password in the state folder: its data were made with "
+                    "another one"
                 ) from None
             return False
         return True
@@ -319,10 +311,7 @@ class Postgres(Engine):
                 connection.autocommit = True
                 yield connection.cursor()
         except psycopg2.Error as error:
-            raise EngineError(
-                f"The local PostgreSQL could not be set up: {str(error).strip()}. "
-                "`workshop reset` starts afresh."
-            ) from None
+            raise EngineError(f"PostgreSQL could not be set up: {str(error).strip()}") from None
 
     def _connect(self, user: str) -> psycopg2.extensions.connection:
         place: dict[str, Any] = {"host": HOST, "port": self.port, "dbname": "postgres"}

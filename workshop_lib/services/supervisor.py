@@ -143,12 +143,10 @@ class Group:
             engine.start(engine.port or _port(ports.get(engine.name)))
         except Exception as error:  # noqa: BLE001 -- whatever it is, the other engines go on
             engine.stop()
-            engine.failure = str(error)
-            if not isinstance(error, EngineError):
-                engine.failure = (
-                    f"{engine.name} did not start: {error}. If the disk is full, free it; if "
-                    f"{self.folder.path} is damaged, `workshop reset` starts afresh."
-                )
+            engine.failure = (
+                f"{engine.name} did not start: {str(error).rstrip('.')}. If the disk is full, free "
+                f"it; if {self.folder.path} is damaged, `workshop reset` starts afresh."
+            )
             raise EngineError(engine.failure) from None
         with contextlib.suppress(OSError):
             self.folder.write(self.folder.ports_file, {**ports, engine.name: engine.port})
