@@ -252,16 +252,6 @@ def test_they_end_with_their_last_user(folder, kind, end):
     assert gone(folder)
 
 
-def test_one_user_leaving_does_not_take_them_from_another(folder):
-    held = attach()
-    before = pids(folder)
-    with another() as process:
-        process.wait()
-    assert wait_until(lambda: len(local.status(folder).users) == 1, SOON_S)
-    assert pids(folder) == before
-    assert client(held).ping() is True
-
-
 def test_a_sandbox_is_nobody_elses_and_goes_alone(folder):
     shared, one = attach("valkey"), attach("valkey", "valkey-2", kind="sandbox")
     with another("time.sleep(600)", kind="sandbox") as process:

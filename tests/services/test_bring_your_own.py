@@ -186,22 +186,6 @@ def test_what_an_address_of_a_cache_says_is_what_its_client_gets(clean_environme
     redis.Redis(**found.arguments).close()
 
 
-def test_options_that_change_what_a_cache_client_returns_are_overridden(own, monkeypatch):
-    options = ("decode_responses=True", "encoding=utf-16", "encoding_errors=ignore", "protocol=3",
-               "legacy_responses=False", "retry_on_timeout=True")  # fmt: skip
-    monkeypatch.setenv("VALKEY_URL", f"{own['VALKEY_URL']}?{'&'.join(options)}")
-    workshop = open_workshop("byo")
-    try:
-        workshop.valkey.hset("byo_test:h", mapping={"a": "ä"})
-        assert workshop.valkey.hgetall("byo_test:h") == {b"a": "ä".encode()}
-        cache = QueryCache(workshop)
-        answers = [cache.fetch("SELECT 'é' AS x") for _ in range(2)]
-        assert [(a.source, *a) for a in answers] == [("database", ("é",)), ("cache", ("é",))]
-    finally:
-        workshop.wipe()
-        workshop.close()
-
-
 def printed(environment, **given):
     """What a shell has after `eval "$(workshop env)"`, for servers that are named in settings."""
     for name, value in given.items():
@@ -245,18 +229,3 @@ def test_the_database_that_is_printed_is_the_one_that_was_given(clean_environmen
     assert found["options"].endswith("-csearch_path=ns")
     ours = {name: str(value) for name, value in endpoints.database.arguments.items()}
     assert found | {"options": ""} == ours | {"options": ""}
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["redis://me:p%27%24@h:7/3", "rediss://h/2?ssl_cert_reqs=none&client_name=a", "redis://[::1]"],
-)
-def test_the_cache_that_is_printed_is_the_one_that_was_given(clean_environment, url):
-    (_, cache), endpoints = printed(
-        clean_environment, DATABASE_URL="postgresql://h", VALKEY_URL=url, BUCKET_NAME="abc"
-    )
-    clean_environment.setenv("VALKEY_URL", cache)
-    found = external_cache(load_settings().values)
-    objects = {"retry", "maint_notifications_config"}  # equal to nothing but themselves
-    ours = {name: value for name, value in found.arguments.items() if name not in objects}
-    assert ours.items() <= endpoints.cache.arguments.items()

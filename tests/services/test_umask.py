@@ -67,7 +67,7 @@ def start(umask, folder, packages):
     )
 
 
-@pytest.mark.parametrize("umask", [0o077, 0o027, 0o007])
+@pytest.mark.parametrize("umask", [0o077, 0o027])
 def test_postgresql_starts(umask, closed, tmp_path):
     folder = StateFolder(tmp_path / "state")
     try:
