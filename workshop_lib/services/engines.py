@@ -449,7 +449,8 @@ class Dsql(Engine):
                 "venv` installs it; for Macs with Intel's processors there is none. `ws.connect()` "
                 "and DATABASE_URL lead to the local PostgreSQL without it."
             )
-        certificate, key = self.folder.certificate, self.folder.certificate_key
+        certificate = self.folder.certificate
+        key = certificate.with_name("key.pem")
         if certificate.is_file() and key.is_file():
             return
         import trustme  # noqa: PLC0415 -- a tenth of a second that others need not spend
