@@ -29,7 +29,7 @@ from psycopg2.extras import wait_select
 from workshop_lib.cli import main
 from workshop_lib.errors import EngineError
 from workshop_lib.paths import CHECKOUT
-from workshop_lib.services import exports, local, resolve
+from workshop_lib.services import local, resolve
 from workshop_lib.services.endpoints import embedded_cache, embedded_database
 from workshop_lib.services.engines import ObjectStore
 from workshop_lib.services.local import Attachment, EngineState
@@ -577,16 +577,6 @@ def test_an_opening_that_is_interrupted_leaves_nothing_and_one_that_cannot_be_sa
     monkeypatch.setattr(local, "SUPERVISOR", "workshop_lib.no_such_module")
     with pytest.raises(EngineError, match=r"supervisor did not start(.|\n)*no_such_module"):
         attach()
-
-
-def test_addresses_that_workshop_env_printed_are_the_local_engines_themselves(folder, monkeypatch):
-    first = resolve_and_hold()
-    for name, value in exports(load_settings().values, first).items():
-        monkeypatch.setenv(name, value)
-    local.stop(folder)
-    again = resolve_and_hold()
-    assert [endpoint.embedded for endpoint in again.all] == [True, True, True]
-    psycopg2.connect(**again.database.arguments).close()
 
 
 # --- the folder ---

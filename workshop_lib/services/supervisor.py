@@ -219,8 +219,7 @@ class Supervisor:
                 lease.connection.sendall(b"\n")  # else they would take us for killed
         for group in self._groups():
             group.end()
-        with self.lock:
-            self.folder.delete_sandboxes()
+        self.folder.delete_sandboxes()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.watchdog.communicate(timeout=5)  # it ends what is left of a killed engine
         self.watchdog.kill()
@@ -302,10 +301,9 @@ class Supervisor:
     def _end(self, lease: Lease) -> None:
         if lease.group is not self.shared:
             lease.group.end()
+            lease.group.folder.delete_sandbox()
         with self.lock:
             self.leases.remove(lease)
-            if lease.group is not self.shared:
-                lease.group.folder.delete_sandbox()
             # A user who asks for less does not shorten what another one has asked for.
             self.stays_until = max(self.stays_until, time.monotonic() + lease.idle_s)
 
