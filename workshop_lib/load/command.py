@@ -17,7 +17,7 @@ from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.load.cost import FUNCTION_MB, format_cost, load_cost
 from workshop_lib.load.drivers import MAX_EXECUTIONS, Driver, LambdaWorkers, LocalWorkers
-from workshop_lib.load.interrupts import ignore_signals
+from workshop_lib.load.interrupts import one_interrupt
 from workshop_lib.load.mixed import Queue, new_number, run_mixed
 from workshop_lib.load.report import LoadReport, compare_loads, save_reports
 from workshop_lib.load.rows import count_rows, delete_rows, rows_named
@@ -157,7 +157,7 @@ def run_insert_loads(
                     if found.reports[name].interrupted:
                         break
         finally:
-            with ignore_signals():
+            with one_interrupt(times=0, last=False):
                 found.end(database)
     return found
 
@@ -227,7 +227,7 @@ def run_mixed_load(
                 raise
             found.add("mixed", report)
         finally:
-            with ignore_signals():
+            with one_interrupt(times=0, last=False):
                 found.end(ws.database)
                 if queue_is_ours:
                     delete_queues(ws.sqs, ws.messaging, ws.namespace)

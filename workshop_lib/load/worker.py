@@ -320,7 +320,7 @@ def insert(job: InsertJob, clients: Clients, end: float) -> Done:
             done.success_count += new
             done.already_there += len(rows) - new
             done.time(began, due, "database", "INSERT")
-    done.rows = done.success_count
+    done.rows = done.success_count + done.already_there
     done.dropped = done.planned - done.success_count - done.already_there - done.error_count
     return done.finish(began, cpu)
 
@@ -332,12 +332,11 @@ def _insert_rows(rows: list[EventRow], cursor: Cursor) -> int:
 
 
 def _run_statement(action: str, values: Sequence[Any], cursor: Cursor) -> int:
-    """Run one of the statements. Returns the rows that are new: 0 or 1 for an INSERT."""
+    """Run one of the statements, and fetch its answer. Returns how many rows it is about."""
     cursor.execute(STATEMENTS[action], values)
-    if action == "INSERT":
-        return cursor.rowcount
-    cursor.fetchall()
-    return 0
+    if action != "INSERT":
+        cursor.fetchall()
+    return cursor.rowcount
 
 
 def serve(job: StreamJob, clients: Clients) -> Done:
@@ -370,23 +369,23 @@ def serve(job: StreamJob, clients: Clients) -> Done:
                     return
                 due = max(now, begins) if load.closed else begins + request.at
                 time.sleep(max(0.0, due - now))
-                source, new = "dropped", 0
+                source = "dropped"
                 if time.perf_counter() - due <= load.give_up_s:
-                    source, new = ask(request.action, request.values, session)
+                    source = ask(request.action, request.values, session)
                 with lock:
                     done.time(begins, due, source, request.action)
-                    done.rows += new
 
-    def ask(action: str, values: Sequence[Any], session: Session) -> tuple[str, int]:
+    def ask(action: str, values: Sequence[Any], session: Session) -> str:
         try:
             if cache is not None and action != "INSERT":
-                return cache.fetch(STATEMENTS[action], values or None).source, 0
+                return cache.fetch(STATEMENTS[action], values or None).source
             statement = partial(_run_statement, action, values)
-            return "database", session.run(statement, time.monotonic() + load.give_up_s, done)
+            session.run(statement, time.monotonic() + load.give_up_s, done)
         except ERRORS as error:
             with lock:
                 done.note(error, 1)
-            return "error", 0
+            return "error"
+        return "database"
 
     with ThreadPoolExecutor(load.threads) as threads:
         for thread in [threads.submit(attend) for _ in range(load.threads)]:
@@ -394,6 +393,7 @@ def serve(job: StreamJob, clients: Clients) -> Done:
     found = Counter(source for _, _, source, _ in done.calls)
     done.planned, done.dropped = found.total(), found["dropped"]
     done.success_count = found["cache"] + found["database"]
+    done.rows = done.calls_of("INSERT")
     return done.finish(begins, cpu)
 
 
@@ -455,11 +455,11 @@ def _process(message: Message, clients: Clients, end: float) -> Done:
                 number = message.number * MAX_STATEMENTS + step
                 values = values_of(message.action, rng, message.run, number)
                 due = time.perf_counter()
-                done.rows += session.run(partial(_run_statement, message.action, values), end, done)
+                session.run(partial(_run_statement, message.action, values), end, done)
                 # In autocommit mode the answer is that of the COMMIT: it is part of the duration.
                 done.time(began, due, "database", message.action)
                 time.sleep(message.think_ms / 1e3)  # no transaction is open meanwhile
-        done.success_count = 1
+        done.success_count, done.rows = 1, done.calls_of("INSERT")
     except ERRORS as error:
         done.note(error, 1)
         done.calls.clear()
