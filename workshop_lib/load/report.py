@@ -39,7 +39,7 @@ BUSY_WORKER = 0.8
 BUSY_MACHINE = 0.5
 """Workers that use this share of all processors leave too little to a database beside them."""
 COUNTS = ("planned", "succeeded", "failed", "dropped", "unknown")
-AS_IT_IS = ("run", "driver", "at_once", "seconds", "throughput", "success_rate", "reconciles",
+AS_IT_IS = ("run", "driver", "seconds", "throughput", "success_rate", "reconciles",
             "conflicts", "reconnects", "cpu_seconds", "cpu_share", "limited_by", "interrupted",
             "redelivered", "in_table", "errors")  # fmt: skip
 
@@ -53,7 +53,6 @@ class LoadReport:
         load: what was asked for.
         unit: "rows" of an insert load, "requests" of a stream, "messages" of a mixed load.
         driver: who did it.
-        at_once: workers at the same time, at most.
         here: whether they are processes on this machine, whose processors they take.
         planned: asked for.
         succeeded: done.
@@ -87,7 +86,6 @@ class LoadReport:
     load: InsertLoad | StreamLoad | MixedScenario
     unit: str
     driver: str
-    at_once: int
     here: bool
     planned: int
     succeeded: int
@@ -152,7 +150,6 @@ class LoadReport:
         found = [error for one in done if one.state != "interrupted" for error in one.errors]
         return cls(
             driver=driver.label if driver else "the function that the queue is mapped to",
-            at_once=min(driver.at_once, len(done)) if driver else 1,
             here=driver.here if driver else False,
             unit=unit,
             planned=planned,
@@ -281,9 +278,6 @@ class LoadReport:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        who = self.driver
-        if not who.startswith(f"{self.at_once:,} "):
-            who = f"{self.at_once:,} at a time of {who}"
         hits = f", {self.hit_ratio:.0%} from the cache" if self.hit_ratio else ""
         computing = (
             f"The workers computed for {self.cpu_share:.0%} of their time: the load generator was "
@@ -291,7 +285,7 @@ class LoadReport:
         )
         parts = {
             f"{self.succeeded:,} of {self.planned:,} {self.unit} in {self.seconds:.2f} s: "
-            f"{self.throughput:,.0f}/s{hits} by {who}.": True,
+            f"{self.throughput:,.0f}/s{hits} by {self.driver}.": True,
             "It was interrupted.": self.interrupted,
             f"{self.failed:,} failed.": self.failed,
             f"{self.dropped:,} were not finished, or not begun in time.": self.dropped,
