@@ -367,54 +367,6 @@ def test_an_expression_that_is_too_deep_is_an_error_of_its_own_client(cursor):
 
 # --- several sessions ---
 
-CHANGED = "schema has been updated by another transaction, please retry: (OC001)"
-LOST = "change conflicts with another transaction (OC000)"
-ONE, TWO = "UPDATE t SET v = '{}' WHERE n = 1", "UPDATE t SET v = '{}' WHERE n = 2"
-PLAYS = {
-    "the first writer commits": (
-        "A BEGIN; B BEGIN; A one; B one!OC000; A COMMIT; B ROLLBACK", "A", "-"),
-    "different rows": ("A BEGIN; B BEGIN; A one; B two; B COMMIT; A COMMIT", "A", "B"),
-    "a statement alone wins over an open writer": (
-        "A BEGIN; A one; B one; A COMMIT!OC000", "B", "-"),
-    "who has lost learns it at the next statement": (
-        "A BEGIN; A one; B one; A read!OC000; A read!25P02; A COMMIT", "B", "-"),
-    "who has lost may give up": ("A BEGIN; A one; B one; A ROLLBACK; A read", "B", "-"),
-    "nothing of the loser stays, and it can try again": (
-        "A BEGIN; A two; A one; B one; A COMMIT!OC000; A BEGIN; A two; A COMMIT", "B", "A"),
-    "crossed updates: one commits": (
-        "A BEGIN; B BEGIN; A one; B two; A two!OC000; B one; B COMMIT; A ROLLBACK", "B", "B"),
-    "a definition waits for no reader": (
-        "A BEGIN; A read; B define; A read!OC001; A ROLLBACK", "-", "-"),
-    "nor for a writer": ("A BEGIN; A one; B define; A COMMIT!OC001", "-", "-"),
-    "a reader that is done is left alone": ("A BEGIN; A read; A COMMIT; B define", "-", "-"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PLAYS)
-def test_plays_of_two_sessions(connect, cursor, schema, table, name):
-    script, first, second = PLAYS[name]
-    cursor.execute("INSERT INTO t VALUES (1, '-'), (2, '-')")
-    players = {who: connect(options=f"-c search_path={schema}").cursor() for who in "AB"}
-    for step in script.split("; "):
-        who, what = step.split(" ", 1)
-        what, _, fails = what.partition("!")
-        sql = {
-            "one": ONE.format(who),
-            "two": TWO.format(who),
-            "read": "SELECT * FROM t",
-            "define": "ALTER TABLE t ADD COLUMN w int",
-        }.get(what, what)
-        code = {"OC000": "40001", "OC001": "40001"}.get(fails, fails)
-        said = {"OC000": LOST, "OC001": CHANGED}.get(fails, "")
-        if not fails:
-            players[who].execute(sql)
-            continue
-        with pytest.raises(psycopg2.Error) as caught:
-            players[who].execute(sql)
-        assert (caught.value.pgcode, said in str(caught.value)) == (code, True), step
-    cursor.execute("SELECT v FROM t ORDER BY n")
-    assert [v for (v,) in cursor.fetchall()] == [first, second]
-
 
 def test_who_is_not_signed_in_here_is_waited_for_no_longer_than_a_moment(shared, cursor, table):
     cursor.execute("INSERT INTO t VALUES (1)")

@@ -24,6 +24,7 @@ from aws import Account
 
 from workshop_lib.dsql import front
 from workshop_lib.dsql.tokens import objection
+from workshop_lib.dsql.transactions import Message
 
 IAM_GRANT = re.compile(r"""\s*AWS IAM GRANT "?(\w+)"? TO '([^']+)'\s*;?\s*""", re.IGNORECASE)
 MAPPINGS = "sys.iam_pg_role_mappings"
@@ -129,7 +130,9 @@ class Server:
 
 def _session_of(server: Server) -> type[front.Session]:
     class Session(front.Session):
-        def _queried(self, body: bytes) -> bytes:
-            return super()._queried(server.rewrite(body[:-1].decode()).encode() + b"\0")
+        def _understand(self, kind: bytes, body: bytes) -> Message:
+            if kind == b"Q":
+                body = server.rewrite(body[:-1].decode()).encode() + b"\0"
+            return super()._understand(kind, body)
 
     return Session
