@@ -512,6 +512,82 @@ def test_a_prepared_index_has_its_own_tag_each_time(raw, cursor, table):
     ] * 2
 
 
+def answers(client, *messages):
+    """The rows and tags, or the errors, up to the end of it."""
+    client.say(*messages)
+    heard = client.hear()
+    found = [body[6:] if kind == b"D" else body[:-1] for kind, body in heard if kind in b"DC"]
+    return errors_of(heard) or found
+
+
+def test_prepared_statements_go_on_whoever_writes_in_between(raw, cursor, table):
+    cursor.execute("INSERT INTO t VALUES (1, '-')")
+    client, place = raw().sign_in(), search_path(cursor).decode()
+    add = parse(f"UPDATE {place}.t SET v = v || $1 WHERE n = 1 RETURNING v", b"add")
+    take = parse(f"SELECT v FROM {place}.t", b"take")
+    answers(client, add, take, parse("BEGIN", b"begin"), parse("COMMIT", b"commit"), SYNC)
+
+    def do(name, *values):
+        return answers(client, bind(name, values), EXECUTE, SYNC)
+
+    for _ in range(2):
+        assert do(b"begin") == [b"BEGIN"]
+        assert do(b"add", b"a") == [b"-a", b"UPDATE 1"]
+        cursor.execute("UPDATE t SET v = '-'")
+        for text in b"-ab", b"-abb":
+            assert do(b"add", b"b") == [text, b"UPDATE 1"]
+        assert do(b"take") == [b"-abb", b"SELECT 1"]
+        assert do(b"commit") == ["change conflicts with another transaction (OC000)"]
+    assert do(b"take") == [b"-", b"SELECT 1"]
+
+
+def test_what_is_prepared_with_the_statement_that_loses_stays_prepared(raw, cursor, table):
+    cursor.execute("INSERT INTO t VALUES (1, '-')")
+    client, place = raw().sign_in(), search_path(cursor).decode()
+    answers(client, wire.message(b"Q", b"BEGIN\0"))
+    cursor.execute("UPDATE t SET v = 'b'")
+    update = parse(f"UPDATE {place}.t SET v = v || 'a' RETURNING v", b"u")
+    for text in b"-a", b"-aa":
+        found = answers(client, *[update] * (text == b"-a"), bind(b"u"), DESCRIBE, EXECUTE, SYNC)
+        assert found == [text, b"UPDATE 1"]
+    answers(client, wire.message(b"Q", b"ROLLBACK\0"))
+    assert answers(client, bind(b"u"), EXECUTE, SYNC) == [b"ba", b"UPDATE 1"]
+
+
+FLUSH = wire.message(b"H")
+
+
+def test_answers_may_be_asked_for_before_the_end(raw, cursor, table):
+    cursor.execute("INSERT INTO t VALUES (1, '-')")
+    client, place = raw().sign_in(), search_path(cursor).decode()
+    update = f"UPDATE {place}.t SET v = v || 'a' WHERE n = 1"
+    answers(client, parse("BEGIN"), bind(), EXECUTE, parse(update), bind(), EXECUTE, SYNC)
+    for _ in range(2):
+        cursor.execute("INSERT INTO t SELECT max(n) + 1 FROM t")
+        client.say(parse(update), wire.message(b"D", b"S\0"), FLUSH)
+        assert client.kinds(b"n") == b"1tn"
+        assert answers(client, bind(), EXECUTE, SYNC) == [b"UPDATE 1"]
+    client.say(parse(f"SELECT v FROM {place}.t WHERE n = 1"), bind(), EXECUTE, FLUSH)
+    assert client.hear(b"C")[2][1].endswith(b"-aaa")
+    assert answers(client, parse("COMMIT"), bind(), EXECUTE, SYNC) == [b"COMMIT"]
+    cursor.execute("SELECT v FROM t WHERE n = 1")
+    assert cursor.fetchone() == ("-aaa",)
+
+
+def test_rows_are_fetched_in_parts_or_the_transaction_has_lost(raw, cursor, table):
+    cursor.execute("INSERT INTO t VALUES (1, '-')")
+    client, place = raw().sign_in(), search_path(cursor).decode()
+    answers(client, wire.message(b"Q", f"BEGIN; UPDATE {place}.t SET v = 'a'\0".encode()))
+    numbers, some = parse("SELECT generate_series(1, 3)"), b"E\0\0\0\x0ap\0\0\0\0\1"
+    named = wire.message(b"B", b"p\0\0" + bytes(6))
+    client.say(numbers, named, some, SYNC)
+    assert client.kinds() == b"12DsZ"
+    client.say(some, SYNC)
+    assert client.kinds() == b"DsZ"
+    cursor.execute("UPDATE t SET v = 'b'")
+    assert answers(client, some, SYNC) == ["change conflicts with another transaction (OC000)"]
+
+
 def test_a_newer_client_is_told_which_protocol_is_spoken(raw):
     client = raw()
     client.sign_in(version=wire.VERSION_3 + 2)

@@ -1,9 +1,17 @@
 """Optimistic commit through the front: several sessions, played step by step as on a cluster."""
 
 import contextlib
+import io
+import os
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg2
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from transaction_model import Table
 
 from workshop_lib.services.local_dsql import open_cluster
 from workshop_lib.settings import load_settings
@@ -164,8 +172,8 @@ def connect(cluster, schema):
     """Signs in, in the file's schema; closes what is left open."""
     with contextlib.ExitStack() as stack:
 
-        def sign_in():
-            arguments = {**cluster.arguments(), "options": f"-c search_path={schema}"}
+        def sign_in(user="admin"):
+            arguments = {**cluster.arguments(user), "options": f"-c search_path={schema}"}
             connection = psycopg2.connect(**arguments)
             stack.callback(connection.close)
             connection.autocommit = True
@@ -224,3 +232,221 @@ def test_plays(connect, cursor, schema, table, name):
         take_step(players[who], schema, what)
     cursor.execute(SQL["read"])
     assert rows_of(cursor) == last
+
+
+# --- random plays against a model of the rules ---
+
+STATEMENTS = {
+    "begin": "BEGIN",
+    "commit": "COMMIT",
+    "rollback": "ROLLBACK",
+    "grant": "GRANT SELECT ON t TO PUBLIC",
+    "read": "SELECT n, v FROM t ORDER BY n",
+    "set": "UPDATE t SET v = v || %(value)s WHERE n = %(key)s RETURNING v",
+    "add": "INSERT INTO t VALUES (%(key)s, %(value)s)",
+    "put": "INSERT INTO t VALUES (%(key)s, %(value)s) ON CONFLICT (n) DO UPDATE SET v = excluded.v",
+    "delete": "DELETE FROM t WHERE n = %(key)s",
+    "lock": "SELECT v FROM t WHERE n = %(key)s FOR UPDATE",
+}
+STEPS = st.tuples(
+    st.sampled_from("ABCD"),
+    st.sampled_from(["read", "set", "set", "add", "put", "delete", "lock", "end", "end", "grant"]),
+    st.integers(1, 4),
+    st.booleans(),
+)
+
+
+def say(cursor, what, key, value):
+    """The rows, the tag, or the error of one statement."""
+    try:
+        cursor.execute(STATEMENTS[what], {"key": key, "value": value})
+    except psycopg2.Error as error:
+        found = str(error).partition("(OC")[2][:3]
+        return f"OC{found}" if found else error.pgcode
+    if not cursor.description:
+        return cursor.statusmessage
+    found = cursor.fetchall()
+    return found if what == "read" else [v for (v,) in found]
+
+
+@settings(
+    max_examples=int(os.environ.get("RANDOM_PLAYS", "40")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(count=st.integers(2, 4), steps=st.lists(STEPS, min_size=6, max_size=24))
+def test_random_plays_end_as_the_rules_say(players, cursor, table, count, steps):
+    for one in players.values():
+        one.execute("ROLLBACK")
+    cursor.execute("DELETE FROM t WHERE n > 0")
+    cursor.execute("INSERT INTO t VALUES (1, 'x'), (2, 'y')")
+    model, told = Table({1: "x", 2: "y"}), []
+    for number, (who, step, key, well) in enumerate(steps):
+        if who not in "ABCD"[:count]:
+            continue
+        what, value = step, f"{who}{number} "
+        if what == "end":
+            what = "begin" if who not in model.open else "commit" if well else "rollback"
+        if what in {"begin", "commit", "rollback"}:
+            wanted = getattr(model, what)(who)
+        elif what == "grant":
+            if who in model.open:
+                continue
+            wanted = model.grant(who)
+        else:
+            wanted = model.do(who, what, key, value)
+        got = say(players[who], what, key, value)
+        told.append((who, what, key, got))
+        if wanted == "COMMIT or OC000" and got in wanted:
+            (model.apply if got == "COMMIT" else id)(model.open.pop(who))
+            continue
+        assert got == wanted, told
+    cursor.execute("SELECT n, v FROM t")
+    assert dict(cursor.fetchall()) == model.rows, told
+
+
+@pytest.fixture
+def players(connect):
+    return {who: connect().cursor() for who in "ABCD"}
+
+
+# --- what is kept when a transaction's changes are made again ---
+
+
+def test_no_value_that_a_client_has_seen_changes(connect, cursor, table):
+    cursor.execute("DROP TABLE IF EXISTS drawn")
+    cursor.execute(
+        "CREATE TABLE drawn (id bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,"
+        " r float8, u uuid DEFAULT gen_random_uuid(), x float8 DEFAULT random(),"
+        " at timestamptz DEFAULT now(), c timestamptz DEFAULT clock_timestamp(), j jsonb, b bytea,"
+        " i interval, n numeric, s text GENERATED ALWAYS AS ('s' || u) STORED)"
+    )
+    first = connect().cursor()
+    first.execute("BEGIN")
+    first.execute(
+        "INSERT INTO drawn (j, b, i, n) VALUES (NULL, NULL, NULL, 'NaN'),"
+        " ('{\"a\": [1, null]}', '\\x00ff', '-1 day 2:03', 1e-30)"
+    )
+    first.execute("UPDATE drawn SET r = '-0' RETURNING drawn::text, now()::text")
+    seen = first.fetchall()
+    for _ in range(2):
+        cursor.execute("UPDATE t SET v = 'b'")
+        first.execute("SELECT drawn::text, now()::text FROM drawn ORDER BY id")
+        assert first.fetchall() == seen
+    cursor.execute("UPDATE t SET v = 'c'")
+    first.execute("COMMIT")
+    cursor.execute("SELECT drawn::text FROM drawn ORDER BY id")
+    assert cursor.fetchall() == [row[:1] for row in seen]
+
+
+def test_rows_without_a_key_are_made_again(connect, cursor, table):
+    cursor.execute("DROP TABLE IF EXISTS plain")
+    cursor.execute("CREATE TABLE plain (a int, b text)")
+    cursor.execute("INSERT INTO plain VALUES (1, NULL), (2, 'x'), (3, 'y')")
+    first = connect().cursor()
+    first.execute("BEGIN")
+    first.execute("UPDATE plain SET b = 'z' WHERE a = 1")
+    first.execute("DELETE FROM plain WHERE a = 2")
+    cursor.execute("UPDATE t SET v = 'b'")
+    first.execute("COMMIT")
+    cursor.execute("SELECT * FROM plain ORDER BY a")
+    assert cursor.fetchall() == [(1, "z"), (3, "y")]
+
+
+def test_settings_and_the_count_of_rows_are_kept(connect, cursor, table, schema):
+    first = connect().cursor()
+    first.execute("BEGIN")
+    first.execute(f"INSERT INTO {schema}.t SELECT generate_series(10, 2009)")
+    first.execute("SET search_path = pg_catalog")
+    first.execute("SET LOCAL TimeZone = 'Asia/Tokyo'")
+    cursor.execute("UPDATE t SET v = 'b' WHERE n = 1")
+    first.execute("SELECT current_setting('search_path'), current_setting('TimeZone')")
+    assert first.fetchone() == ("pg_catalog", "Asia/Tokyo")
+    with pytest.raises(psycopg2.errors.ProgramLimitExceeded):
+        first.execute(f"INSERT INTO {schema}.t SELECT generate_series(3000, 4500)")
+    first.execute("ROLLBACK")
+    first.execute("SHOW search_path")
+    assert first.fetchone() == (schema,)
+
+
+def test_copy_takes_part(connect, cursor, table):
+    first = connect().cursor()
+    first.execute("BEGIN")
+    first.copy_expert("COPY t FROM STDIN", io.StringIO("3\ta\n4\tb\n"))
+    cursor.execute("INSERT INTO t VALUES (4, 'theirs')")
+    first.execute("SELECT v FROM t WHERE n >= 3 ORDER BY n")
+    assert first.fetchall() == [("a",), ("b",)]
+    with pytest.raises(psycopg2.errors.SerializationFailure):
+        first.execute("COMMIT")
+
+
+def test_a_role_with_few_rights_may_lose(connect, cursor, table, schema):
+    role = f"few_{os.getpid()}"
+    cursor.execute(f"CREATE ROLE {role} LOGIN")
+    cursor.execute(f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+    cursor.execute(f"GRANT SELECT, UPDATE ON t TO {role}")
+    first = connect(role).cursor()
+    first.execute("BEGIN")
+    first.execute("UPDATE t SET v = 'few' WHERE n = 1")
+    cursor.execute("UPDATE t SET v = 'admin'")
+    first.execute("SELECT v FROM t ORDER BY n")
+    assert first.fetchall() == [("few",), ("-",)]
+    with pytest.raises(psycopg2.errors.SerializationFailure, match="OC000"):
+        first.execute("COMMIT")
+    cursor.execute(f"REVOKE ALL ON t FROM {role}")
+    cursor.execute(f"REVOKE ALL ON SCHEMA {schema} FROM {role}")
+    cursor.execute(f"DROP ROLE {role}")
+
+
+def test_sixteen_writers_of_one_counter_lose_no_step(connect, cursor, table):
+    cursor.execute("UPDATE t SET v = '0' WHERE n = 1")
+    cursors = [connect().cursor() for _ in range(16)]
+    together = threading.Barrier(16)
+
+    def add(mine):
+        mine.execute("BEGIN")
+        mine.execute("SELECT v::int FROM t WHERE n = 1")
+        (value,) = mine.fetchone()
+        mine.execute("UPDATE t SET v = %s WHERE n = 1", (value + 1,))
+        mine.execute("COMMIT")
+
+    def write(mine):
+        conflicts = 0
+        together.wait()
+        for _ in range(3):
+            while True:
+                try:
+                    add(mine)
+                    break
+                except psycopg2.errors.SerializationFailure:
+                    conflicts += 1
+                    mine.execute("ROLLBACK")
+                    time.sleep(random.uniform(0, 0.02))
+        return conflicts
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(write, cursors)) > 0
+    cursor.execute("SELECT v FROM t WHERE n = 1")
+    assert cursor.fetchone() == ("48",)
+
+
+def test_who_hangs_up_leaves_nothing_in_the_way(connect, cursor, table):
+    first = connect()
+    first.cursor().execute("BEGIN; UPDATE t SET v = 'a'")
+    first.close()
+    cursor.execute("UPDATE t SET v = 'b' WHERE n = 1")
+    assert cursor.statusmessage == "UPDATE 1"
+
+
+def test_a_statement_that_takes_long_is_not_waited_for(connect, cursor, table):
+    def sleep():
+        connect().cursor().execute("UPDATE t SET v = 'slow' FROM pg_sleep(4) WHERE n = 1")
+
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(sleep)
+        time.sleep(0.5)
+        cursor.execute("UPDATE t SET v = 'b' WHERE n = 2")
+        assert not slow.done()
+        slow.result()
+    cursor.execute(SQL["read"])
+    assert rows_of(cursor) == "1slow 2b"

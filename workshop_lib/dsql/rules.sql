@@ -117,18 +117,18 @@ BEGIN
         SELECT count(*), coalesce(sum(pg_column_size(r.*)), 0) INTO row_count, byte_count
           FROM old_rows r;
         IF logging THEN
-            before := (SELECT json_agg(r) FROM old_rows r);
+            before := (SELECT json_agg(r.*) FROM old_rows r);
         END IF;
     END IF;
     IF TG_OP <> 'DELETE' THEN
         SELECT count(*), coalesce(sum(pg_column_size(r.*)), 0) INTO row_count, byte_count
           FROM new_rows r;
         IF byte_count > 1024 * 1024 THEN
-            PERFORM dsql_rules.check_size(TG_RELID, to_jsonb(r))
+            PERFORM dsql_rules.check_size(TG_RELID, to_jsonb(r.*))
                FROM new_rows r WHERE pg_column_size(r.*) > 1024 * 1024;
         END IF;
         IF logging THEN
-            after := (SELECT json_agg(r) FROM new_rows r);
+            after := (SELECT json_agg(r.*) FROM new_rows r);
         END IF;
     END IF;
     IF logging AND row_count > 0 THEN
@@ -359,8 +359,8 @@ BEGIN
         ELSE
             EXECUTE format('UPDATE %s t SET %s FROM ROWS FROM '
                 '(json_array_elements($1), json_array_elements($2)) AS p (was, is_now), '
-                'json_populate_record(NULL::%1$s, was) o, '
-                'json_populate_record(NULL::%1$s, is_now) n '
+                'json_populate_record(NULL::%1$s, p.was) o, '
+                'json_populate_record(NULL::%1$s, p.is_now) n '
                 'WHERE %3$s', target, assignments, same) USING old_rows, new_rows;
         END IF;
         GET DIAGNOSTICS done = ROW_COUNT;
@@ -419,8 +419,7 @@ BEGIN
         EXECUTE format('ALTER TABLE pg_temp.%I ALTER %I SET DEFAULT nextval(%L)', called,
             counter.attname, pg_get_serial_sequence(target::text, counter.attname));
     END LOOP;
-    PERFORM dsql_rules.attach(to_regclass(format('pg_temp.%I', called)));
-    PERFORM dsql_rules.note('log', 0), dsql_rules.note('shadow_' || target::oid, 1);
+    PERFORM dsql_rules.note('inner', 0), dsql_rules.note('shadow_' || target::oid, 1);
 END
 $$;
 

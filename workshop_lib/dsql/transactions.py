@@ -116,6 +116,7 @@ class Session:
         self._inner: Inner | None = None
         self._held: bytearray | None = None
         self._unsynced = self._suspended = self._executing = self._copying = self._gone = False
+        self._asked = False
         self._error = ""
         self._end_transaction()
 
@@ -204,13 +205,18 @@ class Session:
                 return Message(kind, body, [one])
             case b"B":
                 portal, name, rest = _texts(body, 2)
-                prepared = self._prepared.get(name, Prepared(Statement(""), b""))
+                if name not in self._prepared:  # PostgreSQL says so
+                    return Message(kind, body, [])
+                prepared = self._prepared[name]
                 self._portals[portal] = prepared.statement
                 return Message(kind, body, [prepared.statement], prepared.rest)
             case b"E":
                 (portal, _) = _texts(body, 1)
                 return Message(kind, body, [self._portals.get(portal, Statement(""))])
-            case b"S" | b"F" | b"D" | b"C" | b"H":
+            case b"C":
+                self._prepared.pop(body[1:-1] if body[:1] == b"S" else b"", None)
+                return Message(kind, body, [])
+            case b"S" | b"F" | b"D" | b"H":
                 return Message(kind, body, [])
         raise wire.ProtocolError("invalid frontend message type")
 
@@ -222,11 +228,11 @@ class Session:
         if "DDL" in kinds:
             self._cluster.schema_changes(self)
         going_on = bool(self._changes) and bool(executed) and kinds != {"ROLLBACK"}
-        async with contextlib.AsyncExitStack() as held:
+        async with contextlib.AsyncExitStack() as turn, contextlib.AsyncExitStack() as own:
             alone = False
             if whole and self._state != b"E" and self._shadows is None and (writes or going_on):
-                alone = await held.enter_async_context(self._cluster.take_turn(self))
-            await held.enter_async_context(self._mutex)
+                alone = await turn.enter_async_context(self._cluster.take_turn(self))
+            await own.enter_async_context(self._mutex)
             if self._taken_back and going_on:
                 await self._make_again()
             if self._shadows is not None:
@@ -243,6 +249,7 @@ class Session:
                 del self._changes[before:]
                 self._held.clear()
                 await self._lose()
+                await turn.aclose()
                 await self._go_on_in_shadows(executed, kinds)
                 await self._pass_on(group, whole=whole, again=True)
             if whole:
@@ -285,10 +292,14 @@ class Session:
                 return self._say_query(body, statements)
             case b"P":
                 return self._say_parse(body, statements[0], again=again)
-            case b"B" if self._shadows is not None:
-                portal, _, values = _texts(body, 2)
+            case b"B" if statements and (self._shadows or self._asked):
+                portal, name, values = _texts(body, 2)
+                if name and not self._shadows:
+                    self._due.append((b"2", ""))
+                    return wire.message(kind, body)
+                # A copy has to be used, or the unnamed statement went with a question of ours.
                 self._due.extend([(b"1", "ours"), (b"2", "")])
-                text = redirect(statements[0].text, self._shadows).encode()
+                text = redirect(statements[0].text, self._shadows or ()).encode()
                 return wire.message(b"P", b"\0".join((b"", text, rest))) + wire.message(
                     b"B", b"\0".join((portal, b"", values))
                 )
@@ -326,6 +337,7 @@ class Session:
                 + wire.message(b"E", b"\0" + bytes(4))
             )
         name, text, rest = _texts(body, 2)
+        self._asked = self._asked and bool(name)
         text = one.text.encode() if one.tag else text
         whole = wire.message(b"P", b"\0".join((name, text, rest)))
         if again:
@@ -418,7 +430,7 @@ class Session:
             self.to_server.write(wire.message(b"S"))
             await self._idle.wait()
             self._unsynced = False
-        self._inner = inner = Inner()
+        self._asked, self._inner = True, (inner := Inner())
         self.to_server.write(_query(sql))
         await inner.done
         return inner
