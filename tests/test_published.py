@@ -9,9 +9,9 @@ from workshop_lib.report import beside
 from workshop_lib.results import Measurement, Result
 
 MEASURED = {
-    "07_meet_dsql": ["open_connection_p50"],
-    "08_compare_cold_warm_pooled": ["cold_p50", "pooled_p50", "hit_p50"],
-    "09_compare_s3_and_cache": [
+    "08_meet_dsql": ["open_connection_p50"],
+    "10_compare_cold_warm_pooled": ["cold_p50", "pooled_p50", "hit_p50"],
+    "11_compare_s3_and_cache": [
         f"read_{s}_{p}" for s in ("store", "cache") for p in ("mean", "min")
     ],
 }
@@ -63,7 +63,7 @@ def test_like_stands_beside_like_and_what_was_not_measured_is_left_out():
     assert found["S3, average ÷ cache, average"] == ("33.1 times", "1 times")
     assert not {"warm, database", "S3, max", "cache, max"} & found.keys()
     assert None not in {ours for _, ours in rows}
-    results["08_compare_cold_warm_pooled"].measurements["hit_p50"] = Measurement("none")
+    results["10_compare_cold_warm_pooled"].measurements["hit_p50"] = Measurement("none")
     missing = [
         one.subject for one, ours in beside(studies()["cold-warm-pooled"], results) if not ours
     ]

@@ -185,7 +185,7 @@ def test_a_run_is_not_held_up_by_a_long_name_of_the_folder_for_temporary_files(t
     hostile.mkdir(parents=True)
     (hostile / "kernel.json").write_text('{"argv": ["false"], "language": "python"}')
     done = subprocess.run(
-        [sys.executable, "-m", "workshop_lib", "run", "12", "--out", str(out)],
+        [sys.executable, "-m", "workshop_lib", "run", "15", "--out", str(out)],
         env={
             **os.environ,
             "TMPDIR": str(folder),

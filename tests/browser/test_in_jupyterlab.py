@@ -22,8 +22,8 @@ def pages(browser):
 
 @pytest.fixture(scope="module")
 def costs(lab, pages):
-    """Notebook 12, after Run All."""
-    opened = lab.open(pages.new_page(), "12_count_the_cost")
+    """Notebook 15, after Run All."""
+    opened = lab.open(pages.new_page(), "15_count_the_cost")
     opened.run_all()
     yield opened
     opened.end_kernel()
@@ -69,9 +69,9 @@ def test_moving_the_slider_draws_another_picture_and_the_printed_one_stays(costs
 
 
 def test_an_exercise_is_answered_on_the_page_wrong_first_and_then_right(costs):
-    known = exercise("12.1")
+    known = exercise("15.1")
     answer = costs.code_cell("def cache_month")
-    check = costs.code_cell('exercise("12.1").check')
+    check = costs.code_cell('exercise("15.1").check')
     verdict = check.locator(".jp-OutputArea-output")
     expect(verdict).to_contain_text("… Not tried yet.")
     costs.write(answer, known.solution_source.replace("730 * 3600", "730"))

@@ -32,7 +32,7 @@ SECRET = (ACCOUNT, "STANDINHOST", "secret-of", "X-Amz-Signature", "X-Amz-Credent
 
 # --- notebooks ---
 
-THE_SAME_THERE = ("02", "03", "04", "05", "06", "09", "12")
+THE_SAME_THERE = ("02", "04", "05", "06", "07", "11", "15")
 """What these use of AWS, others use as well; some work in a sandbox of local engines anywhere."""
 CHOSEN = [one.name for one in runner.find_notebooks() if not one.name.startswith(THE_SAME_THERE)]
 
@@ -43,7 +43,7 @@ def executed(aws, function, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run on aws")
     before = account(aws)
     first, second = CHOSEN[::2], CHOSEN[1::2]
-    fewer = ("-p", "rows=3001")  # notebook 07, in the first half, updates them fifteen times over
+    fewer = ("-p", "rows=3001")  # notebook 08, in the first half, updates them fifteen times over
 
     def run(names, *words):
         return aws.run("run", "--workers", "1", *words, "--out", str(folder / names[0]), *names)
@@ -92,13 +92,13 @@ def test_the_results_say_that_it_was_aws_and_where(results):
         ], name  # fmt: skip
         assert {one["embedded"] for one in list(services.values())[:3]} == {False}
         assert services["database"]["region"] == REGION
-    queues = results["11_load_reads_and_writes"]["services"]["messaging"]
+    queues = results["14_the_busiest_day"]["services"]["messaging"]
     assert queues["label"] == f"Amazon SQS and CloudWatch in {REGION}"
 
 
 def test_what_cannot_be_done_there_is_skipped_visibly(executed):
     folder, _, _ = executed
-    (page,) = folder.glob("*/08_compare_cold_warm_pooled.html")
+    (page,) = folder.glob("*/10_compare_cold_warm_pooled.html")
     assert "Skipped: an emulated latency of" in page.read_text()
     assert json.loads(page.with_suffix(".json").read_text())["latencies"] == []
 
@@ -118,10 +118,10 @@ def test_the_values_are_those_that_they_are_everywhere(results):
 def test_the_stacks_function_did_the_work_of_the_load_tests(aws, function, results):
     if not function:
         pytest.skip("the wheels of the function's package cannot be had here")
-    queue = results["11_load_reads_and_writes"]["measurements"]
+    queue = results["14_the_busiest_day"]["measurements"]
     assert queue["messages_succeeded"]["value"] == queue["messages_planned"]["value"] > 0
     assert sum(aws.mapping.batches) >= queue["messages_planned"]["value"]
-    assert aws.function.calls > len(aws.mapping.batches) > 0  # notebook 10 invoked it as well
+    assert aws.function.calls > len(aws.mapping.batches) > 0  # notebook 12 invoked it as well
     assert {one.alive for one in aws.function.environments} == {True}
 
 

@@ -117,7 +117,7 @@ def test_a_signal_to_the_command_alone_ends_its_run(ws, start, temporary, tmp_pa
 
 def test_ctrl_c_while_a_run_starts_ends_it_without_a_traceback(tmp_path):
     run = subprocess.Popen(
-        [sys.executable, "-m", "workshop_lib", "run", "12", "--out", str(tmp_path)],
+        [sys.executable, "-m", "workshop_lib", "run", "15", "--out", str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,

@@ -1,83 +1,36 @@
-"""Notebook 05: an LRU cache request by request, and what each policy evicts."""
+"""Notebook 05: times to live that are spread out, by the generator that was handed in."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import random
 
-from workshop_lib.exercises.check import Case, Check
-from workshop_lib.simulate import steps
+from workshop_lib.exercises.check import Check
 
-MAX_TOLD = 12
-Entry: TypeAlias = dict[str, Any]
-POLICIES = (
-    *(f"allkeys-{rule}" for rule in ("lru", "lfu", "random")),
-    *(f"volatile-{rule}" for rule in ("lru", "lfu", "ttl", "random")),
-    "noeviction",
-)
-RANK = {"lru": ("idle", -1), "lfu": ("uses", 1), "ttl": ("ttl", 1)}
-"""By rule: the field, and the sign with which the least of it goes first."""
+TTLS = (30, 0.3, 3600.0)
+DRAWS = 1000
 
 
-def story(stream: list[int], capacity: int) -> str:
-    """What an LRU cache does at each request of a short stream, on a line of its own."""
-    if not 0 < len(stream) <= MAX_TOLD:
-        return ""
-    told = []
-    for key, (hit, evicted) in zip(stream, steps(stream, capacity, "lru"), strict=True):
-        goes = "" if evicted is None else f", {evicted} goes"
-        told.append(f"{key} {'hit' if hit else 'miss'}{goes}")
-    return f"\nRequest by request: {'; '.join(told)}."
+def jittered_ttl(check: Check) -> None:
+    """Never longer than asked, never below half of it, spread out, and by the generator given."""
+    for ttl in TTLS:
+        half = ttl / 2
+        drawn, again, other = (_draw(check, ttl, seed) for seed in (4, 4, 5))
+        different = len(set(drawn))
+        check.facts |= {"drawn": drawn, "again": again, "other": other, "different": different}
+        check.judge("drawn", ttl=ttl, half=half, draws=DRAWS)
+        for quarter in range(4):
+            low, high = (half + part * ttl / 8 for part in (quarter, quarter + 1))
+            share = sum(low <= drawn_ttl <= high for drawn_ttl in drawn) / DRAWS
+            check.judge("quarter", low=low, high=high, share=share)
 
 
-def key_to_evict(check: Check) -> None:
-    """For each cache and each policy, a key that it evicts, or None."""
-    caches = [check.value(entries) for [entries] in check.table.cases]
-    check.try_cases(
-        [
-            Case(
-                shown=f"`key_to_evict(entries, {policy!r})`",
-                arguments=(entries, policy),
-                draws=30 if policy.endswith("random") else 1,
-            )
-            for entries in caches
-            for policy in POLICIES
-        ]
-    )
+def _draw(check: Check, ttl: float, seed: int) -> list[float]:
+    rng, drawn = random.Random(seed), []
+    for _ in range(DRAWS):
+        got = check.call(ttl, rng, shown=f"`jittered_ttl({ttl!r}, rng)`")
+        check.judge("time", got=got)
+        drawn.append(got)
+    return drawn
 
 
-def entry(key: str, ttl: float | None, idle: float, uses: int) -> Entry:
-    """A key in a cache, as the exercise describes it."""
-    return {"key": key, "ttl": ttl, "idle": idle, "uses": uses}
-
-
-def keys(entries: list[Entry]) -> list[str]:
-    """The key of each entry."""
-    return [one["key"] for one in entries]
-
-
-def listed(entries: list[Entry]) -> str:
-    """The entries, each on a line of its own."""
-    return "".join(f"\n`{one}`" for one in entries) or " none."
-
-
-def candidates(entries: list[Entry], policy: str) -> list[Entry]:
-    """The entries that the policy may evict, the first to go first."""
-    if policy == "noeviction":
-        return []
-    found = [one for one in entries if one["ttl"] is not None or policy.startswith("allkeys")]
-    field, sign = RANK.get(policy.partition("-")[2], ("key", 0))
-    return sorted(found, key=lambda one: sign * one[field]) if sign else found
-
-
-def evicted(entries: list[Entry], policy: str) -> list[str]:
-    """The keys of which the policy evicts any."""
-    found = keys(candidates(entries, policy))
-    return found if policy.endswith("random") else found[:1]
-
-
-def others(entries: list[Entry], key: str) -> list[str]:
-    """The policies that evict this key and no other."""
-    return [policy for policy in POLICIES if evicted(entries, policy) == [key]]
-
-
-JUDGES = {"05.2": key_to_evict}
+JUDGES = {"05.2": jittered_ttl}

@@ -1,234 +1,253 @@
-"""Notebook 07: work that conflicts, with real errors of the database, and a delete in steps."""
+"""Notebook 07: threads that ask at the same moment, and a lock that changes hands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from datetime import date, timedelta
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from psycopg2.errors import (
-    Error,
-    OperationalError,
-    SerializationFailure,
-    StatementCompletionUnknown,
-)
-from psycopg2.extensions import cursor as Cursor
+from workshop_lib.exercises.check import Check, Wrong, say_error
+from workshop_lib.exercises.round_trips import Trips, watched
+from workshop_lib.exercises.trial import Trial, attempt
 
-from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION, is_conflict
-from workshop_lib.exercises.check import Check, Recorder, say_error
-
-ATTEMPTS = 10
-DRAWS = 300
-TABLE = "exercise_conflict"
-SCHEMA_CHANGED = "schema has been updated by another transaction, please retry: (OC001)"
-"""DSQL's other conflict: the same code, another text. It does not happen on PostgreSQL."""
-
-
-def with_retry(check: Check) -> None:
-    """Values pass, conflicts are tried again with random waits, other errors pass at once."""
-    for value in ("done", None, 0):
-        _try(check, "returns", [], 0, value)
-    *conflicts, other_conflict, duplicate = _real_errors(check)
-    other_conflict.args = (SCHEMA_CHANGED,)
-    in_doubt = StatementCompletionUnknown("nobody knows whether it was committed")
-    in_doubt.__setstate__({"pgcode": "40003"})  # the only way to have one: servers hardly ever do
-    lost = OperationalError("the connection was lost")
-    for fails in (1, 3, ATTEMPTS - 1):
-        _try(check, "conflicts", conflicts, fails)
-    _try(check, "conflicts", conflicts, 1, None)
-    _try(check, "other_text", [other_conflict], 1)
-    _try(check, "every_attempt", conflicts, 10**6)
-    for error in (duplicate, in_doubt, lost, ValueError("no such planet")):
-        _try(check, "raises", [error], 1)
-    runs = [_try(check, "conflicts", conflicts, ATTEMPTS - 1) for _ in range(DRAWS)]
-    for retry, waits in enumerate(zip(*runs, strict=True), start=1):
-        limit = min(0.1, 0.001 * 2.0**retry)
-        check.judge("spread", retry=retry, limit=limit, waits=waits, mean=sum(waits) / DRAWS)
+KEY, OTHER_KEY = "mars", "venus"
+CALLERS = 20
+PATIENCE_S = 2.0
+HELD_S = 4.0
+SETTLE_S = (0.05, 0.25, 0.5)
+STEP_S = 0.4
+FAULT = ConnectionError("the database is down")
+ANSWERS: dict[str, tuple[Any, Any]] = {
+    "a value": ("load 1", "load 2"),
+    "nothing": (None, "load 2"),
+    "a fault": (FAULT, "load 2"),
+}
+"""What the database says to the first load, and to those after it."""
 
 
-def _try(
-    check: Check, when: str, errors: Sequence[Exception], fails: int, value: object = "done"
-) -> list[float]:
-    """Call the answer with work that fails so many times, then returns a value; what it slept."""
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one call of `fetch` returned, and how it went."""
 
-    def fail_or_return() -> object:
-        attempts = len(work.calls)
-        check.judge("work", attempts=attempts)
-        if attempts > fails:
-            return value
-        error = errors[(attempts - 1) % len(errors)]
-        error.__cause__ = error.__context__ = None  # nothing of the last time
-        raise error.with_traceback(None)
-
-    def note(seconds: object) -> None:
-        check.judge("sleep", seconds=seconds, waits=len(sleep.calls))
-
-    work, sleep = Recorder(fail_or_return), Recorder(note)
-    raised = say_error(errors[-1] if errors else None)
-    called = check.say(when, fails=times(fails), value=value, error=raised)
-    outcome = check.attempt(work, sleep)
-    error = outcome.error
-    check.facts |= {"stage": when, "when": called, "got": outcome.value, "value": value}
-    check.facts |= {"error": error, "came": say_error(error), "conflicts": errors}
-    check.facts |= {"conflict": error is not None and is_conflict(error)}
-    tries = 1 if when == "raises" else min(fails + 1, ATTEMPTS)
-    check.judge("tried", error, attempts=len(work.calls), waits=len(sleep.calls), tries=tries)
-    return [seconds for [seconds] in sleep.calls]
+    value: object
+    trial: Trial
 
 
-def times(number: int) -> str:
-    """How often, in words."""
-    return {0: "never", 1: "once"}.get(number, f"{number} times")
-
-
-def even(waits: Sequence[float], limit: float) -> bool:
-    """Whether random waits reach both ends of their range, and lie evenly in between.
-
-    So many reach into both outer tenths, but once in 10^12 times; their mean lies between 0.35 and
-    0.65 of the range, which is 9 standard errors each way.
-    """
-    ends = min(waits) <= 0.1 * limit and max(waits) >= 0.9 * limit
-    between = any(limit < 3 * wait < 2 * limit for wait in waits)
-    return ends and between and 0.35 < sum(waits) / len(waits) / limit < 0.65
-
-
-def _real_errors(check: Check) -> list[Exception]:
-    """From the database itself: conflicts, one more than are tried, and an error that is none.
-
-    The second transaction is told of its conflict at COMMIT on DSQL, at its UPDATE on PostgreSQL.
-    The first has committed by then, so that nobody waits for it, whatever rules are in force.
-    """
-    errors: list[Exception] = []
-    ws = check.ws
-    read = f"SELECT n FROM {TABLE}"  # noqa: S608 - our own name; here a snapshot is taken
-    update = f"UPDATE {TABLE} SET n = n + 1 WHERE id = 1"  # noqa: S608
-    insert = f"INSERT INTO {TABLE} VALUES (1, 0)"  # noqa: S608
-    try:
-        ws.database.query(f"CREATE TABLE IF NOT EXISTS {TABLE} (id INT PRIMARY KEY, n INT)")
-        ws.database.insert_rows(TABLE, ("id", "n"), [(1, 0)])
-        with closing(ws.connect()) as one, closing(ws.connect()) as other:
-            first, second = one.cursor(), other.cursor()
-            script = [(cursor, text) for text in ("BEGIN", read) for cursor in (first, second)]
-            script += [(first, update), (first, "COMMIT")]
-            script += [(second, update), (second, "COMMIT"), (second, "ROLLBACK")]
-            for cursor, statement in [*script * (ATTEMPTS + 1), (first, insert)]:
-                try:
-                    cursor.execute(statement)
-                except Error as error:
-                    errors.append(error)
-    finally:
-        ws.database.query(f"DROP TABLE IF EXISTS {TABLE}")
-    check.judge("errors", errors=errors, wanted=ATTEMPTS + 2)
-    return errors
-
-
-LOG = "exercise_log"
-COUNT = f"SELECT count(*) FROM {LOG}"  # noqa: S608
-LEFT = (
-    f"SELECT count(*) FILTER (WHERE day < %s), count(*) FILTER (WHERE day = %s), "  # noqa: S608
-    f"count(*) FILTER (WHERE day > %s) FROM {LOG}"
-)
-DAYS = 4
-"""So many rows are of the day itself, and as many of the next."""
-SPARE = 100
-
-
-class Observed:
-    """What the answer may use of a database; it can let transactions meet conflicts.
+class Bench:
+    """A `fetch` of the learner's over a slow database, and threads that call it.
 
     Attributes:
-        transactions: how many were asked for.
+        answers: what the database says to the first load and to those after it; errors are raised.
+        loads: the key of each load, in their order.
+        begun: set when the first load has begun.
+        crowded: set when two loads have been under way at one moment.
+        go: lets the loads end.
 
     """
 
-    def __init__(self, check: Check, day: date, most: int, conflicts: bool) -> None:
-        self._check, self._database, self._day = check, check.ws.database, str(day)
-        self._most, self._conflicts = most, conflicts
-        self.transactions = 0
+    def __init__(self, check: Check, answers: tuple[Any, Any] = ("load 1", "load 2")) -> None:
+        self.check, self.answers = check, answers
+        self.loads: list[object] = []
+        self.begun, self.crowded, self.go = (threading.Event() for _ in range(3))
+        self._under_way = 0
+        self._lock = threading.Lock()
+        self.fetch = check.call(self.load, shown="`single_flight(load)`")
+        check.judge("function", got=self.fetch)
 
-    def __getattr__(self, name: str) -> Any:
-        self._check.judge("used", name=name)
-        return getattr(self._database, name)
+    def load(self, key: str) -> Any:
+        """The database's answer, once the loads may end: what the learner's function is handed."""
+        with self._lock:
+            self.loads.append(key)
+            answer = self.answers[len(self.loads) > 1]
+            self._under_way += 1
+            if self._under_way > 1:
+                self.crowded.set()
+        self.begun.set()
+        self.go.wait(HELD_S)
+        with self._lock:
+            self._under_way -= 1
+        if isinstance(answer, Exception):
+            raise type(answer)(*answer.args)
+        return answer
 
-    def query(self, statement: Any, params: Any = None, **_: Any) -> Any:
-        """As the database's, but not to delete with."""
-        return self._database.query(statement, params, read_only=True)
+    def ask(self, key: str, arrived: threading.Semaphore | None = None) -> Reply:
+        """Call `fetch(key)` and wait for it, but not for ever."""
+        values: list[object] = []
 
-    def run_transaction(self, work: Callable[[Any], Any]) -> Any:
-        """As the database's. With conflicts: what `work` does first is undone, and it runs again.
+        def work() -> None:
+            # The thread may never end: its name tells it apart from the check's own.
+            threading.current_thread().name = f"fetch {key}"
+            if arrived:
+                arrived.release()
+            values.append(self.fetch(key))
 
-        That happens after all its work was done, as on DSQL, where conflicts appear at COMMIT.
-        """
-        self.transactions += 1
-        self._check.judge("begun", transactions=self.transactions, most=self._most)
-        if self._conflicts:
-            self._do_and_undo(work)
-        return self._database.run_transaction(work)
+        trial = attempt(work, PATIENCE_S + SETTLE_S[-1], self.check.answer)
+        return Reply(values[0] if values else None, trial)
 
-    def _do_and_undo(self, work: Callable[[Any], Any]) -> None:
-        before = self._count()
-        with self._database.connection() as connection, suppress(SerializationFailure):
-            connection.autocommit = False
-            factory = _reader(self._check, connection.cursor_factory or Cursor, self._day)
-            with connection.cursor(cursor_factory=factory) as cursor:
-                work(cursor)
-                cursor.execute(COUNT)
-                gone = before - cursor.fetchone()[0]
-            connection.rollback()
-            # Also on a database that keeps no rules.
-            self._check.judge("changed", gone=gone, limit=MAX_ROWS_PER_TRANSACTION)
+    def ask_at_once(self, keys: Sequence[str], settle_s: float) -> list[Reply]:
+        """Let threads ask while the load for the first of them is under way."""
+        arrived = threading.Semaphore(0)
+        with ThreadPoolExecutor(len(keys)) as pool:
+            replies = [pool.submit(self.ask, keys[0])]
+            self.begun.wait(PATIENCE_S)
+            replies += [pool.submit(self.ask, key, arrived) for key in keys[1:]]
+            for _ in keys[1:]:
+                arrived.acquire(timeout=PATIENCE_S)
+            self.crowded.wait(settle_s)  # what is left to them is a step into `fetch`
+            self.go.set()
+        return [reply.result() for reply in replies]
 
-    def _count(self) -> int:
-        return int(self._database.query(COUNT)[0][0])
-
-
-def _reader(check: Check, plain: Any, day: str) -> type[Cursor]:
-    """A kind of cursor that looks for the day in the statements."""
-
-    class Reader(plain):  # type: ignore[misc]  # whichever it is
-        def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - psycopg2's name
-            text = " ".join(str(query).split())
-            check.judge("statement", text=text, day=day)
-            super().execute(query, vars)
-
-    return Reader
-
-
-def delete_before(check: Check) -> None:
-    """All older rows go, no others, in transactions within the limit, and are counted once."""
-    for call, older, conflicts in check.table.cases:
-        [day] = check.arguments(call, database=None)[1:]
-        with _log(check, day, int(older)):
-            _try_delete(check, call, day, int(older), bool(conflicts))
-            _try_delete(check, call, day, 0, False)
+    def expect(self, reply: Reply, expected: object, who: str) -> None:
+        """End the check unless `fetch` came to this value, or to the database's error."""
+        check, error = self.check, reply.trial.error
+        check.facts["call"] = who
+        if reply.trial.too_late:
+            raise Wrong(f"{check.say('lost')}\n{reply.trial.your_line}")
+        if error is not None and expected is not FAULT:
+            check.stop(error)
+        check.facts |= {"got": reply.value, "expected": expected, "came": say_error(error)}
+        check.judge("fault" if expected is FAULT else "value", error)
 
 
-@contextmanager
-def _log(check: Check, day: date, older: int) -> Iterator[None]:
-    """The table, with rows before the day, on the day and after it; their ids have gaps."""
-    days = [day - timedelta(days=1 + number % 50) for number in range(older)]
-    days += [day] * DAYS + [day + timedelta(days=1)] * DAYS
-    rows = [(number * 7, one, f"entry {number}") for number, one in enumerate(days)]
-    query = check.ws.database.query
-    query(f"DROP TABLE IF EXISTS {LOG}")
+def single_flight(check: Check) -> None:
+    """One load for all who ask at once, for its errors too; then anew; and each key for itself."""
+    check.facts |= {"key": KEY, "other": OTHER_KEY, "callers": CALLERS, "fault": say_error(FAULT)}
+    for name in ANSWERS:
+        _try_callers(check, name, 1)
+        _try_callers(check, name, CALLERS)
+    _try_two_keys(check)
+    _try_side_by_side(check)
+
+
+def _try_callers(check: Check, name: str, callers: int) -> None:
+    """All are answered by one load; after it has ended, a call loads again."""
+    first, later = ANSWERS[name]
+    for settle_s in SETTLE_S:
+        bench = Bench(check, (first, later))
+        replies = bench.ask_at_once([KEY] * callers, settle_s if callers > 1 else 0)
+        if len(bench.loads) == 1 or callers == 1 or bench.crowded.is_set():
+            break
+        # On a busy machine some may have come too late for the first load: give them more time.
+    who = check.say("one" if callers == 1 else "together")
+    late = any(reply.trial.too_late for reply in replies)
+    check.facts |= {"loads": bench.loads, "crowded": bench.crowded.is_set(), "answer": name}
+    check.judge("loads", late=late)
+    for reply in replies:
+        bench.expect(reply, first, who)
+    who = check.say("after_fault" if first is FAULT else "after_load")
+    again = bench.ask(KEY)
+    check.facts |= {"call": who, "error": again.trial.error, "late": again.trial.too_late}
+    check.judge("again", again.trial.error, got=again.value)
+    bench.expect(again, later, who)
+
+
+def _try_two_keys(check: Check) -> None:
+    bench = Bench(check)
+    one, other = bench.ask_at_once([KEY, OTHER_KEY], PATIENCE_S)
+    bench.expect(one, "load 1", f"`fetch({KEY!r})`")
+    check.facts |= {"loads": bench.loads, "crowded": bench.crowded.is_set()}
+    check.judge("two_keys", one=one.value, got=other.value)
+    bench.expect(other, "load 2", f"`fetch({OTHER_KEY!r})`")
+
+
+class SideBySide(str):
+    """A key that lets two threads go on only together, whenever one looks it up in a dict.
+
+    Both are then past their look before either has entered anything, unless a lock keeps them
+    apart: in that case one waits here in vain, and from then on each goes its way.
+    """
+
+    __slots__ = ("step",)
+    step: threading.Barrier
+
+    def __hash__(self) -> int:
+        with suppress(threading.BrokenBarrierError):
+            self.step.wait()
+        return super().__hash__()
+
+
+def _try_side_by_side(check: Check) -> None:
+    bench = Bench(check)
+    key = SideBySide(KEY)
+    key.step = threading.Barrier(2, timeout=STEP_S)
+    with ThreadPoolExecutor(2) as pool:
+        replies = [pool.submit(bench.ask, key) for _ in range(2)]
+        bench.begun.wait(PATIENCE_S)
+        bench.crowded.wait(SETTLE_S[1])
+        bench.go.set()
+    check.judge("side_by_side", crowded=bench.crowded.is_set())
+    for reply in replies:
+        bench.expect(reply.result(), "load 1", f"One of two threads that called `fetch({KEY!r})`")
+
+
+LOCK_MS = 60_000
+TOKENS = ("worker-1", 'Zoë\'s "2nd" try')
+REFUSED = {"KEYS", "FLUSHALL", "FLUSHDB"}
+
+
+def release(check: Check) -> None:
+    """One's own lock goes; another's stays, also when it changes hands between two commands."""
     try:
-        query(f"CREATE TABLE {LOG} (id BIGINT PRIMARY KEY, day DATE NOT NULL, note TEXT)")
-        check.ws.database.insert_rows(LOG, ("id", "day", "note"), rows)
-        yield
+        for token in TOKENS:
+            check.facts |= {"token": token, "other": f"{token}0"}
+            commands = _try_release(check, "own", token)
+            _try_release(check, "nobodys", None)
+            _try_release(check, "anothers", f"{token}0")
+            for gap in range(1, commands):
+                _try_release(check, "taken_over", token, gap)
     finally:
-        query(f"DROP TABLE IF EXISTS {LOG}")
+        check.ws.valkey.delete(_lock(check))
 
 
-def _try_delete(check: Check, call: str, day: date, older: int, conflicts: bool) -> None:
-    when = "conflicts" if conflicts else "older" if older else "none_older"
-    check.facts |= {"older": older, "days": DAYS, "conflicts": conflicts}
-    check.facts["when"] = check.say(when)
-    database = Observed(check, day, older + SPARE, conflicts)
-    got = check.call(database, day, shown=f"`{call}`")
-    left, same, later = check.ws.database.query(LEFT, (day,) * 3)[0]
-    check.facts |= {"left": left, "same": same, "later": later}
-    check.judge("deleted", got=got, transactions=database.transactions)
+def _lock(check: Check) -> str:
+    return f"{check.ws.namespace}:exercise-07-2:lock"
 
 
-JUDGES = {"07.1": with_retry, "07.2": delete_before}
+def _hold(check: Check, token: str | None) -> None:
+    check.ws.valkey.delete(_lock(check))
+    if token is not None:
+        check.ws.valkey.set(_lock(check), token, px=LOCK_MS)
+
+
+def _holder(check: Check) -> str | None:
+    token = check.ws.valkey.get(_lock(check))
+    return None if token is None else token.decode()
+
+
+def _try_release(check: Check, when: str, held: str | None, gap: int = 0) -> int:
+    """Somebody holds the lock, or nobody; after `gap` commands, another takes it.
+
+    Returns:
+        How many round trips it took.
+
+    """
+    token, other = check.facts["token"], check.facts["other"]
+    trips: Trips = []
+    seen: list[str | None] = []
+
+    def look(names: list[str]) -> None:
+        check.judge("before", refused=sorted(REFUSED.intersection(names)))
+        seen.append(_holder(check))
+        if gap and len(trips) == gap:
+            _hold(check, other)
+
+    _hold(check, held)
+    shown = f"{check.say(when)}, `release(valkey, lock, {token!r})`"
+    with watched(check.ws, trips, before=look) as valkey:
+        got = check.call(valkey, _lock(check), token, shown=shown)
+    if gap >= len(trips) > 0:  # this time it sent fewer commands
+        return len(trips)
+    names = ["", *(" ".join(f"`{name}`" for name in trip) for trip in trips), ""]
+    moved = next((number for number, one in enumerate(seen) if one != held), 0)
+    check.facts |= {"when": when, "got": got, "holder": _holder(check), "trips": trips}
+    check.facts |= {"moved": moved, "taken_with": names[moved], "gap": gap}
+    check.facts |= {"before": names[gap], "after": names[gap + 1]}
+    expected = seen[gap] is None if gap else held == token
+    check.judge("released", expected=expected, ttl=check.ws.valkey.pttl(_lock(check)))
+    return len(trips)
+
+
+JUDGES = {"07.1": single_flight, "07.2": release}

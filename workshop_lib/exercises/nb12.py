@@ -1,4 +1,4 @@
-"""Notebook 10: batches of rows, in whatever kind of list."""
+"""Notebook 12: batches of rows, in whatever kind of list."""
 
 from __future__ import annotations
 

@@ -1,0 +1,45 @@
+"""Notebook 14: a batch of which any part can fail, for any reason."""
+
+from __future__ import annotations
+
+from workshop_lib.exercises.check import Check, Recorder, say_error
+
+ERRORS = {"m0": ValueError, "m1": ValueError, "m2": KeyError, "m3": TimeoutError}
+"""What `handle` raises for which message."""
+MESSAGES = [{"messageId": f"id-{body[1:]}", "body": body} for body in ERRORS]
+
+
+def process_batch(check: Check) -> None:
+    """Batches in which none, some, the first, the last and all messages fail, and an empty one."""
+    coped: list[Exception] = []
+    for [failing] in check.table.cases:
+        _try_batch(check, check.value(failing), coped)
+    check.judge("empty", got=check.call([], print, shown=check.say("no_messages")))
+
+
+def _try_batch(check: Check, failing: list[str], coped: list[Exception]) -> None:
+    """Let these messages fail; what the answer coped with is added to that of earlier batches."""
+
+    def fail_for_some(body: object) -> None:
+        if body in failing:
+            coped.append(ERRORS[str(body)](f"{body} cannot be processed"))
+            raise coped[-1]
+
+    handle = Recorder(fail_for_some)
+    check.facts["call"] = check.say("batch", failing=", ".join(failing) or "none")
+    outcome = check.attempt([dict(message) for message in MESSAGES], handle)
+    if outcome.error is not None:
+        earlier = [say_error(error) for error in coped if error is not outcome.error]
+        if len(earlier) < len(coped):
+            check.judge("stopped", outcome.error, error=say_error(outcome.error), earlier=earlier)
+        check.stop(outcome.error)
+    check.facts |= {"handled": [body for [body] in handle.calls], "messages": MESSAGES}
+    try:
+        listed = sorted(one["itemIdentifier"] for one in outcome.value["batchItemFailures"])
+    except (TypeError, KeyError):
+        listed = None
+    expected = [f"id-{body[1:]}" for body in failing]
+    check.judge("batch", got=outcome.value, listed=listed, expected=expected)
+
+
+JUDGES = {"14.2": process_batch}
