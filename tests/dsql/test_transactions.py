@@ -421,7 +421,7 @@ def test_sixteen_writers_of_one_counter_lose_no_step(connect, cursor, table):
                 except psycopg2.errors.SerializationFailure:
                     conflicts += 1
                     mine.execute("ROLLBACK")
-                    time.sleep(random.uniform(0, 0.02))
+                    time.sleep(random.uniform(0, 0.1))
         return conflicts
 
     with ThreadPoolExecutor(16) as pool:

@@ -73,12 +73,15 @@ class Cluster:
     sessions: set[Session] = field(default_factory=set)
     holder: Session | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _alone: set[Session] = field(default_factory=set)
+    _none_alone: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve clients for ever, each in a task of its own."""
         loop = asyncio.get_running_loop()
         listener.setblocking(False)
+        self._none_alone.set()
         while True:
             try:
                 client, _ = await loop.sock_accept(listener)
@@ -234,20 +237,37 @@ class Cluster:
         )
 
     @contextlib.asynccontextmanager
-    async def take_turn(self, session: Session) -> AsyncIterator[bool]:
-        """Have no other transaction's changes in PostgreSQL, unless that takes too long."""
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await self._turn.acquire()
-        except TimeoutError:
-            yield False
-            return
-        try:
+    async def take_turn(self, session: Session, *, alone: bool) -> AsyncIterator[bool]:
+        """Have no other transaction's changes in PostgreSQL, unless that takes too long.
+
+        Args:
+            session: whose turn it is to be.
+            alone: its statement is a transaction of its own. Such go on beside each other.
+
+        """
+        async with contextlib.AsyncExitStack() as turn:
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    await turn.enter_async_context(self._turn)
+                    if not alone:
+                        await self._none_alone.wait()
+            except TimeoutError:
+                await turn.aclose()
+                yield False
+                return
             if self.holder not in {None, session}:
                 await asyncio.shield(self._spawn(self.holder.take_back()))
+            if alone:
+                self._alone.add(session)
+                self._none_alone.clear()
+                await turn.aclose()
+                turn.callback(self._ends_alone, session)
             yield True
-        finally:
-            self._turn.release()
+
+    def _ends_alone(self, session: Session) -> None:
+        self._alone.discard(session)
+        if not self._alone:
+            self._none_alone.set()
 
     def schema_changes(self, by: Session) -> None:
         """Have all other open transactions fail. A definition waits for nobody."""

@@ -133,7 +133,7 @@ BEGIN
     END IF;
     IF logging AND row_count > 0 THEN
         RAISE NOTICE USING ERRCODE = 'DSQLW', MESSAGE = TG_RELID::regclass,
-            DETAIL = json_build_object('old', before, 'new', after);
+            DETAIL = coalesce(before::text, ''), HINT = coalesce(after::text, '');
     END IF;
     row_count := row_count + dsql_rules.noted('rows');
     byte_count := byte_count + dsql_rules.noted('bytes');
@@ -321,14 +321,13 @@ CREATE EVENT TRIGGER dsql_rules_after ON ddl_command_end
 -- before and after it.
 
 -- Make one statement's changes again, row by row as they were: no value is drawn a second time.
-CREATE OR REPLACE FUNCTION dsql_rules.replay(target regclass, change json, in_shadow boolean)
-RETURNS void
+CREATE OR REPLACE FUNCTION dsql_rules.replay(
+    target regclass, before text, after text, in_shadow boolean) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     noted bigint := dsql_rules.noted('log');
-    old_rows json := change -> 'old';
-    new_rows json := change -> 'new';
-    old_count bigint := json_array_length((change ->> 'old')::json);
+    old_rows json := nullif(before, '');
+    new_rows json := nullif(after, '');
     names text;
     assignments text;
     same text;
@@ -348,12 +347,12 @@ BEGIN
       FROM pg_index i
       JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::int2[])
      WHERE i.indrelid = target AND i.indisprimary;
-    IF old_count IS NULL THEN
+    IF old_rows IS NULL THEN
         EXECUTE format('INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE '
             'SELECT %2$s FROM json_populate_recordset(NULL::%1$s, $1)', target, names)
           USING new_rows;
     ELSE
-        IF change ->> 'new' IS NULL THEN
+        IF new_rows IS NULL THEN
             EXECUTE format('DELETE FROM %s t USING json_populate_recordset(NULL::%1$s, $1) o '
                 'WHERE %s', target, same) USING old_rows;
         ELSE
@@ -364,7 +363,7 @@ BEGIN
                 'WHERE %3$s', target, assignments, same) USING old_rows, new_rows;
         END IF;
         GET DIAGNOSTICS done = ROW_COUNT;
-        IF done <> old_count THEN
+        IF done <> json_array_length(old_rows) THEN
             PERFORM dsql_rules.refuse('40001', 'the rows are not what they were');
         END IF;
     END IF;

@@ -80,6 +80,17 @@ class Message(NamedTuple):
     rest: bytes = b""
 
 
+class Change(NamedTuple):
+    """What a statement did to a table: its rows before and after, in JSON; of some, there is none.
+
+    A row that was updated has the same place in both.
+    """
+
+    table: str
+    before: str
+    after: str
+
+
 class Inner:
     """A question of our own to PostgreSQL: its rows as bytes, and what went wrong."""
 
@@ -129,10 +140,13 @@ class Session:
         """
         self._begun += 1
         self._opened = self._taken_back = False
-        self._changes: list[tuple[str, str]] = []
+        self._changes: list[Change] = []
         self._settings: list[str] = []
         self._doomed: Refusal | None = None
         self._shadows: set[tuple[str, str]] | None = None
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._cluster.holder is self:
             self._cluster.holder = None
 
@@ -229,9 +243,10 @@ class Session:
             self._cluster.schema_changes(self)
         going_on = bool(self._changes) and bool(executed) and kinds != {"ROLLBACK"}
         async with contextlib.AsyncExitStack() as turn, contextlib.AsyncExitStack() as own:
-            alone = False
+            mine = False
             if whole and self._state != b"E" and self._shadows is None and (writes or going_on):
-                alone = await turn.enter_async_context(self._cluster.take_turn(self))
+                taking = self._cluster.take_turn(self, alone=self._state == b"I")
+                mine = await turn.enter_async_context(taking)
             await own.enter_async_context(self._mutex)
             if self._taken_back and going_on:
                 await self._make_again()
@@ -243,20 +258,23 @@ class Session:
                 and ("BEGIN" in kinds or (writes and self._state == b"T"))
             ):
                 self._held = bytearray()
-            before = len(self._changes)
+            if kinds == {COMMIT}:
+                self._let_go()
+                await turn.aclose()  # it takes no more rows, and others need not wait for the disk
+            before = list(self._changes)
             await self._pass_on(group, whole=whole)
             if self._held is not None and self._error in MAYBE_LOST and self._state == b"E":
-                del self._changes[before:]
+                self._changes = before
                 self._held.clear()
                 await self._lose()
                 await turn.aclose()
                 await self._go_on_in_shadows(executed, kinds)
                 await self._pass_on(group, whole=whole, again=True)
             if whole:
-                await self._settle(executed, alone=alone)
+                await self._settle(executed, mine=mine and self._shadows is None)
             self._release()
 
-    async def _settle(self, executed: list[Statement], *, alone: bool) -> None:
+    async def _settle(self, executed: list[Statement], *, mine: bool) -> None:
         """After a group: begin what can be taken back, or note what was done; the end, if it is."""
         if self._state == b"I":
             self._end_transaction()
@@ -271,7 +289,7 @@ class Session:
             for name in {name for one in executed for name in one.locks}:
                 if await self._ask(TOUCH.format(_literal(name))):
                     await self._lose()
-            if alone and self._changes and self._shadows is None:
+            if mine and self._changes:
                 self._cluster.holder = self
 
     async def _pass_on(self, group: list[Message], *, whole: bool, again: bool = False) -> None:
@@ -363,8 +381,7 @@ class Session:
                 await self._ask(TAKE_BACK + ";".join(self._settings))
             finally:
                 self._mutex.release()
-        if self._cluster.holder is self:
-            self._cluster.holder = None
+        self._let_go()
 
     async def _make_again(self) -> None:
         """Do to the rows what the transaction had done to them, or learn that it has lost."""
@@ -374,10 +391,9 @@ class Session:
 
     async def _lose(self) -> None:
         self._doomed, self._shadows = CONFLICT, set()
-        if self._cluster.holder is self:
-            self._cluster.holder = None
+        self._let_go()
         if await self._ask(TAKE_BACK + ";".join(self._settings)) or not (
-            await self._shadow(name for name, _ in self._changes)
+            await self._shadow(one.table for one in self._changes)
             and not await self._ask(_replay(self._changes, shadows=True))
         ):
             await self._abort(CONFLICT)
@@ -480,7 +496,7 @@ class Session:
         kind, due = whole[:1], self._due[0] if self._due else (b"", "")
         if kind == b"N" and f"C{CHANGE}\0".encode() in whole:
             fields = wire.error_fields(whole[5:])
-            self._changes.append((fields["M"], fields["D"]))
+            self._note(Change(fields["M"], fields.get("D", ""), fields.get("H", "")))
             return b""
         if self._inner:
             return self._said_within(kind, whole)
@@ -499,6 +515,14 @@ class Session:
             case b"Z":
                 return self._ready(whole, ours=due == (b"Z", "ours"))
         return whole
+
+    def _note(self, change: Change) -> None:
+        """Remember what a statement changed; rows that were added one by one, together."""
+        last = self._changes[-1] if self._changes else None
+        if last and last.table == change.table and not (last.before or change.before):
+            self._changes[-1] = last._replace(after=f"{last.after[:-1]},{change.after[1:]}")
+            return
+        self._changes.append(change)
 
     def _said_within(self, kind: bytes, whole: bytes) -> bytes:
         """Part of the answer to a question of our own."""
@@ -546,11 +570,12 @@ class Session:
         return wire.error(refusal, "ERROR")
 
 
-def _replay(changes: list[tuple[str, str]], *, shadows: bool = False) -> str:
+def _replay(changes: list[Change], *, shadows: bool = False) -> str:
     """SQL that makes changes again, in the tables or in their copies."""
     return ";".join(
-        f"SELECT dsql_rules.replay({_literal(table)}, {_literal(change)}, {shadows})"
-        for table, change in changes
+        f"SELECT dsql_rules.replay({_literal(one.table)}, {_literal(one.before)}, "
+        f"{_literal(one.after)}, {shadows})"
+        for one in changes
     )
 
 
