@@ -129,6 +129,8 @@ PLAYS = {
         "B commit !OC000"), "1- 2- 3a"),
     "a key that came after the snapshot": (
         "A begin, B add 3 b, A add 3 a, A read =1- 2- 3a, A commit !OC000", "1- 2- 3b"),
+    "a key that another one has deleted is still there": (
+        "A begin, B delete 1, A add 1 a !duplicate, A rollback, A add 1 b", "1b 2-"),
     "a key that a loser has twice is a duplicate": (
         "A begin, B add 3 b, A add 3 a, A add 3 x !duplicate, A commit =ROLLBACK", "1- 2- 3b"),
     "ON CONFLICT among open transactions": (
