@@ -784,6 +784,19 @@ def test_a_connection_ends_when_its_time_is_over(own_front, raw, cluster):
     assert "60 minutes" in said
 
 
+def test_a_table_has_at_most_24_indexes(cursor, table):
+    for _ in range(23):
+        cursor.execute("CREATE INDEX ASYNC ON t (v)")
+    refused(cursor, "CREATE INDEX ASYNC ON t (v)", "54000",
+            "more than 24 indexes per table not allowed")  # fmt: skip
+
+
+def test_a_cluster_has_at_most_ten_schemas(own_front, connect, schema):
+    with connect(port=own_front(max_schemas=1)).cursor() as cursor:
+        refused(cursor, "CREATE SCHEMA one_too_many", "54000", "more than 10 schemas not allowed")
+        cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+
+
 def test_while_the_database_is_down_the_cluster_says_that_it_wakes_up(own_front, connect, cluster):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         nobody = closed.getsockname()

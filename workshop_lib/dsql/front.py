@@ -70,6 +70,7 @@ class Cluster:
     tls: ssl.SSLContext
     rate: Rate = field(default_factory=lambda: Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST))
     life_s: float = CONNECTION_LIFE_S
+    max_schemas: int = 10
     sessions: set[Session] = field(default_factory=set)
     holder: Session | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -211,6 +212,7 @@ class Cluster:
             "user": user,
             "database": "postgres",
             "workshop.dsql_rules": "on",
+            "workshop.most_schemas": str(self.max_schemas),
             "lock_timeout": LOCK_WAIT,
             "client_connection_check_interval": "1s",
         }

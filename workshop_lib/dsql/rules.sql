@@ -317,7 +317,18 @@ BEGIN
             SELECT FROM pg_depend WHERE objid = made.objid AND deptype IN ('a', 'i')) THEN
             PERFORM dsql_rules.check_sequence(seqtypid, seqcache)
                FROM pg_sequence WHERE seqrelid = made.objid;
+        ELSIF made.command_tag = 'CREATE SCHEMA' THEN
+            -- Only the front sets this limit: the workshop's runs make a schema for each notebook.
+            IF dsql_rules.most('schemas', 1000000) < (
+                SELECT count(*) FROM pg_namespace WHERE nspname !~ '^pg_'
+                    AND nspname NOT IN ('information_schema', 'dsql_rules', 'sys')) THEN
+                PERFORM dsql_rules.refuse('54000', 'more than 10 schemas not allowed');
+            END IF;
         ELSIF made.command_tag = 'CREATE INDEX' THEN
+            IF 24 < (SELECT count(*) FROM pg_index i JOIN pg_index same USING (indrelid)
+                      WHERE same.indexrelid = made.objid) THEN
+                PERFORM dsql_rules.refuse('54000', 'more than 24 indexes per table not allowed');
+            END IF;
             PERFORM set_config('dsql_rules.index', made.object_identity, true);
         ELSIF made.command_tag IN ('CREATE FUNCTION', 'CREATE PROCEDURE') THEN
             SELECT l.lanname INTO spoken FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
