@@ -168,6 +168,7 @@ class Session:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
             self._gone = True
+            self._release()
             self._end_transaction()
             if self._inner and not self._inner.done.done():
                 self._inner.done.set_exception(ConnectionError())
@@ -239,13 +240,15 @@ class Session:
         executed = [one for told in group if told.kind in b"QE" for one in told.statements]
         kinds = {one.kind for one in executed if not one.refusal}
         writes = any(one.writes for one in executed)
-        if "DDL" in kinds:
+        if "DDL" in kinds and self._state != b"E":
             self._cluster.schema_changes(self)
         going_on = bool(self._changes) and bool(executed) and kinds != {"ROLLBACK"}
         async with contextlib.AsyncExitStack() as turn, contextlib.AsyncExitStack() as own:
             mine = False
             if whole and self._state != b"E" and self._shadows is None and (writes or going_on):
-                taking = self._cluster.take_turn(self, alone=self._state == b"I")
+                taking = self._cluster.take_turn(
+                    self, alone=self._state == b"I" and "BEGIN" not in kinds
+                )
                 mine = await turn.enter_async_context(taking)
             await own.enter_async_context(self._mutex)
             if self._taken_back and going_on:
@@ -289,6 +292,7 @@ class Session:
             for name in {name for one in executed for name in one.locks}:
                 if await self._ask(TOUCH.format(_literal(name))):
                     await self._lose()
+                    return
             if mine and self._changes:
                 self._cluster.holder = self
 
