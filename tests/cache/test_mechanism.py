@@ -25,7 +25,8 @@ from redis.retry import Retry
 from workshop_lib.cache import keys, mechanism
 from workshop_lib.cache.cached import cached
 from workshop_lib.cache.codec import Entry
-from workshop_lib.cache.mechanism import Mechanism, Policy
+from workshop_lib.cache.mechanism import Mechanism
+from workshop_lib.cache.policy import Policy
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.cache.single_flight import Flights

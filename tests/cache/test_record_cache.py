@@ -76,7 +76,7 @@ def test_each_field_is_stored_so_that_a_person_can_read_it(ws, orders):
     orders.get(1)
     stored = ws.valkey.hgetall(orders.key(1))
     about = json.loads(stored.pop(b"@"))
-    assert about[3] == list(row(ws, 1))
+    assert about["columns"] == list(row(ws, 1))
     assert {name.decode(): value.decode() for name, value in stored.items()} == {
         "id": "1",
         "name": '"García"',

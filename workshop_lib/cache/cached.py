@@ -9,19 +9,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from workshop_lib.cache import keys
+from workshop_lib.cache.base import Cache, Source
 from workshop_lib.cache.codec import Entry
 from workshop_lib.cache.fingerprint import Fingerprint
-from workshop_lib.cache.mechanism import Mechanism, Policy
-from workshop_lib.cache.query_cache import Source
-from workshop_lib.cache.stats import CacheStats
-from workshop_lib.cache.storage import Storage
 from workshop_lib.errors import WorkshopError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class CachedFunction(Generic[P, R]):
+class CachedFunction(Cache, Generic[P, R]):
     """A function whose results are kept. Call it as before.
 
     Raises:
@@ -31,18 +28,22 @@ class CachedFunction(Generic[P, R]):
     """
 
     def __init__(
-        self, function: Callable[P, R], source: Source, policy: Policy, name: str | None = None
+        self,
+        function: Callable[P, R],
+        source: Source,
+        ttl: float | None,
+        name: str | None,
+        **behaviour: Any,
     ) -> None:
         _require_plain(function)
         functools.update_wrapper(self, function)
+        super().__init__(source, ttl, **behaviour)
+        self._source = source
         self._is_static = isinstance(function, staticmethod)
         self._function = function.__func__ if isinstance(function, staticmethod) else function
         self._signature = _signature(self._function)
         self._name = name or _describe(self._function)
-        self._fingerprint = None if name else Fingerprint(self._function, _unwrap)
-        self._source = source
-        storage = Storage(source.valkey, int(policy.max_bytes))
-        self._mechanism = Mechanism(storage, policy)
+        self._fingerprint = None if name else Fingerprint(function, source, CachedFunction)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result, from the cache if it is there."""
@@ -62,8 +63,8 @@ class CachedFunction(Generic[P, R]):
             raise TypeError(_no_method(self._name))
 
     def __get__(self, instance: object, owner: type | None = None) -> CachedFunction[P, R]:
-        if instance is not None and not self._is_static:
-            raise TypeError(_no_method(self._name))
+        if instance is not None:
+            self.__set_name__(type(instance), self._name)
         return self
 
     def __reduce__(self) -> str:  # as functions do: copied as itself, pickled by its name
@@ -76,19 +77,9 @@ class CachedFunction(Generic[P, R]):
             bound = self._signature.bind(*args, **kwargs)
             bound.apply_defaults()
             arguments = dict(bound.arguments)
-        scope = (
-            _place(self._source),
-            None if self._fingerprint is None else self._fingerprint.digest(),
-        )
-        return keys.call_key(self._source.namespace, self._name, arguments, scope=scope)
-
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Forget the result for these arguments. Returns whether there was one."""
-        return self._mechanism.invalidate(self.key(*args, **kwargs))
-
-    def stats(self) -> CacheStats:
-        """The counters so far."""
-        return self._mechanism.stats()
+        does = None if self._fingerprint is None else self._fingerprint.digest()
+        scope = (_place(self._source), does)
+        return keys.call_key(self._namespace, self._name, arguments, scope=scope)
 
 
 def cached(
@@ -97,10 +88,11 @@ def cached(
     """Keep what a function returns: `@cached(ws, ttl=30)`.
 
     A result is found again by the arguments, the database, and what the function is: its code, its
-    defaults, and the variables, functions and classes from around it. Edit one of them, or bind it
-    anew, and results are computed anew; put it back, and the old ones are found. What changes only
-    inside a list or an object that the function uses goes unnoticed: pass it as an argument. What
-    cannot be written down, such as a client, is found again only in the same process.
+    defaults, and the numbers, texts and functions from around it that it uses. Edit one of them, or
+    bind it anew, and results are computed anew; put it back, and the old ones are found. A function
+    that uses more than that, such as a list, a client or a class of yours, shares its results with
+    no other function and no other process; what changes inside such an object goes unnoticed, so
+    pass it as an argument, or give the function a name. The workshop itself may be used freely.
 
     Args:
         source: an open workshop.
@@ -113,7 +105,6 @@ def cached(
         TypeError: on decorating a method, a class, or an async or generator function.
 
     """
-    policy = Policy(ttl=source.default_ttl if ttl is None else ttl, **behaviour)
     if name is not None and not (isinstance(name, str) and name.strip()):
         raise ValueError(f"name is {name!r}; it must be a text, such as 'prices-2'")
 
@@ -123,7 +114,7 @@ def cached(
         in_class = bool(here and here.f_back and "__qualname__" in here.f_back.f_locals)
         if in_class and inspect.isfunction(function):
             raise TypeError(_no_method(_describe(function)))
-        return CachedFunction(function, source, policy, name)
+        return CachedFunction(function, source, ttl, name, **behaviour)
 
     return decorate
 
@@ -137,12 +128,7 @@ def _place(source: Source) -> str:
 
 
 def _require_plain(function: Any) -> None:
-    """Refuse what gives no result that could be kept when it is called.
-
-    Raises:
-        TypeError: it is of such a kind.
-
-    """
+    """Refuse what gives no result that could be kept when it is called."""
     inner = function.__func__ if isinstance(function, staticmethod) else function
     while isinstance(inner, functools.partial):
         inner = inner.func
@@ -204,10 +190,3 @@ def _describe(function: Any) -> str:
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _unwrap(value: object) -> object:
-    """What a function is that another one uses: its name, if it has been given one."""
-    if not isinstance(value, CachedFunction):
-        return value
-    return value._function if value._fingerprint else value._name

@@ -19,7 +19,7 @@ import struct
 import zlib
 from base64 import b64decode, b64encode
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -27,7 +27,7 @@ from decimal import Decimal
 from functools import lru_cache
 from math import inf, isfinite
 from types import NoneType
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -35,8 +35,7 @@ import msgspec
 
 MAX_DEPTH = 64  # levels of list, tuple and dict in one value; a value inside itself has no end
 MAX_BYTES = 1_000_000  # what is read where nothing else is said
-MAX_TIME = 1e10  # seconds of Unix time: in the year 2286
-MAX_COST_S = 1e10
+MAX_TIME = 1e10  # seconds, also of Unix time: in the year 2286
 MAX_SAME_HASH = 32  # keys of one dict: each further one is compared with all of them
 CHECK_LENGTH = 9  # "#" and eight hexadecimal digits
 
@@ -73,13 +72,29 @@ class Entry:
     size: int = field(default=0, compare=False)
 
 
-class _Head(msgspec.Struct, forbid_unknown_fields=True):
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_TIME)]
+
+
+class Head(msgspec.Struct, forbid_unknown_fields=True):
+    """What stands before an entry's values."""
+
+    created_at: Seconds
+    cost_seconds: Seconds
+    fresh_until: Seconds | None
+    """None if only the server's own TTL counts."""
+    tags: dict[str, str]
+
+    def entry(self, columns: Iterable[str], rows: list[tuple[object, ...]], size: int) -> Entry:
+        """The entry with these values."""
+        until = inf if self.fresh_until is None else self.fresh_until
+        return Entry(
+            tuple(columns), rows, self.cost_seconds, self.created_at, until, self.tags, size
+        )
+
+
+class _Head(Head):
     """The first line; the second one has the columns' values."""
 
-    created_at: float
-    cost_seconds: float
-    fresh_until: float | None
-    tags: dict[str, str]
     columns: tuple[str, ...]
     types: tuple[str, ...]
 
@@ -92,14 +107,24 @@ def encode(entry: Entry) -> bytes:
 
     Raises Uncacheable, naming column and type, for what would not come back equal.
     """
-    check_times(entry)
     _check_rows(entry)
     columns = list(zip(*entry.rows, strict=True)) if entry.rows else [()] * len(entry.columns)
     types, values = _encode_columns(entry.columns, columns)
+    head = encode_head(_Head, entry, columns=entry.columns, types=tuple(types))
+    return seal(b"%b\n%b" % (head, values))
+
+
+def encode_head(kind: type[Head], entry: Entry, **more: Any) -> bytes:
+    """Return an entry's head of some kind. Raises Uncacheable for times that no clock has shown."""
     until = None if entry.fresh_until == inf else entry.fresh_until
-    tags = dict(entry.tags)
-    head = _Head(entry.created_at, entry.cost_seconds, until, tags, entry.columns, tuple(types))
-    return seal(b"%b\n%b" % (_dump(head, "A column's name"), values))
+    times = (entry.created_at, entry.cost_seconds, until)
+    if not all(0 <= seconds <= MAX_TIME for seconds in times if seconds is not None):
+        raise Uncacheable(
+            f"The entry's times cannot be right: created_at {times[0]}, cost_seconds {times[1]}, "
+            f"fresh_until {until}. Set the clock, or keep seconds."
+        )
+    head = kind(*times, dict(entry.tags), **more)
+    return _dump(head, "A column's name")
 
 
 def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Entry:
@@ -120,17 +145,11 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Entry:
                 [_unpack(value) for value in column] if kind == _MIXED else column
                 for kind, column in zip(head.types, columns, strict=True)
             ]
-        until = inf if head.fresh_until is None else head.fresh_until
-        entry = Entry(
-            head.columns, list(zip(*columns, strict=True)), head.cost_seconds, head.created_at,
-            until, head.tags, len(data),
-        )  # fmt: skip
-        check_times(entry)
+        return head.entry(head.columns, list(zip(*columns, strict=True)), len(data))
     except Exception as error:  # forged, as the checksum fits: anything can be wrong in it
         raise CorruptEntry(
             f"The bytes have no readable body ({error}). Delete the key: the next read fills it."
         ) from error
-    return entry
 
 
 def encode_value(value: object) -> bytes:
@@ -149,7 +168,7 @@ def decode_value(data: bytes, max_bytes: int = MAX_BYTES) -> object:
 
     Raises CorruptEntry, and nothing else, for anything else and for more than `max_bytes`.
     """
-    check_size(data, max_bytes)
+    check_size(len(data), max_bytes)
     try:
         return _unpack(_ANY.decode(data))
     except Exception as error:
@@ -180,7 +199,7 @@ def seal(text: bytes) -> bytes:
 
 def unseal(data: bytes, max_bytes: int = MAX_BYTES) -> bytes:
     """Return the bytes that `seal` was given. Raises CorruptEntry, also for more than so many."""
-    check_size(data, max_bytes)
+    check_size(len(data), max_bytes)
     text = data[:-CHECK_LENGTH]
     if seal(text) != data:
         raise CorruptEntry(
@@ -190,39 +209,26 @@ def unseal(data: bytes, max_bytes: int = MAX_BYTES) -> bytes:
     return text
 
 
-def check_size(data: bytes, max_bytes: int) -> None:
+def check_size(size: int, max_bytes: int) -> None:
     """Raise CorruptEntry for more bytes than an entry may have: nothing stores so many."""
-    if len(data) > max_bytes:
+    if size > max_bytes:
         raise CorruptEntry(
-            f"{len(data):,} bytes are more than an entry may have here ({max_bytes:,}). Delete "
-            "the key, or raise max_bytes."
-        )
-
-
-def check_times(entry: Entry) -> None:
-    """Raise Uncacheable for times that no clock has shown."""
-    until = entry.created_at if entry.fresh_until == inf else entry.fresh_until
-    sane = 0 <= entry.cost_seconds <= MAX_COST_S
-    if not (sane and 0 <= entry.created_at <= MAX_TIME and 0 <= until <= MAX_TIME):
-        raise Uncacheable(
-            f"The entry's times cannot be right: cost_seconds {entry.cost_seconds}, created_at "
-            f"{entry.created_at}, fresh_until {entry.fresh_until}. Set the clock, or keep seconds."
+            f"{size:,} bytes are more than an entry may have here ({max_bytes:,}). Delete the "
+            "key, or raise max_bytes."
         )
 
 
 def _check_rows(entry: Entry) -> None:
     width = len(entry.columns)
-    if entry.rows and not width:
-        raise Uncacheable("The rows have no columns. Select at least one.")
     if odd := set(map(type, entry.rows)) - {tuple}:
         raise Uncacheable(
             f"A row is a {_name(odd.pop())}, which would come back as a tuple. Use the default "
             "cursor, or turn each row into a tuple first."
         )
-    if odd_widths := set(map(len, entry.rows)) - {width}:
+    if odd_widths := set(map(len, entry.rows)) - {width or None}:
         raise Uncacheable(
-            f"A row has {odd_widths.pop()} values where there are {width} columns. Take the "
-            "columns and the rows from the same query."
+            f"A row has {odd_widths.pop()} values where there are {width or 'no'} columns. Take "
+            "the columns and the rows from the same query, which selects at least one."
         )
 
 
@@ -396,6 +402,8 @@ _SCALARS: dict[type, tuple[Callable[[Any], object], Callable[[Any], object]]] = 
     # Python itself remembers few zones; one that it does not is read from a file each time.
     ZoneInfo: (lambda zone: zone.key, lru_cache(maxsize=1024)(ZoneInfo)),
 }
+IMMUTABLE = frozenset({*_KEPT_AS_IS, *_SCALARS, time, datetime})
+"""The types of values that can be encoded and never change."""
 
 
 def _float_of(data: bytes) -> float:
