@@ -83,7 +83,7 @@ def test_each_field_is_stored_so_that_a_person_can_read_it(ws, orders):
         "price": '["Decimal","12.50"]',
         "ratio": "0.1",
         "born": '["date","2026-06-30"]',
-        "seen": '["datetime",["2026-06-30T12:34:56.789000",0,["timezone",[0,"UTC"]]]]',
+        "seen": '["datetime","2026-06-30T12:34:56.789000+00:00"]',
         "mark": '["UUID","5f0c6b1e-8b0a-4a0e-9a4e-0d4b3b1c2d3e"]',
         "raw": '["bytes","AP8="]',
         "good": "true",

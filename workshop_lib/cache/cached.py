@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from workshop_lib.cache import keys
@@ -22,8 +22,7 @@ class CachedFunction(Cache, Generic[P, R]):
     """A function whose results are kept. Call it as before.
 
     Raises:
-        TypeError: an argument whose type cannot be part of a key; convert it first. Or a result
-            that can be read only once, such as a generator: return a list.
+        TypeError: an argument whose type cannot be part of a key; convert it first.
 
     """
 
@@ -39,9 +38,9 @@ class CachedFunction(Cache, Generic[P, R]):
         functools.update_wrapper(self, function)
         super().__init__(source, ttl, **behaviour)
         self._source = source
-        self._is_static = isinstance(function, staticmethod)
-        self._function = function.__func__ if isinstance(function, staticmethod) else function
-        self._signature = _signature(self._function)
+        self._function = function
+        # A wrapper's own: what it makes of its arguments only it knows.
+        self._signature = inspect.signature(function, follow_wrapped=False)
         self._name = name or _describe(self._function)
         self._fingerprint = None if name else Fingerprint(function, source, CachedFunction)
 
@@ -51,7 +50,6 @@ class CachedFunction(Cache, Generic[P, R]):
         def load() -> Entry:
             started = time.perf_counter()
             value = self._function(*args, **kwargs)
-            _require_repeatable(value, self._name)
             return Entry(("value",), [(value,)], time.perf_counter() - started, time.time())
 
         entry = self._mechanism.fetch(self.key(*args, **kwargs), load).entry
@@ -59,12 +57,11 @@ class CachedFunction(Cache, Generic[P, R]):
         return value  # type: ignore[no-any-return]  # the codec returns what it was given
 
     def __set_name__(self, owner: type, name: str) -> None:
-        if not self._is_static:
-            raise TypeError(_no_method(self._name))
+        raise TypeError(_no_method(self._name))
 
     def __get__(self, instance: object, owner: type | None = None) -> CachedFunction[P, R]:
         if instance is not None:
-            self.__set_name__(type(instance), self._name)
+            raise TypeError(_no_method(self._name))
         return self
 
     def __reduce__(self) -> str:  # as functions do: copied as itself, pickled by its name
@@ -72,14 +69,11 @@ class CachedFunction(Cache, Generic[P, R]):
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key for these arguments; f(1) and f(x=1) have the same."""
-        arguments: object = (args, kwargs)
-        if self._signature is not None:
-            bound = self._signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            arguments = dict(bound.arguments)
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
         does = None if self._fingerprint is None else self._fingerprint.digest()
         scope = (_place(self._source), does)
-        return keys.call_key(self._namespace, self._name, arguments, scope=scope)
+        return keys.call_key(self._namespace, self._name, dict(bound.arguments), scope=scope)
 
 
 def cached(
@@ -129,13 +123,13 @@ def _place(source: Source) -> str:
 
 def _require_plain(function: Any) -> None:
     """Refuse what gives no result that could be kept when it is called."""
-    inner = function.__func__ if isinstance(function, staticmethod) else function
+    inner = function
     while isinstance(inner, functools.partial):
         inner = inner.func
     if isinstance(inner, CachedFunction):
         raise TypeError(f"{inner._name} is cached already. Leave one @cached out.")
-    if isinstance(inner, classmethod | property):
-        raise TypeError(_no_method(type(inner).__name__))
+    if isinstance(inner, classmethod | staticmethod | property):
+        raise TypeError(_no_method(_describe(inner)))
     if inspect.isclass(function) or not callable(inner):
         raise TypeError(
             f"@cached is for functions, and {inner!r} is none. Decorate a function that returns "
@@ -148,39 +142,17 @@ def _require_plain(function: Any) -> None:
                 "function that does the work, and call it with asyncio.to_thread."
             )
         if inspect.isgeneratorfunction(code):
-            raise TypeError(_read_once(_describe(inner), "generator"))
-
-
-def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    """How arguments are bound; None where Python does not say, as for some builtin functions.
-
-    A wrapper's own: what it makes of its arguments only it knows.
-    """
-    try:
-        return inspect.signature(function, follow_wrapped=False)
-    except ValueError:
-        return None
-
-
-def _require_repeatable(value: object, name: str) -> None:
-    if isinstance(value, Coroutine):
-        value.close()  # or Python warns that nothing awaited it
-    if isinstance(value, Iterator | AsyncIterator) or inspect.isawaitable(value):
-        raise TypeError(_read_once(name, type(value).__name__))
-
-
-def _read_once(name: str, kind: str) -> str:
-    return (
-        f"{name} returns a {kind}, which can be read only once: nothing would be left for the "
-        "cache. Return a list of what it gives, as in list(…)."
-    )
+            raise TypeError(
+                f"{_describe(inner)} is a generator, whose result can be read only once: nothing "
+                "would be left for the cache. Return a list, as in list(…)."
+            )
 
 
 def _no_method(name: str) -> str:
     return (
         f"{name} is part of a class, and a cached function does not know of which object. Decorate "
         "a function outside of the class, with the values that matter as its arguments, and call "
-        "it from the method; of a static method, write @cached above @staticmethod."
+        "it from the method."
     )
 
 

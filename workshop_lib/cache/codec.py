@@ -15,21 +15,19 @@ of memory (a row of one small value takes about 70 bytes, and may be written as 
 proportion.
 """
 
-import struct
 import zlib
 from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from math import inf, isfinite
 from types import NoneType
 from typing import Annotated, Any
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -236,19 +234,17 @@ def _encode_columns(
     names: Sequence[str], columns: Sequence[tuple[object, ...]]
 ) -> tuple[list[str], bytes]:
     """The names of the columns' types, and their values."""
-    types = [_type_of(values) for values in columns]
-    with suppress(OverflowError, TypeError, ValueError):  # if one cannot be written as it is
-        if _MIXED not in types:
-            return types, _ENCODER.encode(columns)
-    written: list[bytes] = []
-    for number, (name, values) in enumerate(zip(names, columns, strict=True)):
-        where = f"Column {name!r}"
-        if types[number] != _MIXED:
-            with suppress(Uncacheable):  # an integer of more digits than Python writes
-                written.append(_dump(values, where))
-                continue
-        types[number] = _MIXED
-        written.append(_dump([_pack(value, where) for value in values], where))
+    types, written = [], []
+    for name, values in zip(names, columns, strict=True):
+        kind, data = _type_of(values), b""
+        if kind != _MIXED:
+            with suppress(OverflowError, TypeError, ValueError):  # of more digits than 64 bits
+                data = _ENCODER.encode(values)
+        if not data:
+            kind, where = _MIXED, f"Column {name!r}"
+            data = _dump([_pack(value, where) for value in values], where)
+        types.append(kind)
+        written.append(data)
     return types, b"[%b]" % b",".join(written)
 
 
@@ -289,22 +285,21 @@ def _pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False
     if type(value) is list or type(value) is tuple:
         return [kind.__name__, [inner(part) for part in value]]
     if type(value) is dict:
-        if _many_share_a_hash(value):
-            raise Uncacheable(f"{where} holds a dict of too many keys with one and the same hash.")
+        _require_spread(value)
         items = [[inner(key), inner(item)] for key, item in value.items()]
         if sort_dicts:
             items.sort(key=lambda item: _dump(item, where))
         return [kind.__name__, items]
-    if type(value) is datetime or type(value) is time:
-        clock = value.replace(tzinfo=None).isoformat()
-        return [kind.__name__, [clock, value.fold, inner(value.tzinfo)]]
-    if kind not in _SCALARS or (type(value) is ZoneInfo and value.key is None):
-        raise Uncacheable(
-            f"{where} holds a {_name(kind)}, which would not come back as one. Turn it into a "
-            "plain Python value first, or read this straight from the database."
-        )
-    write, _ = _SCALARS[kind]
-    return [kind.__name__, write(value)]
+    if kind in _SCALARS:
+        write, read = _SCALARS[kind]
+        written = write(value)
+        # A zone with a name, or a fold, is in no text of a time.
+        if kind not in {time, datetime} or repr(read(written)) == repr(value):
+            return [kind.__name__, written]
+    raise Uncacheable(
+        f"{where} holds a {_name(kind)}, which would not come back as one. Turn it into a plain "
+        "Python value first, or read this straight from the database."
+    )
 
 
 def _unpack(packed: Any) -> object:
@@ -319,31 +314,14 @@ def _unpack(packed: Any) -> object:
 
 def _unpack_dict(items: list[Any]) -> dict[object, object]:
     pairs = [(_unpack(key), _unpack(value)) for key, value in items]
-    if _many_share_a_hash([key for key, _ in pairs]):
-        raise ValueError("a dict of too many keys with one and the same hash")
+    _require_spread([key for key, _ in pairs])
     return dict(pairs)
 
 
-def _many_share_a_hash(keys: Collection[object]) -> bool:
-    if len(keys) <= MAX_SAME_HASH:
-        return False
-    return max(Counter(map(hash, keys)).values()) > MAX_SAME_HASH
-
-
-def _pack_timezone(zone: timezone) -> tuple[int, str]:
-    """Return the offset in microseconds and the name, which may be one given to the zone."""
-    return zone.utcoffset(None) // timedelta(microseconds=1), zone.tzname(None)
-
-
-def _unpack_timezone(parts: tuple[int, str]) -> timezone:
-    microseconds, name = parts
-    zone = timezone(timedelta(microseconds=microseconds))
-    return zone if zone.tzname(None) == name else timezone(zone.utcoffset(None), name)
-
-
-def _unpack_clock(kind: Any, parts: tuple[str, int, object]) -> object:
-    clock, fold, zone = parts
-    return kind.fromisoformat(clock).replace(fold=fold, tzinfo=_unpack(zone))
+def _require_spread(keys: Collection[object]) -> None:
+    """Refuse a dict that would take time as the square of its size."""
+    if len(keys) > MAX_SAME_HASH < max(Counter(map(hash, keys)).values()):
+        raise Uncacheable("A dict has too many keys with one and the same hash.")
 
 
 def _dump(value: object, where: str) -> bytes:
@@ -357,8 +335,7 @@ def _dump(value: object, where: str) -> bytes:
 
 
 def _name(kind: type) -> str:
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return module + kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -366,19 +343,9 @@ _HEAD = msgspec.json.Decoder(_Head)
 _ANY = msgspec.json.Decoder()
 
 _MIXED = "mixed"
-_COLUMNS: dict[type, Any] = {
-    NoneType: list[None],
-    bool: list[bool | None],
-    int: list[int | None],
-    float: list[float | None],
-    str: list[str | None],
-    bytes: list[bytes | None],
-    Decimal: list[Decimal | None],
-    date: list[date | None],
-    datetime: list[datetime | None],
-    UUID: list[UUID | None],
-}
-_LISTS = {_MIXED: list[Any], **{kind.__name__: column for kind, column in _COLUMNS.items()}}
+_COLUMNS = (NoneType, bool, int, float, str, bytes, Decimal, date, datetime, UUID)
+_LISTS: dict[str, Any] = {kind.__name__: list.__class_getitem__(kind | None) for kind in _COLUMNS}
+_LISTS[_MIXED] = list[Any]
 _PLAIN: dict[type, Callable[[Any], bool]] = {
     float: lambda value: value is None or isfinite(value),
     # ISO 8601 has no words for a zone's name or its rules, nor for a fold.
@@ -391,31 +358,22 @@ _PLAIN: dict[type, Callable[[Any], bool]] = {
 _KEPT_AS_IS = frozenset({NoneType, bool, str})  # and most numbers
 _SCALARS: dict[type, tuple[Callable[[Any], object], Callable[[Any], object]]] = {
     int: (hex, lambda digits: int(digits, base=16)),
-    # The bits: a NaN has a sign and more of its own, which no text shows.
-    float: (lambda v: struct.pack(">d", v).hex(), lambda t: _float_of(bytes.fromhex(t))),
+    float: (repr, float),
     bytes: (lambda value: b64encode(value).decode(), lambda text: b64decode(text, validate=True)),
     Decimal: (str, Decimal),
     date: (date.isoformat, date.fromisoformat),
     timedelta: (lambda span: (span.days, span.seconds, span.microseconds), lambda p: timedelta(*p)),
     UUID: (str, UUID),
-    timezone: (_pack_timezone, _unpack_timezone),
-    # Python itself remembers few zones; one that it does not is read from a file each time.
-    ZoneInfo: (lambda zone: zone.key, lru_cache(maxsize=1024)(ZoneInfo)),
+    time: (time.isoformat, time.fromisoformat),
+    datetime: (datetime.isoformat, datetime.fromisoformat),
 }
-IMMUTABLE = frozenset({*_KEPT_AS_IS, *_SCALARS, time, datetime})
+IMMUTABLE = frozenset({*_KEPT_AS_IS, *_SCALARS})
 """The types of values that can be encoded and never change."""
-
-
-def _float_of(data: bytes) -> float:
-    (value,) = struct.unpack(">d", data)
-    return float(value)
 
 
 _UNPACKERS: dict[str, Callable[[Any], object]] = {
     "list": lambda parts: [_unpack(part) for part in parts],
     "tuple": lambda parts: tuple([_unpack(part) for part in parts]),
     "dict": _unpack_dict,
-    "time": lambda parts: _unpack_clock(time, parts),
-    "datetime": lambda parts: _unpack_clock(datetime, parts),
     **{kind.__name__: unpack for kind, (_, unpack) in _SCALARS.items()},
 }

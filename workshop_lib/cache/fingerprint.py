@@ -29,7 +29,7 @@ from typing import Any
 
 from workshop_lib.cache.codec import IMMUTABLE, Uncacheable, canonical
 
-_WRAPPERS = (staticmethod, type(lru_cache(lambda: None)))
+_LRU_CACHED = type(lru_cache(lambda: None))
 _PACKAGES = frozenset({"site-packages", "dist-packages"})
 
 
@@ -45,7 +45,7 @@ class Fingerprint:
 
     def __init__(self, function: Callable[..., Any], known: object, wrapper: type) -> None:
         self._function, self._known = function, known
-        self._wrappers: Any = (*_WRAPPERS, wrapper)
+        self._wrappers: Any = (_LRU_CACHED, wrapper)
         self._salt = secrets.token_bytes(16)
         # All that were ever met stay alive: another object may not get the `id` of one of them.
         self._strangers: dict[int, object] = {}

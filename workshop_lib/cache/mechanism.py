@@ -35,6 +35,12 @@ from workshop_lib.simulate.expiry import should_refresh_early
 T = TypeVar("T")
 Load = Callable[[], Entry]
 """Asks the source; the entry's `cost_seconds` says what that took. Its times are set here."""
+Tags = Collection[str]
+"""The keys of tags."""
+Tokens = Mapping[str, str]
+"""Of locks, by the keys of entries."""
+Versions = Mapping[str, str] | None
+"""Of tags, by their keys; None if they could not be asked for."""
 LoadMany = Callable[[Collection[str]], Mapping[str, Entry]]
 """The same for several keys, with an entry for each."""
 
@@ -51,7 +57,8 @@ class Fetched:
 
     Attributes:
         entry: what was asked for.
-        source: "cache", "database" (loaded just now) or "stale" (loading failed).
+        source: "cache", "database" (loaded just now), "renewed" (the same as before, says the
+            source) or "stale" (loading failed).
         seconds: response time, waiting and storing included.
 
     """
@@ -88,7 +95,7 @@ class Mechanism:
         self,
         key: str,
         load: Load,
-        tags: Collection[str] = (),
+        tags: Tags = (),
         renew: Callable[[Entry], Entry] | None = None,
     ) -> Fetched:
         """The entry under the key, loaded if need be.
@@ -117,12 +124,14 @@ class Mechanism:
         try:
             entry = fill(key, load, tags)
         except self.policy.stale_on:
-            if found is None or not self.may_be_served(found):
+            if found is None or not _is_fresh(found, self.policy.stale_if_error):
                 raise
             self.counters.add(stale=1)
             return Fetched(found, "stale", time.perf_counter() - started)
         self.counters.add(misses=1)
-        return Fetched(entry, "database", time.perf_counter() - started)
+        renewed = found is not None and entry.rows is found.rows
+        source = "renewed" if renewed else "database"
+        return Fetched(entry, source, time.perf_counter() - started)
 
     def fetch_kept(self, read: Callable[[], Entry | None]) -> Entry | None:
         """What `read` finds in the cache, counted as a hit; None if that cannot be served."""
@@ -157,19 +166,16 @@ class Mechanism:
             tokens, quicker = locked
             loaded = self._load(tokens, load) if tokens else {}
         except self.policy.stale_on:
-            stale = {key: found[key] for key in missing
-                     if key in found and self.may_be_served(found[key])}  # fmt: skip
+            grace_s = self.policy.stale_if_error
+            kept = found.keys() - hits.keys()
+            stale = {key: found[key] for key in kept if _is_fresh(found[key], grace_s)}
             if len(stale) < len(missing):
                 raise
             self.counters.add(stale=len(stale))
             return hits | stale
         return hits | self._count(loaded) | self._count(quicker, coalesced=len(quicker))
 
-    def may_be_served(self, entry: Entry) -> bool:
-        """Whether an entry beyond its TTL is still good enough if loading fails."""
-        return time.time() <= entry.fresh_until + self.policy.stale_if_error
-
-    def put(self, key: str, entry: Entry, forget: Collection[str] = ()) -> None:
+    def put(self, key: str, entry: Entry, forget: Tags = ()) -> None:
         """Write through: store what has just been written to the source.
 
         A load that is under way is kept from storing its older value. What cannot be stored takes
@@ -184,7 +190,7 @@ class Mechanism:
         for tag in forget:
             self.invalidate_tag(tag)
 
-    def invalidate(self, key: str, forget: Collection[str] = ()) -> bool:
+    def invalidate(self, key: str, forget: Tags = ()) -> bool:
         """Remove an entry, and keep loads that are under way from storing. Call it after COMMIT.
 
         Once it has returned, no reader that starts later sees the older value.
@@ -209,13 +215,13 @@ class Mechanism:
 
     # --- look up
 
-    def _look_up(self, key: str, tags: Collection[str]) -> Entry | None:
+    def _look_up(self, key: str, tags: Tags) -> Entry | None:
         if not self._breaker.allows():
             self.counters.add(errors=1)
             return None
         return _filed_under(tags, self._ask(lambda: self.storage.get(key, tags)))
 
-    def _refresh_if_due(self, key: str, entry: Entry, load: Load, tags: Collection[str]) -> Entry:
+    def _refresh_if_due(self, key: str, entry: Entry, load: Load, tags: Tags) -> Entry:
         """The entry, or its successor if this request was chosen to refresh it before its time."""
         beta = self.policy.early_refresh
         if not beta or not should_refresh_early(
@@ -232,7 +238,7 @@ class Mechanism:
         self.counters.add(early=1)
         return newer
 
-    def _fly(self, key: str, load: Load, tags: Collection[str]) -> Entry:
+    def _fly(self, key: str, load: Load, tags: Tags) -> Entry:
         """Load for all threads of this process that ask now, or wait for the thread that does."""
         for _ in range(FLIGHTS):
             flight, leads = self._flights.join(key)
@@ -252,7 +258,7 @@ class Mechanism:
                 return self.storage.unpack(flight.packed)
         return load()
 
-    def _lead(self, key: str, flight: Flight, load: Load, tags: Collection[str]) -> Entry:
+    def _lead(self, key: str, flight: Flight, load: Load, tags: Tags) -> Entry:
         """Load for all threads that join the flight."""
         try:
             if previous := flight.previous:
@@ -273,7 +279,7 @@ class Mechanism:
 
     # --- lock
 
-    def _lock_and_load(self, key: str, load: Load, tags: Collection[str]) -> Entry:
+    def _lock_and_load(self, key: str, load: Load, tags: Tags) -> Entry:
         """Load with the lock, or wait for the process that has it."""
         pause, deadline = POLL_S, time.monotonic() + self.policy.wait_seconds
         while (locked := self._lock([key], tags)) is not None:
@@ -291,7 +297,7 @@ class Mechanism:
         return load()
 
     def _lock(
-        self, keys: Collection[str], tags: Collection[str] = (), known: Entry | None = None
+        self, keys: Collection[str], tags: Tags = (), known: Entry | None = None
     ) -> tuple[dict[str, str], dict[str, Entry]] | None:
         """Take the locks that are free; None if the cache is down.
 
@@ -321,12 +327,13 @@ class Mechanism:
 
     # --- load
 
-    def _load(
-        self, tokens: Mapping[str, str], load: LoadMany, tags: Collection[str] = ()
-    ) -> Mapping[str, Entry]:
+    def _load(self, tokens: Tokens, load: LoadMany, tags: Tags = ()) -> Mapping[str, Entry]:
         """Load while holding the locks, and store each entry whose lock is held to the end."""
         try:
-            versions = self._versions(tags)
+            ttl_ms = self.policy.max_ttl_ms
+            versions: Versions = {}
+            if tags:  # before the load: it may be of an entry that is invalidated meanwhile
+                versions = self.attempt(lambda: self.storage.tag_versions(tags, ttl_ms))
             with self._renewals.held(tokens):
                 loaded = load(tokens)
         except BaseException:
@@ -335,19 +342,13 @@ class Mechanism:
         self._store(tokens, loaded, versions)
         return loaded
 
-    def _versions(self, tags: Collection[str]) -> Mapping[str, str] | None:
-        """The versions of tags, to be asked for before a load; None if the cache is down."""
-        if not tags:
-            return {}
-        return self.attempt(lambda: self.storage.tag_versions(tags, self.policy.max_ttl_ms))
-
     # --- store
 
     def _store(
         self,
-        tokens: Mapping[str, str],
+        tokens: Tokens,
         entries: Mapping[str, Entry],
-        versions: Mapping[str, str] | None,
+        versions: Versions,
     ) -> bool:
         """Store what may be stored, each under its lock; an empty token is any lock's.
 
@@ -375,7 +376,7 @@ class Mechanism:
         self.counters.add(bytes_written=written, discarded=stored.count(False))
         return not refused and all(stored)
 
-    def _dated(self, entry: Entry, versions: Mapping[str, str] | None) -> tuple[Entry, int]:
+    def _dated(self, entry: Entry, versions: Versions) -> tuple[Entry, int]:
         """The entry with its times and tags, and how long the server should keep it, milliseconds.
 
         Where nothing depends on when its TTL ends, the entry does not say so, and the server's
@@ -405,7 +406,7 @@ class Mechanism:
         renewed = self.attempt(lambda: self.storage.renew(key, token, self.policy.lock_ms))
         return renewed is not False
 
-    def _release(self, tokens: Mapping[str, str]) -> None:
+    def _release(self, tokens: Tokens) -> None:
         for key, token in tokens.items():
             if token:
                 self.attempt(partial(self.storage.release, key, token))
@@ -447,12 +448,12 @@ class Mechanism:
         return dict(entries)
 
 
-def _is_fresh(entry: Entry) -> bool:
-    """Whether it is not merely kept in case loading fails."""
-    return time.time() < entry.fresh_until
+def _is_fresh(entry: Entry, beyond_s: float = 0.0) -> bool:
+    """Whether its TTL has not ended, or not longer ago than that."""
+    return time.time() < entry.fresh_until + beyond_s
 
 
-def _filed_under(tags: Collection[str], entry: Entry | None) -> Entry | None:
+def _filed_under(tags: Tags, entry: Entry | None) -> Entry | None:
     """The same, without an entry that `invalidate_tag` of one of these would not have found."""
     return entry if entry is not None and entry.tags.keys() >= set(tags) else None
 

@@ -202,17 +202,12 @@ class ObjectCache(Cache):
 
     def fetch(self, name: str) -> ObjectAnswer:
         """As `get`, with where the answer came from and how long it took."""
-        renewed: list[bool] = []
-
-        def renew(known: Entry) -> Entry:
-            entry = self._renewed(name, known)
-            renewed.append(entry.rows is known.rows)
-            return entry
-
         fetched = self._mechanism.fetch(
-            self.key(name), lambda: _entry(self._store.get(name)), renew=renew
+            self.key(name),
+            lambda: _entry(self._store.get(name)),
+            renew=partial(self._renewed, name),
         )
-        return _answer(fetched, renewed=any(renewed))
+        return _answer(fetched)
 
     def fetch_range(self, name: str, first: int, last: int) -> ObjectAnswer:
         """The bytes from `first` to `last`, both included, of what may be a large object.
@@ -231,13 +226,13 @@ class ObjectCache(Cache):
         whole = self._mechanism.fetch_kept(lambda: self._storage.get(self.key(name)))
         if whole is not None:
             cut = _cut(whole, first, last)
-            return _answer(Fetched(cut, "cache", time.perf_counter() - started), renewed=False)
+            return _answer(Fetched(cut, "cache", time.perf_counter() - started))
         fetched = self._mechanism.fetch(
             self.key(name, first, last),
             lambda: _entry(self._store.get_range(name, first, last)),
             [self._ranges(name)],
         )
-        return _answer(fetched, renewed=False)
+        return _answer(fetched)
 
     def get_many(self, names: Iterable[str]) -> dict[str, bytes | None]:
         """Many objects: one round trip for all that are in the cache, then the missing ones.
@@ -356,7 +351,7 @@ def _cut(entry: Entry, first: int, last: int) -> Entry:
     return Entry(entry.columns, rows, entry.cost_seconds, entry.created_at, entry.fresh_until)
 
 
-def _answer(fetched: Fetched, *, renewed: bool) -> ObjectAnswer:
+def _answer(fetched: Fetched) -> ObjectAnswer:
     entry = fetched.entry
-    source = {"database": "renewed" if renewed else "store"}.get(fetched.source, fetched.source)
+    source = "store" if fetched.source == "database" else fetched.source
     return ObjectAnswer(_body(entry), _etag(entry), source, fetched.seconds, entry.cost_seconds)

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_S = 1e9
-SECONDS = (0.001, MAX_S, "a number of seconds, at least 0.001 and at most 1e+09")
-LIMITS = {
-    **dict.fromkeys(("ttl", "empty_ttl", "lock_seconds", "wait_seconds", "load_seconds"), SECONDS),
-    **{
-        name: (0, most, f"a number from 0 to {most:g}")
-        for name, most in {
-            "jitter": 1.0,
-            "early_refresh": 1e3,
-            "stale_if_error": MAX_S,
-            "keep_seconds": MAX_S,
-            "max_bytes": 1e12,
-        }.items()
-    },
+_TIMES = ("ttl", "empty_ttl", "lock_seconds", "wait_seconds", "load_seconds")
+_MORE = ("early_refresh", "stale_if_error", "keep_seconds", "max_bytes")
+_RANGES = {
+    **dict.fromkeys(_TIMES, (0.001, 1e9)),
+    **dict.fromkeys(_MORE, (0, 1e9)),
+    "jitter": (0, 1),
 }
 
 
@@ -66,12 +58,13 @@ class Policy:
     max_bytes: int = 1_000_000
 
     def __post_init__(self) -> None:
-        for name, (least, most, wanted) in LIMITS.items():
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is None and name == "empty_ttl":
                 continue
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not least <= value <= most:
+                wanted = f"a number, at least {least} and at most {most:g}"
                 raise ValueError(f"{name} is {value!r}; it must be {wanted}")
         try:
             issubclass(Exception, self.stale_on)

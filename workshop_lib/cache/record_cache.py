@@ -10,9 +10,9 @@ import re
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from redis.exceptions import ResponseError
@@ -35,10 +35,6 @@ Record = dict[str, object]
 Fields = dict[bytes, bytes]
 ABOUT = b"@"
 
-_ACQUIRE = """
-local locked = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
-return {locked and 1 or 0, redis.pcall('HGETALL', KEYS[1])}
-"""
 _COMPLETE = """
 if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1])
@@ -92,7 +88,6 @@ class Fetch:
 class HashStorage(Storage):
     """Each entry is one hash: a field for each column, and one about the entry itself."""
 
-    acquire_script = _ACQUIRE
     complete_script = _COMPLETE
 
     def update(self, key: str, changes: Record) -> bool:
@@ -118,12 +113,6 @@ class HashStorage(Storage):
         # A hash that another program wrote is received whole, however large, before it is refused:
         # a script that asks for its length first makes each hit 14 % dearer, as measured.
         return client.hgetall(key)
-
-    def parse(self, answer: Any) -> Entry | None:
-        """The entry in a server's answer."""
-        if isinstance(answer, list):  # a script's
-            answer = dict(zip(answer[::2], answer[1::2], strict=True))
-        return super().parse(answer)
 
     def arguments(self, packed: Any) -> Sequence[Any]:
         """Fields and values by turns."""
@@ -322,27 +311,16 @@ class RecordCache(Cache):
         place = found.columns.index(self._key) if self._key in found.columns else 0
         rows = {row[place]: row for row in found.rows}
         seconds, now = found.seconds / max(1, len(asked)), time.time()
-        kinds, folded = {_kind(key) for key in rows}, {_fold(key) for key in rows}
-        strange = not rows.keys() <= asked
+        # A database may find a key equal that Python does not: "3" and 3, "a" and "A".
+        sure = {type(key) for key in (*asked, *rows)} in ({int}, {UUID})
 
         def entry(one: object) -> Entry:
-            # A database may find a key equal that Python does not: "3" and 3, "a" and "A".
-            unsure = strange or kinds != {_kind(one)} or _fold(one) in folded
-            if one not in rows and rows and unsure:
-                return self._load(one)
-            return Entry(found.columns, [rows[one]] if one in rows else [], seconds, now)
+            if one in rows or sure:
+                return Entry(found.columns, [rows[one]] if one in rows else [], seconds, now)
+            return self._load(one)
 
         return {key: entry(primary_keys[key]) for key in wanted}
 
 
 def _record(entry: Entry) -> Record | None:
     return dict(zip(entry.columns, entry.rows[0], strict=True)) if entry.rows else None
-
-
-def _kind(key: object) -> type:
-    """What keys have to have in common to be compared by Python as by a database."""
-    return int if isinstance(key, int | float | Decimal) else type(key)
-
-
-def _fold(key: object) -> object:
-    return key.strip().casefold() if isinstance(key, str) else key

@@ -26,24 +26,16 @@ BATCH = 1_000
 MIN_TAG_MS = 86_400_000
 """A tag's version is kept for at least a day after the last load under it."""
 
-# Each script touches one entry and its lock, which lie in the same slot of a cluster.
-_ACQUIRE = """
-local locked = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
-return {locked and 1 or 0, redis.pcall('GETRANGE', KEYS[1], 0, ARGV[3])}
-"""
+# The script touches one entry and its lock, which lie in the same slot of a cluster.
 _COMPLETE = """
 if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])
 redis.call('DEL', KEYS[2])
 return 1
 """
-_RELEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
-_RENEW = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return 0
+_IF_HELD = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3))
 """
 
 
@@ -58,7 +50,6 @@ class Storage:
 
     """
 
-    acquire_script = _ACQUIRE
     complete_script = _COMPLETE
 
     def __init__(
@@ -116,15 +107,11 @@ class Storage:
             By key, whether that worked, and what the key holds now.
 
         """
-        if len(tokens) == 1:
-            ((key, token),) = tokens.items()
-            answers = self.run(self.acquire_script, _places(key), token, lock_ms, self.max_bytes)
-        else:
-            pipeline = self.valkey.pipeline(transaction=False)
-            for key, token in tokens.items():
-                pipeline.set(lock_key(key), token, nx=True, px=lock_ms)
-                self.ask(pipeline, key)
-            answers = pipeline.execute(raise_on_error=False)
+        pipeline = self.valkey.pipeline(transaction=False)
+        for key, token in tokens.items():
+            pipeline.set(lock_key(key), token, nx=True, px=lock_ms)
+            self.ask(pipeline, key)
+        answers = pipeline.execute(raise_on_error=False)
         if failed := next((one for one in answers[::2] if isinstance(one, Exception)), None):
             raise failed
         entries = self.only_valid(map(self._readable, answers[1::2]))
@@ -132,11 +119,11 @@ class Storage:
 
     def renew(self, key: str, token: str, lock_ms: int) -> bool:
         """Prolong the lock, if it is still this token's. Returns whether it was."""
-        return bool(self.run(_RENEW, [lock_key(key)], token, lock_ms))
+        return bool(self.run(_IF_HELD, [lock_key(key)], token, "PEXPIRE", lock_ms))
 
     def release(self, key: str, token: str) -> bool:
         """Give the lock back, if it is still this token's. Returns whether it was."""
-        return bool(self.run(_RELEASE, [lock_key(key)], token))
+        return bool(self.run(_IF_HELD, [lock_key(key)], token, "DEL"))
 
     def complete(self, writes: Mapping[str, tuple[str, Any, int]]) -> list[bool]:
         """Store entries and release their locks, each if its lock is still the token's.
