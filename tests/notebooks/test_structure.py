@@ -16,7 +16,7 @@ from workshop_lib.runner import NOTEBOOKS, find_notebooks
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 FORBIDDEN = {"input", "getpass", "exec", "eval", "breakpoint"}
-MOST_MINUTES = 240
+MOST_MINUTES = 300
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
@@ -45,7 +45,7 @@ def lines(cell):
 
 def test_there_are_notebooks_and_their_numbers_are_unique():
     numbers = [path.stem[:2] for path in PATHS]
-    assert numbers[:3] == ["00", "01", "02"]
+    assert numbers[:5] == ["00", "01", "02", "03", "04"]
     assert len(set(numbers)) == len(numbers)
     assert [n.name for n in find_notebooks()] == [path.stem for path in PATHS]
 
@@ -183,13 +183,13 @@ def test_before_a_measurement_the_learner_is_asked_what_to_expect(notebook):
     assert len(asked) >= 2
 
 
-def test_of_two_exercises_one_is_for_everybody(notebook):
+def test_of_several_exercises_one_is_for_everybody(notebook):
     checks = dict.fromkeys((True, False), 0)
     for section in sections(notebook):
         checks[section.optional] += "\n".join(section.code).count(").check(")
-    assert checks[False] == (sum(checks.values()) == 2)
+    assert checks[False] >= (sum(checks.values()) > 1)
 
 
-def test_what_is_not_optional_takes_four_hours_at_most():
+def test_what_is_not_optional_takes_five_hours_at_most():
     notebooks = [nbformat.read(path, as_version=4) for path in PATHS]
     assert sum(notebook.metadata.workshop.minutes for notebook in notebooks) <= MOST_MINUTES
