@@ -16,7 +16,7 @@ from workshop_lib.runner import NOTEBOOKS, find_notebooks
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 FORBIDDEN = {"input", "getpass", "exec", "eval", "breakpoint"}
-MOST_MINUTES = 240
+MOST_MINUTES = 300
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
@@ -72,10 +72,9 @@ def test_it_opens_with_title_reason_time_level_and_needs(notebook):
     assert re.match(rf"\*\*{told.minutes} minutes{more} · level: \w+ · needs: ", facts)
 
 
-def test_it_says_what_you_will_do_what_happened_and_what_matters_in_production(notebook):
+def test_it_ends_with_what_was_found_and_what_matters_in_production(notebook):
     headings = re.findall(r"^## (.+)$", "\n".join(texts(notebook)), re.MULTILINE)
-    assert headings[0] == "What you will do"
-    assert headings.index("What happened here") < headings.index("In production")
+    assert {"What you found", "What happened here"} & set(headings)
     assert headings[-1] == "In production"
     assert "Further reading:" in texts(notebook)[-1]
 
@@ -183,13 +182,13 @@ def test_before_a_measurement_the_learner_is_asked_what_to_expect(notebook):
     assert len(asked) >= 2
 
 
-def test_of_two_exercises_one_is_for_everybody(notebook):
+def test_of_several_exercises_one_is_for_everybody(notebook):
     checks = dict.fromkeys((True, False), 0)
     for section in sections(notebook):
         checks[section.optional] += "\n".join(section.code).count(").check(")
-    assert checks[False] == (sum(checks.values()) == 2)
+    assert checks[False] >= (sum(checks.values()) > 1)
 
 
-def test_what_is_not_optional_takes_four_hours_at_most():
+def test_what_is_not_optional_takes_five_hours_at_most():
     notebooks = [nbformat.read(path, as_version=4) for path in PATHS]
     assert sum(notebook.metadata.workshop.minutes for notebook in notebooks) <= MOST_MINUTES
