@@ -34,7 +34,7 @@ FIGURES = {
 HIT = {
     "pooled_p50": Measurement(300.0, "µs", 40, 290.0, 310.0),
     "hit_p50": Measurement(100.0, "µs", 40, 95.0, 105.0),
-    "warm_p50": Measurement(7_000.0, "µs", 40, 6_000.0, 8_000.0),
+    "new_connection_p50": Measurement(7_000.0, "µs", 40, 6_000.0, 8_000.0),
 }
 ERROR = CellError(7, f"print({BAD!r})", f"ValueError: {BAD}", BAD)
 
