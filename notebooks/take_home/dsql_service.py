@@ -48,8 +48,13 @@ def transaction(free, connect, timeout_s=5, max_age_s=2400):
     try:
         if connection is None or connection.closed or time.monotonic() > expires:
             connection, expires = connect(), time.monotonic() + max_age_s * random.uniform(0.8, 1)
-        with connection, connection.cursor() as cursor:
+        with connection.cursor() as cursor:
             yield cursor
+        connection.commit()
+    except BaseException:
+        if connection and not connection.closed:  # else the next user gets a new one
+            connection.rollback()
+        raise
     finally:
         free.put((connection, expires))
 
