@@ -73,7 +73,7 @@ def test_only_the_repeats_are_counted_and_neither_warm_up_nor_the_first_of_a_blo
     def call(name):
         calls[name] += 1
 
-    found = time_shuffled({"a": lambda: call("a"), "b": lambda: call("b")}, 20, warm_up=3)
+    found = time_shuffled({"a": lambda: call("a"), "b": lambda: call("b")}, 20, warm_up=3, block=10)
     # 20 counted in two blocks, each with one uncounted call before it
     assert calls == {"a": 25, "b": 25}
     assert [len(samples) for samples in found.values()] == [20, 20]
@@ -87,10 +87,20 @@ def test_each_counted_call_follows_one_of_its_own_kind():
     assert all(len(set(block)) == 1 for block in blocks)
 
 
+@pytest.mark.parametrize(("repeats", "block"), [(20, 1), (100, 3), (300, 10), (5_000, 10)])
+def test_there_are_enough_blocks_for_an_interval(repeats, block):
+    found = time_shuffled({"a": lambda: None}, repeats)["a"]
+    assert (found.block, len(found) >= repeats) == (block, True)
+
+
 def test_what_is_done_before_a_call_is_not_timed_and_done_each_time():
     done = []
     found = time_shuffled(
-        {"a": lambda: done.append("call")}, 4, warm_up=1, before={"a": lambda: time.sleep(0.01)}
+        {"a": lambda: done.append("call")},
+        4,
+        warm_up=1,
+        block=4,
+        before={"a": lambda: time.sleep(0.01)},
     )
     assert done == ["call"] * 6  # the warm-up, the uncounted first of the block, four counted
     assert min(found["a"].seconds) < 0.01

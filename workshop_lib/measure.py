@@ -29,6 +29,8 @@ P99_SAMPLES = 500
 """Of fewer samples, a 99th percentile is the luck of the largest few."""
 BLOCK = 10
 """Calls of one subject in a row: enough to settle, few enough to shuffle."""
+BLOCKS = 30
+"""So many blocks at least: from fewer, a block bootstrap gives intervals that are too narrow."""
 RESAMPLES = 400
 FEWEST_BLOCKS = 3
 """Resamples of fewer blocks are nearly all alike, and their intervals far too narrow."""
@@ -145,7 +147,7 @@ def time_shuffled(
     *,
     warm_up: int = 5,
     seed: int = 0,
-    block: int = BLOCK,
+    block: int | None = None,
     before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, Samples]:
     """Time several things against each other, each `repeats` times, in shuffled short blocks.
@@ -160,7 +162,7 @@ def time_shuffled(
         repeats: calls counted for each; rounded up to whole blocks.
         warm_up: calls of each before all blocks.
         seed: of the shuffling.
-        block: counted calls in a row.
+        block: counted calls in a row; None for as many as leave 30 blocks, but 10 at most.
         before: by name, what to do before each call of a subject, not timed.
 
     Returns:
@@ -172,7 +174,7 @@ def time_shuffled(
         for _ in range(warm_up):
             prepare.get(name, _nothing)()
             call()
-    size = min(block, repeats)
+    size = min(block or max(1, min(BLOCK, repeats // BLOCKS)), repeats)
     order = list(subjects) * math.ceil(repeats / size)
     random.Random(seed).shuffle(order)
     found: dict[str, list[float]] = {name: [] for name in subjects}

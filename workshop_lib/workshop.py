@@ -133,7 +133,7 @@ class Workshop:
         """
         return self.database.connect(token)
 
-    def database_arguments(self, user: str = "admin") -> dict[str, Any]:
+    def database_arguments(self, user: str = "admin", *, direct: bool = False) -> dict[str, Any]:
         """What psycopg2.connect, and so any client of PostgreSQL, needs to reach Aurora DSQL.
 
         With a fresh token as the password. Where the database is the local engine, it is the local
@@ -142,15 +142,29 @@ class Workshop:
 
         Args:
             user: `admin`, or on the local engine a role that may log in.
+            direct: on the local engine, past the local Aurora DSQL: for timing, since its checks
+                take time of their own. On AWS it makes no difference.
 
         Raises:
             EngineError: the local Aurora DSQL did not start.
 
         """
         endpoint = self.endpoints.database
-        if endpoint.embedded:
+        if endpoint.embedded and not direct:
             return self._cluster.arguments(user)
-        return {**endpoint.arguments, **({"password": endpoint.token()} if endpoint.token else {})}
+        arguments = {**endpoint.arguments, **self._route("database")}
+        return {**arguments, **({"password": endpoint.token()} if endpoint.token else {})}
+
+    def cache_arguments(self) -> dict[str, Any]:
+        """What redis.Redis needs to reach the cache, with the latency that is set now."""
+        return {**self.endpoints.cache.arguments, **self._route("cache")}
+
+    def _route(self, service: str) -> dict[str, Any]:
+        """Host and port of a local engine: those of its latency proxy while a latency is set."""
+        if not self._proxies[service].endpoint.embedded:
+            return {}
+        host, port = self._proxies[service].route
+        return {"host": host, "port": port}
 
     @cached_property
     def _cluster(self) -> LocalCluster:

@@ -65,7 +65,14 @@ UNREADABLE = (b"not JSON", b"\xff\xfe\x00", b"[1, 2", b"")
 
 
 class FakeCache:
-    """A cache in a dict that notes each time to live: as a client does, it gives back bytes."""
+    """A cache in a dict that notes each time to live: as a client does, it gives back bytes.
+
+    Attributes:
+        broken: "get" or "set", if that raises an error.
+
+    """
+
+    broken = ""
 
     def __init__(self, **entries: bytes) -> None:
         self.entries = entries
@@ -73,15 +80,21 @@ class FakeCache:
 
     def get(self, key: str) -> bytes | None:
         """The entry's bytes, or None if there is none."""
+        self._fail_if_broken("get")
         return self.entries.get(key)
 
     def set(self, key: str, value: object, seconds: object = None) -> None:
-        """Keep bytes, or a text as its bytes."""
+        """Keep bytes, or a string as its bytes."""
+        self._fail_if_broken("set")
         if not isinstance(value, bytes | str):
             kind = type(value).__name__
-            raise TypeError(f"a cache keeps bytes or text, not a {kind}; try json.dumps")
+            raise TypeError(f"a cache keeps bytes or a string, not a {kind}; try json.dumps")
         self.ttls.append(seconds)
         self.entries[key] = value.encode() if isinstance(value, str) else value
+
+    def _fail_if_broken(self, part: str) -> None:
+        if part == self.broken:
+            raise ConnectionError("no answer from the cache")
 
 
 def get_or_load(check: Check) -> None:
@@ -98,6 +111,15 @@ def get_or_load(check: Check) -> None:
     for data in UNREADABLE:
         when = f"With `{data!r}` under the key, which cannot be read"
         _ask_twice(check, "unreadable", FakeCache(**{KEY: data}), ROWS, when, when)
+    for part in ("get", "set"):
+        cache = FakeCache()
+        cache.broken = part
+        when = f"With a cache whose `{part}` raises `ConnectionError`"
+        check.facts |= {"call": f"{when}, `get_or_load`", "rows": ROWS}
+        outcome = check.attempt(cache, KEY, lambda: deepcopy(ROWS))
+        if outcome.error is not None:
+            check.stop(outcome.error)
+        check.judge("rows", got=outcome.value)
 
 
 def _ask_twice(check: Check, stage: str, cache: FakeCache, rows: object, *when: str) -> None:

@@ -1,0 +1,81 @@
+"""Cache-aside for the rows of PostgreSQL or Aurora DSQL, in Valkey or Redis.
+
+Each function is the text of a cell of notebooks 02 to 07, where the reasons stand. The caller
+brings a connection of psycopg2 in autocommit mode whose session is read-only
+(`SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY`), and a client of redis-py with time-outs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from datetime import date, datetime
+from decimal import Decimal
+
+READERS = {"Decimal": Decimal, "date": date.fromisoformat, "datetime": datetime.fromisoformat}
+counts = Counter()
+
+
+def pack(value):
+    """A value as JSON can hold it."""
+    kind = type(value).__name__
+    if value is None or kind in ("bool", "int", "float", "str"):
+        return value
+    if kind in READERS:
+        return {kind: str(value)}
+    raise TypeError(f"a {kind} cannot be cached yet: add how to read it to READERS")
+
+
+def encode(rows):
+    """Rows as text for the cache."""
+    return json.dumps([[pack(value) for value in row] for row in rows])
+
+
+def decode(text):
+    """The rows that `encode` was given, as tuples."""
+
+    def unpack(found):
+        ((kind, value),) = found.items()
+        return READERS[kind](value)
+
+    return [tuple(row) for row in json.loads(text, object_hook=unpack)]
+
+
+def cache_key(sql, params=None, prefix="app"):
+    """The same key for the same question; never the same for two."""
+    if isinstance(params, dict):
+        params = sorted(params.items())
+    digest = hashlib.sha256(repr((sql, params)).encode()).hexdigest()
+    return f"{prefix}:{{{digest[:32]}}}"
+
+
+def ask(connection, sql, params=None):
+    """The rows of a query, as tuples."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return cursor.fetchall()
+
+
+def keep(valkey, key, rows, ttl):
+    """Keep rows for `ttl` seconds, if the cache takes them."""
+    try:
+        valkey.set(key, encode(rows), ex=ttl)
+    except Exception:  # the answer is there all the same
+        counts["faults"] += 1
+
+
+def fetch(valkey, connection, sql, params=None, ttl=30, prefix="app"):
+    """The rows of a query, from the cache where it can tell: look, ask, keep."""
+    key = cache_key(sql, params, prefix)
+    try:
+        if (found := valkey.get(key)) is not None:  # look
+            rows = decode(found)
+            counts["hits"] += 1
+            return rows
+    except Exception:  # no cache, or nobody can read the entry: as on a miss
+        counts["faults"] += 1
+    rows = ask(connection, sql, params)  # ask
+    counts["misses"] += 1
+    keep(valkey, key, rows, ttl)
+    return rows
