@@ -48,8 +48,7 @@ def transaction(free, connect, timeout_s=5, max_age_s=2400):
     try:
         if connection is None or connection.closed or time.monotonic() > expires:
             connection, expires = connect(), time.monotonic() + max_age_s * random.uniform(0.8, 1)
-        with connection.cursor() as cursor:
-            yield cursor
+        yield connection.cursor()
         connection.commit()
     except BaseException:
         if connection and not connection.closed:  # else the next user gets a new one
