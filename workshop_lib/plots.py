@@ -197,6 +197,53 @@ def bars(
 
 
 @_our_look()
+def factors(
+    found: Mapping[str, tuple[float, float, float]],
+    title: str,
+    x_label: str,
+    *,
+    guesses: Mapping[str, float] | None = None,
+    published: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:
+    """Ratios as dots with their intervals, one line a comparison, on a logarithmic axis.
+
+    Args:
+        found: by comparison, the ratio and the ends of its interval; both nan if it has none.
+        title: of the picture.
+        x_label: what is divided by what.
+        guesses: of the reader, by comparison; hollow.
+        published: by comparison, from and to; grey.
+
+    """
+    figure, axes = _canvas(8.0, 1.2 + 0.7 * len(found))
+    rows = {name: row for row, name in enumerate(found)}
+    for name, (value, low, high) in found.items():
+        axes.plot([low, high], [rows[name]] * 2, color="black", linewidth=2)
+        axes.plot(value, rows[name], "o", color=COLOURS[0], markersize=9)
+        axes.annotate(f"{value:.3g} ×", (value, rows[name] - 0.14), ha="center", va="bottom")
+    marks = {name: (guess, guess) for name, guess in (guesses or {}).items()}
+    for known, label, offset, look in (
+        (published or {}, "published", 0.17, {"color": "#999999", "linewidth": 5}),
+        (marks, "your guess", 0.34, {"color": COLOURS[5], "marker": "D", "fillstyle": "none"}),
+    ):
+        for name, ends in known.items():
+            axes.plot(ends, [rows[name] + offset] * 2, **look)
+            place = (ends[1], rows[name] + offset)
+            axes.annotate(f"   {label}", place, va="center", fontsize=8)
+    axes.axvline(1, color="black", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set_ylim(len(found) - 0.45, -0.6)
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    axes.xaxis.set_major_locator(_log_locator(*axes.get_xlim()))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(x_label)
+    axes.set_title(title)
+    return figure
+
+
+@_our_look()
 def histogram(values: Sequence[int], title: str, x_label: str, y_label: str) -> Figure:
     """How often each number occurs, or each range of numbers where there are many.
 
