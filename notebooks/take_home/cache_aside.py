@@ -113,6 +113,17 @@ def forget(valkey, key):
     valkey.delete(key, f"{key}:lease")
 
 
+RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+
+def release(valkey, lock, token):
+    """Give back a lock, if it is still ours; returns whether it was."""
+    return bool(valkey.eval(RELEASE, 1, lock, token))
+
+
 def read(valkey, key):
     """The rows that a key holds; None if there are none, or nobody can read them."""
     if (found := valkey.get(key)) is None:
@@ -131,7 +142,9 @@ def look_or_lease(valkey, key, patience):
         if (rows := read(valkey, key)) is not None:
             return rows, None
         if token := take_lease(valkey, key):
-            return None, token
+            if (rows := read(valkey, key)) is not None:
+                release(valkey, f"{key}:lease", token)
+            return rows, token
         time.sleep(0.01)
     return None, None
 
