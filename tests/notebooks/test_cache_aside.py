@@ -63,6 +63,7 @@ def fetch(request, taken, place, connect):
     def fetch(sql, params=None, valkey=valkey):
         return getattr(taken, request.param)(valkey, connection, sql, params, prefix=prefix)
 
+    fetch.name = request.param
     return fetch
 
 
@@ -91,7 +92,8 @@ def test_what_cannot_be_read_is_loaded_and_replaced(taken, fetch, place, found):
     valkey, prefix = place
     valkey.set(taken.cache_key("SELECT 5", None, prefix), found)
     assert [fetch("SELECT 5") for _ in range(2)] == [[(5,)], [(5,)]]
-    assert taken.counts == {"misses": 1, "hits": 1, "faults": 1}
+    looks = 1 if fetch.name == "fetch" else 2
+    assert taken.counts == {"misses": 1, "hits": 1, "faults": looks}
 
 
 def test_a_cache_that_is_not_there_and_a_type_that_it_cannot_hold_cost_no_answer(taken, fetch):
