@@ -2,6 +2,8 @@
 
 import json
 import signal
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from workshop_lib import runner
+from workshop_lib import namespaces, runner, services
 from workshop_lib.dataset import list_objects
 from workshop_lib.errors import RunError, WorkshopError
 from workshop_lib.paths import RESULTS
@@ -321,3 +323,23 @@ def test_what_killed_runs_left_is_deleted_by_the_next_and_nothing_else(ws):
     finally:
         ws.database.query("DROP SCHEMA IF EXISTS runner_of_mine")
     assert runner.sweep() == 0
+
+
+def test_on_servers_of_one_s_own_only_runs_older_than_a_day_are_swept(ws, monkeypatch):
+    def on_own_servers(settings):
+        found = services.resolve(settings)
+        return replace(found, database=replace(found.database, embedded=False))
+
+    monkeypatch.setattr(namespaces, "resolve", on_own_servers)
+    old, new = (datetime.now(UTC) - timedelta(hours=hours) for hours in (25, 23))
+    old, new = (f"run_{began:%Y%m%d%H%M}_0123abcd_02_0" for began in (old, new))
+    left = f"{old}b"  # whose tables are gone already
+    for schema in (old, new, "run_of_mine", "run_0123abcd_02"):
+        ws.database.query(f"CREATE SCHEMA {schema}")
+    for name in (left, new):
+        ws.s3.put_object(Bucket=ws.bucket, Key=f"{name}/x", Body=b"")
+    try:
+        assert namespaces.abandoned_namespaces() == [old, left]
+    finally:
+        ws.database.query("DROP SCHEMA run_of_mine")
+        namespaces.wipe_namespace(old, new, left, "run_0123abcd_02")

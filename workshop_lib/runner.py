@@ -29,7 +29,7 @@ from traitlets.config import Config
 
 from workshop_lib.errors import RunError, WorkshopError, redact
 from workshop_lib.kernel_client import HeadlessKernelManager
-from workshop_lib.namespaces import abandoned_namespaces, wipe_namespace
+from workshop_lib.namespaces import abandoned_namespaces, new_run, wipe_namespace
 from workshop_lib.paths import CHECKOUT, RESULTS, display_path
 from workshop_lib.report import export, write_report
 from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
@@ -244,7 +244,7 @@ def run(
         raise RunError(
             f"{display_path(folder)} has the notebooks themselves: choose another --out."
         )
-    stamp = f"run_{secrets.token_hex(4)}"
+    stamp = new_run()
     jobs = [
         Job(
             notebook,
@@ -274,9 +274,9 @@ def run(
 
 
 def sweep() -> int:
-    """Delete what killed runs left: temporary files, and in the local database, cache and store.
+    """Delete what killed runs left: temporary files, and in the database, the cache and the store.
 
-    The latter only if nobody else uses the local engines: a run that is under way keeps its own.
+    A run that is under way keeps its own: `abandoned_namespaces`.
 
     Returns:
         How many namespaces were cleared.
