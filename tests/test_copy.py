@@ -97,7 +97,7 @@ def test_input_is_taken_as_it_comes_and_what_was_committed_before_an_error_stays
 @pytest.mark.parametrize(
     ("rows", "error", "says"),
     [
-        ([(1, object())], TypeError, "object cannot be stored in bulk. What can: int,"),
+        ([(1, object())], TypeError, "object cannot be stored in bulk. What can: Decimal,"),
         ([(1, "a\0b")], ValueError, "NUL"),
         ([(1, "a"), (2,)], ValueError, "shorter"),
         ([(1, {"a": float("nan")})], ValueError, "JSON"),
