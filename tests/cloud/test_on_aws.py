@@ -112,7 +112,7 @@ def test_the_values_are_those_that_they_are_everywhere(results):
     assert (seeded["users_rows"], seeded["orders_rows"], seeded["objects"]) == (500, 2_500, 200)
     assert seeded["commits_for_transactions"] == 3  # 3,000 + 3,000 + 1,000
     checks = figures["00_check_the_deployment"]
-    assert checks["checks"] == checks["checks_passed"] > 11  # AWS has more to be asked
+    assert checks["checks"] == checks["checks_passed"] > 10  # AWS has more to be asked
 
 
 def test_the_stacks_function_did_the_work_of_the_load_tests(aws, function, results):
