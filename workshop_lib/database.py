@@ -583,6 +583,39 @@ def _commit(connection: Connection) -> None:
         )
 
 
+def retry_conflicts(
+    attempt: Callable[[], T],
+    *,
+    again: Callable[[BaseException], bool] = comes_from_conflict,
+    note: Callable[[BaseException], object] = lambda _: None,
+) -> T:
+    """Attempt something as often, and after such random waits, as `run_transaction` does.
+
+    Args:
+        attempt: what to do, each time from its beginning.
+        again: whether an error is worth another attempt.
+        note: told of each such error, that of the last attempt as well.
+
+    Raises:
+        Exception: that of the last attempt, or the first one that is not worth another.
+
+    """
+    end = time.monotonic() + CONFLICT_S
+    for number in count(1):
+        try:
+            return attempt()
+        except Exception as error:
+            if not again(error):
+                raise
+            note(error)
+            if number >= CONFLICT_ATTEMPTS and time.monotonic() >= end:
+                raise
+        # Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog).
+        longest = min(CONFLICT_WAIT_MAX_S, CONFLICT_WAIT_S * 2 ** min(number, 20))
+        time.sleep(random.random() * longest)
+    raise AssertionError("unreachable")
+
+
 def _named(table: str, columns: Sequence[str]) -> tuple[sql.Composable, sql.Composable]:
     """A table and its columns, as they stand in a statement."""
     return sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
