@@ -1,4 +1,4 @@
-"""COPY in steps: the same rows as by INSERT, whatever is in them."""
+"""COPY and INSERT in steps: the same rows come back, whatever is in them."""
 
 import secrets
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -7,6 +7,8 @@ from decimal import Decimal
 import psycopg2
 import pytest
 from hypothesis import given, settings, strategies as st
+
+from workshop_lib.database import Database
 
 COLUMNS = ("id", "words", "amount", "share", "day", "at", "clock", "yes", "raw", "uid", "doc")
 DDL = """
@@ -56,12 +58,13 @@ kinds = (
 )
 
 
+@pytest.mark.parametrize("write", [Database.copy_rows, Database.insert_rows])
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(*(st.none() | kind for kind in kinds)), min_size=1, max_size=8))
-def test_every_value_comes_back_equal_and_of_its_type(shared, table, rows):
+@given(rows=st.lists(st.tuples(*(st.none() | kind for kind in kinds)), min_size=1, max_size=8))
+def test_every_value_comes_back_equal_and_of_its_type(shared, table, write, rows):
     shared.database.query(f"DELETE FROM {table}")
     numbered = [(number, *values) for number, values in enumerate(rows)]
-    assert shared.database.copy_rows(table, COLUMNS, numbered) == len(rows)
+    assert write(shared.database, table, COLUMNS, numbered) == len(rows)
     found = shared.database.query(f"SELECT {', '.join(COLUMNS)} FROM {table} ORDER BY id")
     for went, came in zip(numbered, found, strict=True):
         for before, after in zip(went, came, strict=True):
@@ -97,7 +100,7 @@ def test_input_is_taken_as_it_comes_and_what_was_committed_before_an_error_stays
 @pytest.mark.parametrize(
     ("rows", "error", "says"),
     [
-        ([(1, object())], TypeError, "object cannot be stored in bulk. What can: int,"),
+        ([(1, object())], TypeError, "object cannot be stored in bulk. What can: Decimal,"),
         ([(1, "a\0b")], ValueError, "NUL"),
         ([(1, "a"), (2,)], ValueError, "shorter"),
         ([(1, {"a": float("nan")})], ValueError, "JSON"),
@@ -107,3 +110,20 @@ def test_what_cannot_be_copied_is_said_and_nothing_is_written(shared, empty, row
     with pytest.raises(error, match=says):
         shared.database.copy_rows(empty, ("id", "words"), rows)
     assert shared.database.query(f"SELECT 1 FROM {empty}").rows == []
+
+
+def test_a_text_too_long_for_its_column_is_refused_and_not_cut(shared):
+    shared.database.query(
+        "CREATE TABLE IF NOT EXISTS short (id INT PRIMARY KEY, t VARCHAR(3), c CHAR(3))"
+    )
+    columns = ("id", "t", "c")
+    for row in ((1, "four", "a"), (1, "a", "four")):
+        with pytest.raises(psycopg2.errors.StringDataRightTruncation):
+            shared.database.insert_rows("short", columns, [row])
+    assert shared.database.insert_rows("short", columns, [(1, "abc", "abc")]) == 1
+    assert shared.database.query("SELECT t, c FROM short").rows == [("abc", "abc")]
+    with pytest.raises(psycopg2.errors.UndefinedColumn, match="nothing"):
+        shared.database.insert_rows("short", ("id", "nothing"), [(2, 2)])
+    with pytest.raises(psycopg2.errors.UndefinedTable, match="no_such"):
+        shared.database.insert_rows("no_such", ("id",), [(2,)])
+    shared.database.query("DROP TABLE short")

@@ -789,18 +789,6 @@ def test_a_connection_whose_server_process_was_ended_is_replaced_unnoticed(ws, p
     assert pool.stats() == DatabaseStats(queries=2, connections=2)
 
 
-def test_all_server_processes_ended_at_once_are_survived_by_the_next_query_of_each_thread(ws, make):
-    database = make(size=8, timeout_s=SOON_S)
-    with ExitStack() as stack:
-        held = [stack.enter_context(database.connection()) for _ in range(8)]
-        pids = [connection.info.backend_pid for connection in held]
-    for pid in pids:
-        assert ws.database.query(END, (pid,)).rows == [(True,)]
-    with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda n: database.query("SELECT %s", (n,))[0][0], range(40)))
-    assert answers == list(range(40))
-
-
 def test_one_that_is_ended_in_use_fails_and_the_next_one_works(pool):
     for ask in (pool.query, lambda s: pool.run_transaction(lambda c: c.execute(s))):
         with pytest.raises(
@@ -834,16 +822,6 @@ def test_one_that_has_reached_its_age_is_replaced(pool, monkeypatch):
     monkeypatch.setattr(module, "RECYCLE_S", 3600)
     pids += [pool.query("SELECT pg_backend_pid()")[0] for _ in range(2)]
     assert pids[0] != pids[1] != pids[2] == pids[3]
-
-
-def test_closing_closes_idle_connections_at_once_and_borrowed_ones_on_their_return(make):
-    database = make(size=2)
-    with database.connection() as borrowed:
-        with database.connection() as idle:
-            pass
-        database.close()
-        assert (borrowed.closed, idle.closed) == (0, 1)
-    assert borrowed.closed == 1
 
 
 def test_identity_names_database_and_schema_but_no_port(ws, make):
@@ -992,11 +970,3 @@ def test_rows_go_in_once_by_transactions_of_at_most_3000(pool, table):
     assert pool.insert_rows(table, ("id", "n"), again) == 0
     checksum = pool.query(f"SELECT count(*), sum(n) FROM {table}")
     assert checksum.rows == [(7_001, sum(n for _, n in rows))]
-
-
-@pytest.mark.parametrize(("chosen", "expected"), [(4, [4, 4, 2]), (10_000, [3_000, 2])])
-def test_fewer_rows_a_transaction_can_be_chosen_but_no_more(pool, table, chosen, expected):
-    steps: list[int] = []
-    rows, options = [(n, 0) for n in range(sum(expected))], {"rows_per_transaction": chosen}
-    pool.insert_rows(table, ("id", "n"), rows, progress=steps.append, **options)
-    assert steps == expected

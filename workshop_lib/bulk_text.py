@@ -16,13 +16,13 @@ from uuid import UUID
 
 from workshop_lib.rows import Row, to_python
 
-PLAIN = (int, float, bool, Decimal, date, datetime, time, UUID)
+PLAIN = frozenset({int, float, bool, Decimal, date, datetime, time, UUID})
 WRITERS: dict[type, Callable[[Any], str]] = {
     bytes: lambda value: rf"\x{value.hex()}",
     dict: lambda value: json.dumps(value, allow_nan=False),
     list: lambda value: json.dumps(value, allow_nan=False),
 }
-KNOWN = (*PLAIN, str, *WRITERS, type(None))
+KNOWN = PLAIN | {str, *WRITERS, type(None)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,12 @@ class Form:
     """How a text stands among others: what is replaced in it and put around it; and NULL."""
 
     null: str
+    quote: str
     escapes: dict[int, str]
-    around: str = "{}"
-
-    def write(self, text: str) -> str:
-        """A text in this form."""
-        return self.around.format(text.translate(self.escapes))
 
 
-COPY = Form(r"\N", str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}))
-ARRAY = Form("NULL", str.maketrans({"\\": r"\\", '"': r"\""}), '"{}"')
+COPY = Form(r"\N", "", str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}))
+ARRAY = Form("NULL", '"', str.maketrans({"\\": r"\\", '"': r"\""}))
 
 
 def to_copy_text(rows: Sequence[Row]) -> str:
@@ -54,7 +50,7 @@ def to_copy_text(rows: Sequence[Row]) -> str:
 
     """
     columns = [_write(column, COPY) for column in zip(*rows, strict=True)]
-    return "".join(f"{line}\n" for line in map("\t".join, zip(*columns, strict=True)))
+    return "\n".join([*map("\t".join, zip(*columns, strict=True)), ""])
 
 
 def to_arrays(rows: Sequence[Row]) -> list[str]:
@@ -73,33 +69,32 @@ def to_arrays(rows: Sequence[Row]) -> list[str]:
 
 def _write(column: Sequence[object], form: Form) -> Iterable[str]:
     kinds = set(map(type, column))
-    if not kinds.issubset(KNOWN):
+    if not kinds <= KNOWN:
         column = list(map(to_python, column))
         kinds = set(map(type, column))
-    if unknown := kinds.difference(KNOWN):
-        known = ", ".join(kind.__name__ for kind in KNOWN)
+    if unknown := kinds - KNOWN:
+        known = ", ".join(sorted(kind.__name__ for kind in KNOWN))
         raise TypeError(f"{unknown.pop().__name__} cannot be stored in bulk. What can: {known}.")
-    if kinds.issubset(PLAIN):
+    if kinds <= PLAIN:
         return map(str, column)
     if kinds == {str}:
         return _write_texts(cast("Sequence[str]", column), form)
     return [_write_one(value, form) for value in column]
 
 
-def _write_texts(texts: Sequence[str], form: Form) -> Iterable[str]:
+def _write_texts(texts: Sequence[str], form: Form) -> Sequence[str]:
     together = "".join(texts)
     if "\0" in together:
         raise ValueError("PostgreSQL cannot hold a text with a NUL (0x00) character.")
     if any(chr(special) in together for special in form.escapes):
-        return map(form.write, texts)
-    return map(form.around.format, texts)
+        texts = [text.translate(form.escapes) for text in texts]
+    return [f"{form.quote}{text}{form.quote}" for text in texts] if form.quote else texts
 
 
 def _write_one(value: Any, form: Form) -> str:
     if value is None:
         return form.null
-    if isinstance(value, PLAIN):
+    if type(value) in PLAIN:
         return str(value)
     text = value if isinstance(value, str) else WRITERS[type(value)](value)
-    (written,) = _write_texts([text], form)
-    return written
+    return _write_texts([text], form)[0]

@@ -25,7 +25,6 @@ from workshop_lib import dsql, forks
 from workshop_lib.bulk_text import to_arrays, to_copy_text
 from workshop_lib.connections import ENDED, Connection, Cursor, Pool
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION, comes_from_conflict
-from workshop_lib.dsql.tokens import ADMIN_ACTION
 from workshop_lib.errors import (
     PoolTimeoutError,
     ServiceUnreachableError,
@@ -321,8 +320,8 @@ class Database:
         What you change in its session (SET, LISTEN, temporary tables, …) or in psycopg2's object
         is for you alone: the next borrower gets another connection. So is a connection that you
         close, or whose block an Interrupt ends. Two things escape notice: a setting such as
-        `search_path` that a function of yours changes in its body, and whatever is done by a
-        cursor that was made without `connection.cursor()`, such as
+        `search_path` that a function or procedure of yours changes in its body, and whatever is
+        done by a cursor that was made without `connection.cursor()`, such as
         `psycopg2.extensions.cursor(connection)`. Close the connection after either.
 
         Raises:
@@ -350,32 +349,22 @@ class Database:
             if not lease.connection.inherited:  # else all of it is the parent's
                 pool.give(lease, fit=fit and lease.connection.tidy_up())
 
-    def connect(self, token: str | None = None) -> Connection:
+    def connect(self) -> Connection:
         """A new psycopg2 connection of the caller's own, in autocommit mode, outside the pool.
 
         On Aurora DSQL each connection signs in with a token made for it. A cluster takes 100 new
         connections a second, after a burst of 1,000; so does this object, and others wait.
 
-        Args:
-            token: sign in with this one.
-
         Raises:
             ServiceUnreachableError: the database did not answer or refused the sign-in.
             PoolTimeoutError: too many connections were opened just before.
-            WorkshopError: this is no token.
-            ValueError: there is a token, and this database knows none.
 
         """
-        if token and not self.endpoint.token:
-            raise ValueError(
-                f"The database ({self.endpoint.label}) knows no tokens. On your machine the local "
-                "Aurora DSQL does: open_workshop(…, needs=['dsql'])."
-            )
         self._wait_for_turn()
         started = time.monotonic()
         while True:
             try:
-                opened = self._open(token)
+                opened = self._open()
                 break
             except psycopg2.OperationalError as error:
                 if time.monotonic() - started >= self._patience_s(str(error)):
@@ -386,9 +375,7 @@ class Database:
 
     def reroute(self, host: str, port: int) -> None:
         """From now on connect to the same database by this address; the pool connects anew."""
-        # A certificate is for the host's name, whichever way its server is reached.
-        name = "hostaddr" if self.endpoint.arguments.get("hostaddr") else "host"
-        arguments = {**self.endpoint.arguments, name: host, "port": port}
+        arguments = {**self.endpoint.arguments, "host": host, "port": port}
         self.endpoint = replace(self.endpoint, arguments=arguments)
         self.close()
 
@@ -450,12 +437,10 @@ class Database:
         away = self.endpoint.embedded and any(part in said for part in AWAY)
         return AWAY_S if away else 0.0
 
-    def _open(self, token: str | None) -> Connection:
+    def _open(self) -> Connection:
         arguments: dict[str, Any] = dict(self.endpoint.arguments)
         if self.endpoint.token:
-            arguments["password"] = token or self.endpoint.token()
-        if token and dsql.read_token(token).action == ADMIN_ACTION:
-            arguments["user"] = "admin"
+            arguments["password"] = self.endpoint.token()
         opened: Connection = psycopg2.connect(
             **arguments, connection_factory=Connection, cursor_factory=Cursor
         )
@@ -516,6 +501,39 @@ class Database:
             self._counts[what] += 1
 
 
+def retry_conflicts(
+    attempt: Callable[[], T],
+    *,
+    again: Callable[[BaseException], bool] = comes_from_conflict,
+    note: Callable[[BaseException], object] = lambda _: None,
+) -> T:
+    """Attempt something as often, and after such random waits, as `run_transaction` does.
+
+    Args:
+        attempt: what to do, each time from its beginning.
+        again: whether an error is worth another attempt.
+        note: told of each such error, that of the last attempt as well.
+
+    Raises:
+        Exception: that of the last attempt, or the first one that is not worth another.
+
+    """
+    end = time.monotonic() + CONFLICT_S
+    for number in count(1):
+        try:
+            return attempt()
+        except Exception as error:
+            if not again(error):
+                raise
+            note(error)
+            if number >= CONFLICT_ATTEMPTS and time.monotonic() >= end:
+                raise
+        # Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog).
+        longest = min(CONFLICT_WAIT_MAX_S, CONFLICT_WAIT_S * 2 ** min(number, 20))
+        time.sleep(random.random() * longest)
+    raise AssertionError("unreachable")
+
+
 def _commit(connection: Connection) -> None:
     """Commit what `work` did, and make sure that this is what happened.
 
@@ -548,39 +566,6 @@ def _commit(connection: Connection) -> None:
             "The transaction was not committed: a statement in it failed, and the error was "
             "not passed on. Let it out of `work`, or use a savepoint where there are some."
         )
-
-
-def retry_conflicts(
-    attempt: Callable[[], T],
-    *,
-    again: Callable[[BaseException], bool] = comes_from_conflict,
-    note: Callable[[BaseException], object] = lambda _: None,
-) -> T:
-    """Attempt something as often, and after such random waits, as `run_transaction` does.
-
-    Args:
-        attempt: what to do, each time from its beginning.
-        again: whether an error is worth another attempt.
-        note: told of each such error, that of the last attempt as well.
-
-    Raises:
-        Exception: that of the last attempt, or the first one that is not worth another.
-
-    """
-    end = time.monotonic() + CONFLICT_S
-    for number in count(1):
-        try:
-            return attempt()
-        except Exception as error:
-            if not again(error):
-                raise
-            note(error)
-            if number >= CONFLICT_ATTEMPTS and time.monotonic() >= end:
-                raise
-        # Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog).
-        longest = min(CONFLICT_WAIT_MAX_S, CONFLICT_WAIT_S * 2 ** min(number, 20))
-        time.sleep(random.random() * longest)
-    raise AssertionError("unreachable")
 
 
 def _named(table: str, columns: Sequence[str]) -> tuple[sql.Composable, sql.Composable]:

