@@ -33,10 +33,10 @@ HATCHES = ("", "//", "..", "xx", "--", "++")
 LOOKS = {
     "cache": (COLOURS[0], "o"),
     "database": (COLOURS[1], "s"),
-    "stale": (COLOURS[2], "^"),
+    "stale": (COLOURS[4], "^"),
     "dropped": (COLOURS[3], "v"),
     "error": ("#000000", "X"),  # red and orange are one to whoever does not see red
-    "store": (COLOURS[4], "D"),
+    "store": (COLOURS[2], "D"),
 }
 """Colour and marker of an answer, by where it came from."""
 FEW = 150
@@ -215,7 +215,7 @@ def factors(
         published: by comparison, from and to; grey.
 
     """
-    figure, axes = _canvas(8.0, 1.2 + 0.7 * len(found))
+    figure, axes = _canvas(1.2 + 0.7 * len(found), title, x_label)
     rows = {name: row for row, name in enumerate(found)}
     for name, (value, low, high) in found.items():
         axes.plot([low, high], [rows[name]] * 2, color="black", linewidth=2)
@@ -235,11 +235,7 @@ def factors(
     axes.set_ylim(len(found) - 0.45, -0.6)
     axes.set_xscale("log")
     axes.margins(x=0.15)
-    axes.xaxis.set_major_locator(_log_locator(*axes.get_xlim()))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(x_label)
-    axes.set_title(title)
+    _label_log(axes.xaxis, PLAIN)
     return figure
 
 
@@ -615,19 +611,28 @@ def _panels(
 
 def _filling(number: int, name: str) -> dict[str, Any]:
     """The looks of the bars of one series."""
-    look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number % len(HATCHES)]}
-    return {**look, "edgecolor": "white", "label": name}
+    colour, _ = _look(number, name)
+    hatch = HATCHES[number % len(HATCHES)]
+    return {"color": colour, "hatch": hatch, "edgecolor": "white", "label": name}
 
 
 def _stroke(number: int, name: str, *, marked: bool = True) -> dict[str, Any]:
     """The looks of the line of one series."""
+    colour, marker = _look(number, name)
     return {
-        "color": COLOURS[number % len(COLOURS)],
-        "marker": MARKERS[number % len(MARKERS)] if marked else None,
+        "color": colour,
+        "marker": marker if marked else None,
         "linestyle": ("-", "--", ":", "-.")[number % 4],
         "alpha": 0.9,
         "label": name,
     }
+
+
+def _look(number: int, name: str) -> tuple[str, str]:
+    """Colour and marker of a series: those of the source that it is named after, if it is."""
+    source = name.rpartition(", ")[2]
+    own = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    return LOOKS.get(source, own)
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:
