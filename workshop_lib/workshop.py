@@ -616,8 +616,8 @@ def open_workshop(
     afresh.
 
     In a process that was forked since, the workshop's clients connect anew. What is the parent's
-    alone refuses there: connections borrowed or opened before, worker processes, latencies and
-    results. The parent notices nothing of the child, nor of its end.
+    alone refuses there: connections borrowed or opened before, worker processes and results. A
+    latency stays, and can be set anew. The parent notices nothing of the child, nor of its end.
 
     Args:
         notebook: the name under which results are kept.

@@ -468,6 +468,17 @@ def test_a_supervisor_that_is_out_of_reach_is_replaced(folder, how):
     assert local.stop(folder) is True
 
 
+def test_a_supervisor_that_falls_silent_while_it_starts_engines_is_replaced(folder):
+    attach()
+    boss = supervisor(folder)
+    with ThreadPoolExecutor(1) as threads:
+        opening = threads.submit(attach, "postgres")
+        assert wait_until(lambda: len(folder.processes().engines) > 1, SOON_S)
+        boss.suspend()
+        assert query(opening.result(SOON_S), "SELECT 1") == [(1,)]
+    assert not is_alive(boss)
+
+
 def test_a_running_workshop_takes_its_lease_again_where_the_supervisor_was_killed(folder):
     held = attach()
     supervisor(folder).kill()

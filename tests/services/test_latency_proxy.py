@@ -249,8 +249,13 @@ USER = """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     proxy = LatencyProxy("cache", Endpoint("a server", "127.0.0.1", 1, {}, embedded=True))
     proxy.set(0.01)
+    parents = proxy.pid
     child = os.fork()
     if child == 0:
+        assert proxy.route[1] != 1
+        proxy.set(0.02)
+        assert proxy.pid != parents
+        proxy.close()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         time.sleep(600)
     try:

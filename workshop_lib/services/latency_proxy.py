@@ -61,14 +61,15 @@ class LatencyProxy:
         self.route = self._direct = (endpoint.host, endpoint.port)
         self._reroute = reroute
         self._process: subprocess.Popen[bytes] | None = None
+        self._parents: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-        self._pid = os.getpid()
         forks.tell_child(self)
 
     def _after_fork(self) -> None:
-        """Let go of what tells the proxy that the parent lives."""
+        """Let go of what tells the proxy that the parent lives; its route stays until `set`."""
         if self._process and self._process.stdin:
             self._process.stdin.close()
+        self._parents, self._process, self._lock = self._process, None, threading.Lock()
 
     @property
     def pid(self) -> int | None:
@@ -80,7 +81,7 @@ class LatencyProxy:
 
         Raises:
             ValueError: it is out of range.
-            WorkshopError: the service is not a local engine, or this process was forked.
+            WorkshopError: the service is not a local engine.
 
         """
         try:
@@ -97,11 +98,6 @@ class LatencyProxy:
                 f"Latency can be added to the local engines only, and the {self.service} is "
                 f"{self.endpoint.label}, which has a latency of its own. Set it to 0."
             )
-        if self._pid != os.getpid() and wanted != self.seconds:
-            raise WorkshopError(
-                "This process was forked since the workshop was opened: the latency of the "
-                f"{self.service} is its parent's. Set it there, or open a workshop here."
-            )
         return wanted
 
     def set(self, seconds: float) -> None:
@@ -113,8 +109,6 @@ class LatencyProxy:
 
         """
         wanted = self.check(seconds)
-        if self._pid != os.getpid():
-            return
         with self._lock:
             if not self.pid:
                 self._end()
@@ -132,9 +126,8 @@ class LatencyProxy:
 
     def close(self) -> None:
         """Connect directly again and end the proxy. Doing it twice is harmless."""
-        if self._pid == os.getpid():
-            with self._lock:
-                self._end()
+        with self._lock:
+            self._end()
 
     def _tell(self, seconds: float) -> int:
         """Tell the proxy the round-trip time; start it if need be. Its port; 0 if it ended."""
