@@ -33,7 +33,7 @@ FIGURES = {
 HIT = {
     "pooled_p50": Measurement(300.0, "µs", 40, 290.0, 310.0),
     "hit_p50": Measurement(100.0, "µs", 40, 95.0, 105.0),
-    "warm_p50": Measurement(7_000.0, "µs", 40, 6_000.0, 8_000.0),
+    "new_connection_p50": Measurement(7_000.0, "µs", 40, 6_000.0, 8_000.0),
 }
 ERROR = CellError(7, f"print({BAD!r})", f"ValueError: {BAD}")
 
@@ -134,7 +134,7 @@ def test_of_a_whole_run_five_sentences_with_an_interval_are_at_the_top(tmp_path)
         "04_cache_a_record": ["pipeline_speed_up"],
         "07_stay_up_under_stress": ["errors_cache_stopped", "errors_cache_frozen",
                                     "longest_wait_cache_stopped", "longest_wait_cache_frozen"],
-        "08_meet_dsql": ["arrived_no_retry", "arrived_jitter", "attempts_jitter"],
+        "09_conflicts_and_retry": ["arrived_no_retry", "arrived_jitter"],
         "11_compare_s3_and_cache": ["read_store_p50", "read_cache_p50"],
     }.items():  # fmt: skip
         services = {"store": {"label": "S3"}} if "s3" in name else {}

@@ -227,23 +227,11 @@ class Database:
                 after COMMIT. Nothing was committed.
 
         """
-        end = time.monotonic() + CONFLICT_S
-        for number in count(1):
-            try:
-                answer = self._attempt(work)
-            except Exception as error:
-                if not comes_from_conflict(error):
-                    raise
-                self._count("conflicts")
-                if number >= CONFLICT_ATTEMPTS and time.monotonic() >= end:
-                    raise
-            else:
-                self._count("transactions")
-                return answer
-            # Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog).
-            longest = min(CONFLICT_WAIT_MAX_S, CONFLICT_WAIT_S * 2 ** min(number, 20))
-            time.sleep(random.random() * longest)
-        raise AssertionError("unreachable")
+        answer = retry_conflicts(
+            partial(self._attempt, work), note=lambda _: self._count("conflicts")
+        )
+        self._count("transactions")
+        return answer
 
     def insert_rows(
         self,
@@ -560,6 +548,39 @@ def _commit(connection: Connection) -> None:
             "The transaction was not committed: a statement in it failed, and the error was "
             "not passed on. Let it out of `work`, or use a savepoint where there are some."
         )
+
+
+def retry_conflicts(
+    attempt: Callable[[], T],
+    *,
+    again: Callable[[BaseException], bool] = comes_from_conflict,
+    note: Callable[[BaseException], object] = lambda _: None,
+) -> T:
+    """Attempt something as often, and after such random waits, as `run_transaction` does.
+
+    Args:
+        attempt: what to do, each time from its beginning.
+        again: whether an error is worth another attempt.
+        note: told of each such error, that of the last attempt as well.
+
+    Raises:
+        Exception: that of the last attempt, or the first one that is not worth another.
+
+    """
+    end = time.monotonic() + CONFLICT_S
+    for number in count(1):
+        try:
+            return attempt()
+        except Exception as error:
+            if not again(error):
+                raise
+            note(error)
+            if number >= CONFLICT_ATTEMPTS and time.monotonic() >= end:
+                raise
+        # Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog).
+        longest = min(CONFLICT_WAIT_MAX_S, CONFLICT_WAIT_S * 2 ** min(number, 20))
+        time.sleep(random.random() * longest)
+    raise AssertionError("unreachable")
 
 
 def _named(table: str, columns: Sequence[str]) -> tuple[sql.Composable, sql.Composable]:

@@ -33,10 +33,10 @@ HATCHES = ("", "//", "..", "xx", "--", "++")
 LOOKS = {
     "cache": (COLOURS[0], "o"),
     "database": (COLOURS[1], "s"),
-    "stale": (COLOURS[2], "^"),
+    "stale": (COLOURS[4], "^"),
     "dropped": (COLOURS[3], "v"),
     "error": ("#000000", "X"),  # red and orange are one to whoever does not see red
-    "store": (COLOURS[4], "D"),
+    "store": (COLOURS[2], "D"),
 }
 """Colour and marker of an answer, by where it came from."""
 FEW = 150
@@ -193,6 +193,49 @@ def bars(
     axes.set_xticks(range(len(labels)), labels)
     _scale_y(axes, log=log_y, from_zero=False)  # bars begin at 0 by themselves
     _add_legend(figure, len(groups))
+    return figure
+
+
+@_our_look()
+def factors(
+    found: Mapping[str, tuple[float, float, float]],
+    title: str,
+    x_label: str,
+    *,
+    guesses: Mapping[str, float] | None = None,
+    published: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:
+    """Ratios as dots with their intervals, one line a comparison, on a logarithmic axis.
+
+    Args:
+        found: by comparison, the ratio and the ends of its interval; both nan if it has none.
+        title: of the picture.
+        x_label: what is divided by what.
+        guesses: of the reader, by comparison; hollow.
+        published: by comparison, from and to; grey.
+
+    """
+    figure, axes = _canvas(1.2 + 0.7 * len(found), title, x_label)
+    rows = {name: row for row, name in enumerate(found)}
+    for name, (value, low, high) in found.items():
+        axes.plot([low, high], [rows[name]] * 2, color="black", linewidth=2)
+        axes.plot(value, rows[name], "o", color=COLOURS[0], markersize=9)
+        axes.annotate(f"{value:.3g} ×", (value, rows[name] - 0.14), ha="center", va="bottom")
+    marks = {name: (guess, guess) for name, guess in (guesses or {}).items()}
+    for known, label, offset, look in (
+        (published or {}, "published", 0.17, {"color": "#999999", "linewidth": 5}),
+        (marks, "your guess", 0.34, {"color": COLOURS[5], "marker": "D", "fillstyle": "none"}),
+    ):
+        for name, ends in known.items():
+            axes.plot(ends, [rows[name] + offset] * 2, **look)
+            place = (ends[1], rows[name] + offset)
+            axes.annotate(f"   {label}", place, va="center", fontsize=8)
+    axes.axvline(1, color="black", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set_ylim(len(found) - 0.45, -0.6)
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    _label_log(axes.xaxis, PLAIN)
     return figure
 
 
@@ -568,19 +611,28 @@ def _panels(
 
 def _filling(number: int, name: str) -> dict[str, Any]:
     """The looks of the bars of one series."""
-    look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number % len(HATCHES)]}
-    return {**look, "edgecolor": "white", "label": name}
+    colour, _ = _look(number, name)
+    hatch = HATCHES[number % len(HATCHES)]
+    return {"color": colour, "hatch": hatch, "edgecolor": "white", "label": name}
 
 
 def _stroke(number: int, name: str, *, marked: bool = True) -> dict[str, Any]:
     """The looks of the line of one series."""
+    colour, marker = _look(number, name)
     return {
-        "color": COLOURS[number % len(COLOURS)],
-        "marker": MARKERS[number % len(MARKERS)] if marked else None,
+        "color": colour,
+        "marker": marker if marked else None,
         "linestyle": ("-", "--", ":", "-.")[number % 4],
         "alpha": 0.9,
         "label": name,
     }
+
+
+def _look(number: int, name: str) -> tuple[str, str]:
+    """Colour and marker of a series: those of the source that it is named after, if it is."""
+    source = name.rpartition(", ")[2]
+    own = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    return LOOKS.get(source, own)
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:

@@ -43,13 +43,12 @@ def executed(aws, function, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run on aws")
     before = account(aws)
     first, second = CHOSEN[::2], CHOSEN[1::2]
-    fewer = ("-p", "rows=3001")  # notebook 08, in the first half, updates them fifteen times over
 
-    def run(names, *words):
-        return aws.run("run", "--workers", "1", *words, "--out", str(folder / names[0]), *names)
+    def run(names):
+        return aws.run("run", "--workers", "1", "--out", str(folder / names[0]), *names)
 
     with ThreadPoolExecutor() as pool:
-        done = [one.result() for one in (pool.submit(run, first, *fewer), pool.submit(run, second))]
+        done = list(pool.map(run, (first, second)))
     return folder, done, before
 
 

@@ -152,21 +152,20 @@ EXACTLY = {
         "errors_spoilt": 0, "too_large": 20, "hits_below_limit": 19,
     },
     "08_meet_dsql": {
-        "statements_refused": 8,  # of 10
-        "rows_in_largest_transaction": 3_000, "rows_changed_in_steps": 7_000,
-        "transactions_for_large_write": 3, "migration_codes": "0A000 25P02 42P01",
-        "duel_codes": "Bob: 40001", "on_call_with_skew": 0, "on_call_with_for_update": 1,
-        "attempts_no_retry": 128, "succeeded_at_once": 128, "arrived_at_once": 128,
-        "succeeded_jitter": 128, "arrived_jitter": 128,  # 16 writers × 8
+        "statements_refused": 8, "late_sign_in": "refused",  # of 10
+        "rows_changed_by_one_update": 0, "rows_in_largest_transaction": 3_000,
+        "rows_changed_in_steps": 7_000, "transactions_for_large_write": 3,
+        "migration_codes": "0A000 42P01",
     },
-    "10_compare_cold_warm_pooled": {
-        "demo_cold_misses": 1, "demo_warm_misses": 1, "demo_pooled_misses": 1,
-        "pool_1_errors": 0, "pool_4_errors": 0, "pool_16_errors": 0,
+    "09_conflicts_and_retry": {
+        "duel_codes": "Bob: 40001", "reader_passed": True, "definition_code": "40001",
+        "committed_jitter": 12, "arrived_jitter": 12,  # 4 writers × 3
+        "on_call_with_skew": 0, "on_call_with_for_update": 1,
     },
+    "10_compare_cold_warm_pooled": {"gave_up": True},
     "11_compare_s3_and_cache": {
-        "keys_in_cache": 200, "sources_when_renewed": "store renewed store",
-        "renewed_is_the_same": True, "changed_is_the_new_one": True,
-        "kept_although_too_large": 0, "bursts_are_equal": True,
+        "misses_while_warming": 200, "misses_while_timing": 0, "unchanged": True,
+        "sources": "store cache store renewed",
     },
     "12_load_inserts": {
         "rows_planned": 24_240, "rows_succeeded": 24_240,  # 2 × 120 INSERTs of 1 and of 100 rows
@@ -211,18 +210,15 @@ LARGER = [
     ("07_stay_up_under_stress", "errors_database_plain", 0),
     ("07_stay_up_under_stress", "stale_database_stale_if_error", 0),
     ("07_stay_up_under_stress", "reads_of_unreadable_entries", 1),
-    # Every increment arrives with retry, and none is lost in silence without.
-    ("08_meet_dsql", "attempts_no_retry", "succeeded_no_retry"),
-    ("08_meet_dsql", "attempts_at_once", 128),
-    ("08_meet_dsql", "attempts_jitter", 128),
-    ("08_meet_dsql", "conflicts_per_increment_1_rows", "conflicts_per_increment_256_rows"),
-    ("10_compare_cold_warm_pooled", "warm_p50", "pooled_p50"),
-    ("10_compare_cold_warm_pooled", "pool_1_wait_p95", "pool_16_wait_p95"),
-    ("10_compare_cold_warm_pooled", "gave_up", 0),
-    ("10_compare_cold_warm_pooled", "pooled_at_2_ms", 2),
-    ("10_compare_cold_warm_pooled", "pooled_at_10_ms", 10),
+    ("09_conflicts_and_retry", "modelled_attempts_at_once", "modelled_attempts_jitter"),
+    # A query over a new connection is a connection and a query; one over a pool is a query.
+    ("10_compare_cold_warm_pooled", "new_connection_p50", "pooled_p50"),
+    ("10_compare_cold_warm_pooled", "rate_with_4_connections", "rate_with_1_connections"),
+    ("10_compare_cold_warm_pooled", "round_trips_a_new_connection", "round_trips_a_pool"),
+    ("10_compare_cold_warm_pooled", "round_trips_a_pool", "round_trips_a_hit"),
     ("11_compare_s3_and_cache", "cache_speed_up", 1),
-    ("11_compare_s3_and_cache", "hit_ratio_measured_75_percent", "hit_ratio_measured_10_percent"),
+    ("11_compare_s3_and_cache", "hit_ratio_most_requests_per_byte", "hit_ratio_most_requests"),
+    ("11_compare_s3_and_cache", "hit_ratio_most_requests_per_byte", "hit_ratio_smallest"),
     ("12_load_inserts", "gain_100_rows", 1),
     ("12_load_inserts", "bend_rows", 0),
     ("12_load_inserts", "copy_rate", "one_row_rate"),
@@ -273,17 +269,12 @@ def test_no_policy_beats_belady_and_caches_evict_as_exact_algorithms_do(figures,
 
 
 def test_what_is_worked_out_from_figures_is_right(figures, results):
-    found = figures["08_meet_dsql"]
-    assert found["arrived_no_retry"] == found["succeeded_no_retry"]
+    found = figures["09_conflicts_and_retry"]
+    assert found["arrived_no_retry"] == found["committed_no_retry"]
     found = figures["10_compare_cold_warm_pooled"]
-    for state in ("cold", "warm", "pooled"):
-        speed_up = found[f"demo_{state}_miss_ms"] / found[f"demo_{state}_hits_avg_ms"]
-        assert found[f"demo_{state}_speed_up"] == pytest.approx(speed_up)
-        assert found[f"demo_{state}_hits_min_ms"] <= found[f"demo_{state}_hits_max_ms"]
-    assert found["gave_up"] + found["served"] == 16 * 4
-    assert all(0 < found[f"break_even_at_{distance}_ms"] <= 1 for distance in (2, 10))
+    assert all(0 < found[f"break_even_at_{distance}_ms"] <= 1 for distance in (0, 2, 10))
     kept = results["10_compare_cold_warm_pooled"].latencies
-    assert [(d["database_ms"], d["cache_ms"]) for d in kept] == [(2, 0), (10, 0), (10, 10)]
+    assert [(d["database_ms"], d["cache_ms"]) for d in kept] == [(2, 0), (10, 0)]
     found = figures["15_count_the_cost"]
     # 200 reads/s × 2,628,000 s × 0.06 DPU × 8 USD a million = 252.29; 5 writes/s = 6.31; 20 GB.
     assert found["without_cache"] == pytest.approx(252.288 + 6.3072 + 6.6)
@@ -291,18 +282,10 @@ def test_what_is_worked_out_from_figures_is_right(figures, results):
     assert figures["12_load_inserts"]["full_size_cost"] < 1
 
 
-def test_what_objects_gain_depends_on_their_size_their_content_and_the_memory(figures):
+def test_the_larger_an_object_the_less_a_cache_gains(figures):
     found = figures["11_compare_s3_and_cache"]
-    assert found["bytes_text_compressed"] < found["bytes_text_plain"] / 3
-    # The same but for the digits of the times in the entry's first line.
-    assert abs(found["bytes_noise_compressed"] - found["bytes_noise_plain"]) < 100
-    small, large = (found[f"store_here_{s}_kb"] / found[f"cache_here_{s}_kb"] for s in (1, 10_000))
+    small, large = (found[f"store_{size}_kb"] / found[f"cache_{size}_kb"] for size in (1, 10_000))
     assert small > large
-    for share in (10, 50, 75):
-        measured = found[f"hit_ratio_measured_{share}_percent"]
-        likely = [found[f"hit_ratio_{way}_{share}_percent"] for way in ("lru", "random")]
-        assert min(likely) - 0.1 < measured < max(likely) + 0.1
-        assert 0 < found[f"objects_that_fit_{share}_percent"] < 200
 
 
 def test_each_result_says_how_it_came_about(executed, results):
