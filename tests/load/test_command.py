@@ -318,17 +318,10 @@ def test_the_package_is_built_by_one_command(tmp_path, monkeypatch):
 # --- the effect of each option and each key of a file
 
 
-class Seen:
-    """What a command did, on services that are not there."""
-
-    def __init__(self):
-        self.loads, self.functions, self.processes, self.kept, self.costs = [], [], None, None, {}
-
-
 @pytest.fixture
 def inserts(monkeypatch, tmp_path):
     """Runs `load inserts` with a database on AWS in eu-west-1; nothing is started."""
-    seen = Seen()
+    seen = SimpleNamespace()
     change_settings(monkeypatch, dsql_endpoint=ENDPOINT, aws_region="eu-west-1")
 
     @contextmanager
@@ -365,7 +358,7 @@ def inserts(monkeypatch, tmp_path):
         if config is not None:
             Path(name).write_text(json.dumps(config))
             words += ("--config", name) if name == "own.json" else ()
-        seen.__init__()
+        seen.loads, seen.functions, seen.processes, seen.costs = [], [], None, {}
         seen.said = load("inserts", *words)
         return seen
 

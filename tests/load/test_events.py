@@ -53,10 +53,3 @@ def test_the_payments_pay_the_loan_off(principal, basis_points, months):
         left += left * rate / 1_200 - payment
     # Half a cent of rounding a month, with interest on it.
     assert abs(left) <= Decimal("0.01") * months
-
-
-def test_a_worked_example_and_a_loan_without_interest():
-    # 10,000 at 6 % a year over 36 months: r = 0.005, 1.005^-36 = 0.835645,
-    # 10,000 × 0.005 / (1 − 0.835645) = 304.219.
-    assert monthly_payment(Decimal(10_000), Decimal(6), 36) == Decimal("304.22")
-    assert monthly_payment(Decimal(3_600), Decimal(0), 36) == Decimal("100.00")

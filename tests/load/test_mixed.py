@@ -1,12 +1,15 @@
 """A mixed load through a queue: every message is accounted for, whatever happens on the way."""
 
+import json
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 from helpers import fail, records
+from lambda_runtime import EventSourceMapping
 
 from workshop_lib.errors import DataError, ServiceUnreachableError, WorkshopError
 from workshop_lib.load import mixed, worker as workers
@@ -223,35 +226,20 @@ def test_interrupt_ends_it_with_a_report(shop, queue, here, interrupt):
     assert report.dropped > 1_000
 
 
-@pytest.mark.parametrize("processed", [True, False])
-def test_an_emptied_queue_of_a_function_is_told_from_one_that_nobody_processes(
-    shop, queue, alone, processed
-):
-    ended = threading.Event()
-
-    def event_source_mapping():
-        """What Lambda does on its own: receive, invoke, delete what did not fail."""
-        while processed and not ended.is_set():
-            asked = {"QueueUrl": queue.url, "MaxNumberOfMessages": 10, "WaitTimeSeconds": 1}
-            found = shop.sqs.receive_message(**asked).get("Messages", [])
-            made = [{"messageId": m["MessageId"], "body": m["Body"]} for m in found]
-            failed = alone.do({"Records": made})["batchItemFailures"] if found else []
-            for m in found:
-                if {"itemIdentifier": m["MessageId"]} not in failed:
-                    shop.sqs.delete_message(QueueUrl=queue.url, ReceiptHandle=m["ReceiptHandle"])
-
-    thread = threading.Thread(target=event_source_mapping)
-    thread.start()
-    report = load(shop, queue, None, {} if processed else {"drain_s": 0.1})
-    ended.set()
-    thread.join()
+def test_the_load_ends_when_a_function_has_emptied_the_queue(shop, queue, alone):
+    service = SimpleNamespace(
+        invoke=lambda event: SimpleNamespace(
+            answer=json.dumps(alone.do(json.loads(event))), failure=""
+        )
+    )
+    mapping = EventSourceMapping(service, shop.sqs, queue.url, at_once=1)
+    try:
+        report = load(shop, queue, None)
+    finally:
+        mapping.close()
     assert report.by_others
     assert report.reconciles
-    if processed:
-        assert (report.succeeded, report.in_table, report.rows) == (18, 12, 12)
-    else:
-        assert (report.succeeded, report.unknown) == (0, 18)
-        assert "Nobody processed a message" in str(report)
+    assert (report.succeeded, report.in_table, report.rows) == (18, 12, 12)
 
 
 # --- a queue that fails
@@ -276,6 +264,7 @@ def test_what_nobody_processed_is_no_success_whatever_the_queue_says(shop, queue
     report = load(shop, queue, None, {"drain_s": 2.5}, **faults)
     assert (report.succeeded, report.unknown, report.in_table) == (0, 18, 0)
     assert "It is not known what became of 18" in str(report)
+    assert "Nobody processed a message" in str(report)
 
 
 LOSES = {"Successful": [{"Id": str(number)} for number in range(9)]}

@@ -29,7 +29,7 @@ from psycopg2.extensions import connection as Connection, cursor as Cursor
 from psycopg2.extras import execute_values
 
 from workshop_lib.cache.query_cache import QueryCache
-from workshop_lib.database import Database, retry_conflicts
+from workshop_lib.database import Database
 from workshop_lib.dsql import is_conflict
 from workshop_lib.errors import ServiceUnreachableError, SettingsError, WorkshopError, redact
 from workshop_lib.load.events import COLUMNS, EventRow, events
@@ -55,6 +55,7 @@ SPARE_S = 1.0
 """A Lambda function stops beginning statements so long before it would be ended."""
 PATIENCE_S = 10.0
 """How long a worker tries to reach a database that has gone away, for one statement, seconds."""
+PAUSE_S, MAX_PAUSE_S = 0.005, 0.25
 MAX_VALUES = 150
 """Values of one datum (CloudWatch API Reference, "MetricDatum")."""
 INTO = f"INSERT INTO business_events ({', '.join(COLUMNS)}) VALUES %s ON CONFLICT (id) DO NOTHING"  # noqa: S608 -- constants
@@ -232,19 +233,20 @@ class Session:
             WorkshopError, psycopg2.Error: it failed in the end.
 
         """
-        give_up = min(end, time.monotonic() + PATIENCE_S)
-
-        def again(error: BaseException) -> bool:
-            return (is_lost(error) or is_conflict(error)) and time.monotonic() < give_up
-
-        def note(error: BaseException) -> None:
-            if is_lost(error):
+        give_up, pause_s = min(end, time.monotonic() + PATIENCE_S), PAUSE_S
+        while True:
+            try:
+                return send(self.connect())
+            except (WorkshopError, psycopg2.Error) as error:
+                lost = is_lost(error)
+                if time.monotonic() >= give_up or not (lost or is_conflict(error)):
+                    raise
+            done.reconnects += lost
+            done.conflicts += not lost
+            if lost:
                 self.close()
-                done.reconnects += 1
-            else:
-                done.conflicts += 1
-
-        return retry_conflicts(lambda: send(self.connect()), again=again, note=note)
+            time.sleep(random.uniform(0, pause_s))
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     def close(self) -> None:
         """Close the connection."""
