@@ -123,7 +123,9 @@ class Session:
         self._due: deque[tuple[bytes, str]] = deque()
         self._prepared: dict[bytes, Prepared] = {}
         self._portals: dict[bytes, Statement] = {}
-        self._idle, self._mutex = asyncio.Event(), asyncio.Lock()
+        self._idle, self._passed_on = asyncio.Event(), asyncio.Event()
+        self._passed_on.set()
+        self._mutex = asyncio.Lock()
         self._inner: Inner | None = None
         self._held: bytearray | None = None
         self._unsynced = self._suspended = self._executing = self._copying = self._gone = False
@@ -183,6 +185,7 @@ class Session:
             while True:
                 kind, body = await wire.receive(self._client)
                 if kind in COPY_DATA or (kind == b"S" and self._copying):
+                    await self._passed_on.wait()  # some clients send the data with the statement
                     self.to_server.write(wire.message(kind, body))
                     await self.to_server.drain()
                     continue
@@ -193,6 +196,7 @@ class Session:
                 group.append(self._understand(kind, body))
                 size = sum(len(one.body) for one in group) if kind not in b"QSFH" else 0
                 if kind in b"QSFH" or size > MAX_GROUP:
+                    self._passed_on.clear()
                     work = asyncio.create_task(self._run(group, whole=kind in b"QSF"))
                     work.add_done_callback(self._end_if_broken)
                     group = []
@@ -302,6 +306,7 @@ class Session:
         self._unsynced = not whole
         self._executing = any(one.kind == b"E" for one in group)
         self._idle.clear()
+        self._passed_on.set()
         await self.to_server.drain()
         if whole:
             await self._idle.wait()
