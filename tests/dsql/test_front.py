@@ -574,6 +574,21 @@ def test_answers_may_be_asked_for_before_the_end(raw, cursor, table):
     assert cursor.fetchone() == ("-aaa",)
 
 
+def test_a_flush_after_each_message_is_no_hindrance(raw, cursor, table):
+    cursor.execute("INSERT INTO t VALUES (1, '-')")
+    client, place = raw().sign_in(), search_path(cursor).decode()
+
+    def do(sql):
+        answers(client, parse(sql), FLUSH, SYNC)
+        return answers(client, bind(), FLUSH, EXECUTE, FLUSH, SYNC)
+
+    do("BEGIN")
+    do(f"UPDATE {place}.t SET v = 'a'")
+    cursor.execute("UPDATE t SET v = 'b'")
+    assert do(f"SELECT v FROM {place}.t") == [b"a", b"SELECT 1"]
+    assert do("COMMIT") == ["change conflicts with another transaction (OC000)"]
+
+
 def test_rows_are_fetched_in_parts_or_the_transaction_has_lost(raw, cursor, table):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
     client, place = raw().sign_in(), search_path(cursor).decode()
