@@ -1,12 +1,10 @@
 """What goes into the cache comes out again, type and value; anything else is noticed."""
 
-import struct
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import IntEnum, StrEnum
-from io import BytesIO
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -34,18 +32,12 @@ quick = settings(max_examples=40, deadline=None)
 
 # --- every supported type ---
 
-offsets = st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, minutes=59))
-zones = st.one_of(
-    st.none(),
-    st.just(UTC),
-    st.builds(timezone, offsets),
-    st.builds(timezone, offsets, st.text(max_size=5)),
-    st.sampled_from(["UTC", "Europe/Berlin", "America/New_York"]).map(ZoneInfo),
-)
+offsets = st.integers(-1439, 1439).map(lambda minutes: timedelta(minutes=minutes))
+zones = st.none() | st.just(UTC) | st.builds(timezone, offsets)
 
 
-def in_a_zone(moment: Any, zone: tzinfo | None, fold: int) -> Any:
-    return moment.replace(tzinfo=zone, fold=fold)
+def in_a_zone(moment: Any, zone: tzinfo | None) -> Any:
+    return moment.replace(tzinfo=zone, fold=0)
 
 
 folds = st.integers(0, 1)
@@ -64,8 +56,8 @@ by_type: dict[str, st.SearchStrategy[object]] = {
     "str": st.text(),
     "bytes": st.binary(),
     "date": st.dates(),
-    "time": st.builds(in_a_zone, st.times(), zones, folds),
-    "datetime": st.builds(in_a_zone, st.datetimes(), zones, folds),
+    "time": st.builds(in_a_zone, st.times(), zones),
+    "datetime": st.builds(in_a_zone, st.datetimes(), zones),
     "timedelta": st.timedeltas(),
     "UUID": st.uuids(),
 }
@@ -99,8 +91,6 @@ def exactly(value: object) -> object:
         return type(value), [exactly(part) for part in value]  # type: ignore[attr-defined]
     if type(value) is dict:
         return dict, [(exactly(key), exactly(item)) for key, item in value.items()]
-    if type(value) is float:
-        return float, struct.pack(">d", value)
     return type(value), repr(value)  # a datetime's repr shows fold, zone and the zone's name
 
 
@@ -114,15 +104,11 @@ EXAMPLES = [
     Decimal("0E-10"), Decimal("1E+500000"), Decimal("NaN"), Decimal("sNaN"), Decimal("-NaN123"),
     Decimal("-Infinity"), "", "Zürich Ω 日本語 🪐 مرحبا", "\x00\n", "2024-01-01", "12.50", b"",
     b"\x00\xff", date(1, 1, 1), date(9999, 12, 31), time(23, 59, 59, 999999),
-    time(1, 2, tzinfo=UTC), time(1, 2, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
-    datetime(1, 1, 1), datetime(2024, 2, 29, 12, 0, 0, 1), datetime(2024, 10, 27, 2, 30, fold=1),  # noqa: DTZ001
+    time(1, 2, tzinfo=UTC), datetime(1, 1, 1), datetime(2024, 2, 29, 12, 0, 0, 1),  # noqa: DTZ001
     datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC),
     datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
     datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=5, minutes=45))),
-    datetime(2024, 1, 1, tzinfo=timezone(timedelta(seconds=-1, microseconds=1))),
-    datetime(2024, 1, 1, tzinfo=timezone(timedelta(0), "Zulu")),
-    datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
-    datetime(2024, 1, 1, tzinfo=ZoneInfo("UTC")), timedelta.min, timedelta.max,
+    timedelta.min, timedelta.max,
     timedelta(microseconds=-1), UUID(int=0), UUID(int=2**128 - 1), [], (), {},
     [1, [2.5, (None, {"a": [Decimal("1.0")]})]], (date(2024, 1, 1), b"x"),
     {"b": 1, "a": 2, 3: "three", None: (), Decimal("1.5"): [], date(2024, 1, 1): True},
@@ -231,7 +217,9 @@ STRANGERS = [
     Planet.EARTH, Colour.RED, Nickname("Al"), Point(1, 2), OrderedDict(a=1), np.int64(1),
     np.float64(1.0), pd.Timestamp("2024-01-01"), pd.NaT, bytearray(b"x"), memoryview(b"x"), {1},
     frozenset({1}), 1j, range(3), object(), int, datetime(2024, 1, 1, tzinfo=Local()),
-    "half a pair: \ud83e",
+    "half a pair: \ud83e", datetime(2024, 10, 27, 2, 30, fold=1),  # noqa: DTZ001
+    datetime(2024, 1, 1, tzinfo=timezone(timedelta(0), "Zulu")), time(1, 2, tzinfo=ZoneInfo("UTC")),
+    datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
 ]  # fmt: skip
 
 
@@ -258,13 +246,6 @@ def test_the_refusal_of_half_a_surrogate_pair_names_the_column() -> None:
         encode(entry_of("\ud800"))
     with pytest.raises(Uncacheable, match="column's name"):
         encode(Entry(("\ud800",), [(1,)], 0.1, 2.0))
-
-
-def test_a_zone_without_a_name_is_refused() -> None:
-    counts = struct.pack(">6l", 0, 0, 0, 0, 1, 4)
-    file = BytesIO(b"TZif" + bytes(16) + counts + bytes(6) + b"UTC\0")
-    with pytest.raises(Uncacheable, match="ZoneInfo"):
-        encode_value(datetime(2024, 1, 1, tzinfo=ZoneInfo.from_file(file)))
 
 
 def test_rows_that_are_not_plain_tuples_are_refused() -> None:
@@ -400,13 +381,9 @@ def test_any_damage_under_a_fitting_checksum_raises_corrupt_or_nothing(
         ["Decimal", "twelve"],
         ["UUID", "short"],
         ["bytes", "A"],
-        ["float", "00"],
+        ["float", "x"],
         ["timedelta", [10**12, 0, 0]],
-        ["ZoneInfo", "Mars/Olympus_Mons"],
-        ["ZoneInfo", "../../etc/passwd"],
-        ["ZoneInfo", "Europe"],
-        ["timezone", [10**15, "far"]],
-        ["time", ["00:00:00", 0, 1]],
+        ["time", "25:00:00"],
         ["dict", [[["list", []], 1]]],
         ["dict", [[1]]],
         ["list", 1],

@@ -62,8 +62,6 @@ BOMBS: dict[str, bytes] = {
     "empty objects": forged(("mixed", many("{}"))),
     "nested beyond reason": forged(("mixed", "[" * (LIMIT // 2 - 99) + "]" * (LIMIT // 2 - 99))),
     "many empty columns": forged(*[("int", "[]")] * 5_000),
-    "zones": forged(("mixed", many('["ZoneInfo","Etc/GMT-14"]'))),
-    "a zone that is a path": forged(("mixed", '[["ZoneInfo","../../../etc/passwd"]]')),
     "colliding integers": forged(
         ("mixed", dict_of([["int", hex(n * P)] for n in range(2**10, 3_000)]))
     ),
@@ -181,14 +179,22 @@ def test_a_bomb_is_counted_as_corrupt_and_the_query_asked_anew(ws, source) -> No
     assert cache.stats().corrupt == 1
 
 
-ABOUT = [0.0, 0.0, None, ["id", "v"], True]
+ABOUT = {
+    "created_at": 0,
+    "cost_seconds": 0,
+    "fresh_until": None,
+    "tags": {},
+    "columns": ["id", "v"],
+    "present": True,
+}
 FIELDS = {
     "deep JSON": {"@": b"[" * 100_000},
-    "a column a thousand times": {"@": json.dumps([*ABOUT[:3], ["v"] * 1_000, True])},
-    "NaN": {"@": json.dumps([nan, *ABOUT[1:]])},
-    "the end of all days": {"@": json.dumps([0.0, 1e18, *ABOUT[2:]])},
-    "a negative cost": {"@": json.dumps([-1.0, *ABOUT[1:]])},
-    "names that are no text": {"@": json.dumps([*ABOUT[:3], [1, 2], True])},
+    "deep JSON within": {"@": b'{"columns":' + b"[" * 100_000},
+    "a column a thousand times": {"@": json.dumps({**ABOUT, "columns": ["v"] * 1_000})},
+    "NaN": {"@": json.dumps({**ABOUT, "created_at": nan})},
+    "the end of all days": {"@": json.dumps({**ABOUT, "cost_seconds": 1e18})},
+    "a negative cost": {"@": json.dumps({**ABOUT, "cost_seconds": -1.0})},
+    "names that are no text": {"@": json.dumps({**ABOUT, "columns": [1, 2]})},
     "too large a field": {"v": b'"' + b"0" * 1_100_000 + b'"'},
     "an integer of many digits": {"v": b"9" * 900_000},
     "a nested field": {"v": b"[" * 900_000},

@@ -23,7 +23,8 @@ from redis.retry import Retry
 
 from workshop_lib.cache.cached import cached
 from workshop_lib.cache.codec import Entry
-from workshop_lib.cache.mechanism import Mechanism, Policy
+from workshop_lib.cache.mechanism import Mechanism
+from workshop_lib.cache.policy import Policy
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.cache.storage import Storage
@@ -69,7 +70,9 @@ class Side:
         queries = QueryCache(source, ttl=60)
         records = RecordCache(source, "thing", ttl=60)
         loads = Mechanism(storage(valkey), Policy(ttl=60))
-        function = cached(source, ttl=60)(lambda kind: database.query("", (kind,)).rows[0][1])
+        function = cached(source, ttl=60, name="v")(
+            lambda kind: database.query("", (kind,)).rows[0][1]
+        )
 
         def load() -> Entry:
             rows = database.query("", ("mechanism",))

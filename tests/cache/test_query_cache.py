@@ -11,7 +11,7 @@ import redis
 from psycopg2 import sql
 
 from workshop_lib import QueryCache
-from workshop_lib.cache.query_cache import CacheStats
+from workshop_lib.cache.stats import CacheStats
 from workshop_lib.database import Database
 
 EVERY_TYPE = """

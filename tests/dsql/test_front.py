@@ -221,7 +221,7 @@ def test_what_the_commands_print_reaches_the_cluster(shared):
 
 
 def test_the_key_is_kept_from_others(state, cluster):
-    assert state.certificate_key.stat().st_mode & 0o777 == 0o600
+    assert state.certificate.with_name("key.pem").stat().st_mode & 0o777 == 0o600
 
 
 # --- statements ---

@@ -5,44 +5,44 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from workshop_lib.cache import keys
+from workshop_lib.cache.base import Cache, Source
 from workshop_lib.cache.codec import Entry
 from workshop_lib.cache.fingerprint import Fingerprint
-from workshop_lib.cache.mechanism import Mechanism, Policy
-from workshop_lib.cache.query_cache import Source
-from workshop_lib.cache.stats import CacheStats
-from workshop_lib.cache.storage import Storage
 from workshop_lib.errors import WorkshopError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class CachedFunction(Generic[P, R]):
+class CachedFunction(Cache, Generic[P, R]):
     """A function whose results are kept. Call it as before.
 
     Raises:
-        TypeError: an argument whose type cannot be part of a key; convert it first. Or a result
-            that can be read only once, such as a generator: return a list.
+        TypeError: an argument whose type cannot be part of a key; convert it first.
 
     """
 
     def __init__(
-        self, function: Callable[P, R], source: Source, policy: Policy, name: str | None = None
+        self,
+        function: Callable[P, R],
+        source: Source,
+        ttl: float | None,
+        name: str | None,
+        **behaviour: Any,
     ) -> None:
         _require_plain(function)
         functools.update_wrapper(self, function)
-        self._is_static = isinstance(function, staticmethod)
-        self._function = function.__func__ if isinstance(function, staticmethod) else function
-        self._signature = _signature(self._function)
-        self._name = name or _describe(self._function)
-        self._fingerprint = None if name else Fingerprint(self._function, _unwrap)
+        super().__init__(source, ttl, **behaviour)
         self._source = source
-        storage = Storage(source.valkey, int(policy.max_bytes))
-        self._mechanism = Mechanism(storage, policy)
+        self._function = function
+        # A wrapper's own: what it makes of its arguments only it knows.
+        self._signature = inspect.signature(function, follow_wrapped=False)
+        self._name = name or _describe(self._function)
+        self._fingerprint = None if name else Fingerprint(function, source, CachedFunction)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result, from the cache if it is there."""
@@ -50,7 +50,6 @@ class CachedFunction(Generic[P, R]):
         def load() -> Entry:
             started = time.perf_counter()
             value = self._function(*args, **kwargs)
-            _require_repeatable(value, self._name)
             return Entry(("value",), [(value,)], time.perf_counter() - started, time.time())
 
         entry = self._mechanism.fetch(self.key(*args, **kwargs), load).entry
@@ -58,11 +57,10 @@ class CachedFunction(Generic[P, R]):
         return value  # type: ignore[no-any-return]  # the codec returns what it was given
 
     def __set_name__(self, owner: type, name: str) -> None:
-        if not self._is_static:
-            raise TypeError(_no_method(self._name))
+        raise TypeError(_no_method(self._name))
 
     def __get__(self, instance: object, owner: type | None = None) -> CachedFunction[P, R]:
-        if instance is not None and not self._is_static:
+        if instance is not None:
             raise TypeError(_no_method(self._name))
         return self
 
@@ -71,24 +69,11 @@ class CachedFunction(Generic[P, R]):
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key for these arguments; f(1) and f(x=1) have the same."""
-        arguments: object = (args, kwargs)
-        if self._signature is not None:
-            bound = self._signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            arguments = dict(bound.arguments)
-        scope = (
-            _place(self._source),
-            None if self._fingerprint is None else self._fingerprint.digest(),
-        )
-        return keys.call_key(self._source.namespace, self._name, arguments, scope=scope)
-
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Forget the result for these arguments. Returns whether there was one."""
-        return self._mechanism.invalidate(self.key(*args, **kwargs))
-
-    def stats(self) -> CacheStats:
-        """The counters so far."""
-        return self._mechanism.stats()
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        does = None if self._fingerprint is None else self._fingerprint.digest()
+        scope = (_place(self._source), does)
+        return keys.call_key(self._namespace, self._name, dict(bound.arguments), scope=scope)
 
 
 def cached(
@@ -97,10 +82,11 @@ def cached(
     """Keep what a function returns: `@cached(ws, ttl=30)`.
 
     A result is found again by the arguments, the database, and what the function is: its code, its
-    defaults, and the variables, functions and classes from around it. Edit one of them, or bind it
-    anew, and results are computed anew; put it back, and the old ones are found. What changes only
-    inside a list or an object that the function uses goes unnoticed: pass it as an argument. What
-    cannot be written down, such as a client, is found again only in the same process.
+    defaults, and the numbers, texts and functions from around it that it uses. Edit one of them, or
+    bind it anew, and results are computed anew; put it back, and the old ones are found. A function
+    that uses more than that, such as a list, a client or a class of yours, shares its results with
+    no other function and no other process; what changes inside such an object goes unnoticed, so
+    pass it as an argument, or give the function a name. The workshop itself may be used freely.
 
     Args:
         source: an open workshop.
@@ -113,7 +99,6 @@ def cached(
         TypeError: on decorating a method, a class, or an async or generator function.
 
     """
-    policy = Policy(ttl=source.default_ttl if ttl is None else ttl, **behaviour)
     if name is not None and not (isinstance(name, str) and name.strip()):
         raise ValueError(f"name is {name!r}; it must be a text, such as 'prices-2'")
 
@@ -123,7 +108,7 @@ def cached(
         in_class = bool(here and here.f_back and "__qualname__" in here.f_back.f_locals)
         if in_class and inspect.isfunction(function):
             raise TypeError(_no_method(_describe(function)))
-        return CachedFunction(function, source, policy, name)
+        return CachedFunction(function, source, ttl, name, **behaviour)
 
     return decorate
 
@@ -137,19 +122,14 @@ def _place(source: Source) -> str:
 
 
 def _require_plain(function: Any) -> None:
-    """Refuse what gives no result that could be kept when it is called.
-
-    Raises:
-        TypeError: it is of such a kind.
-
-    """
-    inner = function.__func__ if isinstance(function, staticmethod) else function
+    """Refuse what gives no result that could be kept when it is called."""
+    inner = function
     while isinstance(inner, functools.partial):
         inner = inner.func
     if isinstance(inner, CachedFunction):
         raise TypeError(f"{inner._name} is cached already. Leave one @cached out.")
-    if isinstance(inner, classmethod | property):
-        raise TypeError(_no_method(type(inner).__name__))
+    if isinstance(inner, classmethod | staticmethod | property):
+        raise TypeError(_no_method(_describe(inner)))
     if inspect.isclass(function) or not callable(inner):
         raise TypeError(
             f"@cached is for functions, and {inner!r} is none. Decorate a function that returns "
@@ -162,39 +142,17 @@ def _require_plain(function: Any) -> None:
                 "function that does the work, and call it with asyncio.to_thread."
             )
         if inspect.isgeneratorfunction(code):
-            raise TypeError(_read_once(_describe(inner), "generator"))
-
-
-def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    """How arguments are bound; None where Python does not say, as for some builtin functions.
-
-    A wrapper's own: what it makes of its arguments only it knows.
-    """
-    try:
-        return inspect.signature(function, follow_wrapped=False)
-    except ValueError:
-        return None
-
-
-def _require_repeatable(value: object, name: str) -> None:
-    if isinstance(value, Coroutine):
-        value.close()  # or Python warns that nothing awaited it
-    if isinstance(value, Iterator | AsyncIterator) or inspect.isawaitable(value):
-        raise TypeError(_read_once(name, type(value).__name__))
-
-
-def _read_once(name: str, kind: str) -> str:
-    return (
-        f"{name} returns a {kind}, which can be read only once: nothing would be left for the "
-        "cache. Return a list of what it gives, as in list(…)."
-    )
+            raise TypeError(
+                f"{_describe(inner)} is a generator, whose result can be read only once: nothing "
+                "would be left for the cache. Return a list, as in list(…)."
+            )
 
 
 def _no_method(name: str) -> str:
     return (
         f"{name} is part of a class, and a cached function does not know of which object. Decorate "
         "a function outside of the class, with the values that matter as its arguments, and call "
-        "it from the method; of a static method, write @cached above @staticmethod."
+        "it from the method."
     )
 
 
@@ -204,10 +162,3 @@ def _describe(function: Any) -> str:
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _unwrap(value: object) -> object:
-    """What a function is that another one uses: its name, if it has been given one."""
-    if not isinstance(value, CachedFunction):
-        return value
-    return value._function if value._fingerprint else value._name

@@ -15,28 +15,25 @@ of memory (a row of one small value takes about 70 bytes, and may be written as 
 proportion.
 """
 
-import struct
 import zlib
 from base64 import b64decode, b64encode
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from math import inf, isfinite
 from types import NoneType
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import msgspec
 
 MAX_DEPTH = 64  # levels of list, tuple and dict in one value; a value inside itself has no end
 MAX_BYTES = 1_000_000  # what is read where nothing else is said
-MAX_TIME = 1e10  # seconds of Unix time: in the year 2286
-MAX_COST_S = 1e10
+MAX_TIME = 1e10  # seconds, also of Unix time: in the year 2286
 MAX_SAME_HASH = 32  # keys of one dict: each further one is compared with all of them
 CHECK_LENGTH = 9  # "#" and eight hexadecimal digits
 
@@ -73,13 +70,29 @@ class Entry:
     size: int = field(default=0, compare=False)
 
 
-class _Head(msgspec.Struct, forbid_unknown_fields=True):
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_TIME)]
+
+
+class Head(msgspec.Struct, forbid_unknown_fields=True):
+    """What stands before an entry's values."""
+
+    created_at: Seconds
+    cost_seconds: Seconds
+    fresh_until: Seconds | None
+    """None if only the server's own TTL counts."""
+    tags: dict[str, str]
+
+    def entry(self, columns: Iterable[str], rows: list[tuple[object, ...]], size: int) -> Entry:
+        """The entry with these values."""
+        until = inf if self.fresh_until is None else self.fresh_until
+        return Entry(
+            tuple(columns), rows, self.cost_seconds, self.created_at, until, self.tags, size
+        )
+
+
+class _Head(Head):
     """The first line; the second one has the columns' values."""
 
-    created_at: float
-    cost_seconds: float
-    fresh_until: float | None
-    tags: dict[str, str]
     columns: tuple[str, ...]
     types: tuple[str, ...]
 
@@ -92,14 +105,24 @@ def encode(entry: Entry) -> bytes:
 
     Raises Uncacheable, naming column and type, for what would not come back equal.
     """
-    check_times(entry)
     _check_rows(entry)
     columns = list(zip(*entry.rows, strict=True)) if entry.rows else [()] * len(entry.columns)
     types, values = _encode_columns(entry.columns, columns)
+    head = encode_head(_Head, entry, columns=entry.columns, types=tuple(types))
+    return seal(b"%b\n%b" % (head, values))
+
+
+def encode_head(kind: type[Head], entry: Entry, **more: Any) -> bytes:
+    """Return an entry's head of some kind. Raises Uncacheable for times that no clock has shown."""
     until = None if entry.fresh_until == inf else entry.fresh_until
-    tags = dict(entry.tags)
-    head = _Head(entry.created_at, entry.cost_seconds, until, tags, entry.columns, tuple(types))
-    return seal(b"%b\n%b" % (_dump(head, "A column's name"), values))
+    times = (entry.created_at, entry.cost_seconds, until)
+    if not all(0 <= seconds <= MAX_TIME for seconds in times if seconds is not None):
+        raise Uncacheable(
+            f"The entry's times cannot be right: created_at {times[0]}, cost_seconds {times[1]}, "
+            f"fresh_until {until}. Set the clock, or keep seconds."
+        )
+    head = kind(*times, dict(entry.tags), **more)
+    return _dump(head, "A column's name")
 
 
 def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Entry:
@@ -120,17 +143,11 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Entry:
                 [_unpack(value) for value in column] if kind == _MIXED else column
                 for kind, column in zip(head.types, columns, strict=True)
             ]
-        until = inf if head.fresh_until is None else head.fresh_until
-        entry = Entry(
-            head.columns, list(zip(*columns, strict=True)), head.cost_seconds, head.created_at,
-            until, head.tags, len(data),
-        )  # fmt: skip
-        check_times(entry)
+        return head.entry(head.columns, list(zip(*columns, strict=True)), len(data))
     except Exception as error:  # forged, as the checksum fits: anything can be wrong in it
         raise CorruptEntry(
             f"The bytes have no readable body ({error}). Delete the key: the next read fills it."
         ) from error
-    return entry
 
 
 def encode_value(value: object) -> bytes:
@@ -149,7 +166,7 @@ def decode_value(data: bytes, max_bytes: int = MAX_BYTES) -> object:
 
     Raises CorruptEntry, and nothing else, for anything else and for more than `max_bytes`.
     """
-    check_size(data, max_bytes)
+    check_size(len(data), max_bytes)
     try:
         return _unpack(_ANY.decode(data))
     except Exception as error:
@@ -180,7 +197,7 @@ def seal(text: bytes) -> bytes:
 
 def unseal(data: bytes, max_bytes: int = MAX_BYTES) -> bytes:
     """Return the bytes that `seal` was given. Raises CorruptEntry, also for more than so many."""
-    check_size(data, max_bytes)
+    check_size(len(data), max_bytes)
     text = data[:-CHECK_LENGTH]
     if seal(text) != data:
         raise CorruptEntry(
@@ -190,39 +207,26 @@ def unseal(data: bytes, max_bytes: int = MAX_BYTES) -> bytes:
     return text
 
 
-def check_size(data: bytes, max_bytes: int) -> None:
+def check_size(size: int, max_bytes: int) -> None:
     """Raise CorruptEntry for more bytes than an entry may have: nothing stores so many."""
-    if len(data) > max_bytes:
+    if size > max_bytes:
         raise CorruptEntry(
-            f"{len(data):,} bytes are more than an entry may have here ({max_bytes:,}). Delete "
-            "the key, or raise max_bytes."
-        )
-
-
-def check_times(entry: Entry) -> None:
-    """Raise Uncacheable for times that no clock has shown."""
-    until = entry.created_at if entry.fresh_until == inf else entry.fresh_until
-    sane = 0 <= entry.cost_seconds <= MAX_COST_S
-    if not (sane and 0 <= entry.created_at <= MAX_TIME and 0 <= until <= MAX_TIME):
-        raise Uncacheable(
-            f"The entry's times cannot be right: cost_seconds {entry.cost_seconds}, created_at "
-            f"{entry.created_at}, fresh_until {entry.fresh_until}. Set the clock, or keep seconds."
+            f"{size:,} bytes are more than an entry may have here ({max_bytes:,}). Delete the "
+            "key, or raise max_bytes."
         )
 
 
 def _check_rows(entry: Entry) -> None:
     width = len(entry.columns)
-    if entry.rows and not width:
-        raise Uncacheable("The rows have no columns. Select at least one.")
     if odd := set(map(type, entry.rows)) - {tuple}:
         raise Uncacheable(
             f"A row is a {_name(odd.pop())}, which would come back as a tuple. Use the default "
             "cursor, or turn each row into a tuple first."
         )
-    if odd_widths := set(map(len, entry.rows)) - {width}:
+    if odd_widths := set(map(len, entry.rows)) - {width or None}:
         raise Uncacheable(
-            f"A row has {odd_widths.pop()} values where there are {width} columns. Take the "
-            "columns and the rows from the same query."
+            f"A row has {odd_widths.pop()} values where there are {width or 'no'} columns. Take "
+            "the columns and the rows from the same query, which selects at least one."
         )
 
 
@@ -230,19 +234,17 @@ def _encode_columns(
     names: Sequence[str], columns: Sequence[tuple[object, ...]]
 ) -> tuple[list[str], bytes]:
     """The names of the columns' types, and their values."""
-    types = [_type_of(values) for values in columns]
-    with suppress(OverflowError, TypeError, ValueError):  # if one cannot be written as it is
-        if _MIXED not in types:
-            return types, _ENCODER.encode(columns)
-    written: list[bytes] = []
-    for number, (name, values) in enumerate(zip(names, columns, strict=True)):
-        where = f"Column {name!r}"
-        if types[number] != _MIXED:
-            with suppress(Uncacheable):  # an integer of more digits than Python writes
-                written.append(_dump(values, where))
-                continue
-        types[number] = _MIXED
-        written.append(_dump([_pack(value, where) for value in values], where))
+    types, written = [], []
+    for name, values in zip(names, columns, strict=True):
+        kind, data = _type_of(values), b""
+        if kind != _MIXED:
+            with suppress(OverflowError, TypeError, ValueError):  # of more digits than 64 bits
+                data = _ENCODER.encode(values)
+        if not data:
+            kind, where = _MIXED, f"Column {name!r}"
+            data = _dump([_pack(value, where) for value in values], where)
+        types.append(kind)
+        written.append(data)
     return types, b"[%b]" % b",".join(written)
 
 
@@ -283,22 +285,21 @@ def _pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False
     if type(value) is list or type(value) is tuple:
         return [kind.__name__, [inner(part) for part in value]]
     if type(value) is dict:
-        if _many_share_a_hash(value):
-            raise Uncacheable(f"{where} holds a dict of too many keys with one and the same hash.")
+        _require_spread(value)
         items = [[inner(key), inner(item)] for key, item in value.items()]
         if sort_dicts:
             items.sort(key=lambda item: _dump(item, where))
         return [kind.__name__, items]
-    if type(value) is datetime or type(value) is time:
-        clock = value.replace(tzinfo=None).isoformat()
-        return [kind.__name__, [clock, value.fold, inner(value.tzinfo)]]
-    if kind not in _SCALARS or (type(value) is ZoneInfo and value.key is None):
-        raise Uncacheable(
-            f"{where} holds a {_name(kind)}, which would not come back as one. Turn it into a "
-            "plain Python value first, or read this straight from the database."
-        )
-    write, _ = _SCALARS[kind]
-    return [kind.__name__, write(value)]
+    if kind in _SCALARS:
+        write, read = _SCALARS[kind]
+        written = write(value)
+        # A zone with a name, or a fold, is in no text of a time.
+        if kind not in {time, datetime} or repr(read(written)) == repr(value):
+            return [kind.__name__, written]
+    raise Uncacheable(
+        f"{where} holds a {_name(kind)}, which would not come back as one. Turn it into a plain "
+        "Python value first, or read this straight from the database."
+    )
 
 
 def _unpack(packed: Any) -> object:
@@ -313,31 +314,14 @@ def _unpack(packed: Any) -> object:
 
 def _unpack_dict(items: list[Any]) -> dict[object, object]:
     pairs = [(_unpack(key), _unpack(value)) for key, value in items]
-    if _many_share_a_hash([key for key, _ in pairs]):
-        raise ValueError("a dict of too many keys with one and the same hash")
+    _require_spread([key for key, _ in pairs])
     return dict(pairs)
 
 
-def _many_share_a_hash(keys: Collection[object]) -> bool:
-    if len(keys) <= MAX_SAME_HASH:
-        return False
-    return max(Counter(map(hash, keys)).values()) > MAX_SAME_HASH
-
-
-def _pack_timezone(zone: timezone) -> tuple[int, str]:
-    """Return the offset in microseconds and the name, which may be one given to the zone."""
-    return zone.utcoffset(None) // timedelta(microseconds=1), zone.tzname(None)
-
-
-def _unpack_timezone(parts: tuple[int, str]) -> timezone:
-    microseconds, name = parts
-    zone = timezone(timedelta(microseconds=microseconds))
-    return zone if zone.tzname(None) == name else timezone(zone.utcoffset(None), name)
-
-
-def _unpack_clock(kind: Any, parts: tuple[str, int, object]) -> object:
-    clock, fold, zone = parts
-    return kind.fromisoformat(clock).replace(fold=fold, tzinfo=_unpack(zone))
+def _require_spread(keys: Collection[object]) -> None:
+    """Refuse a dict that would take time as the square of its size."""
+    if len(keys) > MAX_SAME_HASH < max(Counter(map(hash, keys)).values()):
+        raise Uncacheable("A dict has too many keys with one and the same hash.")
 
 
 def _dump(value: object, where: str) -> bytes:
@@ -351,8 +335,7 @@ def _dump(value: object, where: str) -> bytes:
 
 
 def _name(kind: type) -> str:
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return module + kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -360,19 +343,9 @@ _HEAD = msgspec.json.Decoder(_Head)
 _ANY = msgspec.json.Decoder()
 
 _MIXED = "mixed"
-_COLUMNS: dict[type, Any] = {
-    NoneType: list[None],
-    bool: list[bool | None],
-    int: list[int | None],
-    float: list[float | None],
-    str: list[str | None],
-    bytes: list[bytes | None],
-    Decimal: list[Decimal | None],
-    date: list[date | None],
-    datetime: list[datetime | None],
-    UUID: list[UUID | None],
-}
-_LISTS = {_MIXED: list[Any], **{kind.__name__: column for kind, column in _COLUMNS.items()}}
+_COLUMNS = (NoneType, bool, int, float, str, bytes, Decimal, date, datetime, UUID)
+_LISTS: dict[str, Any] = {kind.__name__: list.__class_getitem__(kind | None) for kind in _COLUMNS}
+_LISTS[_MIXED] = list[Any]
 _PLAIN: dict[type, Callable[[Any], bool]] = {
     float: lambda value: value is None or isfinite(value),
     # ISO 8601 has no words for a zone's name or its rules, nor for a fold.
@@ -385,29 +358,22 @@ _PLAIN: dict[type, Callable[[Any], bool]] = {
 _KEPT_AS_IS = frozenset({NoneType, bool, str})  # and most numbers
 _SCALARS: dict[type, tuple[Callable[[Any], object], Callable[[Any], object]]] = {
     int: (hex, lambda digits: int(digits, base=16)),
-    # The bits: a NaN has a sign and more of its own, which no text shows.
-    float: (lambda v: struct.pack(">d", v).hex(), lambda t: _float_of(bytes.fromhex(t))),
+    float: (repr, float),
     bytes: (lambda value: b64encode(value).decode(), lambda text: b64decode(text, validate=True)),
     Decimal: (str, Decimal),
     date: (date.isoformat, date.fromisoformat),
     timedelta: (lambda span: (span.days, span.seconds, span.microseconds), lambda p: timedelta(*p)),
     UUID: (str, UUID),
-    timezone: (_pack_timezone, _unpack_timezone),
-    # Python itself remembers few zones; one that it does not is read from a file each time.
-    ZoneInfo: (lambda zone: zone.key, lru_cache(maxsize=1024)(ZoneInfo)),
+    time: (time.isoformat, time.fromisoformat),
+    datetime: (datetime.isoformat, datetime.fromisoformat),
 }
-
-
-def _float_of(data: bytes) -> float:
-    (value,) = struct.unpack(">d", data)
-    return float(value)
+IMMUTABLE = frozenset({*_KEPT_AS_IS, *_SCALARS})
+"""The types of values that can be encoded and never change."""
 
 
 _UNPACKERS: dict[str, Callable[[Any], object]] = {
     "list": lambda parts: [_unpack(part) for part in parts],
     "tuple": lambda parts: tuple([_unpack(part) for part in parts]),
     "dict": _unpack_dict,
-    "time": lambda parts: _unpack_clock(time, parts),
-    "datetime": lambda parts: _unpack_clock(datetime, parts),
     **{kind.__name__: unpack for kind, (_, unpack) in _SCALARS.items()},
 }

@@ -1,248 +1,126 @@
-"""What tells a function from any other: what it does and what it uses, not where it is written."""
+"""What identifies a function: its name, its code, and the unchanging data that it uses.
+
+Two functions have the same fingerprint only if all of these are the same:
+
+- module, qualified name, bytecode, constants, names;
+- defaults, and the variables from around the function that it reads, as far as they hold data that
+  cannot change: numbers, texts, dates, tuples and frozensets of these;
+- functions among these variables likewise; partials and memoized functions by what they wrap;
+- modules, functions and classes of Python and of installed packages by their name.
+
+A function that uses anything else (an object, a list, a class of one's own), or that assigns a
+variable from around it, is like no other: what it will do cannot be told from outside.
+"""
 
 from __future__ import annotations
 
 import dis
-import pickle
+import os
+import re
 import secrets
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import Field, dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from workshop_lib.cache.codec import Uncacheable, canonical
+from workshop_lib.cache.codec import IMMUTABLE, Uncacheable, canonical
 
-LruCached = type(lru_cache(lambda: None))
-_SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Ellipsis)})
-_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
-_STORES = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"})
+_LRU_CACHED = type(lru_cache(lambda: None))
 _PACKAGES = frozenset({"site-packages", "dist-packages"})
 
 
 class Fingerprint:
-    """A digest of a function, asked for anew at each call.
-
-    It covers the function's code, its defaults, and what it refers to in enclosing functions and as
-    globals, with the functions and classes of one's own among these likewise; modules and what is
-    installed count by their names. What a variable is bound to counts as it was when it was first
-    seen bound to that: what changes inside (a list that grows) makes no other function, and neither
-    does what the function itself assigns. What can be neither encoded nor pickled, such as a
-    client or an open file, is told apart from all others and has no digest in another process.
+    """A digest of a function, which follows what its variables are bound to.
 
     Args:
         function: whose.
-        unwrap: what to look at in the place of a value.
+        known: an object that the function may use, and that is told apart elsewhere.
+        wrapper: a class whose objects count as the function that is their `__wrapped__`.
 
     """
 
-    def __init__(
-        self, function: Callable[..., Any], unwrap: Callable[[object], object] = lambda value: value
-    ) -> None:
-        self._function = function
-        self._walk = _Walk(function, unwrap)
+    def __init__(self, function: Callable[..., Any], known: object, wrapper: type) -> None:
+        self._function, self._known = function, known
+        self._wrappers: Any = (_LRU_CACHED, wrapper)
+        self._salt = secrets.token_bytes(16)
+        # All that were ever met stay alive: another object may not get the `id` of one of them.
+        self._strangers: dict[int, object] = {}
+        self._latest: tuple[bytes, list[tuple[Callable[[], object], object]]] | None = None
 
     def digest(self) -> bytes:
-        """The same for the same function in every process of the same version of Python."""
-        walk = self._walk
-        if walk.outdated:
-            walk = self._walk = _Walk(self._function, walk.unwrap, walk)
-        return walk.digest
+        """The same for the same function, also in another process of the same version of Python."""
+        latest = self._latest
+        if latest is None or any(look() is not value for look, value in latest[1]):
+            bound: list[tuple[Callable[[], object], object]] = []
+            parts = self._of(self._function, bound, {})
+            latest = self._latest = _digest(parts), bound
+        return latest[0]
 
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """An object as it was when it was first seen: what it is, and its state or its parts."""
-
-    value: object
-    label: str
-    state: bytes = b""
-    parts: tuple[object, ...] = ()
-
-
-class _Walk:
-    """One walk through all that a function refers to.
-
-    Args:
-        function: where it begins.
-        unwrap: what to look at in the place of a value.
-        before: the walk before this one, which may have seen some of it.
-
-    """
-
-    def __init__(
-        self,
-        function: object,
-        unwrap: Callable[[object], object],
-        before: _Walk | None = None,
-    ) -> None:
-        self.unwrap = unwrap
-        self._before = before
-        self._seen: dict[int, _Seen] = {}
-        self._met: dict[int, int] = {}
-        self._first: dict[tuple[int, object], object] = {}
-        self._bound: list[tuple[Callable[[], object], object]] = []
-        self.digest = _digest(self._of(function))
-        self._before = None
-
-    @property
-    def outdated(self) -> bool:
-        """Whether a variable has been bound to something else."""
-        return any(look() is not value for look, value in self._bound)
-
-    def _of(self, value: object) -> object:
-        """What stands for a value: nested tuples of text, bytes and numbers."""
+    def _of(self, value: Any, bound: list[Any], met: dict[int, int]) -> object:
+        """What stands for a value: nested tuples of texts, bytes and numbers."""
         kind = type(value)
-        if kind is int:
-            return "int", hex(value)  # type: ignore[arg-type]
-        if kind in _SCALARS:
-            return kind.__name__, repr(value)
-        value = self.unwrap(value)
-        if id(value) in self._met:
-            return "again", self._met[id(value)]
-        self._met[id(value)] = len(self._met)
-        if isinstance(value, types.FunctionType):
-            return self._of_function(value)
-        before = self._before and self._before._seen.get(id(value))
-        seen = self._seen[id(value)] = before or _look_at(value)
-        return seen.label, seen.state, tuple(map(self._of, seen.parts))
+        if kind in IMMUTABLE:
+            with suppress(Uncacheable):
+                return kind.__name__, canonical(value)
+        elif value is self._known:
+            return ("known",)
+        elif kind is tuple:
+            return "tuple", tuple(self._of(part, bound, met) for part in value)
+        elif kind is frozenset:
+            return "frozenset", tuple(sorted(repr(self._of(part, bound, met)) for part in value))
+        elif isinstance(value, partial):
+            parts = (value.func, value.args, *value.keywords.items())
+            return "partial", self._of(parts, bound, met)
+        elif isinstance(value, self._wrappers):
+            return self._of(value.__wrapped__, bound, met)
+        elif isinstance(value, types.FunctionType):
+            if id(value) in met:
+                return "again", met[id(value)]
+            met[id(value)] = len(met)
+            return self._of_function(value, bound, met)
+        elif isinstance(value, types.CodeType):
+            # Neither its file nor its lines are part of it.
+            sizes = (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount)
+            names = (value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars)
+            does = (value.co_code, value.co_exceptiontable, value.co_flags)
+            return does, sizes, names, self._of(value.co_consts, bound, met)
+        elif isinstance(value, types.ModuleType) and _is_installed(value.__name__):
+            return "module", value.__name__
+        elif (
+            isinstance(value, types.BuiltinFunctionType | type)
+            and _is_installed(value.__module__)
+            and "<locals>" not in value.__qualname__
+        ):
+            return kind.__name__, value.__module__, value.__qualname__
+        return self._stranger(value)
 
-    def _of_function(self, function: types.FunctionType) -> object:
-        code = function.__code__
-        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-        looks = {name: partial(_content, cell) for name, cell in cells}
-        if not _is_installed(function.__module__):
-            looks |= {name: partial(_global, function, name) for name in _names(code)[0]}
-        return (
-            "function",
-            (str(function.__module__), function.__qualname__, _code_digest(code)),
-            tuple(map(self._of, function.__defaults__ or ())),
-            tuple((name, self._of(v)) for name, v in (function.__kwdefaults__ or {}).items()),
-            tuple((name, self._of(v)) for name, v in vars(function).items()),
-            tuple((name, self._of_variable(function, name, look)) for name, look in looks.items()),
-        )
-
-    def _of_variable(
-        self, function: types.FunctionType, name: str, look: Callable[[], object]
+    def _of_function(
+        self, function: types.FunctionType, bound: list[Any], met: dict[int, int]
     ) -> object:
-        value = look()
-        if name not in _names(function.__code__)[1]:
-            self._bound.append((look, value))
-            return self._of(value)
-        place = (id(function), name)
-        if self._before is not None:
-            value = self._before._first.get(place, value)
-        self._first[place] = value
-        return self._of(value)
+        code = function.__code__
+        reads, assigns = _names(code)
+        looks = {
+            name: partial(_content, cell)
+            for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)
+        }
+        if not _is_installed(function.__module__):  # a builtin is known by its name
+            looks |= {name: partial(function.__globals__.get, name) for name in reads}
+        values = {name: look() for name, look in looks.items()}
+        bound += [(look, values[name]) for name, look in looks.items() if name not in assigns]
+        is_plain = not assigns & values.keys() and vars(function).keys() <= {"__wrapped__"}
+        named = (function.__module__, function.__qualname__, *values)
+        used = (code, function.__defaults__, *(function.__kwdefaults__ or {}).items())
+        if not is_plain:
+            return named, self._stranger(function)
+        return named, self._of((*used, *values.values()), bound, met)
 
-
-def _look_at(value: Any) -> _Seen:
-    kind = type(value)
-    label = _name(kind)
-    if isinstance(value, types.ModuleType):
-        return _Seen(value, label, value.__name__.encode())
-    if isinstance(value, partial):
-        return _Seen(value, label, parts=(value.func, value.args, value.keywords))
-    if isinstance(value, types.MethodType):
-        return _Seen(value, label, parts=(value.__func__, value.__self__))
-    if isinstance(value, types.BuiltinFunctionType):
-        return _Seen(value, label, value.__qualname__.encode(), (value.__self__,))
-    if isinstance(value, staticmethod | classmethod | LruCached):
-        return _Seen(value, label, parts=(value.__wrapped__,))
-    if isinstance(value, property):
-        return _Seen(value, label, parts=(value.fget, value.fset, value.fdel))
-    if isinstance(value, Field):
-        return _Seen(value, label, parts=tuple(getattr(value, name) for name in value.__slots__))
-    if isinstance(value, type):
-        own = (
-            () if _is_installed(value.__module__)
-            else (kind, *value.__bases__, *_members(value))
-        )  # fmt: skip
-        return _Seen(value, label, _name(value).encode(), own)
-    with suppress(Uncacheable):
-        return _Seen(value, label, _digest(canonical(value)))
-    if kind in {set, frozenset}:
-        return _Seen(value, label, parts=tuple(sorted(value, key=_rank)))
-    if kind in {list, tuple}:
-        return _Seen(value, label, parts=tuple(value))
-    if kind in {dict, types.MappingProxyType}:
-        return _Seen(value, label, parts=tuple(part for item in value.items() for part in item))
-    if identity := _identity(value):
-        return _Seen(value, label, identity, (kind,))
-    state, parts = _state(value)
-    return _Seen(value, label, state, (kind, *parts))
-
-
-def _rank(value: object) -> bytes:
-    """What sorts a set's values alike in every process."""
-    try:
-        return canonical(value)
-    except Uncacheable:
-        return b""
-
-
-def _identity(value: Any) -> bytes | None:
-    """What a workshop, a database or a store say that they are."""
-    with suppress(Exception):
-        place = getattr(value, "database", value)
-        asked = hasattr(place, "query") or hasattr(place, "get_if_changed")
-        if asked and isinstance(place.identity, str):
-            return f"{place.identity} {getattr(value, 'namespace', '')}".encode()
-    return None
-
-
-def _state(value: object) -> tuple[bytes, list[object]]:
-    """What a pickle of the value holds, and what is in it that has to be looked at.
-
-    Something of its own where there is none.
-    """
-    sink = _Sink()
-    pickler = _Pickler(sink, protocol=5)
-    try:
-        pickler.dump(value)
-    except Exception:  # noqa: BLE001 -- whatever a class raises: it cannot be pickled
-        return secrets.token_bytes(16), []
-    return sink.hash.digest(), pickler.parts
-
-
-class _Pickler(pickle.Pickler):
-    """Leaves out what a pickle would only name, and sets, which it writes in any order."""
-
-    _LEFT_OUT = (types.FunctionType, type, set, frozenset, LruCached)
-
-    def __init__(self, sink: Any, protocol: int) -> None:
-        super().__init__(sink, protocol)
-        self.parts: list[object] = []
-
-    def persistent_id(self, value: object) -> int | None:
-        """A number in the place of such a value."""
-        if not isinstance(value, self._LEFT_OUT) and not hasattr(value, "__wrapped__"):
-            return None
-        self.parts.append(value)
-        return len(self.parts)
-
-
-class _Sink:
-    """Takes what is written, however much, and keeps a digest of it."""
-
-    def __init__(self) -> None:
-        self.hash = blake2b(digest_size=16)
-
-    def write(self, data: bytes) -> int:
-        self.hash.update(data)
-        return len(data)
-
-
-def _members(cls: type) -> Iterator[object]:
-    """What a class defines, names and values, without what Python adds to each."""
-    added = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "_abc_impl"}
-    for name, value in vars(cls).items():
-        if name not in added:
-            yield from (name, value)
+    def _stranger(self, value: object) -> object:
+        self._strangers[id(value)] = value
+        return self._salt, os.getpid(), id(value)
 
 
 def _content(cell: types.CellType) -> object:
@@ -252,12 +130,17 @@ def _content(cell: types.CellType) -> object:
         return None
 
 
-def _global(function: types.FunctionType, name: str) -> object:
-    return function.__globals__.get(name)  # a builtin is known by its name
-
-
-def _name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+@lru_cache(maxsize=1024)
+def _names(code: types.CodeType) -> tuple[list[str], frozenset[str]]:
+    """The globals that a code object reads, and the variables of others that it assigns."""
+    steps = list(dis.get_instructions(code))
+    reads = {s.argval for s in steps if re.fullmatch(r"LOAD_(\w+_)?(NAME|GLOBALS?)", s.opname)}
+    assigns = {s.argval for s in steps if re.fullmatch(r"(STORE|DELETE)_(GLOBAL|DEREF)", s.opname)}
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            reads |= set(_names(inner)[0])
+            assigns |= _names(inner)[1]
+    return sorted(reads), frozenset(assigns)
 
 
 @lru_cache(maxsize=1024)
@@ -272,50 +155,6 @@ def _is_installed(module: str | None) -> bool:
     return file is not None and not _PACKAGES.isdisjoint(Path(file).parts)
 
 
-@lru_cache(maxsize=1024)
-def _names(code: types.CodeType) -> tuple[list[str], frozenset[str]]:
-    """The globals that a code object reads, and the variables of others that it assigns."""
-    loads: set[str] = set()
-    stores: set[str] = set()
-    for part in _nested(code):
-        for step in dis.get_instructions(part):
-            if step.opname in _LOADS:
-                loads.add(step.argval)
-            elif step.opname in _STORES:
-                stores.add(step.argval)
-    return sorted(loads), frozenset(stores)
-
-
-def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _nested(constant)
-
-
-@lru_cache(maxsize=1024)
-def _code_digest(code: types.CodeType) -> bytes:
-    """A digest of what the code does; neither its file nor its lines are part of it."""
-    return _digest(
-        (
-            (code.co_code, code.co_exceptiontable),
-            (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags),
-            (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars),
-            tuple(map(_constant, code.co_consts)),
-        )
-    )
-
-
-def _constant(value: object) -> object:
-    if isinstance(value, types.CodeType):
-        return "code", _code_digest(value)
-    if isinstance(value, tuple):
-        return "tuple", tuple(map(_constant, value))
-    if isinstance(value, frozenset):
-        return "frozenset", tuple(sorted(repr(_constant(part)) for part in value))
-    return type(value).__name__, repr(value)
-
-
 def _digest(parts: object) -> bytes:
-    # The repr of nested tuples of text, bytes and numbers shows their bounds.
+    # The repr of nested tuples of texts, bytes and numbers shows their bounds.
     return blake2b(repr(parts).encode(), digest_size=16).digest()

@@ -89,16 +89,12 @@ def object_key(namespace: str, bucket: str, name: str, *byte_range: int) -> str:
 
     Raises ValueError for a bad namespace.
     """
-    parts = [_object_part(bucket), _object_part(name)]
-    if byte_range:
-        parts.append("-".join(map(str, byte_range)))
+    parts = [
+        part if re.fullmatch(_PLAIN_OBJECT, part) else f"str~{_digest(canonical(part))}"
+        for part in (bucket, name)
+    ]
+    parts += ["-".join(map(str, byte_range))] if byte_range else []
     return ":".join((_prefix(namespace), _OBJECT, *parts))
-
-
-def _object_part(text: str) -> str:
-    if re.fullmatch(_PLAIN_OBJECT, text):
-        return text
-    return f"str~{_digest(canonical(text))}"
 
 
 def lock_key(key: str) -> str:
@@ -110,8 +106,7 @@ def lock_key(key: str) -> str:
     >>> lock_key("workshop:v3:planet:3")
     'workshop:lock:{workshop:v3:planet:3}'
     """
-    namespace, _, _ = key.partition(":")
-    return f"{namespace}:lock:{{{key}}}"
+    return f"{key.partition(':')[0]}:lock:{{{key}}}"
 
 
 def ranges_tag(key: str) -> str:
@@ -122,8 +117,7 @@ def ranges_tag(key: str) -> str:
     >>> ranges_tag("workshop:v3:object:local/photos:cats/1.jpg")
     'workshop:ranges:{workshop:v3:object:local/photos:cats/1.jpg}'
     """
-    namespace, _, _ = key.partition(":")
-    return f"{namespace}:ranges:{{{key}}}"
+    return f"{key.partition(':')[0]}:ranges:{{{key}}}"
 
 
 def tag_key(namespace: str, tag: str) -> str:

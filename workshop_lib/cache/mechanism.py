@@ -12,10 +12,8 @@ from __future__ import annotations
 import copy
 import random
 import secrets
-import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -25,8 +23,9 @@ from redis.exceptions import ConnectionError as LostConnection, RedisError, Time
 
 from workshop_lib.cache.breaker import Breaker
 from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable
+from workshop_lib.cache.policy import Policy
 from workshop_lib.cache.renewal import Renewals
-from workshop_lib.cache.single_flight import Flight, Flights, Role
+from workshop_lib.cache.single_flight import Flight, Flights
 from workshop_lib.cache.stats import CacheStats, Counters
 from workshop_lib.cache.storage import Storage
 from workshop_lib.errors import ServiceUnreachableError
@@ -34,105 +33,22 @@ from workshop_lib.forks import tell_child
 from workshop_lib.simulate.expiry import should_refresh_early
 
 T = TypeVar("T")
-K = TypeVar("K")
 Load = Callable[[], Entry]
 """Asks the source; the entry's `cost_seconds` says what that took. Its times are set here."""
+Tags = Collection[str]
+"""The keys of tags."""
+Tokens = Mapping[str, str]
+"""Of locks, by the keys of entries."""
+Versions = Mapping[str, str] | None
+"""Of tags, by their keys; None if they could not be asked for."""
+LoadMany = Callable[[Collection[str]], Mapping[str, Entry]]
+"""The same for several keys, with an entry for each."""
 
 POLL_S = 0.003
 """How soon a request that waits for another process asks again; later ones come more slowly."""
 POLL_MAX_S = 0.05
 FLIGHTS = 3
 """How many loads of other threads a request waits for, one after another, before it loads alone."""
-MAX_S = 1e9
-SECONDS = (0.001, MAX_S, "a number of seconds, at least 0.001 and at most 1e+09")
-LIMITS = {
-    **dict.fromkeys(("ttl", "empty_ttl", "lock_seconds", "wait_seconds", "load_seconds"), SECONDS),
-    **{
-        name: (0, most, f"a number from 0 to {most:g}")
-        for name, most in {
-            "jitter": 1.0,
-            "early_refresh": 1e3,
-            "stale_if_error": MAX_S,
-            "keep_seconds": MAX_S,
-            "max_bytes": 1e12,
-        }.items()
-    },
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How a cache behaves.
-
-    Attributes:
-        ttl: time to live of an entry, seconds.
-        jitter: share of the TTL that is taken off at random, 0 to 1, so that entries made together
-            do not expire together.
-        empty_ttl: time to live of an answer that says "there is nothing"; the TTL if None.
-        early_refresh: how eagerly an entry is refreshed before it expires; 0 never, 1 as in the
-            paper by Vattani, Chierichetti and Lowenstein (2015), more is earlier.
-        stale_if_error: how long beyond its TTL an entry may be served if loading fails, seconds.
-        stale_on: the errors of a load that count as its failing: any, unless these are narrowed.
-        keep_seconds: how long beyond its TTL an entry is kept to be renewed, where the source can
-            say that it has not changed, seconds.
-        single_flight: let one request load what several ask for at the same moment. False is the
-            plain pattern: each request loads and stores, stampedes included, and a slow reader can
-            put back an old value that was invalidated meanwhile.
-        lock_seconds: how soon a loader that was killed is replaced, seconds. It is the life of the
-            lock, which is renewed while loading.
-        wait_seconds: how long a request waits for another one's load, seconds. After that its
-            process loads for itself, and does not store what it loaded.
-        load_seconds: how long a load may take and still be stored, seconds. After that the lock is
-            not renewed any more, and another request may load.
-        max_bytes: larger entries are not stored.
-
-    Raises:
-        ValueError: a value out of its range; the text names it.
-
-    """
-
-    ttl: float
-    jitter: float = 0.0
-    empty_ttl: float | None = None
-    early_refresh: float = 0.0
-    stale_if_error: float = 0.0
-    stale_on: tuple[type[Exception], ...] = (Exception,)
-    keep_seconds: float = 0.0
-    single_flight: bool = True
-    lock_seconds: float = 2.0
-    wait_seconds: float = 30.0
-    load_seconds: float = 60.0
-    max_bytes: int = 1_000_000
-
-    def __post_init__(self) -> None:
-        for name, (least, most, wanted) in LIMITS.items():
-            value = getattr(self, name)
-            if value is None and name == "empty_ttl":
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not least <= value <= most:
-                raise ValueError(f"{name} is {value!r}; it must be {wanted}")
-        try:
-            issubclass(Exception, self.stale_on)
-        except TypeError:
-            raise ValueError(
-                f"stale_on is {self.stale_on!r}; it must be a tuple of exception classes"
-            ) from None
-
-    @property
-    def kept_beyond(self) -> float:
-        """How long beyond its TTL the server keeps an entry, seconds."""
-        return max(self.stale_if_error, self.keep_seconds)
-
-    @property
-    def max_ttl_ms(self) -> int:
-        """How long an entry may lie in the server at most, milliseconds."""
-        return round((max(self.ttl, self.empty_ttl or 0) + self.kept_beyond) * 1000)
-
-    @property
-    def lock_ms(self) -> int:
-        """The life of a lock that is not renewed, milliseconds."""
-        return max(1, round(self.lock_seconds * 1000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +57,8 @@ class Fetched:
 
     Attributes:
         entry: what was asked for.
-        source: "cache", "database" (loaded just now) or "stale" (loading failed).
+        source: "cache", "database" (loaded just now), "renewed" (the same as before, says the
+            source) or "stale" (loading failed).
         seconds: response time, waiting and storing included.
 
     """
@@ -163,10 +80,8 @@ class Mechanism:
     def __init__(self, storage: Storage, policy: Policy) -> None:
         self.storage = storage
         self.policy = policy
-        self.counters = Counters()
-        self._flights = Flights()
-        self._breaker = Breaker()
         self._renewals = Renewals(self._renew, policy.lock_seconds / 3, policy.load_seconds)
+        self._after_fork()
         tell_child(self)
 
     def _after_fork(self) -> None:
@@ -180,7 +95,7 @@ class Mechanism:
         self,
         key: str,
         load: Load,
-        tags: Collection[str] = (),
+        tags: Tags = (),
         renew: Callable[[Entry], Entry] | None = None,
     ) -> Fetched:
         """The entry under the key, loaded if need be.
@@ -205,16 +120,18 @@ class Mechanism:
                 self.counters.add(hits=1)
                 return Fetched(entry, "cache", time.perf_counter() - started)
             load = partial(renew, found) if renew else load
-        fill = self._fill_single_flight if self.policy.single_flight else self._fill_plainly
+        fill = self._fly if self.policy.single_flight else self._lock_and_load
         try:
             entry = fill(key, load, tags)
         except self.policy.stale_on:
-            if found is None or not self.may_be_served(found):
+            if found is None or not _is_fresh(found, self.policy.stale_if_error):
                 raise
             self.counters.add(stale=1)
             return Fetched(found, "stale", time.perf_counter() - started)
         self.counters.add(misses=1)
-        return Fetched(entry, "database", time.perf_counter() - started)
+        renewed = found is not None and entry.rows is found.rows
+        source = "renewed" if renewed else "database"
+        return Fetched(entry, source, time.perf_counter() - started)
 
     def fetch_kept(self, read: Callable[[], Entry | None]) -> Entry | None:
         """What `read` finds in the cache, counted as a hit; None if that cannot be served."""
@@ -224,52 +141,42 @@ class Mechanism:
         self.counters.add(hits=1, bytes_read=entry.size)
         return entry
 
-    def fetch_many(
-        self,
-        places: Mapping[K, str],
-        load: Callable[[Sequence[K]], Mapping[K, Entry]] | None = None,
-    ) -> dict[K, Entry]:
+    def fetch_many(self, keys: Iterable[str], load: LoadMany | None = None) -> dict[str, Entry]:
         """The entries under many keys; those that are not there are loaded at once, and stored.
 
         What another request is loading is left out, and so is one that is missing alone.
 
         Args:
-            places: the keys under which they are kept.
-            load: asks the source for some of them, and has to bring an entry for each. None: what
-                is not there is left out.
+            keys: where they are kept.
+            load: asks the source for some of them. None: what is not there is left out.
 
         """
-        kept = self.attempt(lambda: self.storage.get_many(list(places.values())))
-        entries = kept or [None] * len(places)
-        found = {one: entry for one, entry in zip(places, entries, strict=True) if entry}
-        hits = {one: entry for one, entry in found.items() if _is_fresh(entry)}
+        keys = list(keys)
+        entries = self.attempt(lambda: self.storage.get_many(keys)) or ()
+        found = {key: entry for key, entry in zip(keys, entries, strict=False) if entry}
+        hits = {key: entry for key, entry in found.items() if _is_fresh(entry)}
         self.counters.add(hits=len(hits), bytes_read=sum(entry.size for entry in hits.values()))
-        missing = {one: key for one, key in places.items() if one not in hits}
+        missing = [key for key in keys if key not in hits]
         if load is None or len(missing) < 2:
             return hits
         try:
-            return hits | self._load_many(missing, load)
+            locked = self._lock(missing)
+            if locked is None:  # the cache is down
+                return hits | self._count(load(missing))
+            tokens, quicker = locked
+            loaded = self._load(tokens, load) if tokens else {}
         except self.policy.stale_on:
-            stale = {one: found[one] for one in missing
-                     if one in found and self.may_be_served(found[one])}  # fmt: skip
+            grace_s = self.policy.stale_if_error
+            kept = found.keys() - hits.keys()
+            stale = {key: found[key] for key in kept if _is_fresh(found[key], grace_s)}
             if len(stale) < len(missing):
                 raise
             self.counters.add(stale=len(stale))
             return hits | stale
+        return hits | self._count(loaded) | self._count(quicker, coalesced=len(quicker))
 
-    def may_be_served(self, entry: Entry) -> bool:
-        """Whether an entry beyond its TTL is still good enough if loading fails."""
-        return time.time() <= entry.fresh_until + self.policy.stale_if_error
-
-    def put(
-        self,
-        key: str,
-        entry: Entry,
-        tags: Collection[str] = (),
-        *,
-        forget: Collection[str] = (),
-    ) -> None:
-        """Write through: store what has just been written to the source, filed under the tags.
+    def put(self, key: str, entry: Entry, forget: Tags = ()) -> None:
+        """Write through: store what has just been written to the source.
 
         A load that is under way is kept from storing its older value. What cannot be stored takes
         the older entry away. What is filed under the tags in `forget` is invalidated.
@@ -278,10 +185,12 @@ class Mechanism:
             ServiceUnreachableError: as `invalidate`.
 
         """
-        if not self._store(key, entry, self._versions(tags), forget):
+        if not self._store({key: ""}, {key: entry}, {}):
             self.invalidate(key, forget)
+        for tag in forget:
+            self.invalidate_tag(tag)
 
-    def invalidate(self, key: str, forget: Collection[str] = ()) -> bool:
+    def invalidate(self, key: str, forget: Tags = ()) -> bool:
         """Remove an entry, and keep loads that are under way from storing. Call it after COMMIT.
 
         Once it has returned, no reader that starts later sees the older value.
@@ -304,52 +213,39 @@ class Mechanism:
         """The counters so far."""
         return self.counters.snapshot()
 
-    # --- looking up
+    # --- look up
 
-    def _look_up(self, key: str, tags: Collection[str]) -> Entry | None:
+    def _look_up(self, key: str, tags: Tags) -> Entry | None:
         if not self._breaker.allows():
             self.counters.add(errors=1)
             return None
         return _filed_under(tags, self._ask(lambda: self.storage.get(key, tags)))
 
-    def _refresh_if_due(self, key: str, entry: Entry, load: Load, tags: Collection[str]) -> Entry:
+    def _refresh_if_due(self, key: str, entry: Entry, load: Load, tags: Tags) -> Entry:
         """The entry, or its successor if this request was chosen to refresh it before its time."""
         beta = self.policy.early_refresh
         if not beta or not should_refresh_early(
             time.time(), entry.fresh_until, entry.cost_seconds, beta, 1 - random.random()
         ):
             return entry
-        token = secrets.token_hex(8)
-        locked, found = self.attempt(lambda: self._acquire(key, token)) or (False, None)
-        if not locked:
-            return entry  # another request is at it
-        if found is not None and found.created_at != entry.created_at:
-            self._release(key, token)
-            return found  # another request was quicker
+        tokens, quicker = self._lock([key], tags, entry) or ({}, {})
+        if not tokens:
+            return quicker.get(key, entry)  # another request is at it, or was quicker
         try:
-            newer = self._load_locked(key, token, Flight(), load, tags)
+            newer = self._load(tokens, lambda _: {key: load()}, tags)[key]
         except Exception:  # noqa: BLE001 -- whatever it was: the entry at hand is still in force
             return entry
         self.counters.add(early=1)
         return newer
 
-    # --- loading
-
-    def _fill_plainly(self, key: str, load: Load, tags: Collection[str]) -> Entry:
-        """Load and store with no lock: the plain pattern, with its stampedes and its race."""
-        versions = self._versions(tags)
-        entry = load()
-        self._store(key, entry, versions)
-        return entry
-
-    def _fill_single_flight(self, key: str, load: Load, tags: Collection[str]) -> Entry:
+    def _fly(self, key: str, load: Load, tags: Tags) -> Entry:
         """Load for all threads of this process that ask now, or wait for the thread that does."""
         for _ in range(FLIGHTS):
-            flight, role = self._flights.join(key)
-            if role is Role.LEADER:
-                return self._lead(key, flight, load, tags)
-            if flight.leader == threading.get_ident():  # a load that asks for its own key
+            flight, leads = self._flights.join(key)
+            if flight is None:  # a load that asks for its own key
                 break
+            if leads:
+                return self._lead(key, flight, load, tags)
             if not flight.done.wait(self.policy.wait_seconds):
                 self._flights.abandon(key, flight)
                 continue
@@ -357,170 +253,130 @@ class Mechanism:
                 raise _copy_of(flight.error)
             if flight.unshareable:
                 break
-            if flight.packed is not None and (role is Role.EARLY or (flight.for_late and not tags)):
+            if flight.packed is not None:
                 self.counters.add(coalesced=1)
                 return self.storage.unpack(flight.packed)
-            found = self._look_up(key, tags)
-            if found is not None and _is_fresh(found):
-                self.counters.add(coalesced=1, bytes_read=found.size)
-                return found
         return load()
 
-    def _lead(self, key: str, flight: Flight, load: Load, tags: Collection[str]) -> Entry:
+    def _lead(self, key: str, flight: Flight, load: Load, tags: Tags) -> Entry:
         """Load for all threads that join the flight."""
         try:
-            if flight.previous is not None:
-                flight.previous.done.wait(self.policy.wait_seconds)
-            return self._load_or_wait(key, flight, load, tags)
+            if previous := flight.previous:
+                previous.done.wait(self.policy.wait_seconds)
+                if previous.error is not None:
+                    raise _copy_of(previous.error)
+            self._flights.close(flight)
+            entry = self._lock_and_load(key, load, tags)
+            if flight.joined:
+                flight.packed = self._packed(entry)
+                flight.unshareable = flight.packed is None
         except Exception as error:
             flight.error = error
             raise
         finally:  # an Interrupt meant this thread alone: the others find nothing, and try again
             self._flights.land(key, flight)
+        return entry
 
-    def _load_or_wait(self, key: str, flight: Flight, load: Load, tags: Collection[str]) -> Entry:
+    # --- lock
+
+    def _lock_and_load(self, key: str, load: Load, tags: Tags) -> Entry:
         """Load with the lock, or wait for the process that has it."""
-        token, pause = secrets.token_hex(8), POLL_S
-        deadline = time.monotonic() + self.policy.wait_seconds
-        while True:
-            answer = self.attempt(lambda: self._acquire(key, token))
-            if answer is None:  # the cache is down
-                return self._load_unlocked(flight, load)
-            locked, found = answer
-            entry = _filed_under(tags, found)
-            if entry is not None and _is_fresh(entry):
-                if locked:
-                    self._release(key, token)
-                self.counters.add(coalesced=1, bytes_read=entry.size)
-                return entry
-            if locked:
-                return self._load_locked(key, token, flight, load, tags)
+        pause, deadline = POLL_S, time.monotonic() + self.policy.wait_seconds
+        while (locked := self._lock([key], tags)) is not None:
+            tokens, quicker = locked
+            if quicker:
+                self.counters.add(coalesced=1, bytes_read=quicker[key].size)
+                return quicker[key]
+            if tokens:
+                return self._load(tokens, lambda _: {key: load()}, tags)[key]
             if time.monotonic() > deadline:
-                return self._load_unlocked(flight, load)
+                break
             time.sleep(pause)
             pause = min(pause * 1.2, POLL_MAX_S)
+        # Without the lock an invalidation meanwhile goes unnoticed: nothing is stored.
+        return load()
 
-    def _load_unlocked(self, flight: Flight, load: Load) -> Entry:
-        """Load, and store nothing: without the lock an invalidation meanwhile goes unnoticed.
+    def _lock(
+        self, keys: Collection[str], tags: Tags = (), known: Entry | None = None
+    ) -> tuple[dict[str, str], dict[str, Entry]] | None:
+        """Take the locks that are free; None if the cache is down.
 
-        So the threads that come from now on do not share it, either.
+        Without single-flight there are no locks, and each request may store.
+
+        Returns:
+            The tokens of those that were taken, by key, and the entries that other requests have
+            stored since `known`.
+
         """
-        self._flights.close(flight)
-        entry = load()
-        if flight.joined:
-            try:
-                flight.packed = self.storage.encode(entry)
-            except Uncacheable:
-                flight.unshareable = True
-        return entry
+        if not self.policy.single_flight:
+            return dict.fromkeys(keys, ""), {}
+        tokens = {key: secrets.token_hex(8) for key in keys}
+        answers = self.attempt(lambda: self.storage.acquire(tokens, self.policy.lock_ms))
+        if answers is None:
+            return None
+        quicker: dict[str, Entry] = {}
+        for key, (locked, found) in answers.items():
+            entry = _filed_under(tags, found)
+            is_newer = known is None or (entry and entry.created_at != known.created_at)
+            if entry is not None and _is_fresh(entry) and is_newer:
+                quicker[key] = entry
+                self._release({key: tokens[key]} if locked else {})
+            if not locked or key in quicker:
+                del tokens[key]
+        return tokens, quicker
 
-    def _load_locked(
-        self, key: str, token: str, flight: Flight, load: Load, tags: Collection[str]
-    ) -> Entry:
-        """Load while holding the lock, and store if it is still held afterwards."""
+    # --- load
+
+    def _load(self, tokens: Tokens, load: LoadMany, tags: Tags = ()) -> Mapping[str, Entry]:
+        """Load while holding the locks, and store each entry whose lock is held to the end."""
         try:
-            self._flights.begin(flight)
-            versions = self._versions(tags)
-            with self._renewals.held(key, token):
-                entry, ttl_ms = self._dated(load(), versions)
-            packed, size, storable = self._packed(entry)
+            ttl_ms = self.policy.max_ttl_ms
+            versions: Versions = {}
+            if tags:  # before the load: it may be of an entry that is invalidated meanwhile
+                versions = self.attempt(lambda: self.storage.tag_versions(tags, ttl_ms))
+            with self._renewals.held(tokens):
+                loaded = load(tokens)
         except BaseException:
-            self._release(key, token)
+            self._release(tokens)
             raise
-        # Who comes later has to see what is stored, or that it was invalidated.
-        self._flights.close(flight)
-        stored = None
-        if storable and versions is not None:
-            stored = self.attempt(lambda: self.storage.complete(key, token, packed, ttl_ms))
-        if stored:
-            self.counters.add(bytes_written=size)
-        elif stored is False:
-            self.counters.add(discarded=1)
-        ours = self._release(key, token) if stored is None else stored
-        if not storable:  # an older entry, kept in case of need, is no answer any more
-            self.attempt(lambda: self.storage.delete([key]))
-        flight.packed, flight.unshareable = packed, packed is None
-        # If the lock was ours to the end, nothing was invalidated; of tags it knows nothing.
-        flight.for_late = bool(ours) and not tags
-        return entry
+        self._store(tokens, loaded, versions)
+        return loaded
 
-    def _load_many(
-        self, places: Mapping[K, str], load: Callable[[Sequence[K]], Mapping[K, Entry]]
-    ) -> dict[K, Entry]:
-        """Load many entries at once, without those that another request is loading."""
-        tokens = {key: secrets.token_hex(8) for key in places.values()}
-        locked: dict[str, str] = {}
-        available = True
-        if self.policy.single_flight:
-            acquired = self.attempt(lambda: self.storage.acquire_many(tokens, self.policy.lock_ms))
-            available = acquired is not None
-            for (key, token), (got, found) in zip(tokens.items(), acquired or (), strict=False):
-                if got and found is not None and _is_fresh(found):  # another request was quicker
-                    self._release(key, token)
-                elif got:
-                    locked[key] = token
-            if available:
-                places = {one: key for one, key in places.items() if key in locked}
-        if not places:
-            return {}
-        try:
-            with ExitStack() as held:
-                for key, token in locked.items():
-                    held.enter_context(self._renewals.held(key, token))
-                loaded = {one: self._dated(entry, {}) for one, entry in load(list(places)).items()}
-        except BaseException:
-            for key, token in locked.items():
-                self._release(key, token)
-            raise
-        self.counters.add(misses=len(loaded))
-        if available:
-            self._store_many(
-                [
-                    (places[one], locked.get(places[one], ""), entry, ttl_ms)
-                    for one, (entry, ttl_ms) in loaded.items()
-                ]
-            )
-        return {one: entry for one, (entry, _) in loaded.items()}
-
-    # --- storing
+    # --- store
 
     def _store(
         self,
-        key: str,
-        entry: Entry,
-        versions: Mapping[str, str] | None,
-        forget: Collection[str] = (),
+        tokens: Tokens,
+        entries: Mapping[str, Entry],
+        versions: Versions,
     ) -> bool:
-        """Store, whoever holds the lock. Returns whether that worked."""
-        entry, ttl_ms = self._dated(entry, versions)
-        packed, size, storable = self._packed(entry)
+        """Store what may be stored, each under its lock; an empty token is any lock's.
 
-        def work() -> bool:
-            self.storage.complete(key, "", packed, ttl_ms)
-            for tag in forget:
-                self.storage.forget_tag(tag)
-            return True
+        An older entry of what may not be stored is removed: it is no answer any more.
 
-        stored = storable and versions is not None and bool(self.attempt(work))
-        self.counters.add(bytes_written=size if stored else 0)
-        return stored
+        Returns:
+            Whether all is stored.
 
-    def _store_many(self, entries: Sequence[tuple[str, str, Entry, int]]) -> None:
-        writes, sizes, refused = [], [], []
-        for key, token, entry, ttl_ms in entries:
-            packed, size, storable = self._packed(entry)
-            if storable:
-                writes.append((key, token, packed, ttl_ms))
-                sizes.append(size)
-            else:
-                refused.append(key)
-        stored = self.attempt(lambda: self.storage.complete_many(writes)) or []
-        written = sum(size for size, done in zip(sizes, stored, strict=False) if done)
+        """
+        writes: dict[str, tuple[str, Any, int]] = {}
+        for key, entry in entries.items():
+            dated, ttl_ms = self._dated(entry, versions)
+            packed = self._packed(dated, count=True)
+            if packed is not None and versions is not None:
+                writes[key] = (tokens[key], packed, ttl_ms)
+        refused = entries.keys() - writes.keys()
+        if refused:
+            self.attempt(lambda: self.storage.delete(list(refused)))
+        stored = self.attempt(lambda: self.storage.complete(writes)) if writes else []
+        if stored is None:
+            self._release(tokens)
+            return False
+        sizes = map(self.storage.size, (packed for _, packed, _ in writes.values()))
+        written = sum(size for size, done in zip(sizes, stored, strict=True) if done)
         self.counters.add(bytes_written=written, discarded=stored.count(False))
-        if refused:  # an older entry is no answer any more, and the lock is not needed
-            self.attempt(lambda: self.storage.delete(refused))
+        return not refused and all(stored)
 
-    def _dated(self, entry: Entry, versions: Mapping[str, str] | None) -> tuple[Entry, int]:
+    def _dated(self, entry: Entry, versions: Versions) -> tuple[Entry, int]:
         """The entry with its times and tags, and how long the server should keep it, milliseconds.
 
         Where nothing depends on when its TTL ends, the entry does not say so, and the server's
@@ -534,37 +390,28 @@ class Mechanism:
         until = now + ttl if policy.kept_beyond or policy.early_refresh else inf
         return replace(entry, created_at=now, fresh_until=until, tags=versions or {}), kept
 
-    def _packed(self, entry: Entry) -> tuple[Any, int, bool]:
-        """The stored form of an entry, None if it has none; its size; whether it may be stored."""
+    def _packed(self, entry: Entry, *, count: bool = False) -> Any:
+        """The stored form of an entry; None if it has none, or, where counted, is too large."""
         try:
             packed = self.storage.encode(entry)
         except Uncacheable:
-            self.counters.add(uncacheable=1)
-            return None, 0, False
-        size = self.storage.size(packed)
-        storable = size <= self.policy.max_bytes
-        self.counters.add(too_large=not storable)
-        return packed, size, storable
-
-    def _versions(self, tags: Collection[str]) -> Mapping[str, str] | None:
-        """The versions of tags, to be asked for before a load; None if the cache is down."""
-        if not tags:
-            return {}
-        return self.attempt(lambda: self.storage.tag_versions(tags, self.policy.max_ttl_ms))
-
-    def _acquire(self, key: str, token: str) -> tuple[bool, Entry | None]:
-        return self.storage.acquire(key, token, self.policy.lock_ms)
+            self.counters.add(uncacheable=count)
+            return None
+        too_large = count and self.storage.size(packed) > self.policy.max_bytes
+        self.counters.add(too_large=too_large)
+        return None if too_large else packed
 
     def _renew(self, key: str, token: str) -> bool:
         """Prolong a lock. Returns whether to go on: also after a failure, which may be brief."""
         renewed = self.attempt(lambda: self.storage.renew(key, token, self.policy.lock_ms))
         return renewed is not False
 
-    def _release(self, key: str, token: str) -> bool | None:
-        """Give the lock back. Returns whether it was still ours, None if the cache is down."""
-        return self.attempt(lambda: self.storage.release(key, token))
+    def _release(self, tokens: Tokens) -> None:
+        for key, token in tokens.items():
+            if token:
+                self.attempt(partial(self.storage.release, key, token))
 
-    # --- going on without the cache
+    # --- go on without the cache
 
     def attempt(self, work: Callable[[], T]) -> T | None:
         """Ask the cache server, or go without it where it failed a moment ago: None."""
@@ -596,13 +443,17 @@ class Mechanism:
                 "see the old value until its TTL ends; try again when the cache answers."
             ) from None
 
+    def _count(self, entries: Mapping[str, Entry], **more: int) -> dict[str, Entry]:
+        self.counters.add(misses=len(entries), **more)
+        return dict(entries)
 
-def _is_fresh(entry: Entry) -> bool:
-    """Whether it is not merely kept in case loading fails."""
-    return time.time() < entry.fresh_until
+
+def _is_fresh(entry: Entry, beyond_s: float = 0.0) -> bool:
+    """Whether its TTL has not ended, or not longer ago than that."""
+    return time.time() < entry.fresh_until + beyond_s
 
 
-def _filed_under(tags: Collection[str], entry: Entry | None) -> Entry | None:
+def _filed_under(tags: Tags, entry: Entry | None) -> Entry | None:
     """The same, without an entry that `invalidate_tag` of one of these would not have found."""
     return entry if entry is not None and entry.tags.keys() >= set(tags) else None
 

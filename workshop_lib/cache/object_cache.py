@@ -12,16 +12,15 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from math import inf
 from typing import Any, Protocol
 
 import msgspec
 from redis import Redis
 
 from workshop_lib.cache import keys
-from workshop_lib.cache.codec import CorruptEntry, Entry, check_times, seal, unseal
-from workshop_lib.cache.mechanism import Fetched, Mechanism, Policy
-from workshop_lib.cache.stats import CacheStats
+from workshop_lib.cache.base import Cache, Keeper
+from workshop_lib.cache.codec import CorruptEntry, Entry, Head, encode_head, seal, unseal
+from workshop_lib.cache.mechanism import Fetched
 from workshop_lib.cache.storage import Storage
 
 COLUMNS = ("etag", "body")
@@ -31,13 +30,9 @@ ZLIB_LEVEL = 1
 """The fastest: a cache is asked for speed, and higher levels win few bytes for much time."""
 
 
-class _Head(msgspec.Struct, forbid_unknown_fields=True):
+class _Head(Head):
     etag: str | None
     """None if there is no such object."""
-    created_at: float
-    cost_seconds: float
-    fresh_until: float | None
-    tags: dict[str, str]
     packed: bool
     """The body is packed by zlib."""
 
@@ -54,16 +49,13 @@ def encode_object(entry: Entry, compress_above: int | None, max_bytes: int) -> b
         max_bytes: size up to which it is packed: nothing larger is unpacked.
 
     """
-    check_times(entry)
     body, packed = _body(entry) or b"", False
     if compress_above is not None and compress_above < len(body) <= max_bytes:
         smaller = zlib.compress(body, ZLIB_LEVEL)
         packed = len(smaller) < len(body)
         body = smaller if packed else body
-    until = None if entry.fresh_until == inf else entry.fresh_until
     etag = _etag(entry) if entry.rows else None
-    head = _Head(etag, entry.created_at, entry.cost_seconds, until, dict(entry.tags), packed)
-    return seal(msgspec.json.encode(head) + b"\n" + body)
+    return seal(encode_head(_Head, entry, etag=etag, packed=packed) + b"\n" + body)
 
 
 def decode_object(data: bytes, max_bytes: int, limit: int | None = None) -> Entry:
@@ -83,14 +75,9 @@ def decode_object(data: bytes, max_bytes: int, limit: int | None = None) -> Entr
         if head.packed:
             body = _unpack(body, max_bytes if limit is None else limit)
         rows: list[tuple[object, ...]] = [] if head.etag is None else [(head.etag, body)]
-        until = inf if head.fresh_until is None else head.fresh_until
-        entry = Entry(
-            COLUMNS, rows, head.cost_seconds, head.created_at, until, head.tags, len(data)
-        )
-        check_times(entry)
+        return head.entry(COLUMNS, rows, len(data))
     except Exception as error:  # forged, as the checksum fits: anything can be wrong in it
         raise CorruptEntry(f"The bytes are no object of ours: {error}.") from error
-    return entry
 
 
 def _unpack(body: bytes, limit: int) -> bytes:
@@ -129,24 +116,12 @@ class Store(Protocol):
         """Delete an object."""
 
 
-class Source(Protocol):
+class Source(Keeper, Protocol):
     """Where a cache gets its parts from; a Workshop is one."""
 
     @property
     def objects(self) -> Store:
         """What to ask on a miss."""
-
-    @property
-    def valkey(self) -> Redis:
-        """Where entries are kept."""
-
-    @property
-    def namespace(self) -> str:
-        """The first part of every key."""
-
-    @property
-    def default_ttl(self) -> float:
-        """Time to live where none is given, seconds."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -175,7 +150,7 @@ class ObjectAnswer:
         return f"<{what}, from: {self.source}, {self.seconds * 1e3:.3f} ms>"
 
 
-class ObjectCache:
+class ObjectCache(Cache):
     """Objects, kept in Valkey under bucket and name.
 
     What is not there is kept, too (`missing_ttl`). When the cache is down, the store answers.
@@ -207,15 +182,13 @@ class ObjectCache:
     ) -> None:
         if compress_above is not None and compress_above < 0:
             raise ValueError(f"compress_above is {compress_above}; it must be 0 or more, or None")
-        ttl = source.default_ttl if ttl is None else ttl
-        self.policy = Policy(ttl=ttl, empty_ttl=missing_ttl, **behaviour)
-        self._source = source
+
+        def storage(client: Redis, limit: int) -> Storage:
+            encode = partial(encode_object, compress_above=compress_above, max_bytes=limit)
+            return Storage(client, limit, encode, partial(decode_object, limit=limit))
+
+        super().__init__(source, ttl, storage, valkey, empty_ttl=missing_ttl, **behaviour)
         self._store = source.objects
-        kept = source.valkey if valkey is None else valkey
-        limit = int(self.policy.max_bytes)
-        encode = partial(encode_object, compress_above=compress_above, max_bytes=limit)
-        self._storage = Storage(kept, limit, encode, partial(decode_object, limit=limit))
-        self._mechanism = Mechanism(self._storage, self.policy)
 
     def get(self, name: str) -> bytes | None:
         """The object's bytes, from the cache if they are there, else from the store.
@@ -229,17 +202,12 @@ class ObjectCache:
 
     def fetch(self, name: str) -> ObjectAnswer:
         """As `get`, with where the answer came from and how long it took."""
-        renewed: list[bool] = []
-
-        def renew(known: Entry) -> Entry:
-            entry = self._renewed(name, known)
-            renewed.append(entry.rows is known.rows)
-            return entry
-
         fetched = self._mechanism.fetch(
-            self.key(name), lambda: _entry(self._store.get(name)), renew=renew
+            self.key(name),
+            lambda: _entry(self._store.get(name)),
+            renew=partial(self._renewed, name),
         )
-        return _answer(fetched, renewed=any(renewed))
+        return _answer(fetched)
 
     def fetch_range(self, name: str, first: int, last: int) -> ObjectAnswer:
         """The bytes from `first` to `last`, both included, of what may be a large object.
@@ -258,13 +226,13 @@ class ObjectCache:
         whole = self._mechanism.fetch_kept(lambda: self._storage.get(self.key(name)))
         if whole is not None:
             cut = _cut(whole, first, last)
-            return _answer(Fetched(cut, "cache", time.perf_counter() - started), renewed=False)
+            return _answer(Fetched(cut, "cache", time.perf_counter() - started))
         fetched = self._mechanism.fetch(
             self.key(name, first, last),
             lambda: _entry(self._store.get_range(name, first, last)),
             [self._ranges(name)],
         )
-        return _answer(fetched, renewed=False)
+        return _answer(fetched)
 
     def get_many(self, names: Iterable[str]) -> dict[str, bytes | None]:
         """Many objects: one round trip for all that are in the cache, then the missing ones.
@@ -276,13 +244,13 @@ class ObjectCache:
 
         """
         places = {name: self.key(name) for name in names}
-        hits = self._mechanism.fetch_many(places)
-        missing = [name for name in places if name not in hits]
-        bodies = {name: _body(entry) for name, entry in hits.items()}
-        if missing:
-            with ThreadPoolExecutor(min(AT_ONCE, len(missing))) as threads:
-                bodies |= dict(zip(missing, threads.map(self.get, missing), strict=True))
-        return {name: bodies[name] for name in places}
+        hits = self._mechanism.fetch_many(places.values())
+        missing = [name for name, key in places.items() if key not in hits]
+        with ThreadPoolExecutor(AT_ONCE) as threads:  # none of them begins without work
+            loaded = dict(zip(missing, threads.map(self.get, missing), strict=True))
+        return {
+            name: _body(hits[key]) if key in hits else loaded[name] for name, key in places.items()
+        }
 
     def put(self, name: str, body: bytes) -> None:
         """Write an object to the store, then through to the cache.
@@ -325,9 +293,7 @@ class ObjectCache:
     def key(self, name: str, *byte_range: int) -> str:
         """The key under which an object, or a range of it, is kept."""
         store = self._store
-        return keys.object_key(
-            self._source.namespace, store.identity, store.prefix + name, *byte_range
-        )
+        return keys.object_key(self._namespace, store.identity, store.prefix + name, *byte_range)
 
     def _ranges(self, name: str) -> str:
         """The tag under which all ranges of an object are filed."""
@@ -337,10 +303,6 @@ class ObjectCache:
         """Bytes that the entry of an object takes in the cache, without Valkey's own; 0 if none."""
         length = self._mechanism.attempt(lambda: self._storage.valkey.strlen(self.key(name)))
         return int(length or 0)
-
-    def stats(self) -> CacheStats:
-        """The counters so far."""
-        return self._mechanism.stats()
 
     def _renewed(self, name: str, known: Entry) -> Entry:
         """The entry again, if the store says that it has not changed; else its successor."""
@@ -389,7 +351,7 @@ def _cut(entry: Entry, first: int, last: int) -> Entry:
     return Entry(entry.columns, rows, entry.cost_seconds, entry.created_at, entry.fresh_until)
 
 
-def _answer(fetched: Fetched, *, renewed: bool) -> ObjectAnswer:
+def _answer(fetched: Fetched) -> ObjectAnswer:
     entry = fetched.entry
-    source = {"database": "renewed" if renewed else "store"}.get(fetched.source, fetched.source)
+    source = "store" if fetched.source == "database" else fetched.source
     return ObjectAnswer(_body(entry), _etag(entry), source, fetched.seconds, entry.cost_seconds)

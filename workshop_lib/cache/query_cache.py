@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from redis import Redis
 
 from workshop_lib.cache import keys
+from workshop_lib.cache.base import Cache, Source
 from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable
-from workshop_lib.cache.mechanism import Mechanism, Policy
-from workshop_lib.cache.stats import CacheStats
-from workshop_lib.cache.storage import Storage
-from workshop_lib.rows import Params, Row, Rows
-
-if TYPE_CHECKING:
-    import pandas as pd
+from workshop_lib.rows import Params, Rows
 
 BATCH = 5_000
 """Keys looked through, and removed, in one round trip: a millisecond of the server's time."""
@@ -26,73 +21,22 @@ WRITES = "25006"
 """The SQLSTATE of a statement that writes in a transaction that may only read."""
 
 
-class Database(Protocol):
-    """What the cache asks on a miss."""
-
-    @property
-    def identity(self) -> str:
-        """Which database this is: part of every key, so that two never share an entry."""
-
-    def query(self, statement: str, params: Params = None, *, read_only: bool = False) -> Rows:
-        """The rows that the statement selects; if read_only, it is refused if it writes."""
-
-
-class Source(Protocol):
-    """Where a cache gets its parts from; a Workshop is one."""
-
-    @property
-    def database(self) -> Database:
-        """What to ask on a miss."""
-
-    @property
-    def valkey(self) -> Redis:
-        """Where entries are kept."""
-
-    @property
-    def namespace(self) -> str:
-        """The first part of every key."""
-
-    @property
-    def default_ttl(self) -> float:
-        """Time to live where none is given, seconds."""
-
-
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Rows):
     """A query's result; nothing but `source` tells a hit from a miss.
 
     Attributes:
         columns, rows: as in Rows.
-        source: "cache", "database" (loaded just now, by this or a simultaneous request), or "stale"
-            (older than its TTL, because the database did not answer).
         seconds: from asking until the answer was here, on a miss including the database and the
             write to the cache: what a user of the application waits for.
+        source: "cache", "database" (loaded just now, by this or a simultaneous request), or "stale"
+            (older than its TTL, because the database did not answer).
         cost_seconds: what the database query took when the entry was filled.
 
     """
 
-    columns: tuple[str, ...]
-    rows: list[Row]
     source: str
-    seconds: float
     cost_seconds: float
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def as_dicts(self) -> list[dict[str, object]]:
-        """Each row as a dict from column name to value."""
-        return Rows(self.columns, self.rows, self.seconds).as_dicts()
-
-    def to_frame(self) -> pd.DataFrame:
-        """The result as a pandas frame."""
-        return Rows(self.columns, self.rows, self.seconds).to_frame()
-
-    def _repr_html_(self) -> str:
-        return Rows(self.columns, self.rows, self.seconds)._repr_html_()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +60,7 @@ class EntryInfo:
     cost_seconds: float
 
 
-class QueryCache:
+class QueryCache(Cache):
     """Results of queries, kept in Valkey under the statement and its parameters.
 
     Empty results are kept like any other. When the cache is down, answers come from the database.
@@ -132,12 +76,8 @@ class QueryCache:
     """
 
     def __init__(self, source: Source, ttl: float | None = None, **behaviour: Any) -> None:
-        self.policy = Policy(ttl=source.default_ttl if ttl is None else ttl, **behaviour)
+        super().__init__(source, ttl, **behaviour)
         self._database = source.database
-        self._valkey: Any = source.valkey
-        self._namespace = source.namespace
-        storage = Storage(source.valkey, int(self.policy.max_bytes))
-        self._mechanism = Mechanism(storage, self.policy)
 
     @property
     def ttl(self) -> float:
@@ -166,7 +106,7 @@ class QueryCache:
         fetched = self._mechanism.fetch(key, lambda: self._load(statement, params), tag_keys)
         entry = fetched.entry
         return Answer(
-            entry.columns, entry.rows, fetched.source, fetched.seconds, entry.cost_seconds
+            entry.columns, entry.rows, fetched.seconds, fetched.source, entry.cost_seconds
         )
 
     def key(self, statement: str, params: Params = None) -> str:
@@ -182,25 +122,13 @@ class QueryCache:
         """
         key = self.key(statement, params)
         try:
-            entry = self._mechanism.storage.get(key)
+            entry = self._storage.get(key)
         except CorruptEntry:
             return None
         if entry is None:
             return None
-        age, ttl_ms = time.time() - entry.created_at, max(0, self._valkey.pttl(key))
+        age, ttl_ms = time.time() - entry.created_at, max(0, self._storage.valkey.pttl(key))
         return EntryInfo(key, entry.size, ttl_ms / 1000, age, len(entry.rows), entry.cost_seconds)
-
-    def invalidate(self, statement: str, params: Params = None) -> bool:
-        """Remove one entry, and keep loads that are under way from storing. Call it after COMMIT.
-
-        Returns:
-            Whether there was an entry.
-
-        Raises:
-            ServiceUnreachableError: the cache did not answer; try again.
-
-        """
-        return self._mechanism.invalidate(self.key(statement, params))
 
     def invalidate_tag(self, tag: str) -> None:
         """Invalidate all entries that were filled under a tag, in one short command.
@@ -218,11 +146,7 @@ class QueryCache:
             redis.RedisError: the cache gave no answer.
 
         """
-        return clear_namespace(self._valkey, self._namespace)
-
-    def stats(self) -> CacheStats:
-        """The counters so far."""
-        return self._mechanism.stats()
+        return clear_namespace(self._storage.valkey, self._namespace)
 
     def _load(self, statement: str, params: Params) -> Entry:
         found = self._ask(statement, params)
@@ -231,7 +155,7 @@ class QueryCache:
     def _uncached(self, statement: str, params: Params) -> Answer:
         found = self._ask(statement, params)
         self._mechanism.counters.add(misses=1, uncacheable=1)
-        return Answer(found.columns, found.rows, "database", found.seconds, found.seconds)
+        return Answer(found.columns, found.rows, found.seconds, "database", found.seconds)
 
     def _ask(self, statement: str, params: Params) -> Rows:
         try:

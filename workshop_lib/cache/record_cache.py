@@ -8,37 +8,33 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from math import inf
+from functools import partial
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from redis.exceptions import ResponseError
 
 from workshop_lib.cache import keys
+from workshop_lib.cache.base import Cache, Source
 from workshop_lib.cache.codec import (
     CorruptEntry,
     Entry,
+    Head,
     Uncacheable,
-    check_times,
+    check_size,
     decode_value,
+    encode_head,
     encode_value,
 )
-from workshop_lib.cache.mechanism import Mechanism, Policy
-from workshop_lib.cache.query_cache import Source
-from workshop_lib.cache.stats import CacheStats
 from workshop_lib.cache.storage import BATCH, Storage
 
 Record = dict[str, object]
 Fields = dict[bytes, bytes]
 ABOUT = b"@"
 
-_ACQUIRE = """
-local locked = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
-return {locked and 1 or 0, redis.pcall('HGETALL', KEYS[1])}
-"""
 _COMPLETE = """
 if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1])
@@ -62,19 +58,15 @@ return 1
 """
 
 
-class _About(msgspec.Struct, array_like=True, frozen=True):
+class _Head(Head):
     """What the field ABOUT says, as JSON."""
 
-    cost_seconds: float
-    created_at: float
-    fresh_until: float | None
-    """None if only the server's own TTL counts."""
     columns: tuple[str, ...]
     present: bool
     """Whether there is such a record."""
 
 
-_ABOUT = msgspec.json.Decoder(_About)
+_HEAD = msgspec.json.Decoder(_Head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,27 +88,25 @@ class Fetch:
 class HashStorage(Storage):
     """Each entry is one hash: a field for each column, and one about the entry itself."""
 
-    acquire_script = _ACQUIRE
     complete_script = _COMPLETE
 
     def update(self, key: str, changes: Record) -> bool:
         """Change some fields of a hash that has them. Returns whether it was there."""
         flat = [part for name, value in changes.items() for part in (name, encode_value(value))]
-        return bool(self.run(_UPDATE, key, *flat))
+        return bool(self.run(_UPDATE, [key, keys.lock_key(key)], *flat))
 
     def get_fields(self, key: str, names: Sequence[str]) -> Entry | None:
         """An entry of these columns only; None if one of them is not there, or is not ours."""
         try:
             about, *values = self.valkey.hmget(key, [ABOUT, *names])
-            known = _ABOUT.decode(about or b"")
-            if known.present and None in values:
-                return None
-            size = len(about) + sum(map(len, values)) if known.present else len(about)
-            return _entry(known, names, values, self.max_bytes, size)
-        except (ResponseError, ValueError, Uncacheable) as error:
-            if isinstance(error, ResponseError) and "WRONGTYPE" not in str(error):
+            size = sum(len(part) for part in (about, *values) if part)
+            return _entry(_HEAD.decode(about or b""), names, values, size, self.max_bytes)
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
                 raise
-            return None
+        except (RecursionError, TypeError, ValueError):  # a field that is missing, or not ours
+            pass
+        return None
 
     def ask(self, client: Any, key: str) -> Any:
         """Ask a client or a pipeline for all fields."""
@@ -124,65 +114,51 @@ class HashStorage(Storage):
         # a script that asks for its length first makes each hit 14 % dearer, as measured.
         return client.hgetall(key)
 
-    def parse(self, answer: Any) -> Entry | None:
-        """The entry in a server's answer."""
-        if isinstance(answer, list):  # a script's
-            answer = dict(zip(answer[::2], answer[1::2], strict=True))
-        return super().parse(answer)
-
     def arguments(self, packed: Any) -> Sequence[Any]:
         """Fields and values by turns."""
         return [part for item in packed.items() for part in item]
 
     def size(self, packed: Fields) -> int:
-        """Of names and values, bytes."""
-        return sum(map(len, packed)) + sum(map(len, packed.values()))
-
-    def unpack(self, packed: Fields) -> Entry:
-        """A copy of the entry that was encoded."""
-        return self.decode(packed, self.size(packed))
+        """Of an encoded entry, bytes."""
+        return _size(packed)
 
 
 def to_fields(entry: Entry) -> Fields:
     """Return a record's entry as the fields of a hash. Raises Uncacheable."""
-    check_times(entry)
-    until = None if entry.fresh_until == inf else entry.fresh_until
-    about = _About(entry.cost_seconds, entry.created_at, until, entry.columns, bool(entry.rows))
-    row = entry.rows[0] if entry.rows else ()
-    return {
-        ABOUT: msgspec.json.encode(about),
-        **{name.encode(): encode_value(v) for name, v in zip(entry.columns, row, strict=False)},
-    }
+    (row,) = entry.rows or [()]
+    about = encode_head(_Head, entry, columns=entry.columns, present=bool(entry.rows))
+    values = zip(entry.columns, row, strict=False)
+    return {ABOUT: about, **{name.encode(): encode_value(value) for name, value in values}}
 
 
 def from_fields(fields: Fields, max_bytes: int) -> Entry:
     """Return the entry in the fields of a hash. Raises CorruptEntry, and nothing else."""
-    size = sum(map(len, fields)) + sum(map(len, fields.values()))
-    if size > max_bytes:
-        raise CorruptEntry(f"{size:,} bytes are more than an entry may have here ({max_bytes:,}).")
+    size = _size(fields)
     try:
-        about = _ABOUT.decode(fields[ABOUT])
-        names = about.columns
-        if len(set(names)) < len(names):  # one large field could be read a thousand times
+        head = _HEAD.decode(fields[ABOUT])
+        if len(set(head.columns)) < len(head.columns):  # one large field, read a thousand times
             raise CorruptEntry("A column is named twice.")
-        values = [fields[name.encode()] for name in names] if about.present else []
-        return _entry(about, names, values, max_bytes, size)
-    except (KeyError, RecursionError, Uncacheable, ValueError) as error:
+        values = [fields.get(name.encode()) for name in head.columns]
+        return _entry(head, head.columns, values, size, max_bytes)
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise CorruptEntry(f"The hash is no record of ours: {error}.") from error
 
 
 def _entry(
-    about: _About, columns: Sequence[str], values: Sequence[bytes], max_bytes: int, size: int
+    head: _Head, columns: Sequence[str], values: Sequence[Any], size: int, max_bytes: int
 ) -> Entry:
-    """The entry of these columns."""
-    rows = [tuple([decode_value(value, max_bytes) for value in values])] if about.present else []
-    until = inf if about.fresh_until is None else about.fresh_until
-    entry = Entry(tuple(columns), rows, about.cost_seconds, about.created_at, until, size=size)
-    check_times(entry)
-    return entry
+    """The entry of these columns. Raises TypeError if one of them has no value."""
+    check_size(size, max_bytes)
+    rows = [tuple([decode_value(value, max_bytes) for value in values])] if head.present else []
+    return head.entry(columns, rows, size)
 
 
-class RecordCache:
+def _size(fields: Fields) -> int:
+    """Of names and values, bytes."""
+    return sum(map(len, fields)) + sum(map(len, fields.values()))
+
+
+class RecordCache(Cache):
     """Rows of one table by primary key, each kept as a hash.
 
     Its key reads like `workshop:v3:db~3f2a91bc07de:planet:3`, where `db~…` says which database.
@@ -201,6 +177,8 @@ class RecordCache:
 
     """
 
+    _storage: HashStorage
+
     def __init__(
         self,
         source: Source,
@@ -213,18 +191,14 @@ class RecordCache:
         for name in (table, key):
             if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name):
                 raise ValueError(f"{name!r} is not a plain SQL name (small letters, digits and _)")
-        ttl = source.default_ttl if ttl is None else ttl
-        self.policy = Policy(ttl=ttl, empty_ttl=absent_ttl, **behaviour)
+        storage = partial(HashStorage, encode=to_fields, decode=from_fields)
+        super().__init__(source, ttl, storage, empty_ttl=absent_ttl, **behaviour)
         self._source = source
         self._table = table
         # Names checked above, in quotes as some are SQL's own (user, order); values are parameters.
         self._select = f'SELECT * FROM "{table}" WHERE "{key}" = %s'  # noqa: S608
         self._select_all = f'SELECT * FROM "{table}" WHERE "{key}" IN %s'  # noqa: S608
         self._key = key
-        self._storage = HashStorage(
-            source.valkey, int(self.policy.max_bytes), to_fields, from_fields
-        )
-        self._mechanism = Mechanism(self._storage, self.policy)
 
     def get(self, primary_key: object) -> Record | None:
         """The record, from the cache if it is there, else from the database; None if none exists.
@@ -260,18 +234,18 @@ class RecordCache:
 
         For each thousand, that is. What another request is loading is waited for.
         """
-        wanted = list(dict.fromkeys(primary_keys))
+        wanted = {self.key(one): one for one in dict.fromkeys(primary_keys)}
         records: dict[object, Record | None] = {}
         for first in range(0, len(wanted), BATCH):
-            places = {one: self.key(one) for one in wanted[first : first + BATCH]}
-            while places:
-                found = self._mechanism.fetch_many(places, self._load_many)
-                records |= {one: _record(entry) for one, entry in found.items()}
-                places = {one: key for one, key in places.items() if one not in found}
-                for one in list(places)[:1]:  # alone, or loaded by another request just now
+            missing = list(wanted)[first : first + BATCH]
+            while missing:
+                found = self._mechanism.fetch_many(missing, partial(self._load_many, wanted))
+                records |= {wanted[key]: _record(entry) for key, entry in found.items()}
+                missing = [key for key in missing if key not in found]
+                if missing:  # alone, or loaded by another request just now
+                    one = wanted[missing.pop(0)]
                     records[one] = self.get(one)
-                    del places[one]
-        return {one: records[one] for one in wanted}
+        return {one: records[one] for one in wanted.values()}
 
     def put(self, primary_key: object, record: Record) -> None:
         """Write through: keep a record that has just been committed to the database.
@@ -318,57 +292,35 @@ class RecordCache:
             self._mechanism.invalidate(key)
         return bool(updated)
 
-    def invalidate(self, primary_key: object) -> bool:
-        """Remove a record, and keep loads that are under way from storing. Call it after COMMIT.
-
-        Raises:
-            ServiceUnreachableError: the cache did not answer; try again.
-
-        """
-        return self._mechanism.invalidate(self.key(primary_key))
-
     def key(self, primary_key: object) -> str:
         """The key under which this record is kept."""
         source = self._source
         scope = source.database.identity
         return keys.record_key(source.namespace, self._table, primary_key, scope=scope)
 
-    def stats(self) -> CacheStats:
-        """The counters so far."""
-        return self._mechanism.stats()
-
     def _load(self, primary_key: object) -> Entry:
         found = self._source.database.query(self._select, (primary_key,))
         return Entry(found.columns, found.rows, found.seconds, time.time())
 
-    def _load_many(self, wanted: Sequence[object]) -> dict[object, Entry]:
+    def _load_many(
+        self, primary_keys: dict[str, object], wanted: Collection[str]
+    ) -> dict[str, Entry]:
         """An entry for each key, by one SELECT where that can be told apart by the keys found."""
-        found = self._source.database.query(self._select_all, (tuple(wanted),))
+        asked = {primary_keys[key] for key in wanted}
+        found = self._source.database.query(self._select_all, (tuple(asked),))
         place = found.columns.index(self._key) if self._key in found.columns else 0
         rows = {row[place]: row for row in found.rows}
-        seconds, now = found.seconds / max(1, len(wanted)), time.time()
-        kinds, folded = {_kind(key) for key in rows}, {_fold(key) for key in rows}
-        strange = not rows.keys() <= set(wanted)
+        seconds, now = found.seconds / max(1, len(asked)), time.time()
+        # A database may find a key equal that Python does not: "3" and 3, "a" and "A".
+        sure = {type(key) for key in (*asked, *rows)} in ({int}, {UUID})
 
-        def entry(key: object) -> Entry:
-            if key in rows:
-                return Entry(found.columns, [rows[key]], seconds, now)
-            # A database may find a key equal that Python does not: "3" and 3, "a" and "A".
-            if rows and (strange or kinds != {_kind(key)} or _fold(key) in folded):
-                return self._load(key)
-            return Entry(found.columns, [], seconds, now)
+        def entry(one: object) -> Entry:
+            if one in rows or sure:
+                return Entry(found.columns, [rows[one]] if one in rows else [], seconds, now)
+            return self._load(one)
 
-        return {key: entry(key) for key in wanted}
+        return {key: entry(primary_keys[key]) for key in wanted}
 
 
 def _record(entry: Entry) -> Record | None:
     return dict(zip(entry.columns, entry.rows[0], strict=True)) if entry.rows else None
-
-
-def _kind(key: object) -> type:
-    """What keys have to have in common to be compared by Python as by a database."""
-    return int if isinstance(key, int | float | Decimal) else type(key)
-
-
-def _fold(key: object) -> object:
-    return key.strip().casefold() if isinstance(key, str) else key

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 IDLE_ROUNDS = 5
@@ -38,10 +38,10 @@ class Renewals:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def held(self, key: str, token: str) -> Iterator[None]:
-        """Renew the lock on a key for the length of a with block."""
+    def held(self, tokens: Mapping[str, str]) -> Iterator[None]:
+        """Renew the locks on some keys, by their tokens, for the length of a with block."""
         with self._lock:
-            self._held[token] = (key, time.monotonic())
+            self._held |= {token: (key, time.monotonic()) for key, token in tokens.items() if token}
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="lock renewal", daemon=True)
                 with suppress(RuntimeError):  # the interpreter is ending
@@ -49,18 +49,18 @@ class Renewals:
         try:
             yield
         finally:
-            self._held.pop(token, None)
+            for token in tokens.values():
+                self._held.pop(token, None)
 
     def _work(self) -> None:
         idle = 0
-        while True:
+        while idle <= IDLE_ROUNDS:
             time.sleep(self._every_s)
             with self._lock:
                 held = list(self._held.items())
                 idle = 0 if held else idle + 1
                 if idle > IDLE_ROUNDS:
                     self._thread = None
-                    return
             for token, (key, since) in held:
                 held_s = time.monotonic() - since
                 if self._every_s / 2 < held_s < self._at_most_s and not self._renew(key, token):

@@ -26,24 +26,16 @@ BATCH = 1_000
 MIN_TAG_MS = 86_400_000
 """A tag's version is kept for at least a day after the last load under it."""
 
-# Each script touches one entry and its lock, which lie in the same slot of a cluster.
-_ACQUIRE = """
-local locked = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
-return {locked and 1 or 0, redis.pcall('GETRANGE', KEYS[1], 0, ARGV[3])}
-"""
+# The script touches one entry and its lock, which lie in the same slot of a cluster.
 _COMPLETE = """
 if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])
 redis.call('DEL', KEYS[2])
 return 1
 """
-_RELEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
-_RENEW = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return 0
+_IF_HELD = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3))
 """
 
 
@@ -58,7 +50,6 @@ class Storage:
 
     """
 
-    acquire_script = _ACQUIRE
     complete_script = _COMPLETE
 
     def __init__(
@@ -103,48 +94,58 @@ class Storage:
             self.ask(pipeline, key)
         return self.only_valid(map(self._readable, pipeline.execute(raise_on_error=False)))
 
-    def acquire(self, key: str, token: str, lock_ms: int) -> tuple[bool, Entry | None]:
-        """Take the entry's lock if it is free. Whether that worked, and what the key holds now."""
-        locked, answer = self.run(self.acquire_script, key, token, lock_ms, self.max_bytes)
-        return bool(locked), self.only_valid([self._readable(answer)])[0]
-
-    def renew(self, key: str, token: str, lock_ms: int) -> bool:
-        """Prolong the lock, if it is still this token's. Returns whether it was."""
-        return bool(self._run(_RENEW, [lock_key(key)], token, lock_ms))
-
-    def release(self, key: str, token: str) -> bool:
-        """Give the lock back, if it is still this token's. Returns whether it was."""
-        return bool(self._run(_RELEASE, [lock_key(key)], token))
-
-    def complete(self, key: str, token: str, packed: Any, ttl_ms: int) -> bool:
-        """Store and release, if the lock is still this token's. Returns whether it was.
-
-        With an empty token, whosever it is: what its holder loads is older.
-        """
-        # With its TTL in one step: there is no moment without one.
-        return bool(self.run(self.complete_script, key, token, ttl_ms, *self.arguments(packed)))
-
-    def acquire_many(
+    def acquire(
         self, tokens: Mapping[str, str], lock_ms: int
-    ) -> list[tuple[bool, Entry | None]]:
-        """As `acquire`, for many entries in one round trip: keys with a token each."""
+    ) -> dict[str, tuple[bool, Entry | None]]:
+        """Take the locks of entries that are free, in one round trip.
+
+        Args:
+            tokens: one for each key.
+            lock_ms: how long the locks live.
+
+        Returns:
+            By key, whether that worked, and what the key holds now.
+
+        """
         pipeline = self.valkey.pipeline(transaction=False)
         for key, token in tokens.items():
             pipeline.set(lock_key(key), token, nx=True, px=lock_ms)
             self.ask(pipeline, key)
         answers = pipeline.execute(raise_on_error=False)
-        for answer in answers[::2]:
-            if isinstance(answer, Exception):
-                raise answer
+        if failed := next((one for one in answers[::2] if isinstance(one, Exception)), None):
+            raise failed
         entries = self.only_valid(map(self._readable, answers[1::2]))
-        return list(zip(map(bool, answers[::2]), entries, strict=True))
+        return dict(zip(tokens, zip(map(bool, answers[::2]), entries, strict=True), strict=True))
 
-    def complete_many(self, writes: Iterable[tuple[str, str, Any, int]]) -> list[bool]:
-        """As `complete`, for many entries in one round trip: its arguments."""
+    def renew(self, key: str, token: str, lock_ms: int) -> bool:
+        """Prolong the lock, if it is still this token's. Returns whether it was."""
+        return bool(self.run(_IF_HELD, [lock_key(key)], token, "PEXPIRE", lock_ms))
+
+    def release(self, key: str, token: str) -> bool:
+        """Give the lock back, if it is still this token's. Returns whether it was."""
+        return bool(self.run(_IF_HELD, [lock_key(key)], token, "DEL"))
+
+    def complete(self, writes: Mapping[str, tuple[str, Any, int]]) -> list[bool]:
+        """Store entries and release their locks, each if its lock is still the token's.
+
+        With an empty token, whosever it is: what its holder loads is older.
+
+        Args:
+            writes: by key, the token, the encoded entry, and its time to live in milliseconds.
+
+        Returns:
+            Which were stored.
+
+        """
+        # With its TTL in one step: there is no moment without one.
+        if len(writes) == 1:
+            ((key, (token, packed, ttl_ms)),) = writes.items()
+            words = (token, ttl_ms, *self.arguments(packed))
+            return [bool(self.run(self.complete_script, _places(key), *words))]
         pipeline = self.valkey.pipeline(transaction=False)
-        for key, token, packed, ttl_ms in writes:
-            places = (key, lock_key(key))
-            pipeline.eval(self.complete_script, 2, *places, token, ttl_ms, *self.arguments(packed))
+        for key, (token, packed, ttl_ms) in writes.items():
+            words = (token, ttl_ms, *self.arguments(packed))
+            pipeline.eval(self.complete_script, 2, *_places(key), *words)
         return list(map(bool, pipeline.execute()))
 
     def delete(self, keys: Sequence[str], forget: Collection[str] = ()) -> int:
@@ -211,7 +212,7 @@ class Storage:
 
     def unpack(self, packed: Any) -> Entry:
         """A copy of the entry that was encoded, of which no part is shared."""
-        return self.decode(packed, len(packed))  # it may be too large to store
+        return self.decode(packed, self.size(packed))  # it may be too large to store
 
     def parse(self, answer: Any) -> Entry | None:
         """The entry in a server's answer; its tags are not asked about.
@@ -231,11 +232,8 @@ class Storage:
         """Ask a client or a pipeline for a value, and not for more than an entry can have."""
         return client.getrange(key, 0, self.max_bytes)
 
-    def run(self, script: str, key: str, *arguments: Any) -> Any:
-        """What a script returns that is given an entry and its lock."""
-        return self._run(script, [key, lock_key(key)], *arguments)
-
-    def _run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+    def run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+        """What a script returns that is given these keys and arguments."""
         # By its digest; the server is sent the text only when it has not got it.
         if script in self._digests:
             with suppress(NoScriptError):  # the server was restarted
@@ -247,6 +245,11 @@ class Storage:
         with suppress(CorruptEntry):
             return self.parse(answer)
         return None
+
+
+def _places(key: str) -> tuple[str, str]:
+    """An entry and its lock, for a script."""
+    return key, lock_key(key)
 
 
 def _texts(tags: Iterable[str], versions: Iterable[object]) -> dict[str, str]:

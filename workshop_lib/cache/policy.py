@@ -1,0 +1,89 @@
+"""How a cache behaves: the attributes of Policy are keyword arguments of every cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_TIMES = ("ttl", "empty_ttl", "lock_seconds", "wait_seconds", "load_seconds")
+_MORE = ("early_refresh", "stale_if_error", "keep_seconds", "max_bytes")
+_RANGES = {
+    **dict.fromkeys(_TIMES, (0.001, 1e9)),
+    **dict.fromkeys(_MORE, (0, 1e9)),
+    "jitter": (0, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a cache behaves.
+
+    Attributes:
+        ttl: time to live of an entry, seconds.
+        jitter: share of the TTL that is taken off at random, 0 to 1, so that entries made together
+            do not expire together.
+        empty_ttl: time to live of an answer that says "there is nothing"; the TTL if None.
+        early_refresh: how eagerly an entry is refreshed before it expires; 0 never, 1 as in the
+            paper by Vattani, Chierichetti and Lowenstein (2015), more is earlier.
+        stale_if_error: how long beyond its TTL an entry may be served if loading fails, seconds.
+        stale_on: the errors of a load that count as its failing: any, unless these are narrowed.
+        keep_seconds: how long beyond its TTL an entry is kept to be renewed, where the source can
+            say that it has not changed, seconds.
+        single_flight: let one request load what several ask for at the same moment. False is the
+            plain pattern: each request loads and stores, stampedes included, and a slow reader can
+            put back an old value that was invalidated meanwhile.
+        lock_seconds: how soon a loader that was killed is replaced, seconds. It is the life of the
+            lock, which is renewed while loading.
+        wait_seconds: how long a request waits for another one's load, seconds. After that its
+            process loads for itself, and does not store what it loaded.
+        load_seconds: how long a load may take and still be stored, seconds. After that the lock is
+            not renewed any more, and another request may load.
+        max_bytes: larger entries are not stored.
+
+    Raises:
+        ValueError: a value out of its range; the text names it.
+
+    """
+
+    ttl: float
+    jitter: float = 0.0
+    empty_ttl: float | None = None
+    early_refresh: float = 0.0
+    stale_if_error: float = 0.0
+    stale_on: tuple[type[Exception], ...] = (Exception,)
+    keep_seconds: float = 0.0
+    single_flight: bool = True
+    lock_seconds: float = 2.0
+    wait_seconds: float = 30.0
+    load_seconds: float = 60.0
+    max_bytes: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and name == "empty_ttl":
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not least <= value <= most:
+                wanted = f"a number, at least {least} and at most {most:g}"
+                raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+        try:
+            issubclass(Exception, self.stale_on)
+        except TypeError:
+            raise ValueError(
+                f"stale_on is {self.stale_on!r}; it must be a tuple of exception classes"
+            ) from None
+
+    @property
+    def kept_beyond(self) -> float:
+        """How long beyond its TTL the server keeps an entry, seconds."""
+        return max(self.stale_if_error, self.keep_seconds)
+
+    @property
+    def max_ttl_ms(self) -> int:
+        """How long an entry may lie in the server at most, milliseconds."""
+        return round((max(self.ttl, self.empty_ttl or 0) + self.kept_beyond) * 1000)
+
+    @property
+    def lock_ms(self) -> int:
+        """The life of a lock that is not renewed, milliseconds."""
+        return max(1, round(self.lock_seconds * 1000))
