@@ -574,6 +574,21 @@ def test_answers_may_be_asked_for_before_the_end(raw, cursor, table):
     assert cursor.fetchone() == ("-aaa",)
 
 
+def test_a_flush_after_each_message_is_no_hindrance(raw, cursor, table):
+    cursor.execute("INSERT INTO t VALUES (1, '-')")
+    client, place = raw().sign_in(), search_path(cursor).decode()
+
+    def do(sql):
+        answers(client, parse(sql), FLUSH, SYNC)
+        return answers(client, bind(), FLUSH, EXECUTE, FLUSH, SYNC)
+
+    do("BEGIN")
+    do(f"UPDATE {place}.t SET v = 'a'")
+    cursor.execute("UPDATE t SET v = 'b'")
+    assert do(f"SELECT v FROM {place}.t") == [b"a", b"SELECT 1"]
+    assert do("COMMIT") == ["change conflicts with another transaction (OC000)"]
+
+
 def test_rows_are_fetched_in_parts_or_the_transaction_has_lost(raw, cursor, table):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
     client, place = raw().sign_in(), search_path(cursor).decode()
@@ -586,6 +601,21 @@ def test_rows_are_fetched_in_parts_or_the_transaction_has_lost(raw, cursor, tabl
     assert client.kinds() == b"DsZ"
     cursor.execute("UPDATE t SET v = 'b'")
     assert answers(client, some, SYNC) == ["change conflicts with another transaction (OC000)"]
+
+
+def test_a_copy_may_be_sent_with_its_statement_whoever_writes_in_between(raw, cursor, table):
+    client, place = raw().sign_in(), search_path(cursor).decode()
+    answers(client, wire.message(b"Q", f"BEGIN; INSERT INTO {place}.t VALUES (1)\0".encode()))
+    cursor.execute("INSERT INTO t VALUES (2)")
+    copy = wire.message(b"Q", f"COPY {place}.t FROM STDIN\0".encode())
+    rows = wire.message(b"d", b"3\tx\n"), wire.message(b"c")
+    assert answers(client, copy, *rows) == [b"COPY 1"]
+    client.say(parse(f"COPY {place}.t FROM STDIN"), bind(), EXECUTE, SYNC)
+    assert client.kinds(b"G") == b"12G"
+    assert answers(client, wire.message(b"d", b"4\tx\n"), wire.message(b"c"), SYNC) == [b"COPY 1"]
+    assert answers(client, wire.message(b"Q", b"COMMIT\0")) == [b"COMMIT"]
+    cursor.execute("SELECT count(*) FROM t")
+    assert cursor.fetchone() == (4,)
 
 
 def test_a_newer_client_is_told_which_protocol_is_spoken(raw):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 BUFFER = 1 << 18
 PATIENCE_S = 1.0
 """How long others' statements are waited for, seconds; then PostgreSQL's own locks decide."""
+FLUSH_S = 0.005
+"""How long a Sync is awaited that may follow a Flush, seconds: some clients send both."""
 MAX_HELD = 32 * 1024 * 1024
 """Bytes of an answer that is held back until it is certain."""
 MAX_GROUP = 1024 * 1024
@@ -123,7 +125,9 @@ class Session:
         self._due: deque[tuple[bytes, str]] = deque()
         self._prepared: dict[bytes, Prepared] = {}
         self._portals: dict[bytes, Statement] = {}
-        self._idle, self._mutex = asyncio.Event(), asyncio.Lock()
+        self._idle, self._passed_on = asyncio.Event(), asyncio.Event()
+        self._passed_on.set()
+        self._mutex = asyncio.Lock()
         self._inner: Inner | None = None
         self._held: bytearray | None = None
         self._unsynced = self._suspended = self._executing = self._copying = self._gone = False
@@ -177,12 +181,19 @@ class Session:
 
     async def _listen(self) -> None:
         """Take what the client says, in groups that end where it awaits an answer."""
-        work: asyncio.Task[None] | None = None
+        work = incoming = None
         group: list[Message] = []
+        size, runs = 0, False
         try:
             while True:
-                kind, body = await wire.receive(self._client)
+                incoming = asyncio.create_task(wire.receive(self._client))
+                if group and group[-1].kind == b"H":
+                    await asyncio.wait({incoming}, timeout=FLUSH_S)
+                    if not incoming.done():
+                        work, group, size, runs = self._begin(group, whole=False), [], 0, False
+                kind, body = await incoming
                 if kind in COPY_DATA or (kind == b"S" and self._copying):
+                    await self._passed_on.wait()  # some clients send the data with the statement
                     self.to_server.write(wire.message(kind, body))
                     await self.to_server.drain()
                     continue
@@ -191,14 +202,20 @@ class Session:
                 if kind == b"X":
                     return
                 group.append(self._understand(kind, body))
-                size = sum(len(one.body) for one in group) if kind not in b"QSFH" else 0
-                if kind in b"QSFH" or size > MAX_GROUP:
-                    work = asyncio.create_task(self._run(group, whole=kind in b"QSF"))
-                    work.add_done_callback(self._end_if_broken)
-                    group = []
+                size, runs = size + len(body), runs or kind in b"BE"
+                whole = kind in b"QSF"
+                if whole or (kind == b"H" and not runs) or size > MAX_GROUP:
+                    work, group, size, runs = self._begin(group, whole=whole), [], 0, False
         finally:
-            if work:
-                work.cancel()
+            for task in (work, incoming):
+                if task:
+                    task.cancel()
+
+    def _begin(self, group: list[Message], *, whole: bool) -> asyncio.Task[None]:
+        self._passed_on.clear()
+        work = asyncio.create_task(self._run(group, whole=whole))
+        work.add_done_callback(self._end_if_broken)
+        return work
 
     def _end_if_broken(self, work: asyncio.Task[None]) -> None:
         if not work.cancelled() and work.exception():
@@ -302,6 +319,7 @@ class Session:
         self._unsynced = not whole
         self._executing = any(one.kind == b"E" for one in group)
         self._idle.clear()
+        self._passed_on.set()
         await self.to_server.drain()
         if whole:
             await self._idle.wait()
