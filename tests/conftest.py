@@ -8,16 +8,10 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from botocore.loaders import JSONFileLoader
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from workshop_lib import Workshop, open_workshop
 from workshop_lib.services import local
@@ -157,24 +151,3 @@ def aws_environment(clean_environment: pytest.MonkeyPatch, tmp_path: Path) -> Ca
             clean_environment.setenv(name, value)
 
     return change
-
-
-@pytest.fixture(scope="session")
-def self_signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for localhost that nobody vouches for, and its key: two files."""
-    folder = tmp_path_factory.mktemp("certificate")
-    certificate, key = folder / "c.pem", folder / "k.pem"
-    private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + timedelta(hours=1))
-        .sign(private, hashes.SHA256())
-    )
-    certificate.write_bytes(made.public_bytes(Encoding.PEM))
-    key.write_bytes(
-        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return certificate, key

@@ -109,7 +109,7 @@ def test_what_makes_the_stacks_knows_nothing_of_running_on_them_and_nobody_else_
     others = ours("aws.py", outside=tuple(f"workshop_lib.{name}" for name in known))
     assert others - {"workshop_lib.services"} == set()
     makers = {file for file in files() if "workshop_lib.aws" in imports(file)}
-    assert makers == {"aws_commands.py", "first_use.py"}  # the latter knows Regions by it
+    assert makers == {"aws_commands.py"}
 
 
 def test_nobody_outside_services_asks_whether_this_is_aws_or_local():

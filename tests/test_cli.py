@@ -5,7 +5,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,22 +118,6 @@ def test_where_no_notebooks_are_it_is_said_where_they_come_from(workshop, monkey
     done = workshop(command, "02")
     assert done.exit_code == 1
     assert done.output.startswith("Error: There are no notebooks here: they come with the check")
-
-
-def test_ctrl_c_while_the_command_is_being_imported_ends_it_without_a_traceback():
-    program = """
-        import os, signal, sys
-        class Interrupt:
-            def find_spec(name, path, target=None):
-                if name == "click":
-                    os.kill(os.getpid(), signal.SIGINT)
-        sys.meta_path.insert(0, Interrupt)
-        import workshop_lib.__main__
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 # --- the local engines ---
@@ -265,6 +248,26 @@ def test_env_prints_exports_that_reach_the_workshop_s_own_services(ws, workshop,
     store.close()
 
 
+HANDLE = """
+import logging
+from types import SimpleNamespace
+from workshop_lib.load.worker import handler
+logging.basicConfig()  # as Lambda does
+handler({"job": "ping"}, SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000))
+"""
+
+
+@pytest.mark.parametrize(("level", "logged"), [("", True), ("info", True), ("WARNING", False)])
+def test_the_log_level_decides_what_a_load_function_logs(ws, workshop, monkeypatch, level, logged):
+    for name, value in exports(workshop, ws, monkeypatch).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOG_LEVEL", level)
+    words = [sys.executable, "-c", HANDLE]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("INFO:workshop_lib.load.worker:Ping: 0 of 0" in done.stderr) is logged
+
+
 # --- checks ---
 
 
@@ -274,5 +277,5 @@ def test_check_as_json_parses_and_finds_everything_in_order(ws, workshop):
     assert [c["name"] for c in report["checks"] if c["ok"] is not True] == []
     assert (report["ok"], done.exit_code) == (True, 0)
     names = [c["name"] for c in report["checks"]]
-    assert names[:5] == ["Python", "Packages", "Settings", "Disk", "Services"]
+    assert names[:4] == ["Python", "Packages", "Settings", "Services"]
     assert names[-3:] == ["Database answers", "Cache answers", "Object store is writable"]

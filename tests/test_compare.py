@@ -75,7 +75,7 @@ def test_between_services_all_figures_may_differ(keep):
     assert not any(pair.apart for pair in compare_runs(first, keep("c", other)).pairs)
     assert there.notes == [
         "database: first local PostgreSQL 16 PostgreSQL 16.14, second Aurora DSQL",
-        "store: first S3 (moto) (emulated), second none",
+        "store: first S3 (moto), second none",
     ]
 
 
@@ -90,6 +90,7 @@ def test_figures_without_intervals_texts_and_other_units_are_shown_without_claim
     ]  # fmt: skip
     shown = [line.split()[1] for line in str(found).splitlines() if line.startswith("02 ")]
     assert shown == ["n", "t", "b", "z"]
+    assert "n = 1, 1" in str(found)
     assert "2 more figures, without an interval or unchanged" in str(found)
 
 
@@ -118,7 +119,7 @@ def test_what_only_one_run_has_is_not_compared_and_other_machines_are_noted(keep
     found = compare_runs(a, b)
     assert [(pair.notebook, pair.name) for pair in found.pairs] == [("02_x", "f0")]
     assert found.refused == {
-        "in one run only": ["02 f1"],
+        "only in the first run": ["02 f1: 100 µs (90.7 to 110 µs)"],
         "only in the second run": ["03_y", "05_damaged"],
     }
     assert found.notes == ["notebooks at a time: first 1, second 2", "redis: first 8, second 9"]
@@ -139,32 +140,29 @@ def test_the_same_run_twice_no_run_and_no_results_are_clear_errors(keep, tmp_pat
             compare_runs(a, tmp_path / other)
 
 
-def test_it_fits_into_100_columns_and_stays_text_on_a_page(keep):
+def test_it_fits_into_100_columns(keep):
     bad = "<script>alert(1)</script>" * 4
     long = {bad: Measurement(1.0, bad, 1, 0.9, 1.1), "t": Measurement(bad)}
     services = {bad: {"label": bad, "version": bad}}
     a, b = keep("a", long), keep("b", long | {"t": Measurement("x")}, services=services)
     keep("b", long, f"03_{'y' * 90}")
-    found = compare_runs(a, b)
-    assert max(map(len, str(found).splitlines())) <= 100
-    assert "<script" not in found._repr_html_()
+    assert max(map(len, str(compare_runs(a, b)).splitlines())) <= 100
 
 
-def test_the_command_shows_writes_and_ends_with_1_if_nothing_can_be_compared(keep, tmp_path):
+def test_the_command_shows_and_ends_with_1_if_nothing_can_be_compared(keep):
     first = str(keep("a", figures([1.0] * 20)))
     second = str(keep("b", figures([1.0] * 19 + [9.0])))
-    other, picture = str(keep("c", {}, size="full")), tmp_path / "two.png"
+    other = str(keep("c", {}, size="full"))
 
     def run(*words):
         done = CliRunner().invoke(main, ["compare", *words])
         return done.exit_code, done.output
 
     before = signal.getsignal(signal.SIGTERM)  # which commands handle in a way of their own
-    code, text = run(first, second, "--plot", str(picture))
+    code, text = run(first, second)
     summary, *lines = text.splitlines()
     assert (code, summary[:46]) == (0, "1 of 20 figures with an interval differ by mor")
     assert [line[:6] for line in lines if line.endswith(" differs")] == ["02 f19"]
-    assert picture.read_bytes().startswith(b"\x89PNG")
     found = json.loads(run(first, second, "--json")[1])
     assert found["summary"] == summary
     assert [pair["name"] for pair in found["pairs"] if pair["apart"]] == ["f19"]

@@ -1,6 +1,5 @@
 """COPY in steps: the same rows as by INSERT, whatever is in them."""
 
-import io
 import secrets
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -8,8 +7,6 @@ from decimal import Decimal
 import psycopg2
 import pytest
 from hypothesis import given, settings, strategies as st
-
-from workshop_lib.dsql import is_conflict
 
 COLUMNS = ("id", "words", "amount", "share", "day", "at", "clock", "yes", "raw", "uid", "doc")
 DDL = """
@@ -100,7 +97,7 @@ def test_input_is_taken_as_it_comes_and_what_was_committed_before_an_error_stays
 @pytest.mark.parametrize(
     ("rows", "error", "says"),
     [
-        ([(1, object())], TypeError, "COPY takes no object here. It takes: int,"),
+        ([(1, object())], TypeError, "object cannot be stored in bulk. What can: int,"),
         ([(1, "a\0b")], ValueError, "NUL"),
         ([(1, "a"), (2,)], ValueError, "shorter"),
         ([(1, {"a": float("nan")})], ValueError, "JSON"),
@@ -110,25 +107,3 @@ def test_what_cannot_be_copied_is_said_and_nothing_is_written(shared, empty, row
     with pytest.raises(error, match=says):
         shared.database.copy_rows(empty, ("id", "words"), rows)
     assert shared.database.query(f"SELECT 1 FROM {empty}").rows == []
-
-
-def test_a_row_that_another_transaction_is_writing_is_a_conflict_and_tried_again(shared, empty):
-    other, attempts, conflicts = shared.connect(), [], []
-
-    def copy(cursor):
-        attempts.append(1)
-        if len(attempts) == 2:
-            first.execute("ROLLBACK")
-        try:
-            cursor.copy_expert(f"COPY {empty} (id) FROM STDIN", io.StringIO("1\n"))
-        except psycopg2.Error as error:
-            conflicts.append(is_conflict(error))
-            raise
-
-    with other.cursor() as first:
-        first.execute("BEGIN")
-        first.execute(f"INSERT INTO {empty} (id) VALUES (1)")
-        shared.database.run_transaction(copy)
-    other.close()
-    assert (len(attempts), conflicts) == (2, [True])
-    assert shared.database.query(f"SELECT id FROM {empty}").rows == [(1,)]

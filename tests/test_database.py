@@ -493,9 +493,6 @@ ENDS = {
     "commit()": lambda c: c.connection.commit(),
     "rollback()": lambda c: c.connection.rollback(),
     "close()": lambda c: c.connection.close(),
-    "autocommit": lambda c: setattr(c.connection, "autocommit", True),
-    "set_session": lambda c: c.connection.set_session(autocommit=True),
-    "set_isolation_level": lambda c: c.connection.set_isolation_level(0),
     "reset()": lambda c: c.connection.reset(),
     "with": lambda c: c.connection.__exit__(None, None, None),
     "a plain cursor": lambda c: c.connection.cursor(
@@ -522,6 +519,25 @@ def test_work_that_ends_its_own_transaction_is_refused_and_stores_nothing(reader
         assert reader.query(f"SELECT id FROM {table}").rows == [(1,)], name
         assert reader.stats().transactions == 0
         assert state_of(reader) == (True, TRANSACTION_STATUS_IDLE), name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: setattr(c, "autocommit", True),
+        lambda c: c.set_session(autocommit=True),
+        lambda c: c.set_isolation_level(0),
+    ],
+)
+def test_psycopg2_s_autocommit_ends_no_transaction_of_ours(reader, table, change):
+    def work(cursor):
+        change(cursor.connection)
+        cursor.execute(f"INSERT INTO {table} VALUES (2, 2)")
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        reader.run_transaction(work)
+    assert reader.query(f"SELECT id FROM {table}").rows == [(1,)]
 
 
 def as_generator(cursor):
@@ -577,15 +593,18 @@ def test_a_connection_that_breaks_during_commit_is_neither_success_nor_tried_aga
 
 def test_a_batch_that_was_tried_again_is_counted_once(ws, pool, table):
     rows = [(n, 0) for n in range(2, 12)]
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
     with contextlib.closing(ws.connect()) as other, ThreadPoolExecutor(1) as thread:
         other.autocommit = False
         with other.cursor() as cursor:
             cursor.execute(f"INSERT INTO {table} VALUES (5, 5)")
         found = thread.submit(pool.insert_rows, table, ("id", "n"), rows)
-        assert wait_until(lambda: pool.stats().conflicts, SOON_S)
-        other.rollback()
-        assert found.result(SOON_S) == 10
-    assert pool.stats().transactions == 1
+        assert wait_until(
+            lambda: ws.database.query(waits, (f"INSERT INTO%{table}%",)).rows == [(1,)], SOON_S
+        )
+        other.commit()
+        assert found.result(SOON_S) == 9
+    assert (pool.stats().transactions, pool.stats().conflicts) == (1, 1)
     assert pool.query(f"SELECT count(*) FROM {table}").rows == [(11,)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -13,7 +12,7 @@ from click.testing import CliRunner
 
 from workshop_lib import cli
 from workshop_lib.errors import SettingsError
-from workshop_lib.first_use import QUESTIONS, set_up
+from workshop_lib.first_use import set_up
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.settings import load_settings
 
@@ -62,7 +61,6 @@ def test_what_is_given_is_kept_for_its_owner_only(file):
     ("words", "said"),
     [
         ([*GIVEN, REGION, "virginia"], "it has to look like us-east-1"),
-        ([*GIVEN, REGION, "us-esat-1"], "Did you mean"),
         ([*GIVEN, DATABASE, "abc.dsql.eu-west-1.on.aws"], "DSQL_ENDPOINT is in eu-west-1"),
         ([*GIVEN, BUCKET, "my bucket"], "it has to look like my-bucket"),
         ([*GIVEN, "--queue-url", "load"], "<12 digits>/<name>"),
@@ -132,23 +130,6 @@ def test_a_file_that_cannot_be_written_is_said_and_a_link_stays_a_link(file, mon
     assert "cannot be written" in setup(*GIVEN, code=1)
 
 
-def test_variables_that_win_over_the_file_are_pointed_out(file, monkeypatch):
-    monkeypatch.setenv("BUCKET_NAME", "another")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")  # the same, so it does not matter
-    said = setup(*GIVEN)
-    assert "BUCKET_NAME is set in the environment, which wins" in said
-    assert "AWS_REGION is set" not in said
-    assert "AWS_REGION is set" in setup("--local")
-
-
-@pytest.mark.parametrize(("well", "code", "next_"), [(True, 0, "lab"), (False, 1, "check")])
-def test_the_services_are_tried_at_the_end(file, monkeypatch, well, code, next_):
-    monkeypatch.setattr(cli, "_check", lambda: well)
-    done = CliRunner().invoke(cli.main, ["setup", *GIVEN])
-    assert done.exit_code == code
-    assert f"`workshop {next_}`" in done.output.splitlines()[-1]
-
-
 def test_the_settings_file_is_not_for_git():
     ignored = ["git", "check-ignore", "-q", "workshop.toml"]
     assert subprocess.run(ignored, cwd=CHECKOUT, check=False).returncode == 0
@@ -167,21 +148,6 @@ def answer(*lines, **given):
 def kept():
     values = load_settings(workshop_stack="").values
     return {name: getattr(values, name) for name in VALUES}
-
-
-def test_a_person_is_asked_in_turn_and_again_after_a_wrong_answer(file):
-    wrong = "abcdefghij.dsql.eu-west-1.on.aws"
-    shown = answer("virginia", "", "us-east-1", "-", wrong, *list(VALUES.values())[1:], "")
-    assert kept() == VALUES
-    asked = [line for line in re.split(r"\n|: ", shown) if line in QUESTIONS.values()]
-    region, stack, database, *others = QUESTIONS.values()
-    assert asked == [region, region, region, stack, database, database, *others]
-    for said in (
-        "it has to look like us-east-1",
-        "AWS_REGION is missing",
-        "DSQL_ENDPOINT is in eu-west-1, AWS_REGION is us-east-1",
-    ):
-        assert said in shown
 
 
 def test_only_what_is_not_given_is_asked_and_what_the_file_says_is_the_default(file):

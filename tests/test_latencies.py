@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import psycopg2
 import pytest
 import redis
 
@@ -163,17 +162,6 @@ def test_what_cannot_be_set_is_refused_and_changes_nothing(own):
 # --- each service ---
 
 
-def test_each_statement_of_a_transaction_takes_it_and_the_rules_of_aurora_dsql_hold(own):
-    def work(cursor: Any) -> None:
-        cursor.execute("SELECT 1")
-        cursor.execute("SELECT 2")
-
-    own.set_latency(database=FAR)
-    assert took(lambda: own.database.run_transaction(work)) >= 3 * FAR
-    with pytest.raises(psycopg2.Error, match="unsupported"):
-        own.database.query("TRUNCATE planet")
-
-
 def test_a_connection_of_one_s_own_goes_the_way_that_was_in_force_when_it_was_made(own):
     near = own.connect()
     own.set_latency(database=FAR)
@@ -214,35 +202,7 @@ def test_connections_in_use_during_the_change_work_on_and_are_not_put_back(own, 
     assert wait_until(lambda: own.valkey.client_list(client_id=[client]) == [], SOON_S)
 
 
-def test_objects_are_put_and_got_whole_and_errors_are_the_store_s_own(own):
-    body, key = secrets.token_bytes(2_000_000), "large, with spaces & ü+.bin"
-    own.set_latency(store=FAR)
-    own.objects.put(key, body)
-    assert own.objects.get(key).body == body
-    place = {"Bucket": own.bucket, "Key": f"{own.object_prefix}{key}"}
-    assert own.s3.get_object(**place, Range="bytes=10-19")["Body"].read() == body[10:20]
-    own.s3.delete_object(**place)
-    with pytest.raises(own.s3.exceptions.NoSuchKey):
-        own.s3.get_object(**place)
-
-
 # --- caches ---
-
-
-@pytest.mark.parametrize(("before", "after"), [(0, FAR), (FAR, 0)])
-def test_what_was_cached_before_the_change_is_a_hit_after_it(own, before, after):
-    own.set_latency(**dict.fromkeys(NONE, before))
-    queries, records = QueryCache(own), RecordCache(own, "planet")
-    assert queries.fetch(ASK, (3,)).source == "database"
-    assert records.get(3) == {"id": 3, "name": "Earth"}
-    own.set_latency(**dict.fromkeys(NONE, after))
-    asked = own.database.stats().queries
-    answer = queries.fetch(ASK, (3,))
-    assert (answer.source, answer.rows) == ("cache", [("Earth",)])
-    assert records.get(3) == {"id": 3, "name": "Earth"}
-    assert QueryCache(own).key(ASK, (3,)) == queries.key(ASK, (3,))
-    assert (own.database.stats().queries, records.stats().hits) == (asked, 1)
-    assert is_far(lambda: queries.fetch(ASK, (3,))) == (after == FAR)
 
 
 def test_threads_that_ask_while_it_changes_get_right_answers_and_no_error(own):
@@ -320,14 +280,6 @@ def test_other_workshops_and_sandboxes_notice_nothing(own, workshops):
     finally:
         box.close()
     assert far_ones(own) == ["database", "cache"]
-
-
-def test_opening_a_notebook_s_workshop_again_ends_the_proxies_of_the_first(workshops):
-    before = {proxy.pid for proxy in proxies()}
-    workshops("again").set_latency(cache=FAR)
-    again = workshops("again")
-    assert {proxy.pid for proxy in proxies()} == before
-    assert again.latencies == NONE
 
 
 def test_a_proxy_that_was_killed_is_an_error_until_the_latency_is_set_again(workshops):

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from workshop_lib import pool as module
+from workshop_lib import connections as module
+from workshop_lib.connections import Pool
 from workshop_lib.errors import PoolTimeoutError
-from workshop_lib.pool import Pool
 
 
 class Line:
@@ -18,6 +18,9 @@ class Line:
 
     def close(self):
         self.closed = True
+
+    def is_usable(self):
+        return not self.broken
 
 
 @pytest.fixture
@@ -31,10 +34,7 @@ def make():
             opened.append(Line(len(opened)))
             return opened[-1]
 
-        usable = lambda line: not line.broken  # noqa: E731
-        return Pool(
-            connect or open_one, usable, keep=keep, limit=limit, timeout_s=timeout_s
-        ), opened
+        return Pool(connect or open_one, keep=keep, limit=limit, timeout_s=timeout_s), opened
 
     return make
 

@@ -9,8 +9,7 @@ from workshop_lib.report import beside
 from workshop_lib.results import Measurement, Result
 
 MEASURED = {
-    "08_meet_dsql": ["open_connection_p50"],
-    "10_compare_cold_warm_pooled": ["cold_p50", "pooled_p50", "hit_p50"],
+    "10_compare_cold_warm_pooled": ["cold_p50", "pooled_p50", "hit_p50", "open_connection_p50"],
     "11_compare_s3_and_cache": [
         f"read_{s}_{p}" for s in ("store", "cache") for p in ("mean", "min")
     ],

@@ -6,13 +6,12 @@ import re
 from base64 import b64decode, b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
-from itertools import pairwise
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from workshop_lib.report import TEMPLATES, export, write_report
+from workshop_lib.report import export, write_report
 from workshop_lib.results import CellError, Measurement, Result, write_json
 
 PNG = (
@@ -34,9 +33,9 @@ FIGURES = {
 HIT = {
     "pooled_p50": Measurement(300.0, "µs", 40, 290.0, 310.0),
     "hit_p50": Measurement(100.0, "µs", 40, 95.0, 105.0),
-    "warm_p50": Measurement(7_000.0, "µs", 40, 6_000.0, 8_000.0),
+    "new_connection_p50": Measurement(7_000.0, "µs", 40, 6_000.0, 8_000.0),
 }
-ERROR = CellError(7, f"print({BAD!r})", f"ValueError: {BAD}", BAD)
+ERROR = CellError(7, f"print({BAD!r})", f"ValueError: {BAD}")
 
 
 def keep(folder, name, **about):
@@ -135,7 +134,7 @@ def test_of_a_whole_run_five_sentences_with_an_interval_are_at_the_top(tmp_path)
         "04_cache_a_record": ["pipeline_speed_up"],
         "07_stay_up_under_stress": ["errors_cache_stopped", "errors_cache_frozen",
                                     "longest_wait_cache_stopped", "longest_wait_cache_frozen"],
-        "08_meet_dsql": ["arrived_no_retry", "arrived_jitter", "attempts_jitter"],
+        "09_conflicts_and_retry": ["arrived_no_retry", "arrived_jitter"],
         "11_compare_s3_and_cache": ["read_store_p50", "read_cache_p50"],
     }.items():  # fmt: skip
         services = {"store": {"label": "S3"}} if "s3" in name else {}
@@ -154,7 +153,7 @@ def test_of_a_whole_run_five_sentences_with_an_interval_are_at_the_top(tmp_path)
 
 def test_text_from_notebooks_cannot_become_markup(page):
     assert "<script" not in page.source
-    assert page.source.count("&lt;script&gt;alert(") >= 6
+    assert page.source.count("&lt;script&gt;alert(") >= 5
 
 
 def test_links_lead_to_places_and_files_that_are_there_a_picture_to_itself(page, folder):
@@ -180,32 +179,6 @@ def test_the_page_allows_itself_nothing_but_its_own_style_and_embedded_pictures(
         "base-uri 'none'", "form-action 'none'",
     ]  # fmt: skip
     assert [a for _, a in page.found if "style" in a] == []
-
-
-def test_headings_come_in_order_and_tables_have_headers_with_a_scope(page):
-    levels = [int(tag[1]) for tag, _ in page.found if re.fullmatch(r"h[1-6]", tag)]
-    assert levels[0] == 1
-    assert all(after <= before + 1 for before, after in pairwise(levels))
-    assert set(page.values("th", "scope")) == {"col", "row"}
-
-
-THEMES = re.findall(r":root \{([^}]*--ink[^}]*)\}", (TEMPLATES / "report.css").read_text())
-
-
-@pytest.mark.parametrize("theme", THEMES, ids=["light", "dark"])
-def test_text_stands_out_from_its_ground(theme):
-    """Contrast as WCAG 2 defines it: 4.5 or more, for text of any size."""
-    colours = dict(re.findall(r"--(\w+): #(\w{6})", theme))
-
-    def luminance(name):
-        parts = [int(colours[name][i : i + 2], 16) / 255 for i in (0, 2, 4)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-    pairs = [(t, g) for t in ("ink", "soft", "good", "bad", "link") for g in ("paper", "ground")]
-    for text, ground in [*pairs, ("ink", "note"), ("link", "note")]:
-        low, high = sorted((luminance(text), luminance(ground)))
-        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
 
 
 def test_an_executed_notebook_s_page_shows_all_and_loads_nothing_from_elsewhere(folder):

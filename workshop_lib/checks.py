@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import platform
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from typing import Any
 
+import msgspec
 import redis
 
 from workshop_lib.database import Database
@@ -27,7 +27,6 @@ from workshop_lib.queues import describe_queue, messaging_client
 from workshop_lib.services import Endpoints, diagnose, endpoints, resolve
 from workshop_lib.services.clients import greet_cache
 from workshop_lib.services.error_help import advice, error_text
-from workshop_lib.services.state_folder import NEEDED_BYTES, state_folder
 from workshop_lib.settings import LoadedSettings, load_settings
 
 LIMIT_S = 10.0
@@ -65,9 +64,16 @@ class Check:
 
 @dataclass(slots=True)
 class Report:
-    """All checks of one round, in order."""
+    """The checks of one round, in order.
+
+    Attributes:
+        checks: those that were asked.
+        on_check: called with each as soon as it is answered.
+
+    """
 
     checks: list[Check] = field(default_factory=list)
+    on_check: Callable[[Check], object] = lambda _: None
 
     @property
     def ok(self) -> bool:
@@ -84,100 +90,13 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """For `workshop check --json`."""
-        return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
+        return {"ok": self.ok, "checks": msgspec.to_builtins(self.checks)}
 
     def _repr_html_(self) -> str:
         rows = [
             (c.mark, c.name, c.detail, f"{c.seconds * 1000:.0f} ms", c.advice) for c in self.checks
         ]
         return html_table(("", "check", "found", "took", "what to do"), rows)
-
-
-def check_deployment(
-    on_check: Callable[[Check], object] = lambda _: None, **settings: Any
-) -> Report:
-    """Check everything that the notebooks need. Never raises, never hangs.
-
-    Args:
-        on_check: called with each check as soon as it is answered.
-        settings: values that win over the environment.
-
-    """
-    asking = _Asking(on_check)
-    system = f"{platform.system()} {platform.machine()}"
-    asking.ask("Python", lambda: f"{platform.python_version()} on {system}")
-    asking.ask("Packages", _packages, hint="`make venv` (or the conda environment) installs them.")
-    loaded = asking.ask("Settings", lambda: load_settings(**settings), show=_format_settings)
-    if loaded is None:
-        asking.skip("Everything else", "the settings are not usable")
-        return asking.report
-    asking.ask("Disk", lambda: _disk(loaded), hint="Free some disk, or set WORKSHOP_STATE_DIR.")
-    places = asking.ask(
-        "Services",
-        lambda: resolve(loaded.values),
-        hint="`workshop stop` and try again; `workshop reset` starts the local engines afresh.",
-        show=lambda found: ", ".join(endpoint.label for endpoint in found.all),
-        limit_s=ENGINES_LIMIT_S,
-    )
-    if places is None:
-        asking.skip("Database, cache, object store", "the services were not found")
-        return asking.report
-    try:
-        # The emulation of queues is started only where it is needed.
-        queues = endpoints.external_messaging(loaded.values)
-        _ask_network(asking, places, queues)
-        for name, place, question in _services(places, queues, loaded.values.workshop_namespace):
-            asking.ask(name, question, endpoint=place)
-    finally:
-        places.release()
-    return asking.report
-
-
-def _ask_network(
-    asking: _Asking, places: Endpoints, queues: endpoints.MessagingEndpoint | None
-) -> None:
-    """Identity, names, ports, certificates and token, in the order in which faults show."""
-    every: list[endpoints.Endpoint] = [*places.all, *filter(None, (places.reader, queues))]
-    if any(place.aws for place in every):
-        sts = diagnose.sign_in_service(places)
-        asking.ask("AWS identity", lambda: diagnose.who_am_i(sts), endpoint=sts)
-    for place in every:
-        fault = False
-        for layer, question in diagnose.layers(place).items():
-            name = f"{layer} of {place.label} at {place.address}"
-            if fault:
-                asking.skip(name, "see the ✗ before it")
-            else:
-                fault = asking.ask(name, partial(question, place), endpoint=place) is None
-    if make := places.database.token:
-        asking.ask(
-            "Sign-in token for the database",
-            lambda: f"made locally, {len(make())} characters (not shown)",
-        )
-
-
-def _services(
-    places: Endpoints, queues: endpoints.MessagingEndpoint | None, namespace: str
-) -> Iterator[tuple[str, endpoints.Endpoint, Callable[[], str]]]:
-    """Whether each of them does what the notebooks need."""
-    database, cache, store = places.database, places.cache, places.store
-    yield "Database answers", database, partial(_database, database, namespace)
-    if reader := places.reader:
-        yield "Database for reads answers", reader, partial(_database, reader, namespace)
-    yield "Cache answers", cache, partial(_cache, cache)
-    yield "Object store is writable", store, partial(_store, diagnose.briefly(store), namespace)
-    if queues:
-        brief = diagnose.briefly(queues)
-        yield "Queue answers", queues, partial(_queue, brief)
-        yield "Metrics can be read", queues, partial(_metrics, brief, namespace)
-
-
-class _Asking:
-    """Asks one question after another, each with a time limit of its own."""
-
-    def __init__(self, on_check: Callable[[Check], object]) -> None:
-        self.report = Report()
-        self._on_check = on_check
 
     def ask(
         self,
@@ -216,8 +135,86 @@ class _Asking:
         self._note(Check(name, None, f"not checked: {why}", 0.0))
 
     def _note(self, check: Check) -> None:
-        self.report.checks.append(check)
-        self._on_check(check)
+        self.checks.append(check)
+        self.on_check(check)
+
+
+def check_deployment(
+    on_check: Callable[[Check], object] = lambda _: None, **settings: Any
+) -> Report:
+    """Check everything that the notebooks need. Never raises, never hangs.
+
+    Args:
+        on_check: called with each check as soon as it is answered.
+        settings: values that win over the environment.
+
+    """
+    report = Report(on_check=on_check)
+    system = f"{platform.system()} {platform.machine()}"
+    report.ask("Python", lambda: f"{platform.python_version()} on {system}")
+    report.ask("Packages", _packages, hint="`make venv` (or the conda environment) installs them.")
+    loaded = report.ask("Settings", lambda: load_settings(**settings), show=_format_settings)
+    if loaded is None:
+        report.skip("Everything else", "the settings are not usable")
+        return report
+    places = report.ask(
+        "Services",
+        lambda: resolve(loaded.values),
+        hint="`workshop stop` and try again; `workshop reset` starts the local engines afresh.",
+        show=lambda found: ", ".join(endpoint.label for endpoint in found.all),
+        limit_s=ENGINES_LIMIT_S,
+    )
+    if places is None:
+        report.skip("Database, cache, object store", "the services were not found")
+        return report
+    try:
+        # The emulation of queues is started only where it is needed.
+        queues = endpoints.external_messaging(loaded.values)
+        _ask_network(report, places, queues)
+        for name, place, question in _services(places, queues, loaded.values.workshop_namespace):
+            report.ask(name, question, endpoint=place)
+    finally:
+        places.release()
+    return report
+
+
+def _ask_network(
+    report: Report, places: Endpoints, queues: endpoints.MessagingEndpoint | None
+) -> None:
+    """Identity, names, ports, certificates and token, in the order in which faults show."""
+    every: list[endpoints.Endpoint] = [*places.all, *filter(None, (places.reader, queues))]
+    if any(place.aws for place in every):
+        sts = diagnose.sign_in_service(places)
+        report.ask("AWS identity", lambda: diagnose.who_am_i(sts), endpoint=sts)
+    for place in every:
+        fault = False
+        for layer, question in diagnose.layers(place).items():
+            name = f"{layer} of {place.label} at {place.address}"
+            if fault:
+                report.skip(name, "see the ✗ before it")
+            else:
+                fault = report.ask(name, partial(question, place), endpoint=place) is None
+    if make := places.database.token:
+        report.ask(
+            "Sign-in token for the database",
+            lambda: f"made locally, {len(make())} characters (not shown)",
+        )
+
+
+def _services(
+    places: Endpoints, queues: endpoints.MessagingEndpoint | None, namespace: str
+) -> Iterator[tuple[str, endpoints.Endpoint, Callable[[], str]]]:
+    """Whether each of them does what the notebooks need."""
+    database, cache, store = places.database, places.cache, places.store
+    yield "Database answers", database, partial(_database, database, namespace)
+    if reader := places.reader:
+        yield "Database for reads answers", reader, partial(_database, reader, namespace)
+    yield "Cache answers", cache, partial(_cache, cache)
+    yield "Object store is writable", store, partial(_store, diagnose.briefly(store), namespace)
+    if queues:
+        brief = diagnose.briefly(queues)
+        yield "Queue answers", queues, partial(_queue, brief)
+        yield "Metrics can be read", queues, partial(_metrics, brief, namespace)
 
 
 def _within(limit_s: float, question: Callable[[], Any]) -> tuple[Any, Exception | None]:
@@ -239,15 +236,13 @@ def _within(limit_s: float, question: Callable[[], Any]) -> tuple[Any, Exception
 
 def _packages() -> str:
     text = (CHECKOUT / "constraints.txt").read_text()
-    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
-    wrong = []
-    for name in PACKAGES:
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            found = "missing"
-        if found != pins.get(name, found):
-            wrong.append(f"{name} {found} (pinned: {pins[name]})")
+    pins = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
+    installed = {one.name: one.version for one in distributions()}
+    wrong = [
+        f"{name} {installed.get(name, 'missing')} (pinned: {pinned})"
+        for name, pinned in pins
+        if name in PACKAGES and installed.get(name) != pinned
+    ]
     if wrong:
         raise RuntimeError("not as pinned: " + ", ".join(wrong))
     return f"{len(PACKAGES)} main packages as pinned"
@@ -256,16 +251,6 @@ def _packages() -> str:
 def _format_settings(loaded: LoadedSettings) -> str:
     given = [f"{n.upper()} from {source}" for n, source in loaded.sources.items()]
     return "; ".join(one for one in given if not one.endswith(" argument")) or "all defaults"
-
-
-def _disk(loaded: LoadedSettings) -> str:
-    place = state_folder(loaded.values.workshop_state_dir).path
-    while not place.exists():
-        place = place.parent
-    free = min(shutil.disk_usage(place).free, shutil.disk_usage(CHECKOUT).free)
-    if free < NEEDED_BYTES:
-        raise OSError(f"only {free / 1e6:.0f} MB free, {NEEDED_BYTES / 1e6:.0f} MB are needed")
-    return f"{free / 1e9:.1f} GB free"
 
 
 def _database(endpoint: endpoints.DatabaseEndpoint, namespace: str) -> str:

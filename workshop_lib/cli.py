@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
 import shlex
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,8 +19,8 @@ import click
 from workshop_lib.aws_commands import aws
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
-from workshop_lib.options import INTERRUPTED, a_file, a_folder, as_json, yes
-from workshop_lib.paths import CHECKOUT, display_path
+from workshop_lib.options import INTERRUPTED, a_folder, as_json, yes
+from workshop_lib.paths import CHECKOUT, RESULTS, display_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,14 +36,6 @@ PRINTED_S = 3600
 
 class _Commands(click.Group):
     """Turns the workshop's own errors, and Ctrl-C, into one clear message and an exit code."""
-
-    def main(self, *args: Any, **options: Any) -> Any:
-        try:
-            return super().main(*args, **options)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            sys.exit(f"Error: {error.strerror}. Free the disk, and do it again.")
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -111,7 +102,6 @@ def run(
                 workers=workers,
                 out=folder,
                 say=click.echo,
-                progress=sys.stderr.isatty(),
                 prepare=start_engines,
             )
         except KeyboardInterrupt:
@@ -120,7 +110,7 @@ def run(
             click.echo(f"Interrupted. {kept if some else 'No notebook had finished.'}", err=True)
             sys.exit(INTERRUPTED)
     failed = sum(not outcome.ok for outcome in outcomes)
-    latest = runner.RESULTS / "latest" / "index.html"
+    latest = RESULTS / "latest" / "index.html"
     shown = latest if latest.resolve() == page.resolve() else page
     click.echo(f"{len(outcomes) - failed} of {len(outcomes)} passed. Report: {display_path(shown)}")
     sys.exit(1 if failed else 0)
@@ -160,17 +150,14 @@ def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     if local and given:
         raise click.UsageError("--local takes no other values.")
-    someone = sys.stdin.isatty() and sys.stdout.isatty()
     if local:
         first_use.use_local()
     else:
-        first_use.set_up(given, ask=someone)
+        first_use.set_up(given, ask=sys.stdin.isatty() and sys.stdout.isatty())
     well = no_check or _check()
-    click.echo(
-        "Next: `workshop lab` opens the notebooks, `workshop run` runs them all."
-        if well
-        else "Next: do what stands beside the first ✗, then `workshop check`."
-    )
+    lab = "`workshop lab` opens the notebooks, `workshop run` runs them all."
+    again = "do what stands beside the first ✗, then `workshop check`."
+    click.echo(f"Next: {lab if well else again}")
     sys.exit(0 if well else 1)
 
 
@@ -199,9 +186,7 @@ def _check(*, as_json: bool = False) -> bool:
 @click.argument("first", metavar="RUN")
 @click.argument("second", metavar="RUN")
 @as_json
-@click.option("--plot", type=a_file,
-              help="draw the ratios into this PNG file")  # fmt: skip
-def compare(first: str, second: str, as_json: bool, plot: Path | None) -> None:
+def compare(first: str, second: str, as_json: bool) -> None:
     """Show the figures of two runs side by side.
 
     Exit code 1 if nothing can be compared.
@@ -211,14 +196,7 @@ def compare(first: str, second: str, as_json: bool, plot: Path | None) -> None:
     from workshop_lib.compare import compare_runs
 
     found = compare_runs(first, second)
-    if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
-    else:
-        click.echo(str(found))
-    if plot and found.pairs:
-        from workshop_lib import plots
-
-        plots.save(plots.two_runs(found, "Two runs"), plot)
+    click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if as_json else str(found))
     sys.exit(0 if found.pairs else 1)
 
 
@@ -384,17 +362,15 @@ def rules(what: str) -> None:
             "DATABASE_URL is not set. The local engine has the rules, and Aurora DSQL is where "
             "they come from; this command is for a PostgreSQL of your own."
         )
-    database = Database(endpoint, pool_min=1)
+    change = install_rules if what == "install" else remove_rules
     try:
-        with database.connection() as connection:
-            (install_rules if what == "install" else remove_rules)(connection)
+        with closing(Database(endpoint, pool_min=1)) as database, database.connection() as own:
+            change(own)
     except psycopg2.errors.InsufficientPrivilege as error:
         raise WorkshopError(
             f"The user of DATABASE_URL may not do that: {str(error).strip()}. "
             "Sign in as that server's superuser."
         ) from None
-    finally:
-        database.close()
     click.echo(f"The rules are {'installed' if what == 'install' else 'removed'}.")
 
 

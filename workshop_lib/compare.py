@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import NormalDist, median
 from typing import Any
 
 import jinja2
-from markupsafe import escape
 
 from workshop_lib.errors import ResultError
-from workshop_lib.paths import CHECKOUT, display_path
-from workshop_lib.results import (
-    Measurement,
-    Result,
-    format_latency,
-    format_value,
-    read_result,
-    read_run,
-)
+from workshop_lib.paths import RESULTS, display_path
+from workshop_lib.results import Measurement, Result, format_latency, read_result, read_run
 
-RESULTS = CHECKOUT / "results"
 TEXT = Path(__file__).parent / "templates" / "comparison.txt"
-MAX_LISTED = 8
 END = NormalDist().inv_cdf(0.975)
 """Standard errors from the middle of a 95 % interval to its end."""
 MIN_FIGURES = 5
@@ -65,12 +54,6 @@ class Pair:
         """Whether the two differ by more than these runs explain."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
-    @property
-    def telling(self) -> bool:
-        """Whether it has an interval, or is a count, a text or a truth value that changed."""
-        first, second = self.first.value, self.second.value
-        return self.low is not None or (not isinstance(first, float) and first != second)
-
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -92,29 +75,21 @@ class Comparison:
     notes: list[str]
 
     @property
-    def known(self) -> int:
-        """How many figures have an interval."""
-        return sum(pair.low is not None for pair in self.pairs)
-
-    @property
     def summary(self) -> str:
         """What can be said of all of it, in one line."""
+        known = sum(pair.low is not None for pair in self.pairs)
         apart = sum(pair.apart for pair in self.pairs)
         if not self.pairs:
             return "Nothing can be compared."
         if apart:
-            return f"{apart} of {self.known} figures with an interval differ by more than chance."
-        return f"No difference that these runs can show, in {self.known} figures with an interval."
+            return f"{apart} of {known} figures with an interval differ by more than chance."
+        return f"No difference that these runs can show, in {known} figures with an interval."
 
     def __str__(self) -> str:
         """The summary, then what is telling, in lines of at most 100 characters."""
         language = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # noqa: S701 -- no HTML
-        language.filters["value"] = format_value
         language.filters["fill"] = lambda text: textwrap.fill(text, 100, subsequent_indent="  ")
         return language.from_string(TEXT.read_text(encoding="utf-8")).render(it=self)
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as JSON takes it."""
@@ -150,12 +125,18 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
         if why := _objection(one.get(name), other.get(name)):
             refused.setdefault(why, []).append(name)
             continue
-        ours, theirs = one[name].measurements, other[name].measurements
-        pairs += [_pair(name, n, ours[n], theirs[n]) for n in ours if n in theirs]
-        for figure in ours.keys() ^ theirs.keys():
-            refused.setdefault("in one run only", []).append(f"{name[:2]} {figure}")
-        services += _differences(_services, one[name], other[name])
-        machines += _differences(_machine, one[name], other[name])
+        ours, theirs = one[name], other[name]
+        both = ours.measurements | theirs.measurements
+        for figure, found in both.items():
+            if figure in ours.measurements and figure in theirs.measurements:
+                pairs.append(_pair(name, figure, ours.measurements[figure], found))
+            else:
+                which = "first" if figure in ours.measurements else "second"
+                known = found.interval or f"n = {found.n:,}"
+                text = f"{name[:2]} {figure}: {found} ({known})"
+                refused.setdefault(f"only in the {which} run", []).append(text)
+        services += _differences(_services(ours), _services(theirs))
+        machines += _differences(_machine(ours), _machine(theirs))
     judged, allowed = _judge(pairs, same_services=not services)
     labels = (display_path(places[0]), display_path(places[1]))
     return Comparison(labels, judged, allowed, refused, list(dict.fromkeys(services + machines)))
@@ -165,18 +146,17 @@ def _find(run: str | Path) -> Path:
     for place in (Path(run), RESULTS / run):
         if place.exists():
             return place
-    known = sorted((p.name for p in RESULTS.glob("*") if p.is_dir()), reverse=True)[:MAX_LISTED]
+    known = sorted((p.name for p in RESULTS.glob("*") if p.is_dir()), reverse=True)[:8]
     listed = "".join(f"\n  {name}" for name in known) or " none yet"
     raise ResultError(f"There is no run {str(run)!r}. The newest below results/:{listed}")
 
 
 def _load(place: Path) -> dict[str, Result]:
     """The results of a run by notebook, also those of notebooks that failed."""
-    if place.is_file():
-        return {place.stem: read_result(place)}
-    if found := read_run(place):
-        return found
-    raise ResultError(f"{place} holds no results of notebooks.")
+    found = {place.stem: read_result(place)} if place.is_file() else read_run(place)
+    if not found:
+        raise ResultError(f"{place} holds no results of notebooks.")
+    return found
 
 
 def _objection(one: Result | None, other: Result | None) -> str:
@@ -185,7 +165,7 @@ def _objection(one: Result | None, other: Result | None) -> str:
         return f"only in the {'second' if one is None else 'first'} run"
     if not (one.ok and other.ok):
         return f"failed in the {'second' if one.ok else 'first'} run"
-    return ", ".join(_differences(_conditions, one, other))
+    return ", ".join(_differences(_conditions(one), _conditions(other)))
 
 
 def _conditions(result: Result) -> dict[str, Any]:
@@ -196,7 +176,6 @@ def _conditions(result: Result) -> dict[str, Any]:
 def _services(result: Result) -> dict[str, Any]:
     return {
         kind: f"{service.get('label')} {service.get('version')}".strip()
-        + " (emulated)" * bool(service.get("emulated"))
         for kind, service in result.services.items()
     }
 
@@ -205,16 +184,12 @@ def _machine(result: Result) -> dict[str, Any]:
     return {"notebooks at a time": result.workers, **result.machine, **result.versions}
 
 
-def _differences(
-    of: Callable[[Result], dict[str, Any]], first: Result, second: Result
-) -> list[str]:
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """What is not the same in both."""
-    ours, theirs = defaultdict(lambda: "none", of(first)), defaultdict(lambda: "none", of(second))
-    return [
-        f"{name}: first {ours[name]}, second {theirs[name]}"
-        for name in {**ours, **theirs}
-        if ours[name] != theirs[name]
+    every = [
+        (name, first.get(name, "none"), second.get(name, "none")) for name in {**first, **second}
     ]
+    return [f"{name}: first {a}, second {b}" for name, a, b in every if a != b]
 
 
 def _pair(notebook: str, name: str, first: Measurement, second: Measurement) -> Pair:

@@ -1,62 +1,81 @@
-"""psycopg2 connections that know what was done with them: whether they may be used again."""
+"""Connections that know whether they may be used again, and the pool that lends them."""
 
 from __future__ import annotations
 
 import os
-import re
+import select
 import socket
+import sys
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import psycopg2
-from psycopg2 import sql
 from psycopg2.extensions import (
-    STATUS_BEGIN,
-    TRANSACTION_STATUS_ACTIVE,
     TRANSACTION_STATUS_IDLE,
-    TRANSACTION_STATUS_INERROR,
-    connection as Connection,
-    cursor as Cursor,
+    AsIs,
+    adapt,
+    connection as PlainConnection,
+    cursor as PlainCursor,
     encodings,
+    register_adapter,
 )
 
-from workshop_lib import adapters
-from workshop_lib.dsql import RuledConnection, RuledCursor
-from workshop_lib.errors import ServiceUnreachableError, TransactionError
+from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
 from workshop_lib.interrupts import interruptible
-from workshop_lib.statements import first_words
+from workshop_lib.measure import readable
+from workshop_lib.rows import to_python
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Any)
 
 ABORTED = "25P02"
 """in_failed_sql_transaction: of what follows an error, not the error itself."""
-LEAVES_NO_TRACE = re.compile(
-    "|select|with|values|table|insert|update|delete|merge|copy|fetch|show|explain|create|alter|drop"
-    "|comment|grant|revoke|truncate|analyze|vacuum|reindex|refresh|lock|begin|start|commit|end"
-    "|rollback|abort|savepoint|release"
+QUIET_TAGS = frozenset(
+    (
+        *("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "FETCH", "SHOW", "EXPLAIN"),
+        *("CREATE", "ALTER", "DROP", "COMMENT", "GRANT", "REVOKE", "TRUNCATE", "ANALYZE", "VACUUM"),
+        *("REINDEX", "REFRESH", "LOCK", "BEGIN", "START", "COMMIT", "ROLLBACK", "SAVEPOINT"),
+        "RELEASE",
+    )
 )
-"""How statements begin that change nothing in the session, but for what follows."""
-LEAVES_A_TRACE = (
-    *("set_config", "pg_advisory", "pg_try_advisory", "setseed", "pg_temp", "pg_settings", 'u&"'),
+"""Command tags, as the server answers, of what leaves nothing in the session."""
+TRACES = (
+    *(b"set_config", b"pg_advisory", b"pg_try_advisory", b"setseed", b"pg_temp", b"pg_settings"),
+    b'u&"',
 )
-"""What a session keeps of functions, wherever they are called."""
+"""Parts of the names of functions and tables that do, wherever they stand; and escaped names."""
 REPORTED = (
     *("DateStyle", "IntervalStyle", "TimeZone", "client_encoding", "standard_conforming_strings"),
     *("session_authorization", "is_superuser", "application_name"),
 )
-MAKES_TABLES = frozenset({"create", "select", "with", "values", "table", "explain", ""})
-TEMPORARY = re.compile(r"\btemp(orary)?\b", re.IGNORECASE)
-ENDS = frozenset({"commit", "end", "abort", "rollback"})
-TO_SAVEPOINT = re.compile(r"\s*rollback(\s+(work|transaction))?\s+to\b", re.IGNORECASE)
+MAX_PARSED = 65_536
+"""Longest text, in bytes, that is parsed: the parser goes as deep as the text is nested."""
+ENDS = frozenset({"COMMIT", "ROLLBACK", "PREPARE", "END", "ABORT"})
+ENDING = (b"commit", b"rollback", b"prepare", b"end", b"abort")
+SPACE = b" \t\n\r\f\v;"
+ENDED = (
+    "{} would end the transaction of run_transaction, or has ended it. It commits by itself when "
+    "`work` returns, and undoes everything when `work` raises an error."
+)
+SURPLUS_S = 60.0
+"""How long more connections than `keep` stay after a surge, seconds: the next surge needs them
+again, and a server takes only so many new ones."""
+MAX_HOLDERS = 5
+"""How many of the threads that hold connections a time-out names."""
 
 
-class WatchedConnection(Connection):
+class Connection(PlainConnection):
     """A connection, in autocommit mode at first, that knows whether its session has changed.
 
     Attributes:
-        changed: something may be left in the session or in this object that was not there.
+        changed: something may be left in the session that was not there.
         failed: the error that made the present transaction void, if one did.
         working: it runs the `work` of run_transaction, which must not end the transaction.
         inherited: it was opened before this process was forked: it is the parent's.
@@ -80,13 +99,6 @@ class WatchedConnection(Connection):
         self._as_new = self._state()
         self.changed = False
 
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in _PSYCOPG2_S:
-            if name == "autocommit":
-                self._refuse_in_work(name)
-            super().__setattr__("changed", self.changed or name != "autocommit")
-        super().__setattr__(name, value)
-
     def cursor(
         self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
@@ -97,29 +109,40 @@ class WatchedConnection(Connection):
 
         """
         self.check()
-        adapters.register()
-        wanted = cursor_factory or self.cursor_factory
-        made = super().cursor(name, _watching(wanted, self), *args, **kwargs)
-        if not isinstance(made, _Watched):
-            self.changed = True  # what it does is not seen here
+        _register_adapters()
+        if name and self.working:
+            self.autocommit = False  # psycopg2 has named cursors only in what it calls transactions
+        factory: Any = cursor_factory or self.cursor_factory
+        if isinstance(factory, type) and not issubclass(factory, Cursor):
+            factory = _watched(factory)  # type: ignore[arg-type]  # a class can be hashed
+        made = super().cursor(name, factory, *args, **kwargs)
+        self.changed |= not isinstance(made, Cursor)  # what it does is not seen here
         return made
 
     def commit(self) -> None:
         """As psycopg2's."""
-        self.check()
-        self._refuse_in_work("commit")
-        interruptible(self, super().commit)
+        self._end(super().commit)
 
     def rollback(self) -> None:
         """As psycopg2's."""
-        self.check()
-        self._refuse_in_work("rollback")
-        interruptible(self, super().rollback)
+        self._end(super().rollback)
+
+    def reset(self) -> None:
+        """As psycopg2's."""
+        self.changed = True
+        self._end(super().reset)
 
     def close(self) -> None:
         """As psycopg2's."""
-        self._refuse_in_work("close")
+        if self.working:
+            raise TransactionError(ENDED.format("`close`"))
         super().close()
+
+    def _end(self, how: Callable[[], None]) -> None:
+        self.check()
+        if self.working:
+            raise TransactionError(ENDED.format(f"`{how.__name__}`"))
+        interruptible(self, how)
 
     def _after_fork(self) -> None:
         """Leave the server, at the other end of the parent's socket, alone.
@@ -146,39 +169,51 @@ class WatchedConnection(Connection):
                 "is the parent's. Open another one here; ws.database.query does."
             )
 
-    def check_committable(self) -> None:
-        """Make sure that COMMIT would commit what was done since the transaction began.
+    def is_usable(self) -> bool:
+        """Whether it is young enough, and its server still there.
 
-        Raises:
-            psycopg2.Error: the error that was swallowed and made the transaction void.
-            TransactionError: it is void for another reason, or was ended.
+        At no round trip for a healthy one: an idle connection has nothing to say. If its socket is
+        readable, the server has closed it or left a message, and only then is it worth a question.
+        """
+        if self.closed or time.monotonic() > self.ends:
+            return False
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        if not poll.poll(0):
+            return True
+        with suppress(psycopg2.Error), self.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            return True
+        return False
+
+    def tidy_up(self) -> bool:
+        """End any transaction and go back to autocommit, at no round trip where it is so already.
+
+        Returns:
+            Whether the next user finds it as a new one: by what was done through its cursors, by
+            psycopg2's settings, and by what the server reports of the session without being asked.
 
         """
-        status = self.get_transaction_status()
-        if status == TRANSACTION_STATUS_INERROR and self.failed is not None:
-            raise self.failed
-        if self.closed or status in {TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_ACTIVE}:
-            raise TransactionError(
-                "The transaction was not committed: a statement in it failed, and the error was "
-                "not passed on. Let it out of `work`, or use a savepoint where there are some."
-            )
-        if self.status == STATUS_BEGIN and status == TRANSACTION_STATUS_IDLE:
-            raise TransactionError(_ENDED.format("A statement"))
-
-    @property
-    def may_be_used_again(self) -> bool:
-        """Whether the next user will find it as it was when it was new.
-
-        By how values are read, and by what the server reports of the session at no round trip: so
-        the settings that would change the next user's answers are seen, whatever set them (a
-        function in a view, for example).
-        """
-        return not (self.changed or self.closed or self.inherited or self._state() != self._as_new)
+        try:
+            if not self.autocommit:
+                self.rollback()
+                self.autocommit = True
+            if self.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+                # A BEGIN sent as a statement: rollback() knows nothing of it.
+                with self.cursor() as cursor:
+                    cursor.execute("ROLLBACK")
+        except psycopg2.Error:
+            return False
+        if self.changed or self.closed or self._state() != self._as_new:
+            return False
+        del self.notices[:]
+        return True
 
     def _state(self) -> tuple[object, ...]:
         return (
-            dict(self.string_types),
-            dict(self.binary_types),
+            *(self.isolation_level, self.readonly, self.deferrable, self.status),
+            *(self.cursor_factory, type(self.notices)),
+            *(dict(self.string_types), dict(self.binary_types)),
             *map(self.get_parameter_status, REPORTED),
         )
 
@@ -201,68 +236,36 @@ class WatchedConnection(Connection):
                 cursor.execute(f"SET SESSION CHARACTERISTICS AS TRANSACTION READ {mode}")
             self.changed, self.reads_only = changed, wanted
 
-    def look(self, text: str, cursor: Cursor) -> None:
-        """Note whether a statement may have left something in the session; if in doubt, yes."""
-        words, lower = first_words(text), text.lower()
-        word = next(words, "")
-        if (
-            not LEAVES_NO_TRACE.fullmatch(word)
-            or (";" in text and next(words, None) is not None)
-            or any(name in lower for name in LEAVES_A_TRACE)
-            or (word in MAKES_TABLES and cursor.description is None and TEMPORARY.search(text))
-        ):
-            self.changed = True
+    def commands(self, sent: bytes) -> list[str] | None:
+        """What the statements in a string are, such as SELECT and COMMIT, by PostgreSQL's parser.
 
-    def note(self, error: psycopg2.Error) -> None:
-        """Remember why the present transaction is void."""
-        if error.pgcode != ABORTED:
-            self.failed = error
+        None if that is not known: the parser is not installed (there is none for Macs with Intel's
+        processors), does not take the text, or would read its quotation marks in another way.
+        """
+        if len(sent) > MAX_PARSED:
+            return None
+        if self.get_parameter_status("standard_conforming_strings") == "off":
+            return None
+        try:
+            import pgparse  # noqa: PLC0415 -- few statements need it, and not every machine has it
 
-    def _refuse_in_work(self, name: str) -> None:
-        if self.working:
-            raise TransactionError(_ENDED.format(f"`{name}`"))
+            found = pgparse.parse(sent.decode(encodings[self.encoding]))
+        except Exception:  # noqa: BLE001 -- the server is the one to complain of the text
+            return None
+        return [_command(one["stmt"]) for one in found]
 
 
-_ENDED = (
-    "{} would end the transaction of run_transaction, or has ended it. It commits by itself when "
-    "`work` returns, and undoes everything when `work` raises an error."
-)
-_PSYCOPG2_S = frozenset(
-    (
-        *("autocommit", "isolation_level", "readonly", "deferrable"),
-        *("cursor_factory", "notices", "notifies"),
-    )
-)
+def _command(parsed: dict[str, dict[str, Any]]) -> str:
+    ((kind, node),) = parsed.items()
+    if kind == "TransactionStmt":
+        return str(node["kind"]).removeprefix("TRANS_STMT_")
+    return kind.removesuffix("Stmt").upper()
 
 
-def _changing(name: str, *, ends: bool) -> Callable[..., Any]:
-    """A method of psycopg2's connection that changes what is not reset, or even more."""
-    original = getattr(Connection, name)
-
-    def method(self: WatchedConnection, *args: Any, **kwargs: Any) -> Any:
-        self.check()
-        if ends:
-            self._refuse_in_work(name)
-        self.changed = True
-        return original(self, *args, **kwargs)
-
-    method.__name__ = name
-    method.__doc__ = f"As psycopg2's; see {name} there."
-    return method
-
-
-for _name in ("set_session", "set_isolation_level", "reset"):
-    setattr(WatchedConnection, _name, _changing(_name, ends=True))
-for _name in ("tpc_begin", "tpc_prepare", "tpc_commit", "tpc_rollback", "tpc_recover"):
-    setattr(WatchedConnection, _name, _changing(_name, ends=True))
-for _name in ("set_client_encoding", "lobject"):
-    setattr(WatchedConnection, _name, _changing(_name, ends=False))
-
-
-class _Watched(Cursor):
+class Cursor(PlainCursor):
     """A cursor that tells its connection what it does."""
 
-    connection: WatchedConnection
+    connection: Connection
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 -- psycopg2's name
         """As psycopg2's.
@@ -272,74 +275,215 @@ class _Watched(Cursor):
             psycopg2.Error: as psycopg2's.
 
         """
-        adapters.register()
-        sent = self.mogrify(query, vars)
-        self._do(super().execute, sent, sent)
-
-    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
-        """As psycopg2's."""
-        self._do(super().copy_expert, sql, sql, file, size)
+        _register_adapters()
+        if self.connection.working:
+            query, vars = self.mogrify(query, vars), None  # noqa: A001
+            self._refuse_to_end(query)
+        self._do(super().execute, query, vars)
 
     def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
         """As psycopg2's."""
-        self._do(super().executemany, query, query, vars_list)
+        if self.connection.working:
+            self._refuse_to_end(self.mogrify(query))
+        self._do(super().executemany, query, vars_list)
+
+    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
+        """As psycopg2's."""
+        self._do(super().copy_expert, sql, file, size)
 
     def callproc(self, *args: Any) -> Any:
         """As psycopg2's."""
         self.connection.changed = True  # who knows what it does
-        return self._do(super().callproc, "", *args)
+        return self._do(super().callproc, *args)
 
-    def _do(self, call: Callable[..., T], query: Any, *args: Any) -> T:
-        """Call what sends this to the server, and note what came of it."""
+    def _do(self, call: Callable[..., T], *args: Any) -> T:
+        """Call what sends something to the server, and note what came of it."""
         connection = self.connection
         connection.check()
-        text = self._text_of(query)
-        if connection.working:
-            _refuse_to_end(text)
+        tag = ""
         try:
-            return interruptible(connection, call, *args)
+            answer = interruptible(connection, call, *args)
+            tag = self.statusmessage or "COPY"  # of which psycopg2 keeps no tag
+            return answer
         except psycopg2.Error as error:
-            connection.note(error)
+            if error.pgcode != ABORTED:
+                connection.failed = error
             raise
         finally:
-            connection.look(text, self)
+            connection.changed |= self._may_leave_a_trace(tag.partition(" ")[0])
 
-    def _text_of(self, query: Any) -> str:
-        if isinstance(query, sql.Composable):
-            return query.as_string(self)
-        if isinstance(query, bytes):
-            return query.decode(encodings[self.connection.encoding], "replace")
-        return str(query)
+    def _may_leave_a_trace(self, tag: str) -> bool:
+        """Whether something of what was sent may be left in the session; if in doubt, yes."""
+        sent: bytes = self.query or b""
+        lower = sent.lower()
+        if tag:
+            makes = tag in {"CREATE", "SELECT"} and self.description is None
+            trace = tag not in QUIET_TAGS or (makes and b"temp" in lower)
+        else:  # an error undoes it all, but for what a block of code has committed
+            trace = b"commit" in lower and (b"$" in lower or b"'" in lower)
+        if trace or any(name in lower for name in TRACES):
+            return True
+        # The tag is that of the last of several statements.
+        if b";" in lower.rstrip(SPACE):
+            return len(self.connection.commands(sent) or ()) != 1
+        return False
 
-
-class WatchedCursor(_Watched):
-    """A cursor of a WatchedConnection."""
-
-
-class WatchedRuledConnection(WatchedConnection, RuledConnection):
-    """The same with DSQL's rules."""
-
-
-class WatchedRuledCursor(_Watched, RuledCursor):
-    """The same with DSQL's rules."""
-
-
-def _watching(factory: Any, connection: WatchedConnection) -> Any:
-    """The same kind of cursor, of which its connection hears what it does."""
-    if not isinstance(factory, type) or issubclass(factory, _Watched):
-        return factory
-    kind: Any = factory
-    ruled = isinstance(connection, RuledConnection)
-    return _watched_kind(kind, WatchedRuledCursor if ruled else WatchedCursor)
+    def _refuse_to_end(self, sent: bytes) -> None:
+        lower = sent.lower()
+        if any(word in lower for word in ENDING):
+            # Where the parser cannot tell, the end is noticed when `work` is over.
+            found = self.connection.commands(sent) or [sent.split()[0].decode().upper()]
+            if ends := ENDS.intersection(found):
+                raise TransactionError(ENDED.format(min(ends)))
 
 
 @cache
-def _watched_kind(factory: Any, watched: Any) -> Any:
-    return type(factory.__name__, (watched, factory), {})
+def _watched(factory: Any) -> Any:
+    """The same kind of cursor, of which its connection hears what it does."""
+    return type(factory.__name__, (Cursor, factory), {})
 
 
-def _refuse_to_end(text: str) -> None:
-    words = list(first_words(text))
-    for word in words:
-        if word in ENDS and not (len(words) == 1 and TO_SAVEPOINT.match(text)):
-            raise TransactionError(_ENDED.format(word.upper()))
+# --- values of numpy and pandas ---
+
+_registered: set[str] = set()
+
+
+def _register_adapters() -> None:
+    """Have psycopg2 adapt the values of numpy and pandas, once each has been imported.
+
+    Not before: importing them takes longer than all the rest. psycopg2 keeps adapters for the
+    whole process; without these it writes such values as Python shows them: np.float64(1.5).
+    """
+    if "numpy" in sys.modules and "numpy" not in _registered:
+        numpy = sys.modules["numpy"]
+        for kind in (numpy.generic, numpy.ndarray):
+            register_adapter(kind, _adapt)
+        _registered.add("numpy")
+    pandas: Any = sys.modules.get("pandas")
+    if hasattr(pandas, "NA") and "pandas" not in _registered:  # else half imported
+        for absent in (pandas.NaT, pandas.NA):
+            register_adapter(type(absent), lambda _: AsIs("NULL"))
+        _registered.add("pandas")
+
+
+def _adapt(value: Any) -> Any:
+    python = to_python(value)
+    if type(python) is type(value) or isinstance(python, complex):
+        raise TypeError(
+            f"A {type(value).__name__} cannot be the parameter of a statement. Convert it, for "
+            "example by float(x), int(x) or str(x)."
+        )
+    return adapt(python)
+
+
+# --- the pool ---
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class Lease:
+    """One use of a connection. It counts while it exists, however its user ends."""
+
+    connection: Any = None
+    thread: threading.Thread = field(default_factory=threading.current_thread)
+    since: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
+class Pool(Generic[C]):
+    """Connections for many threads; the one that was used last is lent first.
+
+    Attributes:
+        connect: opens a connection.
+        keep: how many stay open when nobody uses them.
+        limit: how many are open at most.
+        timeout_s: the longest wait for one of them, seconds.
+
+    """
+
+    connect: Callable[[], C]
+    keep: int
+    limit: int
+    timeout_s: float
+
+    def __post_init__(self) -> None:
+        self._idle: deque[tuple[C, float]] = deque()
+        self._leases = WeakSet[Lease]()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._returned = threading.Condition(self._lock)
+
+    def take(self) -> Lease:
+        """Borrow a connection.
+
+        Raises:
+            PoolTimeoutError: all were in use for the whole wait.
+            Exception: as `connect`.
+
+        """
+        lease = Lease()
+        # The lock itself: an Interrupt may come between a Condition's own lines.
+        with self._lock:
+            while not self._idle and len(self._leases) >= self.limit:
+                left = lease.since + self.timeout_s - time.monotonic()
+                if left <= 0:
+                    raise PoolTimeoutError(self._used_up())
+                self._returned.wait(left)
+            self._leases.add(lease)
+            if self._idle:
+                lease.connection = self._idle.pop()[0]
+        try:
+            while lease.connection is not None and not lease.connection.is_usable():
+                lease.connection.close()
+                with self._lock:
+                    lease.connection = self._idle.pop()[0] if self._idle else None
+            if lease.connection is None:
+                lease.connection = self.connect()
+        except BaseException:
+            self._end(lease)
+            raise
+        return lease
+
+    def give(self, lease: Lease, *, fit: bool) -> None:
+        """Return a connection; it is closed unless it is fit for its next user."""
+        now = time.monotonic()
+        surplus = [] if fit and not self._closed else [lease.connection]
+        with self._lock:
+            if not surplus:
+                self._idle.append((lease.connection, now))
+            while len(self._idle) > self.keep and now - self._idle[0][1] > SURPLUS_S:
+                surplus.append(self._idle.popleft()[0])
+        self._end(lease)
+        for connection in surplus:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the idle connections now, and the borrowed ones on their return."""
+        self._closed = True
+        with self._lock:
+            idle = list(self._idle)
+            self._idle.clear()
+        for connection, _ in idle:
+            connection.close()
+
+    def _end(self, lease: Lease) -> None:
+        with self._lock:
+            self._leases.discard(lease)
+            self._returned.notify()
+
+    def _used_up(self) -> str:
+        """What happened, who has the connections and since when, and what to do."""
+        now = time.monotonic()
+        leases = sorted(self._leases, key=lambda lease: lease.since)
+        holders = [
+            f"{one.thread.name if one.thread.is_alive() else 'a thread that ended'} for "
+            f"{readable(now - one.since)}"
+            for one in leases[:MAX_HOLDERS]
+        ]
+        if len(leases) > MAX_HOLDERS:
+            holders.append(f"and {len(leases) - MAX_HOLDERS} more")
+        which = "The only connection" if self.limit == 1 else f"All {self.limit} connections"
+        return (
+            f"{which} of the pool stayed in use for {self.timeout_s:g} s. Return connections "
+            "sooner (keep transactions short), or raise DSQL_POOL_MAX or DSQL_POOL_TIMEOUT. "
+            f"Held by {'; '.join(holders)}."
+        )

@@ -7,8 +7,6 @@ import copy
 import io
 import platform
 import random
-import re
-import select
 import threading
 import time
 from collections import Counter
@@ -20,30 +18,23 @@ from typing import Any, TypeVar
 
 import psycopg2
 from psycopg2 import sql
-from psycopg2.extensions import (
-    TRANSACTION_STATUS_IDLE,
-    connection as Connection,
-    cursor as Cursor,
-    encodings,
-)
-from psycopg2.extras import execute_values, register_uuid
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR
+from psycopg2.extras import register_uuid
 
 from workshop_lib import dsql, forks
-from workshop_lib.connections import (
-    WatchedConnection,
-    WatchedCursor,
-    WatchedRuledConnection,
-    WatchedRuledCursor,
-)
-from workshop_lib.copy_text import to_copy_text
+from workshop_lib.bulk_text import to_arrays, to_copy_text
+from workshop_lib.connections import ENDED, Connection, Cursor, Pool
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION, comes_from_conflict
 from workshop_lib.dsql.tokens import ADMIN_ACTION
-from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
-from workshop_lib.pool import Pool
+from workshop_lib.errors import (
+    PoolTimeoutError,
+    ServiceUnreachableError,
+    SettingsError,
+    TransactionError,
+)
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
 from workshop_lib.services.error_help import error_help
-from workshop_lib.statements import check_read_only
 
 T = TypeVar("T")
 Query = str | sql.Composable
@@ -60,21 +51,33 @@ DSQL says so of a cluster that nobody has used for a while."""
 AWAY_S = 2.0
 """How long the local engine may be away until it is started again, seconds."""
 KNOCK_S = 0.05
-COMING_UP = re.compile(
-    "starting up|in recovery mode|not yet accepting connections|waking up cluster"
+COMING_UP = (
+    *("starting up", "in recovery mode", "not yet accepting connections"),
+    "waking up cluster",
 )
-AWAY = re.compile(
-    "Connection refused|shutting down"
+AWAY = (
+    *("Connection refused", "shutting down"),
     # A proxy before the server cannot refuse, only hang up.
-    "|closed the connection unexpectedly|Connection reset by peer"
-)
-_NO_QUESTION = (
-    "This statement asks for nothing: its answer has no columns and no rows. With read_only=True "
-    "it must be a question. Run it with read_only=False."
+    *("closed the connection unexpectedly", "Connection reset by peer"),
 )
 RECYCLE_S = dsql.CONNECTION_LIFE_S * 5 / 6
 RECYCLE_JITTER = 0.2
 """A connection is replaced at this age, or up to this share earlier: not all at the same moment."""
+LOCK_WAIT_S = 10
+"""How long a statement waits for another's transaction, where rules are kept, seconds. On DSQL
+nobody waits; on PostgreSQL a transaction that was forgotten in another cell would hold up this one
+for ever."""
+RULES = """
+SELECT to_regnamespace('dsql_rules') IS NOT NULL, set_config('workshop.dsql_rules', %s, false),
+       set_config('lock_timeout', %s || 's', false)
+"""
+COLUMN_TYPES = """
+SELECT a.attname, quote_ident(n.nspname) || '.' || quote_ident(t.typname)
+  FROM pg_attribute a
+  JOIN pg_type t ON t.oid = a.atttypid
+  JOIN pg_namespace n ON n.oid = t.typnamespace
+ WHERE a.attrelid = %s::regclass AND a.attnum > 0
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ class Database:
         """Begin with no connections, and with locks that nobody holds."""
         self._rate = dsql.Rate(dsql.CONNECTIONS_PER_SECOND, dsql.CONNECTION_BURST)
         self._counts_lock = threading.Lock()
-        self._pool = Pool(self.connect, _is_usable, *self._limits)
+        self._pool = Pool(self.connect, *self._limits)
 
     def _after_fork(self) -> None:
         self._begin()
@@ -180,22 +183,25 @@ class Database:
         """
         started = time.perf_counter()
         with self._borrow() as connection, connection.cursor() as cursor:
-            sent: Query | bytes = statement
             if read_only:  # what is checked is what is sent
-                merged = cursor.mogrify(statement, params)
-                _check_read_only(connection, merged)
-                sent, params = merged, None
+                sent: bytes = cursor.mogrify(statement, params)
+                _check_read_only(sent, connection.commands(sent))
             try:
                 connection.have_read_only(wanted=read_only)
-                cursor.execute(sent, params)
-                if read_only and cursor.description is None:
-                    raise ValueError(_NO_QUESTION)
-                columns, rows = _fetch(cursor)
+                cursor.execute(*((sent,) if read_only else (statement, params)))
+                described = cursor.description
+                rows = cursor.fetchall() if described is not None else []
             except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
                 if connection.closed:  # in the middle of the question: the server went away
                     raise _unreachable(self.endpoint, error) from None
                 raise
+            if read_only and described is None:
+                raise ValueError(
+                    "This statement asks for nothing: its answer has no columns and no rows. With "
+                    "read_only=True it must be a question. Run it with read_only=False."
+                )
         self._count("queries")
+        columns = tuple([column.name for column in described or ()])
         return Rows(columns, rows, time.perf_counter() - started)
 
     def run_transaction(self, work: Callable[[Cursor], T]) -> T:
@@ -238,6 +244,10 @@ class Database:
     ) -> int:
         """Insert many rows in transactions that DSQL accepts; rows that exist already stay.
 
+        Each statement hands over an array a column, which the server reads several times as fast
+        as a list of VALUES. (Aurora DSQL has arrays in expressions, though not as columns: User
+        Guide, "Supported data types".)
+
         Args:
             table: its name, unqualified.
             columns: the names of the columns that `rows` holds.
@@ -250,14 +260,21 @@ class Database:
 
         Raises:
             ValueError: rows_per_transaction below 1.
+            TypeError: a value of a type that cannot be stored in bulk; text, numbers, dates and
+                times, truth values, bytes, UUID, dict and list (as JSON) and None can.
 
         """
-        statement = sql.SQL("INSERT INTO {} ({}) VALUES %s ON CONFLICT DO NOTHING").format(
-            *_named(table, columns)
-        )
+        target, names = _named(table, columns)
+        with self.connection() as connection, connection.cursor() as cursor:
+            cursor.execute(COLUMN_TYPES, (target.as_string(connection),))
+            types = dict(cursor.fetchall())
+        arrays = [sql.SQL(f"%s::{types.get(name, 'text')}[]") for name in columns]
+        statement = sql.SQL(
+            "INSERT INTO {} ({}) SELECT * FROM unnest({}) ON CONFLICT DO NOTHING"
+        ).format(target, names, sql.SQL(", ").join(arrays))
 
         def insert(batch: list[Row], cursor: Cursor) -> int:
-            execute_values(cursor, statement, batch, page_size=len(batch))
+            cursor.execute(statement, to_arrays(batch))
             return cursor.rowcount
 
         return self._in_steps(rows, insert, rows_per_transaction, progress)
@@ -286,8 +303,7 @@ class Database:
 
         Raises:
             psycopg2.errors.UniqueViolation: a row exists.
-            TypeError: a value of a type that cannot be copied; text, numbers, dates and times,
-                truth values, bytes, UUID, dict and list (as JSON) and None can.
+            ValueError, TypeError: as in `insert_rows`.
 
         """
         statement = sql.SQL("COPY {} ({}) FROM STDIN").format(*_named(table, columns))
@@ -319,7 +335,7 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
-    def _borrow(self) -> Iterator[WatchedConnection]:
+    def _borrow(self) -> Iterator[Connection]:
         """A pooled connection, read-only or not, as its last user left it."""
         pool = self._pool
         lease = pool.take()
@@ -332,33 +348,28 @@ class Database:
             raise
         finally:
             if not lease.connection.inherited:  # else all of it is the parent's
-                pool.give(lease, fit=fit and _tidy_up(lease.connection))
+                pool.give(lease, fit=fit and lease.connection.tidy_up())
 
-    def connect(self, token: str | None = None) -> WatchedConnection:
+    def connect(self, token: str | None = None) -> Connection:
         """A new psycopg2 connection of the caller's own, in autocommit mode, outside the pool.
 
         On Aurora DSQL each connection signs in with a token made for it. A cluster takes 100 new
         connections a second, after a burst of 1,000; so does this object, and others wait.
 
         Args:
-            token: sign in with this one. Other servers know no tokens: there it is checked here
-                for what DSQL would find in it (emulated), and the sign-in is as always.
+            token: sign in with this one.
 
         Raises:
             ServiceUnreachableError: the database did not answer or refused the sign-in.
             PoolTimeoutError: too many connections were opened just before.
             WorkshopError: this is no token.
+            ValueError: there is a token, and this database knows none.
 
         """
-        if (
-            token
-            and not self.endpoint.token
-            and (fault := dsql.find_fault(token, self.endpoint.host))
-        ):
-            raise ServiceUnreachableError(
-                f"No connection to the database at {self.endpoint.address}: access denied. The "
-                f"token is not valid: {fault}. Make a new one. (Emulated: {self.endpoint.label} "
-                "knows no tokens, so this was found out here.)"
+        if token and not self.endpoint.token:
+            raise ValueError(
+                f"The database ({self.endpoint.label}) knows no tokens. On your machine the local "
+                "Aurora DSQL does: open_workshop(…, needs=['dsql'])."
             )
         self._wait_for_turn()
         started = time.monotonic()
@@ -375,7 +386,9 @@ class Database:
 
     def reroute(self, host: str, port: int) -> None:
         """From now on connect to the same database by this address; the pool connects anew."""
-        arguments = {**self.endpoint.arguments, "host": host, "port": port}
+        # A certificate is for the host's name, whichever way its server is reached.
+        name = "hostaddr" if self.endpoint.arguments.get("hostaddr") else "host"
+        arguments = {**self.endpoint.arguments, name: host, "port": port}
         self.endpoint = replace(self.endpoint, arguments=arguments)
         self.close()
 
@@ -396,7 +409,7 @@ class Database:
 
     def close(self) -> None:
         """Close the pool's idle connections; borrowed ones close on their return."""
-        old, self._pool = self._pool, Pool(self.connect, _is_usable, *self._limits)
+        old, self._pool = self._pool, Pool(self.connect, *self._limits)
         old.close()
 
     def _in_steps(
@@ -431,19 +444,21 @@ class Database:
 
     def _patience_s(self, said: str) -> float:
         """How long to try again a connection that was refused with this text."""
-        if COMING_UP.search(said):
+        if any(part in said for part in COMING_UP):
             return COMING_UP_S
         # Only the local engine is restarted within moments: elsewhere silence is final.
-        return AWAY_S if self.endpoint.embedded and AWAY.search(said) else 0.0
+        away = self.endpoint.embedded and any(part in said for part in AWAY)
+        return AWAY_S if away else 0.0
 
-    def _open(self, token: str | None) -> WatchedConnection:
+    def _open(self, token: str | None) -> Connection:
         arguments: dict[str, Any] = dict(self.endpoint.arguments)
         if self.endpoint.token:
             arguments["password"] = token or self.endpoint.token()
-        if token and self.endpoint.token and dsql.read_token(token).action == ADMIN_ACTION:
+        if token and dsql.read_token(token).action == ADMIN_ACTION:
             arguments["user"] = "admin"
-        kinds = _RULED if self.endpoint.dsql_rules else _PLAIN
-        opened: WatchedConnection = psycopg2.connect(**arguments, **kinds)
+        opened: Connection = psycopg2.connect(
+            **arguments, connection_factory=Connection, cursor_factory=Cursor
+        )
         forks.tell_child(opened)
         opened.arguments = arguments
         try:
@@ -455,21 +470,29 @@ class Database:
         opened.be_known()
         return opened
 
-    def _set_up(self, opened: WatchedConnection) -> None:
+    def _set_up(self, opened: Connection) -> None:
         opened.autocommit = True
-        if self.endpoint.token is None:  # not DSQL itself
-            dsql.set_rules(opened, on=self.endpoint.dsql_rules)
         # psycopg2 gives memoryview and str for these two; rows should hold bytes and UUID.
-        psycopg2.extensions.register_type(_BYTES, opened)
+        psycopg2.extensions.register_type(BYTES, opened)
         register_uuid(conn_or_curs=opened)
         with opened.cursor() as cursor:
             cursor.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(self.schema)))
+            if self.endpoint.token is None:  # not DSQL itself
+                rules = self.endpoint.dsql_rules
+                cursor.execute(RULES, ("on" if rules else "off", LOCK_WAIT_S if rules else 0))
+                if rules and not cursor.fetchall()[0][0]:
+                    raise SettingsError(
+                        "DSQL_RULES is on, and this PostgreSQL has not got the rules. `workshop "
+                        "rules install` installs them, signed in as its superuser; DSQL_RULES=off "
+                        "goes without them."
+                    )
 
     def _attempt(self, work: Callable[[Cursor], T]) -> T:
         with self._borrow() as connection:
+            connection.have_read_only(wanted=False)
             with connection.cursor() as cursor:
-                connection.have_read_only(wanted=False)
-                connection.autocommit = False
+                # As a statement: what psycopg2 begins, it also ends, by a change of its settings.
+                cursor.execute("BEGIN")
                 connection.failed, connection.working = None, True
                 try:
                     answer = work(cursor)
@@ -478,7 +501,6 @@ class Database:
                     raise connection.failed or error from None
                 finally:
                     connection.working = False
-            connection.check_committable()
             if isinstance(answer, Iterator | AsyncIterator | Awaitable):
                 with contextlib.suppress(AttributeError):
                     answer.close()  # type: ignore[union-attr]  # a coroutine complains otherwise
@@ -486,8 +508,32 @@ class Database:
                     f"`work` returned a {type(answer).__name__}, which would go on after COMMIT. "
                     "Nothing was committed. Return what it gives, such as cursor.fetchall()."
                 )
+            _commit(connection)
+            return answer
+
+    def _count(self, what: str) -> None:
+        with self._counts_lock:
+            self._counts[what] += 1
+
+
+def _commit(connection: Connection) -> None:
+    """Commit what `work` did, and make sure that this is what happened.
+
+    Raises:
+        psycopg2.Error: the error that was swallowed and made the transaction void; or a conflict.
+        TransactionError: it is void for another reason, was ended, or nobody knows.
+
+    """
+    status = connection.get_transaction_status()
+    if status == TRANSACTION_STATUS_INERROR and connection.failed is not None:
+        raise connection.failed
+    if status == TRANSACTION_STATUS_IDLE:
+        raise TransactionError(ENDED.format("A statement"))
+    tag = "ROLLBACK"
+    if not connection.closed:
+        with connection.cursor() as cursor:
             try:
-                connection.commit()
+                cursor.execute("COMMIT")
             except psycopg2.OperationalError as error:
                 if connection.closed:
                     raise TransactionError(
@@ -496,11 +542,12 @@ class Database:
                         "you run it again."
                     ) from error
                 raise
-            return answer
-
-    def _count(self, what: str) -> None:
-        with self._counts_lock:
-            self._counts[what] += 1
+            tag = cursor.statusmessage or ""
+    if tag != "COMMIT":
+        raise TransactionError(
+            "The transaction was not committed: a statement in it failed, and the error was "
+            "not passed on. Let it out of `work`, or use a savepoint where there are some."
+        )
 
 
 def retry_conflicts(
@@ -541,57 +588,25 @@ def _named(table: str, columns: Sequence[str]) -> tuple[sql.Composable, sql.Comp
     return sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
 
 
-def _fetch(cursor: Cursor) -> tuple[tuple[str, ...], list[Row]]:
-    if cursor.description is None:
-        return (), []
-    return tuple([column.name for column in cursor.description]), cursor.fetchall()
+def _check_read_only(sent: bytes, commands: Sequence[str] | None) -> None:
+    """Refuse what could leave a read-only transaction; what writes in it the database refuses."""
+    if commands is None:  # if in doubt, it could
+        commands = [part for part in sent.decode("utf-8", "replace").split(";") if part.strip()]
+        commands += {"DO", "CALL"}.intersection(sent.decode("utf-8", "replace").upper().split())
+    if {"DO", "CALL"}.intersection(commands):
+        raise ValueError(
+            "DO and CALL run code that may end the read-only transaction and write in another one. "
+            "Ask for what you need by a SELECT, or run this with read_only=False."
+        )
+    if len(commands) > 1:
+        raise ValueError(
+            "There are several statements in one string. With read_only=True it must be one: the "
+            "second could end the read-only transaction. Run them one by one."
+        )
 
 
-def _check_read_only(connection: Connection, sent: bytes) -> None:
-    text = sent.decode(encodings[connection.encoding])
-    conforming = connection.get_parameter_status("standard_conforming_strings")
-    check_read_only(text, backslashes=conforming == "off")
-
-
-def _tidy_up(connection: WatchedConnection) -> bool:
-    """End any transaction and go back to autocommit, at no round trip where it is so already.
-
-    Returns:
-        Whether the connection is fit for the next borrower.
-
-    """
-    try:
-        if not connection.autocommit:
-            connection.rollback()
-            connection.autocommit = True
-        if connection.get_transaction_status() != TRANSACTION_STATUS_IDLE:
-            # A BEGIN sent as a statement: rollback() knows nothing of it.
-            with connection.cursor() as cursor:
-                cursor.execute("ROLLBACK")
-    except psycopg2.Error:
-        return False
-    if not connection.may_be_used_again:
-        return False
-    del connection.notices[:]
-    return True
-
-
-def _is_usable(connection: WatchedConnection) -> bool:
-    """Whether a connection is young enough, and its server still there.
-
-    At no round trip for a healthy one: an idle connection has nothing to say. If its socket is
-    readable, the server has closed it or left a message, and only then is it worth a question.
-    """
-    if connection.closed or time.monotonic() > connection.ends:
-        return False
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    if not poll.poll(0):
-        return True
-    with contextlib.suppress(psycopg2.Error), connection.cursor() as cursor:
-        cursor.execute("SELECT 1")
-        return True
-    return False
+def _to_bytes(value: str | bytes | None, cursor: Any) -> bytes | None:
+    return None if value is None else bytes(psycopg2.BINARY(value, cursor))
 
 
 def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreachableError:
@@ -601,16 +616,4 @@ def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreach
     )
 
 
-def _to_bytes(value: str | bytes | None, cursor: Cursor) -> bytes | None:
-    return None if value is None else bytes(psycopg2.BINARY(value, cursor))
-
-
-_PLAIN: dict[str, Any] = {
-    "connection_factory": WatchedConnection,
-    "cursor_factory": WatchedCursor,
-}
-_RULED: dict[str, Any] = {
-    "connection_factory": WatchedRuledConnection,
-    "cursor_factory": WatchedRuledCursor,
-}
-_BYTES = psycopg2.extensions.new_type((17,), "WORKSHOP_BYTES", _to_bytes)
+BYTES = psycopg2.extensions.new_type((17,), "WORKSHOP_BYTES", _to_bytes)

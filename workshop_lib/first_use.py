@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import click
 import tomlkit
 from pydantic import SecretStr
-from tomlkit.exceptions import TOMLKitError
 
-from workshop_lib.aws import check_region
-from workshop_lib.errors import SettingsError, WorkshopError, redact
+from workshop_lib.errors import SettingsError, redact
 from workshop_lib.paths import display_path, replace_file
 from workshop_lib.settings import check_values, config_file
 
@@ -36,7 +34,7 @@ def set_up(given: Mapping[str, str], *, ask: bool) -> None:
         ask: whether somebody is there to answer.
 
     Raises:
-        WorkshopError: a value is not usable, or is missing and nobody can be asked.
+        SettingsError: a value is not usable, or is missing and nobody can be asked.
 
     """
     path, document = _read()
@@ -46,10 +44,13 @@ def set_up(given: Mapping[str, str], *, ask: bool) -> None:
         if answers.get("workshop_stack"):  # its outputs take the place of the services
             given.setdefault(name, "")
         known = str(document.get(name, ""))
-        if ask and name not in given:
-            answers[name] = _ask(name, question, known, answers)
-        else:
+        if not ask or name in given:
             answers[name] = _check(name, given.get(name, known), answers)
+            continue
+        # The default is shown here, because the URL of a queue has an account number in it.
+        shown = f"{question} [{redact(known)}]" if known else question
+        check = partial(_check_answer, name, before=answers)
+        answers[name] = click.prompt(shown, default=known, show_default=False, value_proc=check)
     others = {n: v for n, v in document.unwrap().items() if n not in ONLY_ON_AWS}
     values = {**others, **{n: v for n, v in answers.items() if v}}
     check_values(values, dict.fromkeys(values, f"file {path}"))
@@ -68,48 +69,40 @@ def use_local() -> None:
     _write(path, document, dict.fromkeys(sorted(ONLY_ON_AWS - own_store), ""))
 
 
-def _ask(name: str, question: str, known: str, before: Mapping[str, str]) -> str:
-    """A person's answer, asked for again until it is usable."""
-
-    def check(text: str) -> str:
-        try:
-            return _check(name, text, before)
-        except WorkshopError as error:
-            raise click.UsageError(str(error)) from None
-
-    # The default is shown here, because the URL of a queue has an account number in it.
-    shown = f"{question} [{redact(known)}]" if known else question
-    return str(click.prompt(shown, default=known, show_default=False, value_proc=check))
+def _check_answer(name: str, text: str, *, before: Mapping[str, str]) -> str:
+    """A person's answer; what is not usable is asked for again."""
+    try:
+        return _check(name, text, before)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _check(name: str, text: str, before: Mapping[str, str]) -> str:
     """A value in its own form, "" for none.
 
     Raises:
-        WorkshopError: it is not usable, or missing.
+        SettingsError: it is not usable, or missing.
 
     """
     text = "" if text.strip() == "-" else text.strip()
-    if not text and (name == "aws_region" or (name in SERVICES and not before["workshop_stack"])):
+    if text:
+        values = {"aws_region": before.get("aws_region", text), name: text}
+        value = getattr(check_values(values, dict.fromkeys(values, "this answer")), name)
+        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+    if name == "aws_region" or (name in SERVICES and not before["workshop_stack"]):
         raise SettingsError(
             f"{name.upper()} is missing: `workshop setup --help` shows its option. Instead of the "
             "services, --stack can name the workshop's stack; --local goes back to this machine's "
             "own engines."
         )
-    if not text:
-        return ""
-    values = {"aws_region": before.get("aws_region", text), name: text}
-    value = getattr(check_values(values, dict.fromkeys(values, "this answer")), name)
-    if name == "aws_region":
-        check_region(value, "--region")
-    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+    return ""
 
 
 def _read() -> tuple[Path, tomlkit.TOMLDocument]:
     path = config_file()
     try:
         return path, tomlkit.parse(path.read_text(encoding="utf-8") if path.exists() else "")
-    except (OSError, UnicodeDecodeError, TOMLKitError) as error:
+    except (OSError, ValueError) as error:  # among these: not TOML, not UTF-8
         raise SettingsError(
             f"The settings file {display_path(path)} cannot be read: {error}. Correct or remove it."
         ) from None
@@ -124,10 +117,9 @@ def _write(path: Path, document: tomlkit.TOMLDocument, values: Mapping[str, str]
     for name, value in changes.items():
         was = f" (was {redact(document[name])!r})" if name in document else ""
         click.echo(f"+ {name} = {redact(value)!r}{was}" if value else f"- {name}{was}")
-        if value:
-            document[name] = value
-        else:
-            document.remove(name)
+    document.update(changes)
+    for name in [name for name, value in changes.items() if not value]:
+        document.remove(name)
     try:
         if changes:
             replace_file(path, tomlkit.dumps(document), 0o600)
@@ -137,6 +129,3 @@ def _write(path: Path, document: tomlkit.TOMLDocument, values: Mapping[str, str]
             "can name another one."
         ) from None
     click.echo(f"{'Written to' if changes else 'Nothing to change in'} {display_path(path)}.")
-    for name, value in values.items():
-        if os.environ.get(name.upper()) not in {None, "", value}:
-            click.echo(f"But {name.upper()} is set in the environment, which wins: unset it.")

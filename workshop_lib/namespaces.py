@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from workshop_lib import dataset
 from workshop_lib.cache.keys import match_all
 from workshop_lib.database import Database
+from workshop_lib.objects import greet_store, store_client
 from workshop_lib.services import local, resolve
 from workshop_lib.services.state_folder import state_folder
 from workshop_lib.settings import load_settings
 
 if TYPE_CHECKING:
     from workshop_lib.workshop import Workshop
+
+STAMP = 12
+"""Digits by which a run's namespaces say when it began."""
+OLD = timedelta(days=1)
 
 
 def inventory(ws: Workshop) -> dict[str, int]:
@@ -72,8 +80,20 @@ def _wipe(ws: Workshop, namespace: str, tables: list[str]) -> dict[str, int]:
     return {"tables": len(tables), "keys": keys, "objects": len(objects)}
 
 
+def new_run() -> str:
+    """What the namespaces of a run begin with: when it began, UTC, and what tells it from others.
+
+    >>> len(new_run())
+    25
+    """
+    return f"run_{datetime.now(UTC):%Y%m%d%H%M}_{secrets.token_hex(4)}"
+
+
 def abandoned_namespaces() -> list[str]:
-    """The namespaces of runs that were killed; none while another process may still run one.
+    """The namespaces of runs that were killed, found by their schemas and objects.
+
+    In local engines that nobody else uses, those of all runs; elsewhere, where a run of somebody
+    else's may be under way, those of runs that began more than a day ago.
 
     Raises:
         WorkshopError: a service does not answer.
@@ -83,12 +103,31 @@ def abandoned_namespaces() -> list[str]:
     endpoints = resolve(settings)
     try:
         users = local.status(state_folder(settings.workshop_state_dir)).users
-        if {user.pid for user in users} - {os.getpid()} or not endpoints.database.embedded:
+        others = {user.pid for user in users} - {os.getpid()}
+        if endpoints.database.embedded and others:
             return []
         with closing(Database(endpoints.database, pool_min=1)) as database:
-            found = database.query(
-                "SELECT nspname FROM pg_namespace WHERE nspname ~ %s", ("^run_[0-9a-f]{8}_",)
-            )
-            return [str(name) for (name,) in found]
+            named = "SELECT nspname FROM pg_namespace WHERE starts_with(nspname, 'run_')"
+            schemas = database.query(named)
+        with closing(store_client(endpoints.store)) as s3:
+            greet_store(s3, endpoints.store)
+            place = {"Bucket": endpoints.store.bucket, "Prefix": "run_", "Delimiter": "/"}
+            folders = s3.list_objects_v2(**place).get("CommonPrefixes", ())
+        found = {str(name) for (name,) in schemas} | {one["Prefix"][:-1] for one in folders}
+        return sorted(filter(_is_run if endpoints.database.embedded else _is_old_run, found))
     finally:
         endpoints.release()
+
+
+def _is_run(namespace: str) -> bool:
+    return re.fullmatch("run_[0-9a-f]{8,}_.*", namespace) is not None
+
+
+def _is_old_run(namespace: str) -> bool:
+    stamp = namespace.split("_")[1]
+    if len(stamp) != STAMP or not stamp.isdecimal():
+        return False
+    with suppress(ValueError):
+        began = datetime.strptime(stamp, "%Y%m%d%H%M").replace(tzinfo=UTC)
+        return datetime.now(UTC) - began > OLD
+    return False

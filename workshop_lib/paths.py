@@ -8,6 +8,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 """The folder that holds `notebooks/`; results and the state folder's name derive from it."""
+RESULTS = CHECKOUT / "results"
 
 
 def display_path(path: Path) -> str:

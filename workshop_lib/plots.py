@@ -6,27 +6,18 @@ import base64
 import html
 import io
 import itertools
+import math
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import itemgetter
-from pathlib import Path
 from typing import Any, Literal
 
 from IPython.display import display
 from matplotlib import rc_context, rcParamsDefault
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-    NullLocator,
-    StrMethodFormatter,
-)
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from workshop_lib.compare import Comparison
 from workshop_lib.dsql import Step
 from workshop_lib.measure import P99_SAMPLES, Moment, Samples, readable
 from workshop_lib.published import PublishedFigure
@@ -42,16 +33,22 @@ HATCHES = ("", "//", "..", "xx", "--", "++")
 LOOKS = {
     "cache": (COLOURS[0], "o"),
     "database": (COLOURS[1], "s"),
-    "stale": (COLOURS[2], "^"),
+    "stale": (COLOURS[4], "^"),
     "dropped": (COLOURS[3], "v"),
     "error": ("#000000", "X"),  # red and orange are one to whoever does not see red
-    "store": (COLOURS[4], "D"),
+    "store": (COLOURS[2], "D"),
 }
 """Colour and marker of an answer, by where it came from."""
 FEW = 150
 """So many dots on one line can be told apart."""
-ROOMY = {"dpi": 110, "facecolor": "white", "bbox_inches": "tight"}
+PLAIN = "{x:,g}"
+"""Numbers at an axis."""
+BESIDE: dict[str, Any] = {
+    "frameon": False, "fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1, 1)
+}  # fmt: skip
+"""A legend to the right of a panel."""
 NOTE = "note"
+Grid = Literal["x", "y", "both"]
 _notes: dict[object, str] = {}
 
 
@@ -86,7 +83,8 @@ def show(figure: Figure, alt: str) -> None:
     """
     alt = " ".join([alt, *(f"{note[:1].upper()}{note[1:]}." for note in _sign(figure))])
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Description": alt}, **ROOMY)  # type: ignore[arg-type]
+    about = {"Description": alt}
+    figure.savefig(buffer, dpi=110, facecolor="white", bbox_inches="tight", metadata=about)
     display(_Picture(buffer.getvalue(), alt))
 
 
@@ -107,12 +105,6 @@ class _Picture:
 
 
 @_our_look()
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure into a PNG file."""
-    figure.savefig(path, format="png", **ROOMY)  # type: ignore[arg-type]
-
-
-@_our_look()
 def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     """Every sample as a dot, with p50 (and its 95 % interval), p95 and p99, one line a subject.
 
@@ -122,7 +114,7 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
         title: of the picture.
 
     """
-    figure, axes = _canvas(8.0, 1.1 + 0.85 * len(samples))
+    figure, axes = _canvas(1.1 + 0.85 * len(samples), title, grid="x")
     kinds = list(dict.fromkeys(name.rpartition(", ")[2] for name in samples))
     looks = dict(zip(kinds, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
     if LOOKS.keys() >= looks.keys():
@@ -131,36 +123,21 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
         colour, marker = looks[name.rpartition(", ")[2]]
         # Many dots lie upon one another; a few have to be seen each by itself.
         size, alpha = (9, 0.35) if len(found) > FEW else (22, 0.8)
-        micros = [s * 1e6 for s in found.seconds]
         # Spread the dots over the line's height in a fixed pattern, so that none hides another.
-        heights = [line - 0.28 + 0.56 * (i * 0.618 % 1) for i in range(len(micros))]
-        axes.scatter(
-            micros, heights, s=size, color=colour, marker=marker, alpha=alpha, linewidths=0
-        )
-        middle, (low, high) = found.median * 1e6, found.interval(50)
-        axes.plot([low * 1e6, high * 1e6], [line, line], color="black", linewidth=3, zorder=3)
-        axes.plot(middle, line, "|", color="black", markersize=20, markeredgewidth=2.5, zorder=4)
+        heights = [line - 0.28 + 0.56 * (i * 0.618 % 1) for i in range(len(found))]
+        axes.scatter(found.seconds, heights, size, colour, marker=marker, alpha=alpha, lw=0)
+        axes.plot(found.interval(50), [line, line], color="black", linewidth=3, zorder=3)
+        axes.plot(found.median, line, "k|", markersize=20, markeredgewidth=2.5, zorder=4)
         for q, style in ((95, ":"), (99, "--")) if len(found) >= P99_SAMPLES else ((95, ":"),):
-            value = found.percentile(q) * 1e6
-            axes.plot([value] * 2, [line - 0.36, line + 0.36], style, color="black", linewidth=1.2)
-        axes.annotate(
-            f"p50 {readable(found.median)}",
-            (middle, line - 0.42),
-            ha="center",
-            va="bottom",
-            fontsize=9,
-        )
-    labels = [f"{name}\n(n = {len(found):,})" for name, found in samples.items()]
-    axes.set_yticks(range(len(samples)), labels)
-    axes.set_ylim(len(samples) - 0.45, -0.6)
+            axes.vlines(found.percentile(q), line - 0.36, line + 0.36, "black", style, lw=1.2)
+        place = (found.median, line - 0.42)
+        axes.annotate(f"p50 {readable(found.median)}", place, ha="center", va="bottom", fontsize=9)
+    _name_rows(axes, [f"{name}\n(n = {len(found):,})" for name, found in samples.items()])
     axes.set_xscale("log")
     axes.margins(x=0.1)  # room for the words at the first and the last dot
-    axes.xaxis.set_major_locator(_log_locator(*axes.get_xlim()))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(value / 1e6)))
+    _label_log(axes.xaxis, EngFormatter("s"))
     axes.set_xlabel("response time (log scale)\nbar: p50 and its 95 % interval, "
                     f"dotted: p95, dashed: p99 (of {P99_SAMPLES} or more)", fontsize=9)  # fmt: skip
-    axes.set_title(title)
     return figure
 
 
@@ -174,24 +151,15 @@ def requests(seconds: Sequence[float], sources: Sequence[str], title: str) -> Fi
         title: of the picture.
 
     """
-    figure, axes = _canvas(8.0, 3.4)
-    kinds = list(dict.fromkeys(sources))
-    for number, kind in enumerate(kinds):
-        places = [i for i, source in enumerate(sources) if source == kind]
-        bars = axes.bar(
-            [i + 1 for i in places],
-            [seconds[i] * 1e6 for i in places],
-            color=LOOKS[kind][0],
-            hatch=HATCHES[number],
-            edgecolor="white",
-            label=f"answered by the {kind} ({len(places)})",
-        )
-        axes.bar_label(bars, [readable(seconds[i]) for i in places], fontsize=8, padding=2)
+    figure, axes = _canvas(3.4, title, "request", "response time (µs)")
+    for number, kind in enumerate(dict.fromkeys(sources)):
+        places = [i for i, source in enumerate(sources, 1) if source == kind]
+        found = [seconds[i - 1] for i in places]
+        look = _filling(number, f"answered by the {kind} ({len(found)})")
+        drawn = axes.bar(places, [s * 1e6 for s in found], **look | {"color": LOOKS[kind][0]})
+        axes.bar_label(drawn, map(readable, found), fontsize=8, padding=2)
     axes.set_xticks(range(1, len(seconds) + 1))
-    axes.set_xlabel("request")
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.set_ylabel("response time (µs)")
-    axes.set_title(title)
+    axes.yaxis.set_major_formatter(PLAIN)
     axes.margins(y=0.15)
     axes.legend(frameon=False)
     return figure
@@ -217,30 +185,57 @@ def bars(
         log_y: a logarithmic y axis, where small bars stand beside large ones.
 
     """
-    figure, axes = _canvas(8.0, 3.6)
+    figure, axes = _canvas(3.6, title, x_label, y_label)
     width = 0.8 / len(groups)
     for number, (name, values) in enumerate(groups.items()):
         places = [i + width * (number - (len(groups) - 1) / 2) for i in range(len(labels))]
-        axes.bar(
-            places,
-            values,
-            width,
-            label=name,
-            color=COLOURS[number % len(COLOURS)],
-            hatch=HATCHES[number % len(HATCHES)],
-            edgecolor="white",
-        )
+        axes.bar(places, values, width, **_filling(number, name))
     axes.set_xticks(range(len(labels)), labels)
-    if log_y:
-        _set_log_y(axes)
-    else:
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.set_title(title)
-    if len(groups) > 1:
-        # Below the axis: within it, it would cover bars.
-        figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    _scale_y(axes, log=log_y, from_zero=False)  # bars begin at 0 by themselves
+    _add_legend(figure, len(groups))
+    return figure
+
+
+@_our_look()
+def factors(
+    found: Mapping[str, tuple[float, float, float]],
+    title: str,
+    x_label: str,
+    *,
+    guesses: Mapping[str, float] | None = None,
+    published: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:
+    """Ratios as dots with their intervals, one line a comparison, on a logarithmic axis.
+
+    Args:
+        found: by comparison, the ratio and the ends of its interval; both nan if it has none.
+        title: of the picture.
+        x_label: what is divided by what.
+        guesses: of the reader, by comparison; hollow.
+        published: by comparison, from and to; grey.
+
+    """
+    figure, axes = _canvas(1.2 + 0.7 * len(found), title, x_label)
+    rows = {name: row for row, name in enumerate(found)}
+    for name, (value, low, high) in found.items():
+        axes.plot([low, high], [rows[name]] * 2, color="black", linewidth=2)
+        axes.plot(value, rows[name], "o", color=COLOURS[0], markersize=9)
+        axes.annotate(f"{value:.3g} ×", (value, rows[name] - 0.14), ha="center", va="bottom")
+    marks = {name: (guess, guess) for name, guess in (guesses or {}).items()}
+    for known, label, offset, look in (
+        (published or {}, "published", 0.17, {"color": "#999999", "linewidth": 5}),
+        (marks, "your guess", 0.34, {"color": COLOURS[5], "marker": "D", "fillstyle": "none"}),
+    ):
+        for name, ends in known.items():
+            axes.plot(ends, [rows[name] + offset] * 2, **look)
+            place = (ends[1], rows[name] + offset)
+            axes.annotate(f"   {label}", place, va="center", fontsize=8)
+    axes.axvline(1, color="black", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set_ylim(len(found) - 0.45, -0.6)
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    _label_log(axes.xaxis, PLAIN)
     return figure
 
 
@@ -254,16 +249,14 @@ def histogram(values: Sequence[int], title: str, x_label: str, y_label: str) -> 
         x_label, y_label: with units.
 
     """
-    figure, axes = _canvas(8.0, 3.6)
     low, high = min(values), max(values)
     step = max(1, -(-(high - low + 1) // 30))
     edges = [low - 0.5 + step * n for n in range((high - low) // step + 2)]
+    x_label = x_label if step == 1 else f"{x_label} (in steps of {step})"
+    figure, axes = _canvas(3.6, title, x_label, y_label)
     axes.hist(values, bins=edges, color=COLOURS[0], edgecolor="white")
     axes.margins(x=0.01)  # with more, an axis that begins at 0 shows a −1
     axes.xaxis.set_major_locator(MaxNLocator(15, integer=True))
-    axes.set_xlabel(x_label if step == 1 else f"{x_label} (in steps of {step})")
-    axes.set_ylabel(y_label)
-    axes.set_title(title)
     return figure
 
 
@@ -292,34 +285,18 @@ def lines(
         from_zero: the y axis begins at 0; if not, a line marks 0, and values may be below it.
 
     """
-    figure, axes = _canvas(8.0, 4.1 if len(series) > 1 else 3.8)
+    figure, axes = _canvas(4.1 if len(series) > 1 else 3.8, title, x_label, y_label)
     for number, (name, values) in enumerate(series.items()):
-        axes.plot(
-            x,
-            values,
-            label=name,
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)] if len(x) <= 40 else None,
-            linestyle=("-", "--", ":", "-.")[number % 4],
-            drawstyle="steps-post" if steps else "default",
-            markersize=7,
-            alpha=0.9,
-        )
+        look = _stroke(number, name, marked=len(x) <= 40)
+        drawstyle = "steps-post" if steps else "default"
+        axes.plot(x, values, **look, markersize=7, drawstyle=drawstyle)
     if log_x:
         axes.set_xscale("log")
         axes.set_xticks(x, [f"{value:,g}" for value in x])
         axes.xaxis.set_minor_locator(NullLocator())
-    if log_y:
-        _set_log_y(axes)
-    else:
-        if from_zero:
-            axes.set_ylim(bottom=0)
-        else:
-            axes.axhline(0, color="black", linewidth=1)
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.set_title(title)
+    _scale_y(axes, log=log_y, from_zero=from_zero)
+    if not from_zero:
+        axes.axhline(0, color="black", linewidth=1)
     if len(series) > 1:
         # Below the axis: within it, it would cover lines.
         across = len(series) if sum(map(len, series)) < LEGEND_WIDTH else 2
@@ -343,33 +320,22 @@ def timeline(
             a line where it took no time.
 
     """
-    figure, all_axes = _panels(8.0, 0.9 + 2.3 * len(panels), rows=len(panels))
+    figure, all_axes = _panels(0.9 + 2.3 * len(panels), title, rows=len(panels))
     for axes, (name, moments) in zip(all_axes, panels.items(), strict=True):
         start = min(m.at for m in moments)
         for low, high in (spans or {}).get(name, ()):
             axes.axvspan(low - start, high - start, color="#dddddd", zorder=0)
         for source, (colour, marker) in LOOKS.items():
-            chosen = [m for m in moments if m.source == source]
-            if not chosen:
-                continue
-            axes.scatter(
-                [m.at - start for m in chosen],
-                [m.seconds * 1e3 for m in chosen],
-                s=16,
-                color=colour,
-                marker=marker,
-                alpha=0.6,
-                linewidths=0,
-                label=f"{source} ({len(chosen):,})",
-            )
+            if chosen := [m for m in moments if m.source == source]:
+                x, y = [m.at - start for m in chosen], [m.seconds for m in chosen]
+                axes.scatter(x, y, 16, colour, marker=marker, alpha=0.6, lw=0,
+                             label=f"{source} ({len(chosen):,})")  # fmt: skip
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(value / 1e3)))
+        axes.yaxis.set_major_formatter(EngFormatter("s"))
         axes.set_title(name, fontsize=10, loc="left")
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1),
-                    markerscale=1.6)  # fmt: skip
+        axes.legend(**BESIDE, markerscale=1.6)
     all_axes[-1].set_xlabel("time since the first request (s)" + "; grey: trouble" * bool(spans))
     figure.supylabel("wait for the answer (log scale)", fontsize=10)
-    figure.suptitle(title)
     return figure
 
 
@@ -391,39 +357,27 @@ def dashboard(
         x_label: with unit.
         log_y: logarithmic y axes.
         dots: labels of panels whose points are not joined.
-        marks: what happened when: an upright line with a word to it.
+        marks: what happened when, in order: an upright line with a word to it.
 
     """
-    figure, all_axes = _panels(8.0, 1.6 + 1.8 * len(panels), rows=len(panels), same_y=False)
+    figure, all_axes = _panels(1.6 + 1.8 * len(panels), title, rows=len(panels), same_y=False)
+    marks = marks or {}
     for axes, (label, series) in zip(all_axes, panels.items(), strict=True):
         for number, (name, (x, y)) in enumerate(series.items()):
-            axes.plot(
-                x,
-                y,
-                label=name,
-                color=COLOURS[number % len(COLOURS)],
-                marker=MARKERS[number % len(MARKERS)],
-                linestyle="none" if label in dots else ("-", "--", ":", "-.")[number % 4],
-                markersize=5,
-                alpha=0.9,
-            )
-        if log_y:
-            _set_log_y(axes)
-        else:
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            look = _stroke(number, name) | ({"linestyle": "none"} if label in dots else {})
+            axes.plot(x, y, **look, markersize=5)
+        _scale_y(axes, log=log_y)
         axes.set_ylabel(label, fontsize=9)
-        for number, (word, at) in enumerate(sorted((marks or {}).items(), key=itemgetter(1)), 1):
+        for at in marks.values():
             axes.axvline(at, color="#888888", linewidth=1, linestyle=":")
-            if axes is all_axes[0]:  # above it, where no curve is; the last one to its right
-                side = "left" if number == len(marks or {}) else "right"
-                axes.annotate(word, (at, 1.01), xycoords=("data", "axes fraction"), fontsize=8,
-                              ha=side, va="bottom")  # fmt: skip
         if len(series) > 1:
-            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+            axes.legend(**BESIDE)
+    for word, at in marks.items():  # above, where no curve is; the last one to its right
+        side = "left" if at == max(marks.values()) else "right"
+        all_axes[0].annotate(word, (at, 1.01), xycoords=("data", "axes fraction"), fontsize=8,
+                             ha=side, va="bottom")  # fmt: skip
     all_axes[-1].set_xlabel(x_label)
-    all_axes[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    figure.suptitle(title)
+    all_axes[-1].xaxis.set_major_formatter(PLAIN)
     return figure
 
 
@@ -436,13 +390,12 @@ def streams(panels: Mapping[str, Sequence[int]], title: str) -> Figure:
         title: of the picture.
 
     """
-    figure, all_axes = _panels(8.4, 3.4, columns=len(panels))
+    figure, all_axes = _panels(3.4, title, columns=len(panels))
     for axes, (name, stream) in zip(all_axes, panels.items(), strict=True):
         axes.scatter(range(len(stream)), stream, s=3, color=COLOURS[0], alpha=0.5, linewidths=0)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("request")
     all_axes[0].set_ylabel("key number (0: the hottest at first)")
-    figure.suptitle(title)
     return figure
 
 
@@ -455,25 +408,19 @@ def waits(runs: Mapping[str, Sequence[Moment]], title: str) -> Figure:
         title: of the picture.
 
     """
-    figure, all_axes = _panels(8.0, 4.2, columns=len(runs), grid="x")
+    figure, all_axes = _panels(4.2, title, columns=len(runs), grid="x")
     for number, (axes, (name, moments)) in enumerate(zip(all_axes, runs.items(), strict=True)):
         start = min(m.at for m in moments)
         ordered = sorted(moments, key=lambda m: m.end)
-        for row, one in enumerate(ordered, start=1):
-            axes.plot(
-                [(one.at - start) * 1e3, (one.end - start) * 1e3],
-                [row, row],
-                color=COLOURS[number % len(COLOURS)],
-                marker=MARKERS[number % len(MARKERS)],
-                markevery=[1],
-                markersize=4,
-                linewidth=1.2,
-            )
+        rows = range(1, len(ordered) + 1)
+        ended = [(m.end - start) * 1e3 for m in ordered]
+        begun = [(m.at - start) * 1e3 for m in ordered]
+        axes.hlines(rows, begun, ended, color=COLOURS[number], linewidth=1.2)
+        axes.plot(ended, rows, MARKERS[number], color=COLOURS[number], markersize=4)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("time since the first asked (ms)")
     all_axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     all_axes[0].set_ylabel("readers, by when they were served")
-    figure.suptitle(title)
     return figure
 
 
@@ -490,23 +437,34 @@ def stages(
 
     """
     names = list(dict.fromkeys(name for way in times.values() for name in way))
-    figure, axes = _canvas(8.0, 1.7 + 0.5 * len(times))
+    height = 0.9 + (0.5 if len(names) > 1 else 0.32) * len(times)
+    figure, axes = _canvas(height, title, label, grid="x")
     ends = [0.0] * len(times)
     for number, name in enumerate(names):
         widths = [way.get(name, 0.0) * 1e3 for way in times.values()]
-        axes.barh(range(len(times)), widths, left=ends, height=0.6, label=name, edgecolor="white",
-                  color=COLOURS[number], hatch=HATCHES[number])  # fmt: skip
+        axes.barh(range(len(times)), widths, 0.6, ends, **_filling(number, name))
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
     for row, end in enumerate(ends):
         axes.annotate(f" {readable(end / 1e3)}", (end, row), va="center", fontsize=9)
-    axes.set_yticks(range(len(times)), list(times))
-    axes.invert_yaxis()
-    axes.grid(visible=True, axis="x", color="#dddddd", linewidth=0.7)
-    axes.grid(visible=False, axis="y")
-    axes.margins(x=0.12)
-    axes.set_xlabel(label)
-    axes.set_title(title)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _name_rows(axes, list(times))
+    axes.margins(x=0.15)
+    axes.xaxis.set_major_formatter(PLAIN)
+    _add_legend(figure, len(names))
+    return figure
+
+
+def durations(seconds: Mapping[str, float], title: str, limit_s: float | None = None) -> Figure:
+    """One horizontal bar a thing that took time; a line marks what is worth a look.
+
+    Args:
+        seconds: by name.
+        title: of the picture.
+        limit_s: where the line is drawn, if it lies within the picture.
+
+    """
+    figure = stages({name: {"time": value} for name, value in seconds.items()}, title)
+    if limit_s is not None and limit_s < max(seconds.values()):
+        figure.axes[0].axvline(limit_s * 1000, color="black", linestyle="--", linewidth=1.2)
     return figure
 
 
@@ -522,39 +480,30 @@ def beside_published(
         title: of the picture.
 
     """
-    sizes = [len(measured), len(published)]
-    figure = Figure(figsize=(8.0, 2.0 + 0.36 * sum(sizes)), layout="constrained")
-    _sign(figure)
-    own, theirs = figure.subplots(2, 1, sharex=True, height_ratios=[n + 0.6 for n in sizes])
+    sizes = [len(measured) + 0.6, len(published) + 0.6]
+    figure, (own, theirs) = _panels(
+        2.0 + 0.36 * sum(sizes), title, rows=2, grid="x", same_y=False, height_ratios=sizes
+    )
     for row, found in enumerate(measured.values()):
-        ends = [found.percentile(5) * 1e3, found.percentile(95) * 1e3]
-        own.plot(ends, [row, row], color=COLOURS[0], linewidth=2)
-        own.plot(found.median * 1e3, row, "o", color=COLOURS[0], markersize=8)
-        own.annotate(f"   {readable(found.median)}", (ends[1], row), va="center", fontsize=9)
+        low, high = found.percentile(5), found.percentile(95)
+        own.plot([low, high], [row, row], color=COLOURS[0], linewidth=2)
+        own.plot(found.median, row, "o", color=COLOURS[0], markersize=8)
+        own.annotate(f"   {readable(found.median)}", (high, row), va="center", fontsize=9)
     for row, one in enumerate(published):
-        ends = [one.low_s * 1e3, one.high_s * 1e3]
+        ends = [one.low_s, one.high_s]
         theirs.plot(ends, [row, row], color=COLOURS[1], linewidth=5, marker="|", markersize=14)
-        low, high = _round(one.low_s), _round(one.high_s)
-        words = high if low == high else f"{low} to {high}"
-        theirs.annotate(f"  {words}", (ends[1], row), va="center", fontsize=9)
+        theirs.annotate(f"  {one}", (one.high_s, row), va="center", fontsize=9)
     own.set_title("measured by you: p50, and from p5 to p95", fontsize=10, loc="left")
     source = textwrap.fill(f"published, not measured here: {published[0].source}", 70)
     theirs.set_title(source, fontsize=10, loc="left")
-    counted = [f"{name} (n = {len(found):,})" for name, found in measured.items()]
-    labels = (counted, [one.subject for one in published])
-    for axes, names, count in zip((own, theirs), labels, sizes, strict=True):
-        axes.set_yticks(range(count), names)
-        axes.set_ylim(count - 0.4, -0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x", color="#dddddd", linewidth=0.7)
-        axes.set_axisbelow(True)
+    _name_rows(own, [f"{name} (n = {len(found):,})" for name, found in measured.items()])
+    _name_rows(theirs, [one.subject for one in published])
     theirs.set_xscale("log")
     low, high = theirs.get_xlim()
     theirs.set_xlim(low, high * 3)  # room for the words
     theirs.xaxis.set_minor_formatter(NullFormatter())
-    theirs.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(value / 1e3)))
+    theirs.xaxis.set_major_formatter(EngFormatter("s"))
     theirs.set_xlabel("time (log scale)")
-    figure.suptitle(title)
     return figure
 
 
@@ -568,35 +517,25 @@ def transactions(steps: Sequence[Step], title: str) -> Figure:
 
     """
     players = list(dict.fromkeys(step.who for step in steps))
-    wrapped = [textwrap.wrap(step.statement, STEP_WIDTH // len(players)) for step in steps]
-    answers = [textwrap.wrap(step.outcome, STEP_WIDTH // len(players)) for step in steps]
-    heights = [len(said) + len(got) + 1 for said, got in zip(wrapped, answers, strict=True)]
-    figure = Figure(figsize=(9.0, 0.8 + 0.165 * sum(heights)), layout="constrained")
-    _sign(figure)
-    axes = figure.subplots()
-    axes.set(xlim=(0, len(players)), ylim=(sum(heights), -2.5))
+    width = STEP_WIDTH // len(players)
+    said = [textwrap.wrap(f"{n}. {step.statement}", width) for n, step in enumerate(steps, 1)]
+    got = [textwrap.wrap(f"→ {step.outcome}", width) for step in steps]
+    heights = [len(a) + len(b) + 1 for a, b in zip(said, got, strict=True)]
+    tops = list(itertools.accumulate(heights, initial=0))
+    figure, axes = _canvas(0.8 + 0.165 * tops[-1], title)
+    axes.set(xlim=(0, len(players)), ylim=(tops[-1], -2.5))
     axes.axis("off")
     for column, player in enumerate(players):
         axes.text(column + 0.03, -1.2, player, fontsize=11, fontweight="bold", va="center")
-        axes.plot([column + 0.02] * 2, [0, sum(heights)], color="#dddddd", linewidth=1)
-    top = 0
-    for number, (step, said, got, height) in enumerate(
-        zip(steps, wrapped, answers, heights, strict=True), start=1
-    ):
+        axes.axvline(column + 0.02, color="#dddddd", linewidth=1)
+    for step, top, statement, answer in zip(steps, tops, said, got, strict=False):
         column, failed = players.index(step.who), bool(step.code)
-        axes.plot(column + 0.02, top + 0.5, "X" if failed else "o", markersize=8 if failed else 5,
-                  color=COLOURS[5] if failed else COLOURS[0], clip_on=False)  # fmt: skip
-        look: dict[str, Any] = {
-            "x": column + 0.05,
-            "va": "top",
-            "fontsize": 8.5,
-            "family": "monospace",
-        }
-        axes.text(y=top, s=f"{number}. " + "\n   ".join(said), **look)
-        axes.text(y=top + len(said), s="   → " + "\n     ".join(got), **look,
-                  color=COLOURS[5] if failed else "#555555")  # fmt: skip
-        top += height
-    figure.suptitle(title)
+        marker, size, colour = ("X", 8, COLOURS[5]) if failed else ("o", 5, COLOURS[0])
+        axes.plot(column + 0.02, top + 0.5, marker, markersize=size, color=colour, clip_on=False)
+        look = {"va": "top", "fontsize": 8.5, "family": "monospace"}
+        axes.text(column + 0.05, top, "\n   ".join(statement), **look)
+        axes.text(column + 0.05, top + len(statement), "   " + "\n     ".join(answer), **look,
+                  color=colour if failed else "#555555")  # fmt: skip
     return figure
 
 
@@ -618,142 +557,113 @@ def dots(
         limits: by panel, the best value possible; a dashed line.
 
     """
-    figure, all_axes = _panels(8.4, 1.6 + 0.32 * len(rows), columns=len(panels), grid="both")
+    figure, all_axes = _panels(1.6 + 0.32 * len(rows), title, columns=len(panels), grid="both")
     for axes, (panel, series) in zip(all_axes, panels.items(), strict=True):
         for number, (name, values) in enumerate(series.items()):
-            found = [(value, row) for row, value in enumerate(values) if value is not None]
-            axes.scatter(
-                [value for value, _ in found],
-                [row for _, row in found],
-                s=64 if number else 36,
-                marker=MARKERS[number % len(MARKERS)],
-                facecolors="none" if number else COLOURS[0],
-                edgecolors=COLOURS[number % len(COLOURS)],
-                linewidths=1.4,
-                label=name,
-                zorder=3,
-            )
+            filling = "none" if number else COLOURS[0]
+            axes.scatter([math.nan if value is None else value for value in values],
+                         range(len(rows)), s=64 if number else 36, marker=MARKERS[number],
+                         facecolors=filling, edgecolors=COLOURS[number], linewidths=1.4,
+                         label=name, zorder=3)  # fmt: skip
         if limits:
-            axes.axvline(
-                limits[panel], color="black", linestyle="--", lw=1.2, label="best possible"
-            )
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.axvline(limits[panel], color="black", ls="--", lw=1.2, label="best possible")
+        _name_rows(axes, rows)
         axes.set_title(panel, fontsize=10)
         axes.set_xlabel(x_label)
     handles, names = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(title)
     return figure
 
 
-@_our_look()
-def durations(seconds: Mapping[str, float], title: str, limit_s: float | None = None) -> Figure:
-    """One horizontal bar a thing that took time; a line marks what is worth a look.
-
-    Args:
-        seconds: by name.
-        title: of the picture.
-        limit_s: where the line is drawn, if it lies within the picture.
-
-    """
-    figure, axes = _canvas(8.0, 0.9 + 0.32 * len(seconds))
-    values = [value * 1000 for value in seconds.values()]
-    drawn = axes.barh(range(len(seconds)), values, color=COLOURS[0], height=0.7)
-    axes.bar_label(drawn, [readable(value) for value in seconds.values()], padding=3, fontsize=9)
-    axes.set_yticks(range(len(seconds)), list(seconds))
-    axes.invert_yaxis()
-    axes.grid(visible=True, axis="x", color="#dddddd", linewidth=0.7)
-    axes.grid(visible=False, axis="y")
-    axes.margins(x=0.15)
-    if limit_s is not None and limit_s * 1000 < max(values):
-        axes.axvline(limit_s * 1000, color="black", linestyle="--", linewidth=1.2)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.set_xlabel("time (ms)")
-    axes.set_title(title)
-    return figure
-
-
-@_our_look()
-def two_runs(comparison: Comparison, title: str) -> Figure:
-    """How the second run's figures relate to the first one's: a dot a figure, a colour a notebook.
-
-    Args:
-        comparison: of which the figures with an interval are drawn, and all if none has one.
-        title: of the picture.
-
-    """
-    known = [pair for pair in comparison.pairs if pair.ratio]
-    pairs = [pair for pair in known if pair.low] or known
-    notebooks = list(dict.fromkeys(pair.notebook for pair in pairs))
-    figure, axes = _canvas(8.0, 1.6 + 0.28 * len(pairs))
-    for row, pair in enumerate(pairs):
-        number = notebooks.index(pair.notebook)
-        look = {"color": COLOURS[number % len(COLOURS)]}
-        if pair.low and pair.high:
-            axes.plot([pair.low, pair.high], [row, row], linewidth=2, **look)
-        axes.plot(pair.ratio, row, MARKERS[number % len(MARKERS)], markersize=7, **look)
-    axes.axvline(1, color="black", linestyle="--", linewidth=1.2)
-    axes.set_yticks(range(len(pairs)), [f"{pair.notebook[:2]} {pair.name}" for pair in pairs])
-    axes.set_ylim(len(pairs) - 0.4, -0.6)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(visible=True, axis="x", color="#dddddd", linewidth=0.7)
-    first, second = comparison.labels
-    axes.set_xlabel(f"second run by first run (log scale); right of 1: the second is larger\n"
-                    f"first: {first}\nsecond: {second}", fontsize=9)  # fmt: skip
-    axes.set_title(title)
-    return figure
-
-
-def _canvas(width: float, height: float) -> tuple[Figure, Any]:
+def _canvas(
+    height: float, title: str, x_label: str = "", y_label: str = "", grid: Grid = "y"
+) -> tuple[Figure, Any]:
     """An empty picture with one panel."""
-    figure, (axes,) = _panels(width, height, grid="x" if height < width / 3 else "y")
+    figure, (axes,) = _panels(height, "", grid=grid)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
     return figure, axes
 
 
 def _panels(
-    width: float,
     height: float,
+    title: str,
     *,
     rows: int = 1,
     columns: int = 1,
-    grid: Literal["x", "y", "both"] = "y",
+    grid: Grid = "y",
     same_y: bool = True,
+    height_ratios: Sequence[float] | None = None,
 ) -> tuple[Figure, Sequence[Any]]:
     """An empty picture. No pyplot: its figures would pile up in a long session."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(8.2, height), layout="constrained")
     _sign(figure)
-    panels = list(figure.subplots(rows, columns, sharex=True, sharey=same_y, squeeze=False).flat)
-    for axes in panels:
+    panels = figure.subplots(
+        rows, columns, sharex=True, sharey=same_y, squeeze=False, height_ratios=height_ratios
+    )
+    for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis=grid, color="#dddddd", linewidth=0.7)
         axes.set_axisbelow(True)
-    return figure, panels
+    if title:
+        figure.suptitle(title)
+    return figure, list(panels.flat)
 
 
-def _set_log_y(axes: Any) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(_log_locator(*axes.get_ylim()))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _filling(number: int, name: str) -> dict[str, Any]:
+    """The looks of the bars of one series."""
+    colour, _ = _look(number, name)
+    hatch = HATCHES[number % len(HATCHES)]
+    return {"color": colour, "hatch": hatch, "edgecolor": "white", "label": name}
 
 
-def _log_locator(low: float, high: float) -> LogLocator:
-    """Labels of a logarithmic axis: the longer it is, the fewer in each power of ten."""
-    if high / low < 5:
-        return LogLocator(subs=range(1, 10))
-    return LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,))
+def _stroke(number: int, name: str, *, marked: bool = True) -> dict[str, Any]:
+    """The looks of the line of one series."""
+    colour, marker = _look(number, name)
+    return {
+        "color": colour,
+        "marker": marker if marked else None,
+        "linestyle": ("-", "--", ":", "-.")[number % 4],
+        "alpha": 0.9,
+        "label": name,
+    }
 
 
-def _round(seconds: float) -> str:
-    """A round number of seconds, as it stands at an axis: 500 µs, 2 ms."""
-    for unit, size in (("µs", 1e-6), ("ms", 1e-3)):
-        if seconds < size * 999.5:
-            return f"{seconds / size:g} {unit}"
-    return f"{seconds:g} s"
+def _look(number: int, name: str) -> tuple[str, str]:
+    """Colour and marker of a series: those of the source that it is named after, if it is."""
+    source = name.rpartition(", ")[2]
+    own = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    return LOOKS.get(source, own)
+
+
+def _name_rows(axes: Any, names: Sequence[str]) -> None:
+    """Name what stands on each line, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def _add_legend(figure: Figure, series: int) -> None:
+    if series > 1:
+        # Below the axis: within it, it would cover bars.
+        figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+
+
+def _scale_y(axes: Any, *, log: bool, from_zero: bool = True) -> None:
+    if log:
+        axes.set_yscale("log")
+        _label_log(axes.yaxis, PLAIN)
+    else:
+        axes.yaxis.set_major_formatter(PLAIN)
+        if from_zero:
+            axes.set_ylim(bottom=0)
+
+
+def _label_log(axis: Any, formatter: EngFormatter | str) -> None:
+    """Label a logarithmic axis: the longer it is, the fewer labels in each power of ten."""
+    low, high = axis.get_view_interval()
+    subs = range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 200 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(formatter)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _sign(figure: Figure) -> list[str]:

@@ -99,32 +99,29 @@ def export(executed: Path) -> None:
 
 
 def _section(place: Path, result: Result) -> Section:
-    page = place.with_suffix(".html").exists()
+    executed, picture, problem = place.with_suffix(".ipynb"), None, ""
     try:
-        return Section(result, page, _picture(place))
+        picture = _picture(executed) if executed.exists() else None
     except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others have theirs
-        return Section(result, page, problem=f"{type(error).__name__}: {error}")
+        problem = f"{type(error).__name__}: {error}"
+    return Section(result, place.with_suffix(".html").exists(), picture, problem)
 
 
-def _picture(place: Path) -> Picture | None:
+def _picture(executed: Path) -> Picture | None:
     """The notebook's most telling picture, or its first, also as a file to be opened alone."""
-    executed = place.with_suffix(".ipynb")
-    if not executed.exists():
-        return None
-    cells = nbformat.read(executed, as_version=4).cells
-    drawn = {
-        output.metadata.get("image/png", {}).get("alt", "a plot"): output.data["image/png"]
-        for cell in reversed(cells)
-        for output in reversed(cell.get("outputs", ()))
+    telling = content().pictures.get(executed.stem, "")
+    drawn = [
+        (output.metadata.get("image/png", {}).get("alt", "a plot"), output.data["image/png"])
+        for cell in nbformat.read(executed, as_version=4).cells
+        for output in cell.get("outputs", ())
         if "image/png" in output.get("data", {})
-    }
+    ]
     if not drawn:
         return None
-    telling = [alt for alt in drawn if content().pictures.get(place.name, "") in alt]
-    alt = [*drawn, *telling][-1]
-    file = place.with_suffix(".png")
-    file.write_bytes(b64decode(drawn[alt]))
-    return Picture("".join(drawn[alt].split()), alt, file.name)
+    alt, png = next((one for one in drawn if telling in one[0]), drawn[0])
+    file = executed.with_suffix(".png")
+    file.write_bytes(b64decode(png))
+    return Picture("".join(png.split()), alt, file.name)
 
 
 def _is_headline(found: Finding, results: Mapping[str, Result]) -> bool:
@@ -137,8 +134,7 @@ def beside(
     study: Study, results: Mapping[str, Result]
 ) -> list[tuple[PublishedFigure, Measurement | None]]:
     """Published figures, and those of a run that are like them; None where it has none."""
-    known = [one for one in study.figures if one.notebook in results]
-    return [(one, _like(one, results[one.notebook])) for one in known]
+    return [(o, _like(o, results[o.notebook])) for o in study.figures if o.notebook in results]
 
 
 def _like(published: PublishedFigure, result: Result) -> Measurement | None:

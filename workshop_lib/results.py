@@ -112,14 +112,12 @@ class CellError:
         cell: its number among all cells, from 1; 0 if no cell was reached.
         source: the cell's code.
         error: the exception's name and text.
-        traceback: as a terminal shows it, without colours.
 
     """
 
     cell: int
     source: str
     error: str
-    traceback: str
 
 
 @cache
@@ -309,7 +307,7 @@ def read_run(folder: Path) -> dict[str, Result]:
         except ResultError as error:
             found[file.stem] = Result(
                 file.stem, started="", size="unknown", ok=False, machine={}, versions={},
-                error=CellError(0, "", str(error), ""),
+                error=CellError(0, "", str(error)),
             )  # fmt: skip
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,3 +58,18 @@ class Rows:
         rows = "1 row" if len(self.rows) == 1 else f"{len(self.rows):,} rows"
         columns = "1 column" if len(self.columns) == 1 else f"{len(self.columns)} columns"
         return f"{shown}<p>{rows} × {columns}</p>"
+
+
+def to_python(value: Any) -> Any:
+    """What a value of numpy or pandas is in Python; any other one as it is."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind and hasattr(value, "tolist"):
+        # Nanoseconds are no part of Python's times, nor of PostgreSQL's: they would become numbers.
+        exact = value.astype(f"{value.dtype.kind}8[us]") if kind in "mM" else value
+        return exact.tolist()
+    name = type(value).__name__
+    if name in {"NaTType", "NAType"}:
+        return None
+    if name == "Timestamp" and hasattr(value, "to_pydatetime"):
+        return value.to_pydatetime(warn=False)
+    return value

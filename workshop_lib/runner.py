@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import json
 import logging
-import math
 import os
 import re
 import secrets
@@ -17,36 +15,36 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, BinaryIO
 
 from workshop_lib.notebook_format import nbformat
 
 # isort: split
+import msgspec
 import psutil
+import yaml
 from jupyter_core.utils import ensure_event_loop
 from papermill import PapermillExecutionError, execute_notebook
-from tqdm.auto import tqdm
 from traitlets.config import Config
 
 from workshop_lib.errors import RunError, WorkshopError, redact
 from workshop_lib.kernel_client import HeadlessKernelManager
-from workshop_lib.namespaces import abandoned_namespaces, wipe_namespace
-from workshop_lib.paths import CHECKOUT, display_path
+from workshop_lib.namespaces import abandoned_namespaces, new_run, wipe_namespace
+from workshop_lib.paths import CHECKOUT, RESULTS, display_path
 from workshop_lib.report import export, write_report
 from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
 from workshop_lib.services.state_folder import cache_folder
 
 NOTEBOOKS = CHECKOUT / "notebooks"
 ORIGINAL = re.compile(r"\d\d_\w+")
-RESULTS = CHECKOUT / "results"
 CELL_LIMIT_S = 600
 KERNEL_START_S = 90
 MAX_FOLDER_BYTES = 55
 """Of the path that temporary files are in, for kernels' sockets to be made there: the name of a
 Unix socket has 103 bytes at most on macOS, 107 on Linux."""
+METADATA = ("quick", "ranges", "seconds", "measures_load")
+"""What a notebook's metadata say of it, below `workshop`."""
 SCRATCH = f"workshop-{os.getuid()}-"
-ADDED_TAGS = frozenset({"injected-parameters", "papermill-error-cell-tag"})
-"""What papermill marks the cells with that it adds to a notebook."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +170,34 @@ def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, 
             known = "\n  ".join(f"{n.name}: {', '.join(n.parameters) or '(none)'}" for n in chosen)
             raise RunError(f"No chosen notebook has a parameter {name!r}. They have:\n  {known}")
         for notebook in takers:
-            value = _convert(name, text, notebook.parameters[name])
-            if name in notebook.ranges:
-                check_range(name, value, notebook.ranges[name])
-            values[notebook.name][name] = value
+            default = notebook.parameters[name]
+            try:
+                value = text if isinstance(default, str) else yaml.safe_load(text)
+                values[notebook.name][name] = check_value(notebook, name, value)
+            except (yaml.YAMLError, msgspec.ValidationError) as error:
+                why = str(error).replace("`", "").replace("Expected", "expected").split("\n")[0]
+                raise RunError(
+                    f"{word} is not possible: {why}. Its default is {default!r}."
+                ) from None
     return values
+
+
+def check_value(notebook: Notebook, name: str, value: Any) -> Any:
+    """A value for a parameter, of its default's type and within its range.
+
+    Raises:
+        msgspec.ValidationError: it is not.
+
+    """
+    limits = notebook.ranges.get(name, {})
+    default = notebook.parameters[name]
+    if not isinstance(default, list):
+        return msgspec.convert(value, _type_within(default, limits), strict=False)
+    item = _type_within(max(default, key=lambda one: isinstance(one, float), default=""), limits)
+    found = msgspec.convert(value, list[item], strict=False)  # type: ignore[valid-type]
+    if len(set(found)) < (least := limits.get("different", 1)):
+        raise msgspec.ValidationError(f"expected {least} or more different values")
+    return found
 
 
 def run(
@@ -188,7 +209,6 @@ def run(
     out: Path | None = None,
     notebooks: Path = NOTEBOOKS,
     say: Callable[[str], object] = print,
-    progress: bool = False,
     prepare: Callable[[], object] = lambda: None,
 ) -> tuple[list[Outcome], Path]:
     """Run notebooks and leave their results in a folder.
@@ -205,7 +225,6 @@ def run(
         out: the folder for the results; a new one below `results/` if left out.
         notebooks: the folder that they are in.
         say: gets a line for each finished notebook.
-        progress: draw progress bars over the cells.
         prepare: what has to be done before the first kernel starts.
 
     Returns:
@@ -225,7 +244,7 @@ def run(
         raise RunError(
             f"{display_path(folder)} has the notebooks themselves: choose another --out."
         )
-    stamp = f"run_{secrets.token_hex(4)}"
+    stamp = new_run()
     jobs = [
         Job(
             notebook,
@@ -236,18 +255,17 @@ def run(
         )
         for number, notebook in enumerate(chosen)
     ]
-    batches = _batches(jobs, workers)
-    say(f"{_plan(batches, size)}, into {display_path(folder)}")
+    count = f"{len(jobs)} notebook{'s' * (len(jobs) != 1)}, {size} size"
+    say(f"{count}{f', {workers} at a time' * (workers > 1)}, into {display_path(folder)}")
     outcomes: dict[str, Outcome] = {}
 
     def report(outcome: Outcome) -> None:
         outcomes[outcome.name] = outcome
-        with tqdm.external_write_mode():
-            say(describe(outcome))
+        say(describe(outcome))
 
     prepare()
     try:
-        _run_batches(batches, folder / "kernels.log", report, progress=progress)
+        _run_all(jobs, workers, folder / "kernels.log", report)
     finally:
         page = write_report(folder)
     if folder.parent == RESULTS:
@@ -256,9 +274,9 @@ def run(
 
 
 def sweep() -> int:
-    """Delete what killed runs left: temporary files, and in the local database, cache and store.
+    """Delete what killed runs left: temporary files, and in the database, the cache and the store.
 
-    The latter only if nobody else uses the local engines: a run that is under way keeps its own.
+    A run that is under way keeps its own: `abandoned_namespaces`.
 
     Returns:
         How many namespaces were cleared.
@@ -293,7 +311,14 @@ def new_folder() -> Path:
 
 def _read(path: Path) -> Notebook:
     try:
-        return _parse(path)
+        content = nbformat.read(path, as_version=4)
+        headings = (c.source for c in content.cells if c.cell_type == "markdown")
+        title = next((text for text in headings if text.startswith("# ")), f"# {path.stem}")
+        tagged = (c for c in content.cells if "parameters" in c.metadata.get("tags", ()))
+        parameters = _literals(next((cell.source for cell in tagged), ""))
+        told = content.metadata.get("workshop", {})
+        known = {name: told[name] for name in METADATA if name in told}
+        return Notebook(path, path.stem, title.splitlines()[0][2:], parameters, **known)
     except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others can run
         said, name = redact(error)[:200], display_path(path)
         why = (
@@ -301,24 +326,6 @@ def _read(path: Path) -> Notebook:
             f"it, resolve the conflict; `git checkout {name}` has the committed one back."
         )
         return Notebook(path, path.stem, path.stem, broken=why)
-
-
-def _parse(path: Path) -> Notebook:
-    content = nbformat.read(path, as_version=4)
-    headings = (c.source for c in content.cells if c.cell_type == "markdown")
-    title = next((text for text in headings if text.startswith("# ")), f"# {path.stem}")
-    tagged = (c for c in content.cells if "parameters" in c.metadata.get("tags", ()))
-    told = content.metadata.get("workshop", {})
-    return Notebook(
-        path,
-        path.stem,
-        title.splitlines()[0][2:],
-        _literals(next((cell.source for cell in tagged), "")),
-        dict(told.get("quick", {})),
-        dict(told.get("ranges", {})),
-        float(told.get("seconds", 0)),
-        bool(told.get("measures_load")),
-    )
 
 
 def _literals(source: str) -> dict[str, Any]:
@@ -332,95 +339,35 @@ def _literals(source: str) -> dict[str, Any]:
     return found
 
 
-def _convert(name: str, text: str, default: Any) -> Any:
-    """The text as a value of the default's type.
-
-    Raises:
-        RunError: it is not one.
-
-    """
-    if isinstance(default, str):
-        return text
-    try:
-        value = ast.literal_eval(text.capitalize() if text in {"true", "false"} else text)
-    except (ValueError, TypeError, SyntaxError):
-        value = text
-    if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    if type(value) is not type(default):
-        names = {int: "a whole number", float: "a number", bool: "true or false"}
-        kind = names.get(type(default), f"a {type(default).__name__}")
-        raise RunError(f"{name} takes {kind}, like its default {default!r}; {text!r} is not one.")
-    return value
-
-
-def check_range(name: str, value: Any, limits: Mapping[str, float]) -> None:
-    """Refuse a value, or a list of them, that is not within a notebook's `ranges`.
-
-    Raises:
-        RunError: it is not.
-
-    """
-    low, high, different = limits["min"], limits.get("max"), limits.get("different", 1)
-    values = value if isinstance(value, list) else [value]
-    within = all(type(x) in {int, float} and low <= x <= (high or math.inf) for x in values)
-    if not within or len(set(values)) < different:
-        allowed = f"{low:,.12g} " + (f"to {high:,.12g}" if high else "or more")
-        if isinstance(value, list):
-            allowed = f"a list of {different} or more different values, each {allowed}"
-        raise RunError(f"{name} must be {allowed}; {value!r} is not.")
+def _type_within(default: Any, limits: Mapping[str, float]) -> Any:
+    """The type of this default, for msgspec."""
+    if not limits:
+        return type(default)
+    return Annotated[type(default), msgspec.Meta(ge=limits.get("min"), le=limits.get("max"))]
 
 
 # --- running ---
 
 
-def _batches(jobs: list[Job], workers: int) -> list[tuple[list[Job], int]]:
-    """What runs after each other, each with how many at a time.
+def _run_all(jobs: list[Job], workers: int, log: Path, report: Callable[[Outcome], object]) -> None:
+    """Run notebooks in threads, which only wait: each notebook's kernel is a process.
 
-    One at a time they keep their order. Of several at a time the longest begin first, as one that
-    began last would run on alone; those that measure under load follow one by one.
+    Of several at a time the longest begin first, as one that began last would run on alone; those
+    that measure under load follow one by one. One at a time they keep their order.
     """
-    if workers == 1:
-        return [(jobs, 1)]
-    alone = [job for job in jobs if job.notebook.measures_load]
-    together = [job for job in jobs if not job.notebook.measures_load]
-    together.sort(key=lambda job: -job.notebook.seconds)
-    first = [(together, min(workers, len(together)))] if together else []
-    return [*first, *(([job], 1) for job in alone)]
-
-
-def _plan(batches: list[tuple[list[Job], int]], size: str) -> str:
-    """How many notebooks run, and how many at a time."""
-    (_, at_once), *alone = batches
-    count = sum(len(jobs) for jobs, _ in batches)
-    text = f"{count} notebook{'s' * (count != 1)}, {size} size"
-    if at_once == 1:
-        return text
-    then = ", ".join(jobs[0].notebook.name[:2] for jobs, _ in alone)
-    return f"{text}, {at_once} at a time" + (f", then {then} alone" if then else "")
-
-
-def _run_batches(
-    batches: list[tuple[list[Job], int]],
-    log: Path,
-    report: Callable[[Outcome], object],
-    *,
-    progress: bool,
-) -> None:
-    """Run each batch in threads: they only wait, as each notebook's kernel is a process."""
+    beside = [job for job in jobs if workers > 1 and not job.notebook.measures_load]
+    beside.sort(key=lambda job: -job.notebook.seconds)
+    batches = [beside, *([job] for job in jobs if job not in beside)]
     logging.getLogger("papermill").addHandler(logging.NullHandler())  # outcomes say all of it
     with _scratch_folder() as scratch, log.open("ab") as errors:
-        options = {"stderr": errors.fileno()}
-        for jobs, at_once in batches:
+        for batch in filter(None, batches):
+            at_once = min(workers, len(batch))
             with ThreadPoolExecutor(at_once) as pool:
-                futures = {
-                    pool.submit(_execute, job, scratch, options, progress=progress): job
-                    for job in jobs
-                }
+                futures = {pool.submit(_run, job, scratch, errors): job for job in batch}
                 try:
                     for done in as_completed(futures):
                         outcome = done.result()
-                        _write_result(outcome, futures[done], at_once)
+                        _complete_result(outcome, futures[done], at_once)
                         report(outcome)
                 except BaseException:
                     _kill_kernels(futures, scratch)
@@ -440,12 +387,18 @@ def _kill_kernels(futures: Iterable[Future[Outcome]], scratch: str) -> None:
                     child.kill()
 
 
-def _execute(job: Job, scratch: str, options: dict[str, Any], *, progress: bool) -> Outcome:
+def _run(job: Job, scratch: str, errors: BinaryIO) -> Outcome:
     """Run one notebook in this thread, and clear up after it."""
-    begun, error = time.perf_counter(), None
+    begun = time.perf_counter()
     for ending in (".json", ".ipynb", ".html"):
         job.file(ending).unlink(missing_ok=True)
-    place = tempfile.mkdtemp(dir=scratch, prefix="")
+    error = _execute(job, tempfile.mkdtemp(dir=scratch, prefix=""), errors)
+    seconds = time.perf_counter() - begun
+    return Outcome(job.notebook.name, error is None, seconds, error, tuple(_finish(job)))
+
+
+def _execute(job: Job, place: str, errors: BinaryIO) -> CellError | None:
+    """Run one notebook's cells; the error that ended them."""
     kernel = {
         # Unix sockets in a folder of its own: two kernels that start at the same moment can pick
         # the same TCP ports (or the same default names of sockets), and then hang.
@@ -453,20 +406,20 @@ def _execute(job: Job, scratch: str, options: dict[str, Any], *, progress: bool)
         "ip": f"{place}/kernel",
         "connection_file": f"{place}/kernel.json",
         "launch_options": {
-            **options,
+            "stderr": errors.fileno(),
             "env": _kernel_environment(job, place),
             "cwd": str(job.notebook.path.parent),
         },
     }
     try:
         if job.notebook.broken:
-            raise RunError(job.notebook.broken)
+            return CellError(0, "", job.notebook.broken)
         with closing(ensure_event_loop()):  # this thread's; jupyter_client would leave it open
             execute_notebook(
                 job.notebook.path.absolute(),
                 job.file(".ipynb"),
                 job.parameters,
-                progress_bar=progress and {"desc": job.notebook.name[:24], "leave": False},
+                progress_bar=False,
                 request_save_on_cell_execute=False,
                 start_timeout=KERNEL_START_S,
                 execution_timeout=CELL_LIMIT_S,
@@ -474,13 +427,12 @@ def _execute(job: Job, scratch: str, options: dict[str, Any], *, progress: bool)
                 config=Config(HeadlessKernelManager=kernel),
             )
     except PapermillExecutionError as failed:
-        error = _cell_error(failed, job.file(".ipynb"))
-    except RunError as failed:
-        error = CellError(0, "", str(failed), "")
+        # Counted in the notebook as it is on disk, without the cell of this run's parameters.
+        cell = failed.cell_index + (not job.parameters)
+        return CellError(cell, failed.source, f"{failed.ename}: {failed.evalue}")
     except Exception as failed:  # noqa: BLE001 -- a dead kernel, a full disk: report it
-        error = CellError(0, "", f"{type(failed).__name__}: {failed}", "")
-    seconds = time.perf_counter() - begun
-    return Outcome(job.notebook.name, error is None, seconds, error, tuple(_finish(job)))
+        return CellError(0, "", f"{type(failed).__name__}: {failed}")
+    return None
 
 
 @contextmanager
@@ -530,22 +482,10 @@ def _finish(job: Job) -> Iterator[str]:
         yield f"it has no page: {type(error).__name__}: {error}"
 
 
-def _cell_error(failed: PapermillExecutionError, executed: Path) -> CellError:
-    """The failed cell's place in the notebook as it was before papermill added cells to it."""
-    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
-    own = [c for c in cells if ADDED_TAGS.isdisjoint(c["metadata"].get("tags", ()))]
-    ended = [n for n, c in enumerate(own, 1) for o in c.get("outputs", ()) if "ename" in o]
-    # Without terminal colours.
-    traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(failed.traceback))
-    error = f"{failed.ename}: {failed.evalue}"
-    return CellError(ended[-1] if ended else 0, failed.source, error, traceback)
-
-
-def _write_result(outcome: Outcome, job: Job, at_once: int) -> None:
-    """Complete what the notebook recorded with what only the runner knows."""
-    file = job.file(".json")
+def _complete_result(outcome: Outcome, job: Job, at_once: int) -> None:
+    """Add to what the notebook recorded what only the runner knows."""
     try:
-        recorded = read_result(file)
+        recorded = read_result(job.file(".json"))
     except WorkshopError:
         recorded = Result(outcome.name)
     complete = replace(
@@ -558,7 +498,7 @@ def _write_result(outcome: Outcome, job: Job, at_once: int) -> None:
         parameters={**job.notebook.parameters, **job.parameters},
         error=outcome.error,
     )
-    write_json(file, complete.to_json())
+    write_json(job.file(".json"), complete.to_json())
 
 
 def _point_latest_to(folder: Path) -> None:

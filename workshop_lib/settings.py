@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
@@ -160,15 +160,6 @@ class Settings(BaseSettings):
         return (sources["init_settings"],)
 
 
-class SettingOrigin(NamedTuple):
-    """One setting for display: secrets are masked."""
-
-    name: str
-    value: str
-    source: str
-    description: str
-
-
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
     """The settings and, for each that is not a default, the source that supplied it."""
@@ -176,16 +167,12 @@ class LoadedSettings:
     values: Settings
     sources: dict[str, str]
 
-    def origins(self) -> list[SettingOrigin]:
-        """Every setting with its value (secrets masked) and where it came from."""
+    def origins(self) -> list[tuple[str, str, str, str]]:
+        """Every setting's name, value (secrets masked), where it came from, and what it is."""
+        values = dict(self.values)
         return [
-            SettingOrigin(
-                name.upper(),
-                _format_value(getattr(self.values, name)),
-                self.sources.get(name, "default"),
-                field.description or "",
-            )
-            for name, field in Settings.model_fields.items()
+            (n.upper(), str(values[n]), self.sources.get(n, "default"), field.description or "")
+            for n, field in Settings.model_fields.items()
         ]
 
     def _repr_html_(self) -> str:
@@ -238,14 +225,13 @@ def check_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> Setti
 
 def _stack_outputs(given: Mapping[str, Any]) -> dict[str, str]:
     """What the stack says, but for services in whose place another one is given."""
-    where = {name: given.get(name) for name in ("workshop_stack", "aws_region")}
-    if not where["workshop_stack"]:
+    if not given.get("workshop_stack"):
         return {}
     # Not at the top: it takes boto3, which takes a while, and most have no stack.
     from workshop_lib.stack import read_outputs  # noqa: PLC0415
 
     try:
-        stack = Settings(**where)
+        stack = Settings(workshop_stack=given["workshop_stack"], aws_region=given.get("aws_region"))
     except ValidationError:
         return {}  # which is said when all settings are looked at
     outputs = read_outputs(str(stack.workshop_stack), stack.aws_region)
@@ -287,16 +273,15 @@ def _problems(error: ValidationError, sources: Mapping[str, str]) -> str:
     lines = []
     for problem in error.errors():
         message = problem["msg"].removeprefix("Value error, ")
-        if not problem["loc"]:
-            lines.append(message)
-            continue
-        name = str(problem["loc"][0])
-        if problem["type"] == "extra_forbidden":
-            meant = difflib.get_close_matches(name, Settings.model_fields, 1)
-            known = f"did you mean {meant[0]}?" if meant else ", ".join(Settings.model_fields)
-            message = f"there is no such setting; {known}"
-        value = "" if name.endswith("_url") else f"={problem['input']!r}"
-        lines.append(f"{name.upper()}{value} (from {sources[name]}): {message}")
+        if problem["loc"]:
+            name = str(problem["loc"][0])
+            if problem["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(name, Settings.model_fields, 1)
+                known = ", ".join(near or Settings.model_fields)
+                message = f"there is no such setting; did you mean {known}?"
+            value = "" if name.endswith("_url") else f"={problem['input']!r}"
+            message = f"{name.upper()}{value} (from {sources[name]}): {message}"
+        lines.append(message)
     return "A setting is not usable. " + "; ".join(lines).removesuffix("?") + "."
 
 
@@ -310,7 +295,3 @@ def _leads_to(url: object, endpoint: str | None) -> bool:
 
 def _text(value: object) -> str:
     return str(value.get_secret_value() if isinstance(value, SecretStr) else value)
-
-
-def _format_value(value: object) -> str:
-    return "–" if value is None else "••••••" if isinstance(value, SecretStr) else str(value)

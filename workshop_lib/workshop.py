@@ -10,7 +10,8 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,8 +94,10 @@ class Workshop:
             pool_max=self.settings.dsql_pool_max,
             pool_timeout_s=self.settings.dsql_pool_timeout,
         )
+        address = endpoints.database.arguments.get("hostaddr") or endpoints.database.host
+        place = replace(endpoints.database, host=address)
         self._proxies = {
-            "database": LatencyProxy("database", endpoints.database, self.database.reroute),
+            "database": LatencyProxy("database", place, self.database.reroute),
             "cache": LatencyProxy("cache", endpoints.cache),
             "store": LatencyProxy("store", endpoints.store),
         }
@@ -128,7 +131,7 @@ class Workshop:
         """A new psycopg2 connection of your own, in autocommit mode: close it when done.
 
         Args:
-            token: sign in with this one; as `Database.connect`.
+            token: sign in with this one, to Aurora DSQL; as `Database.connect`.
 
         """
         return self.database.connect(token)
@@ -138,7 +141,8 @@ class Workshop:
 
         With a fresh token as the password. Where the database is the local engine, it is the local
         Aurora DSQL, which is started on first use: TLS, tokens and DSQL's dialect before the same
-        data. `database` and `connect` go to the engine directly.
+        data. `database` and `connect` go to the engine directly, unless the workshop was opened
+        with needs=["dsql"].
 
         Args:
             user: `admin`, or on the local engine a role that may log in.
@@ -177,6 +181,8 @@ class Workshop:
     def play(self, script: Iterable[Sequence[Any]]) -> list[Step]:
         """Play transactions against each other in one cell; see `plots.transactions`.
 
+        They meet Aurora DSQL, or the local one (`database_arguments`), where nobody waits.
+
         Args:
             script: in order, who sends which statement with which values for its placeholders:
                 `("Ann", "SELECT n FROM counters WHERE id = %s", 1)`; BEGIN is a statement, too.
@@ -185,7 +191,17 @@ class Workshop:
             What came of each. An error of the database is noted, and the play goes on.
 
         """
-        return play(self.connect, script)
+        return play(self._join_play, script)
+
+    def _join_play(self) -> Any:
+        if not self.endpoints.database.embedded or self.endpoints.database.token:
+            return self.connect()
+        connection: Any = psycopg2.connect(**self.database_arguments())
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            name = psycopg2.extensions.quote_ident(self.namespace, cursor)
+            cursor.execute(f"SET search_path = {name}")
+        return connection
 
     @cached_property
     def dsql(self) -> Any:
@@ -614,7 +630,9 @@ def open_workshop(
 
     Args:
         notebook: the name under which results are kept.
-        needs: tables that have to be there and filled; "objects" for the objects in the bucket.
+        needs: tables that have to be there and filled; "objects" for the objects in the bucket;
+            "dsql" to have `database` and `connect` go by the local Aurora DSQL, where the database
+            is the local engine: tokens, TLS and conflicts as on the service, and slower.
         settings: values that win over the environment, for example valkey_ttl=5.
 
     Raises:
@@ -626,13 +644,14 @@ def open_workshop(
     loaded = load_settings(**settings)
     if notebook in _open:
         _open.pop(notebook).close()
-    workshop = _open_with(loaded, notebook)
+    needs = list(needs)
+    workshop = _open_with(loaded, notebook, dsql="dsql" in needs)
     try:
         workshop._greet()
         for name in needs:
             if name == "objects":
                 workshop.load_objects()
-            else:
+            elif name != "dsql":
                 dataset.ensure_table(workshop.database, name)
     except BaseException:
         workshop.close()
@@ -641,10 +660,28 @@ def open_workshop(
     return workshop
 
 
-def _open_with(loaded: LoadedSettings, notebook: str) -> Workshop:
-    endpoints = resolve(loaded.values)
+def _open_with(loaded: LoadedSettings, notebook: str, *, dsql: bool) -> Workshop:
+    endpoints, held = resolve(loaded.values), ExitStack()
+    held.callback(endpoints.release)  # else the engines would be held until this process ends
     try:
-        return Workshop(loaded, endpoints, notebook)
+        if dsql and endpoints.database.embedded:
+            from workshop_lib.services.local_dsql import open_cluster
+
+            cluster = open_cluster(loaded.values)
+            held.callback(cluster.release)
+            database = replace(
+                endpoints.database,
+                label="local Aurora DSQL, on PostgreSQL 16",
+                host=cluster.host,
+                port=cluster.port,
+                arguments=cluster.arguments(),
+                tls=True,
+                dsql_rules=False,
+                token=cluster.token,
+                signing=cluster.signing,
+            )
+            endpoints = replace(endpoints, database=database)
+        return Workshop(loaded, replace(endpoints, release=held.close), notebook)
     except BaseException:
-        endpoints.release()  # else the engines would be held until this process ends
+        held.close()
         raise

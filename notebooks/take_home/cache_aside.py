@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections import Counter
 from datetime import date, datetime
 from decimal import Decimal
+from uuid import uuid4
 
 READERS = {"Decimal": Decimal, "date": date.fromisoformat, "datetime": datetime.fromisoformat}
 counts = Counter()
@@ -79,3 +81,32 @@ def fetch(valkey, connection, sql, params=None, ttl=30, prefix="app"):
     counts["misses"] += 1
     keep(valkey, key, rows, ttl)
     return rows
+
+
+def spread(ttl, share=0.1):
+    """A TTL shortened by up to this share at random: what was filled together ends apart."""
+    return ttl * (1 - share * random.random())
+
+
+def take_lease(valkey, key, seconds=10):
+    """A token that allows loading this key; None while somebody else holds one."""
+    token = uuid4().hex
+    return token if valkey.set(f"{key}:lease", token, nx=True, px=int(seconds * 1000)) else None
+
+
+KEEP_IF_MINE = """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return redis.call('DEL', KEYS[2])
+"""
+
+
+def keep_if_mine(valkey, key, token, rows, ttl):
+    """Keep rows and give the lease back, if it is still ours; returns whether it was."""
+    content = (token, cache_aside.encode(rows), int(ttl * 1000))
+    return bool(valkey.eval(KEEP_IF_MINE, 2, key, f"{key}:lease", *content))
+
+
+def forget(valkey, key):
+    """After a commit: delete the entry, and the lease of whoever is loading an older one."""
+    valkey.delete(key, f"{key}:lease")

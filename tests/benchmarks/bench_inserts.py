@@ -78,7 +78,7 @@ def test_a_worker_inserts_at_no_less_than_seven_tenths_of_pgbench_s_rate(
             report = run_inserts(ws.database, load, workers, progress=False)
             assert report.succeeded == load.planned
             # Both without the start of a run: from the first statement to the last.
-            seconds["ours"].append(report.jobs.duration_ms.max() / 1e3 / load.planned)
+            seconds["ours"].append(float(report.jobs.duration_ms.max()) / 1e3 / load.planned)
             seconds["pgbench"].append(pgbench())
             delete_rows(ws.database, report.run)
     judge(compare("an INSERT by a load worker", seconds, 1 / 0.7))

@@ -1,10 +1,14 @@
 """Connections with DSQL's rules: our own, and plain ones as any other client's."""
 
 import secrets
+import sys
+from pathlib import Path
 
 import psycopg2
 import pytest
 from psycopg2 import sql
+
+sys.path.append(str(Path(__file__).parent))  # the model of the rules is no part of the package
 
 
 @pytest.fixture(scope="module")

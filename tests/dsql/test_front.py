@@ -221,7 +221,7 @@ def test_what_the_commands_print_reaches_the_cluster(shared):
 
 
 def test_the_key_is_kept_from_others(state, cluster):
-    assert state.certificate_key.stat().st_mode & 0o777 == 0o600
+    assert state.certificate.with_name("key.pem").stat().st_mode & 0o777 == 0o600
 
 
 # --- statements ---
@@ -367,54 +367,6 @@ def test_an_expression_that_is_too_deep_is_an_error_of_its_own_client(cursor):
 
 # --- several sessions ---
 
-CHANGED = "schema has been updated by another transaction, please retry: (OC001)"
-LOST = "change conflicts with another transaction (OC000)"
-ONE, TWO = "UPDATE t SET v = '{}' WHERE n = 1", "UPDATE t SET v = '{}' WHERE n = 2"
-PLAYS = {
-    "the first writer commits": (
-        "A BEGIN; B BEGIN; A one; B one!OC000; A COMMIT; B ROLLBACK", "A", "-"),
-    "different rows": ("A BEGIN; B BEGIN; A one; B two; B COMMIT; A COMMIT", "A", "B"),
-    "a statement alone wins over an open writer": (
-        "A BEGIN; A one; B one; A COMMIT!OC000", "B", "-"),
-    "who has lost learns it at the next statement": (
-        "A BEGIN; A one; B one; A read!OC000; A read!25P02; A COMMIT", "B", "-"),
-    "who has lost may give up": ("A BEGIN; A one; B one; A ROLLBACK; A read", "B", "-"),
-    "nothing of the loser stays, and it can try again": (
-        "A BEGIN; A two; A one; B one; A COMMIT!OC000; A BEGIN; A two; A COMMIT", "B", "A"),
-    "crossed updates: one commits": (
-        "A BEGIN; B BEGIN; A one; B two; A two!OC000; B one; B COMMIT; A ROLLBACK", "B", "B"),
-    "a definition waits for no reader": (
-        "A BEGIN; A read; B define; A read!OC001; A ROLLBACK", "-", "-"),
-    "nor for a writer": ("A BEGIN; A one; B define; A COMMIT!OC001", "-", "-"),
-    "a reader that is done is left alone": ("A BEGIN; A read; A COMMIT; B define", "-", "-"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PLAYS)
-def test_plays_of_two_sessions(connect, cursor, schema, table, name):
-    script, first, second = PLAYS[name]
-    cursor.execute("INSERT INTO t VALUES (1, '-'), (2, '-')")
-    players = {who: connect(options=f"-c search_path={schema}").cursor() for who in "AB"}
-    for step in script.split("; "):
-        who, what = step.split(" ", 1)
-        what, _, fails = what.partition("!")
-        sql = {
-            "one": ONE.format(who),
-            "two": TWO.format(who),
-            "read": "SELECT * FROM t",
-            "define": "ALTER TABLE t ADD COLUMN w int",
-        }.get(what, what)
-        code = {"OC000": "40001", "OC001": "40001"}.get(fails, fails)
-        said = {"OC000": LOST, "OC001": CHANGED}.get(fails, "")
-        if not fails:
-            players[who].execute(sql)
-            continue
-        with pytest.raises(psycopg2.Error) as caught:
-            players[who].execute(sql)
-        assert (caught.value.pgcode, said in str(caught.value)) == (code, True), step
-    cursor.execute("SELECT v FROM t ORDER BY n")
-    assert [v for (v,) in cursor.fetchall()] == [first, second]
-
 
 def test_who_is_not_signed_in_here_is_waited_for_no_longer_than_a_moment(shared, cursor, table):
     cursor.execute("INSERT INTO t VALUES (1)")
@@ -558,6 +510,82 @@ def test_a_prepared_index_has_its_own_tag_each_time(raw, cursor, table):
         b"CREATE INDEX\0",
         b"SELECT 1\0",
     ] * 2
+
+
+def answers(client, *messages):
+    """The rows and tags, or the errors, up to the end of it."""
+    client.say(*messages)
+    heard = client.hear()
+    found = [body[6:] if kind == b"D" else body[:-1] for kind, body in heard if kind in b"DC"]
+    return errors_of(heard) or found
+
+
+def test_prepared_statements_go_on_whoever_writes_in_between(raw, cursor, table):
+    cursor.execute("INSERT INTO t VALUES (1, '-')")
+    client, place = raw().sign_in(), search_path(cursor).decode()
+    add = parse(f"UPDATE {place}.t SET v = v || $1 WHERE n = 1 RETURNING v", b"add")
+    take = parse(f"SELECT v FROM {place}.t", b"take")
+    answers(client, add, take, parse("BEGIN", b"begin"), parse("COMMIT", b"commit"), SYNC)
+
+    def do(name, *values):
+        return answers(client, bind(name, values), EXECUTE, SYNC)
+
+    for _ in range(2):
+        assert do(b"begin") == [b"BEGIN"]
+        assert do(b"add", b"a") == [b"-a", b"UPDATE 1"]
+        cursor.execute("UPDATE t SET v = '-'")
+        for text in b"-ab", b"-abb":
+            assert do(b"add", b"b") == [text, b"UPDATE 1"]
+        assert do(b"take") == [b"-abb", b"SELECT 1"]
+        assert do(b"commit") == ["change conflicts with another transaction (OC000)"]
+    assert do(b"take") == [b"-", b"SELECT 1"]
+
+
+def test_what_is_prepared_with_the_statement_that_loses_stays_prepared(raw, cursor, table):
+    cursor.execute("INSERT INTO t VALUES (1, '-')")
+    client, place = raw().sign_in(), search_path(cursor).decode()
+    answers(client, wire.message(b"Q", b"BEGIN\0"))
+    cursor.execute("UPDATE t SET v = 'b'")
+    update = parse(f"UPDATE {place}.t SET v = v || 'a' RETURNING v", b"u")
+    for text in b"-a", b"-aa":
+        found = answers(client, *[update] * (text == b"-a"), bind(b"u"), DESCRIBE, EXECUTE, SYNC)
+        assert found == [text, b"UPDATE 1"]
+    answers(client, wire.message(b"Q", b"ROLLBACK\0"))
+    assert answers(client, bind(b"u"), EXECUTE, SYNC) == [b"ba", b"UPDATE 1"]
+
+
+FLUSH = wire.message(b"H")
+
+
+def test_answers_may_be_asked_for_before_the_end(raw, cursor, table):
+    cursor.execute("INSERT INTO t VALUES (1, '-')")
+    client, place = raw().sign_in(), search_path(cursor).decode()
+    update = f"UPDATE {place}.t SET v = v || 'a' WHERE n = 1"
+    answers(client, parse("BEGIN"), bind(), EXECUTE, parse(update), bind(), EXECUTE, SYNC)
+    for _ in range(2):
+        cursor.execute("INSERT INTO t SELECT max(n) + 1 FROM t")
+        client.say(parse(update), wire.message(b"D", b"S\0"), FLUSH)
+        assert client.kinds(b"n") == b"1tn"
+        assert answers(client, bind(), EXECUTE, SYNC) == [b"UPDATE 1"]
+    client.say(parse(f"SELECT v FROM {place}.t WHERE n = 1"), bind(), EXECUTE, FLUSH)
+    assert client.hear(b"C")[2][1].endswith(b"-aaa")
+    assert answers(client, parse("COMMIT"), bind(), EXECUTE, SYNC) == [b"COMMIT"]
+    cursor.execute("SELECT v FROM t WHERE n = 1")
+    assert cursor.fetchone() == ("-aaa",)
+
+
+def test_rows_are_fetched_in_parts_or_the_transaction_has_lost(raw, cursor, table):
+    cursor.execute("INSERT INTO t VALUES (1, '-')")
+    client, place = raw().sign_in(), search_path(cursor).decode()
+    answers(client, wire.message(b"Q", f"BEGIN; UPDATE {place}.t SET v = 'a'\0".encode()))
+    numbers, some = parse("SELECT generate_series(1, 3)"), b"E\0\0\0\x0ap\0\0\0\0\1"
+    named = wire.message(b"B", b"p\0\0" + bytes(6))
+    client.say(numbers, named, some, SYNC)
+    assert client.kinds() == b"12DsZ"
+    client.say(some, SYNC)
+    assert client.kinds() == b"DsZ"
+    cursor.execute("UPDATE t SET v = 'b'")
+    assert answers(client, some, SYNC) == ["change conflicts with another transaction (OC000)"]
 
 
 def test_a_newer_client_is_told_which_protocol_is_spoken(raw):
@@ -754,6 +782,19 @@ def test_a_connection_ends_when_its_time_is_over(own_front, raw, cluster):
     client.say(wire.message(b"Q", b"SELECT pg_sleep(300)\0"))
     (said,) = errors_of(client.hear())
     assert "60 minutes" in said
+
+
+def test_a_table_has_at_most_24_indexes(cursor, table):
+    for _ in range(23):
+        cursor.execute("CREATE INDEX ASYNC ON t (v)")
+    refused(cursor, "CREATE INDEX ASYNC ON t (v)", "54000",
+            "more than 24 indexes per table not allowed")  # fmt: skip
+
+
+def test_a_cluster_has_at_most_ten_schemas(own_front, connect, schema):
+    with connect(port=own_front(max_schemas=1)).cursor() as cursor:
+        refused(cursor, "CREATE SCHEMA one_too_many", "54000", "more than 10 schemas not allowed")
+        cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
 
 
 def test_while_the_database_is_down_the_cluster_says_that_it_wakes_up(own_front, connect, cluster):

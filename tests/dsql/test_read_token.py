@@ -1,5 +1,7 @@
-"""Tokens: what can be read in one, and what is found out before a server would."""
+"""Tokens: what can be read in one, and what they open."""
 
+import contextlib
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -7,8 +9,7 @@ import boto3
 import psycopg2
 import pytest
 
-from workshop_lib import WorkshopError, read_token
-from workshop_lib.dsql import find_fault, tokens
+from workshop_lib import WorkshopError, open_workshop, read_token
 from workshop_lib.errors import ServiceUnreachableError
 
 HOST = "abc.dsql.eu-west-1.on.aws"
@@ -30,21 +31,6 @@ def token(signer):
     return signer.generate_db_connect_admin_auth_token(HOST, "eu-west-1", ExpiresIn=60)
 
 
-@pytest.fixture
-def later(monkeypatch):
-    """Moves the clock of the module on, by seconds."""
-
-    def move(seconds):
-        class Clock(datetime):
-            @classmethod
-            def now(cls, tz=None):
-                return datetime.now(tz) + timedelta(seconds=seconds)
-
-        monkeypatch.setattr(tokens, "datetime", Clock)
-
-    return move
-
-
 def test_a_token_says_for_what_it_is_and_until_when(token):
     found = read_token(token)
     assert (found.host, found.action, found.region) == (HOST, "DbConnectAdmin", "eu-west-1")
@@ -63,19 +49,6 @@ def test_what_is_shown_of_it_holds_neither_signature_nor_key(token):
     assert HOST in found._repr_html_()
 
 
-def test_it_has_no_fault_until_it_ends(token, later):
-    assert find_fault(token, HOST) == ""
-    later(61)
-    assert read_token(token).seconds_left == 0
-    assert "60 s after it was made" in find_fault(token, HOST)
-
-
-def test_one_for_another_host_or_another_user_is_turned_down(signer, token):
-    assert find_fault(token, "elsewhere") == f"it was made for {HOST}, and this is elsewhere"
-    other = signer.generate_db_connect_auth_token(HOST, "eu-west-1")
-    assert "allows DbConnect, and the user admin needs DbConnectAdmin" in find_fault(other, HOST)
-
-
 @pytest.mark.parametrize(
     "wrong", ["", "a password", "host/?Action=DbConnectAdmin", "http://[", HOST]
 )
@@ -85,22 +58,31 @@ def test_what_is_no_token_is_a_clear_error_that_does_not_repeat_it(wrong):
     assert not wrong or wrong not in str(caught.value)
 
 
-def test_a_local_server_is_signed_in_to_with_a_token_until_that_ends(ws, later):
-    host, region = ws.endpoints.database.host, ws.dsql.meta.region_name
-    token = ws.dsql.generate_db_connect_admin_auth_token(host, region, ExpiresIn=60)
-    connection = ws.connect(token)
-    later(61)
-    with pytest.raises(ServiceUnreachableError, match=r"access denied.*it ended at.*Emulated"):
-        ws.connect(token)
-    with connection.cursor() as cursor:  # it was looked at when the connection opened, only
-        cursor.execute("SELECT 1")
-        assert cursor.fetchone() == (1,)
-    connection.close()
+def test_the_local_aurora_dsql_is_signed_in_to_with_a_token_until_that_ends(shared, tmp_path):
+    results = {"workshop_result_file": tmp_path / "r.json"}
+    ws = open_workshop("tokens", needs=["dsql"], workshop_namespace=shared.namespace, **results)
+    with contextlib.closing(ws):
+        host, region = ws.endpoints.database.host, ws.dsql.meta.region_name
+        token = ws.dsql.generate_db_connect_admin_auth_token(host, region, ExpiresIn=3)
+        with contextlib.closing(ws.connect(token)) as connection:
+            time.sleep(read_token(token).seconds_left + 0.1)
+            with pytest.raises(ServiceUnreachableError, match="access denied"):
+                ws.connect(token)
+            with connection.cursor() as cursor:  # it was looked at when the connection opened, only
+                cursor.execute("SELECT current_schema()")
+                assert cursor.fetchone() == (ws.namespace,)
+        with pytest.raises(WorkshopError, match="not a sign-in token"):
+            ws.connect("a password")
+        with pytest.raises(psycopg2.errors.FeatureNotSupported, match="SAVEPOINT"):
+            ws.database.query("SAVEPOINT a")
+        assert ws.database.identity == shared.database.identity
+        with ws.at_latency(database=0.01):
+            assert ws.database.query("SELECT 1").seconds > 0.01
 
 
-def test_what_is_no_token_opens_no_connection(ws):
-    with pytest.raises(WorkshopError, match="not a sign-in token"):
-        ws.connect("a password")
+def test_a_database_that_knows_no_tokens_says_so(ws):
+    with pytest.raises(ValueError, match=r"needs=\['dsql'\]"):
+        ws.connect("a token")
 
 
 def test_on_dsql_the_given_token_is_the_password(ws, monkeypatch):

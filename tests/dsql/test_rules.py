@@ -35,21 +35,6 @@ BY_THE_SERVER = {
     "CREATE INDEX ON numbers (n)": (
         "0A000", "unsupported mode. please use CREATE INDEX ASYNC."),
 }  # fmt: skip
-BY_OUR_CONNECTION = {
-    "SAVEPOINT a": ("0A000", "unsupported transaction statement: SAVEPOINT"),
-    "/* first */ savepoint a": ("0A000", "unsupported transaction statement: SAVEPOINT"),
-    "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE": (
-        "0A000", 'setting configuration parameter "TRANSACTION" not supported'),
-    "VACUUM numbers": ("0A000", "unsupported VACUUM statement"),
-    "LISTEN here": ("0A000", "unsupported statement: Listen"),
-    "NOTIFY here": ("0A000", "unsupported statement: Notify"),
-    "ALTER SYSTEM SET work_mem = '1MB'": ("0A000", "unsupported statement: AlterSystem"),
-    "ALTER ROLE admin PASSWORD 'mine'": ("0A000", "unsupported role option: PASSWORD"),
-    "alter user admin\nwith password null": ("0A000", "unsupported role option: PASSWORD"),
-    "-- why not\nCREATE DATABASE other": ("0A000", "unsupported statement: Createdb"),
-    "MERGE INTO numbers USING numbers m ON FALSE WHEN MATCHED THEN DELETE": (
-        "0A000", "unsupported statement: Merge"),
-}  # fmt: skip
 ALLOWED = [
     "CREATE TABLE t (id BIGINT GENERATED ALWAYS AS IDENTITY (CACHE 65536) PRIMARY KEY, j JSONB)",
     "CREATE TABLE t (id BIGINT PRIMARY KEY REFERENCES numbers (id))",
@@ -75,20 +60,6 @@ def test_the_server_refuses_it_to_any_client(client, numbers, statement, error, 
         refused(cursor, statement, *error)
     in_transaction = client(ours=ours, autocommit=False)
     with in_transaction.cursor() as cursor:
-        refused(cursor, statement, *error)
-        with pytest.raises(errors.InFailedSqlTransaction):
-            cursor.execute("SELECT 1")
-    in_transaction.rollback()
-
-
-@pytest.mark.parametrize(("statement", "error"), BY_OUR_CONNECTION.items(), ids=BY_OUR_CONNECTION)
-def test_our_connections_refuse_what_no_trigger_sees(client, numbers, statement, error):
-    with client(ours=True).cursor() as cursor:
-        refused(cursor, statement, *error)
-        cursor.execute("SELECT 1")
-    in_transaction = client(ours=True, autocommit=False)
-    with in_transaction.cursor() as cursor:
-        cursor.execute("SELECT 1")
         refused(cursor, statement, *error)
         with pytest.raises(errors.InFailedSqlTransaction):
             cursor.execute("SELECT 1")
@@ -222,23 +193,6 @@ def test_definitions_and_changes_do_not_mix_in_either_order(client, numbers):
         cursor.execute("INSERT INTO numbers VALUES (1, 1)")
         refused(cursor, "CREATE TABLE one (id INT)", *mixed)
     connection.rollback()
-
-
-def test_an_index_is_made_asynchronously_and_its_job_can_be_waited_for(client, numbers):
-    with client(ours=True).cursor() as cursor:
-        cursor.execute("CREATE INDEX ASYNC numbers_n ON numbers (n)")
-        assert [column.name for column in cursor.description] == ["job_id"]
-        ((job,),) = cursor.fetchall()
-        cursor.execute("CALL sys.wait_for_job(%s)", (job,))
-        cursor.execute("SELECT status, object_name FROM sys.jobs WHERE job_id = %s", (job,))
-        status, name = cursor.fetchone()
-        assert status == "completed"
-        assert name.endswith("numbers_n")
-        cursor.execute("SELECT indexname FROM pg_indexes WHERE indexname = 'numbers_n'")
-        assert cursor.fetchall() == [("numbers_n",)]
-        with pytest.raises(psycopg2.Error, match="Unable to convert text to UUID"):
-            cursor.execute("CALL sys.wait_for_job('no such job')")
-        cursor.execute("DROP INDEX numbers_n")
 
 
 def test_nobody_else_writes_into_the_list_of_jobs(client):

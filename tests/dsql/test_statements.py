@@ -229,7 +229,7 @@ def test_what_is_not_on_the_list_is_refused_as_by_the_service(sql, refusal):
 
 @pytest.mark.parametrize("sql", ALLOWED)
 def test_what_is_on_the_list_runs_as_it_is(sql):
-    assert read(sql) == [(sql, None, "")]
+    assert [one[:3] for one in read(sql)] == [(sql, None, "")]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_what_is_on_the_list_runs_as_it_is(sql):
     ],
 )
 def test_an_index_is_made_by_a_function_that_answers_with_a_job(sql):
-    ((text, refusal, tag),) = read(sql)
+    ((text, refusal, tag, *_),) = read(sql)
     assert (refusal, tag) == (None, "CREATE INDEX")
     made = sql.replace("ASYNC", " " * 5).replace("async", " " * 5).replace("'", "''")
     assert text == f"SELECT dsql_rules.run_job('INDEX_BUILD', '{made}') AS job_id"
@@ -261,12 +261,13 @@ def test_asynchronous_statements_may_stand_among_others():
 
 
 def test_triggers_are_switched_off_without_switching_off_the_rules():
-    assert read("ALTER TABLE t DISABLE TRIGGER USER") == [("DO 'BEGIN END'", None, "ALTER TABLE")]
+    (found,) = read("ALTER TABLE t DISABLE TRIGGER USER")
+    assert found[:3] == ("DO 'BEGIN END'", None, "ALTER TABLE")
 
 
 @pytest.mark.parametrize("sql", ["SELEC 1", "'", "SELECT (("])
 def test_what_cannot_be_parsed_is_for_the_server_to_explain(sql):
-    assert read(sql) == [(sql, None, "")]
+    assert [one[:3] for one in read(sql)] == [(sql, None, "")]
 
 
 @pytest.mark.parametrize("sql", ["", ";", "-- nothing", "/* SELECT; */"])

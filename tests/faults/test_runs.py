@@ -87,32 +87,25 @@ def start():
         run.process.wait()
 
 
-def test_of_two_runs_at_once_one_is_interrupted_and_one_killed(ws, start, tmp_path):
+def test_a_signal_to_the_command_alone_ends_its_run_and_a_kill_leaves_what_the_next_deletes(
+    ws, start, temporary, tmp_path
+):
+    """Three at once: interrupted in a loop, terminated as it sleeps, and killed."""
     sleep = "import time\ntime.sleep(600)"
-    interrupted, killed = (start(tmp_path / name, sleep) for name in ("a", "b"))
-    one, other = interrupted.namespace(), killed.namespace()
-    os.killpg(interrupted.process.pid, signal.SIGINT)  # as a terminal does: the whole group
-    killed.process.kill()
-    assert interrupted.has_ended()
-    assert killed.has_ended()  # its kernel as well, which nobody could tell
-    assert one != other
-    assert [there_is(ws, one), there_is(ws, other)] == [False, True]
+    cells = {"a": "while True: pass", "b": sleep, "c": sleep}
+    runs = {name: start(tmp_path / name, cell) for name, cell in cells.items()}
+    names = {name: run.namespace() for name, run in runs.items()}
+    assert len(set(names.values())) == 3
+    signals = {"a": signal.SIGINT, "b": signal.SIGTERM, "c": signal.SIGKILL}
+    for name, number in signals.items():
+        runs[name].process.send_signal(number)
+    assert all(run.has_ended() for run in runs.values())  # their kernels as well
+    assert not list(tmp_path.glob("*/out/*.json"))  # nothing had finished
+    left = {name: there_is(ws, namespace) for name, namespace in names.items()}
+    assert left == {"a": False, "b": False, "c": True}
     assert runner.sweep() == 1  # as the next run does
-    assert not there_is(ws, other)
-
-
-@pytest.mark.parametrize(
-    ("number", "cell"),
-    [(signal.SIGINT, "while True: pass"), (signal.SIGTERM, "import time\ntime.sleep(600)")],
-)
-def test_a_signal_to_the_command_alone_ends_its_run(ws, start, temporary, tmp_path, number, cell):
-    run = start(tmp_path / "a", cell)
-    namespace = run.namespace()
-    run.process.send_signal(number)
-    assert run.has_ended()
-    assert not there_is(ws, namespace)
+    assert not there_is(ws, names["c"])
     assert not list(temporary.glob("workshop-*"))
-    assert not list(tmp_path.glob("a/out/*.json"))  # nothing had finished
 
 
 def test_ctrl_c_while_a_run_starts_ends_it_without_a_traceback(tmp_path):

@@ -213,6 +213,25 @@ def test_a_database_that_was_stopped_has_what_was_committed_at_the_same_address(
     assert box.database.endpoint.address == before
 
 
+def test_a_silent_database_is_given_up_and_used_again_when_it_answers(box):
+    asked = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+    server = psutil.Process(box.database.query(asked)[0][0]).parent()
+    halted = [server, *server.children(recursive=True)]
+    answers = []
+    ask = threading.Thread(target=lambda: answers.append(box.database.query(ASK, (1,)).rows))
+    for process in halted:
+        process.suspend()
+    try:
+        ask.start()  # on a connection that was open before: it waits for the answer
+        with pytest.raises(ServiceUnreachableError, match="timeout expired"):
+            box.database.connect()
+    finally:
+        for process in halted:
+            process.resume()
+    ask.join(SOON)
+    assert answers == [[(7,)]]
+
+
 def test_a_server_that_dies_and_starts_over_is_survived_by_the_next_query(box):
     asked = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
     sessions = [psutil.Process(pid) for (pid,) in box.database.query(asked)]

@@ -18,7 +18,7 @@ class Here(Driver):
         self.worker, self.spoil = worker, lambda answer: answer
 
     def do(self, event, limit_s):  # noqa: ARG002 -- as a driver is called
-        if self._stopped.is_set():
+        if self.stopped.is_set():
             raise NoAnswerError("interrupted")
         return self.spoil(self.worker.do(event))
 

@@ -249,7 +249,6 @@ def test_ctrl_c_ends_a_mixed_load_with_a_report(rows, tmp_path):
         said, errors = press_ctrl_c(process, 100)
     assert process.returncode == 130, errors
     assert "It was interrupted." in said
-    assert "were not sent." in said
     assert rows("transactions", FIRST_ID) == 0
     (path,) = tmp_path.glob("results_*.json")
     assert json.loads(path.read_text())["scenarios"]["mixed"]["interrupted"]
@@ -346,12 +345,10 @@ def inserts(monkeypatch, tmp_path):
 
     def run(_, load, driver, *, run):
         seen.loads.append(load)
-        counts = {"planned": load.planned, "succeeded": load.planned, "failed": 0, "dropped": 0}
-        how = {"run": run, "load": load, "unit": "rows", "seconds": 1.0, "interrupted": False}
-        done = [Done(duration_ms=60_000.0)]
-        return LoadReport.of(
-            driver, done, **counts, **how, rows=load.planned, in_table=load.planned
-        )
+        rows = load.planned
+        done = [Done(planned=rows, success_count=rows, rows=rows, duration_ms=60_000.0)]
+        how = {"run": run, "load": load, "unit": "rows", "seconds": 1.0}
+        return LoadReport.of(driver, done, rows, [], **how)
 
     def end(outcome, _):
         seen.kept, seen.folder, seen.costs = outcome.keep, outcome.folder, outcome.costs

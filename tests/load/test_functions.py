@@ -96,8 +96,8 @@ def test_a_package_that_cannot_be_is_refused_in_words_and_not_written(tmp_path, 
 
 
 @pytest.fixture(scope="module")
-def service(shop, task, tmp_path_factory):
-    """The function of a stack: told where everything is, and a namespace that is not ours."""
+def start(shop, task, tmp_path_factory):
+    """Starts functions of a stack: told where everything is, and a namespace that is not ours."""
     addresses = exports(shop.settings, shop.endpoints)
     messaging = shop.messaging.arguments
     settings = {
@@ -111,10 +111,22 @@ def service(shop, task, tmp_path_factory):
         "AWS_ACCESS_KEY_ID": messaging["aws_access_key_id"],
         "AWS_SECRET_ACCESS_KEY": messaging["aws_secret_access_key"],
     }
-    folder = tmp_path_factory.mktemp("function")
-    function = LambdaService(task, folder, settings, handler=HANDLER)
+    with ExitStack() as stack:
+
+        def start_one(**more):
+            folder = tmp_path_factory.mktemp("function")
+            function = LambdaService(task, folder, settings, handler=HANDLER, **more)
+            stack.callback(function.close)
+            return function
+
+        yield start_one
+
+
+@pytest.fixture(scope="module")
+def service(start):
+    """Such a function."""
+    function = start()
     yield function
-    function.close()
     sys.stdout.write(function.logs())
     assert list(function.scratch.iterdir()) == []
 
@@ -204,9 +216,47 @@ def test_the_function_processes_the_queue_and_its_metrics_are_ours(on_aws, servi
     assert report.by_others
     assert (report.planned, report.succeeded, report.failed, report.dropped) == (12, 12, 0, 0)
     assert report.in_table == report.rows == 12
-    assert (report.redelivered, report.describe()["executions"], report.errors) == (None, None, ())
+    assert (report.redelivered, report.errors) == (None, ())
     found = on_aws.cloudwatch.list_metrics(Namespace=metrics_namespace(on_aws.namespace))
     assert {one["MetricName"] for one in found["Metrics"]} == {"COMPLETIONS", "DURATION"}
+    delete_rows(on_aws.database, report.run)
+    for url in urls:
+        on_aws.sqs.delete_queue(QueueUrl=url)
+
+
+ELSEWHERE = """
+from dataclasses import replace
+from workshop_lib.services import endpoints
+
+def external_reader(settings):
+    found = endpoints.external_database(settings)
+    return replace(found, arguments={**found.arguments, "application_name": "elsewhere"})
+
+endpoints.external_reader = external_reader
+"""
+"""Has the name of the other endpoint lead to the same server, where its clients are known."""
+
+
+def test_a_function_that_is_told_another_endpoint_reads_there(on_aws, start, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(ELSEWHERE)
+    function = start(paths=[tmp_path], most=1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", function.url)
+    said = LambdaWorkers(function.name, 1, namespace=on_aws.namespace).describe()
+    assert said.reader == on_aws.database.endpoint.arguments["host"]
+    urls = on_aws.open_queue("elsewhere", visibility_timeout_s=4, max_receives=2)
+    mapping = EventSourceMapping(function, on_aws.sqs, urls[0], at_once=1)
+    scenario = MixedScenario(
+        duration_s=0.1, messages_per_batch=2, reads_elsewhere=True, drain_s=20.0
+    )
+    try:
+        report = run_mixed(on_aws.database, Queue(on_aws.sqs, *urls), scenario, None)
+    finally:
+        mapping.close()
+    assert report.reconciles
+    assert (report.succeeded, report.rows) == (6, 10)
+    asked = "SELECT query FROM pg_stat_activity WHERE application_name = 'elsewhere'"
+    ((query,),) = on_aws.database.query(asked)
+    assert query.lstrip().startswith("SELECT")
     delete_rows(on_aws.database, report.run)
     for url in urls:
         on_aws.sqs.delete_queue(QueueUrl=url)

@@ -139,10 +139,10 @@ def test_a_stream_out_of_range_is_refused(shop, pair):
 
 def test_percentiles_count_those_that_were_dropped(here):
     calls = [(n * 100_000, 100_000, "database", "SELECT") for n in range(9)]
-    done = [Done(calls=[*calls, (900_000, 2_000_000, "dropped", "SELECT")])]
-    counts = {"planned": 10, "succeeded": 9, "failed": 0, "dropped": 1, "in_table": 0}
+    calls.append((900_000, 2_000_000, "dropped", "SELECT"))
+    done = [Done(planned=10, success_count=9, dropped=1, calls=calls)]
     load = StreamLoad(seconds=1.0, rate=10.0)
-    how = {"run": 1, "load": load, "unit": "requests", "seconds": 1.0, "interrupted": False}
-    report = LoadReport.of(here, done, **counts, **how)
+    how = {"run": 1, "load": load, "unit": "requests", "seconds": 1.0}
+    report = LoadReport.of(here, done, 0, [], **how)
     assert (report.percentile(90), report.percentile(95)) == (0.1, 2.0)
     assert (len(report.times()), report.throughput) == (9, 9.0)

@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import psycopg2
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 from workshop_lib import report, runner
 from workshop_lib.findings import content, find
@@ -77,25 +78,26 @@ def test_all_notebooks_pass(executed):
 
 
 def test_run_all_and_run_all_once_more_records_figures_of_the_same_names(shared, figures, tmp_path):
-    for original in runner.find_notebooks():
-        if original.name.startswith(TWICE):
-            notebook = nbformat.read(original.path, as_version=4)
-            again = [nbformat.v4.new_code_cell(c.source) for c in notebook.cells if "outputs" in c]
-            values = [f"{name} = {value!r}" for name, value in original.quick.items()]
-            again.insert(1, nbformat.v4.new_code_cell("\n".join(values)))
-            notebook.cells += again
-            nbformat.write(notebook, tmp_path / original.path.name)
-    outcomes, _ = runner.run(out=tmp_path / "out", say=lambda _: None, notebooks=tmp_path)
-    assert [runner.describe(outcome) for outcome in outcomes if not outcome.ok] == []
-    assert len(outcomes) == len(TWICE)
-    differ = {
-        o.name: figures[o.name].keys()
-        ^ read_result(tmp_path / "out" / f"{o.name}.json").measurements.keys()
-        for o in outcomes
-    }
+    """Those that leave tables, keys and objects, all in one kernel; pictures were drawn above."""
+    chosen = [original for original in runner.find_notebooks() if original.name.startswith(TWICE)]
+    code = ["from workshop_lib import plots\nplots.show = lambda *_: None"]
+    for original in chosen:
+        cells = nbformat.read(original.path, as_version=4).cells
+        first, *others = [cell.source for cell in cells if cell.cell_type == "code"]
+        values = [f"{name} = {value!r}" for name, value in original.quick.items()]
+        code += 2 * [first, "\n".join(values), *others, "print(*ws.result.measurements)"]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    twice = new_notebook(cells=list(map(new_code_cell, code)), metadata={"kernelspec": kernel})
+    nbformat.write(twice, tmp_path / "00_twice.ipynb")
+    (outcome,), _ = runner.run(out=tmp_path / "out", say=lambda _: None, notebooks=tmp_path)
+    assert outcome.ok, runner.describe(outcome)
+    executed = nbformat.read(tmp_path / "out" / "00_twice.ipynb", as_version=4).cells
+    told = [c.outputs[-1].text.split() for c in executed if c.source.startswith("print(*ws.")]
+    once, again = (dict(zip([n.name for n in chosen], told[k::2], strict=True)) for k in (0, 1))
+    assert {name: set(found) for name, found in once.items()} == {n: set(figures[n]) for n in once}
     # What is there already is not loaded again, and loading nothing has no rate.
-    assert differ.pop("01_seed_the_data") == {"load_rate_orders"}
-    assert not any(differ.values()), differ
+    again["01_seed_the_data"].append("load_rate_orders")
+    assert {name: set(found) for name, found in again.items()} == {n: set(figures[n]) for n in once}
 
 
 def test_every_figure_is_a_finite_number_and_no_time_is_negative(results):
@@ -118,7 +120,7 @@ def test_no_cell_writes_an_error_or_a_warning(executed):
 
 
 EXACTLY = {
-    "00_check_the_deployment": {"checks": 11, "checks_passed": 11},
+    "00_check_the_deployment": {"checks": 10, "checks_passed": 10},
     "01_seed_the_data": {
         "users_rows": 500, "orders_rows": 2_500, "type_rows": 10, "transactions_rows": 7_000,
         "objects": 200, "new_rows_second_time": 0,
@@ -135,6 +137,7 @@ EXACTLY = {
     "04_cache_a_record": {"hit_equals_miss": True, "queries_for_absent_record": 1},
     "05_expire_and_refresh": {
         "naive_race_leaves_old_value": True, "lock_race_leaves_old_value": False,
+        "late_reader_kept": False,
     },
     "06_choose_an_eviction_policy": {
         "hits_when_full": 0, "errors_when_full": 100, "answers_right_when_full": True,
@@ -149,21 +152,20 @@ EXACTLY = {
         "errors_spoilt": 0, "too_large": 20, "hits_below_limit": 19,
     },
     "08_meet_dsql": {
-        "statements_refused": 8,  # of 10
-        "rows_in_largest_transaction": 3_000, "rows_changed_in_steps": 7_000,
-        "transactions_for_large_write": 3, "migration_codes": "0A000 25P02 42P01",
-        "duel_codes": "Bob: 40001", "on_call_with_skew": 0, "on_call_with_for_update": 1,
-        "attempts_no_retry": 128, "succeeded_at_once": 128, "arrived_at_once": 128,
-        "succeeded_jitter": 128, "arrived_jitter": 128,  # 16 writers × 8
+        "statements_refused": 8, "late_sign_in": "refused",  # of 10
+        "rows_changed_by_one_update": 0, "rows_in_largest_transaction": 3_000,
+        "rows_changed_in_steps": 7_000, "transactions_for_large_write": 3,
+        "migration_codes": "0A000 42P01",
     },
-    "10_compare_cold_warm_pooled": {
-        "demo_cold_misses": 1, "demo_warm_misses": 1, "demo_pooled_misses": 1,
-        "pool_1_errors": 0, "pool_4_errors": 0, "pool_16_errors": 0,
+    "09_conflicts_and_retry": {
+        "duel_codes": "Bob: 40001", "reader_passed": True, "definition_code": "40001",
+        "committed_jitter": 12, "arrived_jitter": 12,  # 4 writers × 3
+        "on_call_with_skew": 0, "on_call_with_for_update": 1,
     },
+    "10_compare_cold_warm_pooled": {"gave_up": True},
     "11_compare_s3_and_cache": {
-        "keys_in_cache": 200, "sources_when_renewed": "store renewed store",
-        "renewed_is_the_same": True, "changed_is_the_new_one": True,
-        "kept_although_too_large": 0, "bursts_are_equal": True,
+        "misses_while_warming": 200, "misses_while_timing": 0, "unchanged": True,
+        "sources": "store cache store renewed",
     },
     "12_load_inserts": {
         "rows_planned": 24_240, "rows_succeeded": 24_240,  # 2 × 120 INSERTs of 1 and of 100 rows
@@ -198,6 +200,7 @@ LARGER = [
     ("03_is_it_worth_it", "by_key_speed_up_at_2_ms", 2),
     ("04_cache_a_record", "pipeline_speed_up", 1),
     ("05_expire_and_refresh", "stale_for", 0),
+    ("05_expire_and_refresh", "highest_wave_no_jitter", "highest_wave_jitter"),
     ("06_choose_an_eviction_policy", "evictions_volatile_lru", 20),
     ("06_choose_an_eviction_policy", "refused_noeviction", 20),
     ("06_choose_an_eviction_policy", "sessions_lost_allkeys", 0),
@@ -207,18 +210,15 @@ LARGER = [
     ("07_stay_up_under_stress", "errors_database_plain", 0),
     ("07_stay_up_under_stress", "stale_database_stale_if_error", 0),
     ("07_stay_up_under_stress", "reads_of_unreadable_entries", 1),
-    # Every increment arrives with retry, and none is lost in silence without.
-    ("08_meet_dsql", "attempts_no_retry", "succeeded_no_retry"),
-    ("08_meet_dsql", "attempts_at_once", 128),
-    ("08_meet_dsql", "attempts_jitter", 128),
-    ("08_meet_dsql", "conflicts_per_increment_1_rows", "conflicts_per_increment_256_rows"),
-    ("10_compare_cold_warm_pooled", "warm_p50", "pooled_p50"),
-    ("10_compare_cold_warm_pooled", "pool_1_wait_p95", "pool_16_wait_p95"),
-    ("10_compare_cold_warm_pooled", "gave_up", 0),
-    ("10_compare_cold_warm_pooled", "pooled_at_2_ms", 2),
-    ("10_compare_cold_warm_pooled", "pooled_at_10_ms", 10),
+    ("09_conflicts_and_retry", "modelled_attempts_at_once", "modelled_attempts_jitter"),
+    # A query over a new connection is a connection and a query; one over a pool is a query.
+    ("10_compare_cold_warm_pooled", "new_connection_p50", "pooled_p50"),
+    ("10_compare_cold_warm_pooled", "rate_with_4_connections", "rate_with_1_connections"),
+    ("10_compare_cold_warm_pooled", "round_trips_a_new_connection", "round_trips_a_pool"),
+    ("10_compare_cold_warm_pooled", "round_trips_a_pool", "round_trips_a_hit"),
     ("11_compare_s3_and_cache", "cache_speed_up", 1),
-    ("11_compare_s3_and_cache", "hit_ratio_measured_75_percent", "hit_ratio_measured_10_percent"),
+    ("11_compare_s3_and_cache", "hit_ratio_most_requests_per_byte", "hit_ratio_most_requests"),
+    ("11_compare_s3_and_cache", "hit_ratio_most_requests_per_byte", "hit_ratio_smallest"),
     ("12_load_inserts", "gain_100_rows", 1),
     ("12_load_inserts", "bend_rows", 0),
     ("12_load_inserts", "copy_rate", "one_row_rate"),
@@ -246,7 +246,7 @@ def test_a_longer_ttl_has_more_hits_about_as_many_as_the_replayed_stream(figures
         for name in found
         if name.startswith("hit_ratio_measured")
     ]
-    assert len(pairs) == 4
+    assert len(pairs) == 6
     # The stream is the same; only requests that fall on the edge of a TTL may differ. A busy
     # machine is late by as much as the shorter TTLs.
     assert pairs[-1][0] == pytest.approx(pairs[-1][1], abs=0.1)
@@ -269,17 +269,12 @@ def test_no_policy_beats_belady_and_caches_evict_as_exact_algorithms_do(figures,
 
 
 def test_what_is_worked_out_from_figures_is_right(figures, results):
-    found = figures["08_meet_dsql"]
-    assert found["arrived_no_retry"] == found["succeeded_no_retry"]
+    found = figures["09_conflicts_and_retry"]
+    assert found["arrived_no_retry"] == found["committed_no_retry"]
     found = figures["10_compare_cold_warm_pooled"]
-    for state in ("cold", "warm", "pooled"):
-        speed_up = found[f"demo_{state}_miss_ms"] / found[f"demo_{state}_hits_avg_ms"]
-        assert found[f"demo_{state}_speed_up"] == pytest.approx(speed_up)
-        assert found[f"demo_{state}_hits_min_ms"] <= found[f"demo_{state}_hits_max_ms"]
-    assert found["gave_up"] + found["served"] == 16 * 4
-    assert all(0 < found[f"break_even_at_{distance}_ms"] <= 1 for distance in (2, 10))
+    assert all(0 < found[f"break_even_at_{distance}_ms"] <= 1 for distance in (0, 2, 10))
     kept = results["10_compare_cold_warm_pooled"].latencies
-    assert [(d["database_ms"], d["cache_ms"]) for d in kept] == [(2, 0), (10, 0), (10, 10)]
+    assert [(d["database_ms"], d["cache_ms"]) for d in kept] == [(2, 0), (10, 0)]
     found = figures["15_count_the_cost"]
     # 200 reads/s × 2,628,000 s × 0.06 DPU × 8 USD a million = 252.29; 5 writes/s = 6.31; 20 GB.
     assert found["without_cache"] == pytest.approx(252.288 + 6.3072 + 6.6)
@@ -287,18 +282,10 @@ def test_what_is_worked_out_from_figures_is_right(figures, results):
     assert figures["12_load_inserts"]["full_size_cost"] < 1
 
 
-def test_what_objects_gain_depends_on_their_size_their_content_and_the_memory(figures):
+def test_the_larger_an_object_the_less_a_cache_gains(figures):
     found = figures["11_compare_s3_and_cache"]
-    assert found["bytes_text_compressed"] < found["bytes_text_plain"] / 3
-    # The same but for the digits of the times in the entry's first line.
-    assert abs(found["bytes_noise_compressed"] - found["bytes_noise_plain"]) < 100
-    small, large = (found[f"store_here_{s}_kb"] / found[f"cache_here_{s}_kb"] for s in (1, 10_000))
+    small, large = (found[f"store_{size}_kb"] / found[f"cache_{size}_kb"] for size in (1, 10_000))
     assert small > large
-    for share in (10, 50, 75):
-        measured = found[f"hit_ratio_measured_{share}_percent"]
-        likely = [found[f"hit_ratio_{way}_{share}_percent"] for way in ("lru", "random")]
-        assert min(likely) - 0.1 < measured < max(likely) + 0.1
-        assert 0 < found[f"objects_that_fit_{share}_percent"] < 200
 
 
 def test_each_result_says_how_it_came_about(executed, results):

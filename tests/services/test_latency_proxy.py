@@ -12,7 +12,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -171,22 +170,6 @@ def test_long_replies_and_requests_arrive_whole_wait_once_and_take_bounded_memor
     assert 8 * len(LOTS) > MAX_HELD > largest - 30e6
 
 
-def test_many_connections_wait_side_by_side_and_leave_no_thread_behind(far):
-    proxy = far(0.2)
-    process = psutil.Process(proxy.pid)
-    before = process.num_threads()
-
-    def visit(_: int) -> float:
-        with proxy.connect() as connection:
-            return ask(connection)
-
-    started = time.monotonic()
-    with ThreadPoolExecutor(30) as threads:
-        assert min(threads.map(visit, range(30))) >= 0.2
-    assert time.monotonic() - started < 30 * 0.4 / 2
-    assert wait_until(lambda: process.num_threads() == before, SOON_S)
-
-
 def test_who_has_no_more_to_say_is_heard_to_the_end_and_without_the_server_hung_up_on(far):
     proxy = far()
     with proxy.connect() as connection:
@@ -240,15 +223,6 @@ def test_a_proxy_that_does_not_start_is_a_clear_error(far, monkeypatch):
     with pytest.raises(EngineError, match="proxy that adds latency to the database"):
         proxy.set(0.01)
     assert (proxy.seconds, proxy.ports) == (0, [])
-
-
-def test_threads_that_set_it_at_once_share_one_proxy_which_listens_on_loopback_only(far):
-    proxy = far(0)
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(proxy.set, [0.001 * step for step in range(40)]))
-    assert len({port for port in proxy.ports if port != proxy.server.port}) == 1
-    sockets = psutil.Process(proxy.pid).net_connections()
-    assert {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize("wrong", [-0.001, 0.41, True, float("nan"), float("inf"), "far", None])

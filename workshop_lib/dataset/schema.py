@@ -159,7 +159,7 @@ TABLES = {
 }
 
 MADE_IN_NOTEBOOKS = frozenset({"readings", "counters", "on_call", "migrated"})
-"""Tables that a notebook itself makes and fills, to show how: notebook 08."""
+"""Tables that a notebook itself makes and fills, to show how: notebooks 08 and 09."""
 
 SIMPLE_QUERY = "SELECT * FROM users1"
 

@@ -11,15 +11,9 @@ from .limits import (
 )
 from .linter import Finding as Finding, Findings as Findings, lint as lint
 from .rules import install_rules as install_rules, remove_rules as remove_rules
-from .session import (
-    RuledConnection as RuledConnection,
-    RuledCursor as RuledCursor,
-    set_rules as set_rules,
-)
 from .tokens import (
     CLUSTER_NAMES as CLUSTER_NAMES,
     CLUSTER_REGION as CLUSTER_REGION,
     Token as Token,
-    find_fault as find_fault,
     read_token as read_token,
 )

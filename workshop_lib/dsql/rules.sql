@@ -96,12 +96,26 @@ BEGIN
 END
 $$;
 
+-- SQL that compares the primary keys of two rows; NULL if there is none.
+CREATE OR REPLACE FUNCTION dsql_rules.same_key(target oid, one text, other text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT string_agg(format('%s.%I = %s.%2$I', one, a.attname, other), ' AND ')
+      FROM pg_index i
+      JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::int2[])
+     WHERE i.indrelid = target AND i.indisprimary
+$$;
+
 CREATE OR REPLACE FUNCTION dsql_rules.after_change() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     row_count bigint;
     byte_count bigint;
     age interval := clock_timestamp() - transaction_timestamp();
+    logging boolean := dsql_rules.noted('log') > 0;
+    before json;
+    after json;
+    same text;
+    matches bigint;
 BEGIN
     IF NOT dsql_rules.active() THEN
         RETURN NULL;
@@ -110,16 +124,39 @@ BEGIN
         PERFORM dsql_rules.refuse(
             '0A000', 'ddl and dml are not supported in the same transaction');
     END IF;
-    IF TG_OP = 'DELETE' THEN
+    IF TG_OP <> 'INSERT' THEN
         SELECT count(*), coalesce(sum(pg_column_size(r.*)), 0) INTO row_count, byte_count
           FROM old_rows r;
-    ELSE
+        IF logging THEN
+            before := (SELECT json_agg(r.*) FROM old_rows r);
+        END IF;
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
         SELECT count(*), coalesce(sum(pg_column_size(r.*)), 0) INTO row_count, byte_count
           FROM new_rows r;
         IF byte_count > 1024 * 1024 THEN
-            PERFORM dsql_rules.check_size(TG_RELID, to_jsonb(r))
+            PERFORM dsql_rules.check_size(TG_RELID, to_jsonb(r.*))
                FROM new_rows r WHERE pg_column_size(r.*) > 1024 * 1024;
         END IF;
+        IF logging THEN
+            after := (SELECT json_agg(r.*) FROM new_rows r);
+            same := dsql_rules.same_key(TG_RELID, 't', 'n');
+            IF same IS NOT NULL THEN
+                -- The unique index knows that a row was deleted after the snapshot, which has it.
+                -- OFFSET 0: else the planner trusts the index that there is one row with a key.
+                EXECUTE format('SELECT count(*) FROM new_rows n, '
+                    'LATERAL (SELECT FROM %s t WHERE %s OFFSET 0) o',
+                    TG_RELID::regclass, same) INTO matches;
+                IF matches > row_count THEN
+                    PERFORM dsql_rules.refuse('23505',
+                        'duplicate key value violates unique constraint');
+                END IF;
+            END IF;
+        END IF;
+    END IF;
+    IF logging AND row_count > 0 THEN
+        RAISE NOTICE USING ERRCODE = 'DSQLW', MESSAGE = TG_RELID::regclass,
+            DETAIL = coalesce(before::text, ''), HINT = coalesce(after::text, '');
     END IF;
     row_count := row_count + dsql_rules.noted('rows');
     byte_count := byte_count + dsql_rules.noted('bytes');
@@ -153,7 +190,8 @@ $$;
 CREATE OR REPLACE FUNCTION dsql_rules.attach(target regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF 4 = (SELECT count(*) FROM pg_trigger WHERE tgrelid = target AND tgfoid IN (
+    IF 5 = (SELECT count(*) + count(tgoldtable) FILTER (WHERE tgnewtable IS NOT NULL)
+              FROM pg_trigger WHERE tgrelid = target AND tgfoid IN (
             'dsql_rules.after_change'::regproc, 'dsql_rules.before_truncate'::regproc)) THEN
         RETURN;
     END IF;
@@ -162,7 +200,7 @@ BEGIN
         'REFERENCING NEW TABLE AS new_rows '
         'FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.after_change()', target);
     EXECUTE format('CREATE OR REPLACE TRIGGER dsql_rules_update AFTER UPDATE ON %s '
-        'REFERENCING NEW TABLE AS new_rows '
+        'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows '
         'FOR EACH STATEMENT EXECUTE FUNCTION dsql_rules.after_change()', target);
     EXECUTE format('CREATE OR REPLACE TRIGGER dsql_rules_delete AFTER DELETE ON %s '
         'REFERENCING OLD TABLE AS old_rows '
@@ -279,7 +317,18 @@ BEGIN
             SELECT FROM pg_depend WHERE objid = made.objid AND deptype IN ('a', 'i')) THEN
             PERFORM dsql_rules.check_sequence(seqtypid, seqcache)
                FROM pg_sequence WHERE seqrelid = made.objid;
+        ELSIF made.command_tag = 'CREATE SCHEMA' THEN
+            -- Only the front sets this limit: the workshop's runs make a schema for each notebook.
+            IF dsql_rules.most('schemas', 1000000) < (
+                SELECT count(*) FROM pg_namespace WHERE nspname !~ '^pg_'
+                    AND nspname NOT IN ('information_schema', 'dsql_rules', 'sys')) THEN
+                PERFORM dsql_rules.refuse('54000', 'more than 10 schemas not allowed');
+            END IF;
         ELSIF made.command_tag = 'CREATE INDEX' THEN
+            IF 24 < (SELECT count(*) FROM pg_index i JOIN pg_index same USING (indrelid)
+                      WHERE same.indexrelid = made.objid) THEN
+                PERFORM dsql_rules.refuse('54000', 'more than 24 indexes per table not allowed');
+            END IF;
             PERFORM set_config('dsql_rules.index', made.object_identity, true);
         ELSIF made.command_tag IN ('CREATE FUNCTION', 'CREATE PROCEDURE') THEN
             SELECT l.lanname INTO spoken FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
@@ -297,6 +346,112 @@ CREATE EVENT TRIGGER dsql_rules_before ON ddl_command_start
     EXECUTE FUNCTION dsql_rules.before_ddl();
 CREATE EVENT TRIGGER dsql_rules_after ON ddl_command_end
     EXECUTE FUNCTION dsql_rules.after_ddl();
+
+
+-- ---------------------------------------------------------------- optimistic commit
+--
+-- What the front (transactions.py) uses. A transaction whose changes it may have to take back and
+-- make again notes `log`: the trigger above then tells it what each statement changed, as the rows
+-- before and after it.
+
+-- Make one statement's changes again, row by row as they were: no value is drawn a second time.
+CREATE OR REPLACE FUNCTION dsql_rules.replay(
+    target regclass, before text, after text, in_shadow boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    noted bigint := dsql_rules.noted('log');
+    old_rows json := nullif(before, '');
+    new_rows json := nullif(after, '');
+    names text;
+    assignments text;
+    same text;
+    done bigint;
+BEGIN
+    IF in_shadow THEN
+        target := format('pg_temp.%I', (SELECT relname FROM pg_class WHERE oid = target));
+    END IF;
+    PERFORM dsql_rules.note('log', 0);
+    SELECT string_agg(format('%I', attname), ', '),
+           string_agg(format('%I = n.%1$I', attname), ', ') FILTER (WHERE attidentity <> 'a'),
+           string_agg(format('t.%I IS NOT DISTINCT FROM o.%1$I', attname), ' AND ')
+      INTO names, assignments, same
+      FROM pg_attribute
+     WHERE attrelid = target AND attnum > 0 AND NOT attisdropped AND attgenerated = '';
+    same := coalesce(dsql_rules.same_key(target, 't', 'o'), same);
+    IF old_rows IS NULL THEN
+        EXECUTE format('INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE '
+            'SELECT %2$s FROM json_populate_recordset(NULL::%1$s, $1)', target, names)
+          USING new_rows;
+    ELSE
+        IF new_rows IS NULL THEN
+            EXECUTE format('DELETE FROM %s t USING json_populate_recordset(NULL::%1$s, $1) o '
+                'WHERE %s', target, same) USING old_rows;
+        ELSE
+            EXECUTE format('UPDATE %s t SET %s FROM ROWS FROM '
+                '(json_array_elements($1), json_array_elements($2)) AS p (was, is_now), '
+                'json_populate_record(NULL::%1$s, p.was) o, '
+                'json_populate_record(NULL::%1$s, p.is_now) n '
+                'WHERE %3$s', target, assignments, same) USING old_rows, new_rows;
+        END IF;
+        GET DIAGNOSTICS done = ROW_COUNT;
+        IF done <> json_array_length(old_rows) THEN
+            PERFORM dsql_rules.refuse('40001', 'the rows are not what they were');
+        END IF;
+    END IF;
+    PERFORM dsql_rules.note('log', noted);
+END
+$$;
+
+-- Rows that this transaction has locked become rows that it has changed, to what they are: locking
+-- takes part in conflicts, and PostgreSQL forgets its locks at COMMIT.
+CREATE OR REPLACE FUNCTION dsql_rules.touch(target regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    col name := (SELECT attname FROM pg_attribute
+                  WHERE attrelid = target AND attnum > 0 AND NOT attisdropped
+                    AND attgenerated = '' AND attidentity <> 'a' LIMIT 1);
+BEGIN
+    IF col IS NOT NULL AND 'r' = (SELECT relkind FROM pg_class WHERE oid = target) THEN
+        EXECUTE format('UPDATE %s SET %I = %2$I WHERE xmax = ANY (ARRAY('
+            'SELECT transactionid FROM pg_locks '
+            'WHERE pid = pg_backend_pid() AND locktype = ''transactionid''))', target, col);
+    END IF;
+END
+$$;
+
+-- A copy of a table as this transaction's snapshot has it, which is gone at its end: a transaction
+-- that has lost goes on in copies. Its name comes before the table's own.
+CREATE OR REPLACE FUNCTION dsql_rules.shadow(target regclass) RETURNS TABLE (place name, called name)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    names text;
+    counter record;
+BEGIN
+    SELECT n.nspname, c.relname INTO place, called
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.oid = target AND c.relkind = 'r' AND c.relpersistence = 'p'
+       AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'sys', 'dsql_rules');
+    IF called IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN NEXT;
+    IF dsql_rules.noted('shadow_' || target::oid) > 0 THEN
+        RETURN;
+    END IF;
+    SELECT string_agg(format('%I', attname), ', ') INTO names FROM pg_attribute
+     WHERE attrelid = target AND attnum > 0 AND NOT attisdropped AND attgenerated = '';
+    PERFORM dsql_rules.note('inner', 1);
+    EXECUTE format('CREATE TEMP TABLE %I (LIKE %s INCLUDING DEFAULTS INCLUDING CONSTRAINTS '
+        'INCLUDING INDEXES INCLUDING GENERATED) ON COMMIT DROP', called, target);
+    EXECUTE format('INSERT INTO pg_temp.%I (%s) SELECT %2$s FROM %s', called, names, target);
+    FOR counter IN SELECT attname FROM pg_attribute WHERE attrelid = target AND attidentity <> ''
+    LOOP
+        EXECUTE format('ALTER TABLE pg_temp.%I ALTER %I SET DEFAULT nextval(%L)', called,
+            counter.attname, pg_get_serial_sequence(target::text, counter.attname));
+    END LOOP;
+    PERFORM dsql_rules.note('inner', 0), dsql_rules.note('shadow_' || target::oid, 1);
+END
+$$;
 
 
 -- ---------------------------------------------------------------- CREATE INDEX ASYNC

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import NamedTuple
 
 import pgparse
 
-from workshop_lib.dsql.allowed import Node, Refusal, refuse
+from workshop_lib.dsql.allowed import Node, Refusal, nodes, refuse
 
 TOO_DEEP = Refusal("54001", "stack depth limit exceeded")
 ALTER, COMMIT = "ALTER TABLE", "COMMIT"
+CHANGES = {"InsertStmt", "UpdateStmt", "DeleteStmt"}
+DEFINES = ("Create", "Alter", "Drop", "Grant", "Rename", "Index", "View", "Comment")
+"""How the kinds of statements begin that change the schema, or who may do what."""
 NOTHING = "DO 'BEGIN END'"
 SWITCHES = {f"AT_{how}Trig{which}" for how in ("Enable", "Disable") for which in ("All", "User")}
 """Triggers on or off: on DSQL there are none, here the rules are some."""
@@ -23,12 +27,23 @@ class Statement(NamedTuple):
         text: what PostgreSQL can run in its place.
         refusal: what DSQL answers instead of running it; None where it runs.
         tag: the command tag that DSQL answers with, where PostgreSQL's would or might be another.
+        kind: BEGIN, COMMIT, ROLLBACK, SET, COPY (from the client), CALL or DDL; else empty.
+        changes: the tables whose rows it changes, as SQL names them.
+        locks: the tables whose rows it may lock.
 
     """
 
     text: str
     refusal: Refusal | None = None
     tag: str = ""
+    kind: str = ""
+    changes: tuple[str, ...] = ()
+    locks: tuple[str, ...] = ()
+
+    @property
+    def writes(self) -> bool:
+        """Whether it takes part in conflicts, as far as its text shows."""
+        return bool(self.changes or self.locks or self.kind in {"COPY", "CALL"})
 
 
 def check(sql: str) -> Refusal | None:
@@ -83,11 +98,11 @@ def _statement(raw: bytes, parsed: Node, async_at: list[int]) -> Statement:
     if refusal:
         return Statement(text, refusal)
     if kind == "TransactionStmt" and node["kind"] == "TRANS_STMT_COMMIT":
-        return Statement(text, None, COMMIT)
+        return Statement(text, None, COMMIT, COMMIT)
     if is_async:
         job, tag = ("INDEX_BUILD", "CREATE INDEX") if kind == "IndexStmt" else ("VALIDATE", ALTER)
         return Statement(
-            f"SELECT dsql_rules.run_job('{job}', {_quoted(text)}) AS job_id", None, tag
+            f"SELECT dsql_rules.run_job('{job}', {_quoted(text)}) AS job_id", None, tag, "DDL"
         )
     if kind == "AlterTableStmt":
         commands = [one["AlterTableCmd"] for one in node["cmds"]]
@@ -95,11 +110,60 @@ def _statement(raw: bytes, parsed: Node, async_at: list[int]) -> Statement:
             return Statement(NOTHING, None, ALTER)
         dropped = [one["name"] for one in commands if one["subtype"] == "AT_DropColumn"]
         if dropped:
-            names = [node["relation"].get("schemaname"), node["relation"]["relname"]]
-            table = ".".join('"{}"'.format(n.replace('"', '""')) for n in names if n)
+            table = _name(node["relation"])
             given = ", ".join(_quoted(one) for one in (table, json.dumps(dropped), text))
-            return Statement(f"CALL dsql_rules.drop_columns({given})", None, ALTER)
-    return Statement(text)
+            return Statement(f"CALL dsql_rules.drop_columns({given})", None, ALTER, "DDL")
+    found = list(nodes({kind: node}))
+    changes = {_name(one["relation"]) for what, one in found if what in CHANGES}
+    locks = {_name(one) for what, one in found if what == "RangeVar"}
+    if not any(what == "LockingClause" for what, _ in found):
+        locks = set()
+    if kind == "CopyStmt" and node.get("is_from"):
+        changes = {_name(node["relation"])}
+    return Statement(text, None, "", _kind(kind, node), tuple(changes), tuple(locks))
+
+
+def _kind(kind: str, node: Node) -> str:
+    match kind:
+        case "TransactionStmt":
+            return str(node["kind"]).removeprefix("TRANS_STMT_").replace("START", "BEGIN")
+        case "VariableSetStmt":
+            return "SET"
+        case "CopyStmt" if node.get("is_from"):
+            return "COPY"
+        case "CallStmt":
+            return "CALL"
+    return "DDL" if kind.startswith(DEFINES) else ""
+
+
+def _name(relation: Node) -> str:
+    """A table's name as SQL writes it."""
+    names = [relation.get("schemaname"), relation["relname"]]
+    return ".".join('"{}"'.format(n.replace('"', '""')) for n in names if n)
+
+
+def redirect(sql: str, shadows: Collection[tuple[str, str]]) -> str:
+    """A string of statements that uses the temporary table of a name in the place of a table.
+
+    Args:
+        sql: where a name has no schema, the temporary table's comes first anyway.
+        shadows: schemas and names of such tables.
+
+    """
+    try:
+        found = [one for _, one in nodes(pgparse.parse(sql)) if "schemaname" in one]
+    except (pgparse.PGQueryError, RecursionError):
+        return sql
+    raw = sql.encode()
+    places = {
+        one["location"]: one["schemaname"]
+        for one in found
+        if (one["schemaname"], one.get("relname")) in shadows
+    }
+    for place, schema in sorted(places.items(), reverse=True):
+        quoted = '"{}"'.format(schema.replace('"', '""')) if raw[place : place + 1] == b'"' else ""
+        raw = raw[:place] + b"pg_temp" + raw[place + len((quoted or schema).encode()) :]
+    return raw.decode()
 
 
 def _quoted(text: str) -> str:

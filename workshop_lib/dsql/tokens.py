@@ -92,27 +92,6 @@ def read_token(token: str) -> Token:
         ) from None
 
 
-def find_fault(token: str, host: str) -> str:
-    """Why Aurora DSQL would turn this token down, as far as that shows without its key.
-
-    Args:
-        token: the whole token.
-        host: of the database that it is used for.
-
-    Returns:
-        The reason in words; empty if there is none.
-
-    """
-    found = read_token(token)
-    if found.action != ADMIN_ACTION:
-        return f"it allows {found.action}, and the user admin needs {ADMIN_ACTION}"
-    if found.host != host:
-        return f"it was made for {found.host}, and this is {host}"
-    if not found.seconds_left:
-        return f"it ended at {found.ends:%H:%M:%S} UTC, {found.life_s} s after it was made"
-    return ""
-
-
 def objection(
     token: str, *, user: str, hosts: Collection[str], region: str, keys: Mapping[str, str]
 ) -> str:

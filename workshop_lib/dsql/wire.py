@@ -124,7 +124,7 @@ async def ask(server: tuple[StreamReader, StreamWriter], sql: str) -> list[list[
     while True:
         kind, body = await receive(reader)
         if kind == b"D":
-            rows.append(list(_values(body)))
+            rows.append(list(values(body)))
         elif kind == b"E":
             fields = error_fields(body)
             objection = ProtocolError(Refusal(fields["C"], fields["M"]))
@@ -134,7 +134,8 @@ async def ask(server: tuple[StreamReader, StreamWriter], sql: str) -> list[list[
             return rows
 
 
-def _values(body: bytes) -> Iterator[str]:
+def values(body: bytes) -> Iterator[str]:
+    """The values of a DataRow, none of which may be NULL."""
     place = 2
     while place < len(body):
         (size,) = struct.unpack_from("!i", body, place)

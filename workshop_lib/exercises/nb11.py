@@ -73,4 +73,4 @@ def requests(objects: Objects, chosen: Iterable[object]) -> int:
     return sum(requests for name, _, requests in objects if name in list(chosen))
 
 
-JUDGES = {"11.1": fetch}
+JUDGES = {"11.2": fetch}

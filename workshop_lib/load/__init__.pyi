@@ -9,7 +9,6 @@ from .cost import (
 from .drivers import LambdaWorkers as LambdaWorkers, LocalWorkers as LocalWorkers
 from .events import events as events, monthly_payment as monthly_payment
 from .mixed import (
-    MixedReport as MixedReport,
     Queue as Queue,
     run_mixed as run_mixed,
 )
@@ -49,7 +48,6 @@ __all__ = [
     "LambdaWorkers",
     "LoadReport",
     "LocalWorkers",
-    "MixedReport",
     "MixedScenario",
     "Queue",
     "StreamLoad",

@@ -17,7 +17,8 @@ from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.load.cost import FUNCTION_MB, format_cost, load_cost
 from workshop_lib.load.drivers import MAX_EXECUTIONS, Driver, LambdaWorkers, LocalWorkers
-from workshop_lib.load.interrupts import ignore_signals
+from workshop_lib.load.interrupts import one_interrupt
+from workshop_lib.load.jobs import Done
 from workshop_lib.load.mixed import Queue, new_number, run_mixed
 from workshop_lib.load.report import LoadReport, compare_loads, save_reports
 from workshop_lib.load.rows import count_rows, delete_rows, rows_named
@@ -67,13 +68,20 @@ class Outcome:
     costs: dict[str, Cost] = field(default_factory=dict)
     cleared: bool = True
 
+    def use(self, function: str, at_once: int, region: str | None) -> tuple[LambdaWorkers, Done]:
+        """A driver for a Lambda function, whose memory is paid for; and what it says of itself."""
+        namespace = self.settings.workshop_namespace
+        driver = LambdaWorkers(function, at_once, region=region, namespace=namespace)
+        found = driver.describe()
+        self.memory = found.memory_mb or FUNCTION_MB
+        return driver, found
+
     def add(self, name: str, report: LoadReport) -> None:
         """Say what came of a load, and what it cost."""
-        self.say(report)
-        how: Any = {"function_mb": self.memory}
-        cost = load_cost(report, load_prices(), **how, table_rows=self.table_rows, kept=self.keep)
-        today, on_aws = datetime.now(UTC).date(), places.is_on_aws(self.settings)
-        self.say(format_cost(cost, load_prices(), today, **how, on_aws=on_aws))
+        prices, how = load_prices(), {"function_mb": self.memory}
+        cost = load_cost(report, prices, **how, table_rows=self.table_rows, kept=self.keep)
+        on_aws, today = places.is_on_aws(self.settings), datetime.now(UTC).date()
+        self.say(f"{report}\n{format_cost(cost, prices, today, **how, on_aws=on_aws)}")
         self.reports[name], self.costs[name] = report, cost
 
     def end(self, database: Database) -> None:
@@ -131,23 +139,21 @@ def run_insert_loads(
     if function:
         _refuse_a_database_here(settings, function)
     found = Outcome(settings=settings, keep=keep, folder=ready_folder(out), say=say)
-    most, schema = max(load.workers for load in loads.values()), settings.workshop_namespace
+    most = max(load.workers for load in loads.values())
     with services.session(settings) as endpoints, _open(endpoints, settings) as database:
         say(f"Database: {endpoints.database.label}")
         try:
             driver: Driver
             if function:
                 region = scenario.region or places.external_region(settings)
-                number = min(at_once or MAX_EXECUTIONS, most)
-                driver = LambdaWorkers(function, number, region=region, namespace=schema)
-                found.memory = driver.describe().memory_mb or FUNCTION_MB
+                driver, _ = found.use(function, min(at_once or MAX_EXECUTIONS, most), region)
             else:
                 name = settings.load_function
                 by = f" (--function-name {name}: by AWS Lambda)" if name else ""
                 say(f"By processes on this machine{by}.")
-                config_ = ClientConfig(endpoints.database, schema)
-                driver = LocalWorkers(config_, min(at_once or PROCESSES, most))
                 found.memory = None if places.is_on_aws(settings) else FUNCTION_MB
+                given = ClientConfig(endpoints.database, settings.workshop_namespace)
+                driver = LocalWorkers(given, min(at_once or PROCESSES, most))
             with driver:
                 for name, load in loads.items():
                     say(f"\n{name}: {load.workers:,} workers, {load.planned:,} rows")
@@ -157,7 +163,7 @@ def run_insert_loads(
                     if found.reports[name].interrupted:
                         break
         finally:
-            with ignore_signals():
+            with one_interrupt(times=0, last=False):
                 found.end(database)
     return found
 
@@ -186,8 +192,7 @@ def run_mixed_load(
     _refuse_missing_services(settings, at_once, others=others, reader=scenario.reads_elsewhere)
     found.memory = None if places.is_on_aws(settings) and not others else FUNCTION_MB
     if others and function:
-        said = LambdaWorkers(function, 1, region=places.external_region(settings)).describe()
-        found.memory = said.memory_mb or FUNCTION_MB
+        _, said = found.use(function, 1, places.external_region(settings))
         if scenario.reads_elsewhere and not said.reader:
             raise SettingsError(
                 f"Reads cannot go elsewhere (--reads-elsewhere): the function {function} is told "
@@ -199,35 +204,31 @@ def run_mixed_load(
     with services.session(settings), closing(open_workshop("load_mixed", **how)) as ws:
         ws.load_table("type")
         found.table_rows = ws.load_table("transactions").rows
-        say(f"Database: {ws.endpoints.database.label}\nQueue: {ws.messaging.label}")
-        by = function or "the function it is mapped to"
-        say(f"Processed by {f'Lambda: {by}' if others else 'processes on this machine'}")
+        by = f"Lambda: {function or 'the function it is mapped to'}"
+        say(
+            f"Database: {ws.endpoints.database.label}\nQueue: {ws.messaging.label}\n"
+            f"Processed by {by if others else 'processes on this machine'}"
+        )
         if others:
             say(f"How long statements take: CloudWatch, {metrics_namespace(ws.namespace)}")
         elif function:
             say(f"If the queue is still mapped to {function}, the two compete for its messages.")
-        queue = Queue(
-            ws.sqs,
-            *ws.open_queue(
-                "load",
-                visibility_timeout_s=scenario.visibility_timeout_s,
-                max_receives=scenario.max_receives,
-            ),
-        )
+        limits = (scenario.visibility_timeout_s, scenario.max_receives)
+        urls = ws.open_queue("load", visibility_timeout_s=limits[0], max_receives=limits[1])
         if settings.queue_url:
             say(f"It is used as it is: {describe_queue(ws.sqs, ws.messaging)}.")
-        found.runs.append(new_number())
-        queue_is_ours = True
+        run, queue_is_ours = new_number(), True
+        found.runs.append(run)
         try:
             driver = None if others else ws.load_workers(at_once or PROCESSES, metrics=True)
             try:
-                report = run_mixed(ws.database, queue, scenario, driver, run=int(found.runs[0]))
+                report = run_mixed(ws.database, Queue(ws.sqs, *urls), scenario, driver, run=run)
             except WorkshopError:
                 queue_is_ours = False  # it may hold messages of another load test
                 raise
             found.add("mixed", report)
         finally:
-            with ignore_signals():
+            with one_interrupt(times=0, last=False):
                 found.end(ws.database)
                 if queue_is_ours:
                     delete_queues(ws.sqs, ws.messaging, ws.namespace)
@@ -245,7 +246,8 @@ def clean(run: str | None, say: Say) -> bool:
         WorkshopError: the database could not be had.
 
     """
-    settings, found, left = load_settings().values, rows_named(run), 0
+    settings, left = load_settings().values, 0
+    found = rows_named(run)
     with services.session(settings) as endpoints, _open(endpoints, settings) as database:
         for rows in found:
             before = rows.count(database)

@@ -6,7 +6,6 @@ import math
 from datetime import date
 
 from workshop_lib.costs import HOURS_A_MONTH, Cost, Prices, run_cost, transaction_dpu
-from workshop_lib.load.mixed import MixedReport
 from workshop_lib.load.report import LoadReport
 from workshop_lib.load.scenario import InsertLoad, MixedScenario
 
@@ -42,12 +41,14 @@ def load_cost(
     """
     load, reads, requests = report.load, 0, 0
     table_bytes = table_rows * TRANSACTION_BYTES
-    if isinstance(report, MixedReport) and isinstance(load, MixedScenario):
+    if isinstance(load, MixedScenario):
         statements, rows_each, row_bytes = report.rows, 1, TRANSACTION_BYTES
         reads = report.succeeded * load.statements_per_message - report.rows
         scans = report.calls.seconds[report.calls.action != "INSERT"]
         scan_s = scans.mean() if len(scans) else SCAN_SECONDS
-        batches = len(report.executions) or math.ceil((report.planned - report.unsent) / BATCH)
+        batches = len(report.executions) or math.ceil(
+            (report.jobs.state != "not begun").sum() / BATCH
+        )
         busy_s = report.executions.seconds.sum() or scan_s * (reads + statements)
         # Lambda's own pollers receive and delete. SELECT2 finds one row in twenty, on average.
         requests = report.requests + (2 * batches if report.by_others else 0)

@@ -11,6 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import Pipe
 from queue import Empty, SimpleQueue
@@ -23,7 +24,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.dsql import CONNECTION_BURST, CONNECTIONS_PER_SECOND, Rate
 from workshop_lib.errors import WorkshopError
-from workshop_lib.load.interrupts import interrupt_event
+from workshop_lib.load.interrupts import one_interrupt
 from workshop_lib.load.jobs import Done, Job, Ping, to_event
 from workshop_lib.load.worker import ClientConfig
 from workshop_lib.services.error_help import error_code, error_help
@@ -41,7 +42,7 @@ MAX_EXECUTIONS = 1_000
 MAX_FUNCTION_S = 900
 THROTTLED = "TooManyRequestsException"
 THROTTLED_S = 0.5
-LOOK_S = 0.01
+LOOK_S = 0.1
 
 
 class NoAnswerError(WorkshopError):
@@ -55,6 +56,7 @@ class Driver(ABC):
         label: what a learner sees.
         at_once: how many jobs it does at the same time.
         here: whether on this machine, whose processors it takes.
+        stopped: while set, no job is begun.
 
     """
 
@@ -74,7 +76,7 @@ class Driver(ABC):
                 "may have more workers than that: they take turns."
             )
         self.at_once = at_once
-        self._stopped = threading.Event()
+        self.stopped = threading.Event()
 
     @abstractmethod
     def do(self, event: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
@@ -88,17 +90,9 @@ class Driver(ABC):
     def prepare(self) -> None:  # noqa: B027 -- most have nothing to prepare
         """Have all workers ready, as far as that takes time."""
 
-    def stop(self) -> None:
-        """End what can be ended of the jobs under way, and begin none."""
-        self._stopped.set()
-
-    def go_on(self) -> None:
-        """Begin jobs again."""
-        self._stopped.clear()
-
     def close(self) -> None:
-        """Let go of the workers."""
-        self.stop()
+        """End what can be ended of the jobs under way, and begin none."""
+        self.stopped.set()
 
     def __enter__(self) -> Self:
         return self
@@ -112,8 +106,6 @@ def run_jobs(
     jobs: Sequence[Job],
     limit_s: float,
     progress: Callable[[], object] = lambda: None,
-    *,
-    begin: bool = True,
 ) -> tuple[list[Done], bool]:
     """Have all jobs done, as many at once as the driver takes; Ctrl-C ends it early.
 
@@ -125,49 +117,37 @@ def run_jobs(
         jobs: what.
         limit_s: a job's own time limit; it is given up 30 seconds after that.
         progress: called at the end of each job.
-        begin: if not, say of each that it was not begun: an Interrupt came before.
 
     Returns:
         What became of each, in their order; and whether Ctrl-C or Interrupt ended it early.
 
     """
     found = [Done(planned=job.planned, dropped=job.planned, state="not begun") for job in jobs]
+    rate, interrupted = Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST), False
     driver.prepare()
-    numbers, rate = SimpleQueue[int](), Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST)
-    for number in range(len(jobs)):
-        numbers.put(number)
 
-    def work(stop: threading.Event) -> None:
-        with suppress(Empty):
-            while not stop.wait(rate.reserve(math.inf)[1]):
-                number = numbers.get_nowait()
-                found[number] = _have_done(driver, jobs[number], limit_s + GRACE_S)
-                if found[number].state == "lost" and stop.is_set():
-                    found[number].state = "interrupted"
-                progress()
+    def work(number: int) -> None:
+        if not driver.stopped.wait(rate.reserve(math.inf)[1]):
+            found[number] = _have_done(driver, jobs[number], limit_s + GRACE_S)
 
-    with interrupt_event() as stop:
-        # Daemons: an interpreter that ends does not wait for them.
-        threads = [
-            threading.Thread(target=work, args=(stop,), name="load job", daemon=True)
-            for _ in range(min(driver.at_once, len(jobs)) if begin else 0)
-        ]
-        started = []
-        for thread in threads:
-            try:
-                thread.start()
-            except RuntimeError as error:  # too many: those that there are do the work
-                found[0].note(error, 0)
-                break
-            started.append(thread)
-        while any(thread.is_alive() for thread in started) and not stop.wait(LOOK_S):
-            pass
-        if stop.is_set():
-            driver.stop()
-        for thread in started:
-            thread.join()
-        driver.go_on()
-        return found, stop.is_set() or not begin
+    threads, ended = ThreadPoolExecutor(driver.at_once, "load job"), SimpleQueue[Future[None]]()
+    with one_interrupt(last=False), threads:
+        try:
+            for number in range(len(jobs)):
+                threads.submit(work, number).add_done_callback(ended.put)
+            left = len(jobs)
+            while left:
+                # A signal that comes just before a wait for good would not end it.
+                with suppress(Empty):
+                    ended.get(timeout=LOOK_S).result()
+                    left -= 1
+                    progress()
+        except KeyboardInterrupt:
+            interrupted = True
+            driver.close()
+            threads.shutdown(cancel_futures=True)
+            driver.stopped.clear()
+    return found, interrupted
 
 
 def _have_done(driver: Driver, job: Job, limit_s: float) -> Done:
@@ -178,6 +158,7 @@ def _have_done(driver: Driver, job: Job, limit_s: float) -> Done:
         done.note(f"This is no answer of a load worker: {wrong}. Is another function called?", 0)
     except NoAnswerError as error:
         done.note(error, 0)
+        done.state = "interrupted" if driver.stopped.is_set() else "lost"
     done.seconds = time.perf_counter() - began
     return done
 
@@ -197,11 +178,11 @@ class LocalWorkers(Driver):
     def __init__(self, config: ClientConfig, at_once: int = 4) -> None:
         super().__init__(at_once, MAX_PROCESSES, "worker processes")
         self.label = f"{at_once} {'process' if at_once == 1 else 'processes'} on this machine"
-        self._parent = os.getpid()
-        self._processes = [_Process(config) for _ in range(at_once)]
-        self._idle = SimpleQueue[_Process]()
-        for process in self._processes:
-            self._idle.put(process)
+        self._config, self._parent = config, os.getpid()
+        self._processes: dict[int, _Process] = {}
+        self._idle = SimpleQueue[int]()
+        for number in range(at_once):
+            self._idle.put(number)
         try:
             self.prepare()
         except BaseException:
@@ -215,12 +196,8 @@ class LocalWorkers(Driver):
             WorkshopError: one did not start, or this process was forked since they were started.
 
         """
-        self._check_parent()
-        missing = [process for process in self._processes if process.ended]
         try:
-            for process in missing:
-                process.start()
-            for process in missing:
+            for process in [self._start(number) for number in range(self.at_once)]:
                 process.get_ready()
         except (OSError, NoAnswerError) as error:
             raise WorkshopError(
@@ -236,66 +213,45 @@ class LocalWorkers(Driver):
             WorkshopError: this process was forked since the workers were started.
 
         """
-        self._check_parent()
-        process = self._idle.get()
-        process.busy = True
+        number = self._idle.get()
         try:
-            if self._stopped.is_set():
+            process = self._start(number)
+            process.get_ready()
+            if self.stopped.is_set():
                 raise NoAnswerError("interrupted")
-            if process.ended:
-                process.start()
-                process.get_ready()
             return process.ask(event, limit_s)
         except OSError as error:
             raise NoAnswerError(f"No worker process could be started: {error}.") from None
         finally:
-            process.busy = False
-            self._idle.put(process)
+            self._idle.put(number)
 
-    def stop(self) -> None:
-        """End the processes that have a job; others take their places."""
-        super().stop()
-        for process in self._processes:
-            if process.busy:
-                process.kill()
-
-    def _check_parent(self) -> None:
+    def _start(self, number: int) -> _Process:
+        """The process of this number, or another in its place."""
         if os.getpid() != self._parent:
             raise WorkshopError(
                 "These workers were started before this process was forked, and are the parent's. "
                 "Start others here: ws.load_workers()."
             )
+        if number not in self._processes or self._processes[number].ended:
+            self._processes[number] = _Process(self._config)
+        return self._processes[number]
 
     def close(self) -> None:
         """End the processes, whatever they do; in a forked process they are the parent's."""
-        if os.getpid() == self._parent:
-            self._stopped.set()
-            for process in self._processes:
-                process.kill()
+        super().close()
+        for process in list(self._processes.values()) if os.getpid() == self._parent else ():
+            process.kill()
 
 
 class _Process:
     """A worker process, and our end of the pipe to it.
 
     It is in a process group of its own: Ctrl-C in a terminal does not reach it.
-
-    Attributes:
-        busy: it has a job.
-
     """
 
     def __init__(self, config: ClientConfig) -> None:
-        self._config, self.busy = config, False
-        self._program: subprocess.Popen[bytes] | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is not there, or not any more."""
-        return self._program is None or self._program.poll() is not None
-
-    def start(self) -> None:
-        """Start it, or another in its place."""
         self._pipe, theirs = Pipe()
+        self._ready = False
         with theirs:
             self._program = subprocess.Popen(
                 # -P: what lies in the current folder is not imported.
@@ -305,11 +261,18 @@ class _Process:
                 process_group=0,
             )
         with suppress(OSError):  # it has ended: whoever asks it finds out
-            self._pipe.send((self._config, os.getpid()))
+            self._pipe.send((config, os.getpid()))
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is not there any more."""
+        return self._program.poll() is not None
 
     def get_ready(self) -> None:
-        """Wait until it is there, and connected."""
-        self.ask(to_event(Ping()), READY_S)
+        """Wait until it has started, and is connected."""
+        if not self._ready:
+            self.ask(to_event(Ping()), READY_S)
+        self._ready = True
 
     def ask(self, event: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
         """Have a job done; it is ended if it takes longer than `limit_s` seconds."""
@@ -329,9 +292,8 @@ class _Process:
 
     def kill(self) -> None:
         """End it, whatever it does."""
-        if self._program is not None:
-            self._program.kill()
-            self._program.wait()
+        self._program.kill()
+        self._program.wait()
 
 
 class LambdaWorkers(Driver):
@@ -406,7 +368,7 @@ class LambdaWorkers(Driver):
         if "job" in event and not event.get("namespace"):
             event = {**event, "namespace": self._namespace}
         until = time.monotonic() + limit_s
-        while not self._stopped.is_set():
+        while not self.stopped.is_set():
             try:
                 answer = self._lambda.invoke(
                     FunctionName=self._function, Payload=json.dumps(event).encode()
@@ -414,7 +376,7 @@ class LambdaWorkers(Driver):
                 said: dict[str, Any] = json.loads(answer["Payload"].read())
             except (BotoCoreError, ClientError, ValueError) as error:
                 if error_code(error) == THROTTLED and time.monotonic() < until:
-                    self._stopped.wait(THROTTLED_S)
+                    self.stopped.wait(THROTTLED_S)
                     continue
                 raise NoAnswerError(
                     f"The function {self._function} gave no answer: {error_help(error)}"

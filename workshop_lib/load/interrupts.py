@@ -7,64 +7,39 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def one_interrupt() -> Iterator[None]:
-    """Hear one Ctrl-C (or `kill`) in a command, and no other until the command has ended.
+def one_interrupt(*, times: int = 1, last: bool = True) -> Iterator[None]:
+    """Hear one Ctrl-C (or `kill`) in this block, and no other.
 
     An impatient second one would lose the report, and leave rows behind.
+
+    Args:
+        times: how many are heard; 0 for what must be finished.
+        last: the process ends after this, and after an interrupt it hears none even then.
+
     """
+    heard = 0
+    before: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
-    def hear(_number: int, _frame: FrameType | None) -> NoReturn:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        heard += 1
+        if heard <= times:
+            before[number](number, frame)
 
-    with _handlers(lambda _: hear):
-        yield
-
-
-@contextlib.contextmanager
-def interrupt_event() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets meanwhile, in place of raising KeyboardInterrupt."""
-    event = threading.Event()
-
-    def instead(before: Callable[..., Any]) -> Callable[..., None]:
-        def hear(number: int, frame: FrameType | None) -> None:
-            with contextlib.suppress(KeyboardInterrupt):
-                before(number, frame)
-            event.set()
-
-        return hear
-
-    with _handlers(instead):
-        yield event
-
-
-def ignore_signals() -> contextlib.AbstractContextManager[None]:
-    """Hear no Ctrl-C meanwhile: for what must be finished."""
-    return _handlers(lambda _: signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def _handlers(instead: Callable[[Callable[..., Any]], Any]) -> Iterator[None]:
-    """Other handlers of those signals that Python answers, if this is the main thread.
-
-    One that another has replaced meanwhile is left: a command that is at its end hears nothing.
-    """
-    changed = {}
     for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
         old = signal.getsignal(number)
-        if callable(old):
-            changed[number] = old, instead(old)
-            signal.signal(number, changed[number][1])
+        if callable(old):  # else Python does not answer it
+            before[number] = old
+            signal.signal(number, hear)
     try:
         yield
     finally:
-        for number, (old, new) in changed.items():
-            if signal.getsignal(number) is new:
-                signal.signal(number, old)
+        for changed, old in before.items():
+            if not (last and heard):
+                signal.signal(changed, old)

@@ -74,6 +74,7 @@ class StreamJob(Job, frozen=True, kw_only=True, tag="stream"):
     Attributes:
         run: its number, for the ids of rows.
         worker, of: which share, of how many.
+        share: how many requests that is; 0 of a closed loop.
         begins_at: when the stream begins, Unix seconds: the same for all workers.
         load: the whole stream.
 
@@ -82,8 +83,14 @@ class StreamJob(Job, frozen=True, kw_only=True, tag="stream"):
     run: RunNumber
     worker: Number
     of: Annotated[int, msgspec.Meta(ge=1)]
+    share: int = 0
     begins_at: float
     load: StreamLoad
+
+    @property
+    def planned(self) -> int:
+        """Requests that arrive."""
+        return self.share
 
 
 class WarmJob(Job, frozen=True, kw_only=True, tag="warm"):
@@ -160,12 +167,12 @@ class Done(msgspec.Struct, kw_only=True):
         already_there: rows of an earlier attempt whose answer was lost.
         error_count: failed in the end.
         dropped: not begun in time.
-        rows: new ones, of INSERTs.
+        rows: that its INSERTs have in the table.
         calls: of each statement or request that came to an end: when it was due, from the beginning
             of the job, and how long it took from then, retries and COMMIT included, microseconds;
             "cache", "database", "error" or "dropped"; and SELECT, SELECT2 or INSERT.
         duration_ms: from the first statement's beginning to the last one's end.
-        inserts_per_second: new rows by that duration.
+        inserts_per_second: rows by that duration.
         cpu_ms: processor time that this worker itself used meanwhile: the generator's own cost.
         conflicts, reconnects: statements that had to be sent again, by reason.
         errors: the first few, in words.
@@ -206,6 +213,10 @@ class Done(msgspec.Struct, kw_only=True):
         """Note a call that ends now; times by `time.perf_counter()`."""
         at_us, took_us = round((due - began) * 1e6), round((perf_counter() - due) * 1e6)
         self.calls.append((at_us, took_us, source, action))
+
+    def calls_of(self, action: str) -> int:
+        """How many calls of an action the database answered."""
+        return sum(call[2:] == ("database", action) for call in self.calls)
 
     def finish(self, began: float, cpu_s: float) -> Done:
         """Note how long it took, given when it began and the processor time until then."""

@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from workshop_lib.database import Database
 from workshop_lib.errors import WorkshopError, redact
 from workshop_lib.load.drivers import Driver
-from workshop_lib.load.interrupts import interrupt_event
+from workshop_lib.load.interrupts import one_interrupt
 from workshop_lib.load.jobs import Done, Message, messages_of
 from workshop_lib.load.report import FIRST_ERRORS, LoadReport
 from workshop_lib.load.rows import count_by_message
@@ -51,46 +51,6 @@ class Queue:
     dead: str = field(repr=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MixedReport(LoadReport):
-    """What came of a mixed load, in messages; times count from its beginning.
-
-    Those that failed are in the dead-letter queue. Those that were dropped were not sent, or are
-    unknown: still in the queue, or nobody can say. A request that failed is no answer: what could
-    not be sent, read or counted for sure is unknown.
-
-    Attributes:
-        unsent: of those that were dropped, how many were not sent for sure.
-        by_others: a function processed the queue by itself; then the next two are not known.
-        redelivered: deliveries beyond the first of a message; None if not known.
-        executions: when each invocation of a worker began (`at`), how long it took (`seconds`), its
-            `messages`.
-        depth: how many messages were `waiting` and `processed` at what time (`at`).
-        requests: to the queue: sent, received, deleted, and looked.
-
-    """
-
-    unsent: int
-    by_others: bool
-    redelivered: int | None
-    executions: pd.DataFrame
-    depth: pd.DataFrame
-    requests: int
-
-    def describe(self) -> dict[str, Any]:
-        """The figures as a results file keeps them; durations in milliseconds."""
-        found = super().describe()
-        found[self.unit] |= {"unsent": self.unsent, "redelivered": self.redelivered}
-        executions = None if self.by_others else len(self.executions)
-        deepest = int(self.depth.waiting.max()) if len(self.depth) else 0
-        return found | {"by_others": self.by_others, "executions": executions, "deepest": deepest}
-
-    def __str__(self) -> str:
-        unsent = f" {self.unsent:,} were not sent." if self.unsent else ""
-        again = f" {self.redelivered:,} were delivered again." if self.redelivered else ""
-        return f"{super().__str__()}{unsent}{again}"
-
-
 def run_mixed(
     database: Database,
     queue: Queue,
@@ -98,7 +58,7 @@ def run_mixed(
     driver: Driver | None,
     *,
     run: int | None = None,
-) -> MixedReport:
+) -> LoadReport:
     """Send a mixed load through a queue and have it processed.
 
     Pollers hand messages to a driver's workers and delete those that were processed, as Lambda's
@@ -109,6 +69,9 @@ def run_mixed(
     an INSERT has succeeded when its rows are in the table, and the other messages when both queues
     are empty. How long statements took is in CloudWatch alone, and how long batches took in the
     function's own metrics.
+
+    A request to the queue that failed is no answer: what could not be sent, read or counted for
+    sure is unknown.
 
     Args:
         database: where rows are counted; the workers were given the same one.
@@ -138,7 +101,7 @@ class _Run:
     """A mixed load under way: sets of messages, by their numbers, and what was seen of the queue.
 
     Attributes:
-        given: sent for sure, or perhaps: the request broke on its way.
+        given: sent, for sure or perhaps: the request broke on its way.
         done: what workers reported of those that they processed.
         deleted: processed, and out of the queue.
         dead: in the dead-letter queue.
@@ -168,7 +131,7 @@ class _Run:
         self.depth: list[tuple[float, int, int]] = []
         self.errors: list[str] = []
 
-    def run(self) -> MixedReport:
+    def run(self) -> LoadReport:
         look = self._look()
         if look is None or any(look):
             what = f"holds {sum(look)} messages already" if look else f"gave {self.errors[0]}"
@@ -176,19 +139,21 @@ class _Run:
                 f"The queue {what}, so nothing was sent. Are they of another load test? Wait until "
                 "it is over, or purge the queue."
             )
-        self.started = time.perf_counter()
+        self.started, interrupted = time.perf_counter(), False
         pollers = self.driver.at_once if self.driver else 0
-        with interrupt_event() as interrupt:
-            with ThreadPoolExecutor(pollers + 2, thread_name_prefix="mixed") as threads:
-                tasks = [threads.submit(self._send), threads.submit(self._watch)]
-                tasks += [threads.submit(self._poll) for _ in range(pollers)]
-                while not (self.stop.is_set() or interrupt.wait(LOOK_S)):
-                    pass
-                interrupted = not self.stop.is_set()
-                self.stop.set()
+        with one_interrupt(last=False):
+            with ThreadPoolExecutor(pollers + 1, thread_name_prefix="mixed") as threads:
+                try:
+                    tasks = [threads.submit(self._send)]
+                    tasks += [threads.submit(self._poll) for _ in range(pollers)]
+                    self._watch()
+                except KeyboardInterrupt:
+                    interrupted = True
+                finally:
+                    self.stop.set()
             for task in tasks:
                 task.result()
-            return self._report(time.perf_counter() - self.started, interrupted)
+            return self._report(time.perf_counter() - self.started, interrupted=interrupted)
 
     def _send(self) -> None:
         """Send each round at its time, whether or not the ones before it have been processed."""
@@ -197,22 +162,22 @@ class _Run:
             if self.stop.wait(max(0.0, ahead)):
                 return
             for at in range(0, len(messages), MAX_A_REQUEST):
-                bodies = {
-                    m.number: msgspec.json.encode(m).decode()
-                    for m in messages[at : at + MAX_A_REQUEST]
-                }
-                entries = [{"Id": str(n), "MessageBody": body} for n, body in bodies.items()]
+                batch = messages[at : at + MAX_A_REQUEST]
+                entries = [
+                    {"Id": str(m.number), "MessageBody": msgspec.json.encode(m).decode()}
+                    for m in batch
+                ]
                 answer = self._ask("send_message_batch", QueueUrl=self.queue.url, Entries=entries)
-                if not answer.get("refused"):
-                    refused = {int(one["Id"]) for one in answer.get("Failed", [])}
-                    self.given |= bodies.keys() - refused
+                refused = {int(one["Id"]) for one in answer.get("Failed", [])}
+                self.given |= {m.number for m in batch} - refused
         self.sent_all.set()
 
     def _watch(self) -> None:
-        """Note the queue's depth, and find out when all is done, or the time for it is over."""
+        """Note the queue's depth until all is done, or the time for it is over."""
         end = self.started + self.scenario.duration_s + self.scenario.drain_s
         empty = 0  # how often in a row it was
-        while not self.stop.is_set():
+        while not self.emptied and time.perf_counter() < end:
+            self.stop.wait(LOOK_S)
             look = self._look()
             if look is not None:
                 self.depth.append((time.perf_counter() - self.started, *look))
@@ -222,9 +187,6 @@ class _Run:
             self.emptied = self.sent_all.is_set() and (
                 not self._open if self.driver else empty >= EMPTY_LOOKS and self._all_stored()
             )
-            if self.emptied or time.perf_counter() > end:
-                self.stop.set()
-            self.stop.wait(LOOK_S)
 
     @property
     def _open(self) -> set[int]:
@@ -239,11 +201,11 @@ class _Run:
     def _poll(self) -> None:
         """Receive messages, have a worker process them, delete those that it did."""
         while not self.stop.is_set():
-            messages = self._receive(self.queue.url, WAIT_S)
-            if messages is None:
-                self.stop.wait(PAUSE_S)
-            elif messages:
+            messages = self._receive(self.queue.url)
+            if messages:
                 self._hand_over(messages)
+            elif messages is None:
+                self.stop.wait(PAUSE_S)
 
     def _hand_over(self, messages: Sequence[Mapping[str, Any]]) -> None:
         records = [{"messageId": m["MessageId"], "body": m["Body"]} for m in messages]
@@ -270,18 +232,18 @@ class _Run:
 
     def _collect_dead(self) -> None:
         """Read the dead-letter queue out, and empty it of this run's messages."""
-        while messages := self._receive(self.queue.dead, WAIT_S):
+        while messages := self._receive(self.queue.dead):
             # A given queue may hold those of others, which they will want to look at.
             ours = [m for m in messages if self._numbers([m])]
             with self.lock:
                 self.dead.update(self._numbers(ours))
             self._delete(self.queue.dead, ours)
 
-    def _receive(self, url: str, wait_s: int) -> list[Any] | None:
+    def _receive(self, url: str) -> list[Any] | None:
         """Some messages; None if the request failed."""
-        asked = {"QueueUrl": url, "MaxNumberOfMessages": MAX_A_REQUEST, "WaitTimeSeconds": wait_s}
+        asked = {"QueueUrl": url, "MaxNumberOfMessages": MAX_A_REQUEST, "WaitTimeSeconds": WAIT_S}
         answer = self._ask("receive_message", **asked)
-        return answer.get("Messages", []) if "ResponseMetadata" in answer else None
+        return answer.get("Messages", []) if answer else None
 
     def _delete(self, url: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Delete messages. Returns the numbers of those that are gone."""
@@ -294,8 +256,7 @@ class _Run:
 
     def _look(self) -> tuple[int, int] | None:
         """How many messages wait, and how many are being processed; None if it does not say."""
-        asked = {"QueueUrl": self.queue.url, "AttributeNames": NUMBERS}
-        answer = self._ask("get_queue_attributes", **asked)
+        answer = self._ask("get_queue_attributes", QueueUrl=self.queue.url, AttributeNames=NUMBERS)
         try:
             waiting, processed = (int(answer["Attributes"][name]) for name in NUMBERS)
         except (KeyError, ValueError):
@@ -304,21 +265,14 @@ class _Run:
         return waiting, processed
 
     def _ask(self, call: str, **asked: Any) -> dict[str, Any]:
-        """Make a request to the queue, and note what fails.
-
-        Returns:
-            The answer; of a request that failed an empty one, with `refused` if nothing came of it:
-            of one that broke, that is not known.
-
-        """
+        """The answer to a request to the queue; empty if it failed, which is noted."""
         with self.lock:
             self.requests += 1
         try:
             answer: dict[str, Any] = getattr(self.queue.sqs, call)(**asked)
         except (ClientError, BotoCoreError) as error:
             self._note(error)
-            about = getattr(error, "response", {}).get("ResponseMetadata", {})
-            return {"refused": 400 <= about.get("HTTPStatusCode", 0) < 500}
+            return {}
         for one in answer.get("Failed", []):
             self._note(one.get("Message", one))
         return answer
@@ -353,44 +307,46 @@ class _Run:
         if len(self.errors) < FIRST_ERRORS:
             self.errors.append(redact(error))
 
-    def _report(self, seconds: float, interrupted: bool) -> MixedReport:
+    def _report(self, seconds: float, *, interrupted: bool) -> LoadReport:
         if self._open and not self.emptied:
             self._collect_dead()
         rows, each = self._count(), self.scenario.statements_per_message
-        succeeded = set(self.done)
         if self.driver is None:
             inserts = self._inserts(self.given)
             reads = self.given - inserts if self.emptied else set()
-            succeeded = (inserts & self._stored(rows) | reads) - self.dead
-            if not (succeeded or interrupted):
+            for number in (inserts & self._stored(rows) | reads) - self.dead:
+                stored = each if number in inserts else 0
+                self.done[number] = Done(worker=number, planned=1, success_count=1, rows=stored)
+            if not (self.done or interrupted):
                 self._note(
                     "Nobody processed a message. Is the queue mapped to the function, and the "
                     "mapping enabled (the stack's parameter QueueProcessed)? Its log says more."
                 )
-        failed = self.dead - succeeded
-        unknown = self.given - succeeded - failed
-        unsent = set(self.planned) - self.given - succeeded - failed
-        return MixedReport.of(
+        return LoadReport.of(
             self.driver,
-            list(self.done.values()),
+            [self._end_of(number, interrupted=interrupted) for number in self.planned],
+            None if rows is None else sum(rows.values()),
+            self.errors,
+            unit="messages",
+            rows_each=each,
             run=self.number,
             load=self.scenario,
-            unit="messages",
-            planned=len(self.planned),
-            succeeded=len(succeeded),
-            failed=len(failed),
-            dropped=len(unknown) + len(unsent),
-            unknown=len(unknown),
-            unsent=len(unsent),
             by_others=self.driver is None,
             redelivered=sum(n - 1 for n in self.deliveries.values()) if self.driver else None,
-            rows=len(self._inserts(succeeded)) * each,
-            rows_open=len(failed | unknown) * each,
-            in_table=None if rows is None else sum(rows.values()),
             requests=self.requests,
             seconds=seconds,
             executions=pd.DataFrame(sorted(self.executions), columns=["at", "seconds", "messages"]),
             depth=pd.DataFrame(self.depth, columns=["at", "waiting", "processed"]),
-            errors=tuple(self.errors),
             interrupted=interrupted,
         )
+
+    def _end_of(self, number: int, *, interrupted: bool) -> Done:
+        """What became of a message."""
+        if number in self.done:
+            return self.done[number]
+        if number in self.dead:
+            return Done(worker=number, planned=1, error_count=1)
+        if number in self.given:
+            state = "interrupted" if interrupted else "lost"
+            return Done(worker=number, planned=1, state=state)
+        return Done(worker=number, planned=1, dropped=1, state="not begun")

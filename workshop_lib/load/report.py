@@ -6,8 +6,9 @@ import contextlib
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,9 +39,9 @@ BUSY_WORKER = 0.8
 BUSY_MACHINE = 0.5
 """Workers that use this share of all processors leave too little to a database beside them."""
 COUNTS = ("planned", "succeeded", "failed", "dropped", "unknown")
-AS_IT_IS = ("run", "driver", "at_once", "seconds", "throughput", "success_rate", "reconciles",
+AS_IT_IS = ("run", "driver", "seconds", "throughput", "success_rate", "reconciles",
             "conflicts", "reconnects", "cpu_seconds", "cpu_share", "limited_by", "interrupted",
-            "errors")  # fmt: skip
+            "redelivered", "in_table", "errors")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +53,14 @@ class LoadReport:
         load: what was asked for.
         unit: "rows" of an insert load, "requests" of a stream, "messages" of a mixed load.
         driver: who did it.
-        at_once: workers at the same time, at most.
         here: whether they are processes on this machine, whose processors they take.
         planned: asked for.
         succeeded: done.
-        failed: tried in vain.
+        failed: tried in vain: messages that failed are in the dead-letter queue.
         dropped: not begun in time, or given up by an Interrupt.
         unknown: of those that failed or were dropped, how many may be done all the same: no worker
             said so, and no table could tell.
-        rows: of INSERTs that succeeded.
+        rows: that the INSERTs which succeeded have in the table.
         rows_open: rows that the table may have besides: of INSERTs of which no answer came.
         in_table: rows of this run that the database counts after it, a warm-up's left out; None if
             they could not be counted.
@@ -68,9 +68,17 @@ class LoadReport:
         calls: a row for each statement or request, in their order: `at` (when it was due, from the
             beginning of the job) and `seconds` (how long from then until its answer was there),
             `source` ("cache", "database", "error", "dropped"), `action`.
-        jobs: a row for each job: the numbers of `Done`.
+        jobs: a row for each job, or message: the numbers of `Done`.
         errors: the first few, in words.
         interrupted: it was ended early, by Ctrl-C or Interrupt.
+        by_others: a function processed the queue by itself; then `redelivered` and `executions` are
+            not known.
+        redelivered: of a mixed load: deliveries beyond the first of a message.
+        executions: of a mixed load: when a worker was given messages (`at`), how long it took
+            (`seconds`), how many (`messages`).
+        depth: of a mixed load: how many messages were `waiting` and `processed` at what time
+            (`at`).
+        requests: to the queue: sent, received, deleted, and looked.
 
     """
 
@@ -78,35 +86,61 @@ class LoadReport:
     load: InsertLoad | StreamLoad | MixedScenario
     unit: str
     driver: str
-    at_once: int
     here: bool
     planned: int
     succeeded: int
     failed: int
     dropped: int
-    unknown: int = 0
+    unknown: int
     rows: int
-    rows_open: int = 0
+    rows_open: int
     in_table: int | None
     seconds: float
     calls: pd.DataFrame
     jobs: pd.DataFrame
     errors: tuple[str, ...] = ()
     interrupted: bool = False
+    by_others: bool = False
+    redelivered: int | None = None
+    executions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    depth: pd.DataFrame = field(default_factory=pd.DataFrame)
+    requests: int = 0
 
     @classmethod
     def of(
-        cls, driver: Driver | None, done: Sequence[Done], said: str = "", **figures: Any
+        cls,
+        driver: Driver | None,
+        done: Sequence[Done],
+        in_table: int | None,
+        said: Iterable[str],
+        *,
+        unit: str,
+        rows_each: int = 1,
+        **more: Any,
     ) -> Self:
-        """A report with what can be read from the answers of a driver's workers.
+        """A report that accounts for every job, or message, once.
 
         Args:
             driver: who did it; None for a function that a queue is mapped to.
-            done: what became of each job.
-            said: an error of the run itself, if there was one.
-            figures: all others.
+            done: what became of each.
+            in_table: how many rows there are; None if that cannot be said.
+            said: errors of the run itself.
+            unit: what is counted.
+            rows_each: rows that one of them may have in the table.
+            more: other attributes.
 
         """
+        lost = Counter[str]()
+        for one in done:
+            lost[one.state] += one.planned if one.state in LOST else 0
+        reported = sum(one.success_count + one.already_there for one in done)
+        rows = sum(one.rows for one in done)
+        no_answer = sum(one.error_count for one in done) + lost.total()
+        # Of INSERTs whose answer did not come, some had been stored: the table has the last word.
+        counted = unit == "rows" and in_table is not None
+        stored = max(0, min((in_table or 0) - rows, no_answer)) if counted else 0
+        planned, succeeded = sum(one.planned for one in done), reported + stored
+        dropped = sum(one.dropped for one in done) + max(0, lost["interrupted"] - stored)
         calls = pd.DataFrame(
             sorted(call for one in done for call in one.calls),
             columns=["at", "seconds", "source", "action"],
@@ -114,16 +148,23 @@ class LoadReport:
         calls[["at", "seconds"]] /= 1e6
         jobs = pd.DataFrame(map(msgspec.to_builtins, done), columns=list(Done.__struct_fields__))
         found = [error for one in done if one.state != "interrupted" for error in one.errors]
-        usual: dict[str, Any] = {
-            "driver": driver.label if driver else "the function that the queue is mapped to",
-            "at_once": min(driver.at_once, len(done)) if driver else 1,
-            "here": driver.here if driver else False,
-            "calls": calls,
-            "jobs": jobs.drop(columns=["calls", "errors"]),
-            "rows": sum(one.rows for one in done),
-            "errors": tuple([*filter(None, [said]), *found][:FIRST_ERRORS]),
-        }
-        return cls(**usual | figures)
+        return cls(
+            driver=driver.label if driver else "the function that the queue is mapped to",
+            here=driver.here if driver else False,
+            unit=unit,
+            planned=planned,
+            succeeded=succeeded,
+            failed=planned - succeeded - dropped,
+            dropped=dropped,
+            unknown=0 if counted else lost.total(),
+            rows=rows + stored,
+            rows_open=(no_answer - stored) * rows_each,
+            in_table=in_table,
+            calls=calls,
+            jobs=jobs.drop(columns=["calls", "errors"]),
+            errors=tuple([*said, *found][:FIRST_ERRORS]),
+            **more,
+        )
 
     @property
     def reconciles(self) -> bool:
@@ -229,7 +270,6 @@ class LoadReport:
                         "failed": len(self.jobs) - well},
             "total_inserts": self.rows,
             "total_errors": self.failed,
-            "in_table": self.in_table,
             "statement_ms": _spread(s * 1e3 for s in self.times().seconds),
             "latency_ms": _spread(self.jobs.seconds[self.jobs.state != "not begun"] * 1e3),
             "worker_duration_ms": _spread(answered.duration_ms),
@@ -238,9 +278,6 @@ class LoadReport:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        who = self.driver
-        if not who.startswith(f"{self.at_once:,} "):
-            who = f"{self.at_once:,} at a time of {who}"
         hits = f", {self.hit_ratio:.0%} from the cache" if self.hit_ratio else ""
         computing = (
             f"The workers computed for {self.cpu_share:.0%} of their time: the load generator was "
@@ -248,11 +285,12 @@ class LoadReport:
         )
         parts = {
             f"{self.succeeded:,} of {self.planned:,} {self.unit} in {self.seconds:.2f} s: "
-            f"{self.throughput:,.0f}/s{hits} by {who}.": True,
+            f"{self.throughput:,.0f}/s{hits} by {self.driver}.": True,
             "It was interrupted.": self.interrupted,
             f"{self.failed:,} failed.": self.failed,
             f"{self.dropped:,} were not finished, or not begun in time.": self.dropped,
             f"It is not known what became of {self.unknown:,} of these.": self.unknown,
+            f"{self.redelivered or 0:,} were delivered again.": self.redelivered,
             "The rows in the table could not be counted.": self.in_table is None,
             f"The first error: {''.join(self.errors[:1])}": self.errors,
             computing: self.limited_by == "generator",
@@ -266,7 +304,7 @@ class LoadReport:
 
 def count_settled(
     database: Database, run: str | int, done: Sequence[Done]
-) -> tuple[int | None, str]:
+) -> tuple[int | None, list[str]]:
     """The rows of a run, a warm-up's left out; or None, and why they cannot be counted.
 
     What a worker had sent when it ended may be under way: then until they stay the same.
@@ -277,8 +315,8 @@ def count_settled(
             before = found
             time.sleep(SETTLED_S)
     except (WorkshopError, psycopg2.Error) as error:
-        return None, redact(error)
-    return found, ""
+        return None, [redact(error)]
+    return found, []
 
 
 def compare_loads(reports: Mapping[str, LoadReport]) -> pd.DataFrame:

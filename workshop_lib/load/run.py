@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -15,8 +14,8 @@ from workshop_lib.dataset import create_schema, create_table
 from workshop_lib.errors import DataError, WorkshopError
 from workshop_lib.load.drivers import Driver, run_jobs
 from workshop_lib.load.jobs import InsertJob, StreamJob, WarmJob
-from workshop_lib.load.report import LOST, SERVED, LoadReport, count_settled
-from workshop_lib.load.rows import count_rows
+from workshop_lib.load.report import SERVED, LoadReport, count_settled
+from workshop_lib.load.rows import count_rows, delete_rows
 from workshop_lib.load.scenario import InsertLoad, StreamLoad
 from workshop_lib.load.traffic import requests
 from workshop_lib.progress import progress_bar
@@ -47,6 +46,7 @@ def run_inserts(
 
     Raises:
         DataError: a value of the load is out of range, or there are rows of such a run already.
+        KeyboardInterrupt: it came during the warm-up, whose rows are deleted.
 
     """
     load.check()
@@ -60,39 +60,16 @@ def run_inserts(
         )
     warm_up = [InsertJob(run=run, worker=n, load=load, warm_up=True) for n in range(load.warm_up)]
     jobs = [InsertJob(run=run, worker=n, load=load) for n in range(load.workers)]
-    _, interrupted = run_jobs(driver, warm_up, load.time_limit_s)
+    if run_jobs(driver, warm_up, load.time_limit_s)[1]:
+        delete_rows(database, run)
+        raise KeyboardInterrupt
     began = time.perf_counter()
     with progress_bar(load.planned if progress else 0, "insert") as bar:
         share = jobs[0].planned
-        done, interrupted = run_jobs(
-            driver, jobs, load.time_limit_s, lambda: bar.update(share), begin=not interrupted
-        )
-    seconds = time.perf_counter() - began
-    in_table, error = count_settled(database, run, done)
-    reported = sum(one.success_count + one.already_there for one in done)
-    failed, dropped = sum(one.error_count for one in done), sum(one.dropped for one in done)
-    lost = Counter[str]()
-    for one in done:
-        lost[one.state] += one.planned if one.state in LOST else 0
-    # Of statements whose answer did not come, some had been stored: the table has the last word.
-    stored = max(0, min((in_table or 0) - reported, failed + lost.total()))
-    dropped += max(0, lost["interrupted"] - stored)
+        done, interrupted = run_jobs(driver, jobs, load.time_limit_s, lambda: bar.update(share))
+    how: Any = {"seconds": time.perf_counter() - began, "interrupted": interrupted, "unit": "rows"}
     return LoadReport.of(
-        driver,
-        done,
-        error,
-        run=run,
-        load=load,
-        unit="rows",
-        planned=load.planned,
-        succeeded=reported + stored,
-        failed=load.planned - reported - stored - dropped,
-        dropped=dropped,
-        unknown=failed + lost.total() if in_table is None else 0,
-        rows=reported + stored,
-        in_table=in_table,
-        seconds=seconds,
-        interrupted=interrupted,
+        driver, done, *count_settled(database, run, done), run=run, load=load, **how
     )
 
 
@@ -123,10 +100,19 @@ def run_stream(
     stream = StreamLoad(**load)
     stream.check()
     driver.prepare()
-    run, workers = secrets.randbits(31), driver.at_once
+    run, workers, total = secrets.randbits(31), driver.at_once, 0
+    if not stream.closed:
+        total = sum(1 for _ in requests(stream.rate, stream.seconds, stream.seed, run))
     begins_at = time.time() + AHEAD_S
     jobs = [
-        StreamJob(run=run, worker=number, of=workers, begins_at=begins_at, load=stream)
+        StreamJob(
+            run=run,
+            worker=number,
+            of=workers,
+            share=len(range(number, total, workers)),
+            begins_at=begins_at,
+            load=stream,
+        )
         for number in range(workers)
     ]
     timer = threading.Timer(begins_at + stream.seconds / 2 - time.time(), half_way)
@@ -136,30 +122,11 @@ def run_stream(
     finally:
         timer.cancel()  # after an Interrupt or an error its time may not have come
         timer.join()
-    in_table, error = count_settled(database, run, done)
-    sources = Counter(source for one in done for _, _, source, _ in one.calls)
     ends = [at + took for one in done for at, took, source, _ in one.calls if source in SERVED]
-    planned = seen = sources.total()
-    if not stream.closed:
-        planned = sum(1 for _ in requests(stream.rate, stream.seconds, stream.seed, run))
-    succeeded, unknown = sources["cache"] + sources["database"], planned - seen
-    dropped = sources["dropped"] + (unknown if interrupted else 0)
+    seconds = max([stream.seconds, *(end / 1e6 for end in ends)])
+    how: Any = {"seconds": seconds, "interrupted": interrupted, "unit": "requests"}
     return LoadReport.of(
-        driver,
-        done,
-        error,
-        run=run,
-        load=stream,
-        unit="requests",
-        planned=planned,
-        succeeded=succeeded,
-        failed=planned - succeeded - dropped,
-        dropped=dropped,
-        unknown=unknown,
-        rows_open=max(planned - succeeded - dropped, unknown),
-        in_table=in_table,
-        seconds=max([stream.seconds, *(end / 1e6 for end in ends)]),
-        interrupted=interrupted,
+        driver, done, *count_settled(database, run, done), run=run, load=stream, **how
     )
 
 

@@ -29,7 +29,7 @@ from psycopg2.extensions import connection as Connection, cursor as Cursor
 from psycopg2.extras import execute_values
 
 from workshop_lib.cache.query_cache import QueryCache
-from workshop_lib.database import Database
+from workshop_lib.database import Database, retry_conflicts
 from workshop_lib.dsql import is_conflict
 from workshop_lib.errors import ServiceUnreachableError, SettingsError, WorkshopError, redact
 from workshop_lib.load.events import COLUMNS, EventRow, events
@@ -55,8 +55,6 @@ SPARE_S = 1.0
 """A Lambda function stops beginning statements so long before it would be ended."""
 PATIENCE_S = 10.0
 """How long a worker tries to reach a database that has gone away, for one statement, seconds."""
-RECONNECT_S = 0.2
-CONFLICT_S, CONFLICT_MAX_S = 0.005, 0.25
 MAX_VALUES = 150
 """Values of one datum (CloudWatch API Reference, "MetricDatum")."""
 INTO = f"INSERT INTO business_events ({', '.join(COLUMNS)}) VALUES %s ON CONFLICT (id) DO NOTHING"  # noqa: S608 -- constants
@@ -100,22 +98,13 @@ class Worker:
             WorkshopError: the event is neither; the text says why.
 
         """
-        end = until - SPARE_S
         if isinstance(event, dict) and "Records" in event:
-            return process_batch(event["Records"], self.clients, end)
+            return process_batch(event["Records"], self.clients, until - SPARE_S)
         try:
             job = msgspec.convert(event, Ping | InsertJob | StreamJob | WarmJob)
         except msgspec.ValidationError as error:
             raise WorkshopError(f"This is no job for a load worker: {error}.") from None
-        clients = self.clients(job.namespace)
-        if isinstance(job, InsertJob):
-            done = insert(job, clients, min(end, time.monotonic() + job.load.time_limit_s))
-        elif isinstance(job, StreamJob):
-            done = serve(job, clients)
-        elif isinstance(job, WarmJob):
-            done = warm(job, clients)
-        else:
-            done = clients.describe()
+        done = JOBS[type(job)](job, self.clients(job.namespace), until - SPARE_S)
         log.info("%s: %d of %d", type(job).__name__, done.success_count, done.planned)
         found: dict[str, Any] = msgspec.to_builtins(done)
         return found
@@ -195,19 +184,6 @@ class Clients:
         finally:
             idle.append(session)
 
-    def describe(self) -> Done:
-        """What this worker has: the answer to a `Ping`.
-
-        Raises:
-            WorkshopError: the database gave no answer.
-
-        """
-        with self.session() as session:
-            session.connect()
-        memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
-        reader = "" if self.reader is self.database else self.reader.endpoint.host
-        return Done(memory_mb=int(memory) if memory else None, reader=reader)
-
     def close(self) -> None:
         """Let go of everything."""
         opened = [vars(self).get(name) for name in ("valkey", "cloudwatch")]
@@ -245,7 +221,7 @@ class Session:
     def run(self, send: Callable[[Cursor], int], end: float, done: Done) -> int:
         """Send a statement until it is clear what became of it; it may be sent more than once.
 
-        Again after a conflict, with a random pause that grows, and after a lost connection.
+        Again after a conflict and after a lost connection, with random pauses that grow.
 
         Args:
             send: sends it, in a transaction of its own, and returns how many rows are new.
@@ -256,22 +232,19 @@ class Session:
             WorkshopError, psycopg2.Error: it failed in the end.
 
         """
-        give_up, pause_s = min(end, time.monotonic() + PATIENCE_S), CONFLICT_S
-        while True:
-            try:
-                return send(self.connect())
-            except (WorkshopError, psycopg2.Error) as error:
-                lost = is_lost(error)
-                if time.monotonic() >= give_up or not (lost or is_conflict(error)):
-                    raise
-            if lost:
+        give_up = min(end, time.monotonic() + PATIENCE_S)
+
+        def again(error: BaseException) -> bool:
+            return (is_lost(error) or is_conflict(error)) and time.monotonic() < give_up
+
+        def note(error: BaseException) -> None:
+            if is_lost(error):
                 self.close()
                 done.reconnects += 1
-                time.sleep(RECONNECT_S)
             else:
                 done.conflicts += 1
-                time.sleep(random.uniform(0, pause_s))
-                pause_s = min(2 * pause_s, CONFLICT_MAX_S)
+
+        return retry_conflicts(lambda: send(self.connect()), again=again, note=note)
 
     def close(self) -> None:
         """Close the connection."""
@@ -287,6 +260,20 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, ServiceUnreachableError)
 
 
+def describe(_job: Ping, clients: Clients, _end: float) -> Done:
+    """What this worker has.
+
+    Raises:
+        WorkshopError: the database gave no answer.
+
+    """
+    with clients.session() as session:
+        session.connect()
+    memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
+    reader = "" if clients.reader is clients.database else clients.reader.endpoint.host
+    return Done(memory_mb=int(memory) if memory else None, reader=reader)
+
+
 def insert(job: InsertJob, clients: Clients, end: float) -> Done:
     """Make rows, store them, and count what became of them.
 
@@ -297,6 +284,7 @@ def insert(job: InsertJob, clients: Clients, end: float) -> Done:
 
     """
     done, load = Done(worker=job.worker, planned=job.planned), job.load
+    end = min(end, time.monotonic() + load.time_limit_s)
     place = f"{job.run}/{'warm-up-' if job.warm_up else ''}{job.worker:05d}"
     rng = random.Random(place)
     with clients.session() as session:
@@ -320,7 +308,7 @@ def insert(job: InsertJob, clients: Clients, end: float) -> Done:
             done.success_count += new
             done.already_there += len(rows) - new
             done.time(began, due, "database", "INSERT")
-    done.rows = done.success_count
+    done.rows = done.success_count + done.already_there
     done.dropped = done.planned - done.success_count - done.already_there - done.error_count
     return done.finish(began, cpu)
 
@@ -332,15 +320,14 @@ def _insert_rows(rows: list[EventRow], cursor: Cursor) -> int:
 
 
 def _run_statement(action: str, values: Sequence[Any], cursor: Cursor) -> int:
-    """Run one of the statements. Returns the rows that are new: 0 or 1 for an INSERT."""
+    """Run one of the statements, and fetch its answer. Returns how many rows it is about."""
     cursor.execute(STATEMENTS[action], values)
-    if action == "INSERT":
-        return cursor.rowcount
-    cursor.fetchall()
-    return 0
+    if action != "INSERT":
+        cursor.fetchall()
+    return cursor.rowcount
 
 
-def serve(job: StreamJob, clients: Clients) -> Done:
+def serve(job: StreamJob, clients: Clients, _end: float) -> Done:
     """Serve one worker's share of a stream.
 
     Open loop: a request is due when it arrives, whether or not those before it have been answered,
@@ -370,23 +357,23 @@ def serve(job: StreamJob, clients: Clients) -> Done:
                     return
                 due = max(now, begins) if load.closed else begins + request.at
                 time.sleep(max(0.0, due - now))
-                source, new = "dropped", 0
+                source = "dropped"
                 if time.perf_counter() - due <= load.give_up_s:
-                    source, new = ask(request.action, request.values, session)
+                    source = ask(request.action, request.values, session)
                 with lock:
                     done.time(begins, due, source, request.action)
-                    done.rows += new
 
-    def ask(action: str, values: Sequence[Any], session: Session) -> tuple[str, int]:
+    def ask(action: str, values: Sequence[Any], session: Session) -> str:
         try:
             if cache is not None and action != "INSERT":
-                return cache.fetch(STATEMENTS[action], values or None).source, 0
+                return cache.fetch(STATEMENTS[action], values or None).source
             statement = partial(_run_statement, action, values)
-            return "database", session.run(statement, time.monotonic() + load.give_up_s, done)
+            session.run(statement, time.monotonic() + load.give_up_s, done)
         except ERRORS as error:
             with lock:
                 done.note(error, 1)
-            return "error", 0
+            return "error"
+        return "database"
 
     with ThreadPoolExecutor(load.threads) as threads:
         for thread in [threads.submit(attend) for _ in range(load.threads)]:
@@ -394,16 +381,25 @@ def serve(job: StreamJob, clients: Clients) -> Done:
     found = Counter(source for _, _, source, _ in done.calls)
     done.planned, done.dropped = found.total(), found["dropped"]
     done.success_count = found["cache"] + found["database"]
+    done.rows = done.calls_of("INSERT")
     return done.finish(begins, cpu)
 
 
-def warm(job: WarmJob, clients: Clients) -> Done:
+def warm(job: WarmJob, clients: Clients, _end: float) -> Done:
     """Bring every answer that a stream asks for into the cache."""
     cache = QueryCache(clients, ttl=job.ttl_s)
     questions = [("SELECT", None), *(("SELECT2", values) for values in thresholds())]
     for action, values in questions:
         cache.fetch(STATEMENTS[action], values)
     return Done(success_count=len(questions), planned=len(questions))
+
+
+JOBS: dict[type, Callable[[Any, Clients, float], Done]] = {
+    Ping: describe,
+    InsertJob: insert,
+    StreamJob: serve,
+    WarmJob: warm,
+}
 
 
 def process_batch(
@@ -455,11 +451,11 @@ def _process(message: Message, clients: Clients, end: float) -> Done:
                 number = message.number * MAX_STATEMENTS + step
                 values = values_of(message.action, rng, message.run, number)
                 due = time.perf_counter()
-                done.rows += session.run(partial(_run_statement, message.action, values), end, done)
+                session.run(partial(_run_statement, message.action, values), end, done)
                 # In autocommit mode the answer is that of the COMMIT: it is part of the duration.
                 done.time(began, due, "database", message.action)
                 time.sleep(message.think_ms / 1e3)  # no transaction is open meanwhile
-        done.success_count = 1
+        done.success_count, done.rows = 1, done.calls_of("INSERT")
     except ERRORS as error:
         done.note(error, 1)
         done.calls.clear()

@@ -347,8 +347,9 @@ def _embedded_store(held: Attachment) -> StoreEndpoint:
 
 def _embedded_messaging(held: Attachment) -> MessagingEndpoint:
     label = "local emulation of SQS and CloudWatch (moto, in memory, signatures not checked)"
-    ours = {"region": LOCAL_REGION}
-    return _local_aws(MessagingEndpoint, label, held, MESSAGING_ENGINE, _QUEUES, **ours)
+    return _local_aws(
+        MessagingEndpoint, label, held, MESSAGING_ENGINE, _QUEUES, region=LOCAL_REGION
+    )
 
 
 def _local_aws(

@@ -50,6 +50,7 @@ class Engine(ABC):
         ready: it has answered since it was started last.
         wanted: it is to run; should it die, it is started again.
         failure: why it does not run although it is wanted, and is not tried again.
+        deaths: when it died lately, by time.monotonic.
         cache_mb: how much memory a cache may take, MiB.
 
     """
@@ -66,6 +67,7 @@ class Engine(ABC):
         self.ready = False
         self.wanted = False
         self.failure = ""
+        self.deaths: list[float] = []
         self.cache_mb = 64
 
     def start(self, preferred_port: int) -> None:
@@ -102,9 +104,7 @@ class Engine(ABC):
             self.stop()
             if "in use" not in log_tail(self.log):
                 break
-        raise EngineError(
-            f"{self.name} did not start. The end of its log ({self.log}):\n{log_tail(self.log)}"
-        )
+        raise EngineError(f"the end of its log ({self.log}) is\n{log_tail(self.log)}")
 
     @property
     def running(self) -> bool:
@@ -211,11 +211,6 @@ class Postgres(Engine):
             _open_folder(data.parent)
         if (data / "PG_VERSION").exists():
             return
-        if data.is_dir() and any(data.iterdir()):
-            raise EngineError(
-                f"The local PostgreSQL's data in {data} are incomplete: PG_VERSION is missing. "
-                "`workshop reset` starts afresh."
-            )
         fresh = data.with_name(f"{data.name}.new")
         password = data.with_name(f"{data.name}.password")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -250,9 +245,8 @@ class Postgres(Engine):
         except psycopg2.OperationalError as error:
             if "password authentication failed" in str(error):
                 raise EngineError(
-                    "The local PostgreSQL refuses the password in the state folder: its data "
-                    f"({self.folder.postgres_data}) was made with another one. "
-                    "`workshop reset` starts afresh."
+                    "PostgreSQL refuses the password in the state folder: its data were made with "
+                    "another one"
                 ) from None
             return False
         return True
@@ -317,10 +311,7 @@ class Postgres(Engine):
                 connection.autocommit = True
                 yield connection.cursor()
         except psycopg2.Error as error:
-            raise EngineError(
-                f"The local PostgreSQL could not be set up: {str(error).strip()}. "
-                "`workshop reset` starts afresh."
-            ) from None
+            raise EngineError(f"PostgreSQL could not be set up: {str(error).strip()}") from None
 
     def _connect(self, user: str) -> psycopg2.extensions.connection:
         place: dict[str, Any] = {"host": HOST, "port": self.port, "dbname": "postgres"}
@@ -458,7 +449,8 @@ class Dsql(Engine):
                 "venv` installs it; for Macs with Intel's processors there is none. `ws.connect()` "
                 "and DATABASE_URL lead to the local PostgreSQL without it."
             )
-        certificate, key = self.folder.certificate, self.folder.certificate_key
+        certificate = self.folder.certificate
+        key = certificate.with_name("key.pem")
         if certificate.is_file() and key.is_file():
             return
         import trustme  # noqa: PLC0415 -- a tenth of a second that others need not spend

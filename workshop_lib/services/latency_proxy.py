@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from queue import Queue
+from typing import TYPE_CHECKING, Any
 
 from workshop_lib import forks
 from workshop_lib.errors import EngineError, WorkshopError
@@ -116,13 +116,19 @@ class LatencyProxy:
         if self._pid != os.getpid():
             return
         with self._lock:
-            if self._process and not self.pid:
+            if not self.pid:
                 self._end()
             # Also where it is 0: connections in use stay with the proxy until they are closed.
             if wanted or self._process:
-                self._tell(wanted)
+                # Once more, as it may be just ending.
+                port = self._tell(wanted) or self._tell(wanted)
+                if not port:
+                    raise EngineError(
+                        f"The proxy that adds latency to the {self.service} did not start. Run the "
+                        "cell that sets the latency again."
+                    )
+                self._go_by((HOST, port) if wanted else self._direct)
             self.seconds = wanted
-            self._go_by(self._proxied if wanted else self._direct)
 
     def close(self) -> None:
         """Connect directly again and end the proxy. Doing it twice is harmless."""
@@ -130,34 +136,24 @@ class LatencyProxy:
             with self._lock:
                 self._end()
 
-    def _tell(self, seconds: float) -> None:
-        """Tell the proxy the round-trip time; start it if need be. It answers with its port."""
-        is_new = self._process is None
-        if not self._process:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", __name__, *map(str, self._direct)],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                # Jupyter's Interrupt goes to the whole process group: the proxy has its own.
-                start_new_session=True,
-                cwd="/",
-            )
+    def _tell(self, seconds: float) -> int:
+        """Tell the proxy the round-trip time; start it if need be. Its port; 0 if it ended."""
+        self._process = self._process or subprocess.Popen(
+            [sys.executable, "-I", "-m", __name__, *map(str, self._direct)],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # Jupyter's Interrupt goes to the whole process group: the proxy has its own.
+            start_new_session=True,
+            cwd="/",
+        )
         try:
             self._process.stdin.write(f"{seconds}\n".encode())  # type: ignore[union-attr]
-            self._proxied = (HOST, int(self._process.stdout.readline()))  # type: ignore[union-attr]
-        except BaseException as error:
+            return int(self._process.stdout.readline())  # type: ignore[union-attr]
+        except (OSError, ValueError):
             self._end()
-            if not isinstance(error, OSError | ValueError):
-                raise
-            if not is_new:  # it was just ending
-                self._tell(seconds)
-                return
-            raise EngineError(
-                f"The proxy that adds latency to the {self.service} did not start. Run the cell "
-                "that sets the latency again."
-            ) from None
+            return 0
 
     def _end(self) -> None:
         self.seconds = 0.0
@@ -176,59 +172,60 @@ class LatencyProxy:
 # --- the program ---
 
 
-class _Proxy:
-    """Stands for one server, `seconds` away."""
+class _Proxy(socketserver.ThreadingTCPServer):
+    """Stands for one server, `seconds` away; a thread for each client, so that none waits."""
 
+    daemon_threads = True
+    request_queue_size = 128
     seconds = 0.0
 
     def __init__(self, server: tuple[str, int]) -> None:
+        super().__init__((HOST, 0), socketserver.BaseRequestHandler)
         self._server = server
 
-    def serve(self, listener: socket.socket) -> None:
-        """Take in clients, each in threads of its own, so that none disturbs another."""
-        while True:
-            try:
-                client, _ = listener.accept()
-                _in_thread(self._connect, client)
-            except (OSError, RuntimeError):  # too many files or threads: some will be freed
-                time.sleep(0.01)
-
-    def _connect(self, client: socket.socket) -> None:
+    def finish_request(self, client: Any, client_address: Any) -> None:
         """Connect a client with the server until both have said all they had to say."""
+        del client_address
         time.sleep(self.seconds)
         with (
-            client,
             contextlib.suppress(OSError),
             socket.create_connection(self._server, CONNECT_S) as server,
         ):
             server.settimeout(None)
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            requests = _in_thread(_pass_on, client, server)
-            self._hold_back(server, client)
-            requests.join()
+            replies: Queue[tuple[float, bytes]] = Queue(MAX_PIECES)
+            threads = [
+                _in_thread(self._take_replies, server, replies),
+                _in_thread(_deliver, replies, client, server),
+            ]
+            _pass_on(client, server)
+            for thread in threads:
+                thread.join()
 
-    def _hold_back(self, server: socket.socket, client: socket.socket) -> None:
-        """Pass on what the server says, each piece when it is due; the last, empty, is its end."""
-        waiting: deque[tuple[float, bytes]] = deque()
-        more = True
+    def _take_replies(self, server: socket.socket, replies: Queue[tuple[float, bytes]]) -> None:
+        """Note of each piece that the server sends when it is due; the last, empty, is its end."""
+        piece = b"more"
+        while piece:
+            piece = _receive(server)
+            replies.put((time.monotonic() + self.seconds, piece))
+
+
+def _deliver(
+    replies: Queue[tuple[float, bytes]], client: socket.socket, server: socket.socket
+) -> None:
+    """Pass on each piece when it is due, and in the end that there is no more."""
+    piece = b"more"
+    while piece:
+        due, piece = replies.get()
+        time.sleep(max(0.0, due - time.monotonic()))
         try:
-            while more or waiting:
-                pause = waiting[0][0] - time.monotonic() if waiting else None
-                if pause is not None and pause <= 0:
-                    piece = waiting.popleft()[1]
-                    if piece:
-                        client.sendall(piece)
-                    else:
-                        client.shutdown(socket.SHUT_WR)
-                elif not more or len(waiting) >= MAX_PIECES:
-                    time.sleep(pause or 0)
-                elif select.select([server], [], [], pause)[0]:
-                    piece = _receive(server)
-                    waiting.append((time.monotonic() + self.seconds, piece))
-                    more = bool(piece)
-        except (OSError, ValueError):  # the client has gone; ValueError: too many files for select
-            _hang_up(client, server)
+            client.sendall(piece)
+            if not piece:
+                client.shutdown(socket.SHUT_WR)
+        except OSError:  # the client has gone
+            _hang_up(client)
+            _hang_up(server)
 
 
 def _pass_on(client: socket.socket, server: socket.socket) -> None:
@@ -249,11 +246,10 @@ def _receive(end: socket.socket) -> bytes:
         return b""
 
 
-def _hang_up(*ends: socket.socket) -> None:
-    """Close for both directions at once, which wakes up whoever waits for them."""
-    for end in ends:
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+def _hang_up(end: socket.socket) -> None:
+    """Close for both directions at once, which wakes up whoever waits for it."""
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _in_thread(work: Callable[..., object], *arguments: object) -> threading.Thread:
@@ -265,11 +261,10 @@ def _in_thread(work: Callable[..., object], *arguments: object) -> threading.Thr
 def main() -> None:
     """Stand for the server named on the command line for as long as standard input is open."""
     proxy = _Proxy((sys.argv[1], int(sys.argv[2])))
-    listener = socket.create_server((HOST, 0))
-    _in_thread(proxy.serve, listener)
+    _in_thread(proxy.serve_forever)
     for line in sys.stdin:
         proxy.seconds = float(line)
-        print(listener.getsockname()[1], flush=True)  # noqa: T201 -- who told it waits for this
+        print(proxy.server_address[1], flush=True)  # noqa: T201 -- who told it waits for this
     os._exit(0)
 
 

@@ -10,37 +10,27 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import psutil
 
 from workshop_lib import forks
 from workshop_lib.errors import EngineError
 from workshop_lib.paths import CHECKOUT
-from workshop_lib.services.processes import (
-    SUPERVISOR,
-    end_processes,
-    is_alive,
-    wait_until,
-)
+from workshop_lib.services.processes import SUPERVISOR, end_processes, wait_until
 from workshop_lib.services.state_folder import StateFolder, log_tail, remove
 from workshop_lib.settings import Settings
 
 HOST = "127.0.0.1"
 MAX_LINE = 1 << 20
-ATTACH_S = 75.0
+SILENCE_S = 3.0
+"""A supervisor that says nothing for so long is stuck: also while engines start, it says that it
+is alive."""
 SUPERVISOR_S = 20.0
-GREETING_S = 1.0
-"""A supervisor greets at once, unless it is frozen or the machine very busy."""
-STATUS_S = 3.0
-THAWING_S = 2.0
-"""How long one that was out of reach has to greet, before another one takes its place."""
 STOPPING_S = 10.0
+REPLACING_S = 3.0
+"""How long a supervisor has to end, at a command and when another one is to take its place."""
 RELEASE_S = 4.0
 """How long releasing waits; the supervisor goes on by itself if it needs longer."""
 
@@ -85,6 +75,8 @@ def send(connection: socket.socket, message: object) -> None:
 def receive(connection: socket.socket) -> Any:
     """Wait for one line; no side sends a second one before it has been answered.
 
+    Empty lines say that the answer is on its way.
+
     Raises:
         OSError: the other side is gone, or silent for longer than the connection's timeout.
         ValueError: it is not JSON, or too long.
@@ -95,7 +87,7 @@ def receive(connection: socket.socket) -> Any:
         part = connection.recv(65_536)
         if not part:
             raise ConnectionResetError("the other side has closed the connection")
-        line += part
+        line = (line + part).lstrip(b"\n")
         if len(line) > MAX_LINE:
             raise ValueError("the line is too long")
     return json.loads(line)
@@ -122,6 +114,22 @@ class Attachment:
         _kept.add(self)
         forks.tell_child(self)
 
+    def keep(self, take_again: Callable[[], socket.socket]) -> None:
+        """Take the lease again whenever the supervisor is killed, until `release`."""
+        self._connection.settimeout(None)
+        with contextlib.suppress(EngineError):
+            while not self._ended():
+                self._connection.close()
+                self._connection = take_again()
+                if self not in _kept:  # released meanwhile
+                    self._connection.close()
+
+    def _ended(self) -> bool:
+        """Wait for the end of the lease. Whether it was wanted, here or by the supervisor."""
+        with contextlib.suppress(OSError):
+            return bool(self._connection.recv(1)) or self not in _kept
+        return self not in _kept
+
     def release(self) -> None:
         """Release the engines, and wait until the supervisor knows. Twice is harmless.
 
@@ -132,6 +140,8 @@ class Attachment:
             self._connection.shutdown(socket.SHUT_WR)
             self._connection.settimeout(RELEASE_S)
             receive(self._connection)
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # wakes up whoever waits for it
         self._connection.close()
 
     def tell(self, what: str, engine: str) -> None:
@@ -147,7 +157,8 @@ class Attachment:
         """
         try:
             with self._lock:
-                _ask(self._connection, {"do": what, "engine": engine})
+                send(self._connection, {"do": what, "engine": engine})
+                _result(receive(self._connection))
         except OSError:
             raise EngineError(
                 "This sandbox is closed, and its engines have ended. Run the cell that opens it "
@@ -220,19 +231,19 @@ def open_group(folder: StateFolder, names: Iterable[str], settings: Settings) ->
 
 def status(folder: StateFolder) -> Status:
     """What runs now and who uses it. Starts nothing."""
-    with contextlib.suppress(OSError, ValueError):
-        if connection := _connect(folder, STATUS_S):
-            with connection:
-                found = _ask(connection, {"do": "status"})
-            return Status(
-                folder.path,
-                folder.read(folder.address_file).get("pid"),
-                _states(found["engines"]),
-                tuple(User(*user) for user in found["users"]),
-                tuple((User(*user), _states(engines)) for user, engines in found["sandboxes"]),
-                found["idle_s"],
-            )
-    return Status(folder.path)
+    address = folder.read(folder.address_file)
+    if not (answered := _ask(address, {"do": "status"})):
+        return Status(folder.path)
+    connection, found = answered
+    connection.close()
+    return Status(
+        folder.path,
+        address["pid"],
+        _states(found["engines"]),
+        tuple(User(*user) for user in found["users"]),
+        tuple((User(*user), _states(engines)) for user, engines in found["sandboxes"]),
+        found["idle_s"],
+    )
 
 
 def stop(folder: StateFolder) -> bool:
@@ -245,7 +256,7 @@ def stop(folder: StateFolder) -> bool:
     if not folder.ours:
         return False
     with folder.locked():
-        return _end_all(folder)
+        return _end_all(folder, STOPPING_S)
 
 
 def reset(folder: StateFolder) -> bool:
@@ -262,7 +273,7 @@ def reset(folder: StateFolder) -> bool:
         return False
     try:
         with folder.locked():
-            _end_all(folder)
+            _end_all(folder, STOPPING_S)
             folder.delete()
     except EngineError:
         if folder.path.exists():  # else another process has reset it meanwhile
@@ -294,74 +305,51 @@ def _open(
         "user": User(os.getpid(), _command()),
     }
     folder.prepare()
-    for last_try in (False, False, True):
-        with contextlib.ExitStack() as to_close:
-            connection = to_close.enter_context(_connect(folder) or _connect_to_new(folder))
-            try:
-                connection.settimeout(ATTACH_S)
-                answer = _ask(connection, request)
-                connection.settimeout(None)
-            except TimeoutError:
-                raise EngineError(
-                    f"The local engines did not come up within {ATTACH_S:.0f} s. `workshop status` "
-                    f"shows them; their logs are in {folder.logs}."
-                ) from None
-            except OSError:  # the supervisor has ended meanwhile
-                if last_try:
-                    raise EngineError(_ended(folder, "ended while they were starting")) from None
-                continue
-            with folder.usable():
-                held = Attachment(connection, answer)
-            to_close.pop_all()
-            return held
-    raise AssertionError("unreachable")
+    connection, answer = _find(folder, request)
+    try:
+        with folder.usable():
+            held = Attachment(connection, _result(answer))
+    except BaseException:
+        connection.close()
+        raise
+    if do == "attach":
+        again = lambda: _find(folder, request)[0]  # noqa: E731
+        threading.Thread(target=held.keep, args=[again], name="lease", daemon=True).start()
+    return held
 
 
-def _ask(connection: socket.socket, request: dict[str, Any]) -> dict[str, Any]:
-    """Ask the supervisor.
-
-    Raises:
-        EngineError: it refuses.
-        OSError: it is gone.
-
-    """
-    send(connection, request)
-    answer: dict[str, Any] = receive(connection)
-    if "error" in answer:
-        raise EngineError(answer["error"])
-    return answer
+def _find(folder: StateFolder, request: dict[str, Any]) -> tuple[socket.socket, Any]:
+    """A connection to the supervisor, which is started if need be, and its answer."""
+    address = folder.read(folder.address_file)
+    if answered := _ask(address, request):
+        return answered
+    with folder.locked():
+        # Another process may have started a new one; else nobody can reach the old one.
+        present = folder.read(folder.address_file)
+        answered = _ask(present, request) if present != address else None
+        return answered or _ask_new(folder, request)
 
 
-def _connect(folder: StateFolder, patience_s: float = GREETING_S) -> socket.socket | None:
-    """A connection to the supervisor, if it is there: it proves that it is no stranger."""
-    known = folder.read(folder.address_file)
+def _ask(address: dict[str, Any], request: dict[str, Any]) -> tuple[socket.socket, Any] | None:
+    """A connection to the supervisor and its answer; None if there is none, or a stranger."""
     damaged = (ValueError, TypeError, KeyError, OverflowError)
     with contextlib.suppress(OSError, *damaged), contextlib.ExitStack() as to_close:
-        address = (HOST, int(known["port"]))
-        connection = socket.create_connection(address, timeout=patience_s)
-        to_close.enter_context(connection)
-        send(connection, known["token"])
-        if receive(connection) == known["proof"]:
+        place = (HOST, int(address["port"]))
+        connection = to_close.enter_context(socket.create_connection(place, SILENCE_S))
+        send(connection, {**request, "token": address["token"]})
+        answer = receive(connection)
+        if answer["proof"] == address["proof"]:
             to_close.pop_all()
-            return connection
+            return connection, answer
     return None
 
 
-def _connect_to_new(folder: StateFolder) -> socket.socket:
-    """Start a supervisor, unless another process has done so, or one was only frozen."""
-    with folder.locked():
-        for process in folder.processes().supervisors:
-            with contextlib.suppress(psutil.Error):
-                process.resume()  # it also writes its address anew
-            if connection := _connect_within(THAWING_S, folder, partial(is_alive, process)):
-                return connection
-        _end_all(folder, THAWING_S / 2)
-        folder.secrets()
-        return _start_supervisor(folder)
-
-
-def _start_supervisor(folder: StateFolder) -> socket.socket:
-    with (folder.logs / "supervisor.log").open("wb") as log:
+def _ask_new(folder: StateFolder, request: dict[str, Any]) -> tuple[socket.socket, Any]:
+    """Start a supervisor, after the end of one that is stuck, and ask it."""
+    _end_all(folder, REPLACING_S)
+    folder.secrets()
+    log_file = folder.logs / "supervisor.log"
+    with log_file.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", SUPERVISOR, str(folder.path)],
             stdin=subprocess.DEVNULL,
@@ -374,30 +362,32 @@ def _start_supervisor(folder: StateFolder) -> socket.socket:
         )
     # It may outlive this process; if it does not, its end has to be noted.
     threading.Thread(target=process.wait, name="supervisor", daemon=True).start()
-    connection = _connect_within(SUPERVISOR_S, folder, lambda: process.poll() is None)
-    if connection is None:
-        raise EngineError(_ended(folder, "did not start"))
-    return connection
+    wait_until(lambda: folder.address_file.exists() or process.poll() is not None, SUPERVISOR_S)
+    if answered := _ask(folder.read(folder.address_file), request):
+        return answered
+    raise EngineError(
+        f"The local engines' supervisor did not start, or ended at once. The end of its log "
+        f"({log_file}):\n{log_tail(log_file)}"
+    )
 
 
-def _connect_within(
-    seconds: float, folder: StateFolder, runs: Callable[[], bool]
-) -> socket.socket | None:
-    """Try again and again to connect, for as long as the supervisor runs."""
-    end = time.monotonic() + seconds
-    while runs() and time.monotonic() < end:
-        if connection := _connect(folder):
-            return connection
-        time.sleep(0.02)
-    return None
+def _result(answer: dict[str, Any]) -> dict[str, Any]:
+    """What the supervisor has answered.
+
+    Raises:
+        EngineError: it refuses.
+
+    """
+    if "error" in answer:
+        raise EngineError(answer["error"])
+    return answer
 
 
-def _end_all(folder: StateFolder, patience_s: float = STOPPING_S) -> bool:
+def _end_all(folder: StateFolder, patience_s: float) -> bool:
     """End the supervisor, its engines and what killed ones have left. Returns whether any ran."""
-    found = first = folder.processes()
-    if first.supervisors:
-        end_processes(first.supervisors, signal.SIGTERM, patience_s)
-        found = folder.processes()
+    first = folder.processes()
+    end_processes(first.supervisors, signal.SIGTERM, patience_s)
+    found = folder.processes() if first.supervisors else first
     end_processes([*found.watchdogs, *found.engines])
     remove(folder.address_file)
     folder.delete_sandboxes()
@@ -406,11 +396,6 @@ def _end_all(folder: StateFolder, patience_s: float = STOPPING_S) -> bool:
 
 def _states(found: list[dict[str, Any]]) -> tuple[EngineState, ...]:
     return tuple(EngineState(**one) for one in found)
-
-
-def _ended(folder: StateFolder, what: str) -> str:
-    log = folder.logs / "supervisor.log"
-    return f"The local engines' supervisor {what}. The end of its log ({log}):\n{log_tail(log)}"
 
 
 def _command() -> str:

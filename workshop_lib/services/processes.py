@@ -35,23 +35,19 @@ def find_processes(folder: Path, homes: set[str], data: set[str]) -> Found:
 
     """
     found = Found([], [], [])
+    programs = {SUPERVISOR: found.supervisors, WATCHDOG: found.watchdogs}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             name = process.name().lower()
-            words = process.cmdline()[2:] if name.startswith("python") else []
-            if words == [SUPERVISOR, str(folder)]:
-                where = found.supervisors
-            elif words == [WATCHDOG, str(folder)]:
-                where = found.watchdogs
-            elif name.startswith(NAMES) and (
-                process.environ().get("HOME") in homes
-                or (name == "postgres" and process.cwd() in data)
-            ):
-                where = found.engines
-            else:
+            if not name.startswith(NAMES) or not is_alive(process):
                 continue
-            if is_alive(process):
-                where.append(process)
+            words = process.cmdline()[2:]
+            if words[1:] == [str(folder)] and words[0] in programs:
+                programs[words[0]].append(process)
+            elif process.environ().get("HOME") in homes or (
+                name == "postgres" and process.cwd() in data
+            ):
+                found.engines.append(process)
     return found
 
 

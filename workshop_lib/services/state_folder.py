@@ -64,13 +64,8 @@ class StateFolder:
 
     @property
     def certificate(self) -> Path:
-        """The authority that vouches for the local DSQL, for its clients to trust."""
+        """The authority that vouches for the local DSQL, for clients; beside it lies key.pem."""
         return self.path / "dsql" / "ca.pem"
-
-    @property
-    def certificate_key(self) -> Path:
-        """The local DSQL's key and certificate."""
-        return self.path / "dsql" / "key.pem"
 
     @property
     def postgres_data(self) -> Path:

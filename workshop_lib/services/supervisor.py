@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -35,6 +35,8 @@ LOOK_S = 0.1
 FIRST_CLIENT_S = 4.0
 """How long it waits for whoever started it."""
 FIRST_WORD_S = 5.0
+ALIVE_S = 0.5
+"""How often a client that waits for an answer is told that it is on its way."""
 SILENT_S = 6.0
 RESTARTS, RESTARTS_WITHIN_S = 5, 60.0
 """An engine that dies more often than this is reported as failed instead of restarted."""
@@ -46,7 +48,6 @@ class Group:
     def __init__(self, folder: StateFolder) -> None:
         self.folder = folder
         self.engines: dict[str, Engine] = {}
-        self.deaths: dict[str, list[float]] = {}
         self.lock = threading.Lock()
         self.ended = False
 
@@ -64,10 +65,9 @@ class Group:
                 self._start(engine)
         for engine in map(self.engines.__getitem__, names):
             if not wait_until(lambda e=engine: e.state().pid and e.admits(), SILENT_S):  # type: ignore[misc]
-                state = engine.state()
                 raise EngineError(
                     engine.failure
-                    or f"{engine.name} runs (pid {state.pid}) but has not answered for "
+                    or f"{engine.name} runs (pid {engine.state().pid}) but has not answered for "
                     f"{SILENT_S:.0f} s. `workshop stop` ends it; the next opening starts it again."
                 )
 
@@ -122,15 +122,14 @@ class Group:
 
     def _start_again(self, engine: Engine) -> None:
         now = time.monotonic()
-        recent = [t for t in self.deaths.get(engine.name, ()) if now - t < RESTARTS_WITHIN_S]
-        self.deaths[engine.name] = [*recent, now]
-        if len(recent) < RESTARTS:
-            with contextlib.suppress(EngineError):  # the engine knows why
-                self._start(engine)
-        else:
+        engine.deaths = [*(t for t in engine.deaths if now - t < RESTARTS_WITHIN_S), now]
+        if len(engine.deaths) > RESTARTS:
             engine.failure = (
                 f"It died {RESTARTS} times within {RESTARTS_WITHIN_S:.0f} s; see {engine.log}."
             )
+            return
+        with contextlib.suppress(EngineError):  # the engine knows why
+            self._start(engine)
 
     def _start(self, engine: Engine) -> None:
         """Start an engine that does not run: at the port it had before, if that is free."""
@@ -144,12 +143,10 @@ class Group:
             engine.start(engine.port or _port(ports.get(engine.name)))
         except Exception as error:  # noqa: BLE001 -- whatever it is, the other engines go on
             engine.stop()
-            engine.failure = str(error)
-            if not isinstance(error, EngineError):
-                engine.failure = (
-                    f"{engine.name} did not start: {error}. If the disk is full, free it; if "
-                    f"{self.folder.path} is damaged, `workshop reset` starts afresh."
-                )
+            engine.failure = (
+                f"{engine.name} did not start: {str(error).rstrip('.')}. If the disk is full, free "
+                f"it; if {self.folder.path} is damaged, `workshop reset` starts afresh."
+            )
             raise EngineError(engine.failure) from None
         with contextlib.suppress(OSError):
             self.folder.write(self.folder.ports_file, {**ports, engine.name: engine.port})
@@ -162,6 +159,25 @@ class Lease:
     user: User
     idle_s: float
     group: Group
+    connection: socket.socket
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what the client asks, and say how the engines are then, or what went wrong."""
+        try:
+            match request["do"]:
+                case "attach" | "sandbox":
+                    self.group.open(request["engines"], request["cache_mb"])
+                case "start":
+                    self.group.start(request["engine"])
+                case "stop":
+                    self.group.stop(request["engine"])
+                case "freeze" | "thaw":
+                    number = signal.SIGSTOP if request["do"] == "freeze" else signal.SIGCONT
+                    self.group.engines[request["engine"]].signal(number)
+        except EngineError as error:
+            self.idle_s = 0.0  # nobody comes back to what did not come up
+            return {"error": str(error)}
+        return {"engines": self.group.states(), "folder": str(self.group.folder.path)}
 
 
 class Supervisor:
@@ -174,7 +190,7 @@ class Supervisor:
         self.leases: list[Lease] = []
         self.stays_until = time.monotonic() + FIRST_CLIENT_S
         self.expecting = True
-        self.told_to_end = self.leaving = self.published = False
+        self.told_to_end = self.leaving = False
         self.listener = socket.create_server((HOST, 0))
         self.address = {
             "port": self.listener.getsockname()[1],
@@ -186,8 +202,9 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until told to end, or until nobody is left."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
+        self.folder.write(self.folder.address_file, self.address)
         self.listener.settimeout(LOOK_S)
         while not self._leaves():
             # A full disk, no more processes or threads: better luck next time.
@@ -197,19 +214,19 @@ class Supervisor:
                 _run(self._serve, self.listener.accept()[0])
         self.listener.close()
         remove(self.folder.address_file)
+        for lease in list(self.leases):
+            with contextlib.suppress(OSError):
+                lease.connection.sendall(b"\n")  # else they would take us for killed
         for group in self._groups():
             group.end()
-        with self.lock:
-            self.folder.delete_sandboxes()
+        self.folder.delete_sandboxes()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.watchdog.communicate(timeout=5)  # it ends what is left of a killed engine
         self.watchdog.kill()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.told_to_end |= number == signal.SIGTERM
-        # By SIGCONT a client that finds no way to us wakes us, should we be frozen, or asks for it.
-        self.published &= number != signal.SIGCONT
+        del number, frame
+        self.told_to_end = True
 
     def _leaves(self) -> bool:
         with self.lock:
@@ -223,41 +240,52 @@ class Supervisor:
                 _run(group.mend)
         if self.watchdog.poll() is not None:
             self.watchdog = _start_watchdog(self.folder)
-        if not self.published:
-            self.folder.write(self.folder.address_file, self.address)
-            self.published = True
 
-    def _groups(self) -> Iterable[Group]:
+    def _groups(self) -> set[Group]:
         with self.lock:
             return {self.shared, *(lease.group for lease in self.leases)}
 
     def _serve(self, connection: socket.socket) -> None:
         """Serve one client for as long as it is there."""
-        with connection, contextlib.suppress(OSError, ValueError):
+        strange = (ValueError, TypeError, KeyError)
+        with connection, contextlib.suppress(OSError, *strange):
             connection.settimeout(FIRST_WORD_S)
-            token = str(receive(connection)).encode()
-            if not hmac.compare_digest(token, str(self.address["token"]).encode()):
-                return
-            send(connection, self.address["proof"])
-            connection.settimeout(None)
             request = receive(connection)
+            if not hmac.compare_digest(
+                str(request["token"]).encode(), str(self.address["token"]).encode()
+            ):
+                return
             if request["do"] == "status":
-                send(connection, self._status())
+                self._send(connection, self._status())
                 return
             try:
-                lease = self._lease(request)
+                with self.folder.usable():
+                    lease = self._lease(request, connection)
             except EngineError as error:
-                send(connection, {"error": str(error)})
+                self._send(connection, {"error": str(error)})
                 return
             if lease:
+                connection.settimeout(None)
                 try:
                     while True:
-                        send(connection, _answer(lease, request))
+                        self._answer(lease, request)
                         request = receive(connection)
                 finally:
                     self._end(lease)
 
-    def _lease(self, request: dict[str, Any]) -> Lease | None:
+    def _answer(self, lease: Lease, request: dict[str, Any]) -> None:
+        """Answer a request; until then, let the client hear that this process is not stuck."""
+        answers: list[dict[str, Any]] = []
+        work = _run(lambda: answers.append(lease.answer(request)))
+        while work.is_alive():
+            lease.connection.sendall(b"\n")
+            work.join(ALIVE_S)
+        self._send(lease.connection, answers[0])
+
+    def _send(self, connection: socket.socket, answer: dict[str, Any]) -> None:
+        send(connection, {**answer, "proof": self.address["proof"]})
+
+    def _lease(self, request: dict[str, Any], connection: socket.socket) -> Lease | None:
         """Note who is there from now on; nothing if it is too late for that."""
         with self.lock:
             if self.leaving:
@@ -266,52 +294,30 @@ class Supervisor:
                 self.expecting, self.stays_until = False, 0.0
             group = self.shared
             if request["do"] == "sandbox":
-                with self.folder.usable():
-                    group = Group(self.folder.new_sandbox())
-            self.leases.append(Lease(User(*request["user"]), request["idle_s"], group))
+                group = Group(self.folder.new_sandbox())
+            self.leases.append(Lease(User(*request["user"]), request["idle_s"], group, connection))
             return self.leases[-1]
 
     def _end(self, lease: Lease) -> None:
         if lease.group is not self.shared:
             lease.group.end()
+            lease.group.folder.delete_sandbox()
         with self.lock:
             self.leases.remove(lease)
-            if lease.group is not self.shared:
-                lease.group.folder.delete_sandbox()
             # A user who asks for less does not shorten what another one has asked for.
             self.stays_until = max(self.stays_until, time.monotonic() + lease.idle_s)
 
     def _status(self) -> dict[str, Any]:
         with self.lock:
             leases = list(self.leases)
-        sandboxes = [
-            (one.user, one.group.states()) for one in leases if one.group is not self.shared
-        ]
         return {
             "engines": self.shared.states(),
             "users": [one.user for one in leases if one.group is self.shared],
-            "sandboxes": sandboxes,
+            "sandboxes": [
+                (one.user, one.group.states()) for one in leases if one.group is not self.shared
+            ],
             "idle_s": max(0.0, self.stays_until - time.monotonic()),
         }
-
-
-def _answer(lease: Lease, request: dict[str, Any]) -> dict[str, Any]:
-    group = lease.group
-    try:
-        match request["do"]:
-            case "attach" | "sandbox":
-                group.open(request["engines"], request["cache_mb"])
-            case "start":
-                group.start(request["engine"])
-            case "stop":
-                group.stop(request["engine"])
-            case "freeze" | "thaw":
-                number = signal.SIGSTOP if request["do"] == "freeze" else signal.SIGCONT
-                group.engines[request["engine"]].signal(number)
-    except EngineError as error:
-        lease.idle_s = 0.0  # nobody comes back to what did not come up
-        return {"error": str(error)}
-    return {"engines": group.states(), "folder": str(group.folder.path)}
 
 
 def _start_watchdog(folder: StateFolder) -> subprocess.Popen[bytes]:
@@ -325,8 +331,10 @@ def _start_watchdog(folder: StateFolder) -> subprocess.Popen[bytes]:
     )
 
 
-def _run(function: Any, *arguments: Any) -> None:
-    threading.Thread(target=function, args=arguments, daemon=True).start()
+def _run(function: Callable[..., object], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
 def _port(value: object) -> int:

@@ -24,11 +24,14 @@ from aws import Account
 
 from workshop_lib.dsql import front
 from workshop_lib.dsql.tokens import objection
+from workshop_lib.dsql.transactions import Message
 
 IAM_GRANT = re.compile(r"""\s*AWS IAM GRANT "?(\w+)"? TO '([^']+)'\s*;?\s*""", re.IGNORECASE)
 MAPPINGS = "sys.iam_pg_role_mappings"
-NEW_SCHEMA = re.compile(r"\s*create\s+schema\b", re.IGNORECASE)
-SCHEMAS = "SELECT count(*) FROM pg_namespace WHERE nspname !~ '^pg_'"
+SCHEMAS = """
+SELECT count(*) FROM pg_namespace
+ WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'dsql_rules', 'sys')
+"""
 MAX_SCHEMAS = 10
 
 
@@ -61,14 +64,13 @@ class Server:
         self.account, self.engine, self.hosts, self.region = account, engine, hosts, region
         self.asleep = 0
         self.mappings: set[tuple[str, str]] = set()
-        self._schemas_of_others = 0
-        self._schemas_of_others = self._count_schemas()  # the local server has them, too
         passwords = {"admin": engine["password"], "owner": owner}
         self.cluster = front.Cluster(
             server=lambda: (engine["host"], engine["port"]),
             password=passwords.__getitem__,
             objection=self._objection,
             tls=tls,
+            max_schemas=MAX_SCHEMAS + self._count_schemas(),  # those of the local server's others
         )
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = listener.getsockname()[1]
@@ -114,9 +116,6 @@ class Server:
         if granted := IAM_GRANT.fullmatch(statement):
             self.mappings.add(granted.groups())
             return "SELECT"
-        if NEW_SCHEMA.match(statement) and self._count_schemas() >= MAX_SCHEMAS:
-            says = f"more than {MAX_SCHEMAS} schemas not allowed"
-            return f"SELECT dsql_rules.refuse('54000', '{says}')"
         rows = "".join(f" UNION SELECT '{user}', '{role}'" for user, role in self.mappings)
         return statement.replace(MAPPINGS, f"(SELECT NULL pg_role_name, NULL arn{rows}) mappings")
 
@@ -124,12 +123,14 @@ class Server:
         with closing(psycopg2.connect(**self.engine)) as connection, connection.cursor() as cursor:
             cursor.execute(SCHEMAS)
             (count,) = cursor.fetchone()
-            return int(count) - self._schemas_of_others
+            return int(count)
 
 
 def _session_of(server: Server) -> type[front.Session]:
     class Session(front.Session):
-        def _queried(self, body: bytes) -> bytes:
-            return super()._queried(server.rewrite(body[:-1].decode()).encode() + b"\0")
+        def _understand(self, kind: bytes, body: bytes) -> Message:
+            if kind == b"Q":
+                body = server.rewrite(body[:-1].decode()).encode() + b"\0"
+            return super()._understand(kind, body)
 
     return Session

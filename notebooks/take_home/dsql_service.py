@@ -1,0 +1,70 @@
+"""Write to Aurora DSQL from a service: sign in, keep a pool, try again after conflicts.
+
+Grown in notebooks 08 to 10; needs boto3 and psycopg2 (and certifi, on AWS). Copy it, and change it.
+
+    signer = boto3.client("dsql", region_name="us-east-1")
+    open_one = partial(connect, signer, HOST, "my_service", sslrootcert=certifi.where())
+    begin = partial(transaction, new_pool(8), open_one)
+    total = run_transaction(begin, lambda cursor: add_order(cursor, order))
+
+What `work` does may happen more than once before it is committed: nothing but the database in it.
+"""
+
+import queue
+import random
+import time
+from contextlib import contextmanager
+
+import psycopg2
+
+
+def connect(signer, host, user="admin", **where):
+    """A new connection to Aurora DSQL, signed in with a token of its own."""
+    kind = "connect_admin" if user == "admin" else "connect"
+    sign = getattr(signer, f"generate_db_{kind}_auth_token")
+    return psycopg2.connect(
+        host=host,
+        user=user,
+        password=sign(host, signer.meta.region_name, ExpiresIn=60),
+        dbname="postgres",
+        sslmode="verify-full",
+        connect_timeout=5,
+        **where,
+    )
+
+
+def new_pool(size):
+    """Room for so many connections; each is opened when it is first needed."""
+    free = queue.LifoQueue()
+    for _ in range(size):
+        free.put((None, 0.0))
+    return free
+
+
+@contextmanager
+def transaction(free, connect, timeout_s=5, max_age_s=2400):
+    """A cursor of a pooled connection; the block ends with COMMIT, after an error with ROLLBACK."""
+    connection, expires = free.get(timeout=timeout_s)
+    try:
+        if connection is None or connection.closed or time.monotonic() > expires:
+            connection, expires = connect(), time.monotonic() + max_age_s * random.uniform(0.8, 1)
+        yield connection.cursor()
+        connection.commit()
+    except BaseException:
+        if connection and not connection.closed:  # else the next user gets a new one
+            connection.rollback()
+        raise
+    finally:
+        free.put((connection, expires))
+
+
+def run_transaction(begin, work, attempts=10):
+    """What work(cursor) returns, once it is committed; after a conflict all of it runs again."""
+    for attempt in range(1, attempts + 1):
+        try:
+            with begin() as cursor:
+                return work(cursor)
+        except psycopg2.errors.SerializationFailure:
+            if attempt == attempts:
+                raise
+            time.sleep(random.uniform(0, min(0.1, 0.001 * 2**attempt)))

@@ -1,0 +1,454 @@
+"""Optimistic commit through the front: several sessions, played step by step as on a cluster."""
+
+import contextlib
+import io
+import os
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg2
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from transaction_model import Table
+
+from workshop_lib.services.local_dsql import open_cluster
+from workshop_lib.settings import load_settings
+
+FAILURES = {
+    "OC000": ("40001", "change conflicts with another transaction (OC000)"),
+    "OC001": (
+        "40001",
+        "schema has been updated by another transaction, please retry: (OC001)",
+    ),
+    "duplicate": ("23505", "duplicate key value violates unique constraint"),
+    "parent": ("23503", "violates foreign key constraint"),
+    "check": ("23514", "violates check constraint"),
+    "aborted": ("25P02", "current transaction is aborted"),
+}
+SQL = {
+    "begin": "BEGIN",
+    "commit": "COMMIT",
+    "rollback": "ROLLBACK",
+    "set": "UPDATE t SET v = '{1}' WHERE n = {0}",
+    "add": "INSERT INTO t VALUES ({0}, '{1}')",
+    "put": "INSERT INTO t VALUES ({0}, '{1}') ON CONFLICT (n) DO UPDATE SET v = excluded.v",
+    "delete": "DELETE FROM t WHERE n = {0}",
+    "move": "UPDATE t SET n = {1} WHERE n = {0}",
+    "returning": "UPDATE t SET v = v || '{1}' WHERE n = {0} RETURNING n, v",
+    "all": "UPDATE t SET v = v || '{0}'",
+    "read": "SELECT n, v FROM t ORDER BY n",
+    "qualified": "SELECT n, v FROM {schema}.t x WHERE x.n > 0 ORDER BY n",
+    "lock": "SELECT n, v FROM t WHERE n = {0} FOR UPDATE",
+    "child": "INSERT INTO c VALUES ({0}, {1})",
+    "define": "ALTER TABLE t ADD COLUMN w int",
+    "other": "CREATE TABLE IF NOT EXISTS another (n int)",
+    "grant": "GRANT SELECT ON t TO PUBLIC",
+    "wrong": "SELECT 1 / 0",
+}
+TAGS = {
+    "set": "UPDATE 1",
+    "add": "INSERT 0 1",
+    "put": "INSERT 0 1",
+    "delete": "DELETE 1",
+    "move": "UPDATE 1",
+    "begin": "BEGIN",
+    "commit": "COMMIT",
+    "rollback": "ROLLBACK",
+}
+PLAYS = {
+    # Who wins.
+    "the first to commit wins, not the first to write": (
+        "A begin, B begin, A set 1 a, B set 1 b, B commit, A commit !OC000", "1b 2-"),
+    "the first writer commits first": (
+        "A begin, B begin, A set 1 a, B set 1 b, A commit, B commit !OC000", "1a 2-"),
+    "if the first rolls back, the second commits": (
+        "A begin, B begin, A set 1 a, B set 1 b, A rollback, B commit", "1b 2-"),
+    "different rows": (
+        "A begin, B begin, A set 1 a, B set 2 b, A commit, B commit", "1a 2b"),
+    "crossed updates: one commits": (
+        "A begin, B begin, A set 1 a, B set 2 b, A set 2 a, B set 1 b, A commit, B commit !OC000",
+        "1a 2a"),
+    "crossed updates: the other commits": (
+        "A begin, B begin, A set 1 a, B set 2 b, A set 2 a, B set 1 b, B commit, A commit !OC000",
+        "1b 2b"),
+    "three writers of a row": (
+        ("A begin, B begin, C begin, A set 1 a, B set 1 b, C set 1 c, C commit, A commit !OC000, "
+        "B commit !OC000"), "1c 2-"),
+    "a statement alone wins over an open writer": (
+        "A begin, A set 1 a, B set 1 b, A commit !OC000", "1b 2-"),
+    "a deletion wins over an update": (
+        "A begin, B begin, A set 1 a, B delete 1, B commit, A commit !OC000", "2-"),
+    "an update wins over a deletion": (
+        "A begin, B begin, A delete 1, B set 1 b, B commit, A commit !OC000", "1b 2-"),
+    "nothing of the loser stays, and it can try again": (
+        "A begin, A set 2 a, A set 1 a, B set 1 b, A commit !OC000, A begin, A set 2 a, A commit",
+        "1b 2a"),
+    "many rows of one statement, one of which was lost": (
+        "A begin, A all a, B set 2 b, A read =1-a 2-a, A commit !OC000", "1- 2b"),
+    "without writes nothing conflicts: a reader commits": (
+        "A begin, A read =1- 2-, B set 1 b, A read =1- 2-, A commit", "1b 2-"),
+    "write skew is not prevented": (
+        "A begin, B begin, A read =1- 2-, B read =1- 2-, A set 1 a, B set 2 b, A commit, B commit",
+        "1a 2b"),
+    # What one sees.
+    "the snapshot is taken at BEGIN": (
+        "A begin, B set 1 b, A read =1- 2-, A commit, A read =1b 2-", "1b 2-"),
+    "a write on an old snapshot goes through, and conflicts at COMMIT": (
+        "A begin, B set 1 b, A set 1 a, A read =1a 2-, A commit !OC000", "1b 2-"),
+    "one's own writes are there, whoever writes in between": (
+        ("A begin, B begin, A set 1 a, B set 1 b, A read =1a 2-, B read =1b 2-, A set 2 a, "
+        "B read =1b 2-, A read =1a 2a, B rollback, A commit"), "1a 2a"),
+    "the loser sees its own writes until COMMIT": (
+        ("A begin, B begin, A set 1 a, B set 1 b, B add 3 b, A commit, B read =1b 2- 3b, "
+        "B qualified =1b 2- 3b, B set 2 b, B read =1b 2b 3b, B commit !OC000"), "1a 2-"),
+    "the loser may give up": (
+        "A begin, A set 1 a, B set 1 b, A read =1a 2-, A rollback, A read =1b 2-", "1b 2-"),
+    "the loser gets what RETURNING returns": (
+        ("A begin, B begin, A returning 1 a =1-a, B returning 1 b =1-b, A commit, "
+        "B returning 1 b =1-bb, B commit !OC000"), "1-a 2-"),
+    "the loser of a row that it did not yet have": (
+        "B begin, A set 1 a, B returning 1 b =1-b, B returning 1 b =1-bb, B commit !OC000",
+        "1a 2-"),
+    # Locks.
+    "who has locked and committed wins over who has locked": (
+        "A begin, B begin, A lock 1 =1-, B lock 1 =1-, A commit, B commit !OC000", "1- 2-"),
+    "a lock prevents write skew": (
+        ("A begin, B begin, A lock 1 =1-, A set 2 a, B lock 2 =2-, B set 1 b, A commit, "
+        "B commit !OC000"), "1- 2a"),
+    "a lock of a row that was changed since": (
+        "A begin, B set 1 b, A lock 1 =1-, A commit !OC000", "1b 2-"),
+    # Keys.
+    "a key that the snapshot sees is a duplicate at once": (
+        "A begin, A add 1 a !duplicate, A read !aborted, A commit =ROLLBACK", "1- 2-"),
+    "one's own key is a duplicate at once": (
+        "A begin, A add 3 a, B add 4 b, A add 3 a !duplicate, A rollback", "1- 2- 4b"),
+    "a key among open transactions conflicts at COMMIT": (
+        ("A begin, B begin, A add 3 a, B add 3 b, B read =1- 2- 3b, A commit, B read =1- 2- 3b, "
+        "B commit !OC000"), "1- 2- 3a"),
+    "a key that came after the snapshot": (
+        "A begin, B add 3 b, A add 3 a, A read =1- 2- 3a, A commit !OC000", "1- 2- 3b"),
+    "a key that another one has deleted is still there": (
+        "A begin, B delete 1, A add 1 a !duplicate, A rollback, A add 1 b", "1b 2-"),
+    "a key that a loser has twice is a duplicate": (
+        "A begin, B add 3 b, A add 3 a, A add 3 x !duplicate, A commit =ROLLBACK", "1- 2- 3b"),
+    "ON CONFLICT among open transactions": (
+        "A begin, B begin, A put 3 a, B put 3 b, A put 3 aa, A commit, B commit !OC000",
+        "1- 2- 3aa"),
+    "a key is free for others only after COMMIT": (
+        "A begin, A move 1 5, B add 1 b !duplicate, A commit, B add 1 b", "1b 2- 5-"),
+    "rows that moved are still one's own": (
+        ("A begin, A move 1 5, A set 5 a, B set 2 b, A move 5 6, A delete 6, A add 7 a, B set 2 c, "
+        "A read =2- 7a, A commit"), "2c 7a"),
+    # True errors.
+    "a check fails at once": ("A begin, A set 1 BAD !check, A rollback", "1- 2-"),
+    "a missing parent is an error at once": (
+        "A begin, B add 3 b, A child 1 3 !parent, A rollback, A child 1 3", "1- 2- 3b"),
+    "a child of one's own parent": (
+        "A begin, A add 3 a, A child 1 3, B set 1 b, A read =1- 2- 3a, A commit", "1b 2- 3a"),
+    "a parent that another one deletes": (
+        "A begin, A child 1 1, B begin, B delete 1, B commit, A commit !OC000", "2-"),
+    # Definitions.
+    "a definition waits for no reader": (
+        "A begin, A read =1- 2-, B define, A read !OC001, A read !aborted, A rollback", "1- 2-"),
+    "nor for a writer, who learns it at COMMIT": (
+        "A begin, A set 1 a, B define, A commit !OC001", "1- 2-"),
+    "any definition is meant, and any open transaction": (
+        "A begin, A read =1- 2-, B other, A commit !OC001", "1- 2-"),
+    "a grant is one": ("A begin, B grant, A read !OC001, A commit =ROLLBACK", "1- 2-"),
+    "a transaction that is over is left alone": (
+        "A begin, A read =1- 2-, A commit, B define, A read =1- 2-", "1- 2-"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster(shared):
+    found = open_cluster(load_settings().values)
+    yield found
+    found.release()
+
+
+@pytest.fixture
+def connect(cluster, schema):
+    """Signs in, in the file's schema; closes what is left open."""
+    with contextlib.ExitStack() as stack:
+
+        def sign_in(user="admin"):
+            arguments = {**cluster.arguments(user), "options": f"-c search_path={schema}"}
+            connection = psycopg2.connect(**arguments)
+            stack.callback(connection.close)
+            connection.autocommit = True
+            return connection
+
+        yield sign_in
+
+
+@pytest.fixture
+def cursor(connect):
+    return connect().cursor()
+
+
+@pytest.fixture
+def table(cursor):
+    """A table t (n, v) with the rows 1 and 2, and one of its children."""
+    cursor.execute("DROP TABLE IF EXISTS c")
+    cursor.execute("DROP TABLE IF EXISTS t")
+    cursor.execute("CREATE TABLE t (n int PRIMARY KEY, v text CHECK (v <> 'BAD'))")
+    cursor.execute("CREATE TABLE c (n int PRIMARY KEY, t int REFERENCES t)")
+    cursor.execute("INSERT INTO t VALUES (1, '-'), (2, '-')")
+    return "t"
+
+
+def rows_of(cursor):
+    return " ".join(f"{n}{v}" for n, v in cursor.fetchall())
+
+
+def take_step(cursor, schema, step):
+    what, *values = step.split()
+    wanted = values.pop() if values and values[-1][0] == "!" else ""
+    if "=" in step:
+        step, wanted = step.split(" =")
+        what, *values = step.split()
+        wanted = f"={wanted}"
+    sql = SQL[what].format(*values, schema=schema)
+    if wanted.startswith("!"):
+        code, text = FAILURES[wanted[1:]]
+        with pytest.raises(psycopg2.Error) as caught:
+            cursor.execute(sql)
+        assert (caught.value.pgcode, text in str(caught.value)) == (code, True), str(caught.value)
+        return
+    cursor.execute(sql)
+    if cursor.description:
+        assert rows_of(cursor) == wanted[1:], step
+    elif what in TAGS:
+        assert cursor.statusmessage == (wanted[1:] or TAGS[what]), step
+
+
+@pytest.mark.parametrize("name", PLAYS)
+def test_plays(connect, cursor, schema, table, name):
+    script, last = PLAYS[name]
+    players = {who: connect().cursor() for who in "ABC"}
+    for step in script.split(", "):
+        who, what = step.split(" ", 1)
+        take_step(players[who], schema, what)
+    cursor.execute(SQL["read"])
+    assert rows_of(cursor) == last
+
+
+# --- random plays against a model of the rules ---
+
+STATEMENTS = {
+    "begin": "BEGIN",
+    "commit": "COMMIT",
+    "rollback": "ROLLBACK",
+    "grant": "GRANT SELECT ON t TO PUBLIC",
+    "read": "SELECT n, v FROM t ORDER BY n",
+    "set": "UPDATE t SET v = v || %(value)s WHERE n = %(key)s RETURNING v",
+    "add": "INSERT INTO t VALUES (%(key)s, %(value)s)",
+    "put": "INSERT INTO t VALUES (%(key)s, %(value)s) ON CONFLICT (n) DO UPDATE SET v = excluded.v",
+    "delete": "DELETE FROM t WHERE n = %(key)s",
+    "lock": "SELECT v FROM t WHERE n = %(key)s FOR UPDATE",
+}
+STEPS = st.tuples(
+    st.sampled_from("ABCD"),
+    st.sampled_from(["read", "set", "set", "add", "put", "delete", "lock", "end", "end", "grant"]),
+    st.integers(1, 4),
+    st.booleans(),
+)
+
+
+def say(cursor, what, key, value):
+    """The rows, the tag, or the error of one statement."""
+    try:
+        cursor.execute(STATEMENTS[what], {"key": key, "value": value})
+    except psycopg2.Error as error:
+        found = str(error).partition("(OC")[2][:3]
+        return f"OC{found}" if found else error.pgcode
+    if not cursor.description:
+        return cursor.statusmessage
+    found = cursor.fetchall()
+    return found if what == "read" else [v for (v,) in found]
+
+
+@settings(
+    max_examples=int(os.environ.get("RANDOM_PLAYS", "40")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(count=st.integers(2, 4), steps=st.lists(STEPS, min_size=6, max_size=24))
+def test_random_plays_end_as_the_rules_say(players, cursor, table, count, steps):
+    for one in players.values():
+        one.execute("ROLLBACK")
+    cursor.execute("DELETE FROM t WHERE n > 0")
+    cursor.execute("INSERT INTO t VALUES (1, 'x'), (2, 'y')")
+    model, told = Table({1: "x", 2: "y"}), []
+    for number, (who, step, key, well) in enumerate(steps):
+        if who not in "ABCD"[:count]:
+            continue
+        what, value = step, f"{who}{number} "
+        if what == "end":
+            what = "begin" if who not in model.open else "commit" if well else "rollback"
+        if what in {"begin", "commit", "rollback"}:
+            wanted = getattr(model, what)(who)
+        elif what == "grant":
+            if who in model.open:
+                continue
+            wanted = model.grant(who)
+        else:
+            wanted = model.do(who, what, key, value)
+        got = say(players[who], what, key, value)
+        told.append((who, what, key, got))
+        if wanted == "COMMIT or OC000" and got in wanted:
+            (model.apply if got == "COMMIT" else id)(model.open.pop(who))
+            continue
+        assert got == wanted, told
+    cursor.execute("SELECT n, v FROM t")
+    assert dict(cursor.fetchall()) == model.rows, told
+
+
+@pytest.fixture
+def players(connect):
+    return {who: connect().cursor() for who in "ABCD"}
+
+
+# --- what is kept when a transaction's changes are made again ---
+
+
+def test_no_value_that_a_client_has_seen_changes(connect, cursor, table):
+    cursor.execute("DROP TABLE IF EXISTS drawn")
+    cursor.execute(
+        "CREATE TABLE drawn (id bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,"
+        " r float8, u uuid DEFAULT gen_random_uuid(), x float8 DEFAULT random(),"
+        " at timestamptz DEFAULT now(), c timestamptz DEFAULT clock_timestamp(), j jsonb, b bytea,"
+        " i interval, n numeric, s text GENERATED ALWAYS AS ('s' || u) STORED)"
+    )
+    first = connect().cursor()
+    first.execute("BEGIN")
+    first.execute(
+        "INSERT INTO drawn (j, b, i, n) VALUES (NULL, NULL, NULL, 'NaN'),"
+        " ('{\"a\": [1, null]}', '\\x00ff', '-1 day 2:03', 1e-30)"
+    )
+    first.execute("UPDATE drawn SET r = '-0' RETURNING drawn::text, now()::text")
+    seen = first.fetchall()
+    for _ in range(2):
+        cursor.execute("UPDATE t SET v = 'b'")
+        first.execute("SELECT drawn::text, now()::text FROM drawn ORDER BY id")
+        assert first.fetchall() == seen
+    cursor.execute("UPDATE t SET v = 'c'")
+    first.execute("COMMIT")
+    cursor.execute("SELECT drawn::text FROM drawn ORDER BY id")
+    assert cursor.fetchall() == [row[:1] for row in seen]
+
+
+def test_rows_without_a_key_are_made_again(connect, cursor, table):
+    cursor.execute("DROP TABLE IF EXISTS plain")
+    cursor.execute("CREATE TABLE plain (a int, b text)")
+    cursor.execute("INSERT INTO plain VALUES (1, NULL), (2, 'x'), (3, 'y')")
+    first = connect().cursor()
+    first.execute("BEGIN")
+    first.execute("UPDATE plain SET b = 'z' WHERE a = 1")
+    first.execute("DELETE FROM plain WHERE a = 2")
+    cursor.execute("UPDATE t SET v = 'b'")
+    first.execute("COMMIT")
+    cursor.execute("SELECT * FROM plain ORDER BY a")
+    assert cursor.fetchall() == [(1, "z"), (3, "y")]
+
+
+def test_settings_and_the_count_of_rows_are_kept(connect, cursor, table, schema):
+    first = connect().cursor()
+    first.execute("BEGIN")
+    first.execute(f"INSERT INTO {schema}.t SELECT generate_series(10, 2009)")
+    first.execute("SET search_path = pg_catalog")
+    first.execute("SET LOCAL TimeZone = 'Asia/Tokyo'")
+    cursor.execute("UPDATE t SET v = 'b' WHERE n = 1")
+    first.execute("SELECT current_setting('search_path'), current_setting('TimeZone')")
+    assert first.fetchone() == ("pg_catalog", "Asia/Tokyo")
+    with pytest.raises(psycopg2.errors.ProgramLimitExceeded):
+        first.execute(f"INSERT INTO {schema}.t SELECT generate_series(3000, 4500)")
+    first.execute("ROLLBACK")
+    first.execute("SHOW search_path")
+    assert first.fetchone() == (schema,)
+
+
+def test_copy_takes_part(connect, cursor, table):
+    first = connect().cursor()
+    first.execute("BEGIN")
+    first.copy_expert("COPY t FROM STDIN", io.StringIO("3\ta\n4\tb\n"))
+    cursor.execute("INSERT INTO t VALUES (4, 'theirs')")
+    first.execute("SELECT v FROM t WHERE n >= 3 ORDER BY n")
+    assert first.fetchall() == [("a",), ("b",)]
+    with pytest.raises(psycopg2.errors.SerializationFailure):
+        first.execute("COMMIT")
+
+
+def test_a_role_with_few_rights_may_lose(connect, cursor, table, schema):
+    role = f"few_{os.getpid()}"
+    cursor.execute(f"CREATE ROLE {role} LOGIN")
+    cursor.execute(f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+    cursor.execute(f"GRANT SELECT, UPDATE ON t TO {role}")
+    first = connect(role).cursor()
+    first.execute("BEGIN")
+    first.execute("UPDATE t SET v = 'few' WHERE n = 1")
+    cursor.execute("UPDATE t SET v = 'admin'")
+    first.execute("SELECT v FROM t ORDER BY n")
+    assert first.fetchall() == [("few",), ("-",)]
+    with pytest.raises(psycopg2.errors.SerializationFailure, match="OC000"):
+        first.execute("COMMIT")
+    cursor.execute(f"REVOKE ALL ON t FROM {role}")
+    cursor.execute(f"REVOKE ALL ON SCHEMA {schema} FROM {role}")
+    cursor.execute(f"DROP ROLE {role}")
+
+
+def test_sixteen_writers_of_one_counter_lose_no_step(connect, cursor, table):
+    cursor.execute("UPDATE t SET v = '0' WHERE n = 1")
+    cursors = [connect().cursor() for _ in range(16)]
+    together = threading.Barrier(16)
+
+    def add(mine):
+        mine.execute("BEGIN")
+        mine.execute("SELECT v::int FROM t WHERE n = 1")
+        (value,) = mine.fetchone()
+        mine.execute("UPDATE t SET v = %s WHERE n = 1", (value + 1,))
+        mine.execute("COMMIT")
+
+    def write(mine):
+        conflicts = 0
+        together.wait()
+        for _ in range(3):
+            while True:
+                try:
+                    add(mine)
+                    break
+                except psycopg2.errors.SerializationFailure:
+                    conflicts += 1
+                    mine.execute("ROLLBACK")
+                    time.sleep(random.uniform(0, 0.1))
+        return conflicts
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(write, cursors)) > 0
+    cursor.execute("SELECT v FROM t WHERE n = 1")
+    assert cursor.fetchone() == ("48",)
+
+
+def test_who_hangs_up_leaves_nothing_in_the_way(connect, cursor, table):
+    first = connect()
+    first.cursor().execute("BEGIN; UPDATE t SET v = 'a'")
+    first.close()
+    cursor.execute("UPDATE t SET v = 'b' WHERE n = 1")
+    assert cursor.statusmessage == "UPDATE 1"
+
+
+def test_a_statement_that_takes_long_is_not_waited_for(connect, cursor, table):
+    def sleep():
+        connect().cursor().execute("UPDATE t SET v = 'slow' FROM pg_sleep(4) WHERE n = 1")
+
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(sleep)
+        time.sleep(0.5)
+        cursor.execute("UPDATE t SET v = 'b' WHERE n = 2")
+        assert not slow.done()
+        slow.result()
+    cursor.execute(SQL["read"])
+    assert rows_of(cursor) == "1slow 2b"
