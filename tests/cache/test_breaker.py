@@ -13,8 +13,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import TimeoutError as Slow
 from redis.retry import Retry
 
-from workshop_lib.cache import breaker as breaker_module
-from workshop_lib.cache.breaker import REST_S, Breaker
+from workshop_lib.cache import breaker
+from workshop_lib.cache.breaker import REST_S
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import RecordCache
 
@@ -26,48 +26,8 @@ def clock(monkeypatch) -> SimpleNamespace:
     """The time as circuit breakers see it: it moves only when a test moves it."""
     clock = SimpleNamespace(now=1_000.0)
     fake = SimpleNamespace(monotonic=lambda: clock.now)
-    monkeypatch.setattr(breaker_module, "time", fake)
+    monkeypatch.setattr(breaker, "time", fake)
     return clock
-
-
-@pytest.fixture
-def breaker(clock) -> Breaker:
-    return Breaker()
-
-
-# --- by itself ---
-
-
-def test_after_a_failure_nobody_may_ask_for_a_while_and_then_one(breaker, clock):
-    breaker.failed()
-    for passed in (0.0, 0.5, 0.499):
-        clock.now += passed * REST_S
-        assert [breaker.allows() for _ in range(5)] == [False] * 5
-    for _ in range(3):  # then one tries, and if it never reports back, as long after it another
-        clock.now += 1.1 * REST_S
-        assert [breaker.allows() for _ in range(5)] == [True, False, False, False, False]
-
-
-def test_of_many_threads_at_that_moment_exactly_one_tries(breaker, clock, at_once):
-    breaker.failed()
-    for _ in range(20):
-        clock.now += REST_S
-        assert sum(at_once(20, breaker.allows)) == 1
-
-
-def test_a_try_that_fails_prolongs_the_rest(breaker, clock):
-    breaker.failed()
-    clock.now += REST_S
-    assert breaker.allows()
-    clock.now += 0.9 * REST_S  # it took that long to find out
-    breaker.failed()
-    clock.now += 0.9 * REST_S
-    assert not breaker.allows()
-    clock.now += 0.1 * REST_S
-    assert breaker.allows()
-
-
-# --- in the caches ---
 
 
 class Failing(redis.Redis):

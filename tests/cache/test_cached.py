@@ -295,6 +295,16 @@ def test_what_the_function_itself_assigns_makes_no_other_function_of_it_but_of_i
     assert [one(1), one(1), other(1), other(1)] == [1, 1, 11, 11]
 
 
+def test_what_it_only_reads_counts_also_in_a_function_that_assigns(source):
+    cell = {"__name__": "__main__", "COUNT": 0, "RATE": 2}
+    exec("def price(x):\n    global COUNT\n    COUNT += 1\n    return x * RATE", cell)  # noqa: S102
+    price, answers = cached(source)(cell["price"]), []
+    for rate in (2, 3, 2):
+        cell["RATE"] = rate
+        answers.append(price(5))
+    assert (answers, cell["COUNT"]) == ([10, 15, 10], 2)
+
+
 @pytest.mark.parametrize("used", [threading.Lock(), [1], {1}, Scale(2), SimpleNamespace(n=1), One])
 def test_a_function_that_uses_what_can_change_is_like_no_other(source, used):
     def show(x: int) -> str:

@@ -202,7 +202,7 @@ class Local(tzinfo):
     """A zone that only its own program knows."""
 
     def utcoffset(self, _: datetime | None) -> timedelta:
-        return timedelta(hours=1)
+        raise LookupError
 
     def dst(self, _: datetime | None) -> timedelta:
         return timedelta(0)

@@ -724,18 +724,6 @@ def test_caching_resumes_when_the_server_is_back(parts, database, rest, engine):
     valkey.close()
 
 
-@every_way
-def test_a_server_that_has_forgotten_the_scripts_is_taught_again(ws, source, database, door, way):
-    through = DOORS[door](source)
-    through.read()
-    ws.valkey.script_flush()
-    through.changes[way](2)
-    database.value = 2
-    ws.valkey.script_flush()
-    assert [through.read() for _ in range(2)] == [2, 2]
-    assert (through.stats().errors, through.stats().hits) == (0, 1 + (way in {"put", "update"}))
-
-
 # --- what is too large, foreign or impossible ---
 
 
@@ -766,14 +754,14 @@ def test_a_policy_that_cannot_be_is_refused_by_name():
 
 # --- what the server is asked ---
 
-OURS = {"GET", "GETRANGE", "SET", "DEL", "UNLINK", "EVAL", "EVALSHA", "HGETALL", "HMGET", "HSET",
+OURS = {"GET", "GETRANGE", "SET", "DEL", "UNLINK", "EVAL", "HGETALL", "HMGET", "HSET",
         "HEXISTS", "PEXPIRE", "PTTL", "SCAN", "MULTI", "EXEC"}  # fmt: skip
 
 
 def keys_in(words: list[str]) -> list[str]:
     """The keys that one command names."""
     name, *rest = words
-    if name in {"EVAL", "EVALSHA"}:
+    if name == "EVAL":
         return rest[2 : 2 + int(rest[1])]
     if name in {"DEL", "UNLINK"}:
         return rest
@@ -818,7 +806,7 @@ def test_nothing_is_asked_of_the_server_that_a_serverless_cluster_refuses(
         cache.clear()
     said = {words[0].upper() for _, words in heard}
     assert said <= OURS
-    assert {"GET", "EVALSHA", "HGETALL", "HMGET", "SCAN", "UNLINK"} <= said
+    assert {"GET", "EVAL", "HGETALL", "HMGET", "SCAN", "UNLINK"} <= said
     steps = slots_per_step(heard)
     assert len(steps) > 100
     assert max(map(len, steps)) == 1

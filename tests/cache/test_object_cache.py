@@ -110,19 +110,6 @@ def test_a_hit_is_the_object_byte_for_byte_with_the_same_etag(ws, body, compress
     assert hit.cost_seconds == miss.cost_seconds > 0
 
 
-def test_many_objects_come_back_by_each_way(ws):
-    names = [f"file{number}.txt" for number in range(20)]
-    stored = {name: f"object {name}".encode() for name in names}
-    for name, body in stored.items():
-        ws.objects.put(name, body)
-    cache = ObjectCache(ws, ttl=60)
-    assert cache.get_many(names) == stored
-    assert cache.get_many(names) == stored
-    assert {name: cache.get(name) for name in names} == stored
-    stats = cache.stats()
-    assert (stats.misses, stats.hits) == (20, 40)
-
-
 def test_the_key_reads_as_bucket_and_name_and_no_two_objects_share_one(ws, source):
     cache = ObjectCache(ws)
     assert cache.key("filename7.txt") == (

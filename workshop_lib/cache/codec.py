@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from functools import lru_cache
 from math import inf, isfinite
@@ -290,7 +290,7 @@ def _pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False
         if sort_dicts:
             items.sort(key=lambda item: _dump(item, where))
         return [kind.__name__, items]
-    if kind in _SCALARS:
+    if kind in _SCALARS and type(getattr(value, "tzinfo", None)) in {NoneType, timezone}:
         write, read = _SCALARS[kind]
         written = write(value)
         # A zone with a name, or a fold, is in no text of a time.

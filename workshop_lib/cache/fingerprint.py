@@ -101,22 +101,18 @@ class Fingerprint:
     def _of_function(
         self, function: types.FunctionType, bound: list[Any], met: dict[int, int]
     ) -> object:
-        code = function.__code__
-        reads, assigns = _names(code)
-        looks = {
-            name: partial(_content, cell)
-            for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)
-        }
+        reads, assigns = _names(function.__code__)
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        looks = {name: partial(_content, cell) for name, cell in cells}
         if not _is_installed(function.__module__):  # a builtin is known by its name
             looks |= {name: partial(function.__globals__.get, name) for name in reads}
-        values = {name: look() for name, look in looks.items()}
-        bound += [(look, values[name]) for name, look in looks.items() if name not in assigns]
-        is_plain = not assigns & values.keys() and vars(function).keys() <= {"__wrapped__"}
-        named = (function.__module__, function.__qualname__, *values)
-        used = (code, function.__defaults__, *(function.__kwdefaults__ or {}).items())
-        if not is_plain:
-            return named, self._stranger(function)
-        return named, self._of((*used, *values.values()), bound, met)
+        values = {name: look() for name, look in looks.items() if name not in assigns}
+        bound += [(looks[name], value) for name, value in values.items()]
+        is_plain = not assigns & looks.keys() and vars(function).keys() <= {"__wrapped__"}
+        named = (function.__module__, function.__qualname__, *looks)
+        used = (function.__code__, function.__defaults__, *(function.__kwdefaults__ or {}).items())
+        more = () if is_plain else self._stranger(function)
+        return named, self._of((*used, *values.values()), bound, met), more
 
     def _stranger(self, value: object) -> object:
         self._strangers[id(value)] = value

@@ -11,11 +11,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from hashlib import sha1
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import ResponseError
 
 from workshop_lib.cache import codec
 from workshop_lib.cache.codec import MAX_BYTES, CorruptEntry, Entry
@@ -62,7 +61,6 @@ class Storage:
         self.valkey: Any = valkey
         self.max_bytes = max_bytes
         self.encode, self.decode = encode, decode
-        self._digests: dict[str, str] = {}
 
     def get(self, key: str, tags: Collection[str] = ()) -> Entry | None:
         """The entry under the key, unless one of its tags was invalidated.
@@ -138,14 +136,10 @@ class Storage:
 
         """
         # With its TTL in one step: there is no moment without one.
-        if len(writes) == 1:
-            ((key, (token, packed, ttl_ms)),) = writes.items()
-            words = (token, ttl_ms, *self.arguments(packed))
-            return [bool(self.run(self.complete_script, _places(key), *words))]
         pipeline = self.valkey.pipeline(transaction=False)
         for key, (token, packed, ttl_ms) in writes.items():
             words = (token, ttl_ms, *self.arguments(packed))
-            pipeline.eval(self.complete_script, 2, *_places(key), *words)
+            pipeline.eval(self.complete_script, 2, key, lock_key(key), *words)
         return list(map(bool, pipeline.execute()))
 
     def delete(self, keys: Sequence[str], forget: Collection[str] = ()) -> int:
@@ -234,22 +228,12 @@ class Storage:
 
     def run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
         """What a script returns that is given these keys and arguments."""
-        # By its digest; the server is sent the text only when it has not got it.
-        if script in self._digests:
-            with suppress(NoScriptError):  # the server was restarted
-                return self.valkey.evalsha(self._digests[script], len(keys), *keys, *arguments)
-        self._digests[script] = sha1(script.encode(), usedforsecurity=False).hexdigest()
         return self.valkey.eval(script, len(keys), *keys, *arguments)
 
     def _readable(self, answer: Any) -> Entry | None:
         with suppress(CorruptEntry):
             return self.parse(answer)
         return None
-
-
-def _places(key: str) -> tuple[str, str]:
-    """An entry and its lock, for a script."""
-    return key, lock_key(key)
 
 
 def _texts(tags: Iterable[str], versions: Iterable[object]) -> dict[str, str]:
