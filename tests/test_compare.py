@@ -101,6 +101,7 @@ def test_figures_without_intervals_texts_and_other_units_are_shown_without_claim
         ({"parameters": {}}, "repeats: first 40, second none"),
         ({"size": "full"}, "size: first quick, second full"),
         ({"ok": False}, "failed in the second run"),
+        ({"ok": False, "interrupted": True}, "interrupted in the second run"),
         ({"latencies": [{"database_ms": 5.0}]}, "latencies: first none, second database 5 ms"),
     ],
 )

@@ -163,8 +163,9 @@ def _objection(one: Result | None, other: Result | None) -> str:
     """Why a notebook's two results cannot be compared; empty if they can."""
     if one is None or other is None:
         return f"only in the {'second' if one is None else 'first'} run"
-    if not (one.ok and other.ok):
-        return f"failed in the {'second' if one.ok else 'first'} run"
+    for which, result in ("first", one), ("second", other):
+        if not result.ok:
+            return f"{'interrupted' if result.interrupted else 'failed'} in the {which} run"
     return ", ".join(_differences(_conditions(one), _conditions(other)))
 
 

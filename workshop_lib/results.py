@@ -150,6 +150,7 @@ class Result:
         measurements: by name.
         title: the notebook's heading.
         ok: whether it ran to its end.
+        interrupted: the run was ended, by Ctrl-C for example, before this notebook was.
         seconds: how long that took.
         workers: how many notebooks ran at the same time.
         error: where it stopped.
@@ -168,6 +169,7 @@ class Result:
     measurements: dict[str, Measurement] = field(default_factory=dict)
     title: str = ""
     ok: bool = True
+    interrupted: bool = False
     seconds: float = 0.0
     workers: int = 1
     error: CellError | None = None
