@@ -248,7 +248,7 @@ def format_latency(latency: Mapping[str, float]) -> str:
 
 
 def ready_folder(folder: Path) -> Path:
-    """A folder for results, made, and tried: what is measured for an hour can then be kept.
+    """A folder for results or a package, made, and tried: what is measured for an hour can then be kept.
 
     Raises:
         ResultError: it cannot be written.
@@ -260,7 +260,7 @@ def ready_folder(folder: Path) -> Path:
             pass
     except OSError as error:
         raise ResultError(
-            f"The results folder {folder} cannot be written: {error}. Choose another with --out."
+            f"The folder {folder} cannot be written: {error}. Choose another with --out."
         ) from None
     return folder.resolve()
 

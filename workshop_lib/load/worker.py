@@ -569,6 +569,8 @@ def _answer(worker: Worker, event: Any) -> tuple[dict[str, Any], str]:
     """What came of a job, and why nothing did: in words, as not every error can be sent."""
     try:
         return worker.do(event), ""
+    except WorkshopError as error:
+        return {}, str(error)
     except Exception as error:  # noqa: BLE001 -- as it says
         return {}, f"{type(error).__name__}: {error}"
 
