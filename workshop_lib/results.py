@@ -248,7 +248,7 @@ def format_latency(latency: Mapping[str, float]) -> str:
 
 
 def ready_folder(folder: Path) -> Path:
-    """A folder for results or a package, made, and tried: what is measured for an hour can then be kept.
+    """A folder for files, made, and tried: what is measured for an hour can then be kept.
 
     Raises:
         ResultError: it cannot be written.

@@ -299,7 +299,7 @@ def test_workers_that_cannot_be_had_are_said_and_none_is_left(config, shop, monk
     before = worker_processes()
     away = {**config.database.arguments, "port": 1}
     endpoint = type(config.database)("nowhere", "127.0.0.1", 1, away)
-    with pytest.raises(WorkshopError, match=r"After \d s not all of 2 .*: No answer from"):
+    with pytest.raises(WorkshopError, match=r"After \d s not all of 2 .*: No connection to"):
         LocalWorkers(ClientConfig(endpoint, shop.namespace), 2)
     monkeypatch.setattr(drivers.subprocess, "Popen", lambda *_, **__: fail(OSError("no forks")))
     with pytest.raises(WorkshopError, match="no forks"):

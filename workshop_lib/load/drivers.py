@@ -204,7 +204,7 @@ class LocalWorkers(Driver):
             waited = time.monotonic() - began
             raise WorkshopError(
                 f"After {waited:.0f} s not all of {self.at_once} worker processes were ready: "
-                f"{str(error).removesuffix('.')}."
+                f"{error}"
             ) from None
 
     def do(self, event: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
@@ -282,13 +282,13 @@ class _Process:
             self._pipe.send(event)
             if not self._pipe.poll(limit_s):
                 self.kill()
-                raise NoAnswerError(f"no answer within {limit_s:.0f} s: given up")
+                raise NoAnswerError(f"no answer within {limit_s:.0f} s: given up.")
             answer, error = self._pipe.recv()
         except (OSError, EOFError):
             self.kill()
             raise NoAnswerError(
                 "the worker process was killed, or ended by itself. If the machine is out of "
-                "memory, take fewer at once"
+                "memory, take fewer at once."
             ) from None
         if error:
             raise NoAnswerError(error)
