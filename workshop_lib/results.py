@@ -55,7 +55,9 @@ class Measurement:
     def __post_init__(self) -> None:
         value: object = self.value  # a notebook may pass anything
         if not isinstance(value, int | float | str | bool):
-            raise ResultError(f"{value!r} is no number, text or truth value (float(x) helps).")
+            raise ResultError(
+                f"{value!r} is neither a number, a text nor a truth value (float(x) helps)."
+            )
         for number in (value, self.low, self.high):
             if isinstance(number, float) and not math.isfinite(number):
                 raise ResultError(f"A figure is {number}; only finite numbers can be recorded.")
@@ -69,7 +71,7 @@ class Measurement:
 
         """
         if isinstance(self.value, str | bool):
-            raise TypeError(f"{self.value!r} is no number")
+            raise TypeError(f"{self.value!r} is not a number")
         return float(self.value)
 
     @property

@@ -263,7 +263,7 @@ def _refuse_misspelt_variables() -> None:
     for name in sorted(set(ours).difference(known)):
         for meant in difflib.get_close_matches(name, known, 1, 0.85):
             raise SettingsError(
-                f"The environment has {name}, which is no setting. Did you mean {meant}? If so, "
+                f"The environment has {name}, which is not a setting. Did you mean {meant}? If so, "
                 "rename it, else unset it."
             )
 

@@ -285,7 +285,7 @@ def test_what_is_no_job_comes_back_as_the_worker_s_own_words(shop, call):
     report = insert(shop, call(on_event=spoil), workers=2, iterations=4)
     assert (report.succeeded, report.failed, report.success_rate) == (4, 4, 0.5)
     assert report.errors[0].startswith(
-        "The function load-worker failed: This is no job for a load worker: "
+        "The function load-worker failed: This is not a job for a load worker: "
     )
 
 

@@ -155,7 +155,9 @@ def _have_done(driver: Driver, job: Job, limit_s: float) -> Done:
     try:
         done = msgspec.convert(driver.do(to_event(job), limit_s), Done)
     except msgspec.ValidationError as wrong:
-        done.note(f"This is no answer of a load worker: {wrong}. Is another function called?", 0)
+        done.note(
+            f"This is not the answer of a load worker: {wrong}. Is another function called?", 0
+        )
     except NoAnswerError as error:
         done.note(error, 0)
         done.state = "interrupted" if driver.stopped.is_set() else "lost"
