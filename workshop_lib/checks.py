@@ -6,7 +6,7 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -171,8 +171,7 @@ def check_deployment(
         # The emulation of queues is started only where it is needed.
         queues = endpoints.external_messaging(loaded.values)
         _ask_network(report, places, queues)
-        for name, place, question in _services(places, queues, loaded.values.workshop_namespace):
-            report.ask(name, question, endpoint=place)
+        _ask_services(report, places, queues, loaded.values.workshop_namespace)
     finally:
         places.release()
     return report
@@ -201,20 +200,20 @@ def _ask_network(
         )
 
 
-def _services(
-    places: Endpoints, queues: endpoints.MessagingEndpoint | None, namespace: str
-) -> Iterator[tuple[str, endpoints.Endpoint, Callable[[], str]]]:
+def _ask_services(
+    report: Report, places: Endpoints, queues: endpoints.MessagingEndpoint | None, namespace: str
+) -> None:
     """Whether each of them does what the notebooks need."""
-    database, cache, store = places.database, places.cache, places.store
-    yield "Database answers", database, partial(_database, database, namespace)
-    if reader := places.reader:
-        yield "Database for reads answers", reader, partial(_database, reader, namespace)
-    yield "Cache answers", cache, partial(_cache, cache)
-    yield "Object store is writable", store, partial(_store, diagnose.briefly(store), namespace)
+    for name, place in (("Database", places.database), ("Database for reads", places.reader)):
+        if place:
+            report.ask(f"{name} answers", partial(_database, place, namespace), endpoint=place)
+    report.ask("Cache answers", partial(_cache, places.cache), endpoint=places.cache)
+    store = partial(_store, diagnose.briefly(places.store), namespace)
+    report.ask("Object store is writable", store, endpoint=places.store)
     if queues:
         brief = diagnose.briefly(queues)
-        yield "Queue answers", queues, partial(_queue, brief)
-        yield "Metrics can be read", queues, partial(_metrics, brief, namespace)
+        report.ask("Queue answers", partial(_queue, brief), endpoint=queues)
+        report.ask("Metrics can be read", partial(_metrics, brief, namespace), endpoint=queues)
 
 
 def _within(limit_s: float, question: Callable[[], Any]) -> tuple[Any, Exception | None]:

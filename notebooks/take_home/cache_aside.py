@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import time
 from collections import Counter
 from datetime import date, datetime
 from decimal import Decimal
@@ -103,10 +104,71 @@ return redis.call('DEL', KEYS[2])
 
 def keep_if_mine(valkey, key, token, rows, ttl):
     """Keep rows and give the lease back, if it is still ours; returns whether it was."""
-    content = (token, cache_aside.encode(rows), int(ttl * 1000))
+    content = (token, encode(rows), int(ttl * 1000))
     return bool(valkey.eval(KEEP_IF_MINE, 2, key, f"{key}:lease", *content))
 
 
 def forget(valkey, key):
     """After a commit: delete the entry, and the lease of whoever is loading an older one."""
     valkey.delete(key, f"{key}:lease")
+
+
+RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+
+def release(valkey, lock, token):
+    """Give back a lock, if it is still ours; returns whether it was."""
+    return bool(valkey.eval(RELEASE, 1, lock, token))
+
+
+def read(valkey, key):
+    """The rows that a key holds; None if there are none, or nobody can read them."""
+    if (found := valkey.get(key)) is None:
+        return None
+    try:
+        return decode(found)
+    except Exception:
+        counts["faults"] += 1
+        return None
+
+
+def look_or_lease(valkey, key, patience):
+    """Rows from the cache, or a lease to load them, or neither if it takes too long."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if (rows := read(valkey, key)) is not None:
+            return rows, None
+        if token := take_lease(valkey, key):
+            if (rows := read(valkey, key)) is not None:
+                release(valkey, f"{key}:lease", token)
+            return rows, token
+        time.sleep(0.01)
+    return None, None
+
+
+def fetch_once(valkey, connection, sql, params=None, ttl=30, prefix="app", patience=2.0):
+    """As `fetch`, with one query for all who ask at the same time, in other processes as well."""
+    key, rows, token = cache_key(sql, params, prefix), None, None
+    try:
+        rows, token = look_or_lease(valkey, key, patience)
+    except Exception:  # no cache: nobody waits for anybody
+        counts["faults"] += 1
+    if rows is not None:
+        counts["hits"] += 1
+        return rows
+    rows = ask(connection, sql, params)
+    counts["misses"] += 1
+    hand_over(valkey, key, token, rows, ttl)
+    return rows
+
+
+def hand_over(valkey, key, token, rows, ttl):
+    """Keep rows for those who wait, if we hold the lease and the cache takes them."""
+    try:
+        if token:
+            keep_if_mine(valkey, key, token, rows, ttl)
+    except Exception:  # the answer is there all the same
+        counts["faults"] += 1
