@@ -70,5 +70,5 @@ help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
 venv:
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Install one, or name it: make PYTHON=/path/to/python3 run" >&2; exit 1; }
+	@command -v "$(PYTHON)" >/dev/null || { echo "No Python 3.11 or newer was found$(if $(PYTHON), as '$(PYTHON)'). Install one, or name it: make PYTHON=/path/to/python3 run" >&2; exit 1; }
 	@"$(PYTHON)" scripts/bootstrap.py

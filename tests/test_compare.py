@@ -101,6 +101,7 @@ def test_figures_without_intervals_texts_and_other_units_are_shown_without_claim
         ({"parameters": {}}, "repeats: first 40, second none"),
         ({"size": "full"}, "size: first quick, second full"),
         ({"ok": False}, "failed in the second run"),
+        ({"ok": False, "interrupted": True}, "interrupted in the second run"),
         ({"latencies": [{"database_ms": 5.0}]}, "latencies: first none, second database 5 ms"),
     ],
 )
@@ -151,7 +152,7 @@ def test_it_fits_into_100_columns(keep):
 
 def test_the_command_shows_and_ends_with_1_if_nothing_can_be_compared(keep):
     first = str(keep("a", figures([1.0] * 20)))
-    second = str(keep("b", figures([1.0] * 19 + [9.0])))
+    second = str(keep("b", figures([1.0] * 19 + [9.0]), workers=2))
     other = str(keep("c", {}, size="full"))
 
     def run(*words):
@@ -162,6 +163,7 @@ def test_the_command_shows_and_ends_with_1_if_nothing_can_be_compared(keep):
     code, text = run(first, second)
     summary, *lines = text.splitlines()
     assert (code, summary[:46]) == (0, "1 of 20 figures with an interval differ by mor")
+    assert "The runs differ in notebooks at a time: first 1, second 2." in " ".join(text.split())
     assert [line[:6] for line in lines if line.endswith(" differs")] == ["02 f19"]
     found = json.loads(run(first, second, "--json")[1])
     assert found["summary"] == summary

@@ -145,7 +145,8 @@ def test_of_a_whole_run_five_sentences_with_an_interval_are_at_the_top(tmp_path)
     assert top.count(", on S3.") == 1
     assert "quick" not in top
     assert (  # few samples cannot carry this at quick size
-        "3 times faster: 100 µs from the cache, 300 µs from the database over a pooled connection. "
+        "A hit was 3 times faster than the query: 100 µs from the cache, 300 µs from the database "
+        "over a pooled connection. "
         "Against a new connection for each query it would look like 70 times. "
         "95 % interval 2.76 to 3.26 times, n = 40."
     ) in top

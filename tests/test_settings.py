@@ -90,8 +90,8 @@ def test_a_database_in_another_region_is_refused(clean_environment, name):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("valkey_tll = 5\n", r"no such setting; did you mean valkey_ttl"),
-        ("colour = 5\n", r"no such setting.*valkey_ttl"),
+        ("valkey_tll = 5\n", r" valkey_tll=5 .*no such setting; did you mean valkey_ttl\?$"),
+        ("colour = 5\n", r"no such setting\. There are: .*valkey_ttl.*\.$"),
         ("valkey_ttl: 5\n", r"workshop\.toml cannot be read"),
         (None, r"workshop\.toml, which does not exist as a file"),
     ],

@@ -119,6 +119,10 @@ def test_the_region_of_boto3s_own_configuration_will_do(account, monkeypatch):
     monkeypatch.delenv("AWS_REGION")
     with pytest.raises(SettingsError, match="set AWS_REGION"):
         load_settings()
+    monkeypatch.setenv("AWS_PROFILE", "nosuch")
+    with pytest.raises(SettingsError, match=r"profile \(nosuch\)"):
+        load_settings()
+    monkeypatch.delenv("AWS_PROFILE")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     assert load_settings().values.aws_region == "eu-west-1"
 

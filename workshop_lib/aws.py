@@ -359,7 +359,9 @@ def check_region(region: str, source: str) -> None:
         near = difflib.get_close_matches(region, known, 3)
         hint = f"Did you mean {' or '.join(near)}?" if near else "Regions are named like us-east-1."
         newer = "(One newer than boto3 needs a newer boto3.)"
-        raise AwsError(f"{region!r} (from {source}) is no Region that boto3 knows. {hint} {newer}")
+        raise AwsError(
+            f"{region!r} (from {source}) is not a Region that boto3 knows. {hint} {newer}"
+        )
 
 
 # --- deploy
@@ -478,7 +480,9 @@ def _fill(site: Site, given: Mapping[str, str], *, function: bool) -> bool:
         s3.put_object(Bucket=bucket, Key="setup/workshop.tar.gz", Body=packed.stdout)
         click.echo("✓ what git has committed is in the bucket, for the host's `get-workshop`")
     else:
-        click.echo("! here is no git; on the host, clone or copy the workshop to ~/workshop")
+        click.echo(
+            "! git is not installed here; on the host, clone or copy the workshop to ~/workshop"
+        )
     if function:
         with tempfile.TemporaryDirectory() as folder:
             how = {name: site.value(key, given) for name, key in WORKER_FOR.items()}

@@ -85,6 +85,7 @@ def run(
     """
     from workshop_lib import runner, services
     from workshop_lib.load.interrupts import one_interrupt
+    from workshop_lib.results import read_run
 
     settings = _settings()
     folder = out or runner.new_folder()
@@ -106,7 +107,7 @@ def run(
             )
         except KeyboardInterrupt:
             kept = f"What had finished is in {display_path(folder)}."
-            some = any(folder.glob("[0-9]*.json"))
+            some = any(not result.interrupted for result in read_run(folder).values())
             click.echo(f"Interrupted. {kept if some else 'No notebook had finished.'}", err=True)
             sys.exit(INTERRUPTED)
     failed = sum(not outcome.ok for outcome in outcomes)

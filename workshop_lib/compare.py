@@ -63,6 +63,7 @@ class Comparison:
         labels: where they are.
         pairs: the figures that can be compared, by notebook.
         allowed: the ratio, either way, that is put down to the runs and not to the code.
+        allowed_as: where it comes from.
         refused: what cannot be compared, by why.
         notes: differences that do not stand in the way, such as another machine: to know.
 
@@ -71,6 +72,7 @@ class Comparison:
     labels: tuple[str, str]
     pairs: list[Pair]
     allowed: float
+    allowed_as: str
     refused: dict[str, list[str]]
     notes: list[str]
 
@@ -137,9 +139,10 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
                 refused.setdefault(f"only in the {which} run", []).append(text)
         services += _differences(_services(ours), _services(theirs))
         machines += _differences(_machine(ours), _machine(theirs))
-    judged, allowed = _judge(pairs, same_services=not services)
+    judged, allowed, allowed_as = _judge(pairs, same_services=not services)
     labels = (display_path(places[0]), display_path(places[1]))
-    return Comparison(labels, judged, allowed, refused, list(dict.fromkeys(services + machines)))
+    notes = list(dict.fromkeys(services + machines))
+    return Comparison(labels, judged, allowed, allowed_as, refused, notes)
 
 
 def _find(run: str | Path) -> Path:
@@ -163,8 +166,9 @@ def _objection(one: Result | None, other: Result | None) -> str:
     """Why a notebook's two results cannot be compared; empty if they can."""
     if one is None or other is None:
         return f"only in the {'second' if one is None else 'first'} run"
-    if not (one.ok and other.ok):
-        return f"failed in the {'second' if one.ok else 'first'} run"
+    for which, result in ("first", one), ("second", other):
+        if not result.ok:
+            return f"{'interrupted' if result.interrupted else 'failed'} in the {which} run"
     return ", ".join(_differences(_conditions(one), _conditions(other)))
 
 
@@ -199,17 +203,22 @@ def _pair(notebook: str, name: str, first: Measurement, second: Measurement) -> 
         return Pair(notebook, name, first, second)
 
 
-def _judge(pairs: list[Pair], *, same_services: bool) -> tuple[list[Pair], float]:
-    """The pairs with their intervals, and the ratio that is left to the runs."""
+def _judge(pairs: list[Pair], *, same_services: bool) -> tuple[list[Pair], float, str]:
+    """The pairs with their intervals, the ratio that is left to the runs, and what it is."""
     known = [(n, math.log(p.ratio or 1), e) for n, p in enumerate(pairs) if (e := _error(p))]
-    spread = USUAL_SPREAD
+    spread, whose = USUAL_SPREAD, "two runs of the same code usually lie apart"
     if same_services and len(known) >= MIN_FIGURES:
         spread = median(abs(log) for _, log, _ in known) / NormalDist().inv_cdf(0.75)
+        whose = "most figures of these two runs lie apart"
     z = NormalDist().inv_cdf(1 - 0.025 / max(len(known), 1))
     for n, log, error in known:
         half = math.hypot(z * error, MAX_SPREADS * spread)
         pairs[n] = replace(pairs[n], low=math.exp(log - half), high=math.exp(log + half))
-    return pairs, math.exp(MAX_SPREADS * spread)
+    return (
+        pairs,
+        math.exp(MAX_SPREADS * spread),
+        f"{MAX_SPREADS} standard deviations of how far {whose}",
+    )
 
 
 def _error(pair: Pair) -> float:

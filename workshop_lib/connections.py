@@ -370,8 +370,8 @@ def _adapt(value: Any) -> Any:
     python = to_python(value)
     if type(python) is type(value) or isinstance(python, complex):
         raise TypeError(
-            f"A {type(value).__name__} cannot be the parameter of a statement. Convert it, for "
-            "example by float(x), int(x) or str(x)."
+            f"A value of type {type(value).__name__} cannot be the parameter of a statement. "
+            "Convert it, for example by float(x), int(x) or str(x)."
         )
     return adapt(python)
 

@@ -490,8 +490,9 @@ class Database:
                 with contextlib.suppress(AttributeError):
                     answer.close()  # type: ignore[union-attr]  # a coroutine complains otherwise
                 raise TypeError(
-                    f"`work` returned a {type(answer).__name__}, which would go on after COMMIT. "
-                    "Nothing was committed. Return what it gives, such as cursor.fetchall()."
+                    f"`work` returned an object of type {type(answer).__name__}, which would go on "
+                    "after COMMIT. Nothing was committed. Return what it gives, such as "
+                    "cursor.fetchall()."
                 )
             _commit(connection)
             return answer

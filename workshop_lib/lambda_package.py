@@ -10,6 +10,7 @@ from pathlib import Path
 
 from workshop_lib.errors import WorkshopError
 from workshop_lib.paths import CHECKOUT
+from workshop_lib.results import ready_folder
 
 HANDLER = "workshop_lib.load.worker.handler"
 """What the function's Handler is set to."""
@@ -37,16 +38,16 @@ def build_package(out: Path, *, architecture: str = "x86_64", python: str = RUNN
         The zip.
 
     Raises:
-        WorkshopError: a wheel for that platform could not be had.
+        WorkshopError: a wheel for that platform could not be had, or the folder not be written.
 
     """
+    ready_folder(out.parent)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         _install(tree, architecture, python)
         files = {p.relative_to(tree).as_posix(): p for p in tree.rglob("*") if p.is_file()}
         ours = (CHECKOUT / "workshop_lib").rglob("*")
         files |= {p.relative_to(CHECKOUT).as_posix(): p for p in ours if p.is_file()}
-        out.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(out, "w") as archive:
             for name in sorted(files):
                 if not any(part in f"/{name}" for part in LEFT_OUT):

@@ -55,7 +55,9 @@ class Measurement:
     def __post_init__(self) -> None:
         value: object = self.value  # a notebook may pass anything
         if not isinstance(value, int | float | str | bool):
-            raise ResultError(f"{value!r} is no number, text or truth value (float(x) helps).")
+            raise ResultError(
+                f"{value!r} is neither a number, a text nor a truth value (float(x) helps)."
+            )
         for number in (value, self.low, self.high):
             if isinstance(number, float) and not math.isfinite(number):
                 raise ResultError(f"A figure is {number}; only finite numbers can be recorded.")
@@ -69,7 +71,7 @@ class Measurement:
 
         """
         if isinstance(self.value, str | bool):
-            raise TypeError(f"{self.value!r} is no number")
+            raise TypeError(f"{self.value!r} is not a number")
         return float(self.value)
 
     @property
@@ -150,6 +152,7 @@ class Result:
         measurements: by name.
         title: the notebook's heading.
         ok: whether it ran to its end.
+        interrupted: the run was ended, by Ctrl-C for example, before this notebook was.
         seconds: how long that took.
         workers: how many notebooks ran at the same time.
         error: where it stopped.
@@ -168,6 +171,7 @@ class Result:
     measurements: dict[str, Measurement] = field(default_factory=dict)
     title: str = ""
     ok: bool = True
+    interrupted: bool = False
     seconds: float = 0.0
     workers: int = 1
     error: CellError | None = None
@@ -246,7 +250,7 @@ def format_latency(latency: Mapping[str, float]) -> str:
 
 
 def ready_folder(folder: Path) -> Path:
-    """A folder for results, made, and tried: what is measured for an hour can then be kept.
+    """A folder for files, made, and tried: what is measured for an hour can then be kept.
 
     Raises:
         ResultError: it cannot be written.
@@ -258,7 +262,7 @@ def ready_folder(folder: Path) -> Path:
             pass
     except OSError as error:
         raise ResultError(
-            f"The results folder {folder} cannot be written: {error}. Choose another with --out."
+            f"The folder {folder} cannot be written: {error}. Choose another with --out."
         ) from None
     return folder.resolve()
 

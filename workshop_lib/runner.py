@@ -264,8 +264,18 @@ def run(
         say(describe(outcome))
 
     prepare()
+    for job in jobs:  # what an earlier run left there is not this one's
+        for ending in (".json", ".ipynb", ".html"):
+            job.file(ending).unlink(missing_ok=True)
     try:
         _run_all(jobs, workers, folder / "kernels.log", report)
+    except KeyboardInterrupt:
+        for job in jobs:
+            if job.notebook.name not in outcomes:
+                why = CellError(0, "", "The run was interrupted before this had finished.")
+                broken_off = Outcome(job.notebook.name, ok=False, seconds=0.0, error=why)
+                _complete_result(broken_off, job, workers, interrupted=True)
+        raise
     finally:
         page = write_report(folder)
     if folder.parent == RESULTS:
@@ -390,8 +400,6 @@ def _kill_kernels(futures: Iterable[Future[Outcome]], scratch: str) -> None:
 def _run(job: Job, scratch: str, errors: BinaryIO) -> Outcome:
     """Run one notebook in this thread, and clear up after it."""
     begun = time.perf_counter()
-    for ending in (".json", ".ipynb", ".html"):
-        job.file(ending).unlink(missing_ok=True)
     error = _execute(job, tempfile.mkdtemp(dir=scratch, prefix=""), errors)
     seconds = time.perf_counter() - begun
     return Outcome(job.notebook.name, error is None, seconds, error, tuple(_finish(job)))
@@ -482,7 +490,9 @@ def _finish(job: Job) -> Iterator[str]:
         yield f"it has no page: {type(error).__name__}: {error}"
 
 
-def _complete_result(outcome: Outcome, job: Job, at_once: int) -> None:
+def _complete_result(
+    outcome: Outcome, job: Job, at_once: int, *, interrupted: bool = False
+) -> None:
     """Add to what the notebook recorded what only the runner knows."""
     try:
         recorded = read_result(job.file(".json"))
@@ -492,6 +502,7 @@ def _complete_result(outcome: Outcome, job: Job, at_once: int) -> None:
         recorded,
         title=job.notebook.title,
         ok=outcome.ok,
+        interrupted=interrupted,
         seconds=round(outcome.seconds, 3),
         size=job.size,
         workers=at_once,

@@ -263,7 +263,7 @@ def _refuse_misspelt_variables() -> None:
     for name in sorted(set(ours).difference(known)):
         for meant in difflib.get_close_matches(name, known, 1, 0.85):
             raise SettingsError(
-                f"The environment has {name}, which is no setting. Did you mean {meant}? If so, "
+                f"The environment has {name}, which is not a setting. Did you mean {meant}? If so, "
                 "rename it, else unset it."
             )
 
@@ -276,13 +276,16 @@ def _problems(error: ValidationError, sources: Mapping[str, str]) -> str:
         if problem["loc"]:
             name = str(problem["loc"][0])
             if problem["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(name, Settings.model_fields, 1)
-                known = ", ".join(near or Settings.model_fields)
-                message = f"there is no such setting; did you mean {known}?"
+                near = difflib.get_close_matches(name.lower(), Settings.model_fields, 1)
+                others = f". There are: {', '.join(Settings.model_fields)}"
+                known = f"; did you mean {near[0]}?" if near else others
+                message = f"there is no such setting{known}"
             value = "" if name.endswith("_url") else f"={problem['input']!r}"
-            message = f"{name.upper()}{value} (from {sources[name]}): {message}"
+            shown = name if sources[name].startswith(("file", "argument")) else name.upper()
+            message = f"{shown}{value} (from {sources[name]}): {message}"
         lines.append(message)
-    return "A setting is not usable. " + "; ".join(lines).removesuffix("?") + "."
+    said = "A setting is not usable. " + "; ".join(lines)
+    return said if said.endswith("?") else f"{said}."
 
 
 def _leads_to(url: object, endpoint: str | None) -> bool:

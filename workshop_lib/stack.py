@@ -13,7 +13,7 @@ from botocore.parsers import ResponseParserError
 
 from workshop_lib.errors import SettingsError
 from workshop_lib.services.endpoints import Endpoint
-from workshop_lib.services.error_help import advice, cause_of, error_code, error_text
+from workshop_lib.services.error_help import advice, cause_of, error_code, error_help, error_text
 
 SETTINGS = {
     "DSQLClusterEndpoint": "dsql_endpoint",
@@ -44,7 +44,10 @@ def read_outputs(name: str, region: str | None) -> Mapping[str, str]:
             does not answer or refuses; the text says what to do.
 
     """
-    place = region or boto3.Session().region_name
+    try:
+        place = region or boto3.Session().region_name
+    except BotoCoreError as error:
+        raise SettingsError(f"The stack {name!r} cannot be read: {error_help(error)}") from None
     if not place:
         raise SettingsError(
             f"WORKSHOP_STACK names {name!r}, and no Region says where it is: set AWS_REGION."

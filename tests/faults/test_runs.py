@@ -13,6 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from workshop_lib import runner
+from workshop_lib.results import read_run
 from workshop_lib.services.processes import wait_until
 
 SOON_S = 60.0
@@ -100,7 +101,12 @@ def test_a_signal_to_the_command_alone_ends_its_run_and_a_kill_leaves_what_the_n
     for name, number in signals.items():
         runs[name].process.send_signal(number)
     assert all(run.has_ended() for run in runs.values())  # their kernels as well
-    assert not list(tmp_path.glob("*/out/*.json"))  # nothing had finished
+    for name in "ab":
+        (result,) = read_run(tmp_path / name / "out").values()
+        assert (result.ok, result.interrupted, result.size) == (False, True, "quick")
+        page = (tmp_path / name / "out" / "index.html").read_text()
+        assert "interrupted, 0 of 1" in page
+        assert "✗ interrupted<" in page
     left = {name: there_is(ws, namespace) for name, namespace in names.items()}
     assert left == {"a": False, "b": False, "c": True}
     assert runner.sweep() == 1  # as the next run does

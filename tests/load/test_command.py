@@ -197,6 +197,8 @@ def test_all_that_load_tests_left_is_cleaned_up_and_nothing_else(ws, rows):
     own.query("DELETE FROM transactions WHERE id < 0")
     own.close()
     assert "not the name of a run" in load("clean", "a/b").output
+    gone = load("clean", "r")
+    assert (gone.exit_code, "There is no run 'r'" in gone.output) == (1, True)
 
 
 # --- Ctrl-C
@@ -291,7 +293,8 @@ def test_what_cannot_be_is_refused_before_anything_starts(words, says, tmp_path,
     assert done.exit_code in {1, 2}
     assert says in done.output
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in load(words[0], "--out", tmp_path / "file" / "out").output
+    for name in (words[0], "package"):
+        assert "cannot be written" in load(name, "--out", tmp_path / "file" / "out").output
 
 
 def test_a_function_is_refused_a_database_on_this_machine(tmp_path, monkeypatch):
@@ -393,6 +396,8 @@ EFFECTS = {
 
 def test_every_key_of_the_file_has_its_effect_and_every_option_wins_over_it(inserts):
     # As config.json where the command is run, it is found by itself.
+    another_s = inserts(config={"foo": 1}, name="config.json").said.output
+    assert "lies in the current folder" in another_s
     found = inserts(config=OWN, name="config.json")
     assert found.said.exit_code == 0, found.said.output
     (function,) = found.functions

@@ -262,7 +262,7 @@ def test_a_function_that_is_told_another_endpoint_reads_there(on_aws, start, tmp
         on_aws.sqs.delete_queue(QueueUrl=url)
 
 
-def test_a_function_that_is_not_there_or_has_no_handler_says_so(on_aws, call):
+def test_a_function_that_is_not_there_or_has_no_handler_says_so(on_aws, call, monkeypatch):
     on_aws.settings = on_aws.settings.model_copy(update={"load_function": "nobody"})
     with pytest.raises(WorkshopError, match=r"not found.*LOAD_FUNCTION.*load_function=\"\""):
         on_aws.load_workers(2)
@@ -272,6 +272,9 @@ def test_a_function_that_is_not_there_or_has_no_handler_says_so(on_aws, call):
     for at_once in (0, 1_001, "2"):
         with pytest.raises(WorkshopError, match="from 1 to 1,000"):
             LambdaWorkers("f", at_once, region="us-east-1")
+    monkeypatch.setenv("AWS_PROFILE", "nosuch")
+    with pytest.raises(WorkshopError, match=r"function f cannot be called.*profile \(nosuch\)"):
+        LambdaWorkers("f", 1)
 
 
 def test_what_is_no_job_comes_back_as_the_worker_s_own_words(shop, call):
@@ -282,7 +285,7 @@ def test_what_is_no_job_comes_back_as_the_worker_s_own_words(shop, call):
     report = insert(shop, call(on_event=spoil), workers=2, iterations=4)
     assert (report.succeeded, report.failed, report.success_rate) == (4, 4, 0.5)
     assert report.errors[0].startswith(
-        "The function load-worker failed: This is no job for a load worker: "
+        "The function load-worker failed: This is not a job for a load worker: "
     )
 
 

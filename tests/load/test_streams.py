@@ -15,7 +15,7 @@ from workshop_lib.load.jobs import Done, Ping, StreamJob, to_event
 from workshop_lib.load.report import LoadReport
 from workshop_lib.load.rows import count_rows, delete_rows
 from workshop_lib.load.run import run_stream, warm_cache
-from workshop_lib.load.scenario import StreamLoad
+from workshop_lib.load.scenario import InsertLoad, StreamLoad
 from workshop_lib.load.traffic import requests
 from workshop_lib.load.worker import ClientConfig, Worker
 
@@ -146,3 +146,22 @@ def test_percentiles_count_those_that_were_dropped(here):
     report = LoadReport.of(here, done, 0, [], **how)
     assert (report.percentile(90), report.percentile(95)) == (0.1, 2.0)
     assert (len(report.times()), report.throughput) == (9, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cpu_ms", "limited_by", "says"),
+    [
+        (4.0, 15.0, "database", "rows"),  # forty jobs, of which a few ran at once
+        (0.5, 15.0, "generator", "took 60% of this machine's processors"),
+        (4.0, 90.0, "generator", "computed for 90% of their time"),
+    ],
+)
+def test_the_load_generator_was_the_limit_if_it_took_the_time_that_there_was(
+    here, monkeypatch, seconds, cpu_ms, limited_by, says
+):
+    monkeypatch.setattr(reports.psutil, "cpu_count", lambda: 2)
+    job = {"planned": 1, "success_count": 1, "rows": 1, "duration_ms": 100.0, "cpu_ms": cpu_ms}
+    how = {"run": "r", "load": InsertLoad(), "unit": "rows", "seconds": seconds}
+    report = LoadReport.of(here, [Done(**job)] * 40, 40, [], **how)
+    assert report.limited_by == limited_by
+    assert says in str(report)

@@ -104,7 +104,7 @@ async def connect(
         await _expect(reader, OK)
     except (KeyError, ValueError, IncompleteReadError):
         writer.close()
-        raise ProtocolError("this is no PostgreSQL that speaks SCRAM-SHA-256") from None
+        raise ProtocolError("this is not a PostgreSQL server that speaks SCRAM-SHA-256") from None
     except BaseException:
         writer.close()
         raise

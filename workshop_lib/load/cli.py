@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from workshop_lib.errors import DataError
 from workshop_lib.load.events import EVENT_TYPES
 from workshop_lib.load.interrupts import one_interrupt
 from workshop_lib.options import INTERRUPTED, a_file, a_folder
@@ -66,11 +67,20 @@ def inserts(*, no_warm_up: bool, **options: Any) -> None:
         raise click.UsageError("--no-warm-up and --warm-up exclude each other.")
     if no_warm_up:
         options["warm_up"] = 0
-    options["config"] = options["config"] or (CONFIG if CONFIG.exists() else "inserts_laptop")
+    found = CONFIG if CONFIG.exists() and not options["config"] else None
+    options["config"] = options["config"] or found or "inserts_laptop"
     with one_interrupt():
         from workshop_lib.load.command import run_insert_loads
 
-        _end_load(run_insert_loads(click.echo, **options))
+        try:
+            _end_load(run_insert_loads(click.echo, **options))
+        except DataError as error:
+            if found is None or str(found) not in str(error):
+                raise
+            raise DataError(
+                f"{error} It was read because it lies in the current folder. If it is another "
+                "program's, --config inserts_laptop takes the workshop's own instead."
+            ) from None
 
 
 @load.command()

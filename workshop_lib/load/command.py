@@ -14,7 +14,7 @@ import psycopg2
 from workshop_lib import services
 from workshop_lib.costs import Cost
 from workshop_lib.database import Database
-from workshop_lib.errors import SettingsError, WorkshopError, redact
+from workshop_lib.errors import DataError, SettingsError, WorkshopError, redact
 from workshop_lib.load.cost import FUNCTION_MB, format_cost, load_cost
 from workshop_lib.load.drivers import MAX_EXECUTIONS, Driver, LambdaWorkers, LocalWorkers
 from workshop_lib.load.interrupts import one_interrupt
@@ -242,19 +242,21 @@ def clean(run: str | None, say: Say) -> bool:
         Whether none is left.
 
     Raises:
-        DataError: this cannot be the name of a run.
+        DataError: there is no such run, or this cannot be the name of one.
         WorkshopError: the database could not be had.
 
     """
-    settings, left = load_settings().values, 0
+    settings, left, there = load_settings().values, 0, 0
     found = rows_named(run)
     with services.session(settings) as endpoints, _open(endpoints, settings) as database:
         for rows in found:
             before = rows.count(database)
             deleted = rows.delete(database) if before else 0
             after = rows.count(database)
-            left += after
+            left, there = left + after, there + before
             say(f"{rows.table}: {before:,} rows before, {deleted:,} deleted, {after:,} left")
+    if run and not there:
+        raise DataError(f"There is no run {run!r}, or it left no rows.")
     return left == 0
 
 

@@ -155,7 +155,9 @@ def _have_done(driver: Driver, job: Job, limit_s: float) -> Done:
     try:
         done = msgspec.convert(driver.do(to_event(job), limit_s), Done)
     except msgspec.ValidationError as wrong:
-        done.note(f"This is no answer of a load worker: {wrong}. Is another function called?", 0)
+        done.note(
+            f"This is not the answer of a load worker: {wrong}. Is another function called?", 0
+        )
     except NoAnswerError as error:
         done.note(error, 0)
         done.state = "interrupted" if driver.stopped.is_set() else "lost"
@@ -196,13 +198,15 @@ class LocalWorkers(Driver):
             WorkshopError: one did not start, or this process was forked since they were started.
 
         """
+        began = time.monotonic()
         try:
             for process in [self._start(number) for number in range(self.at_once)]:
                 process.get_ready()
         except (OSError, NoAnswerError) as error:
+            waited = time.monotonic() - began
             raise WorkshopError(
-                f"Not all of {self.at_once} worker processes were ready within {READY_S:.0f} s: "
-                f"{error}. Is the machine out of memory? Try fewer."
+                f"After {waited:.0f} s not all of {self.at_once} worker processes were ready: "
+                f"{error}"
             ) from None
 
     def do(self, event: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
@@ -280,11 +284,14 @@ class _Process:
             self._pipe.send(event)
             if not self._pipe.poll(limit_s):
                 self.kill()
-                raise NoAnswerError("no answer within the time limit: given up")
+                raise NoAnswerError(f"no answer within {limit_s:.0f} s: given up.")
             answer, error = self._pipe.recv()
         except (OSError, EOFError):
             self.kill()
-            raise NoAnswerError("the worker process was killed, or ended by itself") from None
+            raise NoAnswerError(
+                "the worker process was killed, or ended by itself. If the machine is out of "
+                "memory, take fewer at once."
+            ) from None
         if error:
             raise NoAnswerError(error)
         found: dict[str, Any] = answer
@@ -311,7 +318,7 @@ class LambdaWorkers(Driver):
             for the function's own.
 
     Raises:
-        WorkshopError: the number is out of range.
+        WorkshopError: the number is out of range, or AWS's clients are configured wrongly.
 
     """
 
@@ -338,7 +345,10 @@ class LambdaWorkers(Driver):
             # No byte comes while the function works; a gateway forgets a silent connection.
             tcp_keepalive=True,
         )
-        self._lambda = boto3.Session().client("lambda", config=config, region_name=region)
+        try:
+            self._lambda = boto3.Session().client("lambda", config=config, region_name=region)
+        except BotoCoreError as error:
+            raise WorkshopError(f"{self.label} cannot be called. {error_help(error)}") from None
 
     def describe(self, number: int = 1) -> Done:
         """What an execution says of itself: its memory, and where it reads.

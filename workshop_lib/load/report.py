@@ -207,6 +207,12 @@ class LoadReport:
         return self.cpu_seconds * 1e3 / (float(self.jobs.duration_ms.sum()) or math.inf)
 
     @property
+    def machine_share(self) -> float:
+        """The same, of the time that all processors of this machine had; 0 if it was not here."""
+        available = self.seconds * (psutil.cpu_count() or 1)
+        return self.cpu_seconds / available if self.here and available else 0.0
+
+    @property
     def limited_by(self) -> str:
         """Whether a load test measured the database or itself.
 
@@ -218,9 +224,8 @@ class LoadReport:
         open_s = self.load.seconds if isinstance(self.load, StreamLoad) and self.load.rate else 0
         if self.succeeded == self.planned and lasted < open_s + KEPT_UP_S and open_s:
             return "arrivals"
-        processors = psutil.cpu_count() or 1
-        crowding = self.here and self.cpu_seconds > BUSY_MACHINE * processors * lasted
-        return "generator" if self.cpu_share > BUSY_WORKER or crowding else "database"
+        busy = self.cpu_share > BUSY_WORKER or self.machine_share > BUSY_MACHINE
+        return "generator" if busy else "database"
 
     @property
     def hit_ratio(self) -> float:
@@ -279,10 +284,10 @@ class LoadReport:
 
     def __str__(self) -> str:
         hits = f", {self.hit_ratio:.0%} from the cache" if self.hit_ratio else ""
-        computing = (
-            f"The workers computed for {self.cpu_share:.0%} of their time: the load generator was "
-            "the limit, not the database."
-        )
+        busy = f"computed for {self.cpu_share:.0%} of their time"
+        if self.cpu_share <= BUSY_WORKER:
+            busy = f"took {self.machine_share:.0%} of this machine's processors"
+        computing = f"The workers {busy}: the load generator was the limit, not the database."
         parts = {
             f"{self.succeeded:,} of {self.planned:,} {self.unit} in {self.seconds:.2f} s: "
             f"{self.throughput:,.0f}/s{hits} by {self.driver}.": True,

@@ -104,7 +104,7 @@ class Worker:
         try:
             job = msgspec.convert(event, Ping | InsertJob | StreamJob | WarmJob)
         except msgspec.ValidationError as error:
-            raise WorkshopError(f"This is no job for a load worker: {error}.") from None
+            raise WorkshopError(f"This is not a job for a load worker: {error}.") from None
         done = JOBS[type(job)](job, self.clients(job.namespace), until - SPARE_S)
         log.info("%s: %d of %d", type(job).__name__, done.success_count, done.planned)
         found: dict[str, Any] = msgspec.to_builtins(done)
@@ -428,7 +428,7 @@ def process_batch(
             message = msgspec.json.decode(record["body"], type=Message)
         except msgspec.DecodeError as error:
             # After so many receives it goes to the dead-letter queue, where one can look at it.
-            log.warning("This is no message for a load worker: %s", error)
+            log.warning("This is not a message for a load worker: %s", error)
         else:
             if time.monotonic() < end:
                 answer = _process(message, clients_of(message.namespace), end)
@@ -571,6 +571,8 @@ def _answer(worker: Worker, event: Any) -> tuple[dict[str, Any], str]:
     """What came of a job, and why nothing did: in words, as not every error can be sent."""
     try:
         return worker.do(event), ""
+    except WorkshopError as error:
+        return {}, str(error)
     except Exception as error:  # noqa: BLE001 -- as it says
         return {}, f"{type(error).__name__}: {error}"
 

@@ -34,7 +34,8 @@ def layers(endpoint: Endpoint) -> dict[str, Callable[[Endpoint], str]]:
 
 def look_up(endpoint: Endpoint) -> str:
     """Whether the name is known."""
-    return f"{len(_addresses(endpoint))} address(es)"
+    number = len(_addresses(endpoint))
+    return f"{number} address{'es' * (number != 1)}"
 
 
 def knock(endpoint: Endpoint) -> str:
