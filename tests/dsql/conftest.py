@@ -22,7 +22,7 @@ def schema(shared):
 
 @pytest.fixture
 def client(shared, schema):
-    """Opens connections, of our own (`ours`), to the local DSQL or the server; closes them after the test."""
+    """Opens connections, of our own, to the local DSQL, or the server; closes them at the end."""
     opened = []
 
     def connect(*, ours=False, local_dsql=False, autocommit=True):
