@@ -1,5 +1,6 @@
 """The `workshop` command: understood or refused in one message, and nothing started in vain."""
 
+import errno
 import json
 import shlex
 import signal
@@ -50,6 +51,18 @@ def test_every_command_explains_itself_and_starts_nothing(workshop, nowhere):
         assert done.output.startswith(f"Usage: workshop {' '.join(words)}".rstrip())
     assert workshop("-h").output == workshop("--help").output
     assert not nowhere.exists()
+
+
+def test_a_full_disk_is_one_sentence(workshop, nowhere, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("workshop_lib.services.local.status", full)
+    done = workshop("status")
+    assert (done.exit_code, done.output) == (
+        1,
+        "Error: No space left on device. Free the disk, and do it again.\n",
+    )
 
 
 # --- requests that are refused ---
