@@ -47,9 +47,12 @@ def test_arguments_by_place_by_name_and_by_default_are_the_same(price, calls):
     price(1, "EUR")
     price(currency="EUR", item=1)
     assert calls == [1]
-    price(1, a=1, b=2)
-    price(1, b=2, a=1)
-    assert calls == [1, 1]
+
+
+def test_the_order_of_dicts_and_of_further_keywords_counts_as_the_function_sees_it(source):
+    price = cached(source)(lambda items, **more: [*items, *more])
+    assert price({"a": 1, "b": 2}, c=3, d=4) == ["a", "b", "c", "d"]
+    assert price({"b": 2, "a": 1}, d=4, c=3) == ["b", "a", "d", "c"]
 
 
 OTHERS = [((2,), {}), ((True,), {}), ((1.0,), {}), (("1",), {}), ((1, "USD"), {}),

@@ -430,13 +430,3 @@ def test_two_values_share_canonical_bytes_only_if_nothing_tells_them_apart(
 ) -> None:
     assume(exactly(one) != exactly(other))
     assert canonical([one]) != canonical([other])
-
-
-@quick
-@given(st.dictionaries(hashable, values, min_size=2), st.randoms())
-def test_the_order_of_a_dict_does_not_change_its_canonical_bytes(
-    value: dict[object, object], random: Any
-) -> None:
-    items = list(value.items())
-    random.shuffle(items)
-    assert canonical({"p": dict(items)}) == canonical({"p": value})

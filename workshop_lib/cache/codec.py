@@ -177,17 +177,17 @@ def canonical(value: object) -> bytes:
     """Return the bytes that stand for a value in a key: never the same for two types or values.
 
     1, True and "1" differ, and so do Decimal("1") and Decimal("1.0"), which a database may answer
-    differently. Only the order of a dict's items makes no difference.
+    differently, and dicts in another order, which a function may.
 
     >>> canonical({"a": 1, "b": 2}) == canonical({"b": 2, "a": 1})
-    True
+    False
     >>> canonical(1) == canonical(True)
     False
 
     Raises Uncacheable, naming the type, as `encode_value` does.
     """
     where = "A part of the key"
-    return _dump(_pack(value, where, sort_dicts=True), where)
+    return _dump(_pack(value, where), where)
 
 
 def seal(text: bytes) -> bytes:
@@ -265,7 +265,7 @@ def _decoder(types: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(tuple[columns])
 
 
-def _pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False) -> object:
+def _pack(value: object, where: str, depth: int = 0) -> object:
     """Return the value if JSON keeps it exactly, or else [the type's name, its parts].
 
     Raises Uncacheable, naming `where` and the type, for what would not come back equal.
@@ -280,16 +280,13 @@ def _pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False
         raise Uncacheable(f"{deep} Keep a flatter value.")
 
     def inner(part: object) -> object:
-        return _pack(part, where, depth + 1, sort_dicts=sort_dicts)
+        return _pack(part, where, depth + 1)
 
     if type(value) is list or type(value) is tuple:
         return [kind.__name__, [inner(part) for part in value]]
     if type(value) is dict:
         _require_spread(value)
-        items = [[inner(key), inner(item)] for key, item in value.items()]
-        if sort_dicts:
-            items.sort(key=lambda item: _dump(item, where))
-        return [kind.__name__, items]
+        return [kind.__name__, [[inner(key), inner(item)] for key, item in value.items()]]
     if kind in _SCALARS and type(getattr(value, "tzinfo", None)) in {NoneType, timezone}:
         write, read = _SCALARS[kind]
         written = write(value)

@@ -181,7 +181,7 @@ def _plain(params: Params) -> object:
     if params is None or type(params) is tuple:
         return params
     if isinstance(params, Mapping):
-        return dict(params)
+        return {name: params[name] for name in sorted(params, key=repr)}  # found by name alone
     if isinstance(params, Sequence) and not isinstance(params, str | bytes | bytearray):
         return tuple(params)
     raise TypeError(
