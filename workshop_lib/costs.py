@@ -154,7 +154,7 @@ PUBLISHED_READS = {
     "range scan": 0.02631,
     "120 rows, all columns": 0.06,
 }
-"""What three reads cost Aurora DSQL, in DPU: the examples of its User Guide, "How billing works"."""
+"""What three reads cost Aurora DSQL, in DPU: examples of its User Guide, "How billing works"."""
 
 
 def transaction_dpu(
