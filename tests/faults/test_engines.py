@@ -489,6 +489,19 @@ def test_a_running_workshop_takes_its_lease_again_where_the_supervisor_was_kille
     assert gone(folder)
 
 
+def test_a_running_workshop_takes_its_lease_again_where_another_replaced_the_supervisor(folder):
+    with another("time.sleep(60)") as user:
+        assert user.stdout.readline()
+        supervisor(folder).suspend()
+        attach()
+        both_of_us = {os.getpid(), user.pid}
+        assert wait_until(
+            lambda: {one.pid for one in local.status(folder).users} == both_of_us, SOON_S
+        )
+        let_go()
+        assert [one.pid for one in local.status(folder).users] == [user.pid]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of others are set on Linux alone")
 def test_a_full_disk_and_a_dead_engine_take_no_other_with_them(folder):
     attach("postgres", "valkey", idle_s=60)

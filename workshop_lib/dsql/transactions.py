@@ -269,7 +269,7 @@ class Session:
                 mine = await turn.enter_async_context(taking)
             await own.enter_async_context(self._mutex)
             if self._taken_back and going_on:
-                await self._make_again()
+                await self._make_again(ends=COMMIT in kinds)
             if self._shadows is not None:
                 await self._go_on_in_shadows(executed, kinds)
             elif (
@@ -286,8 +286,9 @@ class Session:
             if self._held is not None and self._error in MAYBE_LOST and self._state == b"E":
                 self._changes = before
                 self._held.clear()
+                self._let_go()
+                await turn.aclose()  # the error let go of its rows; copies take a while
                 await self._lose()
-                await turn.aclose()
                 await self._go_on_in_shadows(executed, kinds)
                 await self._pass_on(group, whole=whole, again=True)
             if whole:
@@ -405,10 +406,11 @@ class Session:
                 self._mutex.release()
         self._let_go()
 
-    async def _make_again(self) -> None:
+    async def _make_again(self, *, ends: bool) -> None:
         """Do to the rows what the transaction had done to them, or learn that it has lost."""
         if await self._ask(_replay(self._changes)):
-            await self._lose()
+            # Who is at its COMMIT needs no copies, and others wait for this turn.
+            await (self._abort(CONFLICT) if ends else self._lose())
         self._taken_back = False
 
     async def _lose(self) -> None:

@@ -256,7 +256,7 @@ def stop(folder: StateFolder) -> bool:
     if not folder.ours:
         return False
     with folder.locked():
-        return _end_all(folder, STOPPING_S)
+        return _end_all(folder, signal.SIGTERM, STOPPING_S)
 
 
 def reset(folder: StateFolder) -> bool:
@@ -273,7 +273,7 @@ def reset(folder: StateFolder) -> bool:
         return False
     try:
         with folder.locked():
-            _end_all(folder, STOPPING_S)
+            _end_all(folder, signal.SIGTERM, STOPPING_S)
             folder.delete()
     except EngineError:
         if folder.path.exists():  # else another process has reset it meanwhile
@@ -346,7 +346,7 @@ def _ask(address: dict[str, Any], request: dict[str, Any]) -> tuple[socket.socke
 
 def _ask_new(folder: StateFolder, request: dict[str, Any]) -> tuple[socket.socket, Any]:
     """Start a supervisor, after the end of one that is stuck, and ask it."""
-    _end_all(folder, REPLACING_S)
+    _end_all(folder, signal.SIGINT, REPLACING_S)
     folder.secrets()
     log_file = folder.logs / "supervisor.log"
     with log_file.open("wb") as log:
@@ -383,10 +383,13 @@ def _result(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _end_all(folder: StateFolder, patience_s: float) -> bool:
-    """End the supervisor, its engines and what killed ones have left. Returns whether any ran."""
+def _end_all(folder: StateFolder, number: signal.Signals, patience_s: float) -> bool:
+    """End the supervisor, its engines and what killed ones have left. Returns whether any ran.
+
+    SIGTERM ends its users' leases as well; after SIGINT they take them again from the next one.
+    """
     first = folder.processes()
-    end_processes(first.supervisors, signal.SIGTERM, patience_s)
+    end_processes(first.supervisors, number, patience_s)
     found = folder.processes() if first.supervisors else first
     end_processes([*found.watchdogs, *found.engines])
     remove(folder.address_file)

@@ -190,7 +190,7 @@ class Supervisor:
         self.leases: list[Lease] = []
         self.stays_until = time.monotonic() + FIRST_CLIENT_S
         self.expecting = True
-        self.told_to_end = self.leaving = False
+        self.told_to_end = self.replaced = self.leaving = False
         self.listener = socket.create_server((HOST, 0))
         self.address = {
             "port": self.listener.getsockname()[1],
@@ -214,9 +214,10 @@ class Supervisor:
                 _run(self._serve, self.listener.accept()[0])
         self.listener.close()
         remove(self.folder.address_file)
-        for lease in list(self.leases):
+        # Those who hear nothing take us for killed, and turn to the next supervisor.
+        for lease in () if self.replaced else list(self.leases):
             with contextlib.suppress(OSError):
-                lease.connection.sendall(b"\n")  # else they would take us for killed
+                lease.connection.sendall(b"\n")
         for group in self._groups():
             group.end()
         self.folder.delete_sandboxes()
@@ -225,8 +226,8 @@ class Supervisor:
         self.watchdog.kill()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.told_to_end = True
+        del frame
+        self.told_to_end, self.replaced = True, number == signal.SIGINT
 
     def _leaves(self) -> bool:
         with self.lock:
