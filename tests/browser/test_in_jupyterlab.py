@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from workshop_lib import exercise
 
-SUMMARY = "What happened here"
+SUMMARY = "What you found"
 
 
 @pytest.fixture(scope="module")
