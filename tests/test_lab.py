@@ -113,3 +113,4 @@ def test_ctrl_c_ends_it_without_a_question(lab):
     lab.server()
     lab.process.send_signal(signal.SIGINT)
     assert lab.process.wait(START_S) == 0
+    assert not list(lab.runtime.glob("jpserver-*"))  # its token is in there

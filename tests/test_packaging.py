@@ -186,6 +186,9 @@ def test_stop_reset_and_clean_install_nothing_and_leave_the_results(clone):
             check=True,
         )
         assert done.stdout.startswith("Nothing is installed in .venv")
+    missing = ["make", "PYTHON=python3.99", "check"]
+    done = subprocess.run(missing, cwd=clone, capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("No Python 3.11 or newer was found as 'python3.99'. Install")
     assert {path.name for path in clone.iterdir()} == {
         "Makefile", "constraints.txt", "pyproject.toml", "results", "scripts",
     }  # fmt: skip

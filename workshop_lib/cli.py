@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from workshop_lib.settings import Settings
 
 
+JUPYTERLAB = """
+import os, signal
+signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+from jupyterlab.labapp import main
+main()
+"""
+"""JupyterLab, which heeds Ctrl-C in a terminal only: elsewhere it would leave its token's file."""
 PRINTED_S = 3600
 """How long a token that is printed opens connections, seconds."""
 
@@ -241,7 +248,7 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment = {**os.environ, "PATH": path, "JUPYTER_PREFER_ENV_PATH": "1"}
     # JupyterLab takes the place of this process: nothing stands between it and who ends it.
-    command = [sys.executable, "-m", "jupyterlab", *words, *jupyter_options]
+    command = [sys.executable, "-c", JUPYTERLAB, *words, *jupyter_options]
     os.execve(sys.executable, command, environment)  # noqa: S606 -- no shell is wanted
 
 

@@ -149,6 +149,14 @@ class Cost:
         return found
 
 
+PUBLISHED_READS = {
+    "lookup of 5 small rows": 0.00675,
+    "range scan": 0.02631,
+    "120 rows, all columns": 0.06,
+}
+"""What three reads cost Aurora DSQL, in DPU: examples of its User Guide, "How billing works"."""
+
+
 def transaction_dpu(
     *,
     bytes_read: float = 0.0,

@@ -197,8 +197,9 @@ class Database:
                 raise
             if read_only and described is None:
                 raise ValueError(
-                    "This statement asks for nothing: its answer has no columns and no rows. With "
-                    "read_only=True it must be a question. Run it with read_only=False."
+                    "This statement asks for nothing: its answer has no columns and no rows. A "
+                    "cache, and read_only=True, are for questions. Send it with database.query "
+                    "without read_only."
                 )
         self._count("queries")
         columns = tuple([column.name for column in described or ()])
@@ -581,12 +582,12 @@ def _check_read_only(sent: bytes, commands: Sequence[str] | None) -> None:
     if {"DO", "CALL"}.intersection(commands):
         raise ValueError(
             "DO and CALL run code that may end the read-only transaction and write in another one. "
-            "Ask for what you need by a SELECT, or run this with read_only=False."
+            "Ask for what you need by a SELECT, or use database.query without read_only."
         )
     if len(commands) > 1:
         raise ValueError(
-            "There are several statements in one string. With read_only=True it must be one: the "
-            "second could end the read-only transaction. Run them one by one."
+            "There are several statements in one string. In a cache, and with read_only=True, it "
+            "must be one: the second could end the read-only transaction. Run them one by one."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.worker import ClientConfig, Clients
 from workshop_lib.measure import Moment, moment
+from workshop_lib.orphans import exit_with_parent
 from workshop_lib.rows import Params
 
 if TYPE_CHECKING:  # each of the processes would import pandas with it
@@ -66,7 +68,7 @@ def concurrent_reads(
     # Not forked: a forked process would share the notebook's sockets and locks.
     context = multiprocessing.get_context("spawn")
     gate = context.Barrier(processes)
-    with ProcessPoolExecutor(processes, context, _remember, (gate,)) as pool:
+    with ProcessPoolExecutor(processes, context, _begin, (gate, os.getpid())) as pool:
         # Each waits at the gate until all are there, so no process takes two.
         answers = [pool.submit(_read, *question) for _ in range(processes)]
         try:
@@ -80,9 +82,10 @@ def concurrent_reads(
     return ConcurrentReads(moments, sum(one.queries for one in found))
 
 
-def _remember(gate: Any) -> None:
-    """Keep the gate: it cannot travel with a question."""
+def _begin(gate: Any, parent: int) -> None:
+    """End with a kernel that is killed; and keep the gate, which cannot travel with a question."""
     global _gate  # noqa: PLW0603 -- one a process, set once
+    exit_with_parent(parent)
     _gate = gate
 
 

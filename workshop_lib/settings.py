@@ -281,7 +281,7 @@ def _problems(error: ValidationError, sources: Mapping[str, str]) -> str:
                 known = f"; did you mean {near[0]}?" if near else others
                 message = f"there is no such setting{known}"
             value = "" if name.endswith("_url") else f"={problem['input']!r}"
-            shown = name if sources[name].startswith(("file", "argument")) else name.upper()
+            shown = name if sources[name].startswith("file ") else name.upper()
             message = f"{shown}{value} (from {sources[name]}): {message}"
         lines.append(message)
     said = "A setting is not usable. " + "; ".join(lines)

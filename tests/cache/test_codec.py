@@ -231,13 +231,15 @@ def test_a_value_that_would_come_back_as_something_else_is_refused(stranger: obj
     for neighbour in (None, 1, "a"):
         with pytest.raises(Uncacheable):
             encode(entry_of(neighbour, stranger, neighbour))
-    with pytest.raises(Uncacheable, match="A part of the key"):
+    with pytest.raises(Uncacheable, match="A parameter or argument"):
         canonical((stranger,))
 
 
 def test_the_refusal_names_the_column_and_the_type() -> None:
     entry = Entry(("id", "price"), [(1, np.float64(2.5))], 0.1, 2.0)
-    with pytest.raises(Uncacheable, match=r"Column 'price' holds a numpy\.float64.*Turn it into"):
+    with pytest.raises(
+        Uncacheable, match=r"Column 'price' holds a value of type numpy\.float64.*Turn it into"
+    ):
         encode(entry)
 
 
@@ -249,7 +251,7 @@ def test_the_refusal_of_half_a_surrogate_pair_names_the_column() -> None:
 
 
 def test_rows_that_are_not_plain_tuples_are_refused() -> None:
-    with pytest.raises(Uncacheable, match=r"row is a .*Point"):
+    with pytest.raises(Uncacheable, match=r"row is of type .*Point"):
         encode(Entry(("x", "y"), [(1, 2), Point(1, 2)], 0.1, 2.0))
 
 
@@ -430,13 +432,3 @@ def test_two_values_share_canonical_bytes_only_if_nothing_tells_them_apart(
 ) -> None:
     assume(exactly(one) != exactly(other))
     assert canonical([one]) != canonical([other])
-
-
-@quick
-@given(st.dictionaries(hashable, values, min_size=2), st.randoms())
-def test_the_order_of_a_dict_does_not_change_its_canonical_bytes(
-    value: dict[object, object], random: Any
-) -> None:
-    items = list(value.items())
-    random.shuffle(items)
-    assert canonical({"p": dict(items)}) == canonical({"p": value})

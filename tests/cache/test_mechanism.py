@@ -26,6 +26,7 @@ from workshop_lib.cache import keys, mechanism
 from workshop_lib.cache.cached import cached
 from workshop_lib.cache.codec import Entry
 from workshop_lib.cache.mechanism import Mechanism
+from workshop_lib.cache.object_cache import ObjectCache
 from workshop_lib.cache.policy import Policy
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import RecordCache
@@ -750,6 +751,26 @@ def test_a_policy_that_cannot_be_is_refused_by_name():
     for value in (("OSError",), None, (1,), "OSError"):
         with pytest.raises(ValueError, match="stale_on"):
             Policy(ttl=30, stale_on=value)
+    for value in ("no", 0, None):
+        with pytest.raises(ValueError, match=f"single_flight is {value!r}; .* True or False"):
+            Policy(ttl=30, single_flight=value)
+
+
+def test_a_time_to_live_is_refused_by_the_name_that_it_has_there(ws):
+    with pytest.raises(ValueError, match="absent_ttl is 0"):
+        RecordCache(ws, "users1", absent_ttl=0)
+    with pytest.raises(ValueError, match="missing_ttl is 0"):
+        ObjectCache(ws, missing_ttl=0)
+
+
+def test_what_is_no_workshop_is_refused_with_how_to_write_it(ws):
+    for kind, args in {
+        QueryCache: (None,),
+        RecordCache: ("users1", ws),
+        ObjectCache: (ws.valkey,),
+    }.items():
+        with pytest.raises(TypeError, match=rf"Write {kind.__name__}\(ws, …\)"):
+            kind(*args)
 
 
 # --- what the server is asked ---

@@ -212,7 +212,7 @@ def test_what_is_put_comes_back_as_bytes(source, memory, body):
     "body", ["text", None, 3, [1], io.BytesIO(b"text")], ids=lambda body: type(body).__name__
 )
 def test_what_is_not_bytes_is_refused_before_anything_is_written(ws, source, memory, body):
-    with pytest.raises(TypeError, match=r"is no body of an object.*Turn it into bytes"):
+    with pytest.raises(TypeError, match=r"body of an object must be bytes.*Turn it into bytes"):
         ObjectCache(source).put("s", body)
     assert "s" not in memory.bodies
     with pytest.raises(TypeError, match="Turn it into bytes"):

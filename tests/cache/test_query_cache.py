@@ -278,3 +278,18 @@ def test_clear_takes_few_round_trips(ws, cache, round_trips):
 def test_a_statement_that_is_no_text_is_refused_with_what_to_do(ws, statement):
     with pytest.raises(TypeError, match="Pass its text"):
         QueryCache(ws).fetch(statement)
+
+
+def test_a_tag_that_is_no_text_is_refused(source):
+    cache = QueryCache(source)
+    for call in (lambda: cache.fetch("SELECT 1", tags=[1]), lambda: cache.invalidate_tag(1)):
+        with pytest.raises(TypeError, match="A tag must be a str, and 1 is not"):
+            call()
+    with pytest.raises(TypeError, match="Pass a list of names"):
+        cache.fetch("SELECT 1", tags=1)
+
+
+@pytest.mark.parametrize("statement", ["SET TIME ZONE 'UTC'", "BEGIN", "DO 'BEGIN END'"])
+def test_a_statement_that_asks_for_nothing_is_refused_with_advice(ws, statement):
+    with pytest.raises(ValueError, match=r"database\.query without read_only"):
+        QueryCache(ws).fetch(statement)

@@ -22,12 +22,14 @@ def schema(shared):
 
 @pytest.fixture
 def client(shared, schema):
-    """Opens connections, of our own (`ours`) or with psycopg2 alone; closes them after the test."""
+    """Opens connections, of our own, to the local DSQL, or the server; closes them at the end."""
     opened = []
 
-    def connect(*, ours=False, autocommit=True):
+    def connect(*, ours=False, local_dsql=False, autocommit=True):
         if ours:
             connection = shared.connect()
+        elif local_dsql:
+            connection = psycopg2.connect(**shared.database_arguments())
         else:
             connection = psycopg2.connect(**shared.endpoints.database.arguments)
         opened.append(connection)

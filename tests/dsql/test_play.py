@@ -21,7 +21,7 @@ WRITE = "UPDATE numbers SET n = %s WHERE id = 1"
 
 
 def test_two_play_in_turn_each_on_a_connection_of_their_own(row, client):
-    steps = play(lambda: client(ours=True), [
+    steps = play(lambda: client(local_dsql=True), [
         ("Ann", "BEGIN"), ("Bob", "BEGIN"),
         ("Ann", WRITE, 7), ("Ann", READ), ("Bob", READ),
         ("Ann", "COMMIT"), ("Bob", READ), ("Bob", "COMMIT"), ("Bob", READ),
@@ -34,7 +34,7 @@ def test_two_play_in_turn_each_on_a_connection_of_their_own(row, client):
 
 
 def test_a_conflict_is_noted_at_commit_and_the_play_goes_on(row, client):
-    steps = play(lambda: client(ours=True), [
+    steps = play(lambda: client(local_dsql=True), [
         ("Ann", "BEGIN"), ("Bob", "BEGIN"), ("Ann", WRITE, 1), ("Bob", WRITE, 2),
         ("Ann", "COMMIT"), ("Bob", "COMMIT"), ("Bob", READ),
     ])  # fmt: skip
@@ -44,7 +44,7 @@ def test_a_conflict_is_noted_at_commit_and_the_play_goes_on(row, client):
 
 
 def test_a_commit_of_an_aborted_transaction_is_seen_to_be_a_rollback(row, client):
-    steps = play(lambda: client(ours=True), [
+    steps = play(lambda: client(local_dsql=True), [
         ("Ann", "BEGIN"), ("Ann", "SELECT 1 / 0"), ("Ann", READ), ("Ann", "COMMIT"),
     ])  # fmt: skip
     assert [step.code for step in steps] == ["", "22012", "25P02", ""]
@@ -52,14 +52,14 @@ def test_a_commit_of_an_aborted_transaction_is_seen_to_be_a_rollback(row, client
 
 
 def test_what_is_not_committed_at_the_end_is_rolled_back(row, client):
-    play(lambda: client(ours=True), [("Ann", "BEGIN"), ("Ann", WRITE, 5)])
+    play(lambda: client(local_dsql=True), [("Ann", "BEGIN"), ("Ann", WRITE, 5)])
     with client().cursor() as cursor:
         cursor.execute(READ)
         assert cursor.fetchone() == (0,)
 
 
 def test_many_rows_are_cut_short_and_none_are_said_so(row, client):
-    steps = play(lambda: client(ours=True), [
+    steps = play(lambda: client(local_dsql=True), [
         ("Ann", "SELECT n, n + 1 FROM generate_series(1, 5) AS t (n)"),
         ("Ann", "SELECT 1 WHERE false"),
     ])  # fmt: skip

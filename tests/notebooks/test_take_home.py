@@ -49,7 +49,7 @@ def test_it_is_short_and_needs_nothing_of_the_workshop(file):
     names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
     names += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     assert not [name for name in names if name.startswith("workshop_lib")]
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 150
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 180
 
 
 # dsql_service.py, on the local Aurora DSQL.

@@ -60,9 +60,12 @@ class Cache:
         behaviour: the other attributes of Policy by name.
 
     Raises:
+        TypeError: the first argument is not an open workshop.
         ValueError: a number out of its range.
 
     """
+
+    _EMPTY_TTL = "empty_ttl"  # this cache's own name for it
 
     def __init__(
         self,
@@ -72,7 +75,11 @@ class Cache:
         valkey: Redis | None = None,
         **behaviour: Any,
     ) -> None:
-        self.policy = Policy(ttl=source.default_ttl if ttl is None else ttl, **behaviour)
+        require_workshop(source, f"{type(self).__name__}(ws, …)")
+        try:
+            self.policy = Policy(ttl=source.default_ttl if ttl is None else ttl, **behaviour)
+        except ValueError as error:
+            raise ValueError(str(error).replace("empty_ttl", self._EMPTY_TTL)) from None
         self._namespace = source.namespace
         kept = source.valkey if valkey is None else valkey
         self._storage = storage(kept, int(self.policy.max_bytes))
@@ -100,3 +107,12 @@ class Cache:
     def stats(self) -> CacheStats:
         """The counters so far."""
         return self._mechanism.stats()
+
+
+def require_workshop(source: object, example: str) -> None:
+    """Refuse what is not an open workshop, saying how to write it."""
+    if not hasattr(source, "namespace"):
+        raise TypeError(
+            f"The first argument must be the open workshop, and this is of type "
+            f"{type(source).__name__}. Write {example}, after ws = open_workshop(…)."
+        )

@@ -1,16 +1,17 @@
-"""A decorator that keeps what any function returns, by its arguments."""
+"""A decorator that keeps what a function returns, by its arguments."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import time
+import types
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from workshop_lib.cache import keys
-from workshop_lib.cache.base import Cache, Source
-from workshop_lib.cache.codec import Entry
+from workshop_lib.cache.base import Cache, Source, require_workshop
+from workshop_lib.cache.codec import Entry, canonical
 from workshop_lib.cache.fingerprint import Fingerprint
 from workshop_lib.errors import WorkshopError
 
@@ -42,6 +43,9 @@ class CachedFunction(Cache, Generic[P, R]):
         # A wrapper's own: what it makes of its arguments only it knows.
         self._signature = inspect.signature(function, follow_wrapped=False)
         self._name = name or _describe(self._function)
+        for one in self._signature.parameters.values():
+            if one.default is not one.empty:  # or the calls that leave it out would fail
+                canonical(one.default, f"The default of {one.name!r}")
         self._fingerprint = None if name else Fingerprint(function, source, CachedFunction)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -81,12 +85,22 @@ def cached(
 ) -> Callable[[Callable[P, R]], CachedFunction[P, R]]:
     """Keep what a function returns: `@cached(ws, ttl=30)`.
 
+    Kept are None, bool, int, float, str, bytes, Decimal, date, time or datetime without a named
+    zone, timedelta, UUID, and lists, tuples and dicts of these. Arguments have to be of these
+    types, too, and the order of a dict's keys and of further keywords (`**more`) counts. A result
+    that is or holds anything else (Rows, a set, a DataFrame, a numpy number, a dataclass) is
+    computed at each call, and `stats().uncacheable` counts it: return `.rows`, `sorted(…)` and the
+    like.
+
     A result is found again by the arguments, the database, and what the function is: its code, its
-    defaults, and the numbers, texts and functions from around it that it uses. Edit one of them, or
-    bind it anew, and results are computed anew; put it back, and the old ones are found. A function
-    that uses more than that, such as a list, a client or a class of yours, shares its results with
-    no other function and no other process; what changes inside such an object goes unnoticed, so
-    pass it as an argument, or give the function a name. The workshop itself may be used freely.
+    defaults, and the numbers, texts and functions from around it that it uses by their own names,
+    and so on in those functions. Edit one of them, or bind it anew, and results are computed anew;
+    put it back, and the old ones are found. Not followed is what it reaches through a dot or an
+    index: `prices.RATE` or `prices.rate_of()` of a module of yours, an attribute of an object or
+    class, what is in a list or dict. A change there goes unnoticed until the TTL ends, so pass it
+    as an argument, import the name itself, or change `name` with it. A function that uses such
+    a thing shares its results with no other function and no other process. Installed packages and
+    the workshop itself may be used freely.
 
     Args:
         source: an open workshop.
@@ -96,9 +110,12 @@ def cached(
         behaviour: the other attributes of Policy by name, for example stale_if_error=60.
 
     Raises:
-        TypeError: on decorating a method, a class, or an async or generator function.
+        TypeError: on decorating a method (also of an object, as in `cached(ws)(thing.method)`), a
+            class, an async or generator function, or one with a default of another type; on a call
+            with an argument of another type.
 
     """
+    require_workshop(source, "@cached(ws)")
     if name is not None and not (isinstance(name, str) and name.strip()):
         raise ValueError(f"name is {name!r}; it must be a text, such as 'prices-2'")
 
@@ -128,12 +145,14 @@ def _require_plain(function: Any) -> None:
         inner = inner.func
     if isinstance(inner, CachedFunction):
         raise TypeError(f"{inner._name} is cached already. Leave one @cached out.")
-    if isinstance(inner, classmethod | staticmethod | property):
+    owner = getattr(inner, "__self__", None)  # a built-in function's is its module
+    bound = owner is not None and not isinstance(owner, types.ModuleType)
+    if bound or isinstance(inner, classmethod | staticmethod | property):
         raise TypeError(_no_method(_describe(inner)))
     if inspect.isclass(function) or not callable(inner):
         raise TypeError(
-            f"@cached is for functions, and {inner!r} is none. Decorate a function that returns "
-            "plain values."
+            f"@cached is for functions, and {inner!r} is not one. Decorate a function that "
+            "returns plain values."
         )
     for code in (inner, type(inner).__call__):
         if inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code):
@@ -150,9 +169,9 @@ def _require_plain(function: Any) -> None:
 
 def _no_method(name: str) -> str:
     return (
-        f"{name} is part of a class, and a cached function does not know of which object. Decorate "
-        "a function outside of the class, with the values that matter as its arguments, and call "
-        "it from the method."
+        f"{name} is part of a class, and what it reads from its object would not be in the key. "
+        "Decorate a function outside of the class, with the values that matter as its arguments, "
+        "and call it from the method."
     )
 
 
@@ -161,4 +180,4 @@ def _describe(function: Any) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
+    return f"{named.__module__}.{named.__qualname__}".removeprefix("None.")  # built in

@@ -35,6 +35,10 @@ MAX_DEPTH = 64  # levels of list, tuple and dict in one value; a value inside it
 MAX_BYTES = 1_000_000  # what is read where nothing else is said
 MAX_TIME = 1e10  # seconds, also of Unix time: in the year 2286
 MAX_SAME_HASH = 32  # keys of one dict: each further one is compared with all of them
+EXACT = (
+    "None, bool, int, float, str, bytes, Decimal, date, time or datetime without a named zone, "
+    "timedelta, UUID, or a list, tuple or dict of these"
+)
 CHECK_LENGTH = 9  # "#" and eight hexadecimal digits
 
 
@@ -170,24 +174,23 @@ def decode_value(data: bytes, max_bytes: int = MAX_BYTES) -> object:
     try:
         return _unpack(_ANY.decode(data))
     except Exception as error:
-        raise CorruptEntry(f"{data[:40]!r} is no value of ours: {error}.") from error
+        raise CorruptEntry(f"{data[:40]!r} is not a value of ours: {error}.") from error
 
 
-def canonical(value: object) -> bytes:
+def canonical(value: object, where: str = "A parameter or argument") -> bytes:
     """Return the bytes that stand for a value in a key: never the same for two types or values.
 
     1, True and "1" differ, and so do Decimal("1") and Decimal("1.0"), which a database may answer
-    differently. Only the order of a dict's items makes no difference.
+    differently, and dicts in another order, which a function may.
 
     >>> canonical({"a": 1, "b": 2}) == canonical({"b": 2, "a": 1})
-    True
+    False
     >>> canonical(1) == canonical(True)
     False
 
-    Raises Uncacheable, naming the type, as `encode_value` does.
+    Raises Uncacheable, naming `where` and the type, as `encode_value` does.
     """
-    where = "A part of the key"
-    return _dump(_pack(value, where, sort_dicts=True), where)
+    return _dump(_pack(value, where), where)
 
 
 def seal(text: bytes) -> bytes:
@@ -220,8 +223,8 @@ def _check_rows(entry: Entry) -> None:
     width = len(entry.columns)
     if odd := set(map(type, entry.rows)) - {tuple}:
         raise Uncacheable(
-            f"A row is a {_name(odd.pop())}, which would come back as a tuple. Use the default "
-            "cursor, or turn each row into a tuple first."
+            f"A row is of type {_name(odd.pop())}, and would come back as a tuple. Use the "
+            "default cursor, or turn each row into a tuple first."
         )
     if odd_widths := set(map(len, entry.rows)) - {width or None}:
         raise Uncacheable(
@@ -265,7 +268,7 @@ def _decoder(types: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(tuple[columns])
 
 
-def _pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False) -> object:
+def _pack(value: object, where: str, depth: int = 0) -> object:
     """Return the value if JSON keeps it exactly, or else [the type's name, its parts].
 
     Raises Uncacheable, naming `where` and the type, for what would not come back equal.
@@ -280,16 +283,13 @@ def _pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False
         raise Uncacheable(f"{deep} Keep a flatter value.")
 
     def inner(part: object) -> object:
-        return _pack(part, where, depth + 1, sort_dicts=sort_dicts)
+        return _pack(part, where, depth + 1)
 
     if type(value) is list or type(value) is tuple:
         return [kind.__name__, [inner(part) for part in value]]
     if type(value) is dict:
         _require_spread(value)
-        items = [[inner(key), inner(item)] for key, item in value.items()]
-        if sort_dicts:
-            items.sort(key=lambda item: _dump(item, where))
-        return [kind.__name__, items]
+        return [kind.__name__, [[inner(key), inner(item)] for key, item in value.items()]]
     if kind in _SCALARS and type(getattr(value, "tzinfo", None)) in {NoneType, timezone}:
         write, read = _SCALARS[kind]
         written = write(value)
@@ -297,8 +297,8 @@ def _pack(value: object, where: str, depth: int = 0, *, sort_dicts: bool = False
         if kind not in {time, datetime} or repr(read(written)) == repr(value):
             return [kind.__name__, written]
     raise Uncacheable(
-        f"{where} holds a {_name(kind)}, which would not come back as one. Turn it into a plain "
-        "Python value first, or read this straight from the database."
+        f"{where} holds a value of type {_name(kind)} that has no exact form in the cache. Turn "
+        f"it into one of these first: {EXACT}."
     )
 
 

@@ -35,7 +35,7 @@ def query_key(namespace: str, sql: str, params: Params = None, *, scope: str = "
     """
     if not isinstance(sql, str):
         raise TypeError(
-            f"A {type(sql).__name__} cannot be a query whose result is kept. Pass its text; of "
+            f"A query must be a str, and this is of type {type(sql).__name__}. Pass its text; of "
             "psycopg2.sql's objects, as_string(connection)."
         )
     # Only the ends are stripped: white space within may belong to a literal, as in 'New  York'.
@@ -126,8 +126,10 @@ def tag_key(namespace: str, tag: str) -> str:
     >>> tag_key("workshop", "orders")
     'workshop:v3:tag:orders'
 
-    Raises ValueError for a bad namespace.
+    Raises ValueError for a bad namespace, TypeError for a tag that is no text.
     """
+    if not isinstance(tag, str):
+        raise TypeError(f"A tag must be a str, and {tag!r} is not. Pass {str(tag)!r}.")
     return f"{_prefix(namespace)}:{_TAG}:{_part(tag)}"
 
 
@@ -137,10 +139,10 @@ def tag_keys(namespace: str, tags: Iterable[str]) -> list[str]:
     >>> tag_keys("workshop", ["orders", "users"])
     ['workshop:v3:tag:orders', 'workshop:v3:tag:users']
 
-    Raises ValueError for a bad namespace, TypeError for one text in place of a list.
+    Raises ValueError for a bad namespace, TypeError for what is no list of texts.
     """
-    if isinstance(tags, str):
-        raise TypeError(f"The tags are one text, {tags!r}. Pass a list of names, as in [{tags!r}].")
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        raise TypeError(f"tags is {tags!r}. Pass a list of names, as in [{str(tags)!r}].")
     return [tag_key(namespace, tag) for tag in tags]
 
 
@@ -181,12 +183,12 @@ def _plain(params: Params) -> object:
     if params is None or type(params) is tuple:
         return params
     if isinstance(params, Mapping):
-        return dict(params)
+        return {name: params[name] for name in sorted(params, key=repr)}  # found by name alone
     if isinstance(params, Sequence) and not isinstance(params, str | bytes | bytearray):
         return tuple(params)
     raise TypeError(
-        f"A {type(params).__name__} cannot be a query's parameters. Pass a tuple, a list or a "
-        "dict; one value alone is a tuple too, as in (7,)."
+        f"A query's parameters cannot be of type {type(params).__name__}. Pass a tuple, a list or "
+        "a dict; one value alone is a tuple too, as in (7,)."
     )
 
 

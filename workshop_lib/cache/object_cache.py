@@ -77,7 +77,7 @@ def decode_object(data: bytes, max_bytes: int, limit: int | None = None) -> Entr
         rows: list[tuple[object, ...]] = [] if head.etag is None else [(head.etag, body)]
         return head.entry(COLUMNS, rows, len(data))
     except Exception as error:  # forged, as the checksum fits: anything can be wrong in it
-        raise CorruptEntry(f"The bytes are no object of ours: {error}.") from error
+        raise CorruptEntry(f"The bytes are not an object of ours: {error}.") from error
 
 
 def _unpack(body: bytes, limit: int) -> bytes:
@@ -170,6 +170,8 @@ class ObjectCache(Cache):
 
     """
 
+    _EMPTY_TTL = "missing_ttl"
+
     def __init__(
         self,
         source: Source,
@@ -180,8 +182,10 @@ class ObjectCache(Cache):
         valkey: Redis | None = None,
         **behaviour: Any,
     ) -> None:
-        if compress_above is not None and compress_above < 0:
-            raise ValueError(f"compress_above is {compress_above}; it must be 0 or more, or None")
+        if compress_above is not None and not (
+            isinstance(compress_above, int | float) and compress_above >= 0
+        ):
+            raise ValueError(f"compress_above is {compress_above!r}; it must be 0 or more, or None")
 
         def storage(client: Redis, limit: int) -> Storage:
             encode = partial(encode_object, compress_above=compress_above, max_bytes=limit)
@@ -221,7 +225,7 @@ class ObjectCache(Cache):
 
         """
         if not 0 <= first <= last:
-            raise ValueError(f"the range {first} to {last} is none: 0 <= first <= last")
+            raise ValueError(f"{first} to {last} is not a range: 0 <= first <= last")
         started = time.perf_counter()
         whole = self._mechanism.fetch_kept(lambda: self._storage.get(self.key(name)))
         if whole is not None:
@@ -324,8 +328,9 @@ def as_bytes(body: object) -> bytes:
     """
     if not isinstance(body, bytes | bytearray | memoryview):
         raise TypeError(
-            f"A {type(body).__name__} is no body of an object: a hit would differ from what the "
-            "store returns. Turn it into bytes first, as in text.encode() or file.read()."
+            f"The body of an object must be bytes, and this is of type {type(body).__name__}: a "
+            "hit would differ from what the store returns. Turn it into bytes first, as in "
+            "text.encode() or file.read()."
         )
     return bytes(body)
 

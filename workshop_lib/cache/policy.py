@@ -66,6 +66,8 @@ class Policy:
             if not number or not least <= value <= most:
                 wanted = f"a number, at least {least} and at most {most:g}"
                 raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+        if not isinstance(self.single_flight, bool):
+            raise ValueError(f"single_flight is {self.single_flight!r}; it must be True or False")
         try:
             issubclass(Exception, self.stale_on)
         except TypeError:

@@ -89,13 +89,15 @@ class QueryCache(Cache):
 
         Args:
             statement: SQL with placeholders.
-            params: the values for them.
+            params: the values for them. With one of a type that no key can stand for, the database
+                is asked each time, and `stats().uncacheable` counts it.
             tags: names under which `invalidate_tag` finds the entry if this fetch fills it, for
                 example of tables. An entry that is not filed under all of them is not taken.
 
         Raises:
             psycopg2.Error: the database refused the statement. Errors are never cached.
-            ValueError: the database says that the statement writes: it must be run every time.
+            TypeError: params are neither a sequence nor a mapping, or a tag is not a str.
+            ValueError: the statement writes, or asks for nothing: it must be run every time.
 
         """
         try:
@@ -110,7 +112,12 @@ class QueryCache(Cache):
         )
 
     def key(self, statement: str, params: Params = None) -> str:
-        """The key under which this statement's result is kept."""
+        """The key under which this statement's result is kept.
+
+        Raises:
+            TypeError: a parameter of a type that no key can stand for.
+
+        """
         return keys.query_key(self._namespace, statement, params, scope=self._database.identity)
 
     def inspect(self, statement: str, params: Params = None) -> EntryInfo | None:

@@ -141,7 +141,7 @@ def from_fields(fields: Fields, max_bytes: int) -> Entry:
         values = [fields.get(name.encode()) for name in head.columns]
         return _entry(head, head.columns, values, size, max_bytes)
     except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise CorruptEntry(f"The hash is no record of ours: {error}.") from error
+        raise CorruptEntry(f"The hash is not a record of ours: {error}.") from error
 
 
 def _entry(
@@ -178,6 +178,7 @@ class RecordCache(Cache):
     """
 
     _storage: HashStorage
+    _EMPTY_TTL = "absent_ttl"
 
     def __init__(
         self,
@@ -188,11 +189,11 @@ class RecordCache(Cache):
         absent_ttl: float | None = None,
         **behaviour: Any,
     ) -> None:
-        for name in (table, key):
-            if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name):
-                raise ValueError(f"{name!r} is not a plain SQL name (small letters, digits and _)")
         storage = partial(HashStorage, encode=to_fields, decode=from_fields)
         super().__init__(source, ttl, storage, empty_ttl=absent_ttl, **behaviour)
+        for name in (table, key):
+            if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", str(name)):
+                raise ValueError(f"{name!r} is not a plain SQL name (small letters, digits and _)")
         self._source = source
         self._table = table
         # Names checked above, in quotes as some are SQL's own (user, order); values are parameters.
@@ -264,7 +265,7 @@ class RecordCache(Cache):
 
         """
         if not record or not all(isinstance(name, str) for name in record):
-            raise TypeError(f"{record!r} is no record: a dict with a name for each column")
+            raise TypeError(f"{record!r} is not a record. Pass a dict with a name for each column.")
         entry = Entry(tuple(record), [tuple(record.values())], 0.0, time.time())
         self._mechanism.put(self.key(primary_key), entry)
 

@@ -284,7 +284,7 @@ class _Process:
             self._pipe.send(event)
             if not self._pipe.poll(limit_s):
                 self.kill()
-                raise NoAnswerError(f"no answer within {limit_s:.0f} s: given up.")
+                raise NoAnswerError(f"no answer within {limit_s:.3g} s: given up.")
             answer, error = self._pipe.recv()
         except (OSError, EOFError):
             self.kill()

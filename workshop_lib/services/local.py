@@ -116,8 +116,8 @@ class Attachment:
 
     def keep(self, take_again: Callable[[], socket.socket]) -> None:
         """Take the lease again whenever the supervisor is killed, until `release`."""
-        self._connection.settimeout(None)
-        with contextlib.suppress(EngineError):
+        with contextlib.suppress(EngineError, OSError):  # OSError: released before it began
+            self._connection.settimeout(None)
             while not self._ended():
                 self._connection.close()
                 self._connection = take_again()
