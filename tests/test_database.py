@@ -482,6 +482,15 @@ def test_a_conflict_that_was_swallowed_or_wrapped_is_tried_again(reader, table, 
     assert (reader.stats().conflicts, value(reader, table)) == (3, 3)
 
 
+def test_an_error_is_no_conflict_because_the_caller_handles_one(reader, no_waits):
+    try:
+        reader.query("DO $$ BEGIN RAISE 'lost' USING ERRCODE = '40001'; END $$")
+    except psycopg2.errors.SerializationFailure:
+        with pytest.raises(psycopg2.errors.DivisionByZero):
+            reader.run_transaction(lambda cursor: cursor.execute("SELECT 1 / 0"))
+    assert reader.stats().conflicts == 0
+
+
 ENDS = {
     "COMMIT": lambda c: c.execute("COMMIT"),
     "ROLLBACK": lambda c: c.execute("/* x */ rollback"),

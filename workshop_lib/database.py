@@ -7,6 +7,7 @@ import copy
 import io
 import platform
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -506,26 +507,24 @@ class Database:
 def retry_conflicts(
     attempt: Callable[[], T],
     *,
-    again: Callable[[BaseException], bool] = comes_from_conflict,
     note: Callable[[BaseException], object] = lambda _: None,
 ) -> T:
     """Attempt something as often, and after such random waits, as `run_transaction` does.
 
     Args:
         attempt: what to do, each time from its beginning.
-        again: whether an error is worth another attempt.
-        note: told of each such error, that of the last attempt as well.
+        note: told of each conflict, that of the last attempt as well.
 
     Raises:
-        Exception: that of the last attempt, or the first one that is not worth another.
+        Exception: that of the last attempt, or the first one that comes from no conflict.
 
     """
-    end = time.monotonic() + CONFLICT_S
+    end, outside = time.monotonic() + CONFLICT_S, sys.exception()
     for number in count(1):
         try:
             return attempt()
         except Exception as error:
-            if not again(error):
+            if not comes_from_conflict(error, outside):
                 raise
             note(error)
             if number >= CONFLICT_ATTEMPTS and time.monotonic() >= end:

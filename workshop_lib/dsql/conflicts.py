@@ -17,9 +17,12 @@ def is_conflict(error: BaseException) -> bool:
     return isinstance(error, psycopg2.Error) and error.pgcode in RETRYABLE
 
 
-def comes_from_conflict(error: BaseException) -> bool:
-    """Whether an error is a conflict, or was raised because of one (`raise … from None` is not)."""
-    known: set[int] = set()
+def comes_from_conflict(error: BaseException, outside: BaseException | None = None) -> bool:
+    """Whether an error is a conflict, or was raised because of one (`raise … from None` is not).
+
+    `outside`: what was being handled before; Python has it as the context of every error since.
+    """
+    known = {id(outside)}
     cause: BaseException | None = error
     while cause is not None and id(cause) not in known:
         if is_conflict(cause):
