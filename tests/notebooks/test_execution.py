@@ -134,7 +134,9 @@ EXACTLY = {
     },
     # One miss for each query, in the warm-up: everything that was timed was a hit.
     "03_is_it_worth_it": {"misses_while_timing": 4},
-    "04_cache_a_record": {"by_hand_equal": True, "hit_equals_miss": True, "queries_for_absent_record": 1},
+    "04_cache_a_record": {
+        "by_hand_equal": True, "hit_equals_miss": True, "queries_for_absent_record": 1,
+    },
     "05_expire_and_refresh": {
         "naive_race_leaves_old_value": True, "lock_race_leaves_old_value": False,
         "late_reader_kept": False,
