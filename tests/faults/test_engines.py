@@ -468,14 +468,19 @@ def test_a_supervisor_that_is_out_of_reach_is_replaced(folder, how):
 
 
 def test_a_supervisor_that_falls_silent_while_it_starts_engines_is_replaced(folder):
-    attach()
-    boss = supervisor(folder)
-    with ThreadPoolExecutor(1) as threads:
-        opening = threads.submit(attach, "postgres")
-        assert wait_until(lambda: len(folder.processes().engines) > 1, SOON_S)
-        boss.suspend()
-        assert query(opening.result(SOON_S), "SELECT 1") == [(1,)]
-    assert not is_alive(boss)
+    for _ in range(10):
+        attach()
+        boss = supervisor(folder)
+        with ThreadPoolExecutor(1) as threads:
+            opening = threads.submit(attach, "postgres")
+            assert wait_until(lambda: len(folder.processes().engines) > 1, SOON_S)
+            boss.suspend()
+            assert query(opening.result(SOON_S), "SELECT 1") == [(1,)]
+        if not is_alive(boss):
+            return
+        boss.resume()  # on a busy machine it had answered before it was stopped: once more
+        local.stop(folder)
+    pytest.fail("the supervisor always answered before it was stopped")
 
 
 def test_a_running_workshop_takes_its_lease_again_where_the_supervisor_was_killed(folder):
