@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,7 @@ def test_run_all_and_run_all_once_more_records_figures_of_the_same_names(shared,
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     twice = new_notebook(cells=list(map(new_code_cell, code)), metadata={"kernelspec": kernel})
     nbformat.write(twice, tmp_path / "00_twice.ipynb")
+    shutil.copytree(runner.NOTEBOOKS / "take_home", tmp_path / "take_home")
     (outcome,), _ = runner.run(out=tmp_path / "out", say=lambda _: None, notebooks=tmp_path)
     assert outcome.ok, runner.describe(outcome)
     executed = nbformat.read(tmp_path / "out" / "00_twice.ipynb", as_version=4).cells
