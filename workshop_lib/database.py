@@ -228,11 +228,23 @@ class Database:
                 after COMMIT. Nothing was committed.
 
         """
-        answer = retry_conflicts(
-            partial(self._attempt, work), note=lambda _: self._count("conflicts")
-        )
-        self._count("transactions")
-        return answer
+        end, outside = time.monotonic() + CONFLICT_S, sys.exception()
+        for number in count(1):
+            try:
+                answer = self._attempt(work)
+            except Exception as error:
+                if not comes_from_conflict(error, outside):
+                    raise
+                self._count("conflicts")
+                if number >= CONFLICT_ATTEMPTS and time.monotonic() >= end:
+                    raise
+            else:
+                self._count("transactions")
+                return answer
+            # Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog).
+            longest = min(CONFLICT_WAIT_MAX_S, CONFLICT_WAIT_S * 2 ** min(number, 20))
+            time.sleep(random.random() * longest)
+        raise AssertionError("unreachable")
 
     def insert_rows(
         self,
@@ -502,37 +514,6 @@ class Database:
     def _count(self, what: str) -> None:
         with self._counts_lock:
             self._counts[what] += 1
-
-
-def retry_conflicts(
-    attempt: Callable[[], T],
-    *,
-    note: Callable[[BaseException], object] = lambda _: None,
-) -> T:
-    """Attempt something as often, and after such random waits, as `run_transaction` does.
-
-    Args:
-        attempt: what to do, each time from its beginning.
-        note: told of each conflict, that of the last attempt as well.
-
-    Raises:
-        Exception: that of the last attempt, or the first one that comes from no conflict.
-
-    """
-    end, outside = time.monotonic() + CONFLICT_S, sys.exception()
-    for number in count(1):
-        try:
-            return attempt()
-        except Exception as error:
-            if not comes_from_conflict(error, outside):
-                raise
-            note(error)
-            if number >= CONFLICT_ATTEMPTS and time.monotonic() >= end:
-                raise
-        # Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog).
-        longest = min(CONFLICT_WAIT_MAX_S, CONFLICT_WAIT_S * 2 ** min(number, 20))
-        time.sleep(random.random() * longest)
-    raise AssertionError("unreachable")
 
 
 def _commit(connection: Connection) -> None:

@@ -26,20 +26,11 @@ from workshop_lib.cli import main
 from workshop_lib.dsql import CLUSTER_NAMES, Rate, read_token, wire
 from workshop_lib.dsql.front import local_cluster
 from workshop_lib.services import local
-from workshop_lib.services.local_dsql import open_cluster
 from workshop_lib.services.processes import wait_until
-from workshop_lib.settings import load_settings
 
 DENIED = "unable to accept connection, access denied"
 OC000 = r"change conflicts with another transaction \(OC000\)"
 REFUSED = "unsupported statement: Truncate"
-
-
-@pytest.fixture(scope="module")
-def cluster(shared):
-    found = open_cluster(load_settings().values)
-    yield found
-    found.release()
 
 
 @pytest.fixture

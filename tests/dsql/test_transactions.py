@@ -13,9 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from transaction_model import Table
 
-from workshop_lib.services.local_dsql import open_cluster
-from workshop_lib.settings import load_settings
-
 FAILURES = {
     "OC000": ("40001", "change conflicts with another transaction (OC000)"),
     "OC001": (
@@ -160,13 +157,6 @@ PLAYS = {
     "a transaction that is over is left alone": (
         "A begin, A read =1- 2-, A commit, B define, A read =1- 2-", "1- 2-"),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def cluster(shared):
-    found = open_cluster(load_settings().values)
-    yield found
-    found.release()
 
 
 @pytest.fixture
