@@ -84,10 +84,6 @@ class Report:
         """Only the checks that did not pass."""
         return Report([check for check in self.checks if not check.ok])
 
-    def slowest_failure(self) -> float:
-        """How long the slowest ✗ took, seconds; 0 if there is none."""
-        return max((check.seconds for check in self.checks if check.ok is False), default=0.0)
-
     def to_json(self) -> dict[str, Any]:
         """For `workshop check --json`."""
         return {"ok": self.ok, "checks": msgspec.to_builtins(self.checks)}

@@ -147,7 +147,7 @@ def requests(seconds: Sequence[float], sources: Sequence[str], title: str) -> Fi
 
     Args:
         seconds: of each request.
-        sources: "cache" or "database", one for each request.
+        sources: "database", "cache" or "store", one for each request.
         title: of the picture.
 
     """
@@ -236,27 +236,6 @@ def factors(
     axes.set_xscale("log")
     axes.margins(x=0.15)
     _label_log(axes.xaxis, PLAIN)
-    return figure
-
-
-@_our_look()
-def histogram(values: Sequence[int], title: str, x_label: str, y_label: str) -> Figure:
-    """How often each number occurs, or each range of numbers where there are many.
-
-    Args:
-        values: whole numbers.
-        title: of the picture.
-        x_label, y_label: with units.
-
-    """
-    low, high = min(values), max(values)
-    step = max(1, -(-(high - low + 1) // 30))
-    edges = [low - 0.5 + step * n for n in range((high - low) // step + 2)]
-    x_label = x_label if step == 1 else f"{x_label} (in steps of {step})"
-    figure, axes = _canvas(3.6, title, x_label, y_label)
-    axes.hist(values, bins=edges, color=COLOURS[0], edgecolor="white")
-    axes.margins(x=0.01)  # with more, an axis that begins at 0 shows a −1
-    axes.xaxis.set_major_locator(MaxNLocator(15, integer=True))
     return figure
 
 
@@ -421,50 +400,6 @@ def waits(runs: Mapping[str, Sequence[Moment]], title: str) -> Figure:
         axes.set_xlabel("time since the first asked (ms)")
     all_axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     all_axes[0].set_ylabel("readers, by when they were served")
-    return figure
-
-
-@_our_look()
-def stages(
-    times: Mapping[str, Mapping[str, float]], title: str, label: str = "time (ms)"
-) -> Figure:
-    """What a call spends its time on: one bar a way of doing it, cut into its stages.
-
-    Args:
-        times: by way, the seconds of each stage by its name, in order.
-        title: of the picture.
-        label: of the time axis.
-
-    """
-    names = list(dict.fromkeys(name for way in times.values() for name in way))
-    height = 0.9 + (0.5 if len(names) > 1 else 0.32) * len(times)
-    figure, axes = _canvas(height, title, label, grid="x")
-    ends = [0.0] * len(times)
-    for number, name in enumerate(names):
-        widths = [way.get(name, 0.0) * 1e3 for way in times.values()]
-        axes.barh(range(len(times)), widths, 0.6, ends, **_filling(number, name))
-        ends = [end + width for end, width in zip(ends, widths, strict=True)]
-    for row, end in enumerate(ends):
-        axes.annotate(f" {readable(end / 1e3)}", (end, row), va="center", fontsize=9)
-    _name_rows(axes, list(times))
-    axes.margins(x=0.15)
-    axes.xaxis.set_major_formatter(PLAIN)
-    _add_legend(figure, len(names))
-    return figure
-
-
-def durations(seconds: Mapping[str, float], title: str, limit_s: float | None = None) -> Figure:
-    """One horizontal bar a thing that took time; a line marks what is worth a look.
-
-    Args:
-        seconds: by name.
-        title: of the picture.
-        limit_s: where the line is drawn, if it lies within the picture.
-
-    """
-    figure = stages({name: {"time": value} for name, value in seconds.items()}, title)
-    if limit_s is not None and limit_s < max(seconds.values()):
-        figure.axes[0].axvline(limit_s * 1000, color="black", linestyle="--", linewidth=1.2)
     return figure
 
 

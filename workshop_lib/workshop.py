@@ -154,6 +154,13 @@ class Workshop:
         """What redis.Redis needs to reach the cache, with the latency that is set now."""
         return {**self.endpoints.cache.arguments, **self._route("cache")}
 
+    def store_arguments(self) -> dict[str, Any]:
+        """What boto3.client("s3") needs to reach the store, with the latency that is set now."""
+        arguments = dict(self.endpoints.store.arguments)
+        if route := self._route("store"):
+            arguments["endpoint_url"] = "http://{host}:{port}".format(**route)
+        return arguments
+
     def _route(self, service: str) -> dict[str, Any]:
         """Host and port of a local engine: those of its latency proxy while a latency is set."""
         if not self._proxies[service].endpoint.embedded:
