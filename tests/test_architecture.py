@@ -33,6 +33,8 @@ PURE = [
     "load/events.py",
     "load/traffic.py",
     "rows.py",
+    "statistics_file.py",
+    "sql_shape.py",
     "simulate/eviction.py",
     "simulate/expiry.py",
     "simulate/streams.py",
