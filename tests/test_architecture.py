@@ -24,6 +24,7 @@ MODULES = {
 }
 CLIENTS = {"psycopg2", "redis", "boto3", "botocore"}
 PURE = [
+    "advise.py",
     "cache/keys.py",
     "cache/codec.py",
     "cache/stats.py",
