@@ -22,7 +22,7 @@ from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.html_table import html_table
 from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.objects import greet_store, store_client
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import FILES
 from workshop_lib.queues import describe_queue, messaging_client
 from workshop_lib.services import Endpoints, diagnose, endpoints, resolve
 from workshop_lib.services.clients import greet_cache
@@ -234,7 +234,7 @@ def _within(limit_s: float, question: Callable[[], Any]) -> tuple[Any, Exception
 
 
 def _packages() -> str:
-    text = (CHECKOUT / "constraints.txt").read_text()
+    text = (FILES / "constraints.txt").read_text()
     pins = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
     installed = {one.name: one.version for one in distributions()}
     wrong = [

@@ -22,8 +22,10 @@ from workshop_lib.dsql import Step
 from workshop_lib.measure import P99_SAMPLES, Moment, Samples, readable
 from workshop_lib.published import PublishedFigure
 
-# Okabe and Ito 2008, "Color Universal Design"; black is left for text.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+COLOURS = ("#555555", "#AA3377", "#999933", "#332288", "#CC6677", "#888888")
+"""Series that are no source of answers: a source's colour would say what it does not mean. (Of Paul
+Tol's schemes "bright" and "muted", and grey.)"""
+WARNING = "#D55E00"
 STEP_WIDTH = 96
 """Characters that fit side by side in a picture of transactions."""
 LEGEND_WIDTH = 75
@@ -31,14 +33,24 @@ LEGEND_WIDTH = 75
 MARKERS = ("o", "s", "^", "D", "v", "P")
 HATCHES = ("", "//", "..", "xx", "--", "++")
 LOOKS = {
-    "cache": (COLOURS[0], "o"),
-    "database": (COLOURS[1], "s"),
-    "stale": (COLOURS[4], "^"),
-    "dropped": (COLOURS[3], "v"),
-    "error": ("#000000", "X"),  # red and orange are one to whoever does not see red
-    "store": (COLOURS[2], "D"),
+    "cache": ("#0072B2", "o"),
+    "database": ("#E69F00", "s"),
+    "stale": ("#56B4E9", "^"),
+    "dropped": ("#CC79A7", "v"),
+    "error": ("#000000", "X"),  # to readers who do not see red, red and orange look alike
+    "store": ("#009E73", "D"),
 }
-"""Colour and marker of an answer, by where it came from."""
+"""Colour and marker of an answer, by where it came from. (Okabe and Ito 2008, "Color Universal
+Design".)"""
+SOURCE_OF = {
+    "with a cache": "cache",
+    "without a cache": "database",
+    "no cache": "database",
+    "from the cache": "cache",
+    "from the database": "database",
+    "requests that reach the database": "database",
+}
+"""Series that take the looks of a source."""
 FEW = 150
 """So many dots on one line can be told apart."""
 PLAIN = "{x:,g}"
@@ -224,7 +236,7 @@ def factors(
     marks = {name: (guess, guess) for name, guess in (guesses or {}).items()}
     for known, label, offset, look in (
         (published or {}, "published", 0.17, {"color": "#999999", "linewidth": 5}),
-        (marks, "your guess", 0.34, {"color": COLOURS[5], "marker": "D", "fillstyle": "none"}),
+        (marks, "your guess", 0.34, {"color": WARNING, "marker": "D", "fillstyle": "none"}),
     ):
         for name, ends in known.items():
             axes.plot(ends, [rows[name] + offset] * 2, **look)
@@ -530,7 +542,7 @@ def transactions(steps: Sequence[Step], title: str) -> Figure:
         axes.axvline(column + 0.02, color="#dddddd", linewidth=1)
     for step, top, statement, answer in zip(steps, tops, said, got, strict=False):
         column, failed = players.index(step.who), bool(step.code)
-        marker, size, colour = ("X", 8, COLOURS[5]) if failed else ("o", 5, COLOURS[0])
+        marker, size, colour = ("X", 8, WARNING) if failed else ("o", 5, COLOURS[0])
         axes.plot(column + 0.02, top + 0.5, marker, markersize=size, color=colour, clip_on=False)
         look = {"va": "top", "fontsize": 8.5, "family": "monospace"}
         axes.text(column + 0.05, top, "\n   ".join(statement), **look)
@@ -631,6 +643,7 @@ def _stroke(number: int, name: str, *, marked: bool = True) -> dict[str, Any]:
 def _look(number: int, name: str) -> tuple[str, str]:
     """Colour and marker of a series: those of the source that it is named after, if it is."""
     source = name.rpartition(", ")[2]
+    source = SOURCE_OF.get(source, source)
     own = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     return LOOKS.get(source, own)
 

@@ -26,7 +26,7 @@ from workshop_lib.dsql import Step, play
 from workshop_lib.errors import ResultError, WorkshopError
 from workshop_lib.measure import FEWEST_FOR_INTERVAL, P99_SAMPLES, Samples
 from workshop_lib.objects import ObjectStore, greet_store, store_client, store_error
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import RESULTS
 from workshop_lib.results import (
     Measurement,
     Result,
@@ -55,7 +55,6 @@ STAND_IN_SIGNING = {
     "aws_access_key_id": "stand-in",
     "aws_secret_access_key": "stand-in",
 }
-RESULTS = CHECKOUT / "results"
 MAX_CACHES = 16
 MAX_TIMEOUT_S = 60.0
 _open: dict[str, Workshop] = {}
