@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import date
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, strategies as st
@@ -27,6 +28,7 @@ from workshop_lib.costs import Prices
 from workshop_lib.errors import DataError
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.prices import load_prices
+from workshop_lib.simulate import poisson_times, replay_ttl, zipf_stream
 from workshop_lib.statistics_file import Statistic, parse
 
 PRICES = Prices("test-1", date(2026, 10, 1), 8.0, 0.33, 0.1, 0.002, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -96,6 +98,26 @@ def test_users_wait_less_exactly_where_the_hit_ratio_is_more_than_needed(
     elif abs(gain.hit_ratio - gain.needed) > 1e-6:
         assert (gain.waiting_s > 0) == (gain.hit_ratio > gain.needed)
         assert (gain.keys < gain.most_keys) == (gain.hit_ratio > gain.needed)
+
+
+def replayed(times, keys):
+    """What a day of requests saves: users' waiting and the database's work, seconds a month."""
+    day = replay_ttl(times, keys, ttl_s=60)
+    with_cache = day.requests * 1 + day.misses * (10 + 1)
+    return (day.requests * 10 - with_cache) * 730 / 24 / 1_000, day.hits * 9 * 730 / 24 / 1_000
+
+
+def test_a_replayed_day_saves_what_is_said_and_favourites_and_rushes_only_add_to_it():
+    calls, random = 2 * DAY, np.random.default_rng(1)
+    gain = only(Statistic("SELECT * FROM t WHERE id = $1", 9.0, calls=calls)).gain
+    times = poisson_times(2, DAY, seed=1)
+    even = random.integers(100, size=len(times)).tolist()
+    assert replayed(times, even) == pytest.approx((gain.waiting_s, gain.database_s), rel=0.01)
+    skewed = zipf_stream(len(times), 100, seed=1)
+    rushed = [time / 4 for time in times]  # all of it in six hours
+    for waiting_s, database_s in (replayed(times, skewed), replayed(rushed, even)):
+        assert waiting_s > 1.02 * gain.waiting_s
+        assert database_s > 1.02 * gain.database_s
 
 
 def test_reasons_to_leave_a_read():
@@ -213,6 +235,11 @@ def test_the_terminal_shows_all_verdicts_the_assumptions_and_what_the_file_canno
     ):
         assert said in done.output, said
     assert max(map(len, done.output.splitlines())) <= 100
+
+
+def test_a_hit_ratio_below_one_is_not_shown_as_one(workshop):
+    done = workshop(f"query,calls,mean_ms,days\nTABLE t,{1000 * DAY},9,1\n")
+    assert "Hit ratio: over 0.999 expected" in done.output
 
 
 def test_a_statement_is_shown_without_its_values(workshop):
