@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import click
 
+from workshop_lib.advise_command import advise
 from workshop_lib.aws_commands import aws
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
@@ -74,6 +75,7 @@ def main() -> None:
 
 main.add_command(load)
 main.add_command(aws)
+main.add_command(advise)
 
 
 @main.command()
