@@ -31,10 +31,10 @@ _LIBPQ_ALWAYS_READS = ("PGSERVICE", "PGTZ", "PGDATESTYLE", "PGGEQO")
 server with the sign-in, which refuses a value that it does not know."""
 
 
-_AWS_KEPT = frozenset(
-    ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
-    + ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE")
-)
+_AWS_KEPT = {
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"),
+    *("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE"),
+}
 """What a client's arguments override, and what settings name."""
 
 
