@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -220,14 +220,12 @@ class Workshop:
         self,
         at_once: int = 4,
         *,
-        cache: Mapping[str, Any] | None = None,
         metrics: bool = False,
     ) -> LocalWorkers | LambdaWorkers:
         """Workers that do the work of load tests on this workshop's services.
 
         Where LOAD_FUNCTION names an AWS Lambda function they are its executions, and else processes
-        on this machine: also where a cache of your own is given, which may be one on this machine,
-        where no function can reach it. Their `label` says which.
+        on this machine. Their `label` says which.
 
         Processes have the latency that this workshop has now (`set_latency`). Executions use the
         services that the function's environment names, in this workshop's namespace. One
@@ -235,7 +233,6 @@ class Workshop:
 
         Args:
             at_once: how many: processes 1 to 64, executions 1 to 1,000.
-            cache: what redis.Redis needs to reach another cache, such as a sandbox's.
             metrics: have them publish metrics to CloudWatch (`messaging`); a function does where
                 its environment names a queue, as the stack's does.
 
@@ -248,9 +245,7 @@ class Workshop:
         if self._workers is not None:
             self._workers.close()
             self._workers = None
-        self._workers = open_workers(
-            self, at_once, cache=cache, route=self._proxies["cache"].route, metrics=metrics
-        )
+        self._workers = open_workers(self, at_once, metrics=metrics)
         return self._workers
 
     @property
