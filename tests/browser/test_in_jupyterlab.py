@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import expect
 
 from workshop_lib import exercise
+
+MISSING = "playwright is not installed: `make browser` installs it"
+expect = pytest.importorskip("playwright.sync_api", reason=MISSING).expect
 
 SUMMARY = "What you found"
 
