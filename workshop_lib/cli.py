@@ -95,7 +95,7 @@ def run(
 ) -> None:
     """Run notebooks headless.
 
-    All of them, or the NAMED ones: 02 or 02_cache_a_query.
+    All of them, or the NAMED ones: 02, more/06 or 02_cache_a_query.
     """
     from workshop_lib import runner, services
     from workshop_lib.load.interrupts import one_interrupt
@@ -237,7 +237,7 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     endpoints.release()
     options = {
         "ServerApp.root_dir": CHECKOUT,
-        "LabApp.default_url": f"/lab/tree/notebooks/{quote(first.path.name)}",
+        "LabApp.default_url": f"/lab/tree/{quote(str(first.path.relative_to(CHECKOUT)))}",
         "ServerApp.answer_yes": True,  # to the question that Ctrl-C brings
         "ServerApp.allow_root": os.geteuid() == 0,
         # Kernels talk by ports that every user of this machine can reach, by default in the clear.
