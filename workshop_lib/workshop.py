@@ -38,7 +38,7 @@ from workshop_lib.results import (
     write_json,
 )
 from workshop_lib.services import Endpoints, MessagingEndpoint, resolve, resolve_messaging
-from workshop_lib.services.client_config import plain_session
+from workshop_lib.services.client_config import isolate_aws, plain_session
 from workshop_lib.services.clients import cache_client, greet_cache, steer
 from workshop_lib.services.latency_proxy import LatencyProxy
 from workshop_lib.settings import LoadedSettings, load_settings
@@ -656,6 +656,8 @@ def open_workshop(
 
 def _open_with(loaded: LoadedSettings, notebook: str) -> Workshop:
     endpoints = resolve(loaded.values)
+    if not (loaded.values.uses_external or loaded.values.queue_url):
+        isolate_aws()
     try:
         return Workshop(loaded, endpoints, notebook)
     except BaseException:
