@@ -18,9 +18,9 @@ from workshop_lib.services import local
 from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import Settings
 
-# jsonschema, which nbformat imports, checks no IRIs without it: reading its grammar takes each
+# jsonschema, which nbformat imports, checks no URIs without them: reading their grammars takes each
 # process a second.
-sys.modules["rfc3987_syntax"] = None
+sys.modules |= {"rfc3987_syntax": None, "rfc3986_validator": None}
 
 FOREIGN = {name.upper() for name in Settings.model_fields} | {"WORKSHOP_CONFIG"}
 

@@ -236,13 +236,13 @@ def nothing_gained(server):
     assert server.one(f"{granted} AND roleid < 16384") == (0,)
 
 
-@pytest.mark.parametrize("statement", DESPERATE)
-def test_admin_may_not(planted, statement):
-    with planted.cursor() as cursor, pytest.raises(psycopg2.Error) as refused:
-        cursor.execute(statement)
-    assert refused.value.pgcode in {"42501", "42704", "0A000", "0LP01", "42P17", "42809"}, (
-        refused.value
-    )
+def test_admin_may_not(planted):
+    with planted.cursor() as cursor:
+        for statement in DESPERATE:
+            with pytest.raises(psycopg2.Error) as refused:
+                cursor.execute(statement)
+            code = refused.value.pgcode
+            assert code in {"42501", "42704", "0A000", "0LP01", "42P17", "42809"}, statement
 
 
 def test_nothing_that_admin_planted_runs_as_the_owner_when_the_engines_start_again(planted):
