@@ -249,10 +249,11 @@ def test_nothing_that_admin_planted_runs_as_the_owner_when_the_engines_start_aga
     for _ in range(2):
         planted.restart()
         nothing_gained(planted)
+    every_table_has_the_rules(planted)
+    nothing_is_gained_when_the_owner_works_with_the_rules_on(planted)
 
 
-def test_nor_when_the_owner_works_with_the_rules_on(planted):
-    planted.restart()
+def nothing_is_gained_when_the_owner_works_with_the_rules_on(planted):
     refused = []
     statements = [
         "CREATE TABLE public.of_owner (id BIGINT PRIMARY KEY, r INT, n INT)",
@@ -282,8 +283,7 @@ def test_nor_when_the_owner_works_with_the_rules_on(planted):
     nothing_gained(planted)
 
 
-def test_every_table_has_the_rules_after_a_start(planted):
-    planted.restart()
+def every_table_has_the_rules(planted):
     with planted.cursor(rules=True) as cursor:
         with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
             cursor.execute("TRUNCATE public.trapped")
