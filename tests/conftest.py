@@ -28,18 +28,35 @@ FOREIGN = {name.upper() for name in Settings.model_fields} | {"WORKSHOP_CONFIG"}
 LONGEST_FIRST = (
     "notebooks/test_execution.py",
     "cloud/test_on_aws.py",
-    "faults/",
-    "services/",
-    "load/",
+    "faults/test_engines.py",
+    "load/test_functions.py",
+    "load/test_mixed.py",
+    "cloud/test_aws.py",
+    "load/test_command.py",
     "test_surroundings.py",
-    "test_latencies.py",
-    "test_database.py",
-    "test_forks.py",
-    "cache/",
-    "exercises/",
     "cloud/",
+    "exercises/",
+    "dsql/test_transactions.py",
+    "load/",
+    "faults/",
+    "test_lab.py",
+    "test_local_rights.py",
+    "services/test_messaging.py",
+    "test_forks.py",
+    "test_readers.py",
+    "test_runner.py",
+    "test_api_page.py",
+    "dataset/test_load.py",
+    "test_cli.py",
+    "services/",
+    "test_database.py",
+    "cache/",
+    "dsql/",
 )
-"""Files and folders that take minutes: begun last, they would leave one worker without work."""
+"""Files and folders by the time that they take, from minutes to ten seconds.
+
+Begun last, one of them would leave the other workers without work.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
