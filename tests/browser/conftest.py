@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nbformat
 import psutil
@@ -23,9 +23,10 @@ from workshop_lib.services.processes import wait_until
 from workshop_lib.services.state_folder import StateFolder
 
 sys.path.append(str(Path(__file__).parent))
-with contextlib.suppress(ImportError):  # the tests then say what is missing
-    from lab_page import Lab
-    from playwright.sync_api import Browser, Page, sync_playwright
+from lab_page import Lab
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 START_S = 60
@@ -128,6 +129,8 @@ def lab(checkout) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def browser(chromium) -> Iterator[Browser]:
     """The browser, without a profile of before; no process of it is left afterwards."""
+    from playwright.sync_api import sync_playwright
+
     before = set(psutil.Process().children())
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(
