@@ -22,7 +22,7 @@ from workshop_lib.cache.codec import (
     Uncacheable,
     canonical,
     decode,
-    decode_value,
+    decode_values,
     encode,
     encode_value,
     seal,
@@ -122,7 +122,7 @@ def test_a_column_of_every_type_mixed_comes_back() -> None:
 
 
 def test_a_single_value_comes_back() -> None:
-    back = [decode_value(encode_value(value)) for value in EXAMPLES]
+    back = decode_values([encode_value(value) for value in EXAMPLES])
     assert exactly(back) == exactly(EXAMPLES)
 
 
@@ -149,7 +149,7 @@ def test_any_column_of_one_type_comes_back(column: list[object]) -> None:
 @quick
 @given(values)
 def test_any_single_value_comes_back(value: object) -> None:
-    assert exactly(decode_value(encode_value(value))) == exactly(value)
+    assert exactly(decode_values([encode_value(value)])) == exactly([value])
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_nesting_comes_back_within_the_limit_and_is_refused_beyond(
     wrap: Callable[[object], object],
 ) -> None:
     value = nested(MAX_DEPTH, wrap)
-    assert decode_value(encode_value(value)) == value
+    assert decode_values([encode_value(value)]) == [value]
     with pytest.raises(Uncacheable, match="nested more than"):
         encode(entry_of(nested(100_000, wrap)))
 
@@ -398,17 +398,29 @@ def test_any_damage_under_a_fitting_checksum_raises_corrupt_or_nothing(
 )
 def test_a_value_that_none_of_the_types_has_is_corrupt(packed: object) -> None:
     with pytest.raises(CorruptEntry):
-        decode_value(msgspec.json.encode(packed))
+        decode_values([msgspec.json.encode(packed)])
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"x", b"\xff", b'"\xff"', b"1 2", b"9" * 5_000, b'["list",[' * 100_000],
+    [
+        b"",
+        b" ",
+        b"1,2",
+        b"]",
+        b"[1",
+        b"x",
+        b"\xff",
+        b'"\xff"',
+        b"1 2",
+        b"9" * 5_000,
+        b'["list",[' * 100_000,
+    ],
     ids=lambda data: repr(data[:10]),
 )
 def test_what_is_no_json_of_ours_is_no_value(data: bytes) -> None:
     with pytest.raises(CorruptEntry):
-        decode_value(data)
+        decode_values([data])
 
 
 # --- bytes for keys ---

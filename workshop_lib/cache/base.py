@@ -106,7 +106,7 @@ class Cache:
 
     def stats(self) -> CacheStats:
         """The counters so far."""
-        return self._mechanism.stats()
+        return self._mechanism.counters.snapshot()
 
 
 def require_workshop(source: object, example: str) -> None:

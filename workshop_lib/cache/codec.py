@@ -165,16 +165,21 @@ def encode_value(value: object) -> bytes:
     return _dump(_pack(value, "The value"), "The value")
 
 
-def decode_value(data: bytes, max_bytes: int = MAX_BYTES) -> object:
-    """Return the value in the JSON, equal in type and value to what `encode_value` was given.
+def decode_values(parts: Sequence[bytes]) -> list[object]:
+    """Return the values in as many pieces of JSON, equal to what `encode_value` was given.
 
-    Raises CorruptEntry, and nothing else, for anything else and for more than `max_bytes`.
+    >>> decode_values([encode_value(3), encode_value(Decimal("1.50"))])
+    [3, Decimal('1.50')]
+
+    Raises CorruptEntry, and nothing else, for anything else.
     """
-    check_size(len(data), max_bytes)
     try:
-        return _unpack(_ANY.decode(data))
+        packed = _VALUES.decode(b"[%b]" % b",".join(parts))
+        if len(packed) != len(parts):
+            raise ValueError("as many pieces as values are needed")
+        return [_unpack(value) for value in packed]
     except Exception as error:
-        raise CorruptEntry(f"{data[:40]!r} is not a value of ours: {error}.") from error
+        raise CorruptEntry(f"These are no values of ours: {error}.") from error
 
 
 def canonical(value: object, where: str = "A parameter or argument") -> bytes:
@@ -340,7 +345,7 @@ def _name(kind: type) -> str:
 
 _ENCODER = msgspec.json.Encoder()
 _HEAD = msgspec.json.Decoder(_Head)
-_ANY = msgspec.json.Decoder()
+_VALUES = msgspec.json.Decoder(list[Any])
 
 _MIXED = "mixed"
 _COLUMNS = (NoneType, bool, int, float, str, bytes, Decimal, date, datetime, UUID)

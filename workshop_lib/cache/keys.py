@@ -79,13 +79,11 @@ def record_key(namespace: str, table: str, *primary_key: object, scope: str = ""
     return ":".join((_table_prefix(namespace, table, scope), *map(_part, primary_key)))
 
 
-def object_key(namespace: str, bucket: str, name: str, *byte_range: int) -> str:
-    """Return the key of an object of a bucket, or of a range of its bytes.
+def object_key(namespace: str, bucket: str, name: str) -> str:
+    """Return the key of an object of a bucket.
 
     >>> object_key("workshop", "local/photos", "cats/1.jpg")
     'workshop:v3:object:local/photos:cats/1.jpg'
-    >>> object_key("workshop", "local/photos", "cats/1.jpg", 0, 99)
-    'workshop:v3:object:local/photos:cats/1.jpg:0-99'
 
     Raises ValueError for a bad namespace.
     """
@@ -93,7 +91,6 @@ def object_key(namespace: str, bucket: str, name: str, *byte_range: int) -> str:
         part if re.fullmatch(_PLAIN_OBJECT, part) else f"str~{_digest(canonical(part))}"
         for part in (bucket, name)
     ]
-    parts += ["-".join(map(str, byte_range))] if byte_range else []
     return ":".join((_prefix(namespace), _OBJECT, *parts))
 
 
@@ -107,17 +104,6 @@ def lock_key(key: str) -> str:
     'workshop:lock:{workshop:v3:planet:3}'
     """
     return f"{key.partition(':')[0]}:lock:{{{key}}}"
-
-
-def ranges_tag(key: str) -> str:
-    """Return the key of the tag under which the ranges of an object are filed, by the object's key.
-
-    In the same slot of a cluster, as `lock_key`.
-
-    >>> ranges_tag("workshop:v3:object:local/photos:cats/1.jpg")
-    'workshop:ranges:{workshop:v3:object:local/photos:cats/1.jpg}'
-    """
-    return f"{key.partition(':')[0]}:ranges:{{{key}}}"
 
 
 def tag_key(namespace: str, tag: str) -> str:

@@ -217,7 +217,7 @@ class ObjectCache(Cache):
         """The bytes from `first` to `last`, both included, of what may be a large object.
 
         They are cut out of the whole object if that is in the cache; else they are asked of the
-        store, which sends no more, and kept by themselves until the object is invalidated.
+        store, which sends no more, and not kept.
 
         Raises:
             ValueError: not 0 <= first <= last.
@@ -227,16 +227,14 @@ class ObjectCache(Cache):
         if not 0 <= first <= last:
             raise ValueError(f"{first} to {last} is not a range: 0 <= first <= last")
         started = time.perf_counter()
-        whole = self._mechanism.fetch_kept(lambda: self._storage.get(self.key(name)))
+        whole = self._mechanism.fetch_kept(self._storage.get, self.key(name))
         if whole is not None:
-            cut = _cut(whole, first, last)
-            return _answer(Fetched(cut, "cache", time.perf_counter() - started))
-        fetched = self._mechanism.fetch(
-            self.key(name, first, last),
-            lambda: _entry(self._store.get_range(name, first, last)),
-            [self._ranges(name)],
-        )
-        return _answer(fetched)
+            body = (_body(whole) or b"")[first : last + 1] or None
+            etag, seconds = _etag(whole) if body else "", time.perf_counter() - started
+            return ObjectAnswer(body, etag, "cache", seconds, whole.cost_seconds)
+        part = _entry(self._store.get_range(name, first, last))
+        self._mechanism.counters.add(misses=1)
+        return _answer(Fetched(part, "database", time.perf_counter() - started))
 
     def get_many(self, names: Iterable[str]) -> dict[str, bytes | None]:
         """Many objects: one round trip for all that are in the cache, then the missing ones.
@@ -270,7 +268,7 @@ class ObjectCache(Cache):
         """
         body = as_bytes(body)
         entry = Entry(COLUMNS, [(self._store.put(name, body), body)], 0.0, time.time())
-        self._mechanism.put(self.key(name), entry, forget=[self._ranges(name)])
+        self._mechanism.put(self.key(name), entry)
 
     def delete(self, name: str) -> None:
         """Delete an object from the store, then from the cache.
@@ -282,31 +280,15 @@ class ObjectCache(Cache):
         self._store.delete(name)
         self.invalidate(name)
 
-    def invalidate(self, name: str) -> bool:
-        """Remove an object and its ranges from the cache; loads under way will not store them.
-
-        Returns:
-            Whether the whole object was there.
-
-        Raises:
-            ServiceUnreachableError: the cache did not answer; try again.
-
-        """
-        return self._mechanism.invalidate(self.key(name), forget=[self._ranges(name)])
-
-    def key(self, name: str, *byte_range: int) -> str:
-        """The key under which an object, or a range of it, is kept."""
+    def key(self, name: str) -> str:
+        """The key under which an object is kept."""
         store = self._store
-        return keys.object_key(self._namespace, store.identity, store.prefix + name, *byte_range)
-
-    def _ranges(self, name: str) -> str:
-        """The tag under which all ranges of an object are filed."""
-        return keys.ranges_tag(self.key(name))
+        return keys.object_key(self._namespace, store.identity, store.prefix + name)
 
     def size(self, name: str) -> int:
         """Bytes that the entry of an object takes in the cache, without Valkey's own; 0 if none."""
-        length = self._mechanism.attempt(lambda: self._storage.valkey.strlen(self.key(name)))
-        return int(length or 0)
+        length = self._mechanism.attempt(self._storage.do, ("STRLEN", self.key(name)))
+        return int(length[0]) if length else 0
 
     def _renewed(self, name: str, known: Entry) -> Entry:
         """The entry again, if the store says that it has not changed; else its successor."""
@@ -348,12 +330,6 @@ def _etag(entry: Entry) -> str:
 def _body(entry: Entry) -> bytes | None:
     body: Any = entry.rows[0][1] if entry.rows else None
     return body  # type: ignore[no-any-return]
-
-
-def _cut(entry: Entry, first: int, last: int) -> Entry:
-    body = (_body(entry) or b"")[first : last + 1]
-    rows: list[tuple[object, ...]] = [(_etag(entry), body)] if body else []
-    return Entry(entry.columns, rows, entry.cost_seconds, entry.created_at, entry.fresh_until)
 
 
 def _answer(fetched: Fetched) -> ObjectAnswer:
