@@ -138,7 +138,7 @@ TIMES = [
 
 @pytest.mark.parametrize("times", TIMES, ids=str)
 def test_times_that_no_clock_shows_are_never_written(times) -> None:
-    for write in (encode, lambda entry: encode_object(entry, None, LIMIT)):
+    for write in (encode, lambda entry: encode_object(entry, inf, LIMIT)):
         with pytest.raises(Uncacheable, match="times cannot be right"):
             write(Entry(("etag", "body"), [("e", b"")], *times))
 

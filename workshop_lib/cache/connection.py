@@ -51,6 +51,15 @@ def ask(client: Any, *commands: Command) -> list[Any]:
     return _ask_by_client(client, commands) if answers is None else answers
 
 
+def do(client: Any, *commands: Command) -> list[Any]:
+    """As `ask`. Raises the first of the answers that is an error."""
+    answers = ask(client, *commands)
+    for error in answers:
+        if isinstance(error, ResponseError):
+            raise error
+    return answers
+
+
 def _take(client: Redis, idle: list[tuple[ConnectionPool, Any]]) -> tuple[ConnectionPool, Any]:
     """A connection that is kept, or a new one; none of a process that this one was forked from."""
     while idle:

@@ -14,10 +14,7 @@ from workshop_lib.cache.codec import canonical
 from workshop_lib.rows import Params
 
 _VERSION = "v3"  # raise it when a key is built differently: old entries are then never found
-_QUERY = "query"
-_TAG = "tag"
-_CALL = "call"
-_OBJECT = "object"
+_KINDS = _QUERY, _TAG, _CALL, _OBJECT = "query", "tag", "call", "object"
 _PLAIN_OBJECT = r"[A-Za-z0-9._/-]{1,200}"
 _PLAIN_NAME = r"(?!-?\d+$)[A-Za-z0-9_-]{1,40}"
 
@@ -87,10 +84,7 @@ def object_key(namespace: str, bucket: str, name: str) -> str:
 
     Raises ValueError for a bad namespace.
     """
-    parts = [
-        part if re.fullmatch(_PLAIN_OBJECT, part) else f"str~{_digest(canonical(part))}"
-        for part in (bucket, name)
-    ]
+    parts = [_part(part, _PLAIN_OBJECT) for part in (bucket, name)]
     return ":".join((_prefix(namespace), _OBJECT, *parts))
 
 
@@ -186,16 +180,12 @@ def _slug(sql: str) -> str:
     return "-".join(words)[:40].rstrip("-") or "sql"
 
 
-def _part(value: object) -> str:
+def _part(value: object, plain: str = _PLAIN_NAME) -> str:
     """Return what stands for the value between two colons: never the same for another value."""
     if type(value) is int and -(2**63) <= value < 2**63:
         return str(value)
     # Digits alone would read as the number, and a table `query` as another kind of key.
-    if (
-        type(value) is str
-        and value not in {_QUERY, _TAG, _CALL, _OBJECT}
-        and re.fullmatch(_PLAIN_NAME, value)
-    ):
+    if type(value) is str and value not in _KINDS and re.fullmatch(plain, value):
         return value
     if type(value) is UUID:
         return f"UUID~{value}"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError as LostConnection, RedisError, TimeoutError as Slow
 
@@ -31,7 +31,6 @@ from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.forks import tell_child
 from workshop_lib.simulate.expiry import should_refresh_early
 
-P = ParamSpec("P")
 T = TypeVar("T")
 Load = Callable[[], Entry]
 """Asks the source; the entry's `cost_seconds` says what that took. Its times are set here."""
@@ -126,11 +125,9 @@ class Mechanism:
         source = "renewed" if renewed else "database"
         return Fetched(entry, source, time.perf_counter() - started)
 
-    def fetch_kept(
-        self, read: Callable[P, Entry | None], *what: P.args, **_: P.kwargs
-    ) -> Entry | None:
+    def fetch_kept(self, read: Callable[..., Entry | None], *args: Any) -> Entry | None:
         """What `read` finds in the cache, counted as a hit; None if that cannot be served."""
-        entry = self.attempt(read, *what, **_)
+        entry = self.attempt(read, *args)
         if entry is None or not _is_fresh(entry):
             return None
         self.counters.add(hits=1, bytes_read=entry.size)
@@ -147,19 +144,18 @@ class Mechanism:
 
         """
         keys = list(keys)
-        entries = self.attempt(self.storage.get_many, keys) or ()
-        found = {key: entry for key, entry in zip(keys, entries, strict=False) if entry}
+        entries = self.attempt(self.storage.get_many, keys) or [None] * len(keys)
+        found = {key: entry for key, entry in zip(keys, entries, strict=True) if entry}
         hits = {key: entry for key, entry in found.items() if _is_fresh(entry)}
         self.counters.add(hits=len(hits), bytes_read=sum(entry.size for entry in hits.values()))
         missing = [key for key in keys if key not in hits]
         if load is None or len(missing) < 2:
             return hits
         try:
-            locked = self._lock(missing)
-            if locked is None:  # the cache is down
-                return hits | self._count(load(missing))
-            tokens, quicker = locked
-            loaded = self._load(tokens, load) if tokens else {}
+            tokens, quicker = self._lock(missing) or (None, {})
+            # None: the cache is down. None of them: others are loading all that is missing.
+            unlocked = load(missing) if tokens is None else {}
+            loaded = self._load(tokens, load) if tokens else unlocked
         except self.policy.stale_on:
             grace_s = self.policy.stale_if_error
             stale = {key: found[key] for key in missing if key in found}
@@ -167,7 +163,9 @@ class Mechanism:
                 raise
             self.counters.add(stale=len(stale))
             return hits | stale
-        return hits | self._count(loaded) | self._count(quicker, coalesced=len(quicker))
+        answers = {**loaded, **quicker}
+        self.counters.add(misses=len(answers), coalesced=len(quicker))
+        return hits | answers
 
     def put(self, key: str, entry: Entry) -> None:
         """Write through: store what has just been written to the source.
@@ -395,15 +393,15 @@ class Mechanism:
 
     # --- go on without the cache
 
-    def attempt(self, work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T | None:
+    def attempt(self, work: Callable[..., T], *args: Any) -> T | None:
         """Ask the cache server, or go without it where it failed a moment ago: None."""
-        return self._ask(work, *args, **more) if self._breaker.allows() else None
+        return self._ask(work, *args) if self._breaker.allows() else None
 
-    def _ask(self, work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T | None:
+    def _ask(self, work: Callable[..., T], *args: Any) -> T | None:
         """What the cache server answers; None if it does not."""
         answer = None
         try:
-            answer = work(*args, **more)
+            answer = work(*args)
         except (LostConnection, Slow):
             self._breaker.failed()
             self.counters.add(errors=1)
@@ -416,18 +414,14 @@ class Mechanism:
         return answer
 
     @staticmethod
-    def _insist(work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+    def _insist(work: Callable[..., T], *args: Any) -> T:
         try:
-            return work(*args, **more)
+            return work(*args)
         except RedisError as error:
             raise ServiceUnreachableError(
                 f"The cache could not be told that an entry is out of date: {error}. Readers may "
                 "see the old value until its TTL ends; try again when the cache answers."
             ) from None
-
-    def _count(self, entries: Mapping[str, Entry], **more: int) -> dict[str, Entry]:
-        self.counters.add(misses=len(entries), **more)
-        return dict(entries)
 
 
 def _is_fresh(entry: Entry, beyond_s: float = 0.0) -> bool:

@@ -10,16 +10,18 @@ import time
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from math import inf
+from typing import Any
 
 import msgspec
 from redis import Redis
 
 from workshop_lib.cache import keys
-from workshop_lib.cache.base import Cache, Keeper
+from workshop_lib.cache.base import Cache
 from workshop_lib.cache.codec import CorruptEntry, Entry, Head, encode_head, seal, unseal
+from workshop_lib.cache.connection import do
 from workshop_lib.cache.mechanism import Fetched
 from workshop_lib.cache.storage import Storage
 
@@ -40,7 +42,7 @@ class _Head(Head):
 _HEAD = msgspec.json.Decoder(_Head)
 
 
-def encode_object(entry: Entry, compress_above: int | None, max_bytes: int) -> bytes:
+def encode_object(entry: Entry, compress_above: float, max_bytes: int) -> bytes:
     """Return the stored form of an object.
 
     Args:
@@ -50,10 +52,9 @@ def encode_object(entry: Entry, compress_above: int | None, max_bytes: int) -> b
 
     """
     body, packed = _body(entry) or b"", False
-    if compress_above is not None and compress_above < len(body) <= max_bytes:
+    if compress_above < len(body) <= max_bytes:
         smaller = zlib.compress(body, ZLIB_LEVEL)
-        packed = len(smaller) < len(body)
-        body = smaller if packed else body
+        packed, body = len(smaller) < len(body), min(body, smaller, key=len)
     etag = _etag(entry) if entry.rows else None
     return seal(encode_head(_Head, entry, etag=etag, packed=packed) + b"\n" + body)
 
@@ -89,41 +90,6 @@ def _unpack(body: bytes, limit: int) -> bytes:
     return plain
 
 
-class Store(Protocol):
-    """What the cache asks on a miss: an ObjectStore is one."""
-
-    @property
-    def identity(self) -> str:
-        """Which store and bucket this is: part of every key."""
-
-    @property
-    def prefix(self) -> str:
-        """What the names in the bucket begin with: part of every key."""
-
-    def get(self, name: str) -> Any:
-        """The object with `body`, `etag` and `seconds`; None if there is none."""
-
-    def get_if_changed(self, name: str, etag: str) -> Any:
-        """As `get`; something without a body if it is still the one with this ETag."""
-
-    def get_range(self, name: str, first: int, last: int) -> Any:
-        """As `get`, for the bytes from `first` to `last`."""
-
-    def put(self, name: str, body: bytes) -> str:
-        """Write an object. Its ETag."""
-
-    def delete(self, name: str) -> None:
-        """Delete an object."""
-
-
-class Source(Keeper, Protocol):
-    """Where a cache gets its parts from; a Workshop is one."""
-
-    @property
-    def objects(self) -> Store:
-        """What to ask on a miss."""
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class ObjectAnswer:
     """An object and where it came from.
@@ -156,7 +122,7 @@ class ObjectCache(Cache):
     What is not there is kept, too (`missing_ttl`). When the cache is down, the store answers.
 
     Args:
-        source: an open workshop.
+        source: an open workshop; its `objects` is asked on a miss, an ObjectStore.
         ttl: time to live of an entry, seconds; VALKEY_TTL if left out.
         missing_ttl: the same for "there is no such object"; as `ttl` if left out.
         compress_above: size from which on bodies are compressed, bytes; None for never.
@@ -174,7 +140,7 @@ class ObjectCache(Cache):
 
     def __init__(
         self,
-        source: Source,
+        source: Any,
         ttl: float | None = None,
         *,
         missing_ttl: float | None = None,
@@ -182,13 +148,12 @@ class ObjectCache(Cache):
         valkey: Redis | None = None,
         **behaviour: Any,
     ) -> None:
-        if compress_above is not None and not (
-            isinstance(compress_above, int | float) and compress_above >= 0
-        ):
+        above = inf if compress_above is None else compress_above
+        if not (isinstance(above, int | float) and above >= 0):
             raise ValueError(f"compress_above is {compress_above!r}; it must be 0 or more, or None")
 
         def storage(client: Redis, limit: int) -> Storage:
-            encode = partial(encode_object, compress_above=compress_above, max_bytes=limit)
+            encode = partial(encode_object, compress_above=above, max_bytes=limit)
             return Storage(client, limit, encode, partial(decode_object, limit=limit))
 
         super().__init__(source, ttl, storage, valkey, empty_ttl=missing_ttl, **behaviour)
@@ -228,13 +193,13 @@ class ObjectCache(Cache):
             raise ValueError(f"{first} to {last} is not a range: 0 <= first <= last")
         started = time.perf_counter()
         whole = self._mechanism.fetch_kept(self._storage.get, self.key(name))
-        if whole is not None:
-            body = (_body(whole) or b"")[first : last + 1] or None
-            etag, seconds = _etag(whole) if body else "", time.perf_counter() - started
-            return ObjectAnswer(body, etag, "cache", seconds, whole.cost_seconds)
-        part = _entry(self._store.get_range(name, first, last))
-        self._mechanism.counters.add(misses=1)
-        return _answer(Fetched(part, "database", time.perf_counter() - started))
+        if whole is None:
+            part, source = _entry(self._store.get_range(name, first, last)), "database"
+            self._mechanism.counters.add(misses=1)
+        else:
+            body, source = (_body(whole) or b"")[first : last + 1], "cache"
+            part = replace(whole, rows=[(_etag(whole), body)] if body else [])
+        return _answer(Fetched(part, source, time.perf_counter() - started))
 
     def get_many(self, names: Iterable[str]) -> dict[str, bytes | None]:
         """Many objects: one round trip for all that are in the cache, then the missing ones.
@@ -287,7 +252,7 @@ class ObjectCache(Cache):
 
     def size(self, name: str) -> int:
         """Bytes that the entry of an object takes in the cache, without Valkey's own; 0 if none."""
-        length = self._mechanism.attempt(self._storage.do, ("STRLEN", self.key(name)))
+        length = self._mechanism.attempt(do, self._storage.valkey, ("STRLEN", self.key(name)))
         return int(length[0]) if length else 0
 
     def _renewed(self, name: str, known: Entry) -> Entry:
@@ -296,9 +261,7 @@ class ObjectCache(Cache):
         if not etag:
             return _entry(self._store.get(name))
         answer = self._store.get_if_changed(name, etag)
-        if answer is None or hasattr(answer, "body"):
-            return _entry(answer)
-        return Entry(known.columns, known.rows, known.cost_seconds, time.time())
+        return _entry(answer) if answer is None or hasattr(answer, "body") else known
 
 
 def as_bytes(body: object) -> bytes:

@@ -29,7 +29,7 @@ from workshop_lib.cache.codec import (
     encode_head,
     encode_value,
 )
-from workshop_lib.cache.connection import Command
+from workshop_lib.cache.connection import Command, do
 from workshop_lib.cache.storage import Packed, Storage
 
 Record = dict[str, object]
@@ -123,7 +123,7 @@ class HashStorage(Storage):
     def get_fields(self, key: str, names: Sequence[str]) -> Entry | None:
         """An entry of these columns only; None if one of them is not there, or is not ours."""
         try:
-            about, *values = self.do(("HMGET", key, ABOUT, *names))[0]
+            about, *values = do(self.valkey, ("HMGET", key, ABOUT, *names))[0]
             size = sum(len(part) for part in (about, *values) if part)
             return _entry(_HEAD.decode(about or b""), names, values, size, self.max_bytes)
         except ResponseError as error:

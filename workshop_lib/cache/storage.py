@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 
 from workshop_lib.cache import codec
 from workshop_lib.cache.codec import MAX_BYTES, CorruptEntry, Entry
-from workshop_lib.cache.connection import Command, ask
+from workshop_lib.cache.connection import Command, ask, do
 from workshop_lib.cache.keys import lock_key
 
 Packed = Sequence[bytes]
@@ -115,7 +115,7 @@ class Storage:
         for tag in tags:
             commands.append(("SET", tag, secrets.token_hex(8), "NX", "PX", kept))
             commands += [("PEXPIRE", tag, kept), ("GET", tag)]
-        return _texts(tags, self.do(*commands)[2::3])
+        return _texts(tags, do(self.valkey, *commands)[2::3])
 
     # --- lock
 
@@ -137,7 +137,8 @@ class Storage:
             commands.append(("SET", lock_key(key), token, "NX", "PX", lock_ms))
             commands.append(self.command(key))
         answers = ask(self.valkey, *commands)
-        _raise_first(answers[::2])
+        if failed := [one for one in answers[::2] if isinstance(one, ResponseError)]:
+            raise failed[0]
         entries = self._valid(list(map(self._readable, answers[1::2])), {})
         return dict(zip(tokens, zip(map(bool, answers[::2]), entries, strict=True), strict=True))
 
@@ -168,29 +169,24 @@ class Storage:
             ("EVAL", self.complete_script, 2, key, lock_key(key), token, ttl_ms, *packed)
             for key, (token, packed, ttl_ms) in writes.items()
         ]
-        return list(map(bool, self.do(*commands)))
+        return list(map(bool, do(self.valkey, *commands)))
 
     def delete(self, *keys: str) -> int:
         """Remove entries and their locks. Returns how many entries there were."""
         # No transaction: the keys lie in many slots. Each lock goes first, so that no loader can
         # store between the two commands what it read before.
-        return sum(self.do(*[c for k in keys for c in (("DEL", lock_key(k)), ("UNLINK", k))])[1::2])
+        commands = [step for key in keys for step in (("DEL", lock_key(key)), ("UNLINK", key))]
+        return sum(do(self.valkey, *commands)[1::2])
 
     def forget_tag(self, tag: str) -> None:
         """Invalidate all that is filed, or being loaded, under the tag."""
-        self.do(("UNLINK", tag))
+        do(self.valkey, ("UNLINK", tag))
 
     # --- ask the server
 
     def run(self, script: str, keys: Sequence[str], *arguments: Any) -> bool:
         """Whether a script that is given these keys and arguments returns anything but 0."""
-        return bool(self.do(("EVAL", script, len(keys), *keys, *arguments))[0])
-
-    def do(self, *commands: Command) -> list[Any]:
-        """The answers to some commands. Raises the first of them that is an error."""
-        answers = ask(self.valkey, *commands)
-        _raise_first(answers)
-        return answers
+        return bool(do(self.valkey, ("EVAL", script, len(keys), *keys, *arguments))[0])
 
     def _valid(self, entries: list[Entry | None], known: Mapping[str, str]) -> list[Entry | None]:
         """The entries, with None for what was invalidated by a tag; one round trip at most.
@@ -227,12 +223,6 @@ class Storage:
         with suppress(CorruptEntry):
             return self._entry(answer)
         return None
-
-
-def _raise_first(answers: Iterable[Any]) -> None:
-    for answer in answers:
-        if isinstance(answer, ResponseError):
-            raise answer
 
 
 def _texts(tags: Iterable[str], versions: Iterable[object]) -> dict[str, str]:
