@@ -131,13 +131,3 @@ def test_threads_that_come_after_the_rest_do_not_all_wait_for_a_silent_cache(
     assert at_once(20, read_or_find_out) == [1] * 20
     assert valkey.asked == 1
     assert cache.stats().errors == 21
-
-
-def test_an_error_in_which_the_server_answers_does_not_keep_the_next_from_asking(ours, valkey):
-    cache, read = locking_reader(ours)
-    valkey.error = redis.ResponseError("OOM command not allowed when used memory > 'maxmemory'")
-    assert [read() for _ in range(5)] == [1] * 5
-    assert valkey.asked >= 5
-    valkey.error = None
-    assert [read() for _ in range(3)] == [1] * 3
-    assert cache.stats().hits == 2

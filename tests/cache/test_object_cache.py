@@ -174,15 +174,6 @@ def test_beyond_its_ttl_a_changed_object_is_read_anew(source, memory):
     assert memory.asked == ["get", "changed", "changed", "get"]
 
 
-def test_the_real_store_says_that_an_object_has_not_changed(ws):
-    etag = ws.objects.put("thing", b"one")
-    assert isinstance(ws.objects.get_if_changed("thing", etag), Unchanged)
-    ws.objects.put("thing", b"two")
-    assert ws.objects.get_if_changed("thing", etag).body == b"two"
-    ws.objects.delete("thing")
-    assert ws.objects.get_if_changed("thing", etag) is None
-
-
 # --- large ones, and ranges
 
 

@@ -17,18 +17,9 @@ from uuid import UUID
 import msgspec
 from redis.exceptions import ResponseError
 
-from workshop_lib.cache import keys
+from workshop_lib.cache import codec, keys
 from workshop_lib.cache.base import Cache, Source
-from workshop_lib.cache.codec import (
-    CorruptEntry,
-    Entry,
-    Head,
-    Uncacheable,
-    check_size,
-    decode_values,
-    encode_head,
-    encode_value,
-)
+from workshop_lib.cache.codec import CorruptEntry, Entry, Head, Uncacheable, encode_value
 from workshop_lib.cache.connection import Command, do
 from workshop_lib.cache.storage import Packed, Storage
 
@@ -95,7 +86,7 @@ class HashStorage(Storage):
     def pack(self, entry: Entry) -> Packed:
         """Fields and values by turns."""
         (row,) = entry.rows or [()]
-        about = encode_head(_Head, entry, columns=entry.columns, present=bool(entry.rows))
+        about = codec.encode_head(_Head, entry, columns=entry.columns, present=bool(entry.rows))
         packed = [ABOUT, about]
         for name, value in zip(entry.columns, row, strict=False):
             packed += (name.encode(), encode_value(value))
@@ -155,8 +146,8 @@ def _entry(
     head: _Head, columns: Sequence[str], values: Sequence[Any], size: int, max_bytes: int
 ) -> Entry:
     """The entry of these columns. Raises TypeError if one of them has no value."""
-    check_size(size, max_bytes)
-    rows = [tuple(decode_values(values))] if head.present else []
+    codec.check_size(size, max_bytes)
+    rows = [tuple(codec.decode_values(values))] if head.present else []
     return head.entry(columns, rows, size)
 
 
