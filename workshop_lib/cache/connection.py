@@ -37,7 +37,11 @@ def ask(client: Any, *commands: Command) -> list[Any]:
     answers = None
     try:
         connection.connect()  # where it is not; and by the present route to the server
-        connection.send_packed_command(connection.pack_commands(commands))
+        one = len(commands) == 1
+        packed = (
+            connection.pack_command(*commands[0]) if one else connection.pack_commands(commands)
+        )
+        connection.send_packed_command(packed)
         answers = [_answer(connection) for _ in commands]
     except LostConnection:  # perhaps closed by the server while it was idle
         pass
