@@ -357,12 +357,6 @@ def test_what_gives_no_result_to_keep_is_refused_where_it_is_decorated(source, f
         cached(source)(function)
 
 
-def test_a_result_that_can_be_read_once_is_each_caller_s_own(source):
-    function = cached(source)(logged(lambda: map(str, [1])))
-    assert [list(function()) for _ in range(2)] == [["1"], ["1"]]
-    assert (function.stats().hits, function.stats().uncacheable) == (0, 2)
-
-
 def test_a_function_that_calls_itself_is_cached_at_every_step(source, calls):
     @cached(source, lock_seconds=30)
     def fibonacci(n: int) -> int:

@@ -78,16 +78,6 @@ def test_one_miss_fills_the_cache_for_nine_hits(ws, cache):
     assert (stats.bytes_written, stats.bytes_read) == (size, 9 * size)
 
 
-def test_an_answer_reads_like_rows(cache):
-    for answer in (cache.fetch(NUMBERS, (2,)), cache.fetch(NUMBERS, (2,))):
-        assert len(answer) == 20
-        assert next(iter(answer)) == (1, 2)
-        assert answer.as_dicts()[1] == {"n": 2, "product": 4}
-        assert list(answer.to_frame()["product"]) == [2 * n for n in range(1, 21)]
-        assert "20 rows × 2 columns" in answer._repr_html_()
-    assert "1 row × 1 column<" in cache.fetch("SELECT 1 AS n")._repr_html_()
-
-
 # --- what belongs to the key ---
 
 

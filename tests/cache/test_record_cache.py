@@ -90,18 +90,6 @@ def test_each_field_is_stored_so_that_a_person_can_read_it(ws, orders):
     }
 
 
-def test_one_miss_fills_the_cache_for_all_later_hits(ws, orders):
-    with database_queries(ws, 1):
-        answers = [orders.fetch(1) for _ in range(10)]
-    assert [a.source for a in answers] == ["database"] + ["cache"] * 9
-    assert all(a.seconds > 0 for a in answers)
-    stats = orders.stats()
-    assert (stats.misses, stats.hits, stats.hit_ratio, stats.errors) == (1, 9, 0.9, 0)
-    stored = ws.valkey.hgetall(orders.key(1))
-    size = sum(len(name) + len(value) for name, value in stored.items())
-    assert (stats.bytes_written, stats.bytes_read) == (size, 9 * size)
-
-
 def test_a_record_is_the_reader_s_own(orders):
     orders.get(1)["name"] = "changed"
     orders.get(1)["data"]["b"] = "changed"

@@ -37,11 +37,10 @@ def ask(client: Any, *commands: Command) -> list[Any]:
     answers = None
     try:
         connection.connect()  # where it is not; and by the present route to the server
-        one = len(commands) == 1
-        packed = (
-            connection.pack_command(*commands[0]) if one else connection.pack_commands(commands)
-        )
-        connection.send_packed_command(packed)
+        if len(commands) == 1:
+            connection.send_command(*commands[0])
+        else:
+            connection.send_packed_command(connection.pack_commands(commands))
         answers = [_answer(connection) for _ in commands]
     except LostConnection:  # perhaps closed by the server while it was idle
         pass
@@ -86,6 +85,11 @@ def _answer(connection: Any) -> Any:
 
 def _ask_by_client(client: Any, commands: tuple[Command, ...]) -> list[Any]:
     """The same by the client's own ways, and its own rules for trying again."""
+    if len(commands) == 1:
+        try:
+            return [client.execute_command(*commands[0])]
+        except ResponseError as error:
+            return [error]
     pipeline = client.pipeline(transaction=False)
     for command in commands:
         pipeline.execute_command(*command)
