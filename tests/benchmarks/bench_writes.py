@@ -1,7 +1,7 @@
 """What it costs to write one record, and to read many.
 
-The baseline of a write is two commands, between which the record has no TTL. Many records are hashes
-and come back as dicts with their types; MGET reads strings, and decodes nothing.
+The baseline of a write is two commands, between which the record has no TTL. Many records are
+hashes, and come back as dicts with their types; MGET reads strings, and decodes nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_200_records(ws, question, race):
             "200 × GET": lambda: [ws.valkey.get(key) for key in texts],
             "MGET": lambda: ws.valkey.mget(texts),
         },
-        # Of 200 round trips one is left; 200 commands are sent, and 200 dicts made of their answers.
+        # Of 200 round trips one is left; 200 commands are sent, and 200 dicts made of the answers.
         goal=0.2,
         bound=0.4,
         rounds=10,
