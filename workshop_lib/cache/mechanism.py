@@ -113,7 +113,7 @@ class Mechanism:
             self.counters.add(bytes_read=found.size)
             load = partial(renew, found) if renew else load
         try:
-            fill = self._fly if self.policy.single_flight else self._lock_and_load
+            fill = self._join_flight if self.policy.single_flight else self._lock_and_load
             entry = fill(key, load, tags)
         except self.policy.stale_on:
             if found is None or not _is_fresh(found, self.policy.stale_if_error):
@@ -152,10 +152,10 @@ class Mechanism:
         if load is None or len(missing) < 2:
             return hits
         try:
-            tokens, quicker = self._lock(missing) or (None, {})
+            tokens, quicker = self._take_locks(missing) or (None, {})
             # None: the cache is down. None of them: others are loading all that is missing.
             unlocked = load(missing) if tokens is None else {}
-            loaded = self._load(tokens, load) if tokens else unlocked
+            loaded = self._load_and_store(tokens, load) if tokens else unlocked
         except self.policy.stale_on:
             grace_s = self.policy.stale_if_error
             stale = {key: found[key] for key in missing if key in found}
@@ -214,11 +214,11 @@ class Mechanism:
             time.time(), entry.fresh_until, entry.cost_seconds, beta, 1 - random.random()
         ):
             return entry
-        tokens, quicker = self._lock([key], tags, entry) or ({}, {})
+        tokens, quicker = self._take_locks([key], tags, entry) or ({}, {})
         if not tokens:
             return quicker.get(key, entry)  # another request is at it, or was quicker
         try:
-            newer = self._load(tokens, lambda _: {key: load()}, tags)[key]
+            newer = self._load_and_store(tokens, lambda _: {key: load()}, tags)[key]
         except Exception:  # noqa: BLE001 -- whatever it was: the entry at hand is still in force
             return entry
         self.counters.add(early=1)
@@ -226,14 +226,14 @@ class Mechanism:
 
     # --- one thread of this process
 
-    def _fly(self, key: str, load: Load, tags: Tags) -> Entry:
+    def _join_flight(self, key: str, load: Load, tags: Tags) -> Entry:
         """Load for all threads of this process that ask now, or wait for the thread that does."""
         for _ in range(FLIGHTS):
             flight, leads = self._flights.join(key)
             if flight is None:  # a load that asks for its own key
                 break
             if leads:
-                return self._lead(key, flight, load, tags)
+                return self._lead_flight(key, flight, load, tags)
             if not flight.done.wait(self.policy.wait_seconds):
                 self._flights.abandon(key, flight)
                 continue
@@ -246,7 +246,7 @@ class Mechanism:
                 return self.storage.unpack(flight.packed)
         return load()
 
-    def _lead(self, key: str, flight: Flight, load: Load, tags: Tags) -> Entry:
+    def _lead_flight(self, key: str, flight: Flight, load: Load, tags: Tags) -> Entry:
         """Load for all threads that join the flight."""
         try:
             if previous := flight.previous:
@@ -270,13 +270,13 @@ class Mechanism:
     def _lock_and_load(self, key: str, load: Load, tags: Tags) -> Entry:
         """Load with the lock, or wait for the process that has it."""
         pause, deadline = POLL_S, time.monotonic() + self.policy.wait_seconds
-        while (locked := self._lock([key], tags)) is not None:
+        while (locked := self._take_locks([key], tags)) is not None:
             tokens, quicker = locked
             if quicker:
                 self.counters.add(coalesced=1, bytes_read=quicker[key].size)
                 return quicker[key]
             if tokens:
-                return self._load(tokens, lambda _: {key: load()}, tags)[key]
+                return self._load_and_store(tokens, lambda _: {key: load()}, tags)[key]
             if time.monotonic() > deadline:
                 break
             time.sleep(pause)
@@ -284,7 +284,7 @@ class Mechanism:
         # Without the lock an invalidation meanwhile goes unnoticed: nothing is stored.
         return load()
 
-    def _lock(
+    def _take_locks(
         self, keys: Collection[str], tags: Tags = (), known: Entry | None = None
     ) -> tuple[dict[str, str], dict[str, Entry]] | None:
         """Take the locks that are free; None if the cache is down.
@@ -313,7 +313,9 @@ class Mechanism:
                 del tokens[key]
         return tokens, quicker
 
-    def _load(self, tokens: Tokens, load: LoadMany, tags: Tags = ()) -> Mapping[str, Entry]:
+    def _load_and_store(
+        self, tokens: Tokens, load: LoadMany, tags: Tags = ()
+    ) -> Mapping[str, Entry]:
         """Load while holding the locks, and store each entry whose lock is held to the end."""
         try:
             versions: Versions = {}
