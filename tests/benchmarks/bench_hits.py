@@ -12,8 +12,8 @@ import pytest
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import RecordCache
 
-# On the edge: a kept connection saves as much of redis-py's time as keys, types, checksum and
-# counters take. The bound is for a machine on which all of that is slow, and the server is not.
+# On the edge, 1.15 to 1.25: a kept connection saves most of what keys, types, checksum and counters
+# take. The bound is for a busy machine.
 SMALL = {"goal": 1.15, "bound": 1.5}
 ONE_USER = "SELECT * FROM users WHERE user_id = %s"
 
