@@ -21,6 +21,7 @@ MAX_KEPT = 8
 
 _kept: WeakKeyDictionary[Redis, list[tuple[ConnectionPool, Any]]] = WeakKeyDictionary()
 """Those that wait for their next caller, by client; taken and put back in one step each."""
+os.register_at_fork(after_in_child=_kept.clear)  # they are the parent's
 
 
 def ask(client: Any, *commands: Command) -> list[Any]:
@@ -64,13 +65,13 @@ def do(client: Any, *commands: Command) -> list[Any]:
 
 
 def _take(client: Redis, idle: list[tuple[ConnectionPool, Any]]) -> tuple[ConnectionPool, Any]:
-    """A connection that is kept, or a new one; none of a process that this one was forked from."""
+    """A connection that is kept, or a new one of the client's present pool."""
     while idle:
         try:
             pool, connection = idle.pop()
         except IndexError:  # another thread was quicker
             break
-        if pool is client.connection_pool and connection.pid == os.getpid():
+        if pool is client.connection_pool:
             return pool, connection
     pool = client.connection_pool
     return pool, pool.get_connection()
