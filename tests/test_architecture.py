@@ -24,6 +24,7 @@ MODULES = {
 }
 CLIENTS = {"psycopg2", "redis", "boto3", "botocore"}
 PURE = [
+    "advise.py",
     "cache/keys.py",
     "cache/codec.py",
     "cache/stats.py",
@@ -33,6 +34,8 @@ PURE = [
     "load/events.py",
     "load/traffic.py",
     "rows.py",
+    "statistics_file.py",
+    "sql_shape.py",
     "simulate/eviction.py",
     "simulate/expiry.py",
     "simulate/streams.py",
