@@ -142,10 +142,8 @@ EXACTLY = {
         "naive_race_leaves_old_value": True, "lock_race_leaves_old_value": False,
         "late_reader_kept": False,
     },
-    "06_choose_an_eviction_policy": {
-        "hits_when_full": 0, "errors_when_full": 100, "answers_right_when_full": True,
-        "hits_when_cured": 50,
-    },
+    "06_choose_an_eviction_policy": {"hits_when_cured": 20},  # 20 keys, each asked for twice
+    "06_eviction_on_paper": {"by_hand_equal": True},
     "07_stay_up_under_stress": {
         "queries_by_hand": 1, "queries_single_flight": 1, "queries_processes_single_flight": 1,
         # A cache that is away costs time and no answers; a database, errors or stale answers.
@@ -206,10 +204,17 @@ LARGER = [
     ("04_cache_a_record", "pipeline_speed_up", 1),
     ("05_expire_and_refresh", "stale_for", 0),
     ("05_expire_and_refresh", "highest_wave_no_jitter", "highest_wave_jitter"),
-    ("06_choose_an_eviction_policy", "evictions_volatile_lru", 20),
-    ("06_choose_an_eviction_policy", "refused_noeviction", 20),
-    ("06_choose_an_eviction_policy", "sessions_lost_allkeys", 0),
-    ("06_choose_an_eviction_policy", "ranked_volatile_ttl", "hit_ratio_hot_and_cold_volatile-ttl"),
+    # Buffers of clients shrink now and then, and a few writes find room.
+    ("06_choose_an_eviction_policy", "refused_when_full", 30),
+    ("06_choose_an_eviction_policy", "refused_without_ttl", 30),
+    ("06_choose_an_eviction_policy", "sessions_evicted", 10),
+    ("06_choose_an_eviction_policy", "hits_before_allkeys_lfu", "hits_before_allkeys_random"),
+    ("06_choose_an_eviction_policy", "hits_after_allkeys_lru", "hits_after_noeviction"),
+    ("06_choose_an_eviction_policy", "hits_calm_allkeys_lru", "hits_scanned_allkeys_lru"),
+    ("06_choose_an_eviction_policy", "lfu_gain_by_scan", 0),
+    ("06_eviction_on_paper", "hits_scan_lfu", "hits_scan_lru"),
+    ("06_eviction_on_paper", "hits_moving_lru", "hits_moving_lfu"),
+    ("06_eviction_on_paper", "hits_ranked_ttls", "hits_equal_ttls"),
     ("07_stay_up_under_stress", "queries_naive", 2),
     ("07_stay_up_under_stress", "queries_processes_each_for_itself", 2),
     ("07_stay_up_under_stress", "errors_database_plain", 0),
@@ -265,19 +270,12 @@ def test_a_longer_ttl_has_more_hits_about_as_many_as_the_replayed_stream(figures
     assert pairs[0][0] < pairs[-1][0]
 
 
-@pytest.mark.parametrize("kind", ["hot_and_cold", "scan", "shifting"])
-def test_no_policy_beats_belady_and_caches_evict_as_exact_algorithms_do(figures, kind):
-    found = figures["06_choose_an_eviction_policy"]
-    ratios = {
-        name.rpartition("_")[2]: value
-        for name, value in found.items()
-        if name.startswith(f"hit_ratio_{kind}_")
-    }
-    assert len(ratios) == 8
-    assert 0 < max(ratios.values()) <= found[f"best_possible_{kind}"]
-    # With a TTL on every key the two families choose among the same candidates.
-    for how in ("lru", "lfu", "random"):
-        assert abs(ratios[f"volatile-{how}"] - ratios[f"allkeys-{how}"]) <= 0.05
+@pytest.mark.parametrize("kind", ["steady", "scan", "moving"])
+def test_no_policy_beats_belady(figures, kind):
+    found = figures["06_eviction_on_paper"]
+    ratios = {name: value for name, value in found.items() if name.startswith(f"hits_{kind}_")}
+    assert len(ratios) == 6
+    assert max(ratios, key=ratios.get) == f"hits_{kind}_belady"
 
 
 def test_what_is_worked_out_from_figures_is_right(figures, results):
