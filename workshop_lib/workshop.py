@@ -68,7 +68,8 @@ class Workshop:
         valkey: the cache, a redis.Redis.
         s3: the object store, a boto3 client.
         bucket: the bucket's name.
-        sqs, cloudwatch: queues and metrics, boto3 clients; found (`messaging`) on first use.
+        sqs, local_sqs, cloudwatch: queues and metrics, boto3 clients; found (`messaging`) on first
+            use.
         objects: this workshop's own objects in it (`get`, `put`, …).
         namespace: names the schema, and begins every cache key and object name of this workshop.
         endpoints: where the services are.
@@ -112,6 +113,7 @@ class Workshop:
         self._pid = os.getpid()
         self._sandbox: Sandbox | None = None
         self._let_go_of_messaging: Callable[[], None] = lambda: None
+        self._let_go_of_local_sqs: Callable[[], None] = lambda: None
         self._let_go_of_cluster: Callable[[], None] = lambda: None
         self._workers: LocalWorkers | LambdaWorkers | None = None
         forks.tell_child(self)
@@ -119,7 +121,7 @@ class Workshop:
     def _after_fork(self) -> None:
         """In a forked process: have all clients connect anew."""
         forks.renew_cache_client(self.valkey)
-        for client in ("s3", "sqs", "cloudwatch"):
+        for client in ("s3", "sqs", "local_sqs", "cloudwatch"):
             if client in vars(self):
                 vars(self)[client].close()  # its connections; it opens new ones
 
@@ -278,6 +280,20 @@ class Workshop:
         from workshop_lib.queues import messaging_client
 
         return messaging_client(self.messaging, "sqs")
+
+    @cached_property
+    def local_sqs(self) -> Any:
+        """A boto3 client of the emulated SQS, also where QUEUE_URL names a queue of Amazon's.
+
+        For queues to play with, which no Lambda function empties. Delete them yourself.
+        """
+        if self.messaging.emulated:
+            return self.sqs
+        from workshop_lib.queues import messaging_client
+
+        local = self.settings.model_copy(update={"queue_url": None})
+        endpoint, self._let_go_of_local_sqs = resolve_messaging(local)
+        return messaging_client(endpoint, "sqs")
 
     @cached_property
     def cloudwatch(self) -> Any:
@@ -567,10 +583,11 @@ class Workshop:
         self.database.close()
         self.valkey.close()
         self.s3.close()
-        for client in ("sqs", "cloudwatch"):
+        for client in ("sqs", "local_sqs", "cloudwatch"):
             if client in vars(self):
                 getattr(self, client).close()
         self._let_go_of_messaging()
+        self._let_go_of_local_sqs()
         self._let_go_of_cluster()
         self.endpoints.release()
 

@@ -32,7 +32,7 @@ SECRET = (ACCOUNT, "STANDINHOST", "secret-of", "X-Amz-Signature", "X-Amz-Credent
 
 # --- notebooks ---
 
-THE_SAME_THERE = ("02", "04", "05", "06", "07", "11", "15")
+THE_SAME_THERE = ("02", "04", "05", "06", "07", "11", "14", "15")
 """What these use of AWS, others use as well; some work in a sandbox of local engines anywhere."""
 CHOSEN = [one.name for one in runner.find_notebooks() if not one.name.startswith(THE_SAME_THERE)]
 
@@ -91,7 +91,7 @@ def test_the_results_say_that_it_was_aws_and_where(results):
         ], name  # fmt: skip
         assert {one["embedded"] for one in list(services.values())[:3]} == {False}
         assert services["database"]["region"] == REGION
-    queues = results["14_the_busiest_day"]["services"]["messaging"]
+    queues = results["13_work_through_a_queue"]["services"]["messaging"]
     assert queues["label"] == f"Amazon SQS and CloudWatch in {REGION}"
 
 
@@ -117,7 +117,7 @@ def test_the_values_are_those_that_they_are_everywhere(results):
 def test_the_stacks_function_did_the_work_of_the_load_tests(aws, function, results):
     if not function:
         pytest.skip("the wheels of the function's package cannot be had here")
-    queue = results["14_the_busiest_day"]["measurements"]
+    queue = results["13_work_through_a_queue"]["measurements"]
     assert queue["messages_succeeded"]["value"] == queue["messages_planned"]["value"] > 0
     assert sum(aws.mapping.batches) >= queue["messages_planned"]["value"]
     assert aws.function.calls > len(aws.mapping.batches) > 0  # notebook 12 invoked it as well
