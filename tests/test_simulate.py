@@ -16,7 +16,6 @@ from workshop_lib.simulate import (
     TtlReplay,
     break_even,
     che_lru_hit_ratio,
-    hit_ratio_by_capacity,
     poisson_times,
     replay,
     replay_early,
@@ -24,7 +23,6 @@ from workshop_lib.simulate import (
     scan_stream,
     shifting_stream,
     should_refresh_early,
-    stack_distances,
     stale_share,
     steps,
     ttl_hit_ratio,
@@ -42,7 +40,7 @@ unhurried = settings(deadline=None, max_examples=40)
 @pytest.mark.parametrize("room", ["streams", "eviction", "expiry", "theory"])
 def test_the_examples_in_the_docstrings_are_true(room):
     found = doctest.testmod(getattr(simulate, room))
-    assert found.attempted > 3
+    assert found.attempted >= 2
     assert found.failed == 0
 
 
@@ -220,21 +218,6 @@ def test_a_larger_fifo_cache_may_have_fewer_hits():
     assert [replay(trace, size, "fifo").misses for size in (3, 4)] == [9, 10]
 
 
-@unhurried
-@given(traces, st.lists(capacities, max_size=5), policies)
-def test_hit_ratios_by_capacity_are_those_of_replaying_each(trace, sizes, policy):
-    expected = [replay(trace, size, policy).hit_ratio for size in sizes]
-    assert hit_ratio_by_capacity(trace, sizes, policy) == expected
-
-
-@unhurried
-@given(traces)
-def test_a_stack_distance_counts_the_distinct_keys_since_the_last_request(trace):
-    for now, found in enumerate(stack_distances(trace)):
-        earlier = [at for at in range(now) if trace[at] == trace[now]]
-        assert found == (len(set(trace[earlier[-1] : now])) if earlier else None)
-
-
 def test_valkeys_sampling_comes_close_to_lru_and_stays_above_chance():
     stream = zipf_stream(60_000, 5_000, 0.9, seed=4)
     ratio = {policy: replay(stream, 500, policy).hit_ratio for policy in POLICIES}
@@ -267,8 +250,6 @@ def test_an_unknown_policy_is_refused_with_the_known_ones():
 def test_a_cache_without_room_is_refused_before_the_first_request(policy):
     with pytest.raises(ValueError, match="at least 1 entry"):
         steps([1], 0, policy)
-    with pytest.raises(ValueError, match="at least 1 entry"):
-        hit_ratio_by_capacity([1], [1, 0], policy)
 
 
 # --- theory

@@ -416,9 +416,9 @@ def _fill(site: Site, *, function: bool) -> bool:
         s3.put_object(Bucket=bucket, Key="setup/workshop.tar.gz", Body=packed)
         click.echo("✓ what git has committed is in the bucket, for the host's `get-workshop`")
     else:
-        click.echo("! There is no git clone here to upload: on the host, clone the workshop to "
-                   "~/workshop, or install the package (`pip install cache-aside-workshop`, or "
-                   "`uvx`) and run `workshop aws grant`.")  # fmt: skip
+        click.echo("! There is no git clone here to upload. On the host, clone the workshop to "
+                   "~/workshop, or install it as here (`uvx` or `pip install`) and run "
+                   "`workshop aws grant`.")  # fmt: skip
     if function:
         with tempfile.TemporaryDirectory() as folder:
             architecture, python = map(site.value, ("Architecture", "PythonVersion"))

@@ -197,7 +197,7 @@ def test_a_name_that_leaves_no_room_for_the_functions_is_refused(account):
 def test_an_installed_package_has_no_clone_to_upload(account, monkeypatch):
     monkeypatch.setattr(aws, "IN_CHECKOUT", False)
     said = account.run("deploy", "--yes", "--no-function")
-    assert "`pip install cache-aside-workshop`" in said
+    assert "(`uvx` or `pip install`)" in said
     assert account.keys("setup/") == []
 
 

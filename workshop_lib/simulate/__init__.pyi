@@ -4,9 +4,7 @@ from .eviction import (
     POLICIES,
     Replay,
     Step,
-    hit_ratio_by_capacity,
     replay,
-    stack_distances,
     steps,
 )
 from .expiry import (
@@ -39,7 +37,6 @@ __all__ = [
     "TtlReplay",
     "break_even",
     "che_lru_hit_ratio",
-    "hit_ratio_by_capacity",
     "poisson_times",
     "replay",
     "replay_early",
@@ -47,7 +44,6 @@ __all__ = [
     "scan_stream",
     "shifting_stream",
     "should_refresh_early",
-    "stack_distances",
     "stale_share",
     "steps",
     "ttl_hit_ratio",
