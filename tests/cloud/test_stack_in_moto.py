@@ -7,20 +7,12 @@ import re
 import sys
 import zipfile
 from datetime import datetime, timedelta
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from moto.awslambda.models import lambda_backends
-from moto.core import DEFAULT_ACCOUNT_ID
-from moto.s3.models import s3_backends
 
 from workshop_lib.dataset import Sizes, generators
 from workshop_lib.lambda_package import HANDLER
-
-# As a folder's module: moto files each class under the second part of its module's name.
-sys.path.append(str(Path(__file__).parent.parent))
-from cloud.moto_resources import ServerlessCache, run_zip
 
 HERE = "us-east-1"
 THERE = "us-east-2"
@@ -222,9 +214,7 @@ def test_after_its_days_a_stack_stops_what_costs_by_the_hour_and_keeps_what_was_
     (stack,) = cloud.client("cloudformation").describe_stacks(StackName="workshop")["Stacks"]
     gone = []
     monkeypatch.setitem(sys.modules, "cfnresponse", ModuleType("cfnresponse"))
-    caretaker = run_zip(
-        lambda_backends[DEFAULT_ACCOUNT_ID][HERE].get_function(target["Arn"]).code_bytes
-    )
+    caretaker = cloud.resources.run_zip(cloud.moto("lambda").get_function(target["Arn"]).code_bytes)
 
     class Now(datetime):
         @classmethod
@@ -245,7 +235,7 @@ def test_after_its_days_a_stack_stops_what_costs_by_the_hour_and_keeps_what_was_
                  if e["VpcEndpointType"] == "Interface"}  # fmt: skip
     assert reserved["Instances"][0]["State"]["Name"] == ("stopped" if over else "running")
     assert endpoints == ({"deleted"} if over else {"available"})
-    assert gone == (list(ServerlessCache.existing) if over else [])
+    assert gone == (list(cloud.resources.ServerlessCache.existing) if over else [])
     assert cloud.everything()["clusters"] == 1
 
 
@@ -257,7 +247,7 @@ def test_after_its_days_a_stack_stops_what_costs_by_the_hour_and_keeps_what_was_
 def test_deleting_leaves_nothing_though_the_bucket_was_full(cloud, parameters):
     before = cloud.everything()
     found = cloud.deploy("workshop", **parameters)
-    s3 = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+    s3 = cloud.moto("s3", "aws")
     for number in range(1_001):  # more than one page, and than one deletion takes
         s3.put_object(found["BucketName"], f"objects/{number}", b"data")
     cloud.deploy("workshop", **parameters, MaxReceives="4")

@@ -43,7 +43,7 @@ CHARGED = {
 """By the hour or the month."""
 
 
-class Loader(yaml.SafeLoader):
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """Reads the short form of functions, `!Ref Name`, as the long one."""
 
 
