@@ -37,7 +37,7 @@ browser: venv  ## every notebook in JupyterLab in Chromium, light and dark; pict
 
 templates: venv  ## the CloudFormation templates, by a security linter in an environment of its own
 	@test -x build/checkov/bin/checkov || { $(PY) -m venv build/checkov && build/checkov/bin/pip install --quiet checkov==3.3.30; }
-	@$(PY) -m pytest -n 0 tests/cloud/test_templates.py
+	@build/checkov/bin/checkov --directory cloudformation --framework cloudformation --skip-download --compact --quiet
 
 lab: venv  ## JupyterLab on the notebooks, with the engines running
 	@$(WORKSHOP) lab $(ARGS)
