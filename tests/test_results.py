@@ -1,6 +1,5 @@
 import doctest
 import json
-import os
 import re
 import time
 
@@ -9,7 +8,7 @@ import pytest
 from workshop_lib import Samples, findings, results
 from workshop_lib.errors import DataError, ResultError
 from workshop_lib.load.report import save_reports
-from workshop_lib.results import Measurement, Result, latest_figure, read_result, write_json
+from workshop_lib.results import Measurement, Result, read_result, write_json
 
 
 def test_a_result_comes_back_as_it_was_written_and_replaces_the_one_before(tmp_path):
@@ -80,20 +79,6 @@ def test_a_damaged_result_is_refused_with_the_place(tmp_path, content, says):
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ResultError, match=rf"a\.json[\s\S]*{says}"):
         read_result(file)
-
-
-def test_the_newest_figure_of_a_notebook_is_found_whatever_else_lies_there(tmp_path):
-    for number, run in enumerate(("first", "second")):
-        file = tmp_path / run / "09_x.json"
-        write_json(file, Result("09_x", measurements={"hits": Measurement(number)}).to_json())
-        os.utime(file, (1_000 + number, 1_000 + number))
-    write_json(tmp_path / "damaged" / "09_x.json", {})
-
-    def value(notebook="09_x", name="hits", first="gone"):
-        return latest_figure(tmp_path, notebook, name, first=tmp_path / first)
-
-    assert (value(), value(first="first")) == (1, 0)
-    assert value(name="misses") is value(notebook="08_x") is None
 
 
 @pytest.mark.parametrize("module", [results, findings])

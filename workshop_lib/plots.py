@@ -20,7 +20,6 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 
 from workshop_lib.dsql import Step
 from workshop_lib.measure import P99_SAMPLES, Moment, Samples, readable
-from workshop_lib.published import PublishedFigure
 
 COLOURS = ("#555555", "#AA3377", "#999933", "#332288", "#CC6677", "#888888")
 """Series that are no source of answers: a source's colour would say what it does not mean. (Of Paul
@@ -394,45 +393,6 @@ def waits(runs: Mapping[str, Sequence[Moment]], title: str) -> Figure:
         axes.set_xlabel("time since the first asked (ms)")
     all_axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     all_axes[0].set_ylabel("readers, by when they were served")
-    return figure
-
-
-@_our_look()
-def beside_published(
-    measured: Mapping[str, Samples], published: Sequence[PublishedFigure], title: str
-) -> Figure:
-    """One's own figures above, published ones below, apart but with one time axis.
-
-    Args:
-        measured: by name; p50 is drawn, with a line from p5 to p95.
-        published: all from one document.
-        title: of the picture.
-
-    """
-    sizes = [len(measured) + 0.6, len(published) + 0.6]
-    figure, (own, theirs) = _panels(
-        2.0 + 0.36 * sum(sizes), title, rows=2, grid="x", same_y=False, height_ratios=sizes
-    )
-    for row, found in enumerate(measured.values()):
-        low, high = found.percentile(5), found.percentile(95)
-        own.plot([low, high], [row, row], color=COLOURS[0], linewidth=2)
-        own.plot(found.median, row, "o", color=COLOURS[0], markersize=8)
-        own.annotate(f"   {readable(found.median)}", (high, row), va="center", fontsize=9)
-    for row, one in enumerate(published):
-        ends = [one.low_s, one.high_s]
-        theirs.plot(ends, [row, row], color=COLOURS[1], linewidth=5, marker="|", markersize=14)
-        theirs.annotate(f"  {one}", (one.high_s, row), va="center", fontsize=9)
-    own.set_title("measured by you: p50, and from p5 to p95", fontsize=10, loc="left")
-    source = textwrap.fill(f"published, not measured here: {published[0].source}", 70)
-    theirs.set_title(source, fontsize=10, loc="left")
-    _name_rows(own, [f"{name} (n = {len(found):,})" for name, found in measured.items()])
-    _name_rows(theirs, [one.subject for one in published])
-    theirs.set_xscale("log")
-    low, high = theirs.get_xlim()
-    theirs.set_xlim(low, high * 3)  # room for the words
-    theirs.xaxis.set_minor_formatter(NullFormatter())
-    theirs.xaxis.set_major_formatter(EngFormatter("s"))
-    theirs.set_xlabel("time (log scale)")
     return figure
 
 

@@ -9,7 +9,6 @@ import platform
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -314,24 +313,6 @@ def read_run(folder: Path) -> dict[str, Result]:
                 error=CellError(0, "", str(error)),
             )  # fmt: skip
     return found
-
-
-def latest_figure(results: Path, notebook: str, name: str, *, first: Path) -> Value | None:
-    """The newest value of this name that a notebook left in any run; None if there is none.
-
-    Args:
-        results: the folder that holds one for each run.
-        notebook: its name, without .ipynb.
-        name: of the measurement.
-        first: a run's folder, wherever it is, that is looked into before all others.
-
-    """
-    files = results.glob(f"*/{notebook}.json")
-    newest = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in [first / f"{notebook}.json", *newest]:
-        with suppress(ResultError, KeyError):
-            return read_result(file).measurements[name].value
-    return None
 
 
 def describe_service(endpoint: Endpoint, region: str | None = None) -> dict[str, Any]:

@@ -34,7 +34,6 @@ from workshop_lib.results import (
     describe_service,
     format_latency,
     format_value,
-    latest_figure,
     write_json,
 )
 from workshop_lib.services import Endpoints, MessagingEndpoint, resolve, resolve_messaging
@@ -538,13 +537,6 @@ class Workshop:
         ]
         columns = ["value", "unit", "95 % interval", "samples"]
         return pd.DataFrame(rows, index=list(chosen), columns=columns)
-
-    def figure_of(self, notebook: str, name: str) -> Value | None:
-        """The newest value that another notebook measured here under this name, if any did.
-
-        This run's own comes first, wherever its results go.
-        """
-        return latest_figure(RESULTS, notebook, name, first=self.result_folder)
 
     def inventory(self) -> dict[str, int]:
         """How many tables, cache keys and objects of this workshop there are now."""
