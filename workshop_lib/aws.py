@@ -373,6 +373,8 @@ def _choose(site: Site) -> dict[str, str]:
         click.echo(f"✓ {limits['ConcurrentExecutions']} Lambda functions at once in this account, "
                    "for the queue (QueueConcurrency) and load tests (--at-once)")  # fmt: skip
     host, chosen = site.value("HostType"), dict[str, str]()
+    if host.endswith((".medium", "t4g.large")):
+        click.echo(f"! An account on the free plan cannot start {host}; t4g.small it can.")
     if not site.status:
         sides = _sides(site.region, f"{site.name}-database")
         if {side.outputs.get("Phase") for side in sides if side.status} - {"linked"}:

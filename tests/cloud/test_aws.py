@@ -149,7 +149,8 @@ def test_another_processor_gets_an_image_of_its_own(account):
     account.run("deploy", "--yes", "--no-function")
     before = account.values()["HostImage"]
     account.answer("GetParameter", {"Parameter": {"Value": "ami-0fedcba9876543210"}})
-    account.run("deploy", "--yes", "--no-function", "-p", "HostType=t4g.medium")
+    said = account.run("deploy", "--yes", "--no-function", "-p", "HostType=t4g.medium")
+    assert "An account on the free plan cannot start t4g.medium" in said
     assert account.values()["HostImage"] == before
     account.run("deploy", "--yes", "--no-function", "-p", "HostType=t3.small")
     assert account.values()["HostImage"] == "ami-0fedcba9876543210"
