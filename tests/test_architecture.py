@@ -33,6 +33,7 @@ PURE = [
     "load/events.py",
     "load/traffic.py",
     "rows.py",
+    "simulate/distances.py",
     "simulate/eviction.py",
     "simulate/expiry.py",
     "simulate/streams.py",

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import random
 from bisect import insort
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from itertools import accumulate
 from typing import NamedTuple, Protocol
+
+from workshop_lib.simulate.distances import hit_ratios, stack_distances
 
 POLICIES = ("belady", "fifo", "lfu", "lru", "random", "sampled-lru")
 SAMPLES = 5
@@ -127,52 +128,8 @@ def hit_ratio_by_capacity(
         _require_room(capacity)
     if policy != "lru":
         return [replay(stream, capacity, policy, seed=seed).hit_ratio for capacity in capacities]
-    places = Counter(place for place in stack_distances(stream) if place is not None)
-    deepest = max(places, default=0)
-    hits = list(accumulate(places[place] for place in range(deepest + 1)))
-    return [hits[min(capacity, deepest)] / max(len(stream), 1) for capacity in capacities]
-
-
-def stack_distances(stream: Sequence[int]) -> list[int | None]:
-    """How far down the list of recently used keys each request finds its own.
-
-    1 is the key of the request before; a request hits in an LRU cache exactly if its distance is at
-    most the capacity (Mattson, Gecsei, Slutz and Traiger 1970). The distance is the number of keys
-    whose last request is not older than that of this one's; a Fenwick tree over the positions of
-    those last requests counts them in O(log n) (Bennett and Kruskal 1975, Fenwick 1994).
-
-    Returns:
-        One distance a request; None where the key comes for the first time.
-
-    >>> stack_distances([7, 8, 8, 7])
-    [None, None, 1, 2]
-    """
-    tree = [0] * (len(stream) + 1)
-    last: dict[int, int] = {}
-    distances: list[int | None] = []
-    for now, key in enumerate(stream, start=1):
-        before = last.get(key)
-        if before is None:
-            distances.append(None)
-        else:
-            older = 0
-            at = before - 1
-            while at:
-                older += tree[at]
-                at &= at - 1
-            distances.append(len(last) - older)
-            _mark(tree, before, -1)
-        last[key] = now
-        _mark(tree, now, 1)
-    return distances
-
-
-def _mark(tree: list[int], at: int, change: int) -> None:
-    """Add to one position of a Fenwick tree."""
-    size = len(tree)
-    while at < size:
-        tree[at] += change
-        at += at & -at
+    ratios: list[float] = hit_ratios(stack_distances(stream), capacities).tolist()
+    return ratios
 
 
 class _Order(Protocol):
