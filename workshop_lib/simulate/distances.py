@@ -93,7 +93,8 @@ def sample_keys(keys: ArrayLike, rate: float, seed: int = 0) -> NDArray[np.bool_
     """
     numbers = np.asarray(keys, dtype=np.int64)
     chosen = np.random.default_rng(seed).random(numbers.max(initial=-1) + 1) < rate
-    return chosen[numbers]
+    sampled: NDArray[np.bool_] = chosen[numbers]
+    return sampled
 
 
 def adjust_ratios(
@@ -151,7 +152,7 @@ def ttl_outcome(
         after = np.searchsorted(reads, changes)
         next_fill = np.minimum(next_fill, np.append(after, len(reads))[seen])
     filled = np.zeros(len(reads), dtype=bool)
-    steps, at = memoryview(next_fill), 0
+    steps, at = next_fill.data, 0
     while at < len(reads):  # past the last read of a key comes the first of the next
         filled[at] = True
         at = steps[at]
@@ -170,7 +171,7 @@ def _last_requests(keys: Ints) -> NDArray[np.int32]:
     return last
 
 
-def _earlier_and_lower(ranks: NDArray[np.uint32], weights: Ints | None) -> Ints:
+def _earlier_and_lower(ranks: NDArray[np.uint32], weights: Ints | None) -> Any:
     """For each of the ranks 0 to n - 1, how many earlier ones are lower, or their weight.
 
     Level by level, the ranks stand in blocks of those that differ in their lowest bits only, each
