@@ -45,22 +45,18 @@ def stack_distances(keys: ArrayLike, key_bytes: ArrayLike | None = None) -> NDAr
     >>> stack_distances([0, 1, 1, 0], key_bytes=[10, 500]).tolist()
     [0, 0, 500, 510]
     """
-    numbers = np.asarray(keys, dtype=np.int64)
+    numbers = np.asarray(keys, dtype=np.int32)
     last = _last_requests(numbers)
     again = np.flatnonzero(last >= 0).astype(np.int32)
-    before = last[again]
-    known = np.zeros(len(numbers), np.uint32)
-    known[before] = 1
-    ranks = (np.cumsum(known, dtype=np.uint32) - np.uint32(1))[before]
+    weights = None if key_bytes is None else np.asarray(key_bytes, np.uint32)[numbers]
+    ranks = _ranks(last[again], len(numbers))
+    lower = _earlier_and_lower(ranks, None if weights is None else weights[again])
+    each = np.ones(len(numbers), np.uint32) if weights is None else weights
     distances = np.zeros(len(numbers), np.int64)
-    if key_bytes is None:
-        first = np.cumsum(last < 0, dtype=np.int32)
-        distances[again] = _earlier_and_lower(ranks, None) + first[again] - before
-        return distances
-    weights = np.asarray(key_bytes, np.uint32)[numbers]
-    first, every = np.cumsum(np.where(last < 0, weights, 0)), np.cumsum(weights, dtype=np.int64)
-    lower = _earlier_and_lower(ranks, weights[again])
-    distances[again] = lower + first[again] - every[before] + weights[again]
+    distances[again] = lower
+    distances[again] += np.cumsum(np.where(last < 0, each, 0), dtype=np.int64)[again]
+    distances[again] -= np.cumsum(each, dtype=np.int64)[last[again]]
+    distances[again] += each[again]
     return distances
 
 
@@ -169,6 +165,13 @@ def _last_requests(keys: Ints) -> NDArray[np.int32]:
     last = np.full(len(keys), -1, np.int32)
     last[order[1:][same]] = order[:-1][same]
     return last
+
+
+def _ranks(places: NDArray[np.int32], end: int) -> NDArray[np.uint32]:
+    """Which of these different places, below `end`, is the lowest (0), the next (1), and so on."""
+    there = np.zeros(end, np.uint32)
+    there[places] = 1
+    return (np.cumsum(there, dtype=np.uint32) - np.uint32(1))[places]
 
 
 def _earlier_and_lower(ranks: NDArray[np.uint32], weights: Ints | None) -> Any:
