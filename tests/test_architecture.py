@@ -24,6 +24,7 @@ MODULES = {
 }
 CLIENTS = {"psycopg2", "redis", "boto3", "botocore"}
 PURE = [
+    "advise.py",
     "cache/keys.py",
     "cache/codec.py",
     "cache/stats.py",
@@ -34,6 +35,8 @@ PURE = [
     "load/traffic.py",
     "rows.py",
     "simulate/distances.py",
+    "statistics_file.py",
+    "sql_shape.py",
     "simulate/eviction.py",
     "simulate/expiry.py",
     "simulate/streams.py",

@@ -15,6 +15,7 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
+from workshop_lib import course, results
 from workshop_lib.cli import main
 from workshop_lib.dataset import list_objects
 from workshop_lib.services.state_folder import StateFolder
@@ -130,7 +131,7 @@ def test_where_no_notebooks_are_it_is_said_where_they_come_from(workshop, monkey
     monkeypatch.setattr("workshop_lib.runner.find_notebooks", lambda *_: [])
     done = workshop(command, "02")
     assert done.exit_code == 1
-    assert done.output.startswith("Error: There are no notebooks here: they come with the check")
+    assert done.output.startswith("Error: There are no notebooks here. `workshop lab` copies them")
 
 
 # --- the local engines ---
@@ -292,3 +293,30 @@ def test_check_as_json_parses_and_finds_everything_in_order(ws, workshop):
     names = [c["name"] for c in report["checks"]]
     assert names[:4] == ["Python", "Packages", "Settings", "Services"]
     assert names[-3:] == ["Database answers", "Cache answers", "Object store is writable"]
+
+
+# --- where a learner is ---
+
+
+def test_the_list_says_what_was_run_and_solved_and_the_page_shows_it(
+    workshop, monkeypatch, tmp_path
+):
+    place = tmp_path / "interactive"
+    for name in ("course.FILE", "cli.RESULTS"):
+        found = place / "exercises.json" if name == "course.FILE" else tmp_path
+        monkeypatch.setattr(f"workshop_lib.{name}", found)
+    monkeypatch.delenv("WORKSHOP_RESULT_FILE", raising=False)
+    assert "There are no results in" in workshop("report").output
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    course.note_solved("02.1")  # not in a notebook
+    assert course.solved() == set()
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    course.note_solved("02.1")
+    course.note_solved("02.2")
+    found = results.Result("02_cache_a_query", "workshop")
+    results.write_json(place / "02_cache_a_query.json", found.to_json())
+    lines = workshop("list").output.splitlines()
+    (line,) = [line for line in lines if line.startswith("02 ")]
+    assert "run, 2 of" in line
+    assert workshop("report").output.startswith("The page: ")
+    assert "02_cache_a_query" in (place / "index.html").read_text()

@@ -53,7 +53,8 @@ PROXIES = {
     for name in (word, word.upper())
 } | dict.fromkeys(("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"), "/no")
 USE = """
-import json
+import json, os, shutil
+import boto3, psycopg2, redis
 from workshop_lib import open_workshop
 ws = open_workshop("surroundings")
 shown = ("TimeZone", "DateStyle", "client_encoding", "geqo", "transaction_isolation")
@@ -66,6 +67,19 @@ values.append(sandbox.database.query("SHOW TimeZone")[0][0])
 ws.objects.put("a", b"1")
 stored = ws.s3.get_object(Bucket=ws.bucket, Key=ws.object_prefix + "a")
 values.append(stored["Body"].read().decode())
+# As a notebook does it by hand. A broken model of S3 at home breaks any client but ours.
+if home := os.environ.get("HOSTILE_HOME"):
+    shutil.rmtree(home + "/.aws/models")
+own = boto3.client("s3", **ws.store_arguments())
+stored = own.get_object(Bucket=ws.bucket, Key=ws.object_prefix + "a")
+values.append(stored["Body"].read().decode())
+values.append(redis.Redis(**ws.cache_arguments()).ping())
+for direct in (True, False):
+    own = psycopg2.connect(**ws.database_arguments(direct=direct))
+    with own, own.cursor() as cursor:
+        cursor.execute("SELECT 'é'")
+        values.append(cursor.fetchone()[0])
+    own.close()
 queue, _ = ws.open_queue("q", visibility_timeout_s=1, max_receives=1)
 ws.sqs.send_message(QueueUrl=queue, MessageBody="x")
 values.append(ws.sqs.receive_message(QueueUrl=queue)["Messages"][0]["Body"])
@@ -122,7 +136,7 @@ def home(tmp_path: Path) -> dict[str, str]:
     (tmp_path / ".postgresql").mkdir()
     for name in ("root.crt", "root.crl", "postgresql.crt", "postgresql.key"):
         (tmp_path / ".postgresql" / name).write_text("nonsense")
-    return {"HOME": str(tmp_path)}
+    return {"HOME": str(tmp_path), "HOSTILE_HOME": str(tmp_path)}
 
 
 @pytest.mark.parametrize(

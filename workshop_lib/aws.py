@@ -32,7 +32,7 @@ from psycopg2 import sql
 
 from workshop_lib.errors import AwsError, redact
 from workshop_lib.lambda_package import build_package
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import CHECKOUT, FILES
 from workshop_lib.services.endpoints import external_database
 from workshop_lib.services.error_help import advice, cause_of, error_code, error_help, error_text
 from workshop_lib.settings import load_settings
@@ -92,7 +92,7 @@ _Loader.add_multi_constructor("!", lambda *_: None)
 @cache
 def read_template(name: str) -> dict[str, Any]:
     """The template "workshop" or "multi-region", and its text as "Body"."""
-    body = (CHECKOUT / "cloudformation" / f"{name}.yaml").read_text(encoding="utf-8")
+    body = (FILES / "cloudformation" / f"{name}.yaml").read_text(encoding="utf-8")
     return {**_Loader(body).get_single_data(), "Body": body}
 
 

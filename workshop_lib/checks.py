@@ -22,7 +22,7 @@ from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.html_table import html_table
 from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.objects import greet_store, store_client
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import FILES
 from workshop_lib.queues import describe_queue, messaging_client
 from workshop_lib.services import Endpoints, diagnose, endpoints, resolve
 from workshop_lib.services.clients import greet_cache
@@ -83,10 +83,6 @@ class Report:
     def failed(self) -> Report:
         """Only the checks that did not pass."""
         return Report([check for check in self.checks if not check.ok])
-
-    def slowest_failure(self) -> float:
-        """How long the slowest ✗ took, seconds; 0 if there is none."""
-        return max((check.seconds for check in self.checks if check.ok is False), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
         """For `workshop check --json`."""
@@ -234,7 +230,7 @@ def _within(limit_s: float, question: Callable[[], Any]) -> tuple[Any, Exception
 
 
 def _packages() -> str:
-    text = (CHECKOUT / "constraints.txt").read_text()
+    text = (FILES / "constraints.txt").read_text()
     pins = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
     installed = {one.name: one.version for one in distributions()}
     wrong = [

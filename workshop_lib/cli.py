@@ -17,11 +17,12 @@ from urllib.parse import quote
 
 import click
 
+from workshop_lib.advise_command import advise
 from workshop_lib.aws_commands import aws
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
 from workshop_lib.options import INTERRUPTED, a_folder, as_json, yes
-from workshop_lib.paths import CHECKOUT, RESULTS, display_path
+from workshop_lib.paths import HOME, PACKAGE, RESULTS, display_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,6 +63,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cache-aside-workshop", prog_name="workshop")
 def main() -> None:
     """How a cache in front of a database really behaves: run, check and control the workshop."""
     for stream in (sys.stdout, sys.stderr):
@@ -73,6 +75,7 @@ def main() -> None:
 
 main.add_command(load)
 main.add_command(aws)
+main.add_command(advise)
 
 
 @main.command()
@@ -102,6 +105,7 @@ def run(
     from workshop_lib.results import read_run
 
     settings = _settings()
+    _lay_out()
     folder = out or runner.new_folder()
     with one_interrupt(), ExitStack() as stack:
 
@@ -219,16 +223,21 @@ def compare(first: str, second: str, as_json: bool) -> None:
 @click.argument("notebook", required=False)
 @click.argument("jupyter_options", nargs=-1, type=click.UNPROCESSED)
 def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
-    """Open JupyterLab on a NOTEBOOK (02; else 00), with the engines running.
+    """Open JupyterLab on a NOTEBOOK (02; else the map of the course), with the engines running.
 
     Other options go to JupyterLab.
+
+    Outside a clone, the notebooks are first copied into a folder of yours: the one you are in, if
+    it has them, else `cache-aside-workshop` below it. What you have changed is never written over.
     """
     from workshop_lib import runner, services
 
     if notebook and notebook.startswith("-"):
         jupyter_options = (notebook, *jupyter_options)
         notebook = None
-    (first, *_) = runner.choose([notebook or "00"], runner.find_notebooks())
+    _lay_out()
+    found = runner.find_notebooks()
+    first = runner.choose([notebook], found)[0].path.name if notebook else "README.md"
     endpoints = services.resolve(_settings())
     click.echo(
         f"Services: {', '.join(e.label for e in endpoints.all)}. Ctrl-C ends JupyterLab; local "
@@ -236,8 +245,9 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     )
     endpoints.release()
     options = {
-        "ServerApp.root_dir": CHECKOUT,
-        "LabApp.default_url": f"/lab/tree/notebooks/{quote(first.path.name)}",
+        "ServerApp.root_dir": HOME,
+        "LabApp.default_url": f"/lab/tree/notebooks/{quote(first)}",
+        "LabApp.app_settings_dir": PACKAGE / "templates" / "lab",
         "ServerApp.answer_yes": True,  # to the question that Ctrl-C brings
         "ServerApp.allow_root": os.geteuid() == 0,
         # Kernels talk by ports that every user of this machine can reach, by default in the clear.
@@ -250,6 +260,65 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     # JupyterLab takes the place of this process: nothing stands between it and who ends it.
     command = [sys.executable, "-c", JUPYTERLAB, *words, *jupyter_options]
     os.execve(sys.executable, command, environment)  # noqa: S606 -- no shell is wanted
+
+
+@main.command("list")
+def list_notebooks() -> None:
+    """List the notebooks of the course, and what you have done of each."""
+    from workshop_lib import runner
+    from workshop_lib.course import progress
+
+    _lay_out()
+    for notebook in runner.find_notebooks():
+        done = progress(notebook.path)
+        parts = [
+            "run" if done.run else "",
+            f"{done.solved} of {done.exercises} exercises solved" if done.solved else "",
+        ]
+        note = ", ".join(filter(None, parts))
+        click.echo(f"{notebook.title:<44} {notebook.minutes:>3} min  {note}".rstrip())
+
+
+@main.group()
+def notebook() -> None:
+    """Your copies of the notebooks."""
+
+
+@notebook.command("reset")
+@click.argument("name")
+def reset_notebook(name: str) -> None:
+    """Put a notebook (05) back as it was delivered; yours is kept beside it."""
+    from workshop_lib import runner
+    from workshop_lib.copies import reset_notebook as put_back
+
+    _lay_out()
+    for chosen in runner.choose([name], runner.find_notebooks()):
+        aside = put_back(chosen.path)
+        kept = f"Yours is kept as {display_path(aside)}." if aside else "Nothing was changed in it."
+        click.echo(f"{display_path(chosen.path)} is as it was delivered. {kept}")
+
+
+@main.command()
+@click.argument("folder", required=False, type=a_folder)
+@click.option("--open", "show", is_flag=True, help="in the browser")
+def report(folder: Path | None, show: bool) -> None:
+    """Write the page of a run again, or of what you did in JupyterLab.
+
+    FOLDER is a folder of results; without one, `results/interactive`.
+    """
+    from workshop_lib.report import write_report
+    from workshop_lib.results import read_run
+
+    folder = folder or RESULTS / "interactive"
+    if not read_run(folder):
+        raise WorkshopError(
+            f"There are no results in {display_path(folder)}. Run a notebook first, or name a "
+            "folder of results."
+        )
+    page = write_report(folder)
+    click.echo(f"The page: {display_path(page)}")
+    if show:
+        click.launch(str(page))
 
 
 @main.command()
@@ -394,6 +463,17 @@ def _show_engines(engines: Iterable[EngineState]) -> None:
         place = f"127.0.0.1:{engine.port}  pid {engine.pid}" if engine.port else engine.message
         kind = "  (emulation)" if engine.emulated else ""
         click.echo(f"{engine.name:<10} {engine.status:<7} {place}{kind}")
+
+
+def _lay_out() -> None:
+    """Outside a clone, have the notebooks in the learner's folder; say what was kept."""
+    from workshop_lib.copies import lay_out
+
+    for name in lay_out():
+        click.echo(
+            f"Kept as you changed it: {name}. There is a newer one: `workshop notebook reset`.",
+            err=True,
+        )
 
 
 def _settings(**overrides: str) -> Settings:

@@ -13,10 +13,10 @@ import jinja2
 import msgspec
 from markupsafe import Markup
 
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import FILES
 from workshop_lib.results import Measurement, Result, format_value
 
-FILE = CHECKOUT / "data" / "findings.toml"
+FILE = FILES / "data" / "findings.toml"
 NOT_THERE = (jinja2.UndefinedError, TypeError, ValueError, ArithmeticError)
 
 

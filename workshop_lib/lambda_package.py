@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 from workshop_lib.errors import WorkshopError
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import FILES, PACKAGE
 from workshop_lib.results import ready_folder
 
 HANDLER = "workshop_lib.load.worker.handler"
@@ -19,9 +19,9 @@ MACHINES = {"x86_64": "x86_64", "arm64": "aarch64"}
 # What the handler imports. boto3 is on Lambda already, but not the one that all was tested with.
 REQUIREMENTS = (
     "boto3", "certifi", "filelock", "lazy-loader", "msgspec", "platformdirs", "psutil",
-    "psycopg2-binary", "pydantic-settings", "redis[hiredis]", "tenacity",
+    "psycopg2-binary", "pydantic-settings", "redis[hiredis]",
 )  # fmt: skip
-LEFT_OUT = ("/bin/", "/__pycache__/", ".dist-info/", "/tests/")
+LEFT_OUT = ("/bin/", "/__pycache__/", ".dist-info/", "/tests/", "workshop_lib/files/")
 
 
 def build_package(out: Path, *, architecture: str = "x86_64", python: str = RUNNING) -> Path:
@@ -46,8 +46,8 @@ def build_package(out: Path, *, architecture: str = "x86_64", python: str = RUNN
         tree = Path(folder)
         _install(tree, architecture, python)
         files = {p.relative_to(tree).as_posix(): p for p in tree.rglob("*") if p.is_file()}
-        ours = (CHECKOUT / "workshop_lib").rglob("*")
-        files |= {p.relative_to(CHECKOUT).as_posix(): p for p in ours if p.is_file()}
+        ours = PACKAGE.rglob("*")
+        files |= {p.relative_to(PACKAGE.parent).as_posix(): p for p in ours if p.is_file()}
         with zipfile.ZipFile(out, "w") as archive:
             for name in sorted(files):
                 if not any(part in f"/{name}" for part in LEFT_OUT):
@@ -67,7 +67,7 @@ def _install(tree: Path, architecture: str, python: str) -> None:
                "--no-input", "--no-compile", "--only-binary=:all:", "--implementation=cp",
                f"--python-version={python}", f"--target={tree}",
                *(f"--platform={tag}_{machine}" for tag in tags),
-               f"--constraint={CHECKOUT / 'constraints.txt'}", *REQUIREMENTS]  # fmt: skip
+               f"--constraint={FILES / 'constraints.txt'}", *REQUIREMENTS]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.splitlines() or ["nothing"]

@@ -1,4 +1,4 @@
-"""Where this checkout is; how its files are named to a reader, and written whole."""
+"""Where the workshop's files are and where a learner works; how files are named and written."""
 
 from __future__ import annotations
 
@@ -6,14 +6,37 @@ import os
 import tempfile
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-"""The folder that holds `notebooks/`; results and the state folder's name derive from it."""
-RESULTS = CHECKOUT / "results"
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = PACKAGE.parent
+"""The clone that the package is imported from; of an installed package, `site-packages`."""
+IN_CHECKOUT = (CHECKOUT / "pyproject.toml").is_file()
+FILES = CHECKOUT if IN_CHECKOUT else PACKAGE / "files"
+"""Notebooks, data and templates as delivered: in the clone, or in the installed package."""
+MARK = ".cache-aside-workshop.json"
+"""The file that marks a learner's folder outside a clone: which notebooks were copied into it."""
+
+
+def _home() -> Path:
+    """The clone; else the marked folder around the current one, or a new one in it."""
+    if IN_CHECKOUT:
+        return CHECKOUT
+    try:
+        here = Path.cwd()
+    except OSError:  # it was deleted
+        here = Path.home()
+    marked = (folder for folder in (here, *here.parents) if (folder / MARK).is_file())
+    return next(marked, here / "cache-aside-workshop")
+
+
+HOME = _home()
+"""The folder with `notebooks/`, `results/` and `workshop.toml`; each has its own local engines."""
+NOTEBOOKS = HOME / "notebooks"
+RESULTS = HOME / "results"
 
 
 def display_path(path: Path) -> str:
-    """A path as it is written from the checkout, if it lies in there."""
-    return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
+    """A path as it is written from `HOME`, if it lies in there; in a clone that is where one is."""
+    return str(path.relative_to(HOME) if IN_CHECKOUT and path.is_relative_to(HOME) else path)
 
 
 def replace_file(path: Path, text: str, mode: int = 0o644) -> None:

@@ -22,8 +22,10 @@ from workshop_lib.dsql import Step
 from workshop_lib.measure import P99_SAMPLES, Moment, Samples, readable
 from workshop_lib.published import PublishedFigure
 
-# Okabe and Ito 2008, "Color Universal Design"; black is left for text.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+COLOURS = ("#555555", "#AA3377", "#999933", "#332288", "#CC6677", "#888888")
+"""Series that are no source of answers: a source's colour would say what it does not mean. (Of Paul
+Tol's schemes "bright" and "muted", and grey.)"""
+WARNING = "#D55E00"
 STEP_WIDTH = 96
 """Characters that fit side by side in a picture of transactions."""
 LEGEND_WIDTH = 75
@@ -31,14 +33,24 @@ LEGEND_WIDTH = 75
 MARKERS = ("o", "s", "^", "D", "v", "P")
 HATCHES = ("", "//", "..", "xx", "--", "++")
 LOOKS = {
-    "cache": (COLOURS[0], "o"),
-    "database": (COLOURS[1], "s"),
-    "stale": (COLOURS[4], "^"),
-    "dropped": (COLOURS[3], "v"),
-    "error": ("#000000", "X"),  # red and orange are one to whoever does not see red
-    "store": (COLOURS[2], "D"),
+    "cache": ("#0072B2", "o"),
+    "database": ("#E69F00", "s"),
+    "stale": ("#56B4E9", "^"),
+    "dropped": ("#CC79A7", "v"),
+    "error": ("#000000", "X"),  # to readers who do not see red, red and orange look alike
+    "store": ("#009E73", "D"),
 }
-"""Colour and marker of an answer, by where it came from."""
+"""Colour and marker of an answer, by where it came from. (Okabe and Ito 2008, "Color Universal
+Design".)"""
+SOURCE_OF = {
+    "with a cache": "cache",
+    "without a cache": "database",
+    "no cache": "database",
+    "from the cache": "cache",
+    "from the database": "database",
+    "requests that reach the database": "database",
+}
+"""Series that take the looks of a source."""
 FEW = 150
 """So many dots on one line can be told apart."""
 PLAIN = "{x:,g}"
@@ -147,7 +159,7 @@ def requests(seconds: Sequence[float], sources: Sequence[str], title: str) -> Fi
 
     Args:
         seconds: of each request.
-        sources: "cache" or "database", one for each request.
+        sources: "database", "cache" or "store", one for each request.
         title: of the picture.
 
     """
@@ -224,7 +236,7 @@ def factors(
     marks = {name: (guess, guess) for name, guess in (guesses or {}).items()}
     for known, label, offset, look in (
         (published or {}, "published", 0.17, {"color": "#999999", "linewidth": 5}),
-        (marks, "your guess", 0.34, {"color": COLOURS[5], "marker": "D", "fillstyle": "none"}),
+        (marks, "your guess", 0.34, {"color": WARNING, "marker": "D", "fillstyle": "none"}),
     ):
         for name, ends in known.items():
             axes.plot(ends, [rows[name] + offset] * 2, **look)
@@ -236,27 +248,6 @@ def factors(
     axes.set_xscale("log")
     axes.margins(x=0.15)
     _label_log(axes.xaxis, PLAIN)
-    return figure
-
-
-@_our_look()
-def histogram(values: Sequence[int], title: str, x_label: str, y_label: str) -> Figure:
-    """How often each number occurs, or each range of numbers where there are many.
-
-    Args:
-        values: whole numbers.
-        title: of the picture.
-        x_label, y_label: with units.
-
-    """
-    low, high = min(values), max(values)
-    step = max(1, -(-(high - low + 1) // 30))
-    edges = [low - 0.5 + step * n for n in range((high - low) // step + 2)]
-    x_label = x_label if step == 1 else f"{x_label} (in steps of {step})"
-    figure, axes = _canvas(3.6, title, x_label, y_label)
-    axes.hist(values, bins=edges, color=COLOURS[0], edgecolor="white")
-    axes.margins(x=0.01)  # with more, an axis that begins at 0 shows a −1
-    axes.xaxis.set_major_locator(MaxNLocator(15, integer=True))
     return figure
 
 
@@ -425,50 +416,6 @@ def waits(runs: Mapping[str, Sequence[Moment]], title: str) -> Figure:
 
 
 @_our_look()
-def stages(
-    times: Mapping[str, Mapping[str, float]], title: str, label: str = "time (ms)"
-) -> Figure:
-    """What a call spends its time on: one bar a way of doing it, cut into its stages.
-
-    Args:
-        times: by way, the seconds of each stage by its name, in order.
-        title: of the picture.
-        label: of the time axis.
-
-    """
-    names = list(dict.fromkeys(name for way in times.values() for name in way))
-    height = 0.9 + (0.5 if len(names) > 1 else 0.32) * len(times)
-    figure, axes = _canvas(height, title, label, grid="x")
-    ends = [0.0] * len(times)
-    for number, name in enumerate(names):
-        widths = [way.get(name, 0.0) * 1e3 for way in times.values()]
-        axes.barh(range(len(times)), widths, 0.6, ends, **_filling(number, name))
-        ends = [end + width for end, width in zip(ends, widths, strict=True)]
-    for row, end in enumerate(ends):
-        axes.annotate(f" {readable(end / 1e3)}", (end, row), va="center", fontsize=9)
-    _name_rows(axes, list(times))
-    axes.margins(x=0.15)
-    axes.xaxis.set_major_formatter(PLAIN)
-    _add_legend(figure, len(names))
-    return figure
-
-
-def durations(seconds: Mapping[str, float], title: str, limit_s: float | None = None) -> Figure:
-    """One horizontal bar a thing that took time; a line marks what is worth a look.
-
-    Args:
-        seconds: by name.
-        title: of the picture.
-        limit_s: where the line is drawn, if it lies within the picture.
-
-    """
-    figure = stages({name: {"time": value} for name, value in seconds.items()}, title)
-    if limit_s is not None and limit_s < max(seconds.values()):
-        figure.axes[0].axvline(limit_s * 1000, color="black", linestyle="--", linewidth=1.2)
-    return figure
-
-
-@_our_look()
 def beside_published(
     measured: Mapping[str, Samples], published: Sequence[PublishedFigure], title: str
 ) -> Figure:
@@ -530,7 +477,7 @@ def transactions(steps: Sequence[Step], title: str) -> Figure:
         axes.axvline(column + 0.02, color="#dddddd", linewidth=1)
     for step, top, statement, answer in zip(steps, tops, said, got, strict=False):
         column, failed = players.index(step.who), bool(step.code)
-        marker, size, colour = ("X", 8, COLOURS[5]) if failed else ("o", 5, COLOURS[0])
+        marker, size, colour = ("X", 8, WARNING) if failed else ("o", 5, COLOURS[0])
         axes.plot(column + 0.02, top + 0.5, marker, markersize=size, color=colour, clip_on=False)
         look = {"va": "top", "fontsize": 8.5, "family": "monospace"}
         axes.text(column + 0.05, top, "\n   ".join(statement), **look)
@@ -631,6 +578,7 @@ def _stroke(number: int, name: str, *, marked: bool = True) -> dict[str, Any]:
 def _look(number: int, name: str) -> tuple[str, str]:
     """Colour and marker of a series: those of the source that it is named after, if it is."""
     source = name.rpartition(", ")[2]
+    source = SOURCE_OF.get(source, source)
     own = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     return LOOKS.get(source, own)
 

@@ -12,9 +12,9 @@ import pandas as pd
 
 from workshop_lib.costs import Prices
 from workshop_lib.errors import DataError
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import FILES
 
-FILE = CHECKOUT / "data" / "prices.toml"
+FILE = FILES / "data" / "prices.toml"
 ABOUT = {"region": str, "as_of": date}
 
 

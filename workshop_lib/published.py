@@ -9,10 +9,10 @@ from functools import cache
 import msgspec
 
 from workshop_lib.errors import DataError
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import FILES
 from workshop_lib.results import SECONDS, format_range
 
-FILE = CHECKOUT / "data" / "published.toml"
+FILE = FILES / "data" / "published.toml"
 
 
 @dataclass(frozen=True, slots=True)

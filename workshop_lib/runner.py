@@ -30,19 +30,18 @@ from traitlets.config import Config
 from workshop_lib.errors import RunError, WorkshopError, redact
 from workshop_lib.kernel_client import HeadlessKernelManager
 from workshop_lib.namespaces import abandoned_namespaces, new_run, wipe_namespace
-from workshop_lib.paths import CHECKOUT, RESULTS, display_path
+from workshop_lib.paths import NOTEBOOKS, RESULTS, display_path
 from workshop_lib.report import export, write_report
 from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
 from workshop_lib.services.state_folder import cache_folder
 
-NOTEBOOKS = CHECKOUT / "notebooks"
 ORIGINAL = re.compile(r"\d\d_\w+")
 CELL_LIMIT_S = 600
 KERNEL_START_S = 90
 MAX_FOLDER_BYTES = 55
 """Of the path that temporary files are in, for kernels' sockets to be made there: the name of a
 Unix socket has 103 bytes at most on macOS, 107 on Linux."""
-METADATA = ("quick", "ranges", "seconds", "measures_load")
+METADATA = ("minutes", "quick", "ranges", "seconds", "measures_load")
 """What a notebook's metadata say of it, below `workshop`."""
 SCRATCH = f"workshop-{os.getuid()}-"
 
@@ -55,6 +54,7 @@ class Notebook:
         name: the file's name without its ending.
         title: its first heading.
         parameters: the literals of its parameters cell, by name.
+        minutes: how long a learner takes, optional parts apart.
         quick: the values that make a quick run of it.
         ranges: of parameters, `min` and `max`; of lists, those of each value, and `different`, how
             many different ones are needed.
@@ -68,6 +68,7 @@ class Notebook:
     name: str
     title: str
     parameters: dict[str, Any] = field(default_factory=dict)
+    minutes: int = 0
     quick: dict[str, Any] = field(default_factory=dict)
     ranges: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -130,8 +131,8 @@ def choose(names: Iterable[str], found: list[Notebook]) -> list[Notebook]:
     names = list(names)
     if not found:
         raise RunError(
-            "There are no notebooks here: they come with the checkout. Clone the workshop, and "
-            "run `make lab` or `make run` in the clone."
+            "There are no notebooks here. `workshop lab` copies them into a folder "
+            f"({NOTEBOOKS.parent}) and opens them."
         )
     originals = [n for n in found if ORIGINAL.fullmatch(n.name)]
     if not names:

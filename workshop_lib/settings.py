@@ -22,7 +22,7 @@ from pydantic_settings import (
 
 from workshop_lib.errors import SettingsError
 from workshop_lib.html_table import html_table
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import HOME
 
 NAMESPACE = "[a-z][a-z0-9_]{0,39}"
 """The form of a namespace: it names a schema, and begins keys and objects' names."""
@@ -241,7 +241,7 @@ def _stack_outputs(given: Mapping[str, Any]) -> dict[str, str]:
 
 def config_file() -> Path:
     """Where the settings file is looked for; it need not exist unless WORKSHOP_CONFIG names it."""
-    return Path(os.environ.get("WORKSHOP_CONFIG") or CHECKOUT / "workshop.toml")
+    return Path(os.environ.get("WORKSHOP_CONFIG") or HOME / "workshop.toml")
 
 
 def _file_values() -> dict[str, Any]:

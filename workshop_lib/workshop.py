@@ -26,7 +26,7 @@ from workshop_lib.dsql import Step, play
 from workshop_lib.errors import ResultError, WorkshopError
 from workshop_lib.measure import FEWEST_FOR_INTERVAL, P99_SAMPLES, Samples
 from workshop_lib.objects import ObjectStore, greet_store, store_client, store_error
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import RESULTS
 from workshop_lib.results import (
     Measurement,
     Result,
@@ -38,7 +38,7 @@ from workshop_lib.results import (
     write_json,
 )
 from workshop_lib.services import Endpoints, MessagingEndpoint, resolve, resolve_messaging
-from workshop_lib.services.client_config import plain_session
+from workshop_lib.services.client_config import isolate_aws, plain_session
 from workshop_lib.services.clients import cache_client, greet_cache, steer
 from workshop_lib.services.latency_proxy import LatencyProxy
 from workshop_lib.settings import LoadedSettings, load_settings
@@ -55,7 +55,6 @@ STAND_IN_SIGNING = {
     "aws_access_key_id": "stand-in",
     "aws_secret_access_key": "stand-in",
 }
-RESULTS = CHECKOUT / "results"
 MAX_CACHES = 16
 MAX_TIMEOUT_S = 60.0
 _open: dict[str, Workshop] = {}
@@ -153,6 +152,13 @@ class Workshop:
     def cache_arguments(self) -> dict[str, Any]:
         """What redis.Redis needs to reach the cache, with the latency that is set now."""
         return {**self.endpoints.cache.arguments, **self._route("cache")}
+
+    def store_arguments(self) -> dict[str, Any]:
+        """What boto3.client("s3") needs to reach the store, with the latency that is set now."""
+        arguments = dict(self.endpoints.store.arguments)
+        if route := self._route("store"):
+            arguments["endpoint_url"] = "http://{host}:{port}".format(**route)
+        return arguments
 
     def _route(self, service: str) -> dict[str, Any]:
         """Host and port of a local engine: those of its latency proxy while a latency is set."""
@@ -650,6 +656,8 @@ def open_workshop(
 
 def _open_with(loaded: LoadedSettings, notebook: str) -> Workshop:
     endpoints = resolve(loaded.values)
+    if not (loaded.values.uses_external or loaded.values.queue_url):
+        isolate_aws()
     try:
         return Workshop(loaded, endpoints, notebook)
     except BaseException:

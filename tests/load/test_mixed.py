@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
-from helpers import fail, records
+from helpers import fail, records, worker_processes
 from lambda_runtime import EventSourceMapping
 
 from workshop_lib.errors import DataError, ServiceUnreachableError, WorkshopError
@@ -193,11 +193,17 @@ def test_messages_that_always_fail_end_in_the_dead_letter_queue(shop, queue, her
     assert "none" in report.errors[0]
 
 
-def test_a_worker_that_is_killed_costs_a_redelivery_and_no_message(shop, pair, kill_a_worker):
+def test_workers_that_are_killed_cost_a_redelivery_and_no_message(shop, pair):
     urls = shop.open_queue("killed", visibility_timeout_s=10, max_receives=5)
-    killer = threading.Timer(0.6, kill_a_worker)
+    first_row = "SELECT count(*) FROM transactions WHERE id >= 4611686018427387904"
+
+    def kill():
+        wait_until(lambda: shop.database.query(first_row)[0][0], 60)
+        for worker in worker_processes():  # one of them is busy
+            worker.kill()
+
+    killer = threading.Thread(target=kill)
     killer.start()
-    # Both are busy all the time: each message pauses for 240 ms.
     queue = Queue(shop.sqs, *urls)
     report = load(shop, queue, pair, {"think_ms": 120.0, "visibility_timeout_s": 10})
     killer.join()

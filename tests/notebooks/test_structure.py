@@ -192,3 +192,12 @@ def test_of_several_exercises_one_is_for_everybody(notebook):
 def test_what_is_not_optional_takes_five_hours_at_most():
     notebooks = [nbformat.read(path, as_version=4) for path in PATHS]
     assert sum(notebook.metadata.workshop.minutes for notebook in notebooks) <= MOST_MINUTES
+
+
+def test_the_map_of_the_course_lists_every_notebook_with_its_minutes():
+    rows = (NOTEBOOKS / "README.md").read_text().splitlines()
+    for path in PATHS:
+        notebook = nbformat.read(path, as_version=4)
+        title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+        row = f"| [{title}]({path.name}) | {notebook.metadata.workshop.minutes} |"
+        assert sum(line.startswith(row) for line in rows) == 1, row

@@ -24,7 +24,7 @@ from workshop_lib.dataset import schema
 from workshop_lib.dataset.schema import Table, find_table
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import FILES
 from workshop_lib.progress import progress_bar
 from workshop_lib.rows import Row
 from workshop_lib.services.state_folder import cache_folder
@@ -32,7 +32,7 @@ from workshop_lib.services.state_folder import cache_folder
 if TYPE_CHECKING:
     import pandas as pd
 
-DATA = CHECKOUT / "data"
+DATA = FILES / "data"
 LOADED = "workshop_loaded"
 """The table of what has been loaded, from which recipe, and whether to the end."""
 LIMITS = {"users": 100_000, "orders": 1_000_000, "transactions": 1_000_000, "objects": 10_000}

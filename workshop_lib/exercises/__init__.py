@@ -7,13 +7,14 @@ from functools import cache
 
 import msgspec
 
+from workshop_lib.course import note_solved
 from workshop_lib.errors import WorkshopError
 from workshop_lib.exercises import nb02, nb04, nb05, nb06, nb07, nb08, nb09, nb11, nb14
 from workshop_lib.exercises.check import Check, Table
 from workshop_lib.exercises.engine import Exercise
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import FILES
 
-FOLDER = CHECKOUT / "data" / "exercises"
+FOLDER = FILES / "data" / "exercises"
 JUDGES = {
     known: judge
     for notebook in (nb02, nb04, nb05, nb06, nb07, nb08, nb09, nb11, nb14)
@@ -30,7 +31,8 @@ def all_exercises() -> tuple[Exercise, ...]:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
         found |= msgspec.convert(content, dict[str, Table])
     return tuple(
-        Exercise(known, table, JUDGES.get(known, Check.try_cases)) for known, table in found.items()
+        Exercise(known, table, JUDGES.get(known, Check.try_cases), note_solved)
+        for known, table in found.items()
     )
 
 

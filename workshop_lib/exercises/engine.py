@@ -66,12 +66,14 @@ class Exercise:
         table: its texts, cases and suspected mistakes.
         judge: raises Wrong unless the answer is right. Its cache keys begin with the workshop's
             namespace, and it removes what it makes.
+        note_solved: told its id when an answer is right.
 
     """
 
     id: str
     table: Table
     judge: Callable[[Check], None] = Check.try_cases
+    note_solved: Callable[[str], None] = field(default=lambda _: None, compare=False)
     _stages: Iterator[int] = field(default_factory=itertools.count, init=False, compare=False)
 
     def check(self, answer: object, ws: Workshop | None = None) -> Verdict:
@@ -93,6 +95,7 @@ class Exercise:
                 "Is it waiting, or looping, for something that never comes?"
             )
         elif trial.error is None:
+            self.note_solved(self.id)
             return Verdict("right", table.praise)
         elif isinstance(trial.error, Wrong):
             reason = str(trial.error)

@@ -12,7 +12,7 @@ from workshop_lib.errors import DataError
 from workshop_lib.load.events import EVENT_TYPES
 from workshop_lib.load.interrupts import one_interrupt
 from workshop_lib.options import INTERRUPTED, a_file, a_folder
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import HOME, RESULTS
 
 if TYPE_CHECKING:
     from workshop_lib.load.command import Outcome
@@ -22,7 +22,7 @@ CONFIG = Path("config.json")
 
 keep_rows = click.option("--keep", is_flag=True, help="leave the rows of this run in the table")
 results_folder = click.option(
-    "--out", type=a_folder, default=CHECKOUT / "results" / "load",
+    "--out", type=a_folder, default=RESULTS / "load",
     help="folder for the results file  [default: results/load]",
 )  # fmt: skip
 
@@ -149,6 +149,6 @@ def package(architecture: Any, python: str, out: Path | None) -> None:
     """
     from workshop_lib.lambda_package import HANDLER, build_package
 
-    path = out or CHECKOUT / "build" / f"load-worker-{architecture}.zip"
+    path = out or HOME / "build" / f"load-worker-{architecture}.zip"
     built = build_package(path, architecture=architecture, python=python)
     click.echo(f"{built} for Python {python} on {architecture}\nHandler: {HANDLER}")

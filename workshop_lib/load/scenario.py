@@ -13,10 +13,10 @@ import msgspec
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
 from workshop_lib.load.events import EVENT_TYPES, EventType
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import FILES
 
 T = TypeVar("T", bound=msgspec.Struct)
-SCENARIOS = CHECKOUT / "data" / "scenarios"
+SCENARIOS = FILES / "data" / "scenarios"
 MAX_STATEMENTS = 1_000
 """Of one message: more take longer than a message should."""
 Workers = Annotated[int, msgspec.Meta(ge=1, le=10_000)]

@@ -31,6 +31,26 @@ _LIBPQ_ALWAYS_READS = ("PGSERVICE", "PGTZ", "PGDATESTYLE", "PGGEQO")
 server with the sign-in, which refuses a value that it does not know."""
 
 
+_AWS_KEPT = {
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"),
+    *("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE"),
+}
+"""What a client's arguments override, and what settings name."""
+
+
+def isolate_aws() -> None:
+    """Keep a cell's own boto3 clients of local engines from the caller's profile and files.
+
+    Of a profile that does not exist, or a setting such as AWS_USE_FIPS_ENDPOINT, boto3 complains
+    whatever its arguments are.
+    """
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        if name not in _AWS_KEPT:
+            del os.environ[name]
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        os.environ[name] = os.devnull
+
+
 def isolate_libpq() -> dict[str, str]:
     """Keep libpq from its environment: remove the variables that no option of it overrides.
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 from workshop_lib import forks
 from workshop_lib.errors import EngineError
-from workshop_lib.paths import CHECKOUT
 from workshop_lib.services.processes import SUPERVISOR, end_processes, wait_until
 from workshop_lib.services.state_folder import StateFolder, log_tail, remove
 from workshop_lib.settings import Settings
@@ -356,7 +355,7 @@ def _ask_new(folder: StateFolder, request: dict[str, Any]) -> tuple[socket.socke
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            cwd=CHECKOUT,
+            cwd="/",
             # It outlives the shell that it was started from, so it takes little from it.
             env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
         )

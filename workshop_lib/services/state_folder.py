@@ -21,7 +21,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from workshop_lib.errors import EngineError
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import HOME
 from workshop_lib.services.processes import Found, find_processes
 
 APPLICATION = "cache-aside-workshop"
@@ -266,7 +266,7 @@ def state_folder(chosen: Path | None) -> StateFolder:
     if chosen is not None:
         # Not Path.expanduser, which refuses the name of a user who does not exist.
         return StateFolder(Path(os.path.expanduser(chosen)).resolve())  # noqa: PTH111
-    return StateFolder(_base() / _short_hash(CHECKOUT))
+    return StateFolder(_base() / _short_hash(HOME))
 
 
 def _base() -> Path:

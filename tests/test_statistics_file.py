@@ -1,0 +1,148 @@
+"""Statistics in a file: each version's columns are read, and what is broken is one sentence."""
+
+import csv
+import io
+
+import pytest
+
+from workshop_lib.errors import DataError
+from workshop_lib.statistics_file import HIDDEN, Statistic, parse
+
+QUERY = 'SELECT "a",\n       b FROM t WHERE name = $1'
+PLAN = """\
+EXPLAIN ANALYZE VERBOSE SELECT * FROM test_table;
+                     QUERY PLAN
+----------------------------------------------------
+ Index Only Scan using test_table_pkey on t  (cost=1.05..2.05 rows=1000000 width=36) (actual \
+time=2.973..4.482 rows=120 loops=1)
+   -> Storage Scan on test_table_pkey (cost=1.05..2.05 rows=9 width=36) (actual rows=7 loops=1)
+ Planning Time: 11.500 ms
+ Execution Time: 4.500 ms
+ Statement DPU Estimate:
+   Compute: 0.01607 DPU
+   Read: 0.04312 DPU
+   Write: 0.00000 DPU
+   Total: 0.05919 DPU
+(12 rows)
+
+"""
+
+
+def table(*rows, delimiter=","):
+    """The text of a CSV file."""
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter).writerows(rows)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        ("query,calls,mean_exec_time,rows", [QUERY, 10, 2.5, 30]),  # PostgreSQL 13 to 18
+        ("calls,total_exec_time,rows,query", [10, 25, 30, QUERY]),
+        ("QUERY,Calls,Total_Time,Rows", [QUERY, 10, 25, 30]),  # 12 and before
+        ("query,calls,mean_time,rows", [QUERY, 10, 2.5, 30]),
+        ("query,calls,mean_ms,rows", [QUERY, 10, 2.5, 30]),  # of one's own
+        ("query,calls,total_exec_time,total_plan_time,rows", [QUERY, 10, 20, 5, 30]),
+        ("query,calls,mean_exec_time,mean_plan_time,rows", [QUERY, "1e1", "2", ".5", " 30 "]),
+        ("queryid,toplevel,query,calls,total_time,mean_exec_time,rows",
+         [7, "t", QUERY, 10, 25, 99, 30]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_columns_of_every_version_mean_the_same(columns, values, delimiter):
+    (found,), hidden = parse(table(columns.split(","), values, delimiter=delimiter))
+    assert (found, hidden) == (Statistic(QUERY, 2.5, rows=3.0, calls=10), 0)
+
+
+def test_dpu_and_days_are_read_where_they_are_and_else_not_known():
+    names = ["query", "calls", "mean_ms", "dpu", "days"]
+    (one, two), _ = parse(table(names, ["TABLE a", 4, 1, 0.5, 30], ["TABLE b", 4, 1, "", ""]))
+    assert (one.dpu, one.days) == (0.5, 30)
+    assert (two.dpu, two.days) == (None, None)
+    (one,), _ = parse(table(["query", "calls", "mean_ms", "total_dpu"], ["TABLE a", 4, 1, 2]))
+    assert one.dpu == 0.5
+
+
+def test_one_statement_of_several_users_is_one():
+    names = ["query", "calls", "mean_ms", "rows", "dpu"]
+    (one,), _ = parse(table(names, ["TABLE a", 30, 1, 30, 0.1], ["TABLE a", 10, 5, 90, 0.5]))
+    assert (one.calls, one.mean_ms, one.rows) == (40, 2.0, 3.0)
+    assert one.dpu == pytest.approx(0.2)
+
+
+def test_what_was_never_called_or_runs_in_a_function_is_left_out_and_hidden_texts_are_counted():
+    names = ["query", "calls", "mean_ms", "toplevel"]
+    rows = [["TABLE a", 1, 1, "t"], ["TABLE b", 1, 1, "f"], ["TABLE c", 0, 0, "t"]]
+    found, hidden = parse(table(names, *rows, *[[HIDDEN, 5, 1, "t"]] * 2))
+    assert ([one.query for one in found], hidden) == (["TABLE a"], 2)
+
+
+def test_a_statement_may_be_longer_than_csv_usually_takes():
+    query = f"SELECT {'1, ' * 100_000}1"
+    (found,), _ = parse(table(["query", "calls", "mean_ms"], [query, 1, 1]))
+    assert found.query == query
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no column query and no calls and no mean_exec_time"),
+        ("\n\n", "names no column query"),
+        ("query,calls\n", "names no column mean_exec_time"),
+        ("calls,mean_ms\n1,2\n", "names no column query"),
+        ("# my report\nquery,calls,mean_ms\n", "names no column query"),
+        ("query,calls,mean_ms\n", "No statement in it can be read"),
+        (f"query,calls,mean_ms\n{HIDDEN},1,1\n", "sign in as a member of pg_read_all_stats"),
+        ("query,calls,mean_ms\nTABLE a,1\n", "line 2 has 2 values for 3 columns"),
+        ("query,calls,mean_ms\nSELECT a, b,1,1\n", "line 2 has 4 values for 3 columns"),
+        ('query,calls,mean_ms\n"TABLE a,1,1\n', "Line 2 is not CSV: unexpected end of data"),
+        ('query,calls,mean_ms\n"TABLE\n"a",1,1\n', "Line 3 is not CSV"),
+        ("query,calls,mean_ms\nTABLE a,x,1\n", "line 2 has calls = 'x'; it must be a number"),
+        ("query,calls,mean_ms\nTABLE a,nan,1\n", "calls = 'nan'"),
+        ("query,calls,mean_ms\nTABLE a,1,-1\n", "mean_ms = '-1'"),
+        ("query,calls,mean_ms\nTABLE a,1e13,1\n", "calls = '1e13'"),
+        ("query,calls,mean_ms\nTABLE a,1,inf\n", "mean_ms = 'inf'"),
+        ("query;calls;mean_ms\nTABLE a;1;2,5\n", "mean_ms = '2,5'"),
+        ("query,calls,mean_ms\nTABLE a,,1\n", "line 2 has no calls"),
+        ("query,calls,mean_ms\nTABLE a,1,\n", "line 2 has no time"),
+        ("query,calls,mean_ms\nTABLE a\0,1,1\n", "it is no text"),
+        (PLAN.replace("EXPLAIN", "-- EXPLAIN"), "line 2 comes without its statement"),
+        (PLAN.partition(" Statement DPU")[0], "no `Statement DPU Estimate` in the plan of"),
+        (PLAN.partition(" Statement DPU")[0] + PLAN, "no `Statement DPU Estimate` in the plan of"),
+    ],
+)
+def test_a_broken_file_is_one_sentence_that_names_the_place(text, said):
+    with pytest.raises(DataError) as caught:
+        parse(text)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_of_dsql_has_its_statement_time_rows_and_dpu():
+    (found,), hidden = parse(PLAN)
+    assert (found.query, found.mean_ms, found.rows) == ("SELECT * FROM test_table", 16.0, 120)
+    assert found.dpu == pytest.approx(0.05919)  # the User Guide's example, with its sum
+    assert (found.calls, found.days, hidden) == (None, None, 0)
+
+
+def test_a_plan_costs_at_least_what_a_transaction_does():
+    least = PLAN.replace("0.04312 DPU", "0.00100 DPU (Transaction minimum: 0.00375)")
+    (found,), _ = parse(least)
+    assert found.dpu == pytest.approx(0.01607 + 0.00375)
+
+
+@pytest.mark.parametrize(
+    ("asked", "query"),
+    [
+        ("explain (analyze, verbose)\n SELECT *\nFROM t WHERE id = 5;",
+         "SELECT *\nFROM t WHERE id = $1"),
+        ("EXPLAIN ANALYZE VERBOSE INSERT INTO t VALUES (1, 'a')", "INSERT INTO t VALUES ($1, $2)"),
+        ("SET x = 1;\n\n  EXPLAIN ANALYZE VERBOSE TABLE t;", "TABLE t"),
+        ("EXPLAIN ANALYZE VERBOSE what is this", "EXPLAIN ANALYZE VERBOSE what is this"),
+    ],
+)  # fmt: skip
+def test_the_statement_before_a_plan_has_parameters_for_its_values(asked, query):
+    first = PLAN.splitlines()[0]
+    (_, found), _ = parse(PLAN + PLAN.replace(first, asked))
+    assert found.query == query
