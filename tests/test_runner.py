@@ -45,16 +45,19 @@ FOUND = [
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [
-        ([], ["00_check", "01_seed", "02_cache"]),
+        ([], ["00_check", "01_seed", "02_cache", "02_again"]),
         (["1"], ["01_seed"]),
         (["02_cache"], ["02_cache"]),
         (["notebooks/02_cache.ipynb"], ["02_cache"]),
         (["02", "00", "02_cache", "2"], ["00_check", "02_cache"]),
         (["02_cache-Copy1"], ["02_cache-Copy1"]),
+        (["more/2"], ["02_again"]),
+        (["notebooks/more/02_again.ipynb", "02"], ["02_cache", "02_again"]),
     ],
 )
 def test_a_notebook_is_meant_by_number_name_or_path_and_a_copy_by_its_whole_name(names, chosen):
-    found = [*FOUND, notebook("02_cache-Copy1"), notebook("02_cache (1)")]
+    beyond = replace(notebook("02_again"), path=Path("notebooks/more/02_again.ipynb"))
+    found = [*FOUND, notebook("02_cache-Copy1"), notebook("02_cache (1)"), beyond]
     assert [n.name for n in runner.choose(names, found)] == chosen
 
 
@@ -81,6 +84,13 @@ def test_a_file_that_is_no_notebook_is_named_and_keeps_no_other_from_being_found
     broken, other = runner.find_notebooks(tmp_path)
     assert str(file) in broken.broken
     assert (other.title, other.broken) == ("Whole", "")
+
+
+def test_the_notebooks_beyond_the_course_are_found_after_those_of_the_course(tmp_path):
+    for name in ("more/01_again", "02_last", "01_first", "more/notes"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        nbformat.write(new_notebook(), tmp_path / f"{name}.ipynb")
+    assert [n.number for n in runner.find_notebooks(tmp_path)] == ["01", "02", "more/01"]
 
 
 # --- which parameters ---

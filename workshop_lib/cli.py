@@ -22,7 +22,7 @@ from workshop_lib.aws_commands import aws
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
 from workshop_lib.options import INTERRUPTED, a_folder, as_json, yes
-from workshop_lib.paths import HOME, PACKAGE, RESULTS, display_path
+from workshop_lib.paths import HOME, NOTEBOOKS, PACKAGE, RESULTS, display_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,7 +98,7 @@ def run(
 ) -> None:
     """Run notebooks headless.
 
-    All of them, or the NAMED ones: 02 or 02_cache_a_query.
+    All of them, or the NAMED ones: 02, more/06 or 02_cache_a_query.
     """
     from workshop_lib import runner, services
     from workshop_lib.load.interrupts import one_interrupt
@@ -237,7 +237,7 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
         notebook = None
     _lay_out()
     found = runner.find_notebooks()
-    first = runner.choose([notebook], found)[0].path.name if notebook else "README.md"
+    page = runner.choose([notebook], found)[0].path if notebook else NOTEBOOKS / "README.md"
     endpoints = services.resolve(_settings())
     click.echo(
         f"Services: {', '.join(e.label for e in endpoints.all)}. Ctrl-C ends JupyterLab; local "
@@ -246,7 +246,7 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     endpoints.release()
     options = {
         "ServerApp.root_dir": HOME,
-        "LabApp.default_url": f"/lab/tree/notebooks/{quote(first)}",
+        "LabApp.default_url": f"/lab/tree/{quote(page.relative_to(HOME).as_posix())}",
         "LabApp.app_settings_dir": PACKAGE / "templates" / "lab",
         "ServerApp.answer_yes": True,  # to the question that Ctrl-C brings
         "ServerApp.allow_root": os.geteuid() == 0,

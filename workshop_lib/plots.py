@@ -6,11 +6,11 @@ import base64
 import html
 import io
 import itertools
-import math
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 from IPython.display import display
@@ -373,24 +373,6 @@ def dashboard(
 
 
 @_our_look()
-def streams(panels: Mapping[str, Sequence[int]], title: str) -> Figure:
-    """Which key each request asks for: one dot a request, one panel a stream.
-
-    Args:
-        panels: the key numbers of each stream, by the panel's title.
-        title: of the picture.
-
-    """
-    figure, all_axes = _panels(3.4, title, columns=len(panels))
-    for axes, (name, stream) in zip(all_axes, panels.items(), strict=True):
-        axes.scatter(range(len(stream)), stream, s=3, color=COLOURS[0], alpha=0.5, linewidths=0)
-        axes.set_title(name, fontsize=10)
-        axes.set_xlabel("request")
-    all_axes[0].set_ylabel("key number (0: the hottest at first)")
-    return figure
-
-
-@_our_look()
 def waits(runs: Mapping[str, Sequence[Moment]], title: str) -> Figure:
     """From when to when each of many simultaneous requests waited: one line a request.
 
@@ -487,38 +469,24 @@ def transactions(steps: Sequence[Step], title: str) -> Figure:
 
 
 @_our_look()
-def dots(
-    rows: Sequence[str],
-    panels: Mapping[str, Mapping[str, Sequence[float | None]]],
-    title: str,
-    x_label: str,
-    limits: Mapping[str, float] | None = None,
-) -> Figure:
-    """Values side by side on one line a subject; the first series is filled, the others hollow.
+def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str, x_label: str) -> Figure:
+    """One dot for each repeat, one line a subject; an upright bar marks the median.
 
     Args:
-        rows: the subjects.
-        panels: by panel, the series by name, with one value (or None) for each subject.
+        panels: by panel, the values of each subject; the subjects are the same in all panels.
         title: of the picture.
         x_label: with its unit.
-        limits: by panel, the best value possible; a dashed line.
 
     """
-    figure, all_axes = _panels(1.6 + 0.32 * len(rows), title, columns=len(panels), grid="both")
-    for axes, (panel, series) in zip(all_axes, panels.items(), strict=True):
-        for number, (name, values) in enumerate(series.items()):
-            filling = "none" if number else COLOURS[0]
-            axes.scatter([math.nan if value is None else value for value in values],
-                         range(len(rows)), s=64 if number else 36, marker=MARKERS[number],
-                         facecolors=filling, edgecolors=COLOURS[number], linewidths=1.4,
-                         label=name, zorder=3)  # fmt: skip
-        if limits:
-            axes.axvline(limits[panel], color="black", ls="--", lw=1.2, label="best possible")
-        _name_rows(axes, rows)
+    lines = max(map(len, panels.values()))
+    figure, all_axes = _panels(1.3 + 0.32 * lines, title, columns=len(panels), grid="both")
+    for axes, (panel, found) in zip(all_axes, panels.items(), strict=True):
+        for row, values in enumerate(found.values()):
+            axes.plot(values, [row] * len(values), "o", color=COLOURS[0], alpha=0.5, markersize=6)
+            axes.plot(median(values), row, "k|", markersize=18, markeredgewidth=2.5)
+        _name_rows(axes, list(found))
         axes.set_title(panel, fontsize=10)
         axes.set_xlabel(x_label)
-    handles, names = all_axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 

@@ -35,6 +35,8 @@ from workshop_lib.report import export, write_report
 from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
 from workshop_lib.services.state_folder import cache_folder
 
+MORE = "more"
+"""The folder, below the notebooks, of those beyond the course."""
 ORIGINAL = re.compile(r"\d\d_\w+")
 CELL_LIMIT_S = 600
 KERNEL_START_S = 90
@@ -74,6 +76,11 @@ class Notebook:
     seconds: float = 0.0
     measures_load: bool = False
     broken: str = ""
+
+    @property
+    def number(self) -> str:
+        """Its short name: "06", or "more/06" beyond the course."""
+        return _number(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +122,13 @@ class Outcome:
 
 
 def find_notebooks(folder: Path = NOTEBOOKS) -> list[Notebook]:
-    """All numbered notebooks, in order."""
-    return [_read(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
+    """All numbered notebooks, in order: those of the course, then those beyond it."""
+    folders = (folder, folder / MORE)
+    return [_read(path) for one in folders for path in sorted(one.glob("[0-9][0-9]_*.ipynb"))]
 
 
 def choose(names: Iterable[str], found: list[Notebook]) -> list[Notebook]:
-    """The notebooks that these names mean: a number ("02"), a name, or a file's path.
+    """The notebooks that these names mean: a number ("02", "more/06"), a name, or a file's path.
 
     Copies, such as JupyterLab's 02_cache_a_query-Copy1, are meant by their whole name only.
 
@@ -142,7 +150,8 @@ def choose(names: Iterable[str], found: list[Notebook]) -> list[Notebook]:
         wanted = Path(name).name.removesuffix(".ipynb")
         match = [n for n in found if n.name == wanted]
         if wanted.isdecimal():
-            match = [n for n in originals if n.name.startswith(f"{int(wanted):02d}_")]
+            number = _number(Path(name).with_name(f"{int(wanted):02d}_"))
+            match = [n for n in originals if n.number == number]
         if not match:
             known = "\n  ".join(n.name for n in found)
             raise RunError(f"There is no notebook {name!r}. There are:\n  {known}")
@@ -318,6 +327,11 @@ def new_folder() -> Path:
 
 
 # --- reading notebooks and values ---
+
+
+def _number(path: Path) -> str:
+    beyond = f"{MORE}/" if path.parent.name == MORE else ""
+    return f"{beyond}{path.name.partition('_')[0]}"
 
 
 def _read(path: Path) -> Notebook:

@@ -43,7 +43,7 @@ MANY_KEYS = frozenset({"del", "exists", "mget", "unlink"})
 VALUES = {"set": (1, 2), "setnx": (1, 2), "setex": (2, 3), "psetex": (2, 3)}
 """From and to where a command's value stands among the words after its name."""
 LOG = re.compile(r'\S+ \S+ [^\[]*\[([^\]]+)\] "([A-Z]+) (\S+)(?: HTTP/[^"]*)?" (\d+) (\d+|-)')
-LOG_OF_NO_REQUEST = re.compile(r'\S+ \S+ [^\[]*\[[^\]]+\] "')
+LOG_LINE = re.compile(r'\S+ \S+ [^\[]*\[[^\]]+\] "')
 MONITOR = re.compile(r"(\d+\.\d+) \[\d+ ([^\]]+)\] ")
 WORD = re.compile(r'"((?:[^"\\]|\\.)*)"')
 ESCAPED = re.compile(r"\\x..|\\.")
@@ -269,7 +269,7 @@ def _requests(path: Path) -> Iterator[Request]:
             if line.strip():
                 parse = parse or _choose(line)
                 for request in parse(line):
-                    _require(request)
+                    _require_valid(request)
                     count += 1
                     if count > MAX_REQUESTS:
                         raise ValueError(f"only {MAX_REQUESTS:,} requests fit; give a part of it")
@@ -287,7 +287,7 @@ def _lines(path: Path) -> Iterator[str]:
             yield line.decode(errors="backslashreplace")
 
 
-def _require(request: Request) -> None:
+def _require_valid(request: Request) -> None:
     if not -1e15 < request.seconds < 1e15:
         raise ValueError("its time is no number of seconds")
     if not UNKNOWN <= request.size < MAX_BYTES:
@@ -302,7 +302,7 @@ def _choose(first: str) -> Parse:
         return _parse_json
     if MONITOR.match(first) or first.strip() == "OK":
         return _monitor()
-    if LOG_OF_NO_REQUEST.match(first):
+    if LOG_LINE.match(first):
         return _parse_log
     names = [name.strip().lower() for name in _cells(first)]
     if {"time", "key"} <= set(names):
@@ -362,7 +362,7 @@ def _parse_json(line: str) -> Iterable[Request]:
 
 def _parse_log(line: str) -> Iterable[Request]:
     if not (found := LOG.match(line)):
-        if LOG_OF_NO_REQUEST.match(line):  # a client that did not speak HTTP
+        if LOG_LINE.match(line):  # a client that did not speak HTTP
             return ()
         raise ValueError("this is no line of an access log")
     at, method, key, status, size = found.groups()

@@ -12,9 +12,11 @@ import pytest
 
 from tests.notebooks.sections import names_bound, names_used, sections
 from workshop_lib.dataset.schema import MADE_IN_NOTEBOOKS, TABLES
-from workshop_lib.runner import NOTEBOOKS, find_notebooks
+from workshop_lib.runner import MORE, NOTEBOOKS, find_notebooks
 
-PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+FOUND = find_notebooks()
+COURSE = sorted(NOTEBOOKS.glob("*.ipynb"))
+PATHS = [*COURSE, *sorted((NOTEBOOKS / MORE).glob("*.ipynb"))]
 FORBIDDEN = {"input", "getpass", "exec", "eval", "breakpoint"}
 MOST_MINUTES = 300
 
@@ -44,10 +46,16 @@ def lines(cell):
 
 
 def test_there_are_notebooks_and_their_numbers_are_unique():
-    numbers = [path.stem[:2] for path in PATHS]
+    numbers = [found.number for found in FOUND]
     assert numbers[:5] == ["00", "01", "02", "03", "04"]
     assert len(set(numbers)) == len(numbers)
-    assert [n.name for n in find_notebooks()] == [path.stem for path in PATHS]
+    assert [found.path for found in FOUND] == PATHS
+
+
+def test_what_is_beyond_the_course_belongs_to_a_notebook_of_the_course():
+    beyond = [found.number.removeprefix(f"{MORE}/") for found in FOUND if MORE in found.number]
+    assert beyond
+    assert set(beyond) <= {path.stem[:2] for path in COURSE}
 
 
 def test_no_output_and_no_execution_count_is_committed(notebook):
@@ -61,11 +69,12 @@ def test_the_kernel_is_the_environments_python(notebook):
     assert notebook.metadata.workshop.minutes > 0
 
 
-def test_it_opens_with_title_reason_time_level_and_needs(notebook):
+def test_it_opens_with_title_reason_time_level_and_needs(notebook, path):
     first = notebook.cells[0]
     assert first.cell_type == "markdown"
     title, reason, facts = [part for part in first.source.split("\n\n") if part][:3]
-    assert re.fullmatch(r"# \d\d · [A-Z].+", title)
+    (number,) = (found.number for found in FOUND if found.path == path)
+    assert re.fullmatch(rf"# {number} · [A-Z].+", title)
     assert len(reason) > 40
     told = notebook.metadata.workshop
     more = f", optional parts {told.optional_minutes} more" if told.optional_minutes else ""
@@ -92,7 +101,7 @@ def test_one_cell_holds_the_parameters_as_literals_with_unit_and_range(notebook)
 
 
 def test_a_parameter_s_comment_says_its_range(path):
-    (found,) = (n for n in find_notebooks() if n.path == path)
+    (found,) = (n for n in FOUND if n.path == path)
     content = nbformat.read(path, as_version=4)
     (tagged,) = (c for c in code(content) if "parameters" in c.metadata.get("tags", []))
     comments = {line.partition(" = ")[0]: line.partition("#")[2] for line in lines(tagged)}
@@ -190,13 +199,13 @@ def test_of_several_exercises_one_is_for_everybody(notebook):
 
 
 def test_what_is_not_optional_takes_five_hours_at_most():
-    notebooks = [nbformat.read(path, as_version=4) for path in PATHS]
+    notebooks = [nbformat.read(path, as_version=4) for path in COURSE]
     assert sum(notebook.metadata.workshop.minutes for notebook in notebooks) <= MOST_MINUTES
 
 
 def test_the_map_of_the_course_lists_every_notebook_with_its_minutes():
     rows = (NOTEBOOKS / "README.md").read_text().splitlines()
-    for path in PATHS:
+    for path in COURSE:
         notebook = nbformat.read(path, as_version=4)
         title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
         row = f"| [{title}]({path.name}) | {notebook.metadata.workshop.minutes} |"

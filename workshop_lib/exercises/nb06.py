@@ -1,13 +1,11 @@
-"""Notebook 06: an LRU cache request by request, and what each policy evicts."""
+"""Notebook 06: what each policy evicts."""
 
 from __future__ import annotations
 
 from typing import Any, TypeAlias
 
 from workshop_lib.exercises.check import Case, Check
-from workshop_lib.simulate import steps
 
-MAX_TOLD = 12
 Entry: TypeAlias = dict[str, Any]
 POLICIES = (
     *(f"allkeys-{rule}" for rule in ("lru", "lfu", "random")),
@@ -16,17 +14,6 @@ POLICIES = (
 )
 RANK = {"lru": ("idle", -1), "lfu": ("uses", 1), "ttl": ("ttl", 1)}
 """By rule: the field, and the sign with which the least of it goes first."""
-
-
-def story(stream: list[int], capacity: int) -> str:
-    """What an LRU cache does at each request of a short stream, on a line of its own."""
-    if not 0 < len(stream) <= MAX_TOLD:
-        return ""
-    told = []
-    for key, (hit, evicted) in zip(stream, steps(stream, capacity, "lru"), strict=True):
-        goes = "" if evicted is None else f", {evicted} goes"
-        told.append(f"{key} {'hit' if hit else 'miss'}{goes}")
-    return f"\nRequest by request: {'; '.join(told)}."
 
 
 def key_to_evict(check: Check) -> None:

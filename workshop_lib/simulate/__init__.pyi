@@ -12,7 +12,6 @@ from .eviction import (
     POLICIES,
     Replay,
     Step,
-    hit_ratio_by_capacity,
     replay,
     steps,
 )
@@ -48,7 +47,6 @@ __all__ = [
     "adjust_ratios",
     "break_even",
     "che_lru_hit_ratio",
-    "hit_ratio_by_capacity",
     "hit_ratios",
     "poisson_times",
     "replay",

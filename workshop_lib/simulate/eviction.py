@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
-from workshop_lib.simulate.distances import hit_ratios, stack_distances
-
 POLICIES = ("belady", "fifo", "lfu", "lru", "random", "sampled-lru")
 SAMPLES = 5
 POOL = 16
@@ -108,28 +106,6 @@ def steps(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) -
     """
     _require_room(capacity)
     return _walk(stream, capacity, _choose(policy, stream, seed))
-
-
-def hit_ratio_by_capacity(
-    stream: Sequence[int], capacities: Sequence[int], policy: str, *, seed: int = 0
-) -> list[float]:
-    """The hit ratio for each capacity, in the order asked for.
-
-    All answers for LRU come from one pass over the stream (see `stack_distances`); every other
-    policy is replayed once a capacity.
-
-    Raises:
-        ValueError: a capacity below 1, or an unknown policy.
-
-    >>> hit_ratio_by_capacity([1, 2, 1, 3, 1], [1, 2, 3], "lru")
-    [0.0, 0.4, 0.4]
-    """
-    for capacity in capacities:
-        _require_room(capacity)
-    if policy != "lru":
-        return [replay(stream, capacity, policy, seed=seed).hit_ratio for capacity in capacities]
-    ratios: list[float] = hit_ratios(stack_distances(stream), capacities).tolist()
-    return ratios
 
 
 class _Order(Protocol):
