@@ -18,9 +18,9 @@ from workshop_lib.services import local
 from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import Settings
 
-# jsonschema, which nbformat imports, checks no IRIs without it: reading its grammar takes each
+# jsonschema, which nbformat imports, checks no URIs without them: reading their grammars takes each
 # process a second.
-sys.modules["rfc3987_syntax"] = None
+sys.modules |= {"rfc3987_syntax": None, "rfc3986_validator": None}
 
 FOREIGN = {name.upper() for name in Settings.model_fields} | {"WORKSHOP_CONFIG"}
 
@@ -28,18 +28,35 @@ FOREIGN = {name.upper() for name in Settings.model_fields} | {"WORKSHOP_CONFIG"}
 LONGEST_FIRST = (
     "notebooks/test_execution.py",
     "cloud/test_on_aws.py",
-    "faults/",
-    "services/",
-    "load/",
+    "faults/test_engines.py",
+    "load/test_functions.py",
+    "load/test_mixed.py",
+    "cloud/test_aws.py",
+    "load/test_command.py",
     "test_surroundings.py",
-    "test_latencies.py",
-    "test_database.py",
-    "test_forks.py",
-    "cache/",
-    "exercises/",
     "cloud/",
+    "exercises/",
+    "dsql/test_transactions.py",
+    "load/",
+    "faults/",
+    "test_lab.py",
+    "test_local_rights.py",
+    "services/test_messaging.py",
+    "test_forks.py",
+    "test_readers.py",
+    "test_runner.py",
+    "test_api_page.py",
+    "dataset/test_load.py",
+    "test_cli.py",
+    "services/",
+    "test_database.py",
+    "cache/",
+    "dsql/",
 )
-"""Files and folders that take minutes: begun last, they would leave one worker without work."""
+"""Files and folders by the time that they take, from minutes to ten seconds.
+
+Begun last, one of them would leave the other workers without work.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

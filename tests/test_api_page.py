@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import workshop_lib
-from workshop_lib import plots
 from workshop_lib.paths import CHECKOUT
 
 PAGE = CHECKOUT / "docs" / "api.md"
@@ -74,8 +73,9 @@ def test_every_method_is_on_the_page(text, kind):
 def test_every_picture_is_on_the_page(text):
     names = [
         name
-        for name, found in inspect.getmembers(plots, inspect.isfunction)
-        if Path(inspect.getfile(found)) == Path(plots.__file__) and not name.startswith("_")
+        for name, found in inspect.getmembers(workshop_lib.plots, inspect.isfunction)
+        if Path(inspect.getfile(found)) == Path(workshop_lib.plots.__file__)
+        and not name.startswith("_")
     ]
     inner = {"save", "set_note", "show"}
     assert [n for n in names if n not in inner and not re.search(rf"\b{n}\b", text)] == []

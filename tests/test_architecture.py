@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 
 import pytest
@@ -14,13 +15,10 @@ import workshop_lib
 from workshop_lib.paths import CHECKOUT
 
 PACKAGE = CHECKOUT / "workshop_lib"
-TREES = {
-    str(path.relative_to(PACKAGE)): ast.parse(path.read_text())
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
+FILES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
 MODULES = {
     ".".join(("workshop_lib", *file.removesuffix(".py").split("/"))).removesuffix(".__init__")
-    for file in TREES
+    for file in FILES
 }
 CLIENTS = {"psycopg2", "redis", "boto3", "botocore"}
 PURE = [
@@ -45,9 +43,13 @@ PURE = [
     "exercises/nb02.py",
 ]
 AWS_WORDS = {"dsql_endpoint", "valkey_endpoint", "aws_region"}
-"""Private names of others that are still used, by file: who ends a use removes its name here."""
 PUBLIC = {"_exit", "_replace", "_asdict"}
 """Of os and of named tuples: documented in spite of the underscore."""
+
+
+@cache
+def tree(file: str) -> ast.Module:
+    return ast.parse((PACKAGE / file).read_text())
 
 
 def imports(file: str, *, everywhere: bool = True) -> set[str]:
@@ -59,7 +61,7 @@ def imports(file: str, *, everywhere: bool = True) -> set[str]:
 
     """
     found = set()
-    for node in ast.walk(TREES[file]) if everywhere else TREES[file].body:
+    for node in ast.walk(tree(file)) if everywhere else tree(file).body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -82,13 +84,13 @@ def ours(file: str, *, outside: tuple[str, ...]) -> set[str]:
 
 
 def files(under: str = "") -> list[str]:
-    return [file for file in TREES if file.startswith(under)]
+    return [file for file in FILES if file.startswith(under)]
 
 
 @pytest.mark.parametrize("file", PURE)
 def test_a_pure_module_imports_no_client_and_does_no_input_or_output(file):
     assert tops(file) & (CLIENTS | {"os", "pathlib", "socket", "subprocess", "requests"}) == set()
-    calls = [node.func for node in ast.walk(TREES[file]) if isinstance(node, ast.Call)]
+    calls = [node.func for node in ast.walk(tree(file)) if isinstance(node, ast.Call)]
     assert "open" not in {getattr(call, "id", "") for call in calls}
 
 
@@ -119,7 +121,7 @@ def test_what_makes_the_stacks_knows_nothing_of_running_on_them_and_nobody_else_
 def test_nobody_outside_services_asks_whether_this_is_aws_or_local():
     noted = {"workshop.py", "load/drivers.py"}  # the Region, in a result
     for file in set(files()) - {*files("services/"), "settings.py"}:
-        names = {node.attr for node in ast.walk(TREES[file]) if isinstance(node, ast.Attribute)}
+        names = {node.attr for node in ast.walk(tree(file)) if isinstance(node, ast.Attribute)}
         assert names & AWS_WORDS - ({"aws_region"} if file in noted else set()) == set(), file
 
 
@@ -133,18 +135,18 @@ def test_no_module_needs_another_that_needs_it():
 
 def _file(name: str) -> str:
     path = "/".join(name.split(".")[1:])
-    return f"{path}.py" if f"{path}.py" in TREES else f"{path}/__init__.py".lstrip("/")
+    return f"{path}.py" if f"{path}.py" in FILES else f"{path}/__init__.py".lstrip("/")
 
 
 def test_nobody_uses_private_names_of_others_or_looks_into_other_threads():
-    defined = {name for tree in TREES.values() for name in _definitions(tree)}
-    found = {file: set(_foreign_names(tree, defined)) for file, tree in TREES.items()}
+    defined = {name for file in FILES for name in _definitions(tree(file))}
+    found = {file: set(_foreign_names(tree(file), defined)) for file in FILES}
     assert {file: names for file, names in found.items() if names} == {}
 
 
-def _definitions(tree: ast.AST) -> Iterator[str]:
+def _definitions(module: ast.AST) -> Iterator[str]:
     """What a module gives a name: functions, classes, variables, attributes of its own objects."""
-    for node in ast.walk(tree):
+    for node in ast.walk(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -157,8 +159,8 @@ def _definitions(tree: ast.AST) -> Iterator[str]:
             yield node.attr
 
 
-def _foreign_names(tree: ast.AST, defined: set[str]) -> Iterator[str]:
-    for node in ast.walk(tree):
+def _foreign_names(module: ast.AST, defined: set[str]) -> Iterator[str]:
+    for node in ast.walk(module):
         names: list[str] = []
         if isinstance(node, ast.Attribute):
             names = [node.attr]
@@ -198,8 +200,8 @@ def modules_after(program: str) -> set[str]:
 
 
 def test_a_module_says_in_its_first_line_what_it_is_for():
-    for file, tree in TREES.items():
-        assert (ast.get_docstring(tree) or "").partition("\n")[0].endswith((".", ":")), file
+    for file in FILES:
+        assert (ast.get_docstring(tree(file)) or "").partition("\n")[0].endswith((".", ":")), file
 
 
 def test_the_list_of_names_for_notebooks_is_complete_and_loads():

@@ -1,5 +1,6 @@
 import threading
 from socket import create_server
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,3 +100,14 @@ def test_packages_that_are_not_as_pinned_are_named(ws, monkeypatch):
     monkeypatch.setattr(checks, "distributions", list)
     packages = find(check_deployment(valkey_ttl="unusable"), "Packages")
     assert "redis missing (pinned: " in packages.detail
+
+
+def test_other_versions_outside_a_clone_are_named_and_no_failure(ws, monkeypatch):
+    newer = [SimpleNamespace(name=name, version="9999") for name in checks.PACKAGES]
+    monkeypatch.setattr(checks, "distributions", lambda: newer)
+    found = {}
+    for in_a_clone in (True, False):
+        monkeypatch.setattr(checks, "IN_CHECKOUT", in_a_clone)
+        found[in_a_clone] = find(check_deployment(valkey_ttl="unusable"), "Packages")
+    assert (found[True].ok, found[False].ok) == (False, True)
+    assert "redis 9999 (pinned: " in found[False].detail

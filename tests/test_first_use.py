@@ -130,11 +130,6 @@ def test_a_file_that_cannot_be_written_is_said_and_a_link_stays_a_link(file, mon
     assert "cannot be written" in setup(*GIVEN, code=1)
 
 
-def test_the_settings_file_is_not_for_git():
-    ignored = ["git", "check-ignore", "-q", "workshop.toml"]
-    assert subprocess.run(ignored, cwd=CHECKOUT, check=False).returncode == 0
-
-
 # --- where a person is there to answer ---
 
 

@@ -14,7 +14,8 @@ import psutil
 import pytest
 import redis
 
-from workshop_lib import Workshop, open_workshop, plots
+import workshop_lib
+from workshop_lib import Workshop, open_workshop
 from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.errors import ServiceUnreachableError
@@ -107,7 +108,9 @@ def names(ws: Workshop) -> list[str]:
 
 
 def bars() -> Any:
-    return plots.bars({"cache": [1.0, 2.0]}, ["p50", "p95"], "A title", "percentile", "time (µs)")
+    return workshop_lib.plots.bars(
+        {"cache": [1.0, 2.0]}, ["p50", "p95"], "A title", "percentile", "time (µs)"
+    )
 
 
 def notes_of(figure: Any) -> list[str]:
@@ -238,7 +241,7 @@ def test_threads_that_ask_while_it_changes_get_right_answers_and_no_error(own):
 
 def test_the_result_keeps_each_setting_once_and_pictures_say_it(workshops, monkeypatch):
     shown: list[Any] = []
-    monkeypatch.setattr(plots, "display", shown.append)
+    monkeypatch.setattr(workshop_lib.plots, "display", shown.append)
     ws = workshops("kept")
     before = bars()
     with ws.at_latency(database=0.005):
@@ -246,7 +249,7 @@ def test_the_result_keeps_each_setting_once_and_pictures_say_it(workshops, monke
         with ws.at_latency(store=0.0201):
             ws.record("during", 2)
             during = bars()
-            plots.show(during, "Bars.")
+            workshop_lib.plots.show(during, "Bars.")
     after = bars()
     ws.record("after", 3)
     file = Path(ws.settings.workshop_result_file)

@@ -140,12 +140,6 @@ def test_a_stack_that_is_not_there_is_named_with_its_region(account):
         load_settings(workshop_stack="yours")
 
 
-def test_without_credentials_it_says_how_to_sign_in(account, monkeypatch):
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    with pytest.raises(SettingsError, match="aws sts get-caller-identity"):
-        load_settings()
-
-
 def test_a_name_that_no_stack_can_have_is_refused_before_anybody_is_asked(account):
     with pytest.raises(SettingsError, match="WORKSHOP_STACK"):
         load_settings(workshop_stack="my stack")

@@ -35,7 +35,7 @@ def _aws() -> Any:
 
 @click.group()
 def aws() -> None:
-    """Make, look at and delete the services on AWS.
+    """Create, show and delete the services on AWS.
 
     By CloudFormation.
     """

@@ -81,11 +81,11 @@ main.add_command(advise)
 @main.command()
 @click.argument("names", nargs=-1)
 @click.option("--size", type=click.Choice(["quick", "full"]), default="quick", show_default=True,
-              help="how much each notebook does")  # fmt: skip
+              help="how much work each notebook does")  # fmt: skip
 @click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE",
-              help="a notebook's parameter; may be repeated")  # fmt: skip
+              help="a parameter of the notebooks; may be repeated")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1, 16),
-              help="notebooks at the same time; more than one disturbs the figures  "
+              help="notebooks at a time; more than one disturbs the figures  "
                    "[default: 1; at quick size 2, if there are two processors]")  # fmt: skip
 @click.option("--out", type=a_folder,
               help="folder for the results  [default: a new one below results/]")  # fmt: skip
@@ -98,7 +98,7 @@ def run(
 ) -> None:
     """Run notebooks headless.
 
-    All of them, or the NAMED ones: 02, more/06 or 02_cache_a_query.
+    NAMES are numbers or names, such as 02, more/06 or 02_cache_a_query; without any, all run.
     """
     from workshop_lib import runner, services
     from workshop_lib.load.interrupts import one_interrupt
@@ -146,23 +146,21 @@ def check(as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--region", "aws_region", help="the AWS Region of everything")
+@click.option("--region", "aws_region", help="the AWS Region of all services")
 @click.option("--stack", "workshop_stack",
-              help="the workshop's CloudFormation stack, instead of the others")  # fmt: skip
+              help="the workshop's CloudFormation stack, instead of services")  # fmt: skip
 @click.option("--dsql-endpoint", help="the Aurora DSQL cluster: <id>.dsql.<region>.on.aws")
 @click.option("--valkey-endpoint",
               help="the ElastiCache: <name>.serverless.<region>.cache.amazonaws.com")  # fmt: skip
 @click.option("--bucket", "bucket_name", help="the S3 bucket")
 @click.option("--queue-url", help="the SQS queue for load tests; optional")
-@click.option("--local", is_flag=True, help="back to this machine's own engines")
-@click.option("--no-check", is_flag=True, help="do not try the services afterwards")
+@click.option("--local", is_flag=True, help="go back to the local engines")
+@click.option("--no-check", is_flag=True, help="do not check the services afterwards")
 def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
-    """Say once where your services on AWS are.
+    """Save where your services on AWS are, in workshop.toml.
 
-    It is kept in workshop.toml.
-
-    What is not given is asked for, if this is a terminal. Each value is checked at once, and the
-    services are tried at the end: exit code 1 if a check fails.
+    In a terminal it asks for what you do not give. Each value is checked at once, and the services
+    at the end: exit code 1 if a check fails.
     """
     from workshop_lib import first_use
 
@@ -206,11 +204,10 @@ def _check(*, as_json: bool = False) -> bool:
 @click.argument("second", metavar="RUN")
 @as_json
 def compare(first: str, second: str, as_json: bool) -> None:
-    """Show the figures of two runs side by side.
+    """Compare the figures of two runs.
 
-    Exit code 1 if nothing can be compared.
-
-    A RUN is a folder of results, its name below results/, or one result file.
+    A RUN is a folder of results, its name below results/, or one result file. Exit code 1 if
+    nothing can be compared.
     """
     from workshop_lib.compare import compare_runs
 
@@ -223,12 +220,12 @@ def compare(first: str, second: str, as_json: bool) -> None:
 @click.argument("notebook", required=False)
 @click.argument("jupyter_options", nargs=-1, type=click.UNPROCESSED)
 def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
-    """Open JupyterLab on a NOTEBOOK (02; else the map of the course), with the engines running.
+    """Open JupyterLab on the notebooks, with the engines running.
 
-    Other options go to JupyterLab.
+    It opens NOTEBOOK, such as 02, or the map of the course. Other options go to JupyterLab.
 
-    Outside a clone, the notebooks are first copied into a folder of yours: the one you are in, if
-    it has them, else `cache-aside-workshop` below it. What you have changed is never written over.
+    Outside a clone, the notebooks are first copied: into the current folder if it already has
+    them, else into `cache-aside-workshop` below it. What you have changed is never overwritten.
     """
     from workshop_lib import runner, services
 
@@ -264,7 +261,7 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
 
 @main.command("list")
 def list_notebooks() -> None:
-    """List the notebooks of the course, and what you have done of each."""
+    """List the notebooks, and what you have run and solved."""
     from workshop_lib import runner
     from workshop_lib.course import progress
 
@@ -281,13 +278,16 @@ def list_notebooks() -> None:
 
 @main.group()
 def notebook() -> None:
-    """Your copies of the notebooks."""
+    """Manage your copies of the notebooks."""
 
 
 @notebook.command("reset")
 @click.argument("name")
 def reset_notebook(name: str) -> None:
-    """Put a notebook (05) back as it was delivered; yours is kept beside it."""
+    """Put a notebook back as it was delivered.
+
+    NAME is a number or a name, such as 05. Your version is kept beside it.
+    """
     from workshop_lib import runner
     from workshop_lib.copies import reset_notebook as put_back
 
@@ -300,11 +300,11 @@ def reset_notebook(name: str) -> None:
 
 @main.command()
 @click.argument("folder", required=False, type=a_folder)
-@click.option("--open", "show", is_flag=True, help="in the browser")
+@click.option("--open", "show", is_flag=True, help="open it in the browser")
 def report(folder: Path | None, show: bool) -> None:
-    """Write the page of a run again, or of what you did in JupyterLab.
+    """Write the page of a run, or of what you did in JupyterLab.
 
-    FOLDER is a folder of results; without one, `results/interactive`.
+    FOLDER is a folder of results  [default: results/interactive]
     """
     from workshop_lib.report import write_report
     from workshop_lib.results import read_run
@@ -340,7 +340,7 @@ def status() -> None:
 
 @main.command()
 def stop() -> None:
-    """Stop the local engines, even if in use.
+    """Stop the local engines, even if they are in use.
 
     Their data stays.
     """
@@ -352,11 +352,11 @@ def stop() -> None:
 
 @main.command()
 @yes
-@click.option("--local", is_flag=True, help="the local engines only, nothing of your services")
+@click.option("--local", is_flag=True, help="only the local engines, nothing on your own services")
 def reset(yes: bool, local: bool) -> None:
     """Delete what the workshop made.
 
-    The local engines with their data, and its own part of your services.
+    The local engines with their data, and its tables, keys and objects on your own services.
     """
     from workshop_lib.namespaces import wipe_namespace
     from workshop_lib.services.local import reset as reset_engines
@@ -383,7 +383,7 @@ def reset(yes: bool, local: bool) -> None:
 
 @main.command()
 def env() -> None:
-    """Print shell exports for the services.
+    """Print shell exports for other programs.
 
     For example: (eval "$(workshop env)"; psql "$DATABASE_URL")
     """
@@ -403,13 +403,15 @@ def env() -> None:
 
 
 @main.command()
-@click.option("--user", default="admin", show_default=True, help="or a role that may log in")
+@click.option(
+    "--user", default="admin", show_default=True, help="`admin`, or a role that may log in"
+)
 @click.option("--seconds", type=click.IntRange(1, 604_800), default=PRINTED_S, show_default=True,
               help="how long the token opens connections")  # fmt: skip
 def dsql(user: str, seconds: int) -> None:
     """Show how any client reaches the local Aurora DSQL.
 
-    With a fresh token: whoever has it can sign in.
+    The output holds a fresh token: anyone who has it can sign in.
     """
     from psycopg2.extensions import make_dsn
 
@@ -429,9 +431,9 @@ def dsql(user: str, seconds: int) -> None:
 @main.command()
 @click.argument("what", type=click.Choice(["install", "remove"]))
 def rules(what: str) -> None:
-    """Install or remove Aurora DSQL's rules.
+    """Install or remove Aurora DSQL's rules in your own PostgreSQL.
 
-    In the PostgreSQL that DATABASE_URL names.
+    It is the one that DATABASE_URL names.
     """
     import psycopg2
 

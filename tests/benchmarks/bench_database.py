@@ -70,28 +70,6 @@ def test_a_pooled_query(question, pooled, race, what, statement, goal, bound):
     race(what, subjects, goal=goal, bound=bound)
 
 
-def test_a_transaction_of_one_insert(pooled, race):
-    pooled.query("CREATE TABLE single (id UUID PRIMARY KEY DEFAULT gen_random_uuid(), n INTEGER)")
-    insert = "INSERT INTO single (n) VALUES (1)"
-    with pooled.connection() as connection:
-        pass
-
-    def on_an_open_connection():
-        connection.autocommit = False
-        with connection.cursor() as cursor:
-            cursor.execute(insert)
-        connection.commit()
-        connection.autocommit = True
-
-    subjects = {
-        "ours": lambda: pooled.run_transaction(lambda cursor: cursor.execute(insert)),
-        "open connection": on_an_open_connection,
-    }
-    # No goal is set: what is added is the same as for a query of one row, and the retrying.
-    race("transaction of one INSERT", subjects, goal=None, bound=1.8)
-    pooled.query("DROP TABLE single")
-
-
 @pytest.fixture
 def unruled(ws):
     """The same database without DSQL's rules: COPY at once would break them."""

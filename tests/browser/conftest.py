@@ -10,11 +10,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nbformat
 import psutil
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
 
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.runner import find_notebooks
@@ -24,6 +24,9 @@ from workshop_lib.services.state_folder import StateFolder
 
 sys.path.append(str(Path(__file__).parent))
 from lab_page import Lab
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 START_S = 60
@@ -126,6 +129,8 @@ def lab(checkout) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def browser(chromium) -> Iterator[Browser]:
     """The browser, without a profile of before; no process of it is left afterwards."""
+    from playwright.sync_api import sync_playwright
+
     before = set(psutil.Process().children())
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(

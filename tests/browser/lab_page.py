@@ -6,9 +6,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from playwright.sync_api import Locator, Page, expect
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+
+def expect(subject: Any) -> Any:
+    """Playwright's, imported only now."""
+    from playwright import sync_api
+
+    return sync_api.expect(subject)
+
 
 LAPTOP = {"width": 1366, "height": 768}
 """A small laptop's screen, CSS pixels."""

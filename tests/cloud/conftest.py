@@ -11,10 +11,6 @@ from typing import Any
 import boto3
 import psycopg2
 import pytest
-from moto import mock_aws
-from moto.core import DEFAULT_ACCOUNT_ID
-from moto.ec2.models import ec2_backends
-from moto.ec2.models.amis import Ami
 
 from workshop_lib.lambda_package import RUNNING
 from workshop_lib.paths import CHECKOUT
@@ -22,8 +18,9 @@ from workshop_lib.services.engines import OWNER
 from workshop_lib.services.state_folder import StateFolder
 
 TESTS = Path(__file__).parent.parent
+# The last one for `cloud`: moto files classes under the second part of their module's name.
 sys.path += [str(TESTS / "cloud" / "standin"), str(TESTS / "load"), str(TESTS)]
-from cloud.moto_resources import IMAGE, ServerlessCache, teach  # noqa: E402
+from aws import ACCOUNT  # noqa: E402
 from lambda_runtime import HERE as ARCHITECTURE  # noqa: E402
 from stand_in import NAMESPACE, StandIn  # noqa: E402
 
@@ -32,20 +29,30 @@ PYTHON = min(RUNNING, "3.13")
 TEMPLATES = CHECKOUT / "cloudformation"
 HERE = "us-east-1"
 THERE = "us-east-2"
-NEEDED = {"HostImage": IMAGE}
 
 
 class Cloud:
-    """An emulated account."""
+    """An emulated account; moto, which takes seconds to import, is there only now."""
+
+    def __init__(self):
+        from cloud import moto_resources
+
+        self.resources = moto_resources
 
     def client(self, service, region=HERE):
         return boto3.client(service, region_name=region)
+
+    def moto(self, service, region=HERE):
+        """What moto keeps for a service."""
+        from moto.backends import get_backend
+
+        return get_backend(service)[ACCOUNT][region]
 
     def deploy(self, name, template="workshop", region=HERE, **parameters):
         """Make or change a stack. Returns its outputs."""
         stacks = self.client("cloudformation", region)
         known = {stack["StackName"] for stack in stacks.describe_stacks()["Stacks"]}
-        needed = NEEDED if template == "workshop" else {}
+        needed = {"HostImage": self.resources.IMAGE} if template == "workshop" else {}
         act = stacks.update_stack if name in known else stacks.create_stack
         act(
             StackName=name,
@@ -65,7 +72,7 @@ class Cloud:
 
     def everything(self, region=HERE):
         """How much there is of what costs something, or stands in the way of another stack."""
-        ec2 = ec2_backends[DEFAULT_ACCOUNT_ID][region]
+        caches = self.resources.ServerlessCache.existing
         asked = {
             "buckets": self.client("s3").list_buckets()["Buckets"],
             "queues": self.client("sqs", region).list_queues().get("QueueUrls", []),
@@ -80,10 +87,10 @@ class Cloud:
             "alarms": self.client("cloudwatch", region).describe_alarms()["MetricAlarms"],
             "dashboards": self.client("cloudwatch", region).list_dashboards()["DashboardEntries"],
             "clusters": self.client("dsql", region).list_clusters()["clusters"],
-            "caches": [
-                name for name, one in ServerlessCache.existing.items() if one.region == region
+            "caches": [name for name, one in caches.items() if one.region == region],
+            "instances": [
+                one for one in self.moto("ec2", region).all_instances() if one.state != "terminated"
             ],
-            "instances": [one for one in ec2.all_instances() if one.state != "terminated"],
         }
         return {kind: len(found) for kind, found in asked.items()}
 
@@ -97,13 +104,10 @@ def cloud(monkeypatch):
         "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",  # thousands, for each test anew
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(ServerlessCache, "existing", {})
-    with mock_aws():
-        teach(monkeypatch)
-        for region in (HERE, THERE):
-            ec2 = ec2_backends[DEFAULT_ACCOUNT_ID][region]
-            monkeypatch.setitem(ec2.amis, IMAGE, Ami(ec2, IMAGE))
-        yield Cloud()
+    emulated = Cloud()
+    with emulated.resources.mock_aws():
+        emulated.resources.teach(monkeypatch)
+        yield emulated
 
 
 @pytest.fixture(scope="module")

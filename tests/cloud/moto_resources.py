@@ -30,14 +30,16 @@ except ModuleNotFoundError:
 
 from moto import mock_aws
 from moto.awslambda.utils import get_backend as lambda_backend
-from moto.cloudformation import cloudformation_backends, parsing
+from moto.cloudformation import parsing
 from moto.cloudformation.exceptions import UnformattedGetAttTemplateException
 from moto.cloudformation.models import CloudFormationBackend, Event, Stack
 from moto.cloudformation.utils import yaml_tag_constructor
+from moto.core import DEFAULT_ACCOUNT_ID
 from moto.core.base_backend import BaseBackend
 from moto.core.common_models import CloudFormationModel
 from moto.dsql.models import dsql_backends
 from moto.ec2.models import EC2Backend, ec2_backends
+from moto.ec2.models.amis import Ami
 from moto.ec2.models.internet_gateways import InternetGateway, VPCGatewayAttachment
 from moto.ec2.models.route_tables import Route, RouteTable
 from moto.ec2.models.security_groups import SecurityGroup
@@ -47,8 +49,6 @@ from moto.iam.models import ManagedPolicy, iam_backends
 from moto.s3.models import s3_backends
 from moto.sqs.models import sqs_backends
 from moto.ssm.models import SimpleSystemManagerBackend
-
-__all__ = ["IMAGE", "ServerlessCache", "cloudformation_backends", "teach"]
 
 IMAGE = "ami-0123456789abcdef0"
 """What stands for Amazon Linux's newest image."""
@@ -281,7 +281,8 @@ def run_zip(packed: bytes) -> dict[str, Any]:
 
 
 def teach(patch: pytest.MonkeyPatch) -> None:
-    """Give moto all of this until `patch` is undone."""
+    """Give moto all of this, and nothing made of it yet, until `patch` is undone."""
+    patch.setattr(ServerlessCache, "existing", {})
     known = {**parsing.get_model_map(), **{kind.kind: kind for kind in Resource.__subclasses__()}}
     patch.setattr(parsing, "get_model_map", lambda: known)
     patch.setattr(parsing, "CustomModel", Custom)
@@ -301,6 +302,9 @@ def teach(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EC2Backend, "_collect_default_endpoint_services", services)
     patch.setattr(SimpleSystemManagerBackend, "get_parameter", lambda *_: ImageOfTheDay)
     patch.setattr(Stack, "has_parameters", _has_parameters)
+    for region in ("us-east-1", "us-east-2"):
+        ec2 = ec2_backends[DEFAULT_ACCOUNT_ID][region]
+        patch.setitem(ec2.amis, IMAGE, Ami(ec2, IMAGE))
 
 
 def _with_more_functions(clean):

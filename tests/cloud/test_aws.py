@@ -4,11 +4,10 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from aws import ACCOUNT
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from click.testing import CliRunner
-from cloud.moto_resources import ZONES, cloudformation_backends
-from moto.core import DEFAULT_ACCOUNT_ID
 
 from workshop_lib import aws
 from workshop_lib.cli import main
@@ -35,7 +34,7 @@ class Account:
     def run(self, *words, given=None, code=0):
         """What a command says; `given` is typed into it."""
         done = CliRunner().invoke(main, ["aws", *words], input=given)
-        assert (done.exit_code, DEFAULT_ACCOUNT_ID in done.output) == (code, False), done.output
+        assert (done.exit_code, ACCOUNT in done.output) == (code, False), done.output
         return done.output
 
     def answer(self, operation, *answers):
@@ -103,7 +102,7 @@ def events(*found):
 
 def test_a_first_deployment_looks_shows_asks_and_fills_the_bucket(account):
     said = account.run("deploy", given="y\n")
-    assert f"✓ account …{DEFAULT_ACCOUNT_ID[-4:]}, {HERE}, as user/moto" in said
+    assert f"✓ account …{ACCOUNT[-4:]}, {HERE}, as user/moto" in said
     assert "AWS Lambda runs 10 functions at once" in said
     assert "✓ zones us-east-1b and us-east-1c" in said  # us-east-1a has no endpoint of DSQL
     assert "add         Cluster (AWS::DSQL::Cluster)" in said
@@ -127,7 +126,7 @@ def test_later_deployments_keep_the_host_its_zones_and_what_was_given(account, m
     account.run("deploy", "--yes", "-p", "LogDays=3")
     before, host = account.values(), account.values("Output")["NotebookHostId"]
     assert "Nothing to change." in account.run("deploy", given="")  # and asks nothing
-    monkeypatch.setitem(ZONES, "dsql-fnh4", "ef")
+    monkeypatch.setitem(account.cloud.resources.ZONES, "dsql-fnh4", "ef")
     account.answer("GetParameter", {"Parameter": {"Value": "ami-0fedcba9876543210"}})
     account.workers.append(b"worker 2")
     said = account.run("deploy", "--yes", "-p", "PythonVersion=3.12", "-p", "MaxReceives=5")
@@ -256,8 +255,7 @@ def test_the_first_cause_of_a_failure_is_told_with_what_helps_and_the_zones(acco
 
 def test_status_says_how_old_it_is_and_what_it_has_cost(account):
     account.run("deploy", "--yes", "--no-function")
-    stacks = cloudformation_backends[DEFAULT_ACCOUNT_ID][HERE].stacks.values()
-    (stack,) = stacks
+    (stack,) = account.cloud.moto("cloudformation").stacks.values()
     stack.creation_time -= timedelta(hours=100)
     found = json.loads(account.run("status", "--json"))
     assert (found["status"], found["age_hours"]) == ("CREATE_COMPLETE", 100.0)

@@ -7,31 +7,23 @@ import re
 import sys
 import zipfile
 from datetime import datetime, timedelta
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from botocore.exceptions import ClientError
-from moto.awslambda.models import lambda_backends
-from moto.core import DEFAULT_ACCOUNT_ID
-from moto.s3.models import s3_backends
 
 from workshop_lib.dataset import Sizes, generators
 from workshop_lib.lambda_package import HANDLER
 from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.settings import load_settings
 
-# As a folder's module: moto files each class under the second part of its module's name.
-sys.path.append(str(Path(__file__).parent.parent))
-from cloud.moto_resources import ServerlessCache, cloudformation_backends, run_zip
-
 HERE = "us-east-1"
 THERE = "us-east-2"
 
 
-def resources_of(name):
+def resources_of(cloud, name):
     """What moto keeps of a stack's resources."""
-    stacks = cloudformation_backends[DEFAULT_ACCOUNT_ID][HERE].stacks.values()
+    stacks = cloud.moto("cloudformation").stacks.values()
     (stack,) = (stack for stack in stacks if stack.name == name)
     return stack.resource_map._parsed_resources
 
@@ -135,7 +127,7 @@ def the_dashboard_shows_the_queue_the_function_the_database_and_the_cache(cloud,
         "DURATION",
         "COMPLETIONS",
         cluster["identifier"],
-        *ServerlessCache.existing,
+        *cloud.resources.ServerlessCache.existing,
     ):
         assert wanted in shown
     assert "${" not in shown
@@ -255,9 +247,7 @@ def test_after_its_days_a_stack_stops_what_costs_by_the_hour_and_keeps_what_was_
     (stack,) = cloud.client("cloudformation").describe_stacks(StackName="workshop")["Stacks"]
     gone = []
     monkeypatch.setitem(sys.modules, "cfnresponse", ModuleType("cfnresponse"))
-    caretaker = run_zip(
-        lambda_backends[DEFAULT_ACCOUNT_ID][HERE].get_function(target["Arn"]).code_bytes
-    )
+    caretaker = cloud.resources.run_zip(cloud.moto("lambda").get_function(target["Arn"]).code_bytes)
 
     class Now(datetime):
         @classmethod
@@ -278,7 +268,7 @@ def test_after_its_days_a_stack_stops_what_costs_by_the_hour_and_keeps_what_was_
                  if e["VpcEndpointType"] == "Interface"}  # fmt: skip
     assert reserved["Instances"][0]["State"]["Name"] == ("stopped" if over else "running")
     assert endpoints == ({"deleted"} if over else {"available"})
-    assert gone == (list(ServerlessCache.existing) if over else [])
+    assert gone == (list(cloud.resources.ServerlessCache.existing) if over else [])
     assert cloud.everything()["clusters"] == 1
 
 
@@ -290,7 +280,7 @@ def test_after_its_days_a_stack_stops_what_costs_by_the_hour_and_keeps_what_was_
 def test_deleting_leaves_nothing_though_the_bucket_was_full(cloud, parameters):
     before = cloud.everything()
     found = cloud.deploy("workshop", **parameters)
-    s3 = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+    s3 = cloud.moto("s3", "aws")
     for number in range(1_001):  # more than one page, and than one deletion takes
         s3.put_object(found["BucketName"], f"objects/{number}", b"data")
     cloud.deploy("workshop", **parameters, MaxReceives="4")
@@ -307,7 +297,9 @@ def test_a_bucket_that_somebody_deleted_before_does_not_hold_the_stack_up(cloud)
         s3.delete_object(Bucket=found["BucketName"], Key=one["Key"])
     s3.delete_bucket(Bucket=found["BucketName"])
     emptier = next(
-        one for one in resources_of("workshop").values() if getattr(one, "kind", "") == "Custom"
+        one
+        for one in resources_of(cloud, "workshop").values()
+        if getattr(one, "kind", "") == "Custom"
     )
     emptier.delete()
     emptier.delete()

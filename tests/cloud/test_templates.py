@@ -70,7 +70,7 @@ NOT_ON_AWS = {
 }
 
 
-class Loader(yaml.SafeLoader):
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """Reads the short form of functions, `!Ref Name`, as the long one."""
 
 

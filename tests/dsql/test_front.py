@@ -116,35 +116,19 @@ def signer(cluster):
     return sign
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"region": "eu-west-1"},
-        {"host": "other.dsql.us-east-1.on.aws"},
-        {"aws_access_key_id": "AKIDEXAMPLE"},
-        {"aws_secret_access_key": "another one"},
-    ],
-)
-def test_a_token_that_is_not_for_this_cluster_learns_nothing(connect, signer, how):
-    with pytest.raises(psycopg2.OperationalError, match=DENIED):
-        connect(password=signer(**how))
-
-
-@pytest.mark.parametrize(
-    "password", ["x", "", "a" * 15_000, "https://[", "é" * 300, "?" + "&" * 99]
-)
-def test_what_is_no_token_learns_nothing(connect, password):
-    with pytest.raises(psycopg2.OperationalError, match=f"{DENIED}|no password supplied"):
-        connect(password=password)
-
-
-def test_a_token_is_for_its_user_s_action_and_unchanged(connect, cluster):
+def test_what_is_no_token_or_not_for_this_cluster_and_user_learns_nothing(connect, signer, cluster):
     for password in (
+        *("x", "", "a" * 15_000, "https://[", "é" * 300, "?" + "&" * 99),
+        signer(region="eu-west-1"),
+        signer(host="other.dsql.us-east-1.on.aws"),
+        signer(aws_access_key_id="AKIDEXAMPLE"),
+        signer(aws_secret_access_key="another one"),
         cluster.token("somebody"),
         cluster.token().replace("Expires=900", "Expires=901"),
         cluster.token()[:-1] + "é",
     ):
-        with pytest.raises(psycopg2.OperationalError, match=DENIED):
+        said = DENIED if password else "no password supplied"
+        with pytest.raises(psycopg2.OperationalError, match=said):
             connect(password=password)
 
 
@@ -211,10 +195,6 @@ def test_what_the_commands_print_reaches_the_cluster(shared):
     assert reaches({}, dsn=shlex.split(url)[1].partition("=")[2]) == ("admin", True)
 
 
-def test_the_key_is_kept_from_others(state, cluster):
-    assert state.certificate.with_name("key.pem").stat().st_mode & 0o777 == 0o600
-
-
 # --- statements ---
 
 
@@ -245,13 +225,6 @@ def test_a_string_of_statements_is_one_transaction_up_to_the_one_that_is_refused
     refused(cursor, "CREATE TABLE a (n int); INSERT INTO t VALUES (1)", message=mixed)
     cursor.execute("SELECT (SELECT count(*) FROM t), to_regclass('a')")
     assert cursor.fetchone() == (0, None)
-
-
-def test_limits_of_a_transaction_hold(cursor, table):
-    too_many = "INSERT INTO t SELECT generate_series(1, 3001)"
-    refused(cursor, too_many, "54000", "transaction row limit exceeded")
-    cursor.execute("INSERT INTO t SELECT generate_series(1, 3000)")
-    assert cursor.statusmessage == "INSERT 0 3000"
 
 
 @pytest.mark.parametrize(
@@ -321,8 +294,8 @@ def test_rules_cannot_be_switched_off(cursor, table):
         with pytest.raises(errors.FeatureNotSupported):
             cursor.execute(sql)
     cursor.execute("RESET ALL; SET SESSION AUTHORIZATION DEFAULT")
-    with pytest.raises(errors.ProgramLimitExceeded):
-        cursor.execute("INSERT INTO t SELECT generate_series(1, 3001)")
+    too_many = "INSERT INTO t SELECT generate_series(1, 3001)"
+    refused(cursor, too_many, "54000", "transaction row limit exceeded")
 
 
 def test_copy_goes_both_ways(cursor, table):

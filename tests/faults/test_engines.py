@@ -168,35 +168,37 @@ def workshop(*words: str) -> Result:
 # --- what they are ---
 
 
-@both
-def test_they_listen_on_loopback_only_and_open_to_their_own_passwords(folder, kind):
-    held, other = attach("postgres", "valkey", kind=kind), attach(kind="sandbox")
+def test_they_listen_on_loopback_only_and_open_to_their_own_passwords(folder):
+    held, other = attach("postgres", "valkey"), attach("postgres", "valkey", kind="sandbox")
     running = [supervisor(folder).pid, *pids(folder).values(), *pids(folder, "sandbox").values()]
     sockets = [s for pid in running for s in psutil.Process(pid).net_connections(kind="inet")]
     listening = [s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN]
-    assert len(listening) >= 3
+    assert len(listening) >= 5
     assert set(listening) == {"127.0.0.1"}
-    for password in ("guess", other.secrets["valkey"], None):
-        with pytest.raises(redis.AuthenticationError):
-            client(held, password=password).ping()
-    for password in ("guess", other.secrets["admin"]):
-        with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
-            psycopg2.connect(**{**embedded_database(held).arguments, "password": password})
+    for one, another_one in ((held, other), (other, held)):
+        for password in ("guess", another_one.secrets["valkey"], None):
+            with pytest.raises(redis.AuthenticationError):
+                client(one, password=password).ping()
+        for password in ("guess", another_one.secrets["admin"]):
+            with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+                psycopg2.connect(**{**embedded_database(one).arguments, "password": password})
     asked = (
         "SELECT current_user::text, rolsuper, current_setting('transaction_isolation'), "
         "current_setting('server_version_num')::int / 10000 FROM pg_roles "
         "WHERE rolname = current_user"
     )
-    assert query(held, asked) == [("admin", False, "repeatable read", 16)]
+    assert query(held, asked) == query(other, asked) == [("admin", False, "repeatable read", 16)]
     # Secrets stand in no command line, in no log, and in no file that others may open.
     lines = [" ".join(words(process)) for process in psutil.process_iter()]
     logs = [file.read_text(errors="replace") for file in folder.path.rglob("*.log")]
-    known = [*held.secrets.values(), *folder.read(folder.address_file).values()]
-    texts = (*lines, *logs, repr(held))
+    address = folder.read(folder.address_file).values()
+    known = [*held.secrets.values(), *other.secrets.values(), *address]
+    texts = (*lines, *logs, repr(held), repr(other))
     assert [t for t in texts for p in known if isinstance(p, str) and p in t] == []
-    place = held.folder.path
-    assert {path.stat().st_mode & 0o777 for path in (folder.path, place)} == {0o700}
-    secret = [place / "secrets.json", place / "valkey/valkey.conf", folder.address_file]
+    places = [one.folder.path for one in (held, other)]
+    assert {path.stat().st_mode & 0o777 for path in (folder.path, *places)} == {0o700}
+    secret = [p / name for p in places for name in ("secrets.json", "valkey/valkey.conf")]
+    secret.append(folder.address_file)
     assert {file.stat().st_mode & 0o077 for file in secret} == {0}
 
 
@@ -272,11 +274,11 @@ def test_a_sandbox_is_nobody_elses_and_goes_alone(folder):
     one.release()
 
 
-@pytest.mark.parametrize("ends", ["by itself", "killed"])
-def test_they_stay_idle_as_long_as_any_user_asked_for(folder, monkeypatch, ends):
-    monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "600")
-    with another("" if ends == "by itself" else "time.sleep(60)") as process:
-        process.stdout.readline()
+def test_they_stay_idle_as_long_as_any_user_asked_for(folder, monkeypatch):
+    for idle_s, then in (("600", ""), ("500", "time.sleep(60)")):  # it ends, and is killed
+        monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", idle_s)
+        with another(then) as process:
+            process.stdout.readline()
     before = pids(folder)
     monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "0")
     attach().release()
@@ -345,20 +347,23 @@ except KeyboardInterrupt:
 
 
 @both
-@pytest.mark.parametrize("name", ["postgres", "valkey"])
-def test_a_killed_engine_comes_back_on_the_same_port_with_its_data(folder, kind, name):
+def test_a_killed_engine_comes_back_on_the_same_port_with_its_data(folder, kind):
     held = attach("postgres", "valkey", kind=kind)
     query(held, "CREATE TABLE IF NOT EXISTS kept (n int)")
     query(held, "INSERT INTO kept VALUES (1)")
     rows = query(held, "SELECT n FROM kept")
     before = pids(folder, kind)
-    os.kill(before[name], signal.SIGKILL)
-    assert wait_until(
-        lambda: (s := states(folder, kind)[name]).status == "up" and s.pid != before[name], SOON_S
-    )
-    assert states(folder, kind)[name].port == held.engines[name].port
-    assert query(held, "SELECT n FROM kept") == rows
-    assert client(held).ping() is True
+
+    def is_back(name: str) -> bool:
+        state = states(folder, kind)[name]
+        return state.status == "up" and state.pid != before[name]
+
+    for name in ("postgres", "valkey"):
+        os.kill(before[name], signal.SIGKILL)
+        assert wait_until(lambda name=name: is_back(name), SOON_S)
+        assert states(folder, kind)[name].port == held.engines[name].port
+        assert query(held, "SELECT n FROM kept") == rows
+        assert client(held).ping() is True
 
 
 def test_a_killed_store_comes_back_on_the_same_port_with_its_objects(folder):

@@ -104,21 +104,16 @@ def queues_of(workshop):
 
 
 def test_it_is_started_by_the_first_use_and_by_nothing_else(home, mq):
-    local.stop(home)  # another test may have started it
-    mq.close()
-    workshop = open_workshop("messaging", workshop_namespace="run_00000000_m")
-    try:
-        workshop.wipe()
-        assert running_messaging(workshop.settings) is None
-        assert (report(home), workshop.result.services.get("messaging")) == (None, None)
-        assert workshop.sqs is workshop.sqs
-        assert (report(home).status, report(home).emulated) == ("up", True)
-        assert workshop.result.services["messaging"] == {
-            "label": LABEL, "version": "", "embedded": True, "emulated": True, "aws": False,
-            "region": None,
-        }  # fmt: skip
-    finally:
-        workshop.close()
+    """The first test of the file: nothing has started it yet."""
+    mq.wipe()
+    assert running_messaging(mq.settings) is None
+    assert (report(home), mq.result.services.get("messaging")) == (None, None)
+    assert mq.sqs is mq.sqs
+    assert (report(home).status, report(home).emulated) == ("up", True)
+    assert mq.result.services["messaging"] == {
+        "label": LABEL, "version": "", "embedded": True, "emulated": True, "aws": False,
+        "region": None,
+    }  # fmt: skip
 
 
 def test_another_access_key_and_a_request_without_one_are_refused(mq):

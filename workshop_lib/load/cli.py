@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CONFIG = Path("config.json")
 """The scenario file of an insert load, where the folder in which the command is run has one."""
 
-keep_rows = click.option("--keep", is_flag=True, help="leave the rows of this run in the table")
+keep_rows = click.option("--keep", is_flag=True, help="keep the rows of this run in the table")
 results_folder = click.option(
     "--out", type=a_folder, default=RESULTS / "load",
     help="folder for the results file  [default: results/load]",
@@ -29,7 +29,7 @@ results_folder = click.option(
 
 @click.group()
 def load() -> None:
-    """Put load on the database, and say what it costs.
+    """Put load on the database and say what it costs.
 
     Insert loads, and mixed traffic through a queue.
     """
@@ -48,7 +48,9 @@ def load() -> None:
 @click.option("--event-type", type=click.Choice(EVENT_TYPES), help="what the rows say")
 @click.option("--warm-up", type=int, help="INSERTs before the measurement, not counted in it")
 @click.option("--no-warm-up", is_flag=True, help="the same as --warm-up 0")
-@click.option("--function-name", help="do it by this Lambda function; empty: by processes here")
+@click.option(
+    "--function-name", help="run the load by this Lambda function; empty: by local processes"
+)
 @click.option("--region", help="where that function is  [default: AWS_REGION]")
 @click.option("--at-once", type=click.IntRange(1, 1_000),
               help="workers at the same time  [default: 4 processes, 1000 functions]")  # fmt: skip
@@ -57,11 +59,11 @@ def load() -> None:
 def inserts(*, no_warm_up: bool, **options: Any) -> None:
     """Compare individual with multi-row inserts; exit code 1 if a row is missing at the end.
 
-    Each worker does its rounds one after another. A round is some INSERTs of one row each
-    (scenario 1), or one INSERT of many rows (scenario 2).
+    Each worker does its rounds one after another. A round is --count INSERTs of one row each
+    (scenario 1), or one INSERT of --count rows (scenario 2).
 
-    Options win over the scenario file. Ctrl-C ends it with a report of what was done by then, and
-    the rows are deleted all the same.
+    Options win over the scenario file. Ctrl-C ends it with a report of what was done so far; the
+    rows are deleted anyway.
     """
     if no_warm_up and options["warm_up"]:
         raise click.UsageError("--no-warm-up and --warm-up exclude each other.")
@@ -103,11 +105,11 @@ def inserts(*, no_warm_up: bool, **options: Any) -> None:
 def mixed(**options: Any) -> None:
     """Send reads and writes through a queue; exit code 1 if a message is unaccounted for.
 
-    They are sent in rounds. A round is some messages of each action: SELECT, INSERT and SELECT2;
-    whoever receives a message runs its statement so many times.
+    They are sent in rounds. A round has --messages messages of each action: SELECT, INSERT and
+    SELECT2. A worker runs the statement of its message --statements times.
 
     Locally the queue is an emulation. Options win over the scenario file. Ctrl-C ends it with a
-    report of what was done by then, and the rows are deleted all the same.
+    report of what was done so far; the rows are deleted anyway.
     """
     with one_interrupt():
         from workshop_lib.load.command import run_mixed_load
@@ -127,7 +129,7 @@ def _end_load(found: Outcome) -> NoReturn:
 @load.command()
 @click.argument("run", required=False)
 def clean(run: str | None) -> None:
-    """Delete the rows that a load test left (RUN: its name or number), or those of all.
+    """Delete the rows of one load test (RUN: its name or number), or of all.
 
     From the tables business_events and transactions, whose other rows stay.
     """

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from lambda_runtime import LambdaService, Quiet
-from moto.core import DEFAULT_ACCOUNT_ID
-from moto.server import DomainDispatcherApplication, create_backend_app
 from policies import Identity
 from werkzeug.serving import DechunkedInput
 from werkzeug.test import Client
+
+ACCOUNT = "123456789012"
+"""As moto has it."""
 
 CREDENTIAL = re.compile(r"AWS4-HMAC-SHA256 Credential=([^/, ]+)/\d{8}/([a-z0-9-]+)/([a-z0-9-]+)/")
 JSON = {"sqs", "monitoring", "lambda", "logs", "dsql"}
@@ -66,6 +67,8 @@ class Account:
     faults: dict[str, Fault] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
+
         self.moto = Client(DomainDispatcherApplication(create_backend_app), use_cookies=False)
         self.turn = threading.Lock()
         """Held while moto answers: it keeps no order among threads, and loses messages without."""
@@ -148,7 +151,7 @@ class Handler(Quiet):
             says = "The security token included in the request is expired"
             return Fault(400, "ExpiredToken", says)
         if asked.action and not identity.may(asked.action, asked.resource, **asked.conditions):
-            who = f"arn:aws:sts::{DEFAULT_ACCOUNT_ID}:assumed-role/workshop/session"
+            who = f"arn:aws:sts::{ACCOUNT}:assumed-role/workshop/session"
             doing = f"{asked.action} on resource: {asked.resource}"
             code = "AccessDenied" if service in SAY_DENIED else "AccessDeniedException"
             return Fault(403, code, f"User: {who} is not authorized to perform: {doing}")

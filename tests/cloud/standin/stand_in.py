@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import boto3
@@ -26,16 +27,9 @@ import pytest
 import trustme
 from aws import Account, Handler
 from botocore.config import Config
-from cloud import moto_resources
-from cloud.moto_resources import IMAGE, ServerlessCache, teach
 from dsql import Server as Dsql
 from elasticache import Cache
 from lambda_runtime import EventSourceMapping, LambdaService, serve, unpack
-from moto.core import DEFAULT_ACCOUNT_ID
-from moto.core.model_instances import reset_model_data
-from moto.ec2.models import ec2_backends
-from moto.ec2.models.amis import Ami
-from moto.sqs.models import Queue
 from policies import Identity
 
 NAMES_FOLDER = Path(__file__).parent / "names"
@@ -70,7 +64,7 @@ class StandIn:
         self.account = Account()
         self.let("admin", "AKIASTANDINADMIN")
         self.outputs: dict[str, str] = {}
-        _prepare_moto(self._patch)
+        resources = _prepare_moto(self._patch)
         regional = [f"*.{name.format(one)}" for one in (REGION, OTHER_REGION) for name in NAMES]
         handler = type("Handler", (Handler,), {"account": self.account})
         server = serve(handler, self.certificate("localhost", "iam.amazonaws.com", *regional))
@@ -79,7 +73,7 @@ class StandIn:
         self._port = server.server_port
         self.lead("*:443", self._port)
         self.zones = self._draw_zones()
-        self._patch.setattr(moto_resources, "ZONES", self.zones)
+        self._patch.setattr(resources, "ZONES", self.zones)
 
     def _draw_zones(self) -> dict[str, str]:
         """Zones with each service, other ones every time; two have all, and the host's type."""
@@ -257,14 +251,16 @@ class StandIn:
         self.outputs = {one["OutputKey"]: one["OutputValue"] for one in outputs}
 
 
-def _prepare_moto(patch: pytest.MonkeyPatch) -> None:
+def _prepare_moto(patch: pytest.MonkeyPatch) -> ModuleType:
+    """Returns the resources that are emulated beside moto's."""
+    from cloud import moto_resources
+    from moto.core.model_instances import reset_model_data
+    from moto.sqs.models import Queue
+
     reset_model_data()
-    patch.setattr(ServerlessCache, "existing", {})
     patch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # thousands
-    teach(patch)
+    moto_resources.teach(patch)
     # moto would hand messages to functions by itself, in Docker; whoever runs the function does it.
     none = property(lambda _: {}, lambda *_: None)
     patch.setattr(Queue, "lambda_event_source_mappings", none, raising=False)
-    for region in (REGION, OTHER_REGION):
-        ec2 = ec2_backends[DEFAULT_ACCOUNT_ID][region]
-        ec2.amis[IMAGE] = Ami(ec2, IMAGE)
+    return moto_resources

@@ -48,7 +48,7 @@ def connect(psycopg2, connect_there, dsn=None, **arguments):
 def teach(put=setattr):
     put(socket, "getaddrinfo", partial(look_up, socket.getaddrinfo))
     try:
-        import psycopg2  # noqa: PLC0415 -- some Pythons below have none
+        import psycopg2  # some Pythons below have none
     except ImportError:
         return
     put(psycopg2, "connect", partial(connect, psycopg2, psycopg2.connect))
