@@ -106,7 +106,7 @@ def build() -> None:
         SystemExit: neither could.
 
     """
-    say(f"Setting up {VENV.name} with Python {sys.version.split()[0]} (once; about 1 GB) …")
+    say(f"Setting up {VENV.name} with Python {sys.version.split()[0]} (once; about 900 MB) …")
     shutil.rmtree(VENV, ignore_errors=True)
     environment = plain(os.environ)
     create = [sys.executable, "-m", "venv", "--without-pip", str(VENV)]

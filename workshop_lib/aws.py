@@ -1,12 +1,11 @@
 """The workshop's stacks on AWS: CloudFormation does the work, this adds what people need besides.
 
-Any of `workshop aws deploy`, `aws cloudformation deploy` and the console makes the same stack from
-the same template. Here: what has to be right before, what it costs, progress, what remains.
+`workshop aws deploy`, `aws cloudformation deploy` and the console make the same stack from the same
+template. Here: what has to be right before, what it costs, progress, what remains.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -15,9 +14,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ from psycopg2 import sql
 
 from workshop_lib.errors import AwsError, redact
 from workshop_lib.lambda_package import build_package
-from workshop_lib.paths import CHECKOUT, FILES
-from workshop_lib.services.endpoints import external_database
-from workshop_lib.services.error_help import advice, cause_of, error_code, error_help, error_text
+from workshop_lib.paths import CHECKOUT, FILES, IN_CHECKOUT
+from workshop_lib.services.endpoints import Endpoint, external_database
+from workshop_lib.services.error_help import advice, error_code, error_help
 from workshop_lib.settings import load_settings
 
 DEFAULT_STACK = "cache-aside-workshop"
+MAX_NAME = 59
+"""Characters of a stack's name: the function's is five longer, and may have 64."""
 POLL_S = 4.0
 DELETE_AGAIN_S = 300.0
 DELETE_TRIES = 12
@@ -45,19 +47,18 @@ DELETE_TRIES = 12
 LIMITS = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard"},
                 s3={"us_east_1_regional_endpoint": "regional"})  # fmt: skip
 IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{}"
-FREE_PLAN = re.compile(r"t(3|4g)\.(micro|small)|[cm]7i-flex\.large|none")
-"""The types of a host that an account on the free plan may start."""
 LOST = {
     "AWS::DSQL::Cluster": "the database with all its tables",
     "AWS::ElastiCache::ServerlessCache": "the cache",
     "AWS::S3::Bucket": "the bucket with all its objects",
-    "AWS::EC2::Instance": "the notebook host with what was written on it",
+    "AWS::EC2::Instance": "the notebook host with its files",
 }
-"""What is gone with a resource of the type."""
+"""What is lost with a resource of the type."""
+AWS = Endpoint("AWS", "", 443, {}, aws=True)
 NO_CHANGE = re.compile("didn't contain changes|No updates are to be performed")
-WORKER_FOR = {"architecture": "Architecture", "python": "PythonVersion"}
-NETWORKS = ("10.0.0.0/16", "10.1.0.0/16")
-"""Two Regions that are to be connected some day need different addresses."""
+REPLACED = {"True": "REPLACE", "Conditional": "may REPLACE"}
+OF_CLUSTER = ("ClusterArn", "ClusterVpcEndpoint", "ClusterVpcEndpointServiceName")
+"""Outputs of multi-region.yaml that are parameters of workshop.yaml."""
 
 
 @contextmanager
@@ -66,24 +67,18 @@ def _plainly() -> Iterator[None]:
     try:
         yield
     except (ClientError, BotoCoreError, Boto3Error) as error:
-        raise AwsError(f"{error_text(error)} {_advice(error)}") from None
-
-
-def _advice(error: BaseException) -> str:
-    if cause_of(error) == "not allowed":  # the table's advice is for those who work on a stack
-        return "You may not do this. Ask the account's administrator for the action that is named."
-    return advice(error)
+        raise AwsError(error_help(error, AWS)) from None
 
 
 def _reason_advice(reason: str) -> str:
     """What helps against the reason that CloudFormation gives for a failure."""
     code = re.search(r"Error ?Code: (\w+)", reason)
     answer: Any = {"Error": {"Code": code[1] if code else "", "Message": reason}}
-    return _advice(ClientError(answer, "Resource"))
+    return advice(ClientError(answer, "Resource"), AWS)
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads a template; what functions such as !Ref stand for is not looked at."""
+    """Reads a template, without functions such as !Ref."""
 
 
 _Loader.add_multi_constructor("!", lambda *_: None)
@@ -97,36 +92,58 @@ def read_template(name: str) -> dict[str, Any]:
 
 
 class Site:
-    """A stack of ours in one Region, whether it is there yet or not.
+    """A stack in one Region, whether it exists yet or not.
 
     Args:
-        region: where.
-        name: of the stack; one that ends on "-database" is a side of a database over two Regions.
+        region: None for the one of boto3's configuration.
+        name: of the stack; "…-database" is one side of a database over two Regions.
+        given: parameters to set; all others keep their values.
 
     Attributes:
         status: of the stack, such as CREATE_COMPLETE; empty if there is none.
-        stack_id: the same for its whole life, also of one that is gone.
+        stack_id: unlike the name, valid after deletion too.
         made: when.
         parameters, outputs: by name.
-        changes: what CloudFormation would change.
-        failures: what failed by itself since it began, the first one first, with what helps.
-        kept: resources that the template kept when the stack was deleted.
+        failures: what failed since it began, the first cause first, each with what helps.
 
     """
 
-    def __init__(self, region: str, name: str) -> None:
-        self.region, self.name = region, name
+    def __init__(self, region: str | None, name: str, given: Mapping[str, str] | None = None):
+        session = boto3.Session(region_name=region)
+        self.region, self.name, self.given = str(session.region_name), name, {**(given or {})}
         self.template = read_template("multi-region" if name.endswith("-database") else "workshop")
-        self.options = f"--stack {name} --region {region}"
-        self.client = cache(self._client)
+        self.options = f"--stack {name} --region {self.region}"
+        self.client: Any = partial(session.client, config=LIMITS)
         self.cloudformation = self.client("cloudformation")
-        self.changes: list[Mapping[str, Any]] = []
         self.failures: list[str] = []
-        self.kept: list[str] = []
         self.look()
 
-    def _client(self, service: Any) -> Any:
-        return boto3.Session(region_name=self.region).client(service, config=LIMITS)
+    def look(self) -> None:
+        """Read the stack's state.
+
+        Raises:
+            AwsError: it was not made from the template.
+
+        """
+        found: Mapping[str, Any] = {"StackStatus": "REVIEW_IN_PROGRESS"}
+        try:
+            (found,) = self.cloudformation.describe_stacks(StackName=self.name)["Stacks"]
+        except ClientError as error:
+            if error_code(error) != "ValidationError" or "not exist" not in str(error):
+                raise
+        # One under review exists only for a change set that was not executed.
+        self.status = found["StackStatus"].replace("REVIEW_IN_PROGRESS", "")
+        self.stack_id: str = found.get("StackId", "")
+        self.made: datetime = found.get("CreationTime") or datetime.now(UTC)
+        values = found.get("Parameters", ()) if self.status else ()
+        self.parameters = {one["ParameterKey"]: one["ParameterValue"] for one in values}
+        self.outputs = {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs", ())}
+        said = found.get("Description", "")
+        if self.status and said[:40] != self.template["Description"][:40]:
+            raise AwsError(
+                f"The stack {self.name} in {self.region} was made from another template "
+                f"({said[:60]!r}) and is left alone. Choose another name: --stack NAME."
+            )
 
     def _pages(self, operation: str, key: str, **request: Any) -> Iterator[Any]:
         for page in self.cloudformation.get_paginator(operation).paginate(**request):
@@ -137,133 +154,100 @@ class Site:
         identity = self.client("sts").get_caller_identity()
         try:
             account = self.client("iam").list_account_aliases()["AccountAliases"][0]
-        except (ClientError, BotoCoreError, IndexError):  # who may not ask deploys all the same
+        except (ClientError, BotoCoreError, IndexError):  # not needed to deploy
             account = f"…{identity['Account'][-4:]}"
         return f"✓ account {account}, {self.region}, as {identity['Arn'].rsplit(':', 1)[-1]}"
 
-    def look(self) -> None:
-        """Find out how the stack is.
-
-        Raises:
-            AwsError: it was not made from the template.
-
-        """
-        found: Mapping[str, Any] = {"StackStatus": "", "StackId": "", "CreationTime": None}
-        try:
-            (found,) = self.cloudformation.describe_stacks(StackName=self.name)["Stacks"]
-        except ClientError as error:
-            if error_code(error) != "ValidationError" or "not exist" not in str(error):
-                raise
-        # One under review exists for a change set that nobody carried out.
-        self.status = found["StackStatus"].replace("REVIEW_IN_PROGRESS", "")
-        self.stack_id, self.made = found["StackId"], found["CreationTime"]
-        values = found.get("Parameters", ()) if self.status else ()
-        self.parameters = {one["ParameterKey"]: one["ParameterValue"] for one in values}
-        self.outputs = {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs", ())}
-        said, ours = found.get("Description", ""), self.template["Description"]
-        if self.status and said[:40] != ours[:40]:
-            raise AwsError(
-                f"The stack {self.name} in {self.region} was made from another template (it says: "
-                f"{said[:60]!r}). It is left alone. Choose another name: --stack NAME."
-            )
+    def value(self, name: str) -> str:
+        """A parameter as it is given, as the stack has it, or its default."""
+        default = self.template["Parameters"].get(name, {}).get("Default", "")
+        return str({name: default, **self.parameters, **self.given}[name])
 
     def resources(self) -> dict[str, str]:
-        """The type of each resource of the stack, by its name in the template."""
+        """The type of each resource that exists, by its name in the template."""
+        if not self.status:
+            return {}
         found = self._pages("list_stack_resources", "StackResourceSummaries", StackName=self.name)
         there = [one for one in found if one["ResourceStatus"] != "DELETE_COMPLETE"]
         return {one["LogicalResourceId"]: one["ResourceType"] for one in there}
 
-    def value(self, name: str, given: Mapping[str, str]) -> str:
-        """A parameter as it is given, or is, or is unless it is given."""
-        default = self.template["Parameters"].get(name, {}).get("Default", "")
-        return str(given.get(name) or self.parameters.get(name, default))
-
-    def plan(self, given: Mapping[str, str]) -> bool:
+    def plan(self) -> bool:
         """Have CloudFormation find out what would change. Returns whether anything would.
 
         Raises:
-            AwsError: it does not take it; nothing of it is left behind.
+            AwsError: it refuses the change; nothing of it is left behind.
 
         """
-        kept = self.parameters.keys() & self.template["Parameters"].keys() - given.keys()
-        new: list[Any] = [{"ParameterKey": k, "ParameterValue": v} for k, v in given.items()]
+        kept = self.parameters.keys() & self.template["Parameters"].keys() - self.given.keys()
+        new: list[Any] = [{"ParameterKey": k, "ParameterValue": v} for k, v in self.given.items()]
         old: list[Any] = [{"ParameterKey": k, "UsePreviousValue": True} for k in sorted(kept)]
-        try:
-            made = self.cloudformation.create_change_set(
-                StackName=self.name,
-                ChangeSetName=f"workshop-{time.time_ns()}",
-                ChangeSetType="UPDATE" if self.status else "CREATE",
-                TemplateBody=self.template["Body"],
-                Capabilities=["CAPABILITY_IAM"],
-                Tags=[{"Key": "Project", "Value": DEFAULT_STACK}],
-                Parameters=new + old,
-            )
-        except ClientError as error:
-            if NO_CHANGE.search(str(error)):
-                return False
-            raise
+        made = self.cloudformation.create_change_set(
+            StackName=self.name,
+            ChangeSetName=f"workshop-{time.time_ns()}",
+            ChangeSetType="UPDATE" if self.status else "CREATE",
+            TemplateBody=self.template["Body"],
+            Capabilities=["CAPABILITY_IAM"],
+            Tags=[{"Key": "Project", "Value": DEFAULT_STACK}],
+            Parameters=new + old,
+        )
         self.stack_id = made["StackId"]
         self._change_set = {"ChangeSetName": made["Id"], "StackName": self.stack_id}
         try:
             self.cloudformation.get_waiter("change_set_create_complete").wait(**self._change_set)
-            found = self._pages("describe_change_set", "Changes", **self._change_set)
-            self.changes = [one["ResourceChange"] for one in found]
-            self.parameters = {**self.parameters, **given}
         except WaiterError as error:
             self.discard()
             reason = redact(error.last_response.get("StatusReason", error))
             if NO_CHANGE.search(reason):
                 return False
-            said = f"CloudFormation cannot change {self.name} like this, and nothing was changed:"
-            raise AwsError(f"{said} {reason} {_reason_advice(reason)}") from None
+            raise AwsError(f"CloudFormation refuses this change of {self.name}: {reason} "
+                           f"{_reason_advice(reason)}") from None  # fmt: skip
         return True
 
     def discard(self) -> None:
-        """Throw the plan away, and the stack that exists for it only."""
+        """Throw the plan away, and the stack that exists only for it."""
         self.cloudformation.delete_change_set(**self._change_set)
         if not self.status:
             self.cloudformation.delete_stack(StackName=self.stack_id)
 
-    def show(self, given: Mapping[str, str]) -> None:
+    def show(self) -> None:
         """Show the plan, and what the stack would cost."""
         click.echo(f"\nTo {'change' if self.status else 'make'} {self.name} in {self.region}:")
-        there = self.resources() if self.status else {}
-        for one in self.changes:
-            name, kind, word = one["LogicalResourceId"], one["ResourceType"], one["Action"].lower()
+        there = self.resources()
+        for change in self._pages("describe_change_set", "Changes", **self._change_set):
+            one = change["ResourceChange"]
+            name, kind, action = one["LogicalResourceId"], one["ResourceType"], one["Action"]
             there[name] = kind
-            if word == "remove":
+            if action == "Remove":
                 del there[name]
-            replaced = {"True": "REPLACE", "Conditional": "may REPLACE"}
-            word = replaced.get(one.get("Replacement", ""), word)
-            lost = f": with it, {LOST[kind]} is LOST" if kind in LOST else ""
-            click.echo(f"  {word:<12}{name} ({kind}){'' if word in {'add', 'modify'} else lost}")
-        click.echo(self.price_text(there, given))
+            word = REPLACED.get(one.get("Replacement", ""), action.lower())
+            loses = kind in LOST and word not in {"add", "modify"}
+            lost = f": with it, {LOST[kind]} is LOST" if loses else ""
+            click.echo(f"  {word:<12}{name} ({kind}){lost}")
+        click.echo(self.price_text(there))
 
-    def charges(self, resources: Iterable[str], given: Mapping[str, str]) -> dict[str, float]:
-        """What these resources cost, USD an hour in us-east-1, by their names."""
-        prices = self.template["Metadata"].get("CostPerHour", {})
-        found = {name: float(prices[name]) for name in sorted(resources) if name in prices}
-        if "NotebookHost" in found:
-            found["NotebookHost"] += float(prices.get(self.value("HostType", given), 0))
-        return found
+    def price(self, resources: Iterable[str]) -> tuple[float, float]:
+        """USD an hour for these resources in us-east-1: now, and once the stack has ended."""
+        metadata = self.template["Metadata"]
+        tables = [metadata.get(name, {}) for name in ("CostPerHour", "CostAfterEnd")]
+        paid = {*resources, self.value("HostType")}
+        now, rest = (sum(float(table.get(name, 0)) for name in paid) for table in tables)
+        return now, rest
 
-    def price_text(self, resources: Iterable[str], given: Mapping[str, str]) -> str:
-        """What these resources cost, and when that ends."""
-        charges = self.charges(resources, given)
-        lines = [f"  {usd:.4f}  {name}" for name, usd in charges.items()]
-        total = sum(charges.values())
-        month = f"{total * 730:.0f} a month"
-        lines += [f"  {total:.4f}  USD an hour in us-east-1, {month}, before any load"]
-        if days := int(self.value("EndsAfterDays", given) or 0):
-            end = (self.made if self.status else datetime.now(UTC)) + timedelta(days=days)
-            when = f"{end:%Y-%m-%d %H:%M} UTC (EndsAfterDays={days})"
-            lines += [f"  On {when} it stops the host, and deletes cache and endpoints."]
-        return "\n".join(lines)
+    def price_text(self, resources: Iterable[str]) -> str:
+        """What these resources cost, and from when on it is less."""
+        now, rest = self.price(resources)
+        text = f"  {now:.4f} USD an hour in us-east-1, {now * 730:.0f} a month, before any load"
+        if days := int(self.value("EndsAfterDays") or 0):
+            end = f"{self.made + timedelta(days=days):%Y-%m-%d %H:%M} UTC"
+            text += (
+                f"\n  {rest:.4f} from {end} on (EndsAfterDays={days}): no host, cache, endpoints"
+            )
+        return text
 
     def begin(self, *, delete: bool = False) -> None:
         """Have CloudFormation carry out the plan, or delete the stack."""
         self._seen = next((event["EventId"] for event in self._events()), "")
-        self.failures, self.kept, self.status = [], [], "BEGUN"
+        self.failures, self.status = [], "BEGUN"
         if delete:
             self.cloudformation.delete_stack(StackName=self.stack_id)
         else:
@@ -275,93 +259,56 @@ class Site:
 
     def news(self) -> None:
         """Show what happened since the last time: a line for each resource that is done."""
-        fresh = []
-        for event in self._events():
-            if event["EventId"] == self._seen:
-                break
-            fresh.append(event)
+        fresh = [*takewhile(lambda event: event["EventId"] != self._seen, self._events())]
         for event in reversed(fresh):
-            self._seen = event["EventId"]
-            self._tell(event, event.get("ResourceStatus", "_IN_PROGRESS"))
-
-    def _tell(self, event: Mapping[str, Any], state: str) -> None:
-        name = f"{event['LogicalResourceId']} ({event['ResourceType']})"
-        reason = redact(event.get("ResourceStatusReason", ""))
-        if state.endswith("_IN_PROGRESS"):
-            return
-        if event["PhysicalResourceId"] == event["StackId"]:
-            self.status = state
-            return
-        click.echo(f"  {event['Timestamp']:%H:%M:%S}  {self.region}  {state:<16} {name}")
-        if state.endswith("_FAILED") and "cancelled" not in reason.lower():
-            self.failures.append(f"{name}: {reason} {_reason_advice(reason)}")
-        if state == "DELETE_SKIPPED":
-            self.kept.append(name)
+            self._seen, state = event["EventId"], event.get("ResourceStatus", "_IN_PROGRESS")
+            if state.endswith("_IN_PROGRESS"):
+                continue
+            if event["PhysicalResourceId"] == event["StackId"]:
+                self.status = state
+                continue
+            name = f"{event['LogicalResourceId']} ({event['ResourceType']})"
+            click.echo(f"  {event['Timestamp']:%H:%M:%S}  {self.region}  {state:<16} {name}")
+            reason = redact(event.get("ResourceStatusReason", ""))
+            if state.endswith("_FAILED") and "cancelled" not in reason.lower():
+                self.failures.append(f"{name}: {reason} {_reason_advice(reason)}")
 
 
 def _follow(sites: Sequence[Site]) -> bool:
-    """Show what happens until all have ended. Returns whether all ended as was wanted."""
+    """Show what happens until all have ended. Returns whether all succeeded."""
     try:
         while begun := [site for site in sites if site.status == "BEGUN"]:
             time.sleep(POLL_S)
             for site in begun:
                 site.news()
     except BaseException:
-        click.echo("CloudFormation goes on by itself: `workshop aws status` shows how far it is. "
-                   "The same command again does what is left.", err=True)  # fmt: skip
+        click.echo("CloudFormation goes on: `workshop aws status` shows how far it is, and the "
+                   "same command again does the rest.", err=True)  # fmt: skip
         raise
     good = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "DELETE_COMPLETE"}
     failed = [site for site in sites if site.status not in good]
     for site in failed:
-        click.echo(f"\n{site.name} in {site.region} ended as {site.status}:")
+        zones = [site.value(name) for name in ("Zone1", "Zone2") if site.value(name)]
+        place = " ".join((site.region, *zones))
+        click.echo(f"\n{site.name} ({place}) ended as {site.status}:")
         click.echo("\n".join(f"  {failure}" for failure in site.failures[:3]))
-        zones = [site.parameters.get(name, "") for name in ("Zone1", "Zone2")]
-        if any(zones) and re.search("zone|capacity", " ".join(site.failures), re.IGNORECASE):
-            click.echo(f"  Its zones are {' and '.join(zones)}; -p Zone1=… -p Zone2=… are others.")
     return not failed
 
 
-def _confirm(*, yes: bool) -> bool:
-    try:
-        return yes or click.confirm("Go on?")
-    except click.Abort:
-        said = "Nobody said yes, so nothing was changed. Without a terminal, --yes says it before."
-        raise AwsError(said) from None
-
-
-def find_region(given: str | None) -> str:
-    """The Region that an option, AWS_REGION, or boto3's configuration names; no network.
+def _standing(region: str | None, stack: str) -> Site:
+    """The stack.
 
     Raises:
-        AwsError: none does, or there is no such Region.
+        AwsError: there is none.
 
     """
-    with _plainly():
-        region = given or os.environ.get("AWS_REGION") or boto3.Session().region_name
-    if not region:
-        said = "No AWS Region is set. Give --region us-east-1, set AWS_REGION, or run"
-        raise AwsError(f"{said} `aws configure`.")
-    check_region(region, "--region" if given else "the environment or boto3's configuration")
-    return region
-
-
-def check_region(region: str, source: str) -> None:
-    """Refuse what is no Region.
-
-    Raises:
-        AwsError: boto3 knows no such Region.
-
-    """
-    session = boto3.Session(region_name="us-east-1")
-    partitions = session.get_available_partitions()
-    known = [one for p in partitions for one in session.get_available_regions("ec2", p)]
-    if region not in known:
-        near = difflib.get_close_matches(region, known, 3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "Regions are named like us-east-1."
-        newer = "(One newer than boto3 needs a newer boto3.)"
+    site = Site(region, stack)
+    if not site.status:
         raise AwsError(
-            f"{region!r} (from {source}) is not a Region that boto3 knows. {hint} {newer}"
+            f"There is no stack {stack} in {site.region}. Is it in another Region (--region) or "
+            "account? `workshop aws deploy` makes one."
         )
+    return site
 
 
 # --- deploy
@@ -378,57 +325,62 @@ def deploy(region: str | None, stack: str, given: Mapping[str, str], *, yes: boo
         given: parameters; those left out keep their values.
         yes: do not ask.
         dry_run: only show what would change, and what it costs.
-        function: have the load-test function too.
+        function: update the load-test function too.
 
     Returns:
-        Whether the stack is as it was wanted; True also where only a look was wanted.
+        Whether all is done that was asked for.
 
     Raises:
         AwsError: the request, the account or the Region does not allow it.
 
     """
-    site = Site(find_region(region), stack)
+    if len(stack) > MAX_NAME:
+        raise AwsError(f"The name of a stack has at most {MAX_NAME} characters here: its function "
+                       f"is called NAME-load. {stack!r} has {len(stack)}.")  # fmt: skip
+    site = Site(region, stack, given)
     click.echo(site.who())
-    values = {**_look_around(site, given), **given}
-    if site.plan(values):
+    site.given = {**_choose(site), **given}
+    if site.plan():
+        agreed = False
         try:
-            site.show(values)
-            go_on = not dry_run and _confirm(yes=yes)
-        except BaseException:
-            site.discard()
-            raise
-        if not go_on:
-            site.discard()
-            click.echo("Nothing was changed.")
+            site.show()
+            agreed = not dry_run and (yes or click.confirm("Go on?"))
+        finally:
+            if not agreed:
+                site.discard()
+                click.echo("Nothing was changed.")
+        if not agreed:
             return dry_run
         site.begin()
         if not _follow([site]):
-            click.echo("Put right what failed, and deploy again; a new stack has to be deleted "
-                       f"before: `workshop aws destroy {site.options}`.")  # fmt: skip
+            click.echo("Correct the cause, and deploy again; if the stack was new, first "
+                       f"`workshop aws destroy {site.options}`.")  # fmt: skip
             return False
     else:
         click.echo("Nothing to change.")
-    return dry_run or _fill(site, values, function=function)
+    return dry_run or _fill(site, function=function)
 
 
-def _look_around(site: Site, given: Mapping[str, str]) -> dict[str, str]:
-    """Check what a first stack fails for. Returns what is chosen once, and kept from then on."""
-    try:
-        site.client("dsql").list_clusters(maxResults=1)
+def _choose(site: Site) -> dict[str, str]:
+    """Check what first stacks fail for. Returns what is chosen once, and kept from then on.
+
+    Raises:
+        AwsError: no two zones will do, or the database over two Regions is not linked yet.
+
+    """
+    with suppress(ClientError):  # not needed to deploy
         limits = site.client("lambda").get_account_settings()["AccountLimit"]
-        most = limits["ConcurrentExecutions"]
-        click.echo(f"✓ AWS Lambda runs {most} functions at once in this account, which queue "
-                   "(QueueConcurrency) and load tests (--at-once) share")  # fmt: skip
-    except BotoCoreError as error:
-        raise AwsError(f"{site.region} seems to have no Aurora DSQL: {error_help(error)}") from None
-    except ClientError as error:  # who may not ask may make one all the same
-        click.echo(f"? {error_text(error)} A new account runs 10 functions at once.")
-    host, chosen = site.value("HostType", given), dict[str, str]()
-    if not FREE_PLAN.fullmatch(host):
-        click.echo(f"! An account on the free plan cannot start {host}; t4g.small it can.")
-    if not site.status and not given.get("VpcId"):
-        chosen |= _choose_zones(site, host, given)
-    # An image is kept with its host; another processor needs another one, and a new host any.
+        click.echo(f"✓ {limits['ConcurrentExecutions']} Lambda functions at once in this account, "
+                   "for the queue (QueueConcurrency) and load tests (--at-once)")  # fmt: skip
+    host, chosen = site.value("HostType"), dict[str, str]()
+    if not site.status:
+        sides = _sides(site.region, f"{site.name}-database")
+        if {side.outputs.get("Phase") for side in sides if side.status} - {"linked"}:
+            raise AwsError(f"{sides[0].name} is half done: `workshop aws link` finishes it.")
+        chosen |= {name: sides[0].outputs[name] for name in OF_CLUSTER if sides[0].status}
+        if not site.given.keys() & {"VpcId", "Zone1", "Zone2"}:
+            chosen |= _choose_zones(site, host)
+    # A host keeps its image; a new host, or one with another processor, needs another.
     stood, arm = site.parameters.get("HostType", "none"), host.startswith("t4g")
     if host != "none" and (stood == "none" or stood.startswith("t4g") != arm):
         image = IMAGE.format("arm64" if arm else "x86_64")
@@ -436,71 +388,63 @@ def _look_around(site: Site, given: Mapping[str, str]) -> dict[str, str]:
     return chosen
 
 
-def _choose_zones(site: Site, host: str, given: Mapping[str, str]) -> dict[str, str]:
-    """Two zones that offer the endpoints of database and cache, and the host's type.
-
-    Those that are given are taken as they are.
-
-    Raises:
-        AwsError: there are no two; the text says which offers what.
-
-    """
-    wanting = [name for name in ("Zone1", "Zone2") if not given.get(name)]
-    if not wanting:
-        return {}
+def _choose_zones(site: Site, host: str) -> dict[str, str]:
+    """Two zones that offer the endpoints of database and cache, and the host's type."""
     ec2, offers = site.client("ec2"), dict[str, set[str]]()
     for page in ec2.get_paginator("describe_vpc_endpoint_services").paginate():
         for one in page["ServiceDetails"]:
             if re.search(r"\.(dsql-|elasticache|monitoring$)", one["ServiceName"]):
                 offers[one["ServiceName"]] = set(one["AvailabilityZones"])
     if host != "none":
-        wanted = [{"Name": "instance-type", "Values": [host]}]
-        where = "availability-zone"
-        found = ec2.describe_instance_type_offerings(LocationType=where, Filters=wanted)
+        wanted = {"Filters": [{"Name": "instance-type", "Values": [host]}]}
+        found = ec2.describe_instance_type_offerings(LocationType="availability-zone", **wanted)
         offers[host] = {one["Location"] for one in found["InstanceTypeOfferings"]}
-    common = sorted(set.intersection(*offers.values()) - set(given.values()))
-    if len(common) < len(wanting):
+    zones = sorted(set.intersection(*offers.values()))[:2]
+    if len(zones) < 2:
         listed = "; ".join(f"{name} in {', '.join(sorted(z))}" for name, z in offers.items())
-        raise AwsError(
-            f"{site.region} has no two zones with all that is needed: {listed}. Choose another "
-            "Region, another HostType, or -p Zone1=… -p Zone2=… of your own."
-        )
-    chosen = {**dict(zip(wanting, common, strict=False)), **given}
-    click.echo(f"✓ zones {chosen['Zone1']} and {chosen['Zone2']}")
-    return chosen
+        raise AwsError(f"No two zones of {site.region} offer everything: {listed}. Choose another "
+                       "Region or HostType, or give -p Zone1=… -p Zone2=….")  # fmt: skip
+    click.echo(f"✓ zones {' and '.join(zones)}")
+    return dict(zip(("Zone1", "Zone2"), zones, strict=True))
 
 
-def _fill(site: Site, given: Mapping[str, str], *, function: bool) -> bool:
-    """Put into the bucket what host and function come from. Returns whether all went well."""
+def _fill(site: Site, *, function: bool) -> bool:
+    """Upload the workshop for the host, and the function's code. Returns whether all went well."""
     site.look()
     s3, bucket = site.client("s3"), site.outputs["BucketName"]
-    git = ["git", "archive", "--format=tar.gz", "HEAD"]
-    packed = subprocess.run(git, cwd=CHECKOUT, capture_output=True, check=False)
-    if packed.returncode == 0:
-        s3.put_object(Bucket=bucket, Key="setup/workshop.tar.gz", Body=packed.stdout)
+    if packed := _committed():
+        s3.put_object(Bucket=bucket, Key="setup/workshop.tar.gz", Body=packed)
         click.echo("✓ what git has committed is in the bucket, for the host's `get-workshop`")
     else:
-        click.echo(
-            "! git is not installed here; on the host, clone or copy the workshop to ~/workshop"
-        )
+        click.echo("! There is no git clone here to upload. On the host, clone the workshop to "
+                   "~/workshop, or install it as here (`uvx` or `pip install`) and run "
+                   "`workshop aws grant`.")  # fmt: skip
     if function:
         with tempfile.TemporaryDirectory() as folder:
-            how = {name: site.value(key, given) for name, key in WORKER_FOR.items()}
-            worker = build_package(Path(folder, "worker.zip"), **how)
+            architecture, python = map(site.value, ("Architecture", "PythonVersion"))
+            worker = Path(folder, "worker.zip")
+            build_package(worker, architecture=architecture, python=python)
             digest = hashlib.sha256(worker.read_bytes()).hexdigest()[:16]
             key = f"setup/load-worker-{digest}.zip"  # a stack looks at the key, not into the zip
             s3.upload_file(str(worker), bucket, key)
         click.echo("The load-test function:")
-        if site.plan({"CodeKey": key}):
-            site.begin()
-            if not _follow([site]):
-                return False
-    site.look()
-    click.echo(
-        f"It costs, used or not, until `workshop aws destroy {site.options}`. The way in:\n"
-        f"  {site.outputs.get('HostSession', 'workshop aws grant')}\n  docs/on-aws.md goes on."
-    )
+        if not _change([site], [{"CodeKey": key}]):
+            return False
+    way_in = site.outputs.get("HostSession", "workshop aws grant")
+    click.echo(f"It costs until `workshop aws destroy {site.options}`. The way in (docs/on-aws.md):"
+               f"\n  {way_in}")  # fmt: skip
     return True
+
+
+def _committed() -> bytes:
+    """The clone as git has it, as a tar.gz; empty without a clone or without git."""
+    if not IN_CHECKOUT:  # what surrounds an installed package may be a repository of the learner's
+        return b""
+    git = ["git", "archive", "--format=tar.gz", "HEAD"]
+    try:
+        return subprocess.run(git, cwd=CHECKOUT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return b""
 
 
 @_plainly()
@@ -511,45 +455,34 @@ def grant(region: str | None, stack: str) -> None:
         AwsError: there is no such stack, or the database does not answer or refuses.
 
     """
-    site = Site(find_region(region), stack)
-    if not site.status:
-        raise AwsError(f"There is no stack {stack} in {site.region}: `workshop aws deploy`.")
+    site = _standing(region, stack)
+    user, inside = site.outputs["IamUserName"], "WORKSHOP_STACK" in os.environ  # as on the host
+    host = site.outputs["DSQLClusterEndpoint" if inside else "DSQLClusterPublicEndpoint"]
+    given: Any = {"workshop_stack": stack, "aws_region": site.region, "dsql_endpoint": host}
+    endpoint: Any = external_database(load_settings(**given, iam_username="admin").values)
     try:
-        if site.outputs["IamUserName"] != "admin":
-            _grant(site.region, site.outputs)
+        if user != "admin":
+            with closing(psycopg2.connect(**endpoint.arguments, password=endpoint.token())) as one:
+                one.autocommit = True
+                _grant(one.cursor(), user, site.outputs)
     except psycopg2.Error as error:
         raise AwsError(
-            f"The database user was not set up: {error_help(error)} docs/aws-architecture.md has "
-            "the statements; -p IamUserName=admin does without that user."
+            f"The database user was not set up: {error_help(error, endpoint)} "
+            "docs/aws-architecture.md has the statements; -p IamUserName=admin does without it."
         ) from None
-    click.echo(f"✓ Host and function sign in to the database as {site.outputs['IamUserName']}.")
+    click.echo(f"✓ Host and function sign in to the database as {user}.")
 
 
-def _grant(region: str, outputs: Mapping[str, str]) -> None:
-    inside = os.environ.get("WORKSHOP_STACK")  # set on the host, where the private name is known
-    settings = load_settings(
-        workshop_stack="",
-        aws_region=region,
-        dsql_endpoint=outputs["DSQLClusterEndpoint" if inside else "DSQLClusterPublicEndpoint"],
-        database_name=outputs["DatabaseName"],
-        aurora_dsql_port=int(outputs["DatabasePort"]),
-        iam_username="admin",
-    )
-    endpoint: Any = external_database(settings.values)
-    connection = psycopg2.connect(**endpoint.arguments, password=endpoint.token())
-    connection.autocommit = True
-    user, database = outputs["IamUserName"], sql.Identifier(outputs["DatabaseName"])
-    role = sql.Identifier(user)
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [user])
-        if not cursor.fetchall():
-            cursor.execute(sql.SQL("CREATE ROLE {} WITH LOGIN").format(role))
-        cursor.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(database, role))
-        cursor.execute("SELECT arn FROM sys.iam_pg_role_mappings WHERE pg_role_name = %s", [user])
-        wanted = {arn for name, arn in outputs.items() if name.endswith("RoleArn")}
-        for arn in sorted(wanted - {arn for (arn,) in cursor.fetchall()}):
-            cursor.execute(sql.SQL("AWS IAM GRANT {} TO {}").format(role, sql.Literal(arn)))
-    connection.close()
+def _grant(cursor: Any, user: str, outputs: Mapping[str, str]) -> None:
+    role, database = sql.Identifier(user), sql.Identifier(outputs["DatabaseName"])
+    cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [user])
+    if not cursor.fetchall():
+        cursor.execute(sql.SQL("CREATE ROLE {} WITH LOGIN").format(role))
+    cursor.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(database, role))
+    cursor.execute("SELECT arn FROM sys.iam_pg_role_mappings WHERE pg_role_name = %s", [user])
+    wanted = {arn for name, arn in outputs.items() if name.endswith("RoleArn")}
+    for arn in sorted(wanted - {arn for (arn,) in cursor.fetchall()}):
+        cursor.execute(sql.SQL("AWS IAM GRANT {} TO {}").format(role, sql.Literal(arn)))
 
 
 # --- status, destroy
@@ -563,27 +496,20 @@ def status(region: str | None, stack: str, *, as_json: bool = False) -> None:
         AwsError: there is none, or it is not the workshop's.
 
     """
-    site = Site(find_region(region), stack)
-    if not site.status:
-        raise AwsError(
-            f"There is no stack {stack} in {site.region}. Is it in another Region (--region), or "
-            "another account? `workshop aws deploy` makes one."
-        )
+    site = _standing(region, stack)
+    resources, days = site.resources(), int(site.value("EndsAfterDays") or 0)
     hours = (datetime.now(UTC) - site.made).total_seconds() / 3600
-    charged = min(hours, 24 * int(site.value("EndsAfterDays", {}) or 0) or hours)
-    resources = site.resources()
-    per_hour = sum(site.charges(resources, {}).values())
+    (now, rest), until = site.price(resources), min(hours, 24 * days or hours)
     facts = {
         "stack": stack,
         "region": site.region,
         "status": site.status,
         "age_hours": round(hours, 1),
-        "usd_so_far": round(per_hour * charged, 2),
+        "usd_so_far": round(now * until + rest * (hours - until), 2),
         **{name: redact(value) for name, value in sorted(site.outputs.items())},
     }
-    lines = [f"{name:<26} {value}" for name, value in facts.items()]
-    text = "\n".join([*lines, site.price_text(resources, {})])
-    click.echo(json.dumps(facts, ensure_ascii=False) if as_json else text)
+    lines = [*(f"{name:<26} {value}" for name, value in facts.items()), site.price_text(resources)]
+    click.echo(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
 @_plainly()
@@ -592,7 +518,7 @@ def destroy(region: str | None, stack: str, *, yes: bool = False, linked: bool =
 
     Args:
         region: None for the configured one.
-        stack: its name. A side of a database over two Regions goes together with the other side.
+        stack: its name. Both sides of a database over two Regions go together.
         yes: do not ask.
         linked: the workshop in both Regions and then its database, which `link` made.
 
@@ -603,7 +529,7 @@ def destroy(region: str | None, stack: str, *, yes: bool = False, linked: bool =
         AwsError: it is not ours, or protected.
 
     """
-    here = Site(find_region(region), stack)
+    here = Site(region, stack)
     click.echo(here.who())
     rounds = [_sides(here.region, stack) if stack.endswith("-database") else [here]]
     if linked:
@@ -611,52 +537,45 @@ def destroy(region: str | None, stack: str, *, yes: bool = False, linked: bool =
         rounds = [[Site(side.region, stack) for side in sides], sides]
     rounds = [[site for site in sites if site.status] for sites in rounds]
     for site in (site for sites in rounds for site in sites):
-        _say_what_goes(site)
+        if site.parameters.get("DeletionProtection") == "true":
+            raise AwsError(f"The database of {site.name} in {site.region} is protected: first "
+                           "deploy (or link) with -p DeletionProtection=false.")  # fmt: skip
+        lost = ", ".join(LOST[kind] for kind in site.resources().values() if kind in LOST)
+        click.echo(f"This deletes {site.name} in {site.region} for good, and with it {lost}.")
     if not any(rounds):
         click.echo(f"There is no stack {stack} in {here.region}; nothing to delete.")
-    elif not _confirm(yes=yes):
-        click.echo("Nothing was deleted.")
-        return False
+    elif not yes:
+        click.confirm("Go on?", abort=True)
     return all(_delete(sites) for sites in rounds)
-
-
-def _say_what_goes(site: Site) -> None:
-    if site.parameters.get("DeletionProtection") == "true":
-        raise AwsError(
-            f"The database of {site.name} in {site.region} is protected. If it may go with all its "
-            f"tables: `workshop aws deploy {site.options} -p DeletionProtection=false` (of a "
-            "linked one: `workshop aws link …` with that), then try again."
-        )
-    lost = ", ".join(LOST[kind] for kind in site.resources().values() if kind in LOST)
-    click.echo(f"This deletes {site.name} in {site.region} for good, and with it {lost}.")
 
 
 def _delete(sites: Sequence[Site]) -> bool:
     """Delete stacks at the same time, again while Lambda holds a network, and say what remains."""
-    for attempt in range(DELETE_TRIES):
-        for site in sites:
+    left = sites
+    for more in reversed(range(DELETE_TRIES)):
+        for site in left:
             site.begin(delete=True)
-        ok = _follow(sites)
-        said = " ".join(failure for site in sites for failure in site.failures)
-        if ok or not re.search("(?i)interface|dependen", said):
+        _follow(left)
+        left = [site for site in left if site.status != "DELETE_COMPLETE"]
+        said = " ".join(failure for site in left for failure in site.failures)
+        if not more or not re.search("(?i)interface|dependen", said):
             break
-        if attempt < DELETE_TRIES - 1:
-            click.echo(f"Trying again in {DELETE_AGAIN_S / 60:.0f} minutes; or Ctrl-C, and the "
-                       "same command later.")  # fmt: skip
-            time.sleep(DELETE_AGAIN_S)
-            sites = [site for site in sites if site.status != "DELETE_COMPLETE"]
+        click.echo(f"Trying again in {DELETE_AGAIN_S / 60:.0f} minutes; or press Ctrl-C, and "
+                   "repeat the command later.")  # fmt: skip
+        time.sleep(DELETE_AGAIN_S)
     for site in sites:
-        again = f"is NOT gone, and may cost: again `workshop aws destroy {site.options}`"
-        gone = "is deleted" if site.status == "DELETE_COMPLETE" else again
-        remains = "; ".join([*site.kept, "metrics, which cost nothing, for 15 months"])
-        click.echo(f"{site.name} in {site.region} {gone}. What remains besides: {remains}")
-    return ok
+        snapshot = site.parameters.get("CacheFinalSnapshot", "")
+        kept = f", the cache's snapshot {snapshot}, which costs" if snapshot else ""
+        gone = f"is deleted. What remains: metrics for 15 months, at no charge{kept}"
+        again = f"is NOT gone, and may cost: repeat `workshop aws destroy {site.options}`"
+        click.echo(f"{site.name} in {site.region} {again if site in left else gone}")
+    return not left
 
 
 # --- two Regions
 
 
-def _sides(region: str, name: str) -> list[Site]:
+def _sides(region: str | None, name: str) -> list[Site]:
     """Both sides of a database over two Regions, as far as they are known: each names the other."""
     here = Site(region, name)
     return [here, Site(here.parameters["PeerRegion"], name)] if here.status else [here]
@@ -687,64 +606,37 @@ def link(regions: Sequence[str], witness: str, stack: str, given: Mapping[str, s
     """
     if len(regions) != 2 or len({*regions, witness}) != 3:
         raise AwsError(
-            "One database spans two Regions (--regions us-east-1,us-east-2) and a third as the "
-            "witness (--witness us-west-2); all three are different."
+            "It takes three Regions, such as --regions us-east-1,us-east-2 --witness us-west-2."
         )
-    for one in (*regions, witness):
-        check_region(one, "--regions or --witness")
-    sides = [Site(one, f"{stack}-database") for one in regions]
+    sides = [Site(one, f"{stack}-database", given) for one in regions]
     click.echo(sides[0].who())
-    wanted = [{**given, "WitnessRegion": witness, "PeerRegion": one} for one in reversed(regions)]
-    for side, values in zip(sides, wanted, strict=True):
-        has = {**values, **side.parameters}
-        if (has["WitnessRegion"], has["PeerRegion"]) != (witness, values["PeerRegion"]):
-            raise AwsError(
-                f"{side.name} in {side.region} has {has['WitnessRegion']} as its witness and "
-                f"{has['PeerRegion']} as its peer. Repeat the command with those, or with --stack."
-            )
+    for side, region in zip(sides, reversed(regions), strict=True):
+        wanted = {"WitnessRegion": witness, "PeerRegion": region}
+        has = {name: side.parameters.get(name, value) for name, value in wanted.items()}
+        if has != wanted:
+            listed = ", ".join(f"{name}={value}" for name, value in has.items())
+            raise AwsError(f"{side.name} in {side.region} has {listed}: name those, or "
+                           "another --stack.")  # fmt: skip
+        side.given |= wanted
     click.echo(f"One database over {' and '.join(regions)}, witness {witness}. It costs nothing an "
                "hour; writes are charged in both Regions, storage in each.")  # fmt: skip
-    if not _confirm(yes=yes):
-        click.echo("Nothing was changed.")
+    if not yes:
+        click.confirm("Go on?", abort=True)
+    if not _change(sides, [{}, {}]):
         return False
-    if not _change_both(sides, wanted):
-        return False
-    arns = [side.outputs["DSQLClusterArn"] for side in sides]
-    for values, own, peer in zip(wanted, arns, reversed(arns), strict=True):
-        values.update(ClusterArn=own, PeerClusterArn=peer)
-    return _change_both(sides, wanted)
+    own, peer = ({"ClusterArn": side.outputs["DSQLClusterArn"]} for side in sides)
+    named = [{**a, "PeerClusterArn": b["ClusterArn"]} for a, b in ((own, peer), (peer, own))]
+    return _change(sides, named)
 
 
-def _change_both(sides: Sequence[Site], values: Sequence[Mapping[str, str]]) -> bool:
-    """Change both sides at the same time, as far as there is something to change."""
-    planned = [side for side, one in zip(sides, values, strict=True) if side.plan(one)]
-    for side in planned:
-        side.begin()
+def _change(sites: Sequence[Site], given: Sequence[Mapping[str, str]]) -> bool:
+    """Change stacks at the same time, as far as there is something to change."""
+    for site, values in zip(sites, given, strict=True):
+        site.given.update(values)
+    planned = [site for site in sites if site.plan()]
+    for site in planned:
+        site.begin()
     ok = _follow(planned)
-    for side in sides:
-        side.look()
+    for site in sites:
+        site.look()
     return ok
-
-
-@_plainly()
-def deploy_linked(region: str | None, stack: str, given: Mapping[str, str], **how: bool) -> bool:
-    """Deploy the workshop in both Regions of a linked database; otherwise as `deploy`.
-
-    Raises:
-        AwsError: there is no linked database, or as `deploy`.
-
-    """
-    sides = _sides(find_region(region), f"{stack}-database")
-    if len(sides) != 2 or {side.outputs.get("Phase") for side in sides} != {"linked"}:
-        raise AwsError(
-            f"There is no database {sides[0].name} that is linked in both Regions. `workshop aws "
-            "link` makes it, and finishes one that is half done."
-        )
-    names = ("ClusterArn", "ClusterVpcEndpoint", "ClusterVpcEndpointServiceName")
-    for side, network in zip(sides, NETWORKS, strict=True):
-        click.echo(f"\n--- {side.region}")
-        values = {"VpcCidr": Site(side.region, stack).parameters.get("VpcCidr", network)}
-        values.update({name: side.outputs[name] for name in names}, **given)
-        if not deploy(side.region, stack, values, **how):
-            return False
-    return True

@@ -11,15 +11,14 @@ from workshop_lib.options import as_json, yes
 
 which_stack = click.option("--stack", default="cache-aside-workshop", show_default=True,
                            metavar="NAME", help="the CloudFormation stack")  # fmt: skip
-where = click.option("--region", metavar="REGION",
+where = click.option("--region", envvar="AWS_REGION", metavar="REGION",
                      help="where  [default: AWS_REGION, or boto3's configuration]")  # fmt: skip
 
 
 def _parameters(_context: Any, _option: Any, words: tuple[str, ...]) -> dict[str, str]:
-    pairs = [word.partition("=") for word in words]
-    if wrong := [name for name, equals, _ in pairs if not equals]:
+    if wrong := [word for word in words if "=" not in word]:
         raise click.BadParameter(f"{wrong[0]!r} is not of the form NAME=VALUE.")
-    return {name: value for name, _, value in pairs}
+    return dict(word.split("=", 1) for word in words)
 
 
 parameters = click.option("-p", "given", multiple=True, metavar="NAME=VALUE", callback=_parameters,
@@ -48,15 +47,13 @@ def aws() -> None:
 @yes
 @click.option("--no-function", is_flag=True, help="leave the load-test function as it is")
 @click.option("--dry-run", is_flag=True, help="only show what would change, and what it costs")
-@click.option("--linked", is_flag=True,
-              help="in both Regions of the database that `workshop aws link` made")  # fmt: skip
-def aws_deploy(*, no_function: bool, linked: bool, **options: Any) -> None:
+def aws_deploy(*, no_function: bool, **options: Any) -> None:
     """Make or change the workshop's stack, after showing what changes and what it costs.
 
-    Doing it again changes nothing. Ctrl-C ends the command, not what AWS has begun.
+    Doing it again changes nothing. Ctrl-C ends the command, not what AWS has begun. In a Region
+    with a database that `workshop aws link` made, a new stack uses that one.
     """
-    make = _aws().deploy_linked if linked else _aws().deploy
-    sys.exit(0 if make(**options, function=not no_function) else 1)
+    sys.exit(0 if _aws().deploy(**options, function=not no_function) else 1)
 
 
 @aws.command("grant")
@@ -74,22 +71,16 @@ def aws_grant(**options: Any) -> None:
 @click.option("--regions", required=True, metavar="REGION,REGION", help="the two with a side each")
 @click.option("--witness", required=True, metavar="REGION",
               help="the third, which keeps a part of the log")  # fmt: skip
-@click.option("--stack", default="cache-aside-workshop", show_default=True, metavar="NAME",
-              help="the workshop's stack; the database's is NAME-database")  # fmt: skip
+@which_stack
 @parameters
 @yes
-@click.option("--with-workshop", is_flag=True,
-              help="then do `workshop aws deploy --linked`")  # fmt: skip
-def aws_link(*, regions: str, with_workshop: bool, **options: Any) -> None:
+def aws_link(*, regions: str, **options: Any) -> None:
     """Make one database over two Regions; where it was interrupted, it goes on.
 
-    A parameter (-p) is one of cloudformation/multi-region.yaml, for both sides.
+    Its stack in each is NAME-database, for the workshop's NAME. A parameter (-p) is one of
+    cloudformation/multi-region.yaml, for both sides.
     """
-    both = regions.split(",")
-    done = _aws().link(both, **options)
-    if done and with_workshop:
-        done = _aws().deploy_linked(both[0], options["stack"], {}, yes=options["yes"])
-    sys.exit(0 if done else 1)
+    sys.exit(0 if _aws().link(regions.split(","), **options) else 1)
 
 
 @aws.command("status")
@@ -108,8 +99,7 @@ def aws_status(**options: Any) -> None:
 @which_stack
 @where
 @yes
-@click.option("--linked", is_flag=True,
-              help="in both Regions, and the database over them")  # fmt: skip
+@click.option("--linked", is_flag=True, help="in both Regions, and the database over them")
 def aws_destroy(**options: Any) -> None:
     """Delete the stack with all its data, and say what remains."""
     sys.exit(0 if _aws().destroy(**options) else 1)

@@ -86,7 +86,8 @@ main.add_command(advise)
               help="a parameter of the notebooks; may be repeated")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1, 16),
               help="notebooks at a time; more than one disturbs the figures  "
-                   "[default: 1; at quick size 2, if there are two processors]")  # fmt: skip
+                   "[default: 1; at quick size on local engines 2, if there are two "
+                   "processors]")  # fmt: skip
 @click.option("--out", type=a_folder,
               help="folder for the results  [default: a new one below results/]")  # fmt: skip
 def run(
@@ -103,8 +104,11 @@ def run(
     from workshop_lib import runner, services
     from workshop_lib.load.interrupts import one_interrupt
     from workshop_lib.results import read_run
+    from workshop_lib.services.endpoints import is_on_aws
 
     settings = _settings()
+    if workers is None and is_on_aws(settings):
+        workers = 1  # on Aurora DSQL one notebook's DDL ends the open transactions of all others
     _lay_out()
     folder = out or runner.new_folder()
     with one_interrupt(), ExitStack() as stack:

@@ -70,11 +70,9 @@ def _install(tree: Path, architecture: str, python: str) -> None:
                f"--constraint={FILES / 'constraints.txt'}", *REQUIREMENTS]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = done.stderr.splitlines() or ["nothing"]
-        said = next((line for line in lines if line.startswith("ERROR: ")), lines[-1])
+        said = next((line for line in done.stderr.splitlines() if line.startswith("ERROR: ")), "")
         raise WorkshopError(
-            f"The wheels for Python {python} on Linux, {architecture}, could not be had. pip says: "
-            f"{said.removeprefix('ERROR: ')} Is the package index that pip is configured for "
-            f"reachable, and has it got wheels for {architecture}? `workshop aws deploy "
-            "--no-function` does without the load worker."
+            f"The wheels for Python {python} on Linux, {architecture}, could not be had. Is pip's "
+            f"package index reachable? It says: {said.removeprefix('ERROR: ') or 'nothing.'} "
+            "`workshop aws deploy --no-function` does without the load worker."
         )

@@ -9,15 +9,19 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import redis
+
 from workshop_lib.cache.query_cache import QueryCache
+from workshop_lib.database import Database
 from workshop_lib.errors import WorkshopError
-from workshop_lib.load.worker import ClientConfig, Clients
 from workshop_lib.measure import Moment, moment
 from workshop_lib.orphans import exit_with_parent
 from workshop_lib.rows import Params
+from workshop_lib.services import DatabaseEndpoint
 
 if TYPE_CHECKING:  # each of the processes would import pandas with it
     from workshop_lib.sandbox import Sandbox
@@ -39,6 +43,24 @@ class ConcurrentReads:
 
     moments: list[Moment]
     queries: int
+
+
+@dataclass(frozen=True)
+class _Clients:
+    """A cache and a database, as a cache of the package takes them. It can travel to a process."""
+
+    endpoint: DatabaseEndpoint
+    namespace: str
+    cache: Mapping[str, Any] = field(repr=False)
+    default_ttl: float
+
+    @cached_property
+    def database(self) -> Database:
+        return Database(self.endpoint, self.namespace, pool_min=1)
+
+    @cached_property
+    def valkey(self) -> redis.Redis:
+        return redis.Redis(**self.cache)
 
 
 def concurrent_reads(
@@ -63,8 +85,10 @@ def concurrent_reads(
         WorkshopError: a process did not start or ended early.
 
     """
-    config = ClientConfig(box.database.endpoint, box.namespace, cache=box.cache_arguments[0])
-    question = (config, statement, params, readers, {"ttl": box.default_ttl, **behaviour})
+    clients = _Clients(
+        box.database.endpoint, box.namespace, box.cache_arguments[0], box.default_ttl
+    )
+    question = (clients, statement, params, readers, behaviour)
     # Not forked: a forked process would share the notebook's sockets and locks.
     context = multiprocessing.get_context("spawn")
     gate = context.Barrier(processes)
@@ -90,13 +114,12 @@ def _begin(gate: Any, parent: int) -> None:
 
 
 def _read(
-    config: ClientConfig,
+    clients: _Clients,
     statement: str,
     params: Params,
     readers: int,
     behaviour: Mapping[str, Any],
 ) -> ConcurrentReads:
-    clients = Clients(config)
     cache = QueryCache(clients, **behaviour)
     clients.database.query("SELECT 1")  # connected, so that the question alone is seen
     clients.valkey.ping()
@@ -112,5 +135,6 @@ def _read(
     with ThreadPoolExecutor(readers) as threads:
         moments = list(threads.map(ask, range(readers)))
     queries = clients.database.stats().queries - 1
-    clients.close()
+    clients.database.close()
+    clients.valkey.close()
     return ConcurrentReads(moments, queries)

@@ -54,8 +54,7 @@ def read_outputs(name: str, region: str | None) -> Mapping[str, str]:
         )
     stack = _describe(name, place)
     outputs = {found["OutputKey"]: found["OutputValue"] for found in stack.get("Outputs", [])}
-    missing = [output for output in NEEDED if output not in outputs]
-    if missing:
+    if missing := [output for output in NEEDED if output not in outputs]:
         raise SettingsError(
             f"The stack {name!r} in {place} is {stack['StackStatus']} and has no output "
             f"{' or '.join(missing)}. If it is being made, wait (`workshop aws status`); else "
@@ -72,9 +71,8 @@ def _describe(name: str, region: str) -> Any:
     except (ClientError, BotoCoreError, ResponseParserError) as error:
         if error_code(error) == "ValidationError":
             raise SettingsError(
-                f"There is no stack {name!r} in {region}. Is AWS_REGION the Region in which it was "
-                "deployed, and is this the account? `workshop aws deploy` makes one; without "
-                "WORKSHOP_STACK the workshop runs on this machine."
+                f"There is no stack {name!r} in {region}. Are AWS_REGION and the account the right "
+                "ones? Without WORKSHOP_STACK the workshop runs on this machine."
             ) from None
         # Who may read one stack only is refused also where there is none, so as not to learn that.
         elsewhere = f"Is {region} the Region in which it was deployed (AWS_REGION)? If so: "

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -68,7 +68,8 @@ class Workshop:
         valkey: the cache, a redis.Redis.
         s3: the object store, a boto3 client.
         bucket: the bucket's name.
-        sqs, cloudwatch: queues and metrics, boto3 clients; found (`messaging`) on first use.
+        sqs, local_sqs, cloudwatch: queues and metrics, boto3 clients; found (`messaging`) on first
+            use.
         objects: this workshop's own objects in it (`get`, `put`, …).
         namespace: names the schema, and begins every cache key and object name of this workshop.
         endpoints: where the services are.
@@ -112,6 +113,7 @@ class Workshop:
         self._pid = os.getpid()
         self._sandbox: Sandbox | None = None
         self._let_go_of_messaging: Callable[[], None] = lambda: None
+        self._let_go_of_local_sqs: Callable[[], None] = lambda: None
         self._let_go_of_cluster: Callable[[], None] = lambda: None
         self._workers: LocalWorkers | LambdaWorkers | None = None
         forks.tell_child(self)
@@ -119,7 +121,7 @@ class Workshop:
     def _after_fork(self) -> None:
         """In a forked process: have all clients connect anew."""
         forks.renew_cache_client(self.valkey)
-        for client in ("s3", "sqs", "cloudwatch"):
+        for client in ("s3", "sqs", "local_sqs", "cloudwatch"):
             if client in vars(self):
                 vars(self)[client].close()  # its connections; it opens new ones
 
@@ -220,14 +222,12 @@ class Workshop:
         self,
         at_once: int = 4,
         *,
-        cache: Mapping[str, Any] | None = None,
         metrics: bool = False,
     ) -> LocalWorkers | LambdaWorkers:
         """Workers that do the work of load tests on this workshop's services.
 
         Where LOAD_FUNCTION names an AWS Lambda function they are its executions, and else processes
-        on this machine: also where a cache of your own is given, which may be one on this machine,
-        where no function can reach it. Their `label` says which.
+        on this machine. Their `label` says which.
 
         Processes have the latency that this workshop has now (`set_latency`). Executions use the
         services that the function's environment names, in this workshop's namespace. One
@@ -235,7 +235,6 @@ class Workshop:
 
         Args:
             at_once: how many: processes 1 to 64, executions 1 to 1,000.
-            cache: what redis.Redis needs to reach another cache, such as a sandbox's.
             metrics: have them publish metrics to CloudWatch (`messaging`); a function does where
                 its environment names a queue, as the stack's does.
 
@@ -248,9 +247,7 @@ class Workshop:
         if self._workers is not None:
             self._workers.close()
             self._workers = None
-        self._workers = open_workers(
-            self, at_once, cache=cache, route=self._proxies["cache"].route, metrics=metrics
-        )
+        self._workers = open_workers(self, at_once, metrics=metrics)
         return self._workers
 
     @property
@@ -283,6 +280,20 @@ class Workshop:
         from workshop_lib.queues import messaging_client
 
         return messaging_client(self.messaging, "sqs")
+
+    @cached_property
+    def local_sqs(self) -> Any:
+        """A boto3 client of the emulated SQS, also where QUEUE_URL names a queue of Amazon's.
+
+        For queues to play with, which no Lambda function empties. Delete them yourself.
+        """
+        if self.messaging.emulated:
+            return self.sqs
+        from workshop_lib.queues import messaging_client
+
+        local = self.settings.model_copy(update={"queue_url": None})
+        endpoint, self._let_go_of_local_sqs = resolve_messaging(local)
+        return messaging_client(endpoint, "sqs")
 
     @cached_property
     def cloudwatch(self) -> Any:
@@ -572,10 +583,11 @@ class Workshop:
         self.database.close()
         self.valkey.close()
         self.s3.close()
-        for client in ("sqs", "cloudwatch"):
+        for client in ("sqs", "local_sqs", "cloudwatch"):
             if client in vars(self):
                 getattr(self, client).close()
         self._let_go_of_messaging()
+        self._let_go_of_local_sqs()
         self._let_go_of_cluster()
         self.endpoints.release()
 

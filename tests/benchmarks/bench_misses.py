@@ -15,9 +15,9 @@ from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.rows import Rows
 
-# Not met with small values: our three round trips to the baseline's two are 1.6 to begin with. Once
-# to look, once to lock and look again, once to store and unlock.
-SMALL = {"goal": 1.9, "bound": 3.5}
+# Our three round trips to the baseline's two are 1.5 to begin with: once to look, once to lock and
+# look again, once to store and unlock. On a busy machine each of them also waits for its turn.
+SMALL = {"goal": 1.8, "bound": 3.0}
 
 
 @pytest.fixture
@@ -78,5 +78,5 @@ def test_a_query_of_500_rows(ws, question, source, miss, race):
     rows = Rows(question.answer.columns, question.answer.rows, 0.0)
     cache = QueryCache(source(rows), ttl=600)
     subjects = {"ours": lambda: cache.fetch("SELECT 1"), **miss(rows)}
-    race("500-row miss", subjects, goal=1.9, before=ws.clear_cache)
+    race("500-row miss", subjects, goal=1.8, before=ws.clear_cache)
     assert cache.stats().hits == 0

@@ -104,28 +104,10 @@ def switch() -> Iterator[Switchable]:
     """A client of a port on which nobody listens, for now."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        client = client_of(taken.getsockname()[1])
+        port, never = taken.getsockname()[1], Retry(NoBackoff(), 0)
+        client = redis.Redis(port=port, socket_connect_timeout=0.5, retry=never)
         yield Switchable(client)
         client.close()
-
-
-@pytest.fixture
-def hanging() -> Iterator[redis.Redis]:
-    """A client of a server that takes connections and never says a word."""
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        client = client_of(deaf.getsockname()[1])
-        yield client
-        client.close()
-
-
-def client_of(port: int) -> redis.Redis:
-    return redis.Redis(
-        host="127.0.0.1",
-        port=port,
-        socket_connect_timeout=0.5,
-        socket_timeout=0.1,
-        retry=Retry(NoBackoff(), 0),
-    )
 
 
 @pytest.fixture

@@ -6,15 +6,13 @@ import io
 import random
 import re
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from workshop_lib.cache.object_cache import ObjectCache
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.objects import ObjectStore, StoredObject, Unchanged
+from workshop_lib.objects import StoredObject, Unchanged
 
 NOISE = random.Random(0).randbytes(5_000)
 BODIES = {
@@ -117,8 +115,7 @@ def test_the_key_reads_as_bucket_and_name_and_no_two_objects_share_one(ws, sourc
     )
     assert re.fullmatch("local-[0-9a-f]{12}/workshop", ws.objects.identity)
     names = ["a", "a:0-1", "b/a", "b", "ä", "", "a b", "x" * 201, "str~a"]
-    found = {cache.key(name) for name in names} | {cache.key("a", 0, 1), cache.key("a", 0, 10)}
-    assert len(found) == len(names) + 2
+    assert len({cache.key(name) for name in names}) == len(names)
     assert ObjectCache(source).key("a") != cache.key("a")
 
 
@@ -173,15 +170,6 @@ def test_beyond_its_ttl_a_changed_object_is_read_anew(source, memory):
     time.sleep(0.03)
     assert cache.fetch("a").body == b"third"
     assert memory.asked == ["get", "changed", "changed", "get"]
-
-
-def test_the_real_store_says_that_an_object_has_not_changed(ws):
-    etag = ws.objects.put("thing", b"one")
-    assert isinstance(ws.objects.get_if_changed("thing", etag), Unchanged)
-    ws.objects.put("thing", b"two")
-    assert ws.objects.get_if_changed("thing", etag).body == b"two"
-    ws.objects.delete("thing")
-    assert ws.objects.get_if_changed("thing", etag) is None
 
 
 # --- large ones, and ranges
@@ -242,51 +230,13 @@ def test_a_range_is_cut_out_of_what_is_kept_or_asked_of_the_store_alone(source, 
     cache = ObjectCache(source)
     part = cache.fetch_range("large", 10, 19)
     assert (part.body, part.source) == (NOISE[10:20], "store")
-    assert cache.fetch_range("large", 10, 19).source == "cache"
-    assert memory.asked == ["10-19"]
     cache.get("large")
     for first, last in ((0, 0), (4_990, 9_999), (10, 19)):
         part = cache.fetch_range("large", first, last)
         assert (part.body, part.source) == (NOISE[first : last + 1], "cache")
     assert cache.fetch_range("large", 5_000, 5_001).body is None
     assert memory.asked == ["10-19", "get"]
-
-
-@pytest.mark.parametrize("way", ["put", "invalidate", "delete"])
-def test_ranges_are_forgotten_with_their_object(source, memory, way):
-    cache, other = ObjectCache(source), ObjectCache(source)
-    for first, last in ((0, 9), (10, 19), (0, 4_999)):
-        cache.fetch_range("large", first, last)
-    cache.fetch_range("one byte", 0, 0)
-    memory.bodies["large"] = b"new" * 2_000
-    changes = {
-        "put": lambda: other.put("large", memory.bodies["large"]),
-        "invalidate": lambda: other.invalidate("large"),
-        "delete": lambda: other.delete("large"),
-    }
-    changes[way]()
-    expected = None if way == "delete" else b"newnewnewn"
-    assert cache.fetch_range("large", 0, 9).body == expected
-    if way == "put":
-        ObjectCache(source).invalidate("large")
-        assert cache.fetch_range("large", 0, 9).body == expected
-    assert cache.fetch_range("one byte", 0, 0).source == "cache"
-
-
-def test_a_range_that_is_being_loaded_while_its_object_is_put_is_not_kept(source, memory):
-    cache, ask = ObjectCache(source), memory.get_range
-
-    def slow(name, first, last):
-        found = ask(name, first, last)
-        cache.put(name, b"new" * 2_000)
-        return found
-
-    memory.get_range = slow
-    assert cache.fetch_range("large", 0, 9).body == NOISE[:10]
-    memory.get_range = ask
-    assert cache.fetch_range("large", 0, 9).body == b"newnewnewn"
-    source.valkey.delete(cache.key("large"))
-    assert cache.fetch_range("large", 0, 9).body == b"newnewnewn"
+    assert (cache.stats().hits, cache.stats().misses) == (4, 2)
 
 
 def test_ranges_of_the_real_store_are_those_of_http(ws):
@@ -321,39 +271,6 @@ def test_many_are_one_round_trip_and_only_those_that_miss_are_loaded(source, mem
 
 
 # --- when something is away
-
-
-def broken(ws, **arguments):
-    """The real store through a client that is set up wrongly."""
-    endpoint = ws.endpoints.store
-    given = {**endpoint.arguments, **arguments}
-    given["config"] = given["config"].merge(
-        Config(connect_timeout=0.5, read_timeout=0.3, retries={"max_attempts": 0})
-    )
-    bucket = given.pop("bucket", endpoint.bucket)
-    client = boto3.Session().client("s3", **given)
-    return ObjectStore(client, replace(endpoint, bucket=bucket), "x/")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ({"aws_secret_access_key": "wrong"}, "secret key does not belong to the access key"),
-        ({"aws_access_key_id": "nobody"}, "InvalidAccessKeyId"),
-        ({"bucket": "no-such-bucket"}, "create it, or correct BUCKET_NAME"),
-        ({"endpoint_url": "http://127.0.0.1:9"}, "No answer from the object store"),
-    ],
-    ids=["wrong secret", "unknown key", "no bucket", "down"],
-)
-def test_a_store_that_cannot_be_used_is_a_clear_error_and_quickly(ws, arguments, says):
-    store = broken(ws, **arguments)
-    secret = ws.endpoints.store.arguments["aws_secret_access_key"]
-    started = time.monotonic()
-    for ask in (lambda: store.get("thing"), lambda: store.put("thing", b"")):
-        with pytest.raises(ServiceUnreachableError, match=says) as caught:
-            ask()
-        assert secret not in str(caught.value)
-    assert time.monotonic() - started < 30  # botocore's own limit is a minute
 
 
 def test_while_the_store_is_away_what_is_kept_is_answered_and_then_stale_if_asked_for(

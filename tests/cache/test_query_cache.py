@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import psycopg2
 import pytest
-import redis
 from psycopg2 import sql
 
 from workshop_lib import QueryCache
@@ -34,12 +33,6 @@ NUMBERS = "SELECT n, n * %s AS product FROM generate_series(1, 20) AS n"
 @pytest.fixture
 def cache(ws):
     return QueryCache(ws)
-
-
-@pytest.fixture
-def dead_cache(ws, switch, parts) -> QueryCache:
-    """A cache whose server is down."""
-    return QueryCache(parts(ws.database, switch, ws.namespace))
 
 
 @pytest.fixture
@@ -85,16 +78,6 @@ def test_one_miss_fills_the_cache_for_nine_hits(ws, cache):
     assert (stats.bytes_written, stats.bytes_read) == (size, 9 * size)
 
 
-def test_an_answer_reads_like_rows(cache):
-    for answer in (cache.fetch(NUMBERS, (2,)), cache.fetch(NUMBERS, (2,))):
-        assert len(answer) == 20
-        assert next(iter(answer)) == (1, 2)
-        assert answer.as_dicts()[1] == {"n": 2, "product": 4}
-        assert list(answer.to_frame()["product"]) == [2 * n for n in range(1, 21)]
-        assert "20 rows × 2 columns" in answer._repr_html_()
-    assert "1 row × 1 column<" in cache.fetch("SELECT 1 AS n")._repr_html_()
-
-
 # --- what belongs to the key ---
 
 
@@ -131,14 +114,6 @@ def test_the_time_to_live_is_the_settings_where_none_is_given(ws, cache):
     QueryCache(ws, ttl=12.5).fetch(NUMBERS, (2,))
     assert 20_000 < ws.valkey.pttl(cache.key(NUMBERS, (1,))) <= 30_000
     assert 2_500 < ws.valkey.pttl(cache.key(NUMBERS, (2,))) <= 12_500
-
-
-def test_an_expired_entry_is_a_miss_and_is_filled_again(ws):
-    cache = QueryCache(ws, ttl=0.02)
-    cache.fetch(NUMBERS, (1,))
-    ws.database.query("SELECT pg_sleep(0.03)")
-    assert cache.fetch(NUMBERS, (1,)).source == "database"
-    assert cache.stats().misses == 2
 
 
 # --- entries that are not ours ---
@@ -213,11 +188,6 @@ def test_a_cache_without_memory_left_takes_nothing_but_still_gives_what_it_has(
     assert cache.fetch(NUMBERS, (2,)).source == "cache"
 
 
-def test_inspecting_a_cache_that_is_down_is_an_error(dead_cache):
-    with pytest.raises(redis.ConnectionError):
-        dead_cache.inspect(NUMBERS, (1,))
-
-
 def test_an_entry_can_be_read_by_a_person(ws, cache):
     cache.fetch(EVERY_TYPE)
     about, values = ws.valkey.get(cache.key(EVERY_TYPE)).decode()[:-9].split("\n")
@@ -245,11 +215,6 @@ def test_invalidate_removes_one_entry_and_says_whether_it_was_there(cache):
     cache.fetch(NUMBERS, (2,))
     assert [cache.invalidate(NUMBERS, (1,)) for _ in range(2)] == [True, False]
     assert [cache.fetch(NUMBERS, (n,)).source for n in (1, 2)] == ["database", "cache"]
-
-
-def test_one_text_for_tags_is_a_mistake_that_is_named(cache):
-    with pytest.raises(TypeError, match=r"Pass a list of names, as in \['numbers'\]"):
-        cache.fetch(NUMBERS, (1,), tags="numbers")
 
 
 def test_clear_removes_this_namespace_s_keys_and_no_others(ws, cache, parts):

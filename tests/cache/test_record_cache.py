@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -92,24 +90,6 @@ def test_each_field_is_stored_so_that_a_person_can_read_it(ws, orders):
     }
 
 
-def test_a_record_s_key_reads_as_what_it_is(ws, orders):
-    assert re.fullmatch(f"{ws.namespace}:v3:db~[0-9a-f]{{12}}:order:3", orders.key(3))
-    orders.get(3)
-    assert list(ws.valkey.scan_iter(f"{ws.namespace}:*")) == [orders.key(3).encode()]
-
-
-def test_one_miss_fills_the_cache_for_all_later_hits(ws, orders):
-    with database_queries(ws, 1):
-        answers = [orders.fetch(1) for _ in range(10)]
-    assert [a.source for a in answers] == ["database"] + ["cache"] * 9
-    assert all(a.seconds > 0 for a in answers)
-    stats = orders.stats()
-    assert (stats.misses, stats.hits, stats.hit_ratio, stats.errors) == (1, 9, 0.9, 0)
-    stored = ws.valkey.hgetall(orders.key(1))
-    size = sum(len(name) + len(value) for name, value in stored.items())
-    assert (stats.bytes_written, stats.bytes_read) == (size, 9 * size)
-
-
 def test_a_record_is_the_reader_s_own(orders):
     orders.get(1)["name"] = "changed"
     orders.get(1)["data"]["b"] = "changed"
@@ -187,44 +167,7 @@ def test_a_field_that_the_record_has_not_got_is_a_key_error(ws, orders, cached_b
         orders.get_fields(1, ["name", "colour"])
 
 
-def test_fields_beyond_their_time_are_loaded_again(source, database):
-    things = RecordCache(source, "thing", ttl=0.03, stale_if_error=60)
-    things.get(1)
-    threading.Event().wait(0.05)
-    database.value = 2
-    assert things.get_fields(1, ["v"]) == {"v": 2}
-    threading.Event().wait(0.05)
-    database.value = 3
-    assert things.get_many([1]) == {1: {"id": 1, "v": 3}}
-
-
 # --- many records ---
-
-
-def test_all_cached_records_come_in_one_round_trip(ws, orders, commands):
-    for number in (1, 2, 3):
-        orders.get(number)
-    with commands() as heard, database_queries(ws, 0):
-        found = orders.get_many([3, 1, 2, 3, 1])
-    assert list(found) == [3, 1, 2]
-    for number, record in found.items():
-        assert exactly(record) == exactly(row(ws, number))
-    assert [words for _, words in heard] == [["HGETALL", orders.key(n)] for n in (3, 1, 2)]
-    assert (orders.stats().hits, orders.stats().misses) == (3, 3)
-
-
-def test_missing_records_are_loaded_and_absent_ones_are_none(ws, orders):
-    orders.get(2)
-    orders.get(998)
-    with database_queries(ws, 1):
-        found = orders.get_many([1, 2, 998, 999, 4])
-    assert {number: record and record["id"] for number, record in found.items()} == {
-        1: 1, 2: 2, 998: None, 999: None, 4: 4,
-    }  # fmt: skip
-    assert list(found) == [1, 2, 998, 999, 4]
-    with database_queries(ws, 0):
-        assert exactly(found[1]) == exactly(orders.get_many([1])[1])
-        orders.get_many([1, 2, 998, 999, 4])
 
 
 def test_missing_records_take_one_select_and_three_round_trips(ws, orders, round_trips):
@@ -277,12 +220,6 @@ def test_many_that_another_request_is_loading_are_waited_for(ws, orders, at_once
     assert answers[0][1]["id"] == 1
     stats = orders.stats()
     assert stats.misses - stats.coalesced == 50
-
-
-def test_no_records_are_no_question(orders, commands):
-    with commands() as heard:
-        assert orders.get_many([]) == {}
-    assert heard == []
 
 
 # --- what somebody else has spoilt ---
@@ -375,25 +312,3 @@ def test_an_update_of_an_absent_record_removes_its_absence(ws, orders):
     assert orders.update(6, name="new") is False
     assert orders.get(6)["name"] == "new"
     ws.database.query('DELETE FROM "order" WHERE id = 6')
-
-
-def test_no_observer_ever_sees_a_record_without_an_end(ws, source):
-    things, seen, done = RecordCache(source, "thing"), Counter[int](), threading.Event()
-
-    def observe() -> None:
-        while not done.is_set():
-            seen[ws.valkey.pttl(things.key(1))] += 1
-
-    observer = threading.Thread(target=observe)
-    observer.start()
-    try:
-        for n in range(300):
-            things.put(1, {"id": 1, "v": n})
-            things.update(1, v=n)
-            things.invalidate(1)
-            things.get(1)
-    finally:
-        done.set()
-        observer.join()
-    assert seen.total() > 0
-    assert -1 not in seen

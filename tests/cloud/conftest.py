@@ -84,7 +84,6 @@ class Cloud:
             "roles": self.client("iam").list_roles()["Roles"],
             "profiles": self.client("iam").list_instance_profiles()["InstanceProfiles"],
             "policies": self.client("iam").list_policies(Scope="Local")["Policies"],
-            "alarms": self.client("cloudwatch", region).describe_alarms()["MetricAlarms"],
             "dashboards": self.client("cloudwatch", region).list_dashboards()["DashboardEntries"],
             "clusters": self.client("dsql", region).list_clusters()["clusters"],
             "caches": [name for name, one in caches.items() if one.region == region],

@@ -33,6 +33,7 @@ from moto.awslambda.utils import get_backend as lambda_backend
 from moto.cloudformation import parsing
 from moto.cloudformation.exceptions import UnformattedGetAttTemplateException
 from moto.cloudformation.models import CloudFormationBackend, Event, Stack
+from moto.cloudformation.responses import CloudFormationResponse
 from moto.cloudformation.utils import yaml_tag_constructor
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.core.base_backend import BaseBackend
@@ -297,6 +298,8 @@ def teach(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(kind, "delete", delete, raising=False)
     patch.setattr(CloudFormationBackend, "execute_change_set", _execute)
     patch.setattr(CloudFormationBackend, "validate_template", _validate)
+    # A change set without changes is refused later, by its status.
+    patch.setattr(CloudFormationResponse, "_validate_different_update", lambda *_: None)
     patch.setattr(yaml, "Loader", _QuickLoader)
     services = staticmethod(lambda _, region: _endpoint_services(region))
     patch.setattr(EC2Backend, "_collect_default_endpoint_services", services)

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
@@ -16,7 +15,6 @@ import psycopg2
 import pytest
 import redis
 import trustme
-from aws import Fault
 from botocore.config import Config
 from dsql import MAX_SCHEMAS
 from stand_in import NAMESPACE, OTHER_REGION, REGION, STACK, teach_names
@@ -32,24 +30,18 @@ SECRET = (ACCOUNT, "STANDINHOST", "secret-of", "X-Amz-Signature", "X-Amz-Credent
 
 # --- notebooks ---
 
-THE_SAME_THERE = ("02", "04", "05", "06", "07", "11", "15")
+THE_SAME_THERE = ("02", "04", "05", "06", "07", "11", "14", "15")
 """What these use of AWS, others use as well; some work in a sandbox of local engines anywhere."""
 CHOSEN = [one.name for one in runner.find_notebooks() if not one.name.startswith(THE_SAME_THERE)]
 
 
 @pytest.fixture(scope="module")
 def executed(aws, function, tmp_path_factory):
-    """Quick runs as they are committed, two at a time, with the notebooks' policy alone."""
+    """A quick run of them as they are committed, with the notebooks' policy alone."""
     folder = tmp_path_factory.mktemp("run on aws")
     before = account(aws)
-    first, second = CHOSEN[::2], CHOSEN[1::2]
-
-    def run(names):
-        return aws.run("run", "--workers", "1", "--out", str(folder / names[0]), *names)
-
-    with ThreadPoolExecutor() as pool:
-        done = list(pool.map(run, (first, second)))
-    return folder, done, before
+    done = aws.run("run", "--out", str(folder / "run"), *CHOSEN)
+    return folder, [done], before
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +83,7 @@ def test_the_results_say_that_it_was_aws_and_where(results):
         ], name  # fmt: skip
         assert {one["embedded"] for one in list(services.values())[:3]} == {False}
         assert services["database"]["region"] == REGION
-    queues = results["14_the_busiest_day"]["services"]["messaging"]
+    queues = results["13_work_through_a_queue"]["services"]["messaging"]
     assert queues["label"] == f"Amazon SQS and CloudWatch in {REGION}"
 
 
@@ -117,7 +109,7 @@ def test_the_values_are_those_that_they_are_everywhere(results):
 def test_the_stacks_function_did_the_work_of_the_load_tests(aws, function, results):
     if not function:
         pytest.skip("the wheels of the function's package cannot be had here")
-    queue = results["14_the_busiest_day"]["measurements"]
+    queue = results["13_work_through_a_queue"]["measurements"]
     assert queue["messages_succeeded"]["value"] == queue["messages_planned"]["value"] > 0
     assert sum(aws.mapping.batches) >= queue["messages_planned"]["value"]
     assert aws.function.calls > len(aws.mapping.batches) > 0  # notebook 12 invoked it as well
@@ -228,12 +220,6 @@ def only(found):
     return name, said
 
 
-def denied(action):
-    who = f"arn:aws:sts::{ACCOUNT}:assumed-role/Learner/me"
-    said = f"User: {who} is not authorized to perform: {action} on resource: x"
-    return Fault(403, "AccessDenied", said)
-
-
 def test_all_is_well_with_the_stack_as_with_its_addresses(check, endpoints):
     assert check() == check(**endpoints) == {}
 
@@ -277,32 +263,6 @@ def test_a_missing_permission_is_named(check, without, sid, names, action):
     name, said = only(check(without(sid)))
     assert name.startswith(names)
     assert action in said
-
-
-HEAD, LIST = "HEAD s3:ListBucket", "GET s3:ListBucket"
-NO_QUEUE = Fault(400, "QueueDoesNotExist", f"no queue {ACCOUNT}/load")
-
-
-@pytest.mark.parametrize(
-    ("faults", "name", "to_do"),
-    [
-        ({"s3:PutObject": denied("kms:Encrypt")}, "Object store", "it takes kms:Encrypt"),
-        ({HEAD: Fault(403, "")}, "Object store", "it takes s3:ListBucket"),
-        ({HEAD: Fault(400, ""), LIST: Fault(400, "ExpiredToken")}, "Object store", "Sign in again"),
-        ({HEAD: Fault(403, "", headers={"x-amz-bucket-region": "eu-west-1"})}, "Object store",
-         "It is in eu-west-1, but AWS_REGION is us-east-1"),
-        ({"sqs:GetQueueAttributes": NO_QUEUE}, "Queue answers", "correct QUEUE_URL"),
-    ],
-    ids=["key of the bucket", "may not list", "a HEAD has no room", "elsewhere", "no such queue"],
-)  # fmt: skip
-def test_a_refusal_of_aws_is_explained_by_its_code(aws, check, faults, name, to_do):
-    aws.account.faults.update(faults)
-    try:
-        found, said = only(check())
-    finally:
-        aws.account.faults.clear()
-    assert found.startswith(name)
-    assert to_do in said
 
 
 def test_a_bucket_elsewhere_and_a_queue_without_dead_letters_are_not_what_is_needed(aws, check):
@@ -511,12 +471,11 @@ def test_the_stack_gives_the_settings(aws):
     assert done.returncode == 0
 
 
-def test_whoever_works_on_the_stack_may_not_change_it_and_is_told_so(aws):
+def test_a_learner_may_not_change_the_stack_and_is_told_so(aws):
     done = aws.run("aws", "deploy", "--stack", STACK)
     assert done.returncode == 1
-    assert "is not authorized to perform: dsql:GET/cluster" in done.stdout
     assert "is not authorized to perform: cloudformation:CreateChangeSet" in done.stderr
-    assert "You may not do this. Ask the account's administrator" in done.stderr
+    assert "You are signed in, but may not do this" in done.stderr
     assert ACCOUNT not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
@@ -529,21 +488,3 @@ def test_the_network_is_in_zones_that_have_all_that_is_needed(aws):
     assert len(chosen) == 2
     for service, letters in aws.zones.items():
         assert chosen <= {f"{REGION}{letter}" for letter in letters}, service
-
-
-def test_a_stack_is_made_filled_and_goes_with_all_it_holds(aws):
-    s3 = aws.client("s3")
-    buckets = len(s3.list_buckets()["Buckets"])
-    words = ("--stack", "throw-away", "--yes")
-    done = aws.run(
-        *("aws", "deploy", *words, "--no-function", "-p", "HostType=none"),
-        who="admin",
-        WORKSHOP_STACK="",
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(s3.list_buckets()["Buckets"]) == buckets + 1
-    gone = aws.run("aws", "destroy", *words, who="admin")
-    assert gone.returncode == 0, gone.stderr
-    assert "the bucket with all its objects" in gone.stdout
-    assert "throw-away in us-east-1 is deleted. What remains besides:" in gone.stdout
-    assert len(s3.list_buckets()["Buckets"]) == buckets

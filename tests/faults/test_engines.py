@@ -483,8 +483,10 @@ def test_a_supervisor_that_falls_silent_while_it_starts_engines_is_replaced(fold
             assert query(opening.result(SOON_S), "SELECT 1") == [(1,)]
         if not is_alive(boss):
             return
-        boss.resume()  # on a busy machine it had answered before it was stopped: once more
-        local.stop(folder)
+        # On a busy machine it had answered before it was stopped: once more, with a new database,
+        # whose making takes longer.
+        boss.resume()
+        local.reset(folder)
     pytest.fail("the supervisor always answered before it was stopped")
 
 

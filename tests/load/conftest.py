@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,6 @@ from helpers import Here, worker_processes
 from lambda_runtime import allow_writing, build, unpack
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_keys_left(shared) -> Iterator[None]:
-    """Other tests of this process count the keys of the cache."""
-    yield
-    shared.clear_cache()
-
-
 @pytest.fixture(scope="module")
 def shop(shared):
     """The open workshop with the tables of load tests."""
@@ -38,11 +30,10 @@ def shop(shared):
 
 @pytest.fixture(scope="session")
 def config(shared):
-    """What workers are given: database, cache, and metrics."""
+    """What workers are given: the database, and where metrics go."""
     return ClientConfig(
         shared.database.endpoint,
         shared.namespace,
-        cache=shared.endpoints.cache.arguments,
         messaging=shared.messaging,
     )
 

@@ -17,11 +17,11 @@ from lambda_runtime import EventSourceMapping, LambdaService
 from workshop_lib.errors import SettingsError, WorkshopError
 from workshop_lib.lambda_package import HANDLER, build_package
 from workshop_lib.load import drivers
-from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
+from workshop_lib.load.drivers import LambdaWorkers
 from workshop_lib.load.jobs import Ping, to_event
 from workshop_lib.load.mixed import Queue, run_mixed
 from workshop_lib.load.rows import delete_rows
-from workshop_lib.load.run import run_inserts, run_stream, warm_cache
+from workshop_lib.load.run import run_inserts
 from workshop_lib.load.scenario import InsertLoad, MixedScenario
 from workshop_lib.load.worker import metrics_namespace, named_database
 from workshop_lib.services import exports
@@ -185,19 +185,6 @@ def test_the_function_s_executions_are_the_workers(on_aws, service):
     )  # fmt: skip
     answer = workers.do(batch, 30)
     assert answer["batchItemFailures"] == [{"itemIdentifier": "m1"}]
-    # A cache of one's own is for processes here.
-    own = on_aws.load_workers(1, cache=on_aws.endpoints.cache.arguments)
-    assert isinstance(own, LocalWorkers)
-
-
-def test_a_stream_by_function_uses_the_cache(on_aws):
-    on_aws.clear_cache()
-    workers = on_aws.load_workers(1)
-    assert warm_cache(workers, 30) == on_aws.inventory()["keys"] == 101
-    report = run_stream(on_aws.database, workers, seconds=0.6, rate=50, ttl_s=30)
-    assert report.reconciles
-    assert report.hit_ratio > 0.7
-    delete_rows(on_aws.database, report.run)
 
 
 def test_the_function_processes_the_queue_and_its_metrics_are_ours(on_aws, service):

@@ -17,8 +17,8 @@ from workshop_lib import dataset
 from workshop_lib.errors import DataError, ServiceUnreachableError, WorkshopError
 from workshop_lib.load import drivers, events, report as reports
 from workshop_lib.load.drivers import LocalWorkers
-from workshop_lib.load.jobs import InsertJob, to_event
-from workshop_lib.load.report import compare_loads, save_reports
+from workshop_lib.load.jobs import Done, InsertJob, to_event
+from workshop_lib.load.report import LoadReport, compare_loads, save_reports
 from workshop_lib.load.rows import LoadRows, count_rows, delete_rows
 from workshop_lib.load.run import run_inserts
 from workshop_lib.load.scenario import InsertLoad
@@ -305,3 +305,22 @@ def test_workers_that_cannot_be_had_are_said_and_none_is_left(config, shop, monk
     with pytest.raises(WorkshopError, match="no forks"):
         LocalWorkers(config, 2)
     assert worker_processes() == before
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cpu_ms", "limited_by", "says"),
+    [
+        (4.0, 15.0, "database", "rows"),  # forty jobs, of which a few ran at once
+        (0.5, 15.0, "generator", "took 60% of this machine's processors"),
+        (4.0, 90.0, "generator", "computed for 90% of their time"),
+    ],
+)
+def test_the_load_generator_was_the_limit_if_it_took_the_time_that_there_was(
+    alone, monkeypatch, seconds, cpu_ms, limited_by, says
+):
+    monkeypatch.setattr(reports.psutil, "cpu_count", lambda: 2)
+    job = {"planned": 1, "success_count": 1, "rows": 1, "duration_ms": 100.0, "cpu_ms": cpu_ms}
+    how = {"run": "r", "load": InsertLoad(), "unit": "rows", "seconds": seconds}
+    report = LoadReport.of(Here(alone), [Done(**job)] * 40, 40, [], **how)
+    assert report.limited_by == limited_by
+    assert says in str(report)

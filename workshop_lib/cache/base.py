@@ -25,12 +25,16 @@ class Database(Protocol):
         """The rows that the statement selects; if read_only, it is refused if it writes."""
 
 
-class Keeper(Protocol):
-    """Where entries are kept; a Workshop says so."""
+class Source(Protocol):
+    """Where a cache gets its parts from; a Workshop is one."""
+
+    @property
+    def database(self) -> Database:
+        """What to ask on a miss."""
 
     @property
     def valkey(self) -> Redis:
-        """The server."""
+        """The server where entries are kept."""
 
     @property
     def namespace(self) -> str:
@@ -39,14 +43,6 @@ class Keeper(Protocol):
     @property
     def default_ttl(self) -> float:
         """Time to live where none is given, seconds."""
-
-
-class Source(Keeper, Protocol):
-    """Where a cache gets its parts from; a Workshop is one."""
-
-    @property
-    def database(self) -> Database:
-        """What to ask on a miss."""
 
 
 class Cache:
@@ -69,7 +65,7 @@ class Cache:
 
     def __init__(
         self,
-        source: Keeper,
+        source: Any,
         ttl: float | None = None,
         storage: Callable[[Redis, int], Storage] = Storage,
         valkey: Redis | None = None,
@@ -81,8 +77,7 @@ class Cache:
         except ValueError as error:
             raise ValueError(str(error).replace("empty_ttl", self._EMPTY_TTL)) from None
         self._namespace = source.namespace
-        kept = source.valkey if valkey is None else valkey
-        self._storage = storage(kept, int(self.policy.max_bytes))
+        self._storage = storage(valkey or source.valkey, int(self.policy.max_bytes))
         self._mechanism = Mechanism(self._storage, self.policy)
 
     def key(self, *args: Any, **kwargs: Any) -> str:
@@ -106,7 +101,7 @@ class Cache:
 
     def stats(self) -> CacheStats:
         """The counters so far."""
-        return self._mechanism.stats()
+        return self._mechanism.counters.snapshot()
 
 
 def require_workshop(source: object, example: str) -> None:

@@ -17,17 +17,17 @@ class Breaker:
     """
 
     def __init__(self) -> None:
-        self._open = False
         self._next_try = 0.0
+        """When one request may try again, on the monotonic clock; 0 while all are let through."""
         self._lock = threading.Lock()
 
     def allows(self) -> bool:
         """Whether this request may ask the server. One that may has to report how it went."""
-        if not self._open:
+        if not self._next_try:
             return True
         with self._lock:
             now = time.monotonic()
-            if self._open and now < self._next_try:
+            if now < self._next_try:
                 return False
             self._next_try = now + REST_S
             return True
@@ -35,9 +35,8 @@ class Breaker:
     def failed(self) -> None:
         """The server did not answer."""
         with self._lock:
-            self._open = True
             self._next_try = time.monotonic() + REST_S
 
     def worked(self) -> None:
         """The server answered."""
-        self._open = False
+        self._next_try = 0.0

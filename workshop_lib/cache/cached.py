@@ -57,8 +57,7 @@ class CachedFunction(Cache, Generic[P, R]):
             return Entry(("value",), [(value,)], time.perf_counter() - started, time.time())
 
         entry = self._mechanism.fetch(self.key(*args, **kwargs), load).entry
-        value: Any = entry.rows[0][0]
-        return value  # type: ignore[no-any-return]  # the codec returns what it was given
+        return entry.rows[0][0]  # type: ignore[return-value]  # the codec returns what it was given
 
     def __set_name__(self, owner: type, name: str) -> None:
         raise TypeError(_no_method(self._name))
@@ -75,8 +74,7 @@ class CachedFunction(Cache, Generic[P, R]):
         """The key for these arguments; f(1) and f(x=1) have the same."""
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        does = None if self._fingerprint is None else self._fingerprint.digest()
-        scope = (_place(self._source), does)
+        scope = (_place(self._source), self._fingerprint and self._fingerprint.digest())
         return keys.call_key(self._namespace, self._name, dict(bound.arguments), scope=scope)
 
 
@@ -143,28 +141,22 @@ def _require_plain(function: Any) -> None:
     inner = function
     while isinstance(inner, functools.partial):
         inner = inner.func
+    name, call = _describe(inner), type(inner).__call__
     if isinstance(inner, CachedFunction):
         raise TypeError(f"{inner._name} is cached already. Leave one @cached out.")
     owner = getattr(inner, "__self__", None)  # a built-in function's is its module
     bound = owner is not None and not isinstance(owner, types.ModuleType)
     if bound or isinstance(inner, classmethod | staticmethod | property):
-        raise TypeError(_no_method(_describe(inner)))
+        raise TypeError(_no_method(name))
     if inspect.isclass(function) or not callable(inner):
+        raise TypeError(f"{inner!r} is not a function. Decorate one that returns plain values.")
+    if any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (inner, call)):
         raise TypeError(
-            f"@cached is for functions, and {inner!r} is not one. Decorate a function that "
-            "returns plain values."
+            f"{name} is async, and @cached does not await. Decorate a plain function that does the "
+            "work, and call it with asyncio.to_thread."
         )
-    for code in (inner, type(inner).__call__):
-        if inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code):
-            raise TypeError(
-                f"{_describe(inner)} is async, and @cached does not await. Decorate a plain "
-                "function that does the work, and call it with asyncio.to_thread."
-            )
-        if inspect.isgeneratorfunction(code):
-            raise TypeError(
-                f"{_describe(inner)} is a generator, whose result can be read only once: nothing "
-                "would be left for the cache. Return a list, as in list(…)."
-            )
+    if inspect.isgeneratorfunction(inner) or inspect.isgeneratorfunction(call):
+        raise TypeError(f"{name} gives values that can be read only once. Return a list instead.")
 
 
 def _no_method(name: str) -> str:

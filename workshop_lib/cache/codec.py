@@ -40,6 +40,7 @@ EXACT = (
     "timedelta, UUID, or a list, tuple or dict of these"
 )
 CHECK_LENGTH = 9  # "#" and eight hexadecimal digits
+ADVICE = "Delete the key: the next read fills it again."
 
 
 class Uncacheable(TypeError):  # noqa: N818 - it reads as what it says of the value
@@ -121,12 +122,8 @@ def encode_head(kind: type[Head], entry: Entry, **more: Any) -> bytes:
     until = None if entry.fresh_until == inf else entry.fresh_until
     times = (entry.created_at, entry.cost_seconds, until)
     if not all(0 <= seconds <= MAX_TIME for seconds in times if seconds is not None):
-        raise Uncacheable(
-            f"The entry's times cannot be right: created_at {times[0]}, cost_seconds {times[1]}, "
-            f"fresh_until {until}. Set the clock, or keep seconds."
-        )
-    head = kind(*times, dict(entry.tags), **more)
-    return _dump(head, "A column's name")
+        raise Uncacheable(f"The entry's times cannot be right: {times}. Set the clock.")
+    return _dump(kind(*times, dict(entry.tags), **more), "A column's name")
 
 
 def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Entry:
@@ -149,9 +146,7 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Entry:
             ]
         return head.entry(head.columns, list(zip(*columns, strict=True)), len(data))
     except Exception as error:  # forged, as the checksum fits: anything can be wrong in it
-        raise CorruptEntry(
-            f"The bytes have no readable body ({error}). Delete the key: the next read fills it."
-        ) from error
+        raise CorruptEntry(f"These bytes are no answer of ours: {error}. {ADVICE}") from error
 
 
 def encode_value(value: object) -> bytes:
@@ -165,16 +160,21 @@ def encode_value(value: object) -> bytes:
     return _dump(_pack(value, "The value"), "The value")
 
 
-def decode_value(data: bytes, max_bytes: int = MAX_BYTES) -> object:
-    """Return the value in the JSON, equal in type and value to what `encode_value` was given.
+def decode_values(parts: Sequence[bytes]) -> list[object]:
+    """Return the values in as many pieces of JSON, equal to what `encode_value` was given.
 
-    Raises CorruptEntry, and nothing else, for anything else and for more than `max_bytes`.
+    >>> decode_values([encode_value(3), encode_value(Decimal("1.50"))])
+    [3, Decimal('1.50')]
+
+    Raises CorruptEntry, and nothing else, for anything else.
     """
-    check_size(len(data), max_bytes)
     try:
-        return _unpack(_ANY.decode(data))
+        packed = _VALUES.decode(b"[%b]" % b",".join(parts))
+        if len(packed) != len(parts):
+            raise ValueError("as many pieces as values are needed")
+        return [_unpack(value) for value in packed]
     except Exception as error:
-        raise CorruptEntry(f"{data[:40]!r} is not a value of ours: {error}.") from error
+        raise CorruptEntry(f"These are no values of ours: {error}.") from error
 
 
 def canonical(value: object, where: str = "A parameter or argument") -> bytes:
@@ -203,34 +203,22 @@ def unseal(data: bytes, max_bytes: int = MAX_BYTES) -> bytes:
     check_size(len(data), max_bytes)
     text = data[:-CHECK_LENGTH]
     if seal(text) != data:
-        raise CorruptEntry(
-            "The checksum at the end does not fit: the bytes were cut short or changed, or another "
-            "program wrote them. Delete the key: the next read fills it again."
-        )
+        raise CorruptEntry(f"The checksum at the end does not fit the bytes. {ADVICE}")
     return text
 
 
 def check_size(size: int, max_bytes: int) -> None:
     """Raise CorruptEntry for more bytes than an entry may have: nothing stores so many."""
     if size > max_bytes:
-        raise CorruptEntry(
-            f"{size:,} bytes are more than an entry may have here ({max_bytes:,}). Delete the "
-            "key, or raise max_bytes."
-        )
+        raise CorruptEntry(f"{size:,} bytes are more than an entry may have here: {max_bytes:,}.")
 
 
 def _check_rows(entry: Entry) -> None:
-    width = len(entry.columns)
     if odd := set(map(type, entry.rows)) - {tuple}:
-        raise Uncacheable(
-            f"A row is of type {_name(odd.pop())}, and would come back as a tuple. Use the "
-            "default cursor, or turn each row into a tuple first."
-        )
-    if odd_widths := set(map(len, entry.rows)) - {width or None}:
-        raise Uncacheable(
-            f"A row has {odd_widths.pop()} values where there are {width or 'no'} columns. Take "
-            "the columns and the rows from the same query, which selects at least one."
-        )
+        raise Uncacheable(f"A row is of type {_name(odd.pop())}. Turn each into a tuple first.")
+    if odd_widths := set(map(len, entry.rows)) - {len(entry.columns) or None}:
+        width = len(entry.columns) or "no"
+        raise Uncacheable(f"A row has {odd_widths.pop()} values where there are {width} columns.")
 
 
 def _encode_columns(
@@ -279,8 +267,7 @@ def _pack(value: object, where: str, depth: int = 0) -> object:
     if type(value) is int and -(2**63) <= value < 2**64:
         return value
     if depth > MAX_DEPTH:
-        deep = f"{where} is nested more than {MAX_DEPTH} levels deep, or contains itself."
-        raise Uncacheable(f"{deep} Keep a flatter value.")
+        raise Uncacheable(f"{where} is nested more than {MAX_DEPTH} deep, or contains itself.")
 
     def inner(part: object) -> object:
         return _pack(part, where, depth + 1)
@@ -328,10 +315,7 @@ def _dump(value: object, where: str) -> bytes:
     try:
         return _ENCODER.encode(value)
     except (OverflowError, TypeError, ValueError) as error:  # a lone surrogate in a str, above all
-        raise Uncacheable(
-            f"{where} cannot be encoded: {error}. Put it right where it comes from, or read this "
-            "straight from the database."
-        ) from error
+        raise Uncacheable(f"{where} cannot be encoded: {error}.") from error
 
 
 def _name(kind: type) -> str:
@@ -340,7 +324,7 @@ def _name(kind: type) -> str:
 
 _ENCODER = msgspec.json.Encoder()
 _HEAD = msgspec.json.Decoder(_Head)
-_ANY = msgspec.json.Decoder()
+_VALUES = msgspec.json.Decoder(list[Any])
 
 _MIXED = "mixed"
 _COLUMNS = (NoneType, bool, int, float, str, bytes, Decimal, date, datetime, UUID)

@@ -57,7 +57,9 @@ class Fingerprint:
         if latest is None or any(look() is not value for look, value in latest[1]):
             bound: list[tuple[Callable[[], object], object]] = []
             parts = self._of(self._function, bound, {})
-            latest = self._latest = _digest(parts), bound
+            # The repr of nested tuples of texts, bytes and numbers shows their bounds.
+            digest = blake2b(repr(parts).encode(), digest_size=16).digest()
+            latest = self._latest = digest, bound
         return latest[0]
 
     def _of(self, value: Any, bound: list[Any], met: dict[int, int]) -> object:
@@ -77,30 +79,26 @@ class Fingerprint:
             return "partial", self._of(parts, bound, met)
         elif isinstance(value, self._wrappers):
             return self._of(value.__wrapped__, bound, met)
-        elif isinstance(value, types.FunctionType):
+        elif kind is types.FunctionType:
             if id(value) in met:
                 return "again", met[id(value)]
             met[id(value)] = len(met)
             return self._of_function(value, bound, met)
-        elif isinstance(value, types.CodeType):
+        elif kind is types.CodeType:
             # Neither its file nor its lines are part of it.
             sizes = (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount)
             names = (value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars)
             does = (value.co_code, value.co_exceptiontable, value.co_flags)
             return does, sizes, names, self._of(value.co_consts, bound, met)
-        elif isinstance(value, types.ModuleType) and _is_installed(value.__name__):
+        elif kind is types.ModuleType and _is_installed(value.__name__):
             return "module", value.__name__
-        elif (
-            isinstance(value, types.BuiltinFunctionType | type)
-            and _is_installed(value.__module__)
-            and "<locals>" not in value.__qualname__
-        ):
-            return kind.__name__, value.__module__, value.__qualname__
+        elif isinstance(value, types.BuiltinFunctionType | type):
+            name = value.__qualname__
+            if _is_installed(value.__module__) and "<locals>" not in name:
+                return kind.__name__, value.__module__, name
         return self._stranger(value)
 
-    def _of_function(
-        self, function: types.FunctionType, bound: list[Any], met: dict[int, int]
-    ) -> object:
+    def _of_function(self, function: Any, bound: list[Any], met: dict[int, int]) -> object:
         reads, assigns = _names(function.__code__)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         looks = {name: partial(_content, cell) for name, cell in cells}
@@ -149,8 +147,3 @@ def _is_installed(module: str | None) -> bool:
         return True
     file = getattr(sys.modules.get(str(module)), "__file__", None)
     return file is not None and not _PACKAGES.isdisjoint(Path(file).parts)
-
-
-def _digest(parts: object) -> bytes:
-    # The repr of nested tuples of texts, bytes and numbers shows their bounds.
-    return blake2b(repr(parts).encode(), digest_size=16).digest()

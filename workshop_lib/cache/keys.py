@@ -14,10 +14,7 @@ from workshop_lib.cache.codec import canonical
 from workshop_lib.rows import Params
 
 _VERSION = "v3"  # raise it when a key is built differently: old entries are then never found
-_QUERY = "query"
-_TAG = "tag"
-_CALL = "call"
-_OBJECT = "object"
+_KINDS = _QUERY, _TAG, _CALL, _OBJECT = "query", "tag", "call", "object"
 _PLAIN_OBJECT = r"[A-Za-z0-9._/-]{1,200}"
 _PLAIN_NAME = r"(?!-?\d+$)[A-Za-z0-9_-]{1,40}"
 
@@ -79,21 +76,15 @@ def record_key(namespace: str, table: str, *primary_key: object, scope: str = ""
     return ":".join((_table_prefix(namespace, table, scope), *map(_part, primary_key)))
 
 
-def object_key(namespace: str, bucket: str, name: str, *byte_range: int) -> str:
-    """Return the key of an object of a bucket, or of a range of its bytes.
+def object_key(namespace: str, bucket: str, name: str) -> str:
+    """Return the key of an object of a bucket.
 
     >>> object_key("workshop", "local/photos", "cats/1.jpg")
     'workshop:v3:object:local/photos:cats/1.jpg'
-    >>> object_key("workshop", "local/photos", "cats/1.jpg", 0, 99)
-    'workshop:v3:object:local/photos:cats/1.jpg:0-99'
 
     Raises ValueError for a bad namespace.
     """
-    parts = [
-        part if re.fullmatch(_PLAIN_OBJECT, part) else f"str~{_digest(canonical(part))}"
-        for part in (bucket, name)
-    ]
-    parts += ["-".join(map(str, byte_range))] if byte_range else []
+    parts = [_part(part, _PLAIN_OBJECT) for part in (bucket, name)]
     return ":".join((_prefix(namespace), _OBJECT, *parts))
 
 
@@ -107,17 +98,6 @@ def lock_key(key: str) -> str:
     'workshop:lock:{workshop:v3:planet:3}'
     """
     return f"{key.partition(':')[0]}:lock:{{{key}}}"
-
-
-def ranges_tag(key: str) -> str:
-    """Return the key of the tag under which the ranges of an object are filed, by the object's key.
-
-    In the same slot of a cluster, as `lock_key`.
-
-    >>> ranges_tag("workshop:v3:object:local/photos:cats/1.jpg")
-    'workshop:ranges:{workshop:v3:object:local/photos:cats/1.jpg}'
-    """
-    return f"{key.partition(':')[0]}:ranges:{{{key}}}"
 
 
 def tag_key(namespace: str, tag: str) -> str:
@@ -200,16 +180,12 @@ def _slug(sql: str) -> str:
     return "-".join(words)[:40].rstrip("-") or "sql"
 
 
-def _part(value: object) -> str:
+def _part(value: object, plain: str = _PLAIN_NAME) -> str:
     """Return what stands for the value between two colons: never the same for another value."""
     if type(value) is int and -(2**63) <= value < 2**63:
         return str(value)
     # Digits alone would read as the number, and a table `query` as another kind of key.
-    if (
-        type(value) is str
-        and value not in {_QUERY, _TAG, _CALL, _OBJECT}
-        and re.fullmatch(_PLAIN_NAME, value)
-    ):
+    if type(value) is str and value not in _KINDS and re.fullmatch(plain, value):
         return value
     if type(value) is UUID:
         return f"UUID~{value}"

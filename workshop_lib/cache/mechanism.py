@@ -24,10 +24,9 @@ from redis.exceptions import ConnectionError as LostConnection, RedisError, Time
 from workshop_lib.cache.breaker import Breaker
 from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable
 from workshop_lib.cache.policy import Policy
-from workshop_lib.cache.renewal import Renewals
-from workshop_lib.cache.single_flight import Flight, Flights
-from workshop_lib.cache.stats import CacheStats, Counters
-from workshop_lib.cache.storage import Storage
+from workshop_lib.cache.single_flight import Flight, Flights, Renewals
+from workshop_lib.cache.stats import Counters
+from workshop_lib.cache.storage import Packed, Storage
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.forks import tell_child
 from workshop_lib.simulate.expiry import should_refresh_early
@@ -35,14 +34,14 @@ from workshop_lib.simulate.expiry import should_refresh_early
 T = TypeVar("T")
 Load = Callable[[], Entry]
 """Asks the source; the entry's `cost_seconds` says what that took. Its times are set here."""
+LoadMany = Callable[[Collection[str]], Mapping[str, Entry]]
+"""The same for several keys, with an entry for each."""
 Tags = Collection[str]
 """The keys of tags."""
 Tokens = Mapping[str, str]
 """Of locks, by the keys of entries."""
 Versions = Mapping[str, str] | None
 """Of tags, by their keys; None if they could not be asked for."""
-LoadMany = Callable[[Collection[str]], Mapping[str, Entry]]
-"""The same for several keys, with an entry for each."""
 
 POLL_S = 0.003
 """How soon a request that waits for another process asks again; later ones come more slowly."""
@@ -78,25 +77,18 @@ class Mechanism:
     """
 
     def __init__(self, storage: Storage, policy: Policy) -> None:
-        self.storage = storage
-        self.policy = policy
-        self._renewals = Renewals(self._renew, policy.lock_seconds / 3, policy.load_seconds)
+        self.storage, self.policy = storage, policy
         self._after_fork()
         tell_child(self)
 
     def _after_fork(self) -> None:
         """In a forked child: the loads under way, and the locks that threads held, are not here."""
-        self.counters = Counters()
-        self._flights = Flights()
-        self._breaker = Breaker()
-        self._renewals.reset()
+        self.counters, self._flights, self._breaker = Counters(), Flights(), Breaker()
+        every_s, at_most_s = self.policy.lock_seconds / 3, self.policy.load_seconds
+        self._renewals = Renewals(self._renew, every_s, at_most_s)
 
     def fetch(
-        self,
-        key: str,
-        load: Load,
-        tags: Tags = (),
-        renew: Callable[[Entry], Entry] | None = None,
+        self, key: str, load: Load, tags: Tags = (), renew: Callable[[Entry], Entry] | None = None
     ) -> Fetched:
         """The entry under the key, loaded if need be.
 
@@ -114,14 +106,14 @@ class Mechanism:
         started = time.perf_counter()
         found = self._look_up(key, tags)
         if found is not None:
-            self.counters.add(bytes_read=found.size)
             if _is_fresh(found):
                 entry = self._refresh_if_due(key, found, load, tags)
-                self.counters.add(hits=1)
+                self.counters.add(hits=1, bytes_read=found.size)
                 return Fetched(entry, "cache", time.perf_counter() - started)
+            self.counters.add(bytes_read=found.size)
             load = partial(renew, found) if renew else load
-        fill = self._fly if self.policy.single_flight else self._lock_and_load
         try:
+            fill = self._join_flight if self.policy.single_flight else self._lock_and_load
             entry = fill(key, load, tags)
         except self.policy.stale_on:
             if found is None or not _is_fresh(found, self.policy.stale_if_error):
@@ -133,9 +125,9 @@ class Mechanism:
         source = "renewed" if renewed else "database"
         return Fetched(entry, source, time.perf_counter() - started)
 
-    def fetch_kept(self, read: Callable[[], Entry | None]) -> Entry | None:
+    def fetch_kept(self, read: Callable[..., Entry | None], *args: Any) -> Entry | None:
         """What `read` finds in the cache, counted as a hit; None if that cannot be served."""
-        entry = self.attempt(read)
+        entry = self.attempt(read, *args)
         if entry is None or not _is_fresh(entry):
             return None
         self.counters.add(hits=1, bytes_read=entry.size)
@@ -152,45 +144,43 @@ class Mechanism:
 
         """
         keys = list(keys)
-        entries = self.attempt(lambda: self.storage.get_many(keys)) or ()
-        found = {key: entry for key, entry in zip(keys, entries, strict=False) if entry}
+        entries = self.attempt(self.storage.get_many, keys) or [None] * len(keys)
+        found = {key: entry for key, entry in zip(keys, entries, strict=True) if entry}
         hits = {key: entry for key, entry in found.items() if _is_fresh(entry)}
         self.counters.add(hits=len(hits), bytes_read=sum(entry.size for entry in hits.values()))
         missing = [key for key in keys if key not in hits]
         if load is None or len(missing) < 2:
             return hits
         try:
-            locked = self._lock(missing)
-            if locked is None:  # the cache is down
-                return hits | self._count(load(missing))
-            tokens, quicker = locked
-            loaded = self._load(tokens, load) if tokens else {}
+            tokens, quicker = self._take_locks(missing) or (None, {})
+            # None: the cache is down. None of them: others are loading all that is missing.
+            unlocked = load(missing) if tokens is None else {}
+            loaded = self._load_and_store(tokens, load) if tokens else unlocked
         except self.policy.stale_on:
             grace_s = self.policy.stale_if_error
-            kept = found.keys() - hits.keys()
-            stale = {key: found[key] for key in kept if _is_fresh(found[key], grace_s)}
-            if len(stale) < len(missing):
+            stale = {key: found[key] for key in missing if key in found}
+            if len(stale) < len(missing) or not all(_is_fresh(e, grace_s) for e in stale.values()):
                 raise
             self.counters.add(stale=len(stale))
             return hits | stale
-        return hits | self._count(loaded) | self._count(quicker, coalesced=len(quicker))
+        answers = {**loaded, **quicker}
+        self.counters.add(misses=len(answers), coalesced=len(quicker))
+        return hits | answers
 
-    def put(self, key: str, entry: Entry, forget: Tags = ()) -> None:
+    def put(self, key: str, entry: Entry) -> None:
         """Write through: store what has just been written to the source.
 
         A load that is under way is kept from storing its older value. What cannot be stored takes
-        the older entry away. What is filed under the tags in `forget` is invalidated.
+        the older entry away.
 
         Raises:
             ServiceUnreachableError: as `invalidate`.
 
         """
         if not self._store({key: ""}, {key: entry}, {}):
-            self.invalidate(key, forget)
-        for tag in forget:
-            self.invalidate_tag(tag)
+            self.invalidate(key)
 
-    def invalidate(self, key: str, forget: Tags = ()) -> bool:
+    def invalidate(self, key: str) -> bool:
         """Remove an entry, and keep loads that are under way from storing. Call it after COMMIT.
 
         Once it has returned, no reader that starts later sees the older value.
@@ -203,15 +193,11 @@ class Mechanism:
                 its TTL ends. Try again.
 
         """
-        return bool(self._insist(lambda: self.storage.delete([key], forget)))
+        return bool(self._insist(self.storage.delete, key))
 
     def invalidate_tag(self, tag: str) -> None:
         """Invalidate all entries that were filed under a tag, as `invalidate`."""
-        self._insist(lambda: self.storage.forget_tag(tag))
-
-    def stats(self) -> CacheStats:
-        """The counters so far."""
-        return self.counters.snapshot()
+        self._insist(self.storage.forget_tag, tag)
 
     # --- look up
 
@@ -219,7 +205,7 @@ class Mechanism:
         if not self._breaker.allows():
             self.counters.add(errors=1)
             return None
-        return _filed_under(tags, self._ask(lambda: self.storage.get(key, tags)))
+        return _filed_under(tags, self._ask(self.storage.get, key, tags))
 
     def _refresh_if_due(self, key: str, entry: Entry, load: Load, tags: Tags) -> Entry:
         """The entry, or its successor if this request was chosen to refresh it before its time."""
@@ -228,24 +214,26 @@ class Mechanism:
             time.time(), entry.fresh_until, entry.cost_seconds, beta, 1 - random.random()
         ):
             return entry
-        tokens, quicker = self._lock([key], tags, entry) or ({}, {})
+        tokens, quicker = self._take_locks([key], tags, entry) or ({}, {})
         if not tokens:
             return quicker.get(key, entry)  # another request is at it, or was quicker
         try:
-            newer = self._load(tokens, lambda _: {key: load()}, tags)[key]
+            newer = self._load_and_store(tokens, lambda _: {key: load()}, tags)[key]
         except Exception:  # noqa: BLE001 -- whatever it was: the entry at hand is still in force
             return entry
         self.counters.add(early=1)
         return newer
 
-    def _fly(self, key: str, load: Load, tags: Tags) -> Entry:
+    # --- one thread of this process
+
+    def _join_flight(self, key: str, load: Load, tags: Tags) -> Entry:
         """Load for all threads of this process that ask now, or wait for the thread that does."""
         for _ in range(FLIGHTS):
             flight, leads = self._flights.join(key)
             if flight is None:  # a load that asks for its own key
                 break
             if leads:
-                return self._lead(key, flight, load, tags)
+                return self._lead_flight(key, flight, load, tags)
             if not flight.done.wait(self.policy.wait_seconds):
                 self._flights.abandon(key, flight)
                 continue
@@ -258,7 +246,7 @@ class Mechanism:
                 return self.storage.unpack(flight.packed)
         return load()
 
-    def _lead(self, key: str, flight: Flight, load: Load, tags: Tags) -> Entry:
+    def _lead_flight(self, key: str, flight: Flight, load: Load, tags: Tags) -> Entry:
         """Load for all threads that join the flight."""
         try:
             if previous := flight.previous:
@@ -277,18 +265,18 @@ class Mechanism:
             self._flights.land(key, flight)
         return entry
 
-    # --- lock
+    # --- one process of all
 
     def _lock_and_load(self, key: str, load: Load, tags: Tags) -> Entry:
         """Load with the lock, or wait for the process that has it."""
         pause, deadline = POLL_S, time.monotonic() + self.policy.wait_seconds
-        while (locked := self._lock([key], tags)) is not None:
+        while (locked := self._take_locks([key], tags)) is not None:
             tokens, quicker = locked
             if quicker:
                 self.counters.add(coalesced=1, bytes_read=quicker[key].size)
                 return quicker[key]
             if tokens:
-                return self._load(tokens, lambda _: {key: load()}, tags)[key]
+                return self._load_and_store(tokens, lambda _: {key: load()}, tags)[key]
             if time.monotonic() > deadline:
                 break
             time.sleep(pause)
@@ -296,7 +284,7 @@ class Mechanism:
         # Without the lock an invalidation meanwhile goes unnoticed: nothing is stored.
         return load()
 
-    def _lock(
+    def _take_locks(
         self, keys: Collection[str], tags: Tags = (), known: Entry | None = None
     ) -> tuple[dict[str, str], dict[str, Entry]] | None:
         """Take the locks that are free; None if the cache is down.
@@ -311,7 +299,7 @@ class Mechanism:
         if not self.policy.single_flight:
             return dict.fromkeys(keys, ""), {}
         tokens = {key: secrets.token_hex(8) for key in keys}
-        answers = self.attempt(lambda: self.storage.acquire(tokens, self.policy.lock_ms))
+        answers = self.attempt(self.storage.acquire, tokens, self.policy.lock_ms)
         if answers is None:
             return None
         quicker: dict[str, Entry] = {}
@@ -325,15 +313,15 @@ class Mechanism:
                 del tokens[key]
         return tokens, quicker
 
-    # --- load
-
-    def _load(self, tokens: Tokens, load: LoadMany, tags: Tags = ()) -> Mapping[str, Entry]:
+    def _load_and_store(
+        self, tokens: Tokens, load: LoadMany, tags: Tags = ()
+    ) -> Mapping[str, Entry]:
         """Load while holding the locks, and store each entry whose lock is held to the end."""
         try:
-            ttl_ms = self.policy.max_ttl_ms
             versions: Versions = {}
             if tags:  # before the load: it may be of an entry that is invalidated meanwhile
-                versions = self.attempt(lambda: self.storage.tag_versions(tags, ttl_ms))
+                ttl_ms = self.policy.max_ttl_ms
+                versions = self.attempt(self.storage.tag_versions, tags, ttl_ms)
             with self._renewals.held(tokens):
                 loaded = load(tokens)
         except BaseException:
@@ -344,12 +332,7 @@ class Mechanism:
 
     # --- store
 
-    def _store(
-        self,
-        tokens: Tokens,
-        entries: Mapping[str, Entry],
-        versions: Versions,
-    ) -> bool:
+    def _store(self, tokens: Tokens, entries: Mapping[str, Entry], versions: Versions) -> bool:
         """Store what may be stored, each under its lock; an empty token is any lock's.
 
         An older entry of what may not be stored is removed: it is no answer any more.
@@ -358,7 +341,7 @@ class Mechanism:
             Whether all is stored.
 
         """
-        writes: dict[str, tuple[str, Any, int]] = {}
+        writes: dict[str, tuple[str, Packed, int]] = {}
         for key, entry in entries.items():
             dated, ttl_ms = self._dated(entry, versions)
             packed = self._packed(dated, count=True)
@@ -366,12 +349,12 @@ class Mechanism:
                 writes[key] = (tokens[key], packed, ttl_ms)
         refused = entries.keys() - writes.keys()
         if refused:
-            self.attempt(lambda: self.storage.delete(list(refused)))
-        stored = self.attempt(lambda: self.storage.complete(writes)) if writes else []
+            self.attempt(self.storage.delete, *refused)
+        stored = self.attempt(self.storage.complete, writes) if writes else []
         if stored is None:
             self._release(tokens)
             return False
-        sizes = map(self.storage.size, (packed for _, packed, _ in writes.values()))
+        sizes = [sum(map(len, packed)) for _, packed, _ in writes.values()]
         written = sum(size for size, done in zip(sizes, stored, strict=True) if done)
         self.counters.add(bytes_written=written, discarded=stored.count(False))
         return not refused and all(stored)
@@ -390,38 +373,37 @@ class Mechanism:
         until = now + ttl if policy.kept_beyond or policy.early_refresh else inf
         return replace(entry, created_at=now, fresh_until=until, tags=versions or {}), kept
 
-    def _packed(self, entry: Entry, *, count: bool = False) -> Any:
+    def _packed(self, entry: Entry, *, count: bool = False) -> Packed | None:
         """The stored form of an entry; None if it has none, or, where counted, is too large."""
         try:
-            packed = self.storage.encode(entry)
+            packed = self.storage.pack(entry)
         except Uncacheable:
             self.counters.add(uncacheable=count)
             return None
-        too_large = count and self.storage.size(packed) > self.policy.max_bytes
+        too_large = count and sum(map(len, packed)) > self.policy.max_bytes
         self.counters.add(too_large=too_large)
         return None if too_large else packed
 
     def _renew(self, key: str, token: str) -> bool:
         """Prolong a lock. Returns whether to go on: also after a failure, which may be brief."""
-        renewed = self.attempt(lambda: self.storage.renew(key, token, self.policy.lock_ms))
-        return renewed is not False
+        return self.attempt(self.storage.renew, key, token, self.policy.lock_ms) is not False
 
     def _release(self, tokens: Tokens) -> None:
         for key, token in tokens.items():
             if token:
-                self.attempt(partial(self.storage.release, key, token))
+                self.attempt(self.storage.release, key, token)
 
     # --- go on without the cache
 
-    def attempt(self, work: Callable[[], T]) -> T | None:
+    def attempt(self, work: Callable[..., T], *args: Any) -> T | None:
         """Ask the cache server, or go without it where it failed a moment ago: None."""
-        return self._ask(work) if self._breaker.allows() else None
+        return self._ask(work, *args) if self._breaker.allows() else None
 
-    def _ask(self, work: Callable[[], T]) -> T | None:
+    def _ask(self, work: Callable[..., T], *args: Any) -> T | None:
         """What the cache server answers; None if it does not."""
         answer = None
         try:
-            answer = work()
+            answer = work(*args)
         except (LostConnection, Slow):
             self._breaker.failed()
             self.counters.add(errors=1)
@@ -434,18 +416,14 @@ class Mechanism:
         return answer
 
     @staticmethod
-    def _insist(work: Callable[[], T]) -> T:
+    def _insist(work: Callable[..., T], *args: Any) -> T:
         try:
-            return work()
+            return work(*args)
         except RedisError as error:
             raise ServiceUnreachableError(
                 f"The cache could not be told that an entry is out of date: {error}. Readers may "
                 "see the old value until its TTL ends; try again when the cache answers."
             ) from None
-
-    def _count(self, entries: Mapping[str, Entry], **more: int) -> dict[str, Entry]:
-        self.counters.add(misses=len(entries), **more)
-        return dict(entries)
 
 
 def _is_fresh(entry: Entry, beyond_s: float = 0.0) -> bool:

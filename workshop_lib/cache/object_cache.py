@@ -10,16 +10,18 @@ import time
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from math import inf
+from typing import Any
 
 import msgspec
 from redis import Redis
 
 from workshop_lib.cache import keys
-from workshop_lib.cache.base import Cache, Keeper
+from workshop_lib.cache.base import Cache
 from workshop_lib.cache.codec import CorruptEntry, Entry, Head, encode_head, seal, unseal
+from workshop_lib.cache.connection import do
 from workshop_lib.cache.mechanism import Fetched
 from workshop_lib.cache.storage import Storage
 
@@ -40,7 +42,7 @@ class _Head(Head):
 _HEAD = msgspec.json.Decoder(_Head)
 
 
-def encode_object(entry: Entry, compress_above: int | None, max_bytes: int) -> bytes:
+def encode_object(entry: Entry, compress_above: float, max_bytes: int) -> bytes:
     """Return the stored form of an object.
 
     Args:
@@ -50,10 +52,9 @@ def encode_object(entry: Entry, compress_above: int | None, max_bytes: int) -> b
 
     """
     body, packed = _body(entry) or b"", False
-    if compress_above is not None and compress_above < len(body) <= max_bytes:
+    if compress_above < len(body) <= max_bytes:
         smaller = zlib.compress(body, ZLIB_LEVEL)
-        packed = len(smaller) < len(body)
-        body = smaller if packed else body
+        packed, body = len(smaller) < len(body), min(body, smaller, key=len)
     etag = _etag(entry) if entry.rows else None
     return seal(encode_head(_Head, entry, etag=etag, packed=packed) + b"\n" + body)
 
@@ -89,41 +90,6 @@ def _unpack(body: bytes, limit: int) -> bytes:
     return plain
 
 
-class Store(Protocol):
-    """What the cache asks on a miss: an ObjectStore is one."""
-
-    @property
-    def identity(self) -> str:
-        """Which store and bucket this is: part of every key."""
-
-    @property
-    def prefix(self) -> str:
-        """What the names in the bucket begin with: part of every key."""
-
-    def get(self, name: str) -> Any:
-        """The object with `body`, `etag` and `seconds`; None if there is none."""
-
-    def get_if_changed(self, name: str, etag: str) -> Any:
-        """As `get`; something without a body if it is still the one with this ETag."""
-
-    def get_range(self, name: str, first: int, last: int) -> Any:
-        """As `get`, for the bytes from `first` to `last`."""
-
-    def put(self, name: str, body: bytes) -> str:
-        """Write an object. Its ETag."""
-
-    def delete(self, name: str) -> None:
-        """Delete an object."""
-
-
-class Source(Keeper, Protocol):
-    """Where a cache gets its parts from; a Workshop is one."""
-
-    @property
-    def objects(self) -> Store:
-        """What to ask on a miss."""
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class ObjectAnswer:
     """An object and where it came from.
@@ -156,7 +122,7 @@ class ObjectCache(Cache):
     What is not there is kept, too (`missing_ttl`). When the cache is down, the store answers.
 
     Args:
-        source: an open workshop.
+        source: an open workshop; its `objects` is asked on a miss, an ObjectStore.
         ttl: time to live of an entry, seconds; VALKEY_TTL if left out.
         missing_ttl: the same for "there is no such object"; as `ttl` if left out.
         compress_above: size from which on bodies are compressed, bytes; None for never.
@@ -174,7 +140,7 @@ class ObjectCache(Cache):
 
     def __init__(
         self,
-        source: Source,
+        source: Any,
         ttl: float | None = None,
         *,
         missing_ttl: float | None = None,
@@ -182,13 +148,12 @@ class ObjectCache(Cache):
         valkey: Redis | None = None,
         **behaviour: Any,
     ) -> None:
-        if compress_above is not None and not (
-            isinstance(compress_above, int | float) and compress_above >= 0
-        ):
+        above = inf if compress_above is None else compress_above
+        if not (isinstance(above, int | float) and above >= 0):
             raise ValueError(f"compress_above is {compress_above!r}; it must be 0 or more, or None")
 
         def storage(client: Redis, limit: int) -> Storage:
-            encode = partial(encode_object, compress_above=compress_above, max_bytes=limit)
+            encode = partial(encode_object, compress_above=above, max_bytes=limit)
             return Storage(client, limit, encode, partial(decode_object, limit=limit))
 
         super().__init__(source, ttl, storage, valkey, empty_ttl=missing_ttl, **behaviour)
@@ -217,7 +182,7 @@ class ObjectCache(Cache):
         """The bytes from `first` to `last`, both included, of what may be a large object.
 
         They are cut out of the whole object if that is in the cache; else they are asked of the
-        store, which sends no more, and kept by themselves until the object is invalidated.
+        store, which sends no more, and not kept.
 
         Raises:
             ValueError: not 0 <= first <= last.
@@ -227,16 +192,14 @@ class ObjectCache(Cache):
         if not 0 <= first <= last:
             raise ValueError(f"{first} to {last} is not a range: 0 <= first <= last")
         started = time.perf_counter()
-        whole = self._mechanism.fetch_kept(lambda: self._storage.get(self.key(name)))
-        if whole is not None:
-            cut = _cut(whole, first, last)
-            return _answer(Fetched(cut, "cache", time.perf_counter() - started))
-        fetched = self._mechanism.fetch(
-            self.key(name, first, last),
-            lambda: _entry(self._store.get_range(name, first, last)),
-            [self._ranges(name)],
-        )
-        return _answer(fetched)
+        whole = self._mechanism.fetch_kept(self._storage.get, self.key(name))
+        if whole is None:
+            part, source = _entry(self._store.get_range(name, first, last)), "database"
+            self._mechanism.counters.add(misses=1)
+        else:
+            body, source = (_body(whole) or b"")[first : last + 1], "cache"
+            part = replace(whole, rows=[(_etag(whole), body)] if body else [])
+        return _answer(Fetched(part, source, time.perf_counter() - started))
 
     def get_many(self, names: Iterable[str]) -> dict[str, bytes | None]:
         """Many objects: one round trip for all that are in the cache, then the missing ones.
@@ -270,7 +233,7 @@ class ObjectCache(Cache):
         """
         body = as_bytes(body)
         entry = Entry(COLUMNS, [(self._store.put(name, body), body)], 0.0, time.time())
-        self._mechanism.put(self.key(name), entry, forget=[self._ranges(name)])
+        self._mechanism.put(self.key(name), entry)
 
     def delete(self, name: str) -> None:
         """Delete an object from the store, then from the cache.
@@ -282,31 +245,15 @@ class ObjectCache(Cache):
         self._store.delete(name)
         self.invalidate(name)
 
-    def invalidate(self, name: str) -> bool:
-        """Remove an object and its ranges from the cache; loads under way will not store them.
-
-        Returns:
-            Whether the whole object was there.
-
-        Raises:
-            ServiceUnreachableError: the cache did not answer; try again.
-
-        """
-        return self._mechanism.invalidate(self.key(name), forget=[self._ranges(name)])
-
-    def key(self, name: str, *byte_range: int) -> str:
-        """The key under which an object, or a range of it, is kept."""
+    def key(self, name: str) -> str:
+        """The key under which an object is kept."""
         store = self._store
-        return keys.object_key(self._namespace, store.identity, store.prefix + name, *byte_range)
-
-    def _ranges(self, name: str) -> str:
-        """The tag under which all ranges of an object are filed."""
-        return keys.ranges_tag(self.key(name))
+        return keys.object_key(self._namespace, store.identity, store.prefix + name)
 
     def size(self, name: str) -> int:
         """Bytes that the entry of an object takes in the cache, without Valkey's own; 0 if none."""
-        length = self._mechanism.attempt(lambda: self._storage.valkey.strlen(self.key(name)))
-        return int(length or 0)
+        length = self._mechanism.attempt(do, self._storage.valkey, ("STRLEN", self.key(name)))
+        return int(length[0]) if length else 0
 
     def _renewed(self, name: str, known: Entry) -> Entry:
         """The entry again, if the store says that it has not changed; else its successor."""
@@ -314,9 +261,7 @@ class ObjectCache(Cache):
         if not etag:
             return _entry(self._store.get(name))
         answer = self._store.get_if_changed(name, etag)
-        if answer is None or hasattr(answer, "body"):
-            return _entry(answer)
-        return Entry(known.columns, known.rows, known.cost_seconds, time.time())
+        return _entry(answer) if answer is None or hasattr(answer, "body") else known
 
 
 def as_bytes(body: object) -> bytes:
@@ -348,12 +293,6 @@ def _etag(entry: Entry) -> str:
 def _body(entry: Entry) -> bytes | None:
     body: Any = entry.rows[0][1] if entry.rows else None
     return body  # type: ignore[no-any-return]
-
-
-def _cut(entry: Entry, first: int, last: int) -> Entry:
-    body = (_body(entry) or b"")[first : last + 1]
-    rows: list[tuple[object, ...]] = [(_etag(entry), body)] if body else []
-    return Entry(entry.columns, rows, entry.cost_seconds, entry.created_at, entry.fresh_until)
 
 
 def _answer(fetched: Fetched) -> ObjectAnswer:

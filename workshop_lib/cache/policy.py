@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_TIMES = ("ttl", "empty_ttl", "lock_seconds", "wait_seconds", "load_seconds")
-_MORE = ("early_refresh", "stale_if_error", "keep_seconds", "max_bytes")
-_RANGES = {
-    **dict.fromkeys(_TIMES, (0.001, 1e9)),
-    **dict.fromkeys(_MORE, (0, 1e9)),
-    "jitter": (0, 1),
-}
+_TIMES = "ttl", "empty_ttl", "lock_seconds", "wait_seconds", "load_seconds"
+_MORE = "early_refresh", "stale_if_error", "keep_seconds", "max_bytes"
+_MIN = {**dict.fromkeys(_TIMES, 0.001), **dict.fromkeys(_MORE, 0), "jitter": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +54,8 @@ class Policy:
     max_bytes: int = 1_000_000
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
+        for name, least in _MIN.items():
+            value, most = getattr(self, name), 1 if name == "jitter" else 1e9
             if value is None and name == "empty_ttl":
                 continue
             number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -12,7 +12,9 @@ from redis import Redis
 
 from workshop_lib.cache import keys
 from workshop_lib.cache.base import Cache, Source
-from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable
+from workshop_lib.cache.codec import Entry, Uncacheable
+from workshop_lib.cache.connection import do
+from workshop_lib.cache.mechanism import Fetched
 from workshop_lib.rows import Params, Rows
 
 BATCH = 5_000
@@ -103,13 +105,11 @@ class QueryCache(Cache):
         try:
             key = self.key(statement, params)
         except Uncacheable:  # a parameter that no key can stand for: the database may know it
-            return self._uncached(statement, params)
+            entry = self._load(statement, params)
+            self._mechanism.counters.add(misses=1, uncacheable=1)
+            return _answer(Fetched(entry, "database", entry.cost_seconds))
         tag_keys = keys.tag_keys(self._namespace, tags)
-        fetched = self._mechanism.fetch(key, lambda: self._load(statement, params), tag_keys)
-        entry = fetched.entry
-        return Answer(
-            entry.columns, entry.rows, fetched.seconds, fetched.source, entry.cost_seconds
-        )
+        return _answer(self._mechanism.fetch(key, lambda: self._load(statement, params), tag_keys))
 
     def key(self, statement: str, params: Params = None) -> str:
         """The key under which this statement's result is kept.
@@ -128,14 +128,14 @@ class QueryCache(Cache):
 
         """
         key = self.key(statement, params)
-        try:
-            entry = self._storage.get(key)
-        except CorruptEntry:
-            return None
+        (entry,) = self._storage.get_many([key])
         if entry is None:
             return None
-        age, ttl_ms = time.time() - entry.created_at, max(0, self._storage.valkey.pttl(key))
-        return EntryInfo(key, entry.size, ttl_ms / 1000, age, len(entry.rows), entry.cost_seconds)
+        age, ttl_s = (
+            time.time() - entry.created_at,
+            max(0, *do(self._storage.valkey, ("PTTL", key))) / 1000,
+        )
+        return EntryInfo(key, entry.size, ttl_s, age, len(entry.rows), entry.cost_seconds)
 
     def invalidate_tag(self, tag: str) -> None:
         """Invalidate all entries that were filled under a tag, in one short command.
@@ -156,17 +156,8 @@ class QueryCache(Cache):
         return clear_namespace(self._storage.valkey, self._namespace)
 
     def _load(self, statement: str, params: Params) -> Entry:
-        found = self._ask(statement, params)
-        return Entry(found.columns, found.rows, found.seconds, time.time())
-
-    def _uncached(self, statement: str, params: Params) -> Answer:
-        found = self._ask(statement, params)
-        self._mechanism.counters.add(misses=1, uncacheable=1)
-        return Answer(found.columns, found.rows, found.seconds, "database", found.seconds)
-
-    def _ask(self, statement: str, params: Params) -> Rows:
         try:
-            return self._database.query(statement, params, read_only=True)
+            found = self._database.query(statement, params, read_only=True)
         except Exception as error:
             if getattr(error, "pgcode", None) != WRITES:
                 raise
@@ -175,6 +166,12 @@ class QueryCache(Cache):
                 "would not be run again. Send it with database.query or run_transaction, and "
                 "invalidate what it changes."
             ) from None
+        return Entry(found.columns, found.rows, found.seconds, time.time())
+
+
+def _answer(fetched: Fetched) -> Answer:
+    entry = fetched.entry
+    return Answer(entry.columns, entry.rows, fetched.seconds, fetched.source, entry.cost_seconds)
 
 
 def clear_namespace(valkey: Redis, namespace: str) -> int:
@@ -186,8 +183,5 @@ def clear_namespace(valkey: Redis, namespace: str) -> int:
     removed = 0
     found = valkey.scan_iter(match=keys.match_all(namespace), count=BATCH)
     while batch := list(islice(found, BATCH)):
-        pipeline = valkey.pipeline(transaction=False)
-        for key in batch:
-            pipeline.unlink(key)
-        removed += sum(pipeline.execute())
+        removed += sum(do(valkey, *[("UNLINK", key) for key in batch]))
     return removed

@@ -1,15 +1,25 @@
-"""Single-flight within a process: threads that miss the same key at one moment share one load.
+"""Single-flight: threads of a process that miss a key at one moment share one load of it.
 
 A reader may only be given what was read from the source, or found in the cache, after the reader
 came. So a flight takes threads along only until its leader asks; who comes later waits for the next
 flight, whose leader finds in the cache what this one has stored, if it was not invalidated.
+
+Among processes a lock in the cache decides who loads. It lives for a short time only, so that a
+loader that was killed is soon replaced; one that is alive and slow prolongs it, from one thread of
+each process.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+IDLE_ROUNDS = 5
+"""The thread ends after so many rounds without a lock, and comes back with the next one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,3 +93,49 @@ class Flights:
             flight.closed = True
             if self._latest.get(key) is flight:
                 del self._latest[key]
+
+
+class Renewals:
+    """Renews the locks that this process holds.
+
+    Args:
+        renew: prolongs the lock on a key, held by a token; False once it is lost.
+        every_s: how often, seconds.
+        at_most_s: how long after it was taken a lock is renewed at most, seconds.
+
+    """
+
+    def __init__(self, renew: Callable[[str, str], bool], every_s: float, at_most_s: float) -> None:
+        self._renew, self._every_s, self._at_most_s = renew, every_s, at_most_s
+        self._held: dict[str, tuple[str, float]] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def held(self, tokens: Mapping[str, str]) -> Iterator[None]:
+        """Renew the locks on some keys, by their tokens, for the length of a with block."""
+        with self._lock:
+            self._held |= {token: (key, time.monotonic()) for key, token in tokens.items() if token}
+            if self._held and self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="lock renewal", daemon=True)
+                with suppress(RuntimeError):  # the interpreter is ending
+                    self._thread.start()
+        try:
+            yield
+        finally:
+            for token in tokens.values():
+                self._held.pop(token, None)
+
+    def _work(self) -> None:
+        idle = 0
+        while idle <= IDLE_ROUNDS:
+            time.sleep(self._every_s)
+            with self._lock:
+                held = list(self._held.items())
+                idle = 0 if held else idle + 1
+                if idle > IDLE_ROUNDS:
+                    self._thread = None
+            for token, (key, since) in held:
+                held_s = time.monotonic() - since
+                if self._every_s / 2 < held_s < self._at_most_s and not self._renew(key, token):
+                    self._held.pop(token, None)

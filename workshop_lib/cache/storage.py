@@ -18,10 +18,11 @@ from redis.exceptions import ResponseError
 
 from workshop_lib.cache import codec
 from workshop_lib.cache.codec import MAX_BYTES, CorruptEntry, Entry
+from workshop_lib.cache.connection import Command, ask, do
 from workshop_lib.cache.keys import lock_key
 
-BATCH = 1_000
-"""Keys read or deleted per round trip."""
+Packed = Sequence[bytes]
+"""An encoded entry, as the last arguments of the script that stores it."""
 MIN_TAG_MS = 86_400_000
 """A tag's version is kept for at least a day after the last load under it."""
 
@@ -55,12 +56,32 @@ class Storage:
         self,
         valkey: Redis,
         max_bytes: int = MAX_BYTES,
-        encode: Callable[[Entry], Any] = codec.encode,
-        decode: Callable[[Any, int], Entry] = codec.decode,
+        encode: Callable[[Entry], bytes] = codec.encode,
+        decode: Callable[[bytes, int], Entry] = codec.decode,
     ) -> None:
         self.valkey: Any = valkey
         self.max_bytes = max_bytes
-        self.encode, self.decode = encode, decode
+        self._encode, self._decode = encode, decode
+
+    # --- an entry's form
+
+    def pack(self, entry: Entry) -> Packed:
+        """The stored form of an entry. Raises Uncacheable."""
+        return (self._encode(entry),)
+
+    def unpack(self, packed: Packed) -> Entry:
+        """A copy of the entry that was packed, of which no part is shared."""
+        return self._decode(packed[0], len(packed[0]))  # it may be too large to store
+
+    def command(self, key: str) -> Command:
+        """What asks for the value under a key, and not for more than an entry can have."""
+        return ("GETRANGE", key, 0, self.max_bytes)
+
+    def parse(self, value: Any) -> Entry:
+        """The entry in a value that is not empty. Raises CorruptEntry."""
+        return self._decode(value, self.max_bytes)
+
+    # --- read
 
     def get(self, key: str, tags: Collection[str] = ()) -> Entry | None:
         """The entry under the key, unless one of its tags was invalidated.
@@ -71,26 +92,32 @@ class Storage:
             CorruptEntry: the key holds something that is no entry of ours.
 
         """
-        if not tags:
-            try:
-                answer = self.ask(self.valkey, key)
-            except ResponseError as error:
-                answer = error
-            return self.only_valid([self.parse(answer)])[0]
-        pipeline = self.valkey.pipeline(transaction=False)
-        self.ask(pipeline, key)
-        for tag in tags:
-            pipeline.get(tag)
-        answer, *versions = pipeline.execute(raise_on_error=False)
-        return self.only_valid([self.parse(answer)], _texts(tags, versions))[0]
+        answer, *versions = ask(self.valkey, self.command(key), *[("GET", tag) for tag in tags])
+        entry = self._entry(answer)
+        if entry is None or not entry.tags:
+            return entry
+        return self._valid([entry], _texts(tags, versions))[0]
 
-    def get_many(self, keys: Sequence[str]) -> list[Entry | None]:
+    def get_many(self, keys: Iterable[str]) -> list[Entry | None]:
         """The entries under many keys; None for what is not there, or cannot be read."""
-        # Without a transaction: on a cluster the keys lie in different slots.
-        pipeline = self.valkey.pipeline(transaction=False)
-        for key in keys:
-            self.ask(pipeline, key)
-        return self.only_valid(map(self._readable, pipeline.execute(raise_on_error=False)))
+        answers = ask(self.valkey, *map(self.command, keys))
+        return self._valid(list(map(self._readable, answers)), {})
+
+    def tag_versions(self, tags: Collection[str], ttl_ms: int) -> dict[str, str]:
+        """The current versions of tags, made if need be, to be asked for before a load.
+
+        Args:
+            tags: keys of tags.
+            ttl_ms: how long an entry may live that carries them.
+
+        """
+        kept, commands = max(ttl_ms, MIN_TAG_MS), list[Command]()
+        for tag in tags:
+            commands.append(("SET", tag, secrets.token_hex(8), "NX", "PX", kept))
+            commands += [("PEXPIRE", tag, kept), ("GET", tag)]
+        return _texts(tags, do(self.valkey, *commands)[2::3])
+
+    # --- lock
 
     def acquire(
         self, tokens: Mapping[str, str], lock_ms: int
@@ -105,76 +132,63 @@ class Storage:
             By key, whether that worked, and what the key holds now.
 
         """
-        pipeline = self.valkey.pipeline(transaction=False)
+        commands = list[Command]()
         for key, token in tokens.items():
-            pipeline.set(lock_key(key), token, nx=True, px=lock_ms)
-            self.ask(pipeline, key)
-        answers = pipeline.execute(raise_on_error=False)
-        if failed := next((one for one in answers[::2] if isinstance(one, Exception)), None):
-            raise failed
-        entries = self.only_valid(map(self._readable, answers[1::2]))
+            commands.append(("SET", lock_key(key), token, "NX", "PX", lock_ms))
+            commands.append(self.command(key))
+        answers = ask(self.valkey, *commands)
+        if failed := [one for one in answers[::2] if isinstance(one, ResponseError)]:
+            raise failed[0]
+        entries = self._valid(list(map(self._readable, answers[1::2])), {})
         return dict(zip(tokens, zip(map(bool, answers[::2]), entries, strict=True), strict=True))
 
     def renew(self, key: str, token: str, lock_ms: int) -> bool:
         """Prolong the lock, if it is still this token's. Returns whether it was."""
-        return bool(self.run(_IF_HELD, [lock_key(key)], token, "PEXPIRE", lock_ms))
+        return self.run(_IF_HELD, [lock_key(key)], token, "PEXPIRE", lock_ms)
 
     def release(self, key: str, token: str) -> bool:
         """Give the lock back, if it is still this token's. Returns whether it was."""
-        return bool(self.run(_IF_HELD, [lock_key(key)], token, "DEL"))
+        return self.run(_IF_HELD, [lock_key(key)], token, "DEL")
 
-    def complete(self, writes: Mapping[str, tuple[str, Any, int]]) -> list[bool]:
+    # --- write
+
+    def complete(self, writes: Mapping[str, tuple[str, Packed, int]]) -> list[bool]:
         """Store entries and release their locks, each if its lock is still the token's.
 
         With an empty token, whosever it is: what its holder loads is older.
 
         Args:
-            writes: by key, the token, the encoded entry, and its time to live in milliseconds.
+            writes: by key, the token, the packed entry, and its time to live in milliseconds.
 
         Returns:
             Which were stored.
 
         """
         # With its TTL in one step: there is no moment without one.
-        pipeline = self.valkey.pipeline(transaction=False)
-        for key, (token, packed, ttl_ms) in writes.items():
-            words = (token, ttl_ms, *self.arguments(packed))
-            pipeline.eval(self.complete_script, 2, key, lock_key(key), *words)
-        return list(map(bool, pipeline.execute()))
+        commands = [
+            ("EVAL", self.complete_script, 2, key, lock_key(key), token, ttl_ms, *packed)
+            for key, (token, packed, ttl_ms) in writes.items()
+        ]
+        return list(map(bool, do(self.valkey, *commands)))
 
-    def delete(self, keys: Sequence[str], forget: Collection[str] = ()) -> int:
-        """Remove entries and their locks, and forget tags. Returns how many entries there were."""
-        removed = 0
-        for first in range(0, len(keys), BATCH):
-            # No transaction: the keys lie in many slots. Each lock goes first, so that no loader
-            # can store between the two commands what it read before.
-            pipeline = self.valkey.pipeline(transaction=False)
-            for key in keys[first : first + BATCH]:
-                pipeline.delete(lock_key(key), *forget).unlink(key)
-            removed += sum(pipeline.execute()[1::2])
-        return removed
+    def delete(self, *keys: str) -> int:
+        """Remove entries and their locks. Returns how many entries there were."""
+        # No transaction: the keys lie in many slots. Each lock goes first, so that no loader can
+        # store between the two commands what it read before.
+        commands = [step for key in keys for step in (("DEL", lock_key(key)), ("UNLINK", key))]
+        return sum(do(self.valkey, *commands)[1::2])
 
     def forget_tag(self, tag: str) -> None:
         """Invalidate all that is filed, or being loaded, under the tag."""
-        self.valkey.unlink(tag)
+        do(self.valkey, ("UNLINK", tag))
 
-    def tag_versions(self, tags: Collection[str], ttl_ms: int) -> dict[str, str]:
-        """The current versions of tags, made if need be, to be asked for before a load.
+    # --- ask the server
 
-        Args:
-            tags: keys of tags.
-            ttl_ms: how long an entry may live that carries them.
+    def run(self, script: str, keys: Sequence[str], *arguments: Any) -> bool:
+        """Whether a script that is given these keys and arguments returns anything but 0."""
+        return bool(do(self.valkey, ("EVAL", script, len(keys), *keys, *arguments))[0])
 
-        """
-        kept = max(ttl_ms, MIN_TAG_MS)
-        pipeline = self.valkey.pipeline(transaction=False)
-        for tag in tags:
-            pipeline.set(tag, secrets.token_hex(8), nx=True, px=kept).pexpire(tag, kept).get(tag)
-        return _texts(tags, pipeline.execute()[2::3])
-
-    def only_valid(
-        self, entries: Iterable[Entry | None], known: Mapping[str, str] | None = None
-    ) -> list[Entry | None]:
+    def _valid(self, entries: list[Entry | None], known: Mapping[str, str]) -> list[Entry | None]:
         """The entries, with None for what was invalidated by a tag; one round trip at most.
 
         Args:
@@ -182,33 +196,16 @@ class Storage:
             known: versions of tags that are known already.
 
         """
-        entries, current = list(entries), dict(known or {})
-        unknown = {tag for entry in entries if entry for tag in entry.tags} - current.keys()
+        unknown = {tag for one in entries if one for tag in one.tags} - known.keys()
         if unknown:
-            pipeline = self.valkey.pipeline(transaction=False)
-            for tag in unknown:
-                pipeline.get(tag)
-            current |= _texts(unknown, pipeline.execute(raise_on_error=False))
+            versions = ask(self.valkey, *[("GET", tag) for tag in unknown])
+            known = {**known, **_texts(unknown, versions)}
         return [
-            entry
-            if entry and all(v and current[tag] == v for tag, v in entry.tags.items())
-            else None
-            for entry in entries
+            one if one and all(v and known[tag] == v for tag, v in one.tags.items()) else None
+            for one in entries
         ]
 
-    def arguments(self, packed: Any) -> Sequence[Any]:
-        """An encoded entry as arguments of the script that stores it."""
-        return (packed,)
-
-    def size(self, packed: Any) -> int:
-        """Of an encoded entry, bytes."""
-        return len(packed)
-
-    def unpack(self, packed: Any) -> Entry:
-        """A copy of the entry that was encoded, of which no part is shared."""
-        return self.decode(packed, self.size(packed))  # it may be too large to store
-
-    def parse(self, answer: Any) -> Entry | None:
+    def _entry(self, answer: Any) -> Entry | None:
         """The entry in a server's answer; its tags are not asked about.
 
         Raises:
@@ -216,23 +213,15 @@ class Storage:
             ResponseError: the answer is one, for another reason than the value's type.
 
         """
-        if isinstance(answer, Exception):
+        if isinstance(answer, ResponseError):
             if "WRONGTYPE" in str(answer):
                 raise CorruptEntry("Another program keeps a list, a set or the like there.")
             raise answer
-        return self.decode(answer, self.max_bytes) if answer else None
-
-    def ask(self, client: Any, key: str) -> Any:
-        """Ask a client or a pipeline for a value, and not for more than an entry can have."""
-        return client.getrange(key, 0, self.max_bytes)
-
-    def run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
-        """What a script returns that is given these keys and arguments."""
-        return self.valkey.eval(script, len(keys), *keys, *arguments)
+        return self.parse(answer) if answer else None
 
     def _readable(self, answer: Any) -> Entry | None:
         with suppress(CorruptEntry):
-            return self.parse(answer)
+            return self._entry(answer)
         return None
 
 

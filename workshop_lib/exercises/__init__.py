@@ -9,7 +9,7 @@ import msgspec
 
 from workshop_lib.course import note_solved
 from workshop_lib.errors import WorkshopError
-from workshop_lib.exercises import nb02, nb04, nb05, nb06, nb07, nb08, nb09, nb11, nb14
+from workshop_lib.exercises import nb02, nb04, nb05, nb06, nb07, nb08, nb09, nb11, nb13
 from workshop_lib.exercises.check import Check, Table
 from workshop_lib.exercises.engine import Exercise
 from workshop_lib.paths import FILES
@@ -17,7 +17,7 @@ from workshop_lib.paths import FILES
 FOLDER = FILES / "data" / "exercises"
 JUDGES = {
     known: judge
-    for notebook in (nb02, nb04, nb05, nb06, nb07, nb08, nb09, nb11, nb14)
+    for notebook in (nb02, nb04, nb05, nb06, nb07, nb08, nb09, nb11, nb13)
     for known, judge in notebook.JUDGES.items()
 }
 """Checks that need more than their table, by exercise."""

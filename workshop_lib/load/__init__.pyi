@@ -20,14 +20,11 @@ from .report import (
 from .rows import count_rows as count_rows, delete_rows as delete_rows
 from .run import (
     run_inserts as run_inserts,
-    run_stream as run_stream,
-    warm_cache as warm_cache,
 )
 from .scenario import (
     InsertLoad as InsertLoad,
     InsertScenario as InsertScenario,
     MixedScenario as MixedScenario,
-    StreamLoad as StreamLoad,
     read_scenario as read_scenario,
 )
 from .traffic import STATEMENTS as STATEMENTS
@@ -50,7 +47,6 @@ __all__ = [
     "LocalWorkers",
     "MixedScenario",
     "Queue",
-    "StreamLoad",
     "compare_loads",
     "count_rows",
     "delete_rows",
@@ -64,7 +60,5 @@ __all__ = [
     "read_scenario",
     "run_inserts",
     "run_mixed",
-    "run_stream",
     "save_reports",
-    "warm_cache",
 ]

@@ -55,7 +55,7 @@ def load_cost(
         moved_bytes = reads / 2 * table_bytes / 20
         reading = reads * transaction_dpu(bytes_read=table_bytes, compute_seconds=scan_s)
     else:
-        assert isinstance(load, InsertLoad)  # noqa: S101 -- streams cost nothing of their own
+        assert isinstance(load, InsertLoad)  # noqa: S101 -- there is no third kind
         rows_each, row_bytes, reading = load.rows, EVENT_BYTES, 0.0
         # A statement that was sent again is charged again.
         statements = math.ceil((report.succeeded + report.failed) / load.rows) + load.warm_up

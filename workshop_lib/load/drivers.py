@@ -402,8 +402,6 @@ def open_workers(
     ws: Workshop,
     at_once: int,
     *,
-    cache: Mapping[str, Any] | None,
-    route: tuple[str, int],
     metrics: bool,
 ) -> LocalWorkers | LambdaWorkers:
     """Processes, or executions of the function that LOAD_FUNCTION names; `Workshop.load_workers`.
@@ -413,7 +411,7 @@ def open_workers(
 
     """
     function = ws.settings.load_function
-    if function and cache is None:
+    if function:
         region = ws.endpoints.aws_region
         workers = LambdaWorkers(function, at_once, region=region, namespace=ws.namespace)
         try:
@@ -424,12 +422,10 @@ def open_workers(
                 'open_workshop(…, load_function="") has processes on this machine do the work.'
             ) from None
         return workers
-    host, port = route
     config = ClientConfig(
         ws.database.endpoint,
         ws.namespace,
         reader=ws.endpoints.reader,
-        cache=cache or {**ws.endpoints.cache.arguments, "host": host, "port": port},
         messaging=ws.messaging if metrics else None,
     )
     return LocalWorkers(config, at_once)

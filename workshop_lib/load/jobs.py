@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from workshop_lib.errors import redact
-from workshop_lib.load.scenario import MAX_STATEMENTS, InsertLoad, MixedScenario, StreamLoad
+from workshop_lib.load.scenario import MAX_STATEMENTS, InsertLoad, MixedScenario
 from workshop_lib.load.traffic import ACTIONS, Action
 from workshop_lib.settings import NAMESPACE
 
@@ -68,42 +68,6 @@ class InsertJob(Job, frozen=True, kw_only=True, tag="insert"):
         return self.statements * self.load.rows
 
 
-class StreamJob(Job, frozen=True, kw_only=True, tag="stream"):
-    """One worker's share of a stream of requests: every `of`-th of them.
-
-    Attributes:
-        run: its number, for the ids of rows.
-        worker, of: which share, of how many.
-        share: how many requests that is; 0 of a closed loop.
-        begins_at: when the stream begins, Unix seconds: the same for all workers.
-        load: the whole stream.
-
-    """
-
-    run: RunNumber
-    worker: Number
-    of: Annotated[int, msgspec.Meta(ge=1)]
-    share: int = 0
-    begins_at: float
-    load: StreamLoad
-
-    @property
-    def planned(self) -> int:
-        """Requests that arrive."""
-        return self.share
-
-
-class WarmJob(Job, frozen=True, kw_only=True, tag="warm"):
-    """Bring every answer that a stream asks for into the cache.
-
-    Attributes:
-        ttl_s: of the entries.
-
-    """
-
-    ttl_s: Annotated[float, msgspec.Meta(gt=0)]
-
-
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A message of the queue: which action, how often, and where.
 
@@ -158,7 +122,7 @@ def messages_of(scenario: MixedScenario, run: int, namespace: str = "") -> list[
 class Done(msgspec.Struct, kw_only=True):
     """What became of a job or a message: the worker counts in it, and the driver adds to it.
 
-    Rows are counted of an insert job, requests of a stream, and 1 of a message.
+    Rows are counted of an insert job, and 1 of a message.
 
     Attributes:
         worker: as in the job; the number of a message.
@@ -168,9 +132,9 @@ class Done(msgspec.Struct, kw_only=True):
         error_count: failed in the end.
         dropped: not begun in time.
         rows: that its INSERTs have in the table.
-        calls: of each statement or request that came to an end: when it was due, from the beginning
-            of the job, and how long it took from then, retries and COMMIT included, microseconds;
-            "cache", "database", "error" or "dropped"; and SELECT, SELECT2 or INSERT.
+        calls: of each statement that was answered: when it was sent, from the beginning of the job,
+            and how long it took, retries and COMMIT included, microseconds; and SELECT, SELECT2 or
+            INSERT.
         duration_ms: from the first statement's beginning to the last one's end.
         inserts_per_second: rows by that duration.
         cpu_ms: processor time that this worker itself used meanwhile: the generator's own cost.
@@ -191,7 +155,7 @@ class Done(msgspec.Struct, kw_only=True):
     error_count: int = 0
     dropped: int = 0
     rows: int = 0
-    calls: list[tuple[int, int, str, str]] = []
+    calls: list[tuple[int, int, str]] = []
     duration_ms: float = 0.0
     inserts_per_second: float = 0.0
     cpu_ms: float = 0.0
@@ -209,14 +173,10 @@ class Done(msgspec.Struct, kw_only=True):
         if len(self.errors) < FIRST_ERRORS:
             self.errors.append(redact(error))
 
-    def time(self, began: float, due: float, source: str, action: str) -> None:
-        """Note a call that ends now; times by `time.perf_counter()`."""
-        at_us, took_us = round((due - began) * 1e6), round((perf_counter() - due) * 1e6)
-        self.calls.append((at_us, took_us, source, action))
-
-    def calls_of(self, action: str) -> int:
-        """How many calls of an action the database answered."""
-        return sum(call[2:] == ("database", action) for call in self.calls)
+    def time(self, began: float, sent: float, action: str) -> None:
+        """Note a statement that is answered now; times by `time.perf_counter()`."""
+        at_us, took_us = round((sent - began) * 1e6), round((perf_counter() - sent) * 1e6)
+        self.calls.append((at_us, took_us, action))
 
     def finish(self, began: float, cpu_s: float) -> Done:
         """Note how long it took, given when it began and the processor time until then."""

@@ -1,4 +1,4 @@
-"""What came of a load test: every planned row, request or message is accounted for once."""
+"""What came of a load test: every planned row or message is accounted for once."""
 
 from __future__ import annotations
 
@@ -23,17 +23,14 @@ from workshop_lib.errors import WorkshopError, redact
 from workshop_lib.load.drivers import Driver
 from workshop_lib.load.jobs import Done
 from workshop_lib.load.rows import rows_of
-from workshop_lib.load.scenario import InsertLoad, MixedScenario, StreamLoad
+from workshop_lib.load.scenario import InsertLoad, MixedScenario
 from workshop_lib.measure import Samples, percentile
 from workshop_lib.results import write_json
 
 FIRST_ERRORS = 10
-SERVED = ("cache", "database")
 LOST = ("lost", "interrupted")
 SETTLED_S = 0.3
 """A statement of a worker that was ended may be committed shortly after: this long it is waited."""
-KEPT_UP_S = 0.1
-"""Whose last answer comes no later than so long after the last arrival had no line waiting."""
 BUSY_WORKER = 0.8
 """A worker that computes for this share of its time waits for the database hardly at all."""
 BUSY_MACHINE = 0.5
@@ -51,7 +48,7 @@ class LoadReport:
     Attributes:
         run: its name or number: the ids of its rows begin with it, or follow from it.
         load: what was asked for.
-        unit: "rows" of an insert load, "requests" of a stream, "messages" of a mixed load.
+        unit: "rows" of an insert load, "messages" of a mixed load.
         driver: who did it.
         here: whether they are processes on this machine, whose processors they take.
         planned: asked for.
@@ -64,10 +61,9 @@ class LoadReport:
         rows_open: rows that the table may have besides: of INSERTs of which no answer came.
         in_table: rows of this run that the database counts after it, a warm-up's left out; None if
             they could not be counted.
-        seconds: from the first hand-over, or a stream's beginning, to the last answer.
-        calls: a row for each statement or request, in their order: `at` (when it was due, from the
-            beginning of the job) and `seconds` (how long from then until its answer was there),
-            `source` ("cache", "database", "error", "dropped"), `action`.
+        seconds: from the first hand-over to the last answer.
+        calls: a row for each answered statement, in their order: `at` (when it was sent, from the
+            beginning of the job), `seconds` (how long it took) and `action`.
         jobs: a row for each job, or message: the numbers of `Done`.
         errors: the first few, in words.
         interrupted: it was ended early, by Ctrl-C or Interrupt.
@@ -83,7 +79,7 @@ class LoadReport:
     """
 
     run: str | int
-    load: InsertLoad | StreamLoad | MixedScenario
+    load: InsertLoad | MixedScenario
     unit: str
     driver: str
     here: bool
@@ -143,7 +139,7 @@ class LoadReport:
         dropped = sum(one.dropped for one in done) + max(0, lost["interrupted"] - stored)
         calls = pd.DataFrame(
             sorted(call for one in done for call in one.calls),
-            columns=["at", "seconds", "source", "action"],
+            columns=["at", "seconds", "action"],
         )
         calls[["at", "seconds"]] /= 1e6
         jobs = pd.DataFrame(map(msgspec.to_builtins, done), columns=list(Done.__struct_fields__))
@@ -216,40 +212,17 @@ class LoadReport:
     def limited_by(self) -> str:
         """Whether a load test measured the database or itself.
 
-        "arrivals", where more would have been served; "generator" if the workers computed nearly
-        all the time, or took half of this machine (executions of a function have a machine each):
-        then the figures are the load test's own limit; else "database".
+        "generator" if the workers computed nearly all the time, or took half of this machine
+        (executions of a function have a machine each): then the figures are the load test's own
+        limit; else "database".
         """
-        lasted = float(self.jobs.duration_ms.max()) / 1e3 if len(self.jobs) else 0.0
-        open_s = self.load.seconds if isinstance(self.load, StreamLoad) and self.load.rate else 0
-        if self.succeeded == self.planned and lasted < open_s + KEPT_UP_S and open_s:
-            return "arrivals"
         busy = self.cpu_share > BUSY_WORKER or self.machine_share > BUSY_MACHINE
         return "generator" if busy else "database"
 
-    @property
-    def hit_ratio(self) -> float:
-        """Share of the answers that came from the cache."""
-        served = self.calls.source[self.calls.source.isin(SERVED)]
-        return float((served == "cache").mean()) if len(served) else 0.0
-
     def times(self, action: str = "") -> Samples:
         """How long the answered statements or requests took; of one action, or all."""
-        calls = self.calls[self.calls.source.isin(SERVED)]
-        chosen = calls[calls.action == action] if action else calls
+        chosen = self.calls[self.calls.action == action] if action else self.calls
         return Samples(action or "statement", tuple(chosen.seconds))
-
-    def percentile(self, q: float) -> float:
-        """The q-th percentile of the waits of all requests, seconds.
-
-        Those that were dropped or failed count with the time until their end: leaving them out
-        would make a service that drops look fast.
-
-        Raises:
-            ValueError: there were no requests.
-
-        """
-        return percentile(list(self.calls.seconds), q)
 
     def by_action(self) -> pd.DataFrame:
         """How long the statements of each action took: n, and milliseconds."""
@@ -283,14 +256,13 @@ class LoadReport:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        hits = f", {self.hit_ratio:.0%} from the cache" if self.hit_ratio else ""
         busy = f"computed for {self.cpu_share:.0%} of their time"
         if self.cpu_share <= BUSY_WORKER:
             busy = f"took {self.machine_share:.0%} of this machine's processors"
         computing = f"The workers {busy}: the load generator was the limit, not the database."
         parts = {
             f"{self.succeeded:,} of {self.planned:,} {self.unit} in {self.seconds:.2f} s: "
-            f"{self.throughput:,.0f}/s{hits} by {self.driver}.": True,
+            f"{self.throughput:,.0f}/s by {self.driver}.": True,
             "It was interrupted.": self.interrupted,
             f"{self.failed:,} failed.": self.failed,
             f"{self.dropped:,} were not finished, or not begun in time.": self.dropped,

@@ -76,36 +76,6 @@ class InsertLoad(Scenario, frozen=True):
         return self.workers * self.iterations * self.statements * self.rows
 
 
-class StreamLoad(Scenario, frozen=True):
-    """A stream of requests, which all workers serve together.
-
-    Attributes:
-        seconds: how long requests arrive.
-        rate: arrivals a second, mean; not of a closed loop.
-        ttl_s: time to live of cached answers; 0 for no cache.
-        threads: requests that each worker can have under way. More than two a worker cost it more
-            time than they save: take more workers.
-        seed: the same seed gives the same stream.
-        give_up_s: a request that has waited so long unserved is dropped: its client has left.
-        closed: a closed loop instead: each thread asks again when it has its answer.
-
-    """
-
-    seconds: Annotated[float, msgspec.Meta(gt=0, le=800)]
-    rate: Annotated[float, msgspec.Meta(ge=0, le=100_000)] = 0.0
-    ttl_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 2
-    seed: int = 0
-    give_up_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
-    closed: bool = False
-
-    def check(self) -> None:
-        """Refuse values out of range, and an open loop without arrivals."""
-        super().check()
-        if not self.closed and not self.rate:
-            raise DataError("rate is 0; an open loop needs arrivals, above 0 a second.")
-
-
 class MixedScenario(Scenario, frozen=True):
     """The knobs of a mixed load through a queue.
 

@@ -1,10 +1,8 @@
-"""Mixed traffic over `type` and `transactions`: its three statements, and who asks when (pure)."""
+"""Mixed traffic over `type` and `transactions`: its three statements and their values (pure)."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Literal, TypeAlias
@@ -35,51 +33,9 @@ STATEMENTS = {
 FIRST_ID = 1 << 62
 """Ids of load tests begin here, far above those that were loaded."""
 IDS_OF_A_RUN = 1 << 30
-SHARES: dict[Action, float] = {"SELECT": 0.6, "SELECT2": 0.35, "INSERT": 0.05}
-"""What arrives in the open-loop test: many readers of one figure, fewer of others, few writers."""
 LOWEST, THRESHOLDS = 900, 100
 
 Values: TypeAlias = tuple[int | date | Decimal, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request of a stream.
-
-    Attributes:
-        number: in the stream, from 0.
-        at: when it arrives, seconds from the stream's beginning.
-        action: what is asked.
-        values: for the statement's placeholders.
-
-    """
-
-    number: int
-    at: float
-    action: Action
-    values: Values
-
-
-def requests(rate: float, seconds: float, seed: int, run: int) -> Iterator[Request]:
-    """Requests that arrive at random, independent of one another and of any answer.
-
-    A Poisson process: gaps between arrivals are exponential (Kingman, "Poisson Processes", 1993).
-
-    Args:
-        rate: arrivals a second, mean.
-        seconds: how long.
-        seed: the same seed gives the same stream.
-        run: the number of the run, for ids of rows.
-
-    """
-    rng = random.Random(seed)
-    actions, weights = list(SHARES), list(SHARES.values())
-    at, number = rng.expovariate(rate), 0
-    while at < seconds:
-        action = rng.choices(actions, weights)[0]
-        yield Request(number, at, action, values_of(action, rng, run, number))
-        at += rng.expovariate(rate)
-        number += 1
 
 
 def values_of(action: Action, rng: random.Random, run: int, number: int) -> Values:
@@ -103,11 +59,6 @@ def values_of(action: Action, rng: random.Random, run: int, number: int) -> Valu
         rng.randint(1, MAX_QUANTITY),
         Decimal(rng.randint(0, MAX_CENTS)).scaleb(-2),
     )
-
-
-def thresholds() -> list[Values]:
-    """All values that SELECT2 may come with."""
-    return [(LOWEST + step, FIRST_ID) for step in range(THRESHOLDS)]
 
 
 def row_id(run: int, number: int) -> int:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
 import random
 import signal
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from multiprocessing.connection import Connection as Pipe
@@ -23,26 +20,24 @@ from typing import Any
 
 import msgspec
 import psycopg2
-import redis
 from botocore.exceptions import BotoCoreError, ClientError
 from psycopg2.extensions import connection as Connection, cursor as Cursor
 from psycopg2.extras import execute_values
 
-from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.database import Database
 from workshop_lib.dsql import is_conflict
 from workshop_lib.errors import ServiceUnreachableError, SettingsError, WorkshopError, redact
 from workshop_lib.load.events import COLUMNS, EventRow, events
-from workshop_lib.load.jobs import Done, InsertJob, Message, Ping, StreamJob, WarmJob
+from workshop_lib.load.jobs import Done, InsertJob, Message, Ping
 from workshop_lib.load.scenario import MAX_STATEMENTS
-from workshop_lib.load.traffic import ACTIONS, STATEMENTS, requests, thresholds, values_of
+from workshop_lib.load.traffic import ACTIONS, STATEMENTS, values_of
 from workshop_lib.orphans import exit_with_parent
 from workshop_lib.queues import messaging_client
 from workshop_lib.services import DatabaseEndpoint, MessagingEndpoint, endpoints
 from workshop_lib.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
-ERRORS = (WorkshopError, psycopg2.Error, redis.RedisError)
+ERRORS = (WorkshopError, psycopg2.Error)
 SILENCE = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -67,9 +62,8 @@ class ClientConfig:
 
     Attributes:
         database: where to write, and to read unless there is a `reader`.
-        namespace: the schema, and the beginning of cache keys.
+        namespace: the schema.
         reader: another endpoint of the same data, for reads.
-        cache: arguments of redis.Redis; None if there is no cache.
         messaging: where metrics go; None if they go nowhere.
 
     """
@@ -77,7 +71,6 @@ class ClientConfig:
     database: DatabaseEndpoint
     namespace: str
     reader: DatabaseEndpoint | None = None
-    cache: Mapping[str, Any] | None = field(default=None, repr=False)
     messaging: MessagingEndpoint | None = None
 
 
@@ -102,7 +95,7 @@ class Worker:
         if isinstance(event, dict) and "Records" in event:
             return process_batch(event["Records"], self.clients, until - SPARE_S)
         try:
-            job = msgspec.convert(event, Ping | InsertJob | StreamJob | WarmJob)
+            job = msgspec.convert(event, Ping | InsertJob)
         except msgspec.ValidationError as error:
             raise WorkshopError(f"This is not a job for a load worker: {error}.") from None
         done = JOBS[type(job)](job, self.clients(job.namespace), until - SPARE_S)
@@ -128,35 +121,20 @@ class Worker:
 
 
 class Clients:
-    """The clients made of a `ClientConfig`; a cache takes them in the place of a workshop.
+    """The clients made of a `ClientConfig`.
 
     Attributes:
-        database, reader: for writes, and for reads.
-        namespace: the schema, and the beginning of cache keys.
-        default_ttl: where a job gives none, seconds.
+        namespace: the schema.
+        writer, reader: a connection for writes, and one for reads; the same where there is no other
+            endpoint.
 
     """
 
-    default_ttl = 30.0
-
     def __init__(self, config: ClientConfig) -> None:
         self._config, self.namespace = config, config.namespace
-        self.database = self.reader = _open(config.database, config.namespace)
+        self.writer = self.reader = Session(config.database, config.namespace)
         if config.reader is not None:
-            self.reader = _open(config.reader, config.namespace)
-        self._idle: dict[Database, list[Session]] = {self.database: [], self.reader: []}
-
-    @cached_property
-    def valkey(self) -> redis.Redis:
-        """The cache.
-
-        Raises:
-            AttributeError: there is none.
-
-        """
-        if self._config.cache is None:
-            raise AttributeError("these workers were given no cache")
-        return redis.Redis(**self._config.cache)
+            self.reader = Session(config.reader, config.namespace)
 
     @cached_property
     def cloudwatch(self) -> Any:
@@ -164,47 +142,22 @@ class Clients:
         messaging = self._config.messaging
         return messaging_client(messaging, "cloudwatch") if messaging else None
 
-    @contextmanager
-    def session(self, *, reads: bool = False) -> Iterator[Session]:
-        """A connection for one thread, until the end of the block; the next one gets it again.
-
-        Raises:
-            WorkshopError: for reads there is to be another endpoint, and there is none.
-
-        """
-        if reads and self.reader is self.database:
-            raise WorkshopError(
-                "Reads are to go elsewhere, and this worker is told no other endpoint. Set "
-                "DSQL_READ_ENDPOINT in its environment."
-            )
-        database = self.reader if reads else self.database
-        idle = self._idle[database]
-        session = idle.pop() if idle else Session(database)
-        try:
-            yield session
-        finally:
-            idle.append(session)
-
     def close(self) -> None:
         """Let go of everything."""
-        opened = [vars(self).get(name) for name in ("valkey", "cloudwatch")]
-        for one in (*itertools.chain(*self._idle.values()), self.database, self.reader, *opened):
-            if one is not None:
-                one.close()
-
-
-def _open(endpoint: DatabaseEndpoint, namespace: str) -> Database:
-    arguments = {**SILENCE, **endpoint.arguments}
-    return Database(replace(endpoint, arguments=arguments), namespace, pool_min=1)
+        self.writer.close()
+        self.reader.close()
+        if client := vars(self).get("cloudwatch"):
+            client.close()
 
 
 class Session:
-    """A connection that one thread keeps, opened again when it broke."""
+    """A connection that a worker keeps, opened again when it broke."""
 
     _cursor: Cursor
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, endpoint: DatabaseEndpoint, namespace: str) -> None:
+        arguments = {**SILENCE, **endpoint.arguments}
+        self.database = Database(replace(endpoint, arguments=arguments), namespace, pool_min=1)
         self._connection: Connection | None = None
 
     def connect(self) -> Cursor:
@@ -215,7 +168,7 @@ class Session:
 
         """
         if self._connection is None or self._connection.closed:
-            self._connection = self._database.connect()
+            self._connection = self.database.connect()
             self._cursor: Cursor = self._connection.cursor()
         return self._cursor
 
@@ -249,7 +202,7 @@ class Session:
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; the next statement opens another one."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
@@ -269,10 +222,9 @@ def describe(_job: Ping, clients: Clients, _end: float) -> Done:
         WorkshopError: the database gave no answer.
 
     """
-    with clients.session() as session:
-        session.connect()
+    clients.writer.connect()
     memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
-    reader = "" if clients.reader is clients.database else clients.reader.endpoint.host
+    reader = "" if clients.reader is clients.writer else clients.reader.database.endpoint.host
     return Done(memory_mb=int(memory) if memory else None, reader=reader)
 
 
@@ -289,27 +241,27 @@ def insert(job: InsertJob, clients: Clients, end: float) -> Done:
     end = min(end, time.monotonic() + load.time_limit_s)
     place = f"{job.run}/{'warm-up-' if job.warm_up else ''}{job.worker:05d}"
     rng = random.Random(place)
-    with clients.session() as session:
-        with suppress(WorkshopError):  # the first statement will try for longer
-            session.connect()
-        began, cpu = time.perf_counter(), time.process_time()
-        for number in range(job.statements):
-            # A worker's statement of this number has the same ids whenever it is sent.
-            ids = (f"{place}/{number:07d}/{row:04d}" for row in range(load.rows))
-            rows = list(events(load.event_type, ids, rng, datetime.now(UTC)))
-            if time.monotonic() >= end:
+    session = clients.writer
+    with suppress(WorkshopError):  # the first statement will try for longer
+        session.connect()
+    began, cpu = time.perf_counter(), time.process_time()
+    for number in range(job.statements):
+        # A worker's statement of this number has the same ids whenever it is sent.
+        ids = (f"{place}/{number:07d}/{row:04d}" for row in range(load.rows))
+        rows = list(events(load.event_type, ids, rng, datetime.now(UTC)))
+        if time.monotonic() >= end:
+            break
+        sent = time.perf_counter()
+        try:
+            new = session.run(partial(_insert_rows, rows), end, done)
+        except ERRORS as error:
+            done.note(error, len(rows))
+            if is_lost(error):
                 break
-            due = time.perf_counter()
-            try:
-                new = session.run(partial(_insert_rows, rows), end, done)
-            except ERRORS as error:
-                done.note(error, len(rows))
-                if is_lost(error):
-                    break
-                continue
-            done.success_count += new
-            done.already_there += len(rows) - new
-            done.time(began, due, "database", "INSERT")
+            continue
+        done.success_count += new
+        done.already_there += len(rows) - new
+        done.time(began, sent, "INSERT")
     done.rows = done.success_count + done.already_there
     done.dropped = done.planned - done.success_count - done.already_there - done.error_count
     return done.finish(began, cpu)
@@ -329,78 +281,9 @@ def _run_statement(action: str, values: Sequence[Any], cursor: Cursor) -> int:
     return cursor.rowcount
 
 
-def serve(job: StreamJob, clients: Clients, _end: float) -> Done:
-    """Serve one worker's share of a stream.
-
-    Open loop: a request is due when it arrives, whether or not those before it have been answered,
-    and its latency counts from then. What waits for a free thread waits, and that is counted. (A
-    test that begins to count when it sends hides this: Tene's "coordinated omission".) Closed loop:
-    each thread sends its next request when it has an answer, and counts from there.
-
-    Args:
-        job: which share of which stream.
-        clients: by which.
-
-    """
-    load, done, lock = job.load, Done(worker=job.worker), threading.Lock()
-    cache = QueryCache(clients, ttl=load.ttl_s) if load.ttl_s else None
-    length = math.inf if load.closed else load.seconds
-    stream = requests(load.rate or 1.0, length, load.seed, job.run)
-    share = itertools.islice(stream, job.worker, None, job.of)
-    begins, cpu = time.perf_counter() + job.begins_at - time.time(), time.process_time()
-
-    def attend() -> None:
-        with clients.session() as session:
-            while True:
-                with lock:
-                    request = next(share, None)
-                now = time.perf_counter()
-                if request is None or (load.closed and now > begins + load.seconds):
-                    return
-                due = max(now, begins) if load.closed else begins + request.at
-                time.sleep(max(0.0, due - now))
-                source = "dropped"
-                if time.perf_counter() - due <= load.give_up_s:
-                    source = ask(request.action, request.values, session)
-                with lock:
-                    done.time(begins, due, source, request.action)
-
-    def ask(action: str, values: Sequence[Any], session: Session) -> str:
-        try:
-            if cache is not None and action != "INSERT":
-                return cache.fetch(STATEMENTS[action], values or None).source
-            statement = partial(_run_statement, action, values)
-            session.run(statement, time.monotonic() + load.give_up_s, done)
-        except ERRORS as error:
-            with lock:
-                done.note(error, 1)
-            return "error"
-        return "database"
-
-    with ThreadPoolExecutor(load.threads) as threads:
-        for thread in [threads.submit(attend) for _ in range(load.threads)]:
-            thread.result()
-    found = Counter(source for _, _, source, _ in done.calls)
-    done.planned, done.dropped = found.total(), found["dropped"]
-    done.success_count = found["cache"] + found["database"]
-    done.rows = done.calls_of("INSERT")
-    return done.finish(begins, cpu)
-
-
-def warm(job: WarmJob, clients: Clients, _end: float) -> Done:
-    """Bring every answer that a stream asks for into the cache."""
-    cache = QueryCache(clients, ttl=job.ttl_s)
-    questions = [("SELECT", None), *(("SELECT2", values) for values in thresholds())]
-    for action, values in questions:
-        cache.fetch(STATEMENTS[action], values)
-    return Done(success_count=len(questions), planned=len(questions))
-
-
 JOBS: dict[type, Callable[[Any, Clients, float], Done]] = {
     Ping: describe,
     InsertJob: insert,
-    StreamJob: serve,
-    WarmJob: warm,
 }
 
 
@@ -448,20 +331,38 @@ def _process(message: Message, clients: Clients, end: float) -> Done:
     done = Done(worker=message.number, planned=1)
     rng, began = random.Random(f"{message.run}/{message.number}"), time.perf_counter()
     try:
-        with clients.session(reads=message.target == "reader") as session:
-            for step in range(message.statements):
-                number = message.number * MAX_STATEMENTS + step
-                values = values_of(message.action, rng, message.run, number)
-                due = time.perf_counter()
-                session.run(partial(_run_statement, message.action, values), end, done)
-                # In autocommit mode the answer is that of the COMMIT: it is part of the duration.
-                done.time(began, due, "database", message.action)
-                time.sleep(message.think_ms / 1e3)  # no transaction is open meanwhile
-        done.success_count, done.rows = 1, done.calls_of("INSERT")
+        session = _session_for(message, clients)
+        for step in range(message.statements):
+            number = message.number * MAX_STATEMENTS + step
+            values = values_of(message.action, rng, message.run, number)
+            sent = time.perf_counter()
+            session.run(partial(_run_statement, message.action, values), end, done)
+            # In autocommit mode the answer is that of the COMMIT: it is part of the duration.
+            done.time(began, sent, message.action)
+            time.sleep(message.think_ms / 1e3)  # no transaction is open meanwhile
+        done.success_count = 1
+        done.rows = len(done.calls) if message.action == "INSERT" else 0
     except ERRORS as error:
         done.note(error, 1)
         done.calls.clear()
     return done
+
+
+def _session_for(message: Message, clients: Clients) -> Session:
+    """The connection that a message wants.
+
+    Raises:
+        WorkshopError: for reads there is to be another endpoint, and there is none.
+
+    """
+    if message.target == "writer":
+        return clients.writer
+    if clients.reader is clients.writer:
+        raise WorkshopError(
+            "Reads are to go elsewhere, and this worker is told no other endpoint. Set "
+            "DSQL_READ_ENDPOINT in its environment."
+        )
+    return clients.reader
 
 
 def publish(clients: Clients, done: Sequence[Done]) -> str:
@@ -473,7 +374,7 @@ def publish(clients: Clients, done: Sequence[Done]) -> str:
     """
     data: list[dict[str, Any]] = []
     for action in ACTIONS:
-        found = [us for one in done for _, us, _, what in one.calls if what == action]
+        found = [us for one in done for _, us, what in one.calls if what == action]
         common = {
             "Dimensions": dimensions(clients.namespace, action),
             "Timestamp": datetime.now(UTC),
@@ -523,13 +424,11 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
     if _worker is None:
         logging.getLogger().setLevel((os.environ.get("LOG_LEVEL") or "info").upper())
         settings = load_settings().values
-        cache = endpoints.external_cache(settings)
         _worker = Worker(
             ClientConfig(
                 named_database(settings),
                 settings.workshop_namespace,
                 reader=endpoints.external_reader(settings),
-                cache=cache.arguments if cache else None,
                 messaging=endpoints.external_messaging(settings),
             )
         )

@@ -38,8 +38,7 @@ class Fault:
 
     status: int
     code: str
-    message: str = "made up"
-    headers: dict[str, str] = field(default_factory=dict)
+    message: str
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,12 @@ class Account:
     Attributes:
         identities: who may sign, by name.
         function: the one that is really run, if any is.
-        faults: by an action, or by a method and an action ("HEAD s3:ListBucket").
+
 
     """
 
     identities: dict[str, Identity] = field(default_factory=dict)
     function: LambdaService | None = None
-    faults: dict[str, Fault] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         from moto.server import DomainDispatcherApplication, create_backend_app
@@ -155,8 +153,7 @@ class Handler(Quiet):
             doing = f"{asked.action} on resource: {asked.resource}"
             code = "AccessDenied" if service in SAY_DENIED else "AccessDeniedException"
             return Fault(403, code, f"User: {who} is not authorized to perform: {doing}")
-        faults = self.account.faults
-        return faults.get(asked.action) or faults.get(f"{self.command} {asked.action}")
+        return None
 
     def _deny(self, service: str, fault: Fault) -> None:
         if service in JSON:
@@ -165,7 +162,7 @@ class Handler(Quiet):
         if service != "s3":
             text = f"<ErrorResponse>{text}</ErrorResponse>"
         body = b"" if self.command == "HEAD" else text.encode()
-        return self.reply(fault.status, body, {"Content-Type": "application/xml", **fault.headers})
+        return self.reply(fault.status, body, {"Content-Type": "application/xml"})
 
     def _invoke(self, body: bytes) -> None:
         if self.account.function:

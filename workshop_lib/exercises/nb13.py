@@ -1,4 +1,4 @@
-"""Notebook 14: a batch of which any part can fail, for any reason."""
+"""Notebook 13: a batch of which any part can fail, for any reason."""
 
 from __future__ import annotations
 
@@ -42,4 +42,4 @@ def _try_batch(check: Check, failing: list[str], coped: list[Exception]) -> None
     check.judge("batch", got=outcome.value, listed=listed, expected=expected)
 
 
-JUDGES = {"14.2": process_batch}
+JUDGES = {"13.2": process_batch}
