@@ -32,6 +32,7 @@ PURE = [
     "load/events.py",
     "load/traffic.py",
     "rows.py",
+    "simulate/distances.py",
     "statistics_file.py",
     "sql_shape.py",
     "simulate/eviction.py",

@@ -6,6 +6,7 @@ from itertools import pairwise
 from statistics import fmean, stdev
 
 import cachetools
+import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -14,19 +15,24 @@ from workshop_lib.simulate import (
     POLICIES,
     EarlyReplay,
     TtlReplay,
+    adjust_ratios,
     break_even,
     che_lru_hit_ratio,
+    hit_ratios,
     poisson_times,
     replay,
     replay_early,
     replay_ttl,
+    sample_keys,
     scan_stream,
     shifting_stream,
     should_refresh_early,
+    stack_distances,
     stale_share,
     steps,
     ttl_hit_ratio,
     ttl_hit_ratio_mix,
+    ttl_outcome,
     zipf_probabilities,
     zipf_stream,
 )
@@ -37,7 +43,7 @@ policies = st.sampled_from(POLICIES)
 unhurried = settings(deadline=None, max_examples=40)
 
 
-@pytest.mark.parametrize("room", ["streams", "eviction", "expiry", "theory"])
+@pytest.mark.parametrize("room", ["streams", "distances", "eviction", "expiry", "theory"])
 def test_the_examples_in_the_docstrings_are_true(room):
     found = doctest.testmod(getattr(simulate, room))
     assert found.attempted >= 2
@@ -197,6 +203,68 @@ def test_belady_is_as_good_as_trying_every_eviction(trace, capacity):
     assert replay(trace, capacity, "belady").hits == best(0, frozenset())
 
 
+def curve(stream, sizes, policy):
+    return [replay(stream, size, policy).hit_ratio for size in sizes]
+
+
+@unhurried
+@given(traces, st.lists(capacities, max_size=5))
+def test_the_hit_ratios_of_all_capacities_are_those_of_replaying_each(trace, sizes):
+    assert hit_ratios(stack_distances(trace), sizes).tolist() == curve(trace, sizes, "lru")
+
+
+@unhurried
+@given(traces)
+def test_a_stack_distance_counts_the_distinct_keys_since_the_last_request(trace):
+    sizes = [3 * key % 7 for key in range(13)]
+    counted, weighed = stack_distances(trace), stack_distances(trace, sizes)
+    for now, key in enumerate(trace):
+        earlier = [at for at in range(now) if trace[at] == key]
+        between = set(trace[earlier[-1] : now]) if earlier else set()
+        assert counted[now] == len(between)
+        assert weighed[now] == sum(sizes[one] for one in between)
+
+
+def test_a_curve_of_hit_ratios_is_that_of_an_independent_simulator():
+    stream, sizes = scan_stream(6_000, 400, 0.9, seed=2), [10, 40, 160, 399]
+    found = hit_ratios(stack_distances(stream), sizes)
+    for size, ratio in zip(sizes, found, strict=True):
+        hits = sum(hit for hit, _ in observed(cachetools.LRUCache, stream, size))
+        assert ratio == pytest.approx(hits / len(stream), abs=1e-12)
+
+
+def test_distances_in_bytes_tell_what_an_lru_cache_with_that_much_memory_holds():
+    stream = zipf_stream(5_000, 300, 0.8, seed=6)
+    sizes = [1 + 37 * key % 90 for key in range(300)]
+    cached, hits = cachetools.LRUCache(3_000, getsizeof=sizes.__getitem__), 0
+    for key in stream:
+        hits += key in cached
+        cached[key] = key
+    ratio = hit_ratios(stack_distances(stream, sizes), [3_000])[0]
+    # Where the next one does not fit, cachetools leaves a gap.
+    assert ratio == pytest.approx(hits / len(stream), abs=0.01)
+
+
+def test_a_sample_of_keys_has_nearly_the_curve_of_the_whole_trace():
+    stream, rate, sizes = zipf_stream(200_000, 20_000, 0.9, seed=8), 0.1, [500, 2_000, 8_000]
+    for policy in ("lru", "lfu"):
+        whole = curve(stream, sizes, policy)
+        for seed in range(3):
+            small = np.array(stream)[sample_keys(stream, rate, seed)].tolist()
+            ratios = curve(small, [round(s * rate) for s in sizes], policy)
+            adjusted = adjust_ratios(ratios, len(small), len(stream), rate)
+            assert adjusted == pytest.approx(whole, abs=0.03)
+
+
+def test_a_sample_has_all_requests_for_a_key_or_none():
+    stream = zipf_stream(5_000, 200, 0.5, seed=1)
+    chosen = sample_keys(stream, 0.3, seed=2)
+    inside, outside = (set(np.array(stream)[mask].tolist()) for mask in (chosen, ~chosen))
+    assert inside & outside == set()
+    assert 0.15 < len(inside) / 200 < 0.45
+    assert sample_keys([], 0.5).tolist() == []
+
+
 def test_valkeys_sampling_comes_close_to_lru_and_stays_above_chance():
     stream = zipf_stream(60_000, 5_000, 0.9, seed=4)
     ratio = {policy: replay(stream, 500, policy).hit_ratio for policy in POLICIES}
@@ -213,6 +281,55 @@ def test_an_unknown_policy_is_refused_with_the_known_ones():
 def test_a_cache_without_room_is_refused_before_the_first_request(policy):
     with pytest.raises(ValueError, match="at least 1 entry"):
         steps([1], 0, policy)
+
+
+# --- a whole trace with one TTL
+
+
+ttls = st.integers(1, 60)
+
+
+@st.composite
+def histories(draw):
+    """Requests in order, each with a time, a key and whether it writes."""
+    steps = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4), st.booleans())))
+    times = np.cumsum([0, *(gap for gap, _, _ in steps)])[1:]
+    return times, [key for _, key, _ in steps], [writes for _, _, writes in steps]
+
+
+@unhurried
+@given(histories(), ttls)
+def test_a_trace_with_a_ttl_is_answered_as_request_by_request(history, ttl):
+    times, keys, writes = history
+    reads = [(t, k) for t, k, w in zip(times, keys, writes, strict=True) if not w]
+    updates = {
+        key: [t for t, k, w in zip(times, keys, writes, strict=True) if w and k == key]
+        for key in set(keys)
+    }
+    expected = replay_ttl([t for t, _ in reads], [k for _, k in reads], ttl, updates=updates)
+    found = ttl_outcome(times, keys, writes, ttl)
+    assert [t for (t, _), hit in zip(reads, found.hit, strict=True) if not hit] == list(
+        expected.load_times
+    )
+    assert (found.hit.sum(), found.stale.sum()) == (expected.hits, expected.stale)
+    assert not (found.stale & ~found.hit).any()
+
+
+@unhurried
+@given(histories(), ttls)
+def test_where_a_write_deletes_the_entry_nothing_is_stale(history, ttl):
+    times, keys, writes = history
+    ends, hits = {}, []
+    for now, key, written in zip(times, keys, writes, strict=True):
+        if written:
+            ends.pop(key, None)
+        else:
+            hits.append(now < ends.get(key, 0))
+            if not hits[-1]:
+                ends[key] = now + ttl
+    found = ttl_outcome(times, keys, writes, ttl, delete_on_write=True)
+    assert found.hit.tolist() == hits
+    assert not found.stale.any()
 
 
 # --- theory

@@ -6,6 +6,7 @@ from . import (
     measure as measure,
     plots as plots,
     simulate as simulate,
+    traces as traces,
 )
 from .cache.cached import cached
 from .cache.object_cache import ObjectAnswer, ObjectCache
@@ -97,5 +98,6 @@ __all__ = [
     "speed_up",
     "speed_up_interval",
     "time_shuffled",
+    "traces",
     "with_progress",
 ]

@@ -185,6 +185,10 @@ EXACTLY = {
     },
     "14_the_busiest_day": {"accounted": True, "hits_no_cache": 0},
     "15_count_the_cost": {"cases_that_pay": 2, "left_after_clean_up": 0},
+    "16_your_own_traffic": {
+        "answer": "cache it", "presets_not_to_cache": "cluster13 cluster50",
+        "measured_inside": True,
+    },
 }  # fmt: skip
 
 
@@ -244,6 +248,9 @@ LARGER = [
     ("14_the_busiest_day", "hits_stops_half_way", "tries_while_away"),
     ("15_count_the_cost", "hit_ratio_used", "paying_hit_ratio"),
     ("15_count_the_cost", "paying_hit_ratio", 0),
+    ("16_your_own_traffic", "tenth_best_possible", "tenth_lfu"),
+    ("16_your_own_traffic", "tenth_best_possible", "tenth_lru"),
+    ("16_your_own_traffic", "out_of_date_longest_ttl", "out_of_date_shortest_ttl"),
 ]
 
 

@@ -1,5 +1,13 @@
 # What `simulate` holds; `__init__.py` imports each name on first use.
 
+from .distances import (
+    TtlOutcome,
+    adjust_ratios,
+    hit_ratios,
+    sample_keys,
+    stack_distances,
+    ttl_outcome,
+)
 from .eviction import (
     POLICIES,
     Replay,
@@ -34,20 +42,26 @@ __all__ = [
     "EarlyReplay",
     "Replay",
     "Step",
+    "TtlOutcome",
     "TtlReplay",
+    "adjust_ratios",
     "break_even",
     "che_lru_hit_ratio",
+    "hit_ratios",
     "poisson_times",
     "replay",
     "replay_early",
     "replay_ttl",
+    "sample_keys",
     "scan_stream",
     "shifting_stream",
     "should_refresh_early",
+    "stack_distances",
     "stale_share",
     "steps",
     "ttl_hit_ratio",
     "ttl_hit_ratio_mix",
+    "ttl_outcome",
     "zipf_probabilities",
     "zipf_stream",
 ]

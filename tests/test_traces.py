@@ -1,0 +1,265 @@
+"""Traces are read from every format to the same requests, and what cannot be read is a sentence."""
+
+import gzip
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from workshop_lib import simulate, traces
+from workshop_lib.errors import DataError
+from workshop_lib.traces import Trace, preset_requests, presets, read_trace
+
+CSV = """\
+time,key,size,op
+10.0,anna,300,read
+10.5,ben,,read
+11.0,anna,200,write
+12.5,"a,b",7,get
+"""
+JSON = """\
+{"time": 10.0, "key": "anna", "size": 300}
+{"time": 10.5, "key": "ben", "size": null, "op": "read"}
+{"time": "1970-01-01T00:00:11Z", "key": "anna", "size": 200, "op": "write", "who": "me"}
+
+{"time": 12.5, "key": "a,b", "size": 7, "op": "GET"}
+"""
+LOG = """\
+10.0.0.1 - - [10/Oct/2026:13:55:36 +0200] "GET /anna HTTP/1.1" 200 300
+10.0.0.1 - eva [10/Oct/2026:13:55:36 +0200] "GET /ben HTTP/1.1" 304 - "-" "curl/8 [x]"
+10.0.0.1 - - [10/Oct/2026:13:55:37 +0200] "\\x16\\x03\\x01" 400 226
+10.0.0.1 - - [10/Oct/2026:11:55:37 +0000] "POST /anna HTTP/1.1" 201 12 "http://x/" "curl"
+10.0.0.1 - - [10/Oct/2026:13:55:38 +0200] "OPTIONS /anna HTTP/1.1" 200 12
+10.0.0.1 - - [10/Oct/2026:13:55:39 +0200] "GET /a,b" 200 7
+"""
+MONITOR = r"""OK
+10.000000 [0 127.0.0.1:60866] "GET" "anna"
+10.250000 [0 127.0.0.1:60866] "SET" "anna" "\x00\"\\345678" "PX" "60000"
+10.500000 [0 127.0.0.1:60866] "MGET" "ben" "cleo"
+10.600000 [0 127.0.0.1:60867] "setex" "ben" "60" "abc"
+10.700000 [0 lua] "CONFIG" "GET" "maxmemory"
+11.000000 [0 127.0.0.1:60866] "DEL" "anna" "ben"
+12.500000 [0 127.0.0.1:60868] "PING"
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text, name="trace.txt"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def told(trace):
+    return (
+        trace.seconds.tolist(),
+        trace.keys.tolist(),
+        trace.writes.tolist(),
+        trace.key_bytes.tolist(),
+    )
+
+
+@pytest.mark.parametrize("text", [CSV, JSON], ids=["csv", "json"])
+def test_a_table_and_json_lines_say_the_same(written, text):
+    expected = ([0, 0.5, 1, 2.5], [0, 1, 0, 2], [False, False, True, False], [304, 50, 10])
+    assert told(read_trace(written(text), size=50)) == expected
+    zipped = written(gzip.compress(text.encode()), "trace.gz")
+    assert told(read_trace(zipped, size=50)) == expected
+
+
+def test_of_a_table_time_and_key_are_enough_in_any_order_and_other_columns_may_be_there(written):
+    trace = read_trace(written("\ufeffKey,user,TIME\r\na,x,3\r\nb,x,1\r\na,y,2\r\n"), size=9)
+    assert told(trace) == ([0, 1, 2], [0, 1, 1], [False] * 3, [9, 9])
+
+
+def test_of_an_access_log_reads_and_writes_count_and_sizes_of_whole_answers(written):
+    assert told(read_trace(written(LOG), size=50)) == (
+        [0, 0, 1, 3],
+        [0, 1, 0, 2],
+        [False, False, True, False],
+        [305, 50, 11],
+    )
+
+
+def test_of_monitor_setting_what_was_just_read_is_a_fill_and_tells_the_size(written):
+    assert told(read_trace(written(MONITOR), size=50)) == (
+        [0, 0.5, 0.5, pytest.approx(0.6), 1, 1],
+        [0, 1, 2, 1, 0, 1],
+        [False, False, False, True, True, True],
+        [4 + 9, 3 + 3, 50],
+    )
+
+
+def test_a_trace_knows_no_name_of_a_key(written):
+    trace = read_trace(written(CSV))
+    assert not any("anna" in str(getattr(trace, field)) for field in Trace.__slots__)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        (CSV + "soon,anna,3,read\n", 6, "isoformat"),
+        (CSV + "nan,anna,3,read\n", 6, "no number of seconds"),
+        (CSV + "13,anna,-5,read\n", 6, "size is not from 0"),
+        (CSV + "13,anna,3.5,read\n", 6, "invalid literal"),
+        (CSV + "13,anna,9999999999,read\n", 6, "size is not from 0"),
+        (CSV + "13,anna,3,peruse\n", 6, "'peruse' is none of read, get"),
+        (CSV + "13,anna\n", 6, "2 columns, and the first line 4"),
+        (CSV + '13,"anna\n', 6, "unexpected end of data"),
+        (JSON + '{"time": 1}\n', 6, "missing required field `key`"),
+        (JSON + '{"time": 1, "key": "x", "size": "big"}', 6, "Expected `int | null`"),
+        (JSON + "[" * 100_000, 6, ""),
+        (LOG + "hello\n", 7, "no line of an access log"),
+        (LOG + LOG.splitlines()[0].replace("Oct", "Okt") + "\n", 7, "does not match format"),
+        (MONITOR + "hello\n", 9, "no line of MONITOR"),
+        ("when,what\n1,a\n", 1, "begins with a line of names, at least time,key"),
+        (b"\x00\xff\xfe" * 100, 1, "begins with a line of names"),
+        (b"time,key\n1,a\n\x80\x00,b\n", 3, "isoformat"),
+    ],
+)
+def test_what_cannot_be_read_ends_in_a_sentence_that_names_the_file_and_the_line(
+    written, text, line, said
+):
+    path = written(text)
+    with pytest.raises(DataError) as caught:
+        read_trace(path)
+    assert str(caught.value).startswith(f"{path}, line {line}: ")
+    assert said in str(caught.value)
+    assert "anna" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "no read"), ("time,key\n", "no read"), ("time,key,op\n1,a,write\n", "no read")],
+)
+def test_a_file_with_no_read_ends_in_a_sentence(written, text, said):
+    with pytest.raises(DataError, match=said):
+        read_trace(written(text))
+
+
+def test_what_is_no_file_ends_in_a_sentence(tmp_path, written):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "absent", tmp_path / "pipe"):
+        with pytest.raises(DataError, match="there is no such file"):
+            read_trace(path)
+    for broken in (b"no gzip", gzip.compress(CSV.encode() * 999)[:-30]):
+        with pytest.raises(DataError, match=r"trace\.gz, line \d+: "):
+            read_trace(written(broken, "trace.gz"))
+
+
+def test_a_line_or_a_file_that_is_too_long_ends_in_a_sentence(written, monkeypatch):
+    monkeypatch.setattr(traces, "MAX_REQUESTS", 3)
+    with pytest.raises(DataError, match="line 5: only 3 requests fit"):
+        read_trace(written(CSV))
+    monkeypatch.setattr(traces, "MAX_LINE", 100)
+    with pytest.raises(DataError, match="line 2: it is longer than 100 bytes"):
+        read_trace(written("time,key\n" + "9" * 200))
+
+
+@pytest.mark.parametrize("given", [{"size": 0}, {"share": 0}, {"share": 1.5}])
+def test_a_size_or_a_share_that_cannot_be_is_refused(written, given):
+    with pytest.raises(DataError, match="size is above 0, and share at most 1"):
+        read_trace(written(CSV), **given)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300), st.sampled_from([CSV, JSON, LOG, MONITOR, ""]))
+def test_whatever_stands_in_a_file_it_is_read_or_refused(tmp_path_factory, junk, before):
+    path = tmp_path_factory.getbasetemp() / "junk"
+    path.write_bytes(before.encode() + junk)
+    said = str(path)
+    try:
+        found = len(read_trace(path))
+    except DataError as error:
+        found, said = 1, str(error)
+    assert found > 0
+    assert str(path) in said
+
+
+def test_a_sample_has_whole_keys_about_as_many_requests_and_its_share(tmp_path):
+    made, share = preset_requests("cluster45", 20_000)
+    made.to_csv(tmp_path / "made.csv", index=False)
+    trace = read_trace(tmp_path / "made.csv", share=share)
+    small = trace.sample(5_000, seed=3)
+    assert len(small) == pytest.approx(5_000, rel=0.1)
+    assert small.share == pytest.approx(share / 4)
+    assert set(small.keys.tolist()) == set(range(len(small.key_bytes)))
+    assert told(trace.sample(30_000)) == told(trace)
+    with pytest.raises(DataError, match="has no key"):
+        trace.sample(0)
+
+
+# The presets, against what is published and against what they are made for.
+
+
+def test_the_published_facts_are_those_of_the_table():
+    found = presets()
+    assert list(found) == [f"cluster{n}" for n in (13, 14, 29, 45, 50, 52)]
+    assert found["cluster52"].operations == {"get": 0.91, "add": 0.04, "gets": 0.02, "cas": 0.02}
+    assert found["cluster29"].ttls == {3_600: 0.67, 7_200: 0.33}
+    for facts in found.values():
+        assert set(facts.operations) <= set(traces.KINDS)
+        # They agree with each other: a key's first request is one of its mean_frequency.
+        assert 1 / facts.mean_frequency == pytest.approx(facts.compulsory_misses, rel=0.05)
+        assert 0.5 < facts.seconds / 86_400 < 3
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_has_the_published_mix_sizes_and_about_as_many_first_requests(name):
+    facts, n = presets()[name], 50_000
+    made, share = preset_requests(name, n, seed=1)
+    assert made.equals(preset_requests(name, n, seed=1)[0])
+    assert not made.equals(preset_requests(name, n, seed=2)[0])
+    assert len(made) == n
+    reads = facts.reads / (facts.reads + facts.writes)
+    assert (made["op"] == "read").mean() == pytest.approx(reads, abs=0.01)
+    assert set(made["key"].str.len()) == {facts.key_bytes}
+    assert set(made["size"]) == {facts.value_bytes}
+    assert made["time"].is_monotonic_increasing
+    rate = n / facts.seconds / share / (1 - facts.fills)
+    assert rate == pytest.approx(facts.kqps * 1_000, rel=0.01)
+    firsts = made["key"].nunique() / n * (1 - facts.fills)
+    assert 0.5 < firsts / facts.compulsory_misses < 1.05  # chance leaves some keys out
+
+
+def test_where_the_ttl_and_not_memory_set_the_hit_ratio_the_model_comes_near_the_published_one():
+    facts = presets()["cluster29"]
+    made, _ = preset_requests("cluster29", 50_000)
+    keys = pd.factorize(made["key"])[0]
+    ratios = [
+        simulate.ttl_outcome(made["time"], keys, made["op"] == "write", ttl).hit.mean()
+        for ttl in facts.ttls
+    ]
+    assert np.average(ratios, weights=list(facts.ttls.values())) == pytest.approx(
+        1 - facts.miss_ratio, abs=0.1
+    )
+
+
+def test_an_unknown_preset_lists_those_that_there_are():
+    with pytest.raises(DataError, match="cluster13, cluster14"):
+        preset_requests("cluster1", 10)
+
+
+def test_a_million_requests_take_little_memory(written):
+    lines = "".join(f"{n},key {n % 300_000}\n" for n in range(1_000_000))
+    program = (
+        "import resource, sys; from workshop_lib import traces; traces.Trace;"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "traces.read_trace(sys.argv[1]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(written("time,key\n" + lines))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout) * unit < 150_000_000
