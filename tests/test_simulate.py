@@ -13,7 +13,6 @@ from hypothesis import given, settings, strategies as st
 from workshop_lib import simulate
 from workshop_lib.simulate import (
     POLICIES,
-    EarlyReplay,
     TtlReplay,
     adjust_ratios,
     break_even,
@@ -21,7 +20,6 @@ from workshop_lib.simulate import (
     hit_ratios,
     poisson_times,
     replay,
-    replay_early,
     replay_ttl,
     sample_keys,
     scan_stream,
@@ -31,7 +29,6 @@ from workshop_lib.simulate import (
     stale_share,
     steps,
     ttl_hit_ratio,
-    ttl_hit_ratio_mix,
     ttl_outcome,
     zipf_probabilities,
     zipf_stream,
@@ -376,7 +373,7 @@ def test_the_hit_ratio_of_many_keys_is_within_four_standard_errors_of_the_simula
         return 1 - loads / (len(times) - begun)
 
     mean, margin = mean_of_runs(simulated)
-    expected = ttl_hit_ratio_mix([total_rate * share for share in shares], ttl)
+    expected = sum(share * ttl_hit_ratio(total_rate * share, ttl) for share in shares)
     assert margin < 0.01
     assert expected == pytest.approx(mean, abs=margin)
 
@@ -466,27 +463,6 @@ def test_the_chance_of_an_early_refresh_falls_exponentially_with_the_time_left()
 @given(st.floats(50, 100), st.floats(0, 10), st.floats(0, 10), st.floats(1e-9, 1))
 def test_an_expired_entry_is_always_due(now, cost, beta, u):
     assert should_refresh_early(now, 50, cost, beta, u)
-
-
-def test_without_early_refresh_every_reader_during_the_load_asks_the_database():
-    # 10 readers a second, 3 s of load, so 30 loads; then 20 s of TTL
-    times = [i / 10 for i in range(400)]
-    found = replay_early(times, 20, 3, beta=0)
-    assert isinstance(found, EarlyReplay)
-    assert found.loads_per_expiry == (30, 30)
-    assert found.waited == len(found.load_times) == 60
-    # the last load of the first herd is done at 2.9 + 3 s, and what it filled stays for 20 s
-    assert found.load_times[30] == pytest.approx(25.9)
-
-
-def test_early_refresh_leaves_a_few_loads_of_each_herd_and_nobody_waits():
-    times = poisson_times(100, 600, seed=3)
-    plain, early = (replay_early(times, 10, 0.5, beta=beta) for beta in (0, 1))
-    assert fmean(plain.loads_per_expiry[1:]) == pytest.approx(50, abs=3)
-    assert fmean(early.loads_per_expiry[1:]) < 4
-    assert early.waited == early.loads_per_expiry[0]  # those of the empty cache only
-    assert sum(early.loads_per_expiry) == len(early.load_times)
-    assert plain.waited > 30 * early.waited
 
 
 # --- break-even

@@ -30,7 +30,7 @@ SECRET = (ACCOUNT, "STANDINHOST", "secret-of", "X-Amz-Signature", "X-Amz-Credent
 
 # --- notebooks ---
 
-THE_SAME_THERE = ("02", "04", "05", "06", "07", "11", "14", "15")
+THE_SAME_THERE = ("02", "04", "05", "06", "07", "11", "14", "15", "16")
 """What these use of AWS, others use as well; some work in a sandbox of local engines anywhere."""
 CHOSEN = [one.name for one in runner.find_notebooks() if not one.name.startswith(THE_SAME_THERE)]
 

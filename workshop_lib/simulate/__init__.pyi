@@ -16,9 +16,7 @@ from .eviction import (
     steps,
 )
 from .expiry import (
-    EarlyReplay,
     TtlReplay,
-    replay_early,
     replay_ttl,
     should_refresh_early,
 )
@@ -34,12 +32,10 @@ from .theory import (
     che_lru_hit_ratio,
     stale_share,
     ttl_hit_ratio,
-    ttl_hit_ratio_mix,
 )
 
 __all__ = [
     "POLICIES",
-    "EarlyReplay",
     "Replay",
     "Step",
     "TtlOutcome",
@@ -50,7 +46,6 @@ __all__ = [
     "hit_ratios",
     "poisson_times",
     "replay",
-    "replay_early",
     "replay_ttl",
     "sample_keys",
     "scan_stream",
@@ -60,7 +55,6 @@ __all__ = [
     "stale_share",
     "steps",
     "ttl_hit_ratio",
-    "ttl_hit_ratio_mix",
     "ttl_outcome",
     "zipf_probabilities",
     "zipf_stream",

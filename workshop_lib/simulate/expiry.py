@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,25 +47,6 @@ class TtlReplay:
     def stale_ratio(self) -> float:
         """Stale answers by requests, 0 to 1; 0 without requests."""
         return self.stale / self.requests if self.requests else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class EarlyReplay:
-    """What became of many readers of one key whose load takes time.
-
-    Attributes:
-        requests: how many there were.
-        waited: how many found no entry in force, so that they had to wait for the database.
-        load_times: when a load began, seconds, ascending.
-        loads_per_expiry: how many loads one expiry caused: those that began before the first of
-            them was done. The first number is the start with an empty cache.
-
-    """
-
-    requests: int
-    waited: int
-    load_times: tuple[float, ...]
-    loads_per_expiry: tuple[int, ...]
 
 
 def replay_ttl(
@@ -156,64 +136,12 @@ def should_refresh_early(
     return now - cost_s * beta * math.log(rng_uniform) >= expires_at
 
 
-def replay_early(
-    times: Sequence[float], ttl_s: float, cost_s: float, *, beta: float = 1.0, seed: int = 0
-) -> EarlyReplay:
-    """Send concurrent readers to one key whose load takes `cost_s` seconds.
-
-    A reader that finds nothing in force loads; nobody knows of another's load until its value is
-    in the cache, `cost_s` later, where it stays for `ttl_s`. With beta above 0 a reader may
-    also load early (`should_refresh_early`); it still answers at once with the value it found.
-
-    Args:
-        times: of the requests, seconds, ascending.
-        ttl_s: counted from the moment the value is in the cache.
-        cost_s: how long a load takes.
-        beta: how eagerly readers refresh early; 0 is not at all.
-        seed: of the readers' draws.
-
-    Raises:
-        ValueError: times that do not ascend, a TTL of 0 or less, a cost or a beta below 0.
-
-    >>> every_second = range(20)
-    >>> replay_early(every_second, ttl_s=10, cost_s=3, beta=0).loads_per_expiry
-    (3, 3)
-    """
-    _require_ascending(times, "the times of requests")
-    _require_ttl(ttl_s)
-    rng = random.Random(seed)
-    expires_at = -math.inf
-    under_way: deque[float] = deque()
-    waited = 0
-    loads: list[float] = []
-    for now in times:
-        while under_way and under_way[0] <= now:
-            expires_at = under_way.popleft() + ttl_s
-        waited += now >= expires_at
-        if should_refresh_early(now, expires_at, cost_s, beta, 1 - rng.random()):
-            loads.append(now)
-            under_way.append(now + cost_s)
-    return EarlyReplay(len(times), waited, tuple(loads), _herds(loads, cost_s))
-
-
 def _behind_s(updates: Sequence[float], filled_at: float, now: float) -> float | None:
     """For how many seconds an entry has been out of date; None if it is not."""
     first_missed = bisect_right(updates, filled_at)
     if first_missed < len(updates) and updates[first_missed] <= now:
         return now - updates[first_missed]
     return None
-
-
-def _herds(loads: Sequence[float], cost_s: float) -> tuple[int, ...]:
-    """The sizes of groups of loads that began before the first of their group was done."""
-    herds: list[int] = []
-    done_at = -math.inf
-    for began in loads:
-        if began >= done_at:
-            done_at = began + cost_s
-            herds.append(0)
-        herds[-1] += 1
-    return tuple(herds)
 
 
 def _require_ascending(values: Sequence[float], what: str) -> None:

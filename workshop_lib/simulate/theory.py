@@ -63,26 +63,6 @@ def ttl_hit_ratio(rate_per_s: float, ttl_s: float) -> float:
     return rate_per_s * ttl_s / (1 + rate_per_s * ttl_s)
 
 
-def ttl_hit_ratio_mix(rates_per_s: Sequence[float], ttl_s: float) -> float:
-    """The hit ratio of many keys with one TTL: each key's, weighted by its share of the requests.
-
-    Args:
-        rates_per_s: requests a second, one number a key.
-        ttl_s: seconds, counted from each fill.
-
-    Raises:
-        ValueError: a rate or the TTL below 0, or no requests at all.
-
-    >>> ttl_hit_ratio_mix([9.0, 1.0], ttl_s=1)  # 0.9 · 9/10 + 0.5 · 1/10
-    0.86
-    """
-    total = math.fsum(rates_per_s)
-    hits = math.fsum(rate * ttl_hit_ratio(rate, ttl_s) for rate in rates_per_s)
-    if total == 0:
-        raise ValueError("no key is ever asked for: at least one rate must be above 0")
-    return hits / total
-
-
 def stale_share(update_rate_per_s: float, ttl_s: float, request_rate_per_s: float) -> float:
     """The share of all answers that are older than the last update of the row.
 
