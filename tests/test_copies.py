@@ -94,10 +94,12 @@ def test_a_notebook_is_put_back_and_the_learners_own_is_kept_beside_it(workshop)
     notebook.write_text(delivered.replace("How old may an answer be?", "How old?"))
     done = workshop("notebook", "reset", "05", folder=workshop.home)
     assert done.returncode == 0, done.stderr
-    (aside,) = notebook.parent.glob("05_expire_and_refresh-*.ipynb")
+    (aside,) = notebook.parent.glob("my_05_expire_and_refresh-*.ipynb")
     assert aside.name in done.stdout
     assert notebook.read_text() == delivered
     assert "How old?" in aside.read_text()
+    listed = workshop("list", folder=workshop.home).stdout
+    assert listed.count("05 · ") == 1
     again = workshop("notebook", "reset", "05", folder=workshop.home)
     assert "Nothing was changed in it" in again.stdout
 

@@ -194,9 +194,12 @@ def _check(*, as_json: bool = False) -> bool:
         if one.advice:
             click.echo(f"    what to do: {one.advice}")
 
-    report = check_deployment(
-        on_check=(lambda _: None) if as_json else show, workshop_linger_seconds=0.0
-    )
+    try:
+        _settings()
+        brief = {"workshop_linger_seconds": 0.0}
+    except WorkshopError:  # the check says which setting is wrong
+        brief = {}
+    report = check_deployment(on_check=(lambda _: None) if as_json else show, **brief)
     local.wait_gone(_state_folder())
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
@@ -308,12 +311,13 @@ def reset_notebook(name: str) -> None:
 def report(folder: Path | None, show: bool) -> None:
     """Write the page of a run, or of what you did in JupyterLab.
 
-    FOLDER is a folder of results  [default: results/interactive]
+    FOLDER is a folder of results; without it, what you did in JupyterLab, else the last run.
     """
     from workshop_lib.report import write_report
     from workshop_lib.results import read_run
 
-    folder = folder or RESULTS / "interactive"
+    own = RESULTS / "interactive"
+    folder = folder or (own if read_run(own) else RESULTS / "latest")
     if not read_run(folder):
         raise WorkshopError(
             f"There are no results in {display_path(folder)}. Run a notebook first, or name a "

@@ -149,7 +149,7 @@ def _find(run: str | Path) -> Path:
     for place in (Path(run), RESULTS / run):
         if place.exists():
             return place
-    known = sorted((p.name for p in RESULTS.glob("*") if p.is_dir()), reverse=True)[:8]
+    known = sorted((p.name for p in RESULTS.glob("*-*") if p.is_dir()), reverse=True)[:8]
     listed = "".join(f"\n  {name}" for name in known) or " none yet"
     raise ResultError(f"There is no run {str(run)!r}. The newest below results/:{listed}")
 

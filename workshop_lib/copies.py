@@ -68,7 +68,8 @@ def reset_notebook(path: Path) -> Path | None:
         delivered = _delivered(path)
         if path.read_bytes() == delivered:
             return None
-        aside = path.with_name(f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}.ipynb")
+        # A name that does not begin with a number: it is no notebook of the course.
+        aside = path.with_name(f"my_{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}.ipynb")
         path.rename(aside)
         path.write_bytes(delivered)
     except OSError as error:

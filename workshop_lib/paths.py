@@ -35,8 +35,9 @@ RESULTS = HOME / "results"
 
 
 def display_path(path: Path) -> str:
-    """A path as it is written from `HOME`, if it lies in there; in a clone that is where one is."""
-    return str(path.relative_to(HOME) if IN_CHECKOUT and path.is_relative_to(HOME) else path)
+    """A path as it is written from the current folder, if that is `HOME` and it lies in there."""
+    here = path.is_relative_to(HOME) and Path.cwd() == HOME
+    return str(path.relative_to(HOME) if here else path)
 
 
 def replace_file(path: Path, text: str, mode: int = 0o644) -> None:

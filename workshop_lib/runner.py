@@ -266,7 +266,8 @@ def run(
         for number, notebook in enumerate(chosen)
     ]
     count = f"{len(jobs)} notebook{'s' * (len(jobs) != 1)}, {size} size"
-    say(f"{count}{f', {workers} at a time' * (workers > 1)}, into {display_path(folder)}")
+    at_once = min(workers, len(jobs))
+    say(f"{count}{f', {at_once} at a time' * (at_once > 1)}, into {display_path(folder)}")
     outcomes: dict[str, Outcome] = {}
 
     def report(outcome: Outcome) -> None:

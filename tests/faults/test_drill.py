@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from workshop_lib.settings import CHECKOUT
+from workshop_lib.paths import CHECKOUT
 
 
 def test_after_random_rounds_of_killing_everything_is_there_and_nothing_is_left():
