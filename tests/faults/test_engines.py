@@ -141,6 +141,10 @@ def states(folder: StateFolder, kind: str = "shared") -> dict[str, EngineState]:
     return {engine.name: engine for engine in engines}
 
 
+def is_up(folder, name):
+    return name in states(folder) and states(folder)[name].status == "up"
+
+
 def pids(folder: StateFolder, kind: str = "shared") -> dict[str, int]:
     return {name: state.pid for name, state in states(folder, kind).items()}
 
@@ -494,7 +498,8 @@ def test_a_running_workshop_takes_its_lease_again_where_the_supervisor_was_kille
     held = attach()
     supervisor(folder).kill()
     assert wait_until(lambda: local.status(folder).users, SOON_S)
-    assert wait_until(lambda: states(folder)["valkey"].status == "up", SOON_S)
+    # It is there first, and asks for its engines then.
+    assert wait_until(lambda: is_up(folder, "valkey"), SOON_S)
     assert [user.pid for user in local.status(folder).users] == [os.getpid()]
     assert client(held).ping() is True
     held.release()
