@@ -142,7 +142,8 @@ def states(folder: StateFolder, kind: str = "shared") -> dict[str, EngineState]:
 
 
 def is_up(folder, name):
-    return name in states(folder) and states(folder)[name].status == "up"
+    found = states(folder).get(name)
+    return found is not None and found.status == "up"
 
 
 def pids(folder: StateFolder, kind: str = "shared") -> dict[str, int]:
