@@ -320,7 +320,7 @@ def test_the_page_has_every_statement_escaped_and_needs_nothing_from_elsewhere(w
         (b"query,calls,mean_ms\nTABLE a,1,1\n", (), "say it by --days"),
         (b"query,calls,mean_ms\nTABLE a,1,x\n", (), "must be a number"),
         (b"query,calls,mean_ms\nTABLE a,1,1\n", ("--days", "-1"), "days is -1.0; it must be"),
-        (b"query,calls,mean_ms\nTABLE a,1,1\n", ("--ttl", "nan"), "ttl_s is nan; it must be"),
+        (b"query,calls,mean_ms\nTABLE a,1,1\n", ("--ttl", "nan"), "--ttl is nan; it must be"),
         (FILE.encode(), ("--page", "no/such/folder.html"), "cannot be written: No such file"),
         (FILE.encode(), ("--region-prices", "none.toml"), "The prices in none.toml cannot be read"),
     ],

@@ -43,6 +43,10 @@ psql -e -f explained.sql > plans.txt
 """  # noqa: E501 -- psql's \copy is one line
 
 
+OPTIONS = {"ttl_s": "ttl", "calls_per_s": "calls-per-second"}
+"""Assumptions whose option has another name."""
+
+
 @click.command()
 @click.argument("file", type=a_file, required=False)
 @click.option("--ttl", "ttl_s", type=float, default=60, show_default=True,
@@ -120,7 +124,8 @@ def _report(
     try:
         assumptions = Assumptions(**assumed)
     except ValueError as error:
-        raise DataError(f"{error}.") from None
+        field, _, said = str(error).partition(" ")
+        raise DataError(f"--{OPTIONS.get(field, field.replace('_', '-'))} {said}.") from None
     try:
         statistics, hidden = parse(file.read_text(encoding="utf-8-sig"))
         found = advise(statistics, assumptions, prices, hidden)

@@ -268,7 +268,7 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
 
 @main.command("list")
 def list_notebooks() -> None:
-    """List the notebooks, and what you have run and solved."""
+    """List the notebooks, and what you have run and solved in JupyterLab."""
     from workshop_lib import runner
     from workshop_lib.course import progress
 
