@@ -70,6 +70,6 @@ clean:  ## stop the engines, delete their data and the environment; results/ sta
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
-venv:
+venv:  ## .venv with all packages; every other target does it by itself
 	@command -v "$(PYTHON)" >/dev/null || { echo "No Python 3.11 or newer was found$(if $(PYTHON), as '$(PYTHON)'). Install one, or name it: make PYTHON=/path/to/python3 run" >&2; exit 1; }
 	@"$(PYTHON)" scripts/bootstrap.py

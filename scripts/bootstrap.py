@@ -129,6 +129,7 @@ def build() -> None:
         if said := run("installing", [*pip, *package], for_pip):
             sys.exit(f"{said}\npip could not install the packages. Is there a network?")
     STAMP.write_text(wanted())
+    say(f"{VENV.name} is ready.")
 
 
 def run(doing: str, command: list[str], environment: Mapping[str, str]) -> str:
