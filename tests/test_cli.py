@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from workshop_lib import course, results
 from workshop_lib.cli import main
 from workshop_lib.dataset import list_objects
+from workshop_lib.paths import CHECKOUT, display_path
 from workshop_lib.services.state_folder import StateFolder
 
 
@@ -282,6 +283,17 @@ def test_check_as_json_parses_and_finds_everything_in_order(ws, workshop):
 
 
 # --- where a learner is ---
+
+
+def test_a_path_is_short_in_the_workshop_s_folder_and_whole_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(CHECKOUT)
+    assert display_path(CHECKOUT / "results") == "results"
+    monkeypatch.chdir(tmp_path)
+    assert display_path(CHECKOUT / "results") == str(CHECKOUT / "results")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert display_path(CHECKOUT / "results") == str(CHECKOUT / "results")
 
 
 def test_the_list_says_what_was_run_and_solved_and_the_page_shows_it(
