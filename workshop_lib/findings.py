@@ -57,12 +57,10 @@ class Content:
     """The file.
 
     Attributes:
-        pictures: by notebook, a part of the words that go with its most telling picture.
         statement: all of them, in the order in which they are told.
 
     """
 
-    pictures: dict[str, str]
     statement: list[Statement]
 
 

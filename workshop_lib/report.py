@@ -20,6 +20,8 @@ from workshop_lib.results import Measurement, Result, format_latency, read_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_HEADLINES = 5
+HEADLINE = "headline"
+"""The tag of the cell that draws a notebook's most telling picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +110,16 @@ def _section(place: Path, result: Result) -> Section:
 
 
 def _picture(executed: Path) -> Picture | None:
-    """The notebook's most telling picture, or its first, also as a file to be opened alone."""
-    telling = content().pictures.get(executed.stem, "")
+    """The picture of the cell with the tag "headline", or the first; also as a file of its own."""
     drawn = [
-        (output.metadata.get("image/png", {}).get("alt", "a plot"), output.data["image/png"])
+        (output.metadata.get("image/png", {}).get("alt", "a plot"), output.data["image/png"], cell)
         for cell in nbformat.read(executed, as_version=4).cells
         for output in cell.get("outputs", ())
         if "image/png" in output.get("data", {})
     ]
     if not drawn:
         return None
-    alt, png = next((one for one in drawn if telling in one[0]), drawn[0])
+    alt, png, _ = max(drawn, key=lambda one: HEADLINE in one[2].metadata.get("tags", ()))
     file = executed.with_suffix(".png")
     file.write_bytes(b64decode(png))
     return Picture("".join(png.split()), alt, file.name)

@@ -334,13 +334,15 @@ def test_the_report_finds_every_figure_and_picture_that_it_is_to_show(executed, 
     found = content()
     missing = [find(one, results[one.notebook]).missing for one in found.statement]
     assert [why for why in missing if why] == []
-    for name, words in found.pictures.items():
-        cells = nbformat.read(folder / f"{name}.ipynb", as_version=4).cells
-        outputs = [output for cell in cells for output in cell.get("outputs", ())]
-        images = [o.metadata["image/png"] for o in outputs if "image/png" in o.get("data", {})]
-        texts = [image["alt"] for image in images]
-        assert all(texts)
-        assert sum(words in text for text in texts) == 1, name
+    for name in results:
+        images = [
+            (output.metadata["image/png"]["alt"], "headline" in cell.metadata.get("tags", ()))
+            for cell in nbformat.read(folder / f"{name}.ipynb", as_version=4).cells
+            for output in cell.get("outputs", ())
+            if "image/png" in output.get("data", {})
+        ]
+        assert all(alt for alt, _ in images)
+        assert sum(headline for _, headline in images) == 1, name
     rows = [row for study in studies().values() for row in report.beside(study, results)]
     assert [published.subject for published, ours in rows if ours is None] == []
 
