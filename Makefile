@@ -35,6 +35,10 @@ browser: venv  ## every notebook in JupyterLab in Chromium, light and dark; pict
 	@$(PY) -c 'import playwright' 2>/dev/null || $(PY) -m pip install -q -c constraints.txt -e '.[browser]'
 	@$(PY) -m pytest -n 0 tests/browser/every_notebook.py $(ARGS)
 
+site: venv  ## the course as executed, and the docs, as a site in build/site/html
+	@$(PY) -c 'import myst_nb' 2>/dev/null || $(PY) -m pip install -q -c constraints.txt -e '.[site]'
+	@$(PY) scripts/build_site.py $(ARGS)
+
 templates: venv  ## the CloudFormation templates, by a security linter in an environment of its own
 	@test -x build/checkov/bin/checkov || { $(PY) -m venv build/checkov && build/checkov/bin/pip install --quiet checkov==3.3.30; }
 	@build/checkov/bin/checkov --directory cloudformation --framework cloudformation --skip-download --compact --quiet
