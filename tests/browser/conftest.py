@@ -64,7 +64,8 @@ def checkout(chromium, tmp_path_factory) -> Path:
         (cell,) = (c for c in content.cells if "parameters" in c.metadata.get("tags", ()))
         cell.source += "".join(f"\n{name} = {value!r}" for name, value in notebook.quick.items())
         nbformat.write(content, notebook.path)
-    shutil.copy(CHECKOUT / "constraints.txt", copy)  # the deployment checks compare with it
+    for name in ("pyproject.toml", "constraints.txt"):  # what tells a clone, and is compared with
+        shutil.copy(CHECKOUT / name, copy)
     return copy
 
 

@@ -53,17 +53,17 @@ def test_moving_the_slider_draws_another_picture_and_the_printed_one_stays(costs
 
 
 def test_an_exercise_is_answered_on_the_page_wrong_first_and_then_right(costs):
-    known = exercise("15.1")
+    known = exercise("15.1").table
     answer = costs.code_cell("def cache_month")
     check = costs.code_cell('exercise("15.1").check')
     verdict = check.locator(".jp-OutputArea-output")
     expect(verdict).to_contain_text("… Not tried yet.")
-    costs.write(answer, known.solution_source.replace("730 * 3600", "730"))
+    costs.write(answer, known.solution.replace("730 * 3600", "730"))
     costs.run(answer)
     costs.run(check)
     expect(verdict).to_contain_text("✗ Not right yet.")
     expect(verdict).to_contain_text("cache_month(")
-    costs.write(answer, known.solution_source)
+    costs.write(answer, known.solution)
     costs.run(answer)
     costs.run(check)
     expect(verdict).to_contain_text("✓ Right.")
