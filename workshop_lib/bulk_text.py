@@ -1,14 +1,13 @@
-"""Rows as text that PostgreSQL reads in bulk: lines for COPY, or an array a column (pure).
+"""Columns of rows as arrays in PostgreSQL's text form (pure).
 
-Column by column, because the values of a column are of one type nearly always, and then one pass
-in C does for all of them what a choice for each value would take several times as long for.
+The values of a column are of one type nearly always: one pass in C then does for all of them what a
+choice for each value would take several times as long for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any, cast
@@ -17,40 +16,8 @@ from uuid import UUID
 from workshop_lib.rows import Row, to_python
 
 PLAIN = frozenset({int, float, bool, Decimal, date, datetime, time, UUID})
-WRITERS: dict[type, Callable[[Any], str]] = {
-    bytes: lambda value: rf"\x{value.hex()}",
-    dict: lambda value: json.dumps(value, allow_nan=False),
-    list: lambda value: json.dumps(value, allow_nan=False),
-}
-KNOWN = PLAIN | {str, *WRITERS, type(None)}
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How a text stands among others: what is replaced in it and put around it; and NULL."""
-
-    null: str
-    quote: str
-    escapes: dict[int, str]
-
-
-COPY = Form(r"\N", "", str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}))
-ARRAY = Form("NULL", '"', str.maketrans({"\\": r"\\", '"': r"\""}))
-
-
-def to_copy_text(rows: Sequence[Row]) -> str:
-    r"""The rows as COPY … FROM STDIN reads them.
-
-    >>> to_copy_text([(1, "a\tb", None), (2, "", True)])
-    '1\ta\\tb\t\\N\n2\t\tTrue\n'
-
-    Raises:
-        TypeError: a value of a type that has no form here.
-        ValueError: rows of different lengths, or a text that PostgreSQL cannot hold.
-
-    """
-    columns = [_write(column, COPY) for column in zip(*rows, strict=True)]
-    return "\n".join([*map("\t".join, zip(*columns, strict=True)), ""])
+KNOWN: frozenset[type] = PLAIN | {str, bytes, dict, list, type(None)}
+SPECIAL = str.maketrans({"\\": r"\\", '"': r"\""})
 
 
 def to_arrays(rows: Sequence[Row]) -> list[str]:
@@ -60,14 +27,14 @@ def to_arrays(rows: Sequence[Row]) -> list[str]:
     ['{1,2}', '{"a\\"b",""}', '{NULL,True}']
 
     Raises:
-        TypeError, ValueError: as `to_copy_text`.
+        TypeError: a value of a type that has no form here.
+        ValueError: rows of different lengths, or a text that PostgreSQL cannot hold.
 
     """
-    columns = [_write(column, ARRAY) for column in zip(*rows, strict=True)]
-    return [f"{{{','.join(column)}}}" for column in columns]
+    return [f"{{{','.join(_write(column))}}}" for column in zip(*rows, strict=True)]
 
 
-def _write(column: Sequence[object], form: Form) -> Iterable[str]:
+def _write(column: Sequence[object]) -> Iterable[str]:
     kinds = set(map(type, column))
     if not kinds <= KNOWN:
         column = list(map(to_python, column))
@@ -78,23 +45,24 @@ def _write(column: Sequence[object], form: Form) -> Iterable[str]:
     if kinds <= PLAIN:
         return map(str, column)
     if kinds == {str}:
-        return _write_texts(cast("Sequence[str]", column), form)
-    return [_write_one(value, form) for value in column]
+        return _quote(cast("Sequence[str]", column))
+    return map(_write_one, column)
 
 
-def _write_texts(texts: Sequence[str], form: Form) -> Sequence[str]:
+def _write_one(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, bytes):
+        value = rf"\x{value.hex()}"
+    elif isinstance(value, dict | list):
+        value = json.dumps(value, allow_nan=False)
+    return _quote([str(value)])[0]
+
+
+def _quote(texts: Sequence[str]) -> list[str]:
     together = "".join(texts)
     if "\0" in together:
         raise ValueError("PostgreSQL cannot hold a text with a NUL (0x00) character.")
-    if any(chr(special) in together for special in form.escapes):
-        texts = [text.translate(form.escapes) for text in texts]
-    return [f"{form.quote}{text}{form.quote}" for text in texts] if form.quote else texts
-
-
-def _write_one(value: Any, form: Form) -> str:
-    if value is None:
-        return form.null
-    if type(value) in PLAIN:
-        return str(value)
-    text = value if isinstance(value, str) else WRITERS[type(value)](value)
-    return _write_texts([text], form)[0]
+    if "\\" in together or '"' in together:
+        texts = [text.translate(SPECIAL) for text in texts]
+    return [f'"{text}"' for text in texts]

@@ -8,18 +8,17 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import psycopg2
 from psycopg2.extensions import (
-    TRANSACTION_STATUS_IDLE,
-    AsIs,
+    TRANSACTION_STATUS_INERROR,
+    TRANSACTION_STATUS_INTRANS,
     adapt,
     connection as PlainConnection,
     cursor as PlainCursor,
@@ -29,11 +28,9 @@ from psycopg2.extensions import (
 
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
 from workshop_lib.interrupts import interruptible
-from workshop_lib.measure import readable
 from workshop_lib.rows import to_python
 
 T = TypeVar("T")
-C = TypeVar("C", bound=Any)
 
 ABORTED = "25P02"
 """in_failed_sql_transaction: of what follows an error, not the error itself."""
@@ -45,30 +42,32 @@ QUIET_TAGS = frozenset(
         "RELEASE",
     )
 )
-"""Command tags, as the server answers, of what leaves nothing in the session."""
+"""Command tags, as the server answers, of statements that leave nothing in the session."""
 TRACES = (
     *(b"set_config", b"pg_advisory", b"pg_try_advisory", b"setseed", b"pg_temp", b"pg_settings"),
     b'u&"',
 )
-"""Parts of the names of functions and tables that do, wherever they stand; and escaped names."""
+"""Parts of names of functions and tables that do; and escaped names."""
 REPORTED = (
     *("DateStyle", "IntervalStyle", "TimeZone", "client_encoding", "standard_conforming_strings"),
-    *("session_authorization", "is_superuser", "application_name"),
+    *("session_authorization", "is_superuser", "application_name", "default_transaction_read_only"),
 )
+"""Settings of which the server reports each change."""
 MAX_PARSED = 65_536
 """Longest text, in bytes, that is parsed: the parser goes as deep as the text is nested."""
-ENDS = frozenset({"COMMIT", "ROLLBACK", "PREPARE", "END", "ABORT"})
-ENDING = (b"commit", b"rollback", b"prepare", b"end", b"abort")
-SPACE = b" \t\n\r\f\v;"
+ENDING = ("COMMIT", "ROLLBACK", "PREPARE", "END", "ABORT")
 ENDED = (
-    "{} would end the transaction of run_transaction, or has ended it. It commits by itself when "
-    "`work` returns, and undoes everything when `work` raises an error."
+    "{} would end the transaction of run_transaction, which commits by itself when `work` returns, "
+    "and undoes everything when `work` raises an error."
 )
 SURPLUS_S = 60.0
 """How long more connections than `keep` stay after a surge, seconds: the next surge needs them
 again, and a server takes only so many new ones."""
 MAX_HOLDERS = 5
 """How many of the threads that hold connections a time-out names."""
+FOREIGN = {"numpy": ("generic", "ndarray"), "pandas": ("NaT", "NA")}
+"""Kinds of values, by module, that psycopg2 would write as Python shows them: np.float64(1.5)."""
+_adapted: set[str] = set()
 
 
 class Connection(PlainConnection):
@@ -80,7 +79,7 @@ class Connection(PlainConnection):
         working: it runs the `work` of run_transaction, which must not end the transaction.
         inherited: it was opened before this process was forked: it is the parent's.
         ends: when it is to be replaced, by `time.monotonic`, well before DSQL ends it.
-        reads_only: we made its session read-only.
+        reads_only: its transactions are read-only.
         arguments: how to connect once more.
 
     """
@@ -94,29 +93,19 @@ class Connection(PlainConnection):
     arguments: dict[str, Any]
     _as_new: tuple[object, ...]
 
-    def be_known(self) -> None:
-        """Remember the state that a new connection has, once it is set up."""
-        self._as_new = self._state()
-        self.changed = False
+    def note_state(self) -> None:
+        """Remember the state that a connection has when it is lent."""
+        self._as_new, self.changed = self._state(), False
 
     def cursor(
         self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As psycopg2's; of a kind of its own, such as RealDictCursor, a watched one.
-
-        Raises:
-            ServiceUnreachableError: this process was forked since it was opened.
-
-        """
+        """As psycopg2's; also one of another kind, such as RealDictCursor, tells what it does."""
         self.check()
-        _register_adapters()
-        if name and self.working:
-            self.autocommit = False  # psycopg2 has named cursors only in what it calls transactions
-        factory: Any = cursor_factory or self.cursor_factory
-        if isinstance(factory, type) and not issubclass(factory, Cursor):
-            factory = _watched(factory)  # type: ignore[arg-type]  # a class can be hashed
-        made = super().cursor(name, factory, *args, **kwargs)
-        self.changed |= not isinstance(made, Cursor)  # what it does is not seen here
+        made = super().cursor(
+            name, _watched(cursor_factory or self.cursor_factory), *args, **kwargs
+        )
+        self.changed |= not isinstance(made, Cursor)
         return made
 
     def commit(self) -> None:
@@ -126,17 +115,6 @@ class Connection(PlainConnection):
     def rollback(self) -> None:
         """As psycopg2's."""
         self._end(super().rollback)
-
-    def reset(self) -> None:
-        """As psycopg2's."""
-        self.changed = True
-        self._end(super().reset)
-
-    def close(self) -> None:
-        """As psycopg2's."""
-        if self.working:
-            raise TransactionError(ENDED.format("`close`"))
-        super().close()
 
     def _end(self, how: Callable[[], None]) -> None:
         self.check()
@@ -170,71 +148,51 @@ class Connection(PlainConnection):
             )
 
     def is_usable(self) -> bool:
-        """Whether it is young enough, and its server still there.
+        """Whether it is young enough, and its server still there; at no round trip.
 
-        At no round trip for a healthy one: an idle connection has nothing to say. If its socket is
-        readable, the server has closed it or left a message, and only then is it worth a question.
+        An idle connection has nothing to say: if its socket is readable, the server has closed it.
         """
         if self.closed or time.monotonic() > self.ends:
             return False
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
-        if not poll.poll(0):
-            return True
-        with suppress(psycopg2.Error), self.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            return True
-        return False
+        return not poll.poll(0)
 
-    def tidy_up(self) -> bool:
-        """End any transaction and go back to autocommit, at no round trip where it is so already.
+    def is_clean(self) -> bool:
+        """Whether the next user finds it as a new one, once a transaction left open is undone.
 
-        Returns:
-            Whether the next user finds it as a new one: by what was done through its cursors, by
-            psycopg2's settings, and by what the server reports of the session without being asked.
-
+        By what was done through its cursors, by psycopg2's settings, and by what the server
+        reports of the session without being asked.
         """
-        try:
-            if not self.autocommit:
-                self.rollback()
-                self.autocommit = True
-            if self.get_transaction_status() != TRANSACTION_STATUS_IDLE:
-                # A BEGIN sent as a statement: rollback() knows nothing of it.
-                with self.cursor() as cursor:
-                    cursor.execute("ROLLBACK")
-        except psycopg2.Error:
-            return False
-        if self.changed or self.closed or self._state() != self._as_new:
+        open_ = {TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_INERROR}
+        if self.get_transaction_status() in open_:
+            with suppress(psycopg2.Error), self.cursor() as cursor:
+                cursor.execute("ROLLBACK")  # rollback() knows of no BEGIN that was a statement
+        if self.closed or self.changed or self._state() != self._as_new:
             return False
         del self.notices[:]
         return True
 
     def _state(self) -> tuple[object, ...]:
         return (
-            *(self.isolation_level, self.readonly, self.deferrable, self.status),
-            *(self.cursor_factory, type(self.notices)),
+            *(self.autocommit, self.isolation_level, self.readonly, self.deferrable, self.status),
+            *(self.cursor_factory, type(self.notices), self.get_transaction_status()),
             *(dict(self.string_types), dict(self.binary_types)),
             *map(self.get_parameter_status, REPORTED),
         )
 
-    def have_read_only(self, *, wanted: bool) -> None:
+    def set_read_only(self, *, wanted: bool) -> None:
         """Have the transactions to come be read-only or not. No round trip if they are so already.
 
         The session stays as it is for the next user, who asks for this as well: a cache that only
         reads never switches. Of the statements that do this, Aurora DSQL takes this one.
         """
-        if wanted:
-            # The server reports it, as PostgreSQL does since 14, or it says nothing of it.
-            reported = self.get_parameter_status("default_transaction_read_only")
-            switch = reported == "off" or not (reported or self.reads_only)
-        else:
-            switch = self.reads_only
-        if switch:
-            changed = self.changed
+        if self.reads_only != wanted:
             with self.cursor() as cursor:
                 mode = "ONLY" if wanted else "WRITE"
                 cursor.execute(f"SET SESSION CHARACTERISTICS AS TRANSACTION READ {mode}")
-            self.changed, self.reads_only = changed, wanted
+            self.reads_only = wanted
+            self.note_state()
 
     def commands(self, sent: bytes) -> list[str] | None:
         """What the statements in a string are, such as SELECT and COMMIT, by PostgreSQL's parser.
@@ -242,9 +200,9 @@ class Connection(PlainConnection):
         None if that is not known: the parser is not installed (there is none for Macs with Intel's
         processors), does not take the text, or would read its quotation marks in another way.
         """
-        if len(sent) > MAX_PARSED:
-            return None
-        if self.get_parameter_status("standard_conforming_strings") == "off":
+        if len(sent) > MAX_PARSED or (
+            self.get_parameter_status("standard_conforming_strings") == "off"
+        ):
             return None
         try:
             import pgparse  # noqa: PLC0415 -- few statements need it, and not every machine has it
@@ -275,29 +233,30 @@ class Cursor(PlainCursor):
             psycopg2.Error: as psycopg2's.
 
         """
-        _register_adapters()
+        adapt_foreign_values()
         if self.connection.working:
             query, vars = self.mogrify(query, vars), None  # noqa: A001
             self._refuse_to_end(query)
-        self._do(super().execute, query, vars)
+        self._send(super().execute, query, vars)
 
     def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
         """As psycopg2's."""
+        adapt_foreign_values()
         if self.connection.working:
             self._refuse_to_end(self.mogrify(query))
-        self._do(super().executemany, query, vars_list)
+        self._send(super().executemany, query, vars_list)
 
     def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
         """As psycopg2's."""
-        self._do(super().copy_expert, sql, file, size)
+        self._send(super().copy_expert, sql, file, size)
 
     def callproc(self, *args: Any) -> Any:
         """As psycopg2's."""
-        self.connection.changed = True  # who knows what it does
-        return self._do(super().callproc, *args)
+        self.connection.changed = True
+        return self._send(super().callproc, *args)
 
-    def _do(self, call: Callable[..., T], *args: Any) -> T:
-        """Call what sends something to the server, and note what came of it."""
+    def _send(self, call: Callable[..., T], *args: Any) -> T:
+        """Call what sends something to the server, and note the outcome."""
         connection = self.connection
         connection.check()
         tag = ""
@@ -320,79 +279,59 @@ class Cursor(PlainCursor):
             makes = tag in {"CREATE", "SELECT"} and self.description is None
             trace = tag not in QUIET_TAGS or (makes and b"temp" in lower)
         else:  # an error undoes it all, but for what a block of code has committed
-            trace = b"commit" in lower and (b"$" in lower or b"'" in lower)
+            trace = b"commit" in lower and lower != b"commit"
         if trace or any(name in lower for name in TRACES):
             return True
         # The tag is that of the last of several statements.
-        if b";" in lower.rstrip(SPACE):
-            return len(self.connection.commands(sent) or ()) != 1
-        return False
+        several = b";" in lower.rstrip(b" \t\n\r\f\v;")
+        return several and len(self.connection.commands(sent) or ()) != 1
 
     def _refuse_to_end(self, sent: bytes) -> None:
-        lower = sent.lower()
-        if any(word in lower for word in ENDING):
+        upper = sent.upper()
+        if any(word.encode() in upper for word in ENDING):
             # Where the parser cannot tell, the end is noticed when `work` is over.
-            found = self.connection.commands(sent) or [sent.split()[0].decode().upper()]
-            if ends := ENDS.intersection(found):
+            found = self.connection.commands(sent) or [upper.split()[0].decode()]
+            if ends := set(ENDING).intersection(found):
                 raise TransactionError(ENDED.format(min(ends)))
 
 
 @cache
 def _watched(factory: Any) -> Any:
-    """The same kind of cursor, of which its connection hears what it does."""
+    """The same kind of cursor, which tells its connection what it does."""
+    if not isinstance(factory, type) or issubclass(factory, Cursor):
+        return factory
     return type(factory.__name__, (Cursor, factory), {})
 
 
-# --- values of numpy and pandas ---
-
-_registered: set[str] = set()
-
-
-def _register_adapters() -> None:
+def adapt_foreign_values() -> None:
     """Have psycopg2 adapt the values of numpy and pandas, once each has been imported.
 
     Not before: importing them takes longer than all the rest. psycopg2 keeps adapters for the
-    whole process; without these it writes such values as Python shows them: np.float64(1.5).
+    whole process.
     """
-    if "numpy" in sys.modules and "numpy" not in _registered:
-        numpy = sys.modules["numpy"]
-        for kind in (numpy.generic, numpy.ndarray):
-            register_adapter(kind, _adapt)
-        _registered.add("numpy")
-    pandas: Any = sys.modules.get("pandas")
-    if hasattr(pandas, "NA") and "pandas" not in _registered:  # else half imported
-        for absent in (pandas.NaT, pandas.NA):
-            register_adapter(type(absent), lambda _: AsIs("NULL"))
-        _registered.add("pandas")
+    for name, kinds in FOREIGN.items():
+        module = sys.modules.get(name)
+        if name not in _adapted and all(hasattr(module, kind) for kind in kinds):
+            for found in (getattr(module, kind) for kind in kinds):
+                register_adapter(
+                    found if isinstance(found, type) else type(found),
+                    lambda value: adapt(to_python(value)),
+                )
+            _adapted.add(name)
 
 
-def _adapt(value: Any) -> Any:
-    python = to_python(value)
-    if type(python) is type(value) or isinstance(python, complex):
-        raise TypeError(
-            f"A value of type {type(value).__name__} cannot be the parameter of a statement. "
-            "Convert it, for example by float(x), int(x) or str(x)."
-        )
-    return adapt(python)
-
-
-# --- the pool ---
-
-
-@dataclass(slots=True, weakref_slot=True, eq=False)
 class Lease:
-    """One use of a connection. It counts while it exists, however its user ends."""
+    """One use of a connection. It takes a place while it exists, however its user ends."""
 
-    connection: Any = None
-    thread: threading.Thread = field(default_factory=threading.current_thread)
-    since: float = field(default_factory=time.monotonic)
+    def __init__(self) -> None:
+        self.connection: Any = None
+        self.thread = threading.current_thread()
 
 
-@dataclass(eq=False)
-class Pool(Generic[C]):
+class Pool:
     """Connections for many threads; the one that was used last is lent first.
 
-    Attributes:
+    Args:
         connect: opens a connection.
         keep: how many stay open when nobody uses them.
         limit: how many are open at most.
@@ -400,60 +339,53 @@ class Pool(Generic[C]):
 
     """
 
-    connect: Callable[[], C]
-    keep: int
-    limit: int
-    timeout_s: float
-
-    def __post_init__(self) -> None:
-        self._idle: deque[tuple[C, float]] = deque()
+    def __init__(self, connect: Callable[[], Any], keep: int, limit: int, timeout_s: float) -> None:
+        self._connect, self._keep, self._limit, self._timeout_s = connect, keep, limit, timeout_s
+        self._idle: deque[tuple[Any, float]] = deque()
         self._leases = WeakSet[Lease]()
         self._closed = False
         self._lock = threading.Lock()
         self._returned = threading.Condition(self._lock)
 
-    def take(self) -> Lease:
-        """Borrow a connection.
+    def take(self, lease: Lease) -> Any:
+        """Borrow a connection. Whatever comes of it, end the lease by `give`.
 
         Raises:
             PoolTimeoutError: all were in use for the whole wait.
             Exception: as `connect`.
 
         """
-        lease = Lease()
-        # The lock itself: an Interrupt may come between a Condition's own lines.
-        with self._lock:
-            while not self._idle and len(self._leases) >= self.limit:
-                left = lease.since + self.timeout_s - time.monotonic()
-                if left <= 0:
+        end = time.monotonic() + self._timeout_s
+        with self._lock:  # not the Condition: an Interrupt may come between its own lines
+            while len(self._leases) >= self._limit:
+                if time.monotonic() > end:
                     raise PoolTimeoutError(self._used_up())
-                self._returned.wait(left)
+                self._returned.wait(end - time.monotonic())
             self._leases.add(lease)
-            if self._idle:
-                lease.connection = self._idle.pop()[0]
-        try:
-            while lease.connection is not None and not lease.connection.is_usable():
-                lease.connection.close()
-                with self._lock:
-                    lease.connection = self._idle.pop()[0] if self._idle else None
-            if lease.connection is None:
-                lease.connection = self.connect()
-        except BaseException:
-            self._end(lease)
-            raise
-        return lease
+        while lease.connection is None:
+            with self._lock:
+                kept = self._idle.pop()[0] if self._idle else None
+            if kept is None or kept.is_usable():
+                lease.connection = kept or self._connect()
+            else:
+                kept.close()
+        return lease.connection
 
     def give(self, lease: Lease, *, fit: bool) -> None:
-        """Return a connection; it is closed unless it is fit for its next user."""
-        now = time.monotonic()
-        surplus = [] if fit and not self._closed else [lease.connection]
-        with self._lock:
-            if not surplus:
+        """End a lease; its connection is closed unless it is fit for its next user."""
+        surplus, now = [lease.connection], time.monotonic()
+        try:
+            if lease.connection and fit and not self._closed and lease.connection.is_clean():
+                surplus.clear()
                 self._idle.append((lease.connection, now))
-            while len(self._idle) > self.keep and now - self._idle[0][1] > SURPLUS_S:
-                surplus.append(self._idle.popleft()[0])
-        self._end(lease)
-        for connection in surplus:
+            with self._lock:
+                while len(self._idle) > self._keep and now - self._idle[0][1] > SURPLUS_S:
+                    surplus.append(self._idle.popleft()[0])
+        finally:
+            with self._lock:
+                self._leases.discard(lease)
+                self._returned.notify()
+        for connection in filter(None, surplus):
             connection.close()
 
     def close(self) -> None:
@@ -465,25 +397,14 @@ class Pool(Generic[C]):
         for connection, _ in idle:
             connection.close()
 
-    def _end(self, lease: Lease) -> None:
-        with self._lock:
-            self._leases.discard(lease)
-            self._returned.notify()
-
     def _used_up(self) -> str:
-        """What happened, who has the connections and since when, and what to do."""
-        now = time.monotonic()
-        leases = sorted(self._leases, key=lambda lease: lease.since)
-        holders = [
-            f"{one.thread.name if one.thread.is_alive() else 'a thread that ended'} for "
-            f"{readable(now - one.since)}"
-            for one in leases[:MAX_HOLDERS]
-        ]
-        if len(leases) > MAX_HOLDERS:
-            holders.append(f"and {len(leases) - MAX_HOLDERS} more")
-        which = "The only connection" if self.limit == 1 else f"All {self.limit} connections"
+        """What happened, who has the connections, and what to do."""
+        threads = [lease.thread for lease in self._leases]
+        holders = Counter(t.name if t.is_alive() else "a thread that ended" for t in threads)
+        named = ", ".join(f"{name} ({number})" for name, number in holders.most_common(MAX_HOLDERS))
+        which = "The only connection" if self._limit == 1 else f"All {self._limit} connections"
         return (
-            f"{which} of the pool stayed in use for {self.timeout_s:g} s. Return connections "
+            f"{which} of the pool stayed in use for {self._timeout_s:g} s. Return connections "
             "sooner (keep transactions short), or raise DSQL_POOL_MAX or DSQL_POOL_TIMEOUT. "
-            f"Held by {'; '.join(holders)}."
+            f"Held by: {named}."
         )

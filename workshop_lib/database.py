@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import platform
 import random
 import sys
@@ -19,19 +18,14 @@ from typing import Any, TypeVar
 
 import psycopg2
 from psycopg2 import sql
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR
+from psycopg2.extensions import TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_INTRANS
 from psycopg2.extras import register_uuid
 
 from workshop_lib import dsql, forks
-from workshop_lib.bulk_text import to_arrays, to_copy_text
-from workshop_lib.connections import ENDED, Connection, Cursor, Pool
+from workshop_lib.bulk_text import to_arrays
+from workshop_lib.connections import Connection, Cursor, Lease, Pool
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION, comes_from_conflict
-from workshop_lib.errors import (
-    PoolTimeoutError,
-    ServiceUnreachableError,
-    SettingsError,
-    TransactionError,
-)
+from workshop_lib.errors import ServiceUnreachableError, SettingsError, TransactionError
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
 from workshop_lib.services.error_help import error_help
@@ -47,7 +41,7 @@ CONFLICT_WAIT_S = 0.005
 CONFLICT_WAIT_MAX_S = 0.25
 COMING_UP_S = 30.0
 """How long a server that says that it is starting may take until it lets us in, seconds. Aurora
-DSQL says so of a cluster that nobody has used for a while."""
+DSQL says so of a cluster that has been idle for a while."""
 AWAY_S = 2.0
 """How long the local engine may be away until it is started again, seconds."""
 KNOCK_S = 0.05
@@ -65,7 +59,7 @@ RECYCLE_JITTER = 0.2
 """A connection is replaced at this age, or up to this share earlier: not all at the same moment."""
 LOCK_WAIT_S = 10
 """How long a statement waits for another's transaction, where rules are kept, seconds. On DSQL
-nobody waits; on PostgreSQL a transaction that was forgotten in another cell would hold up this one
+nothing waits; on PostgreSQL a transaction that was forgotten in another cell would hold up this one
 for ever."""
 RULES = """
 SELECT to_regnamespace('dsql_rules') IS NOT NULL, set_config('workshop.dsql_rules', %s, false),
@@ -107,7 +101,7 @@ class Database:
     Args:
         endpoint: where it is.
         schema: the schema that unqualified table names refer to.
-        pool_min: connections kept open when nobody uses them.
+        pool_min: connections kept open when idle.
         pool_max: connections open at most.
         pool_timeout_s: longest wait for a free connection, seconds.
 
@@ -131,7 +125,6 @@ class Database:
 
     def _begin(self) -> None:
         """Begin with no connections, and with locks that nobody holds."""
-        self._rate = dsql.Rate(dsql.CONNECTIONS_PER_SECOND, dsql.CONNECTION_BURST)
         self._counts_lock = threading.Lock()
         self._pool = Pool(self.connect, *self._limits)
 
@@ -154,7 +147,7 @@ class Database:
         if self.endpoint.engine or self.endpoint.aws:
             return ""
         try:
-            with self.connection() as connection, connection.cursor() as cursor:
+            with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
                 cursor.execute("SELECT system_identifier FROM pg_control_system()")
                 ((found,),) = cursor.fetchall()
         except psycopg2.Error:  # a server that does not say: known by who talks to it
@@ -177,30 +170,31 @@ class Database:
             psycopg2.Error: the database refused the statement.
             PoolTimeoutError, ServiceUnreachableError: there was no connection to run it on.
             ValueError: `read_only` is set, and the string holds several statements, or a DO or
-                CALL, which could end the read-only transaction, and nothing was sent; or the
+                CALL, which could end the read-only transaction, and it was not sent; or the
                 statement asks for nothing, such as SET, and has no effect beyond it.
 
         """
         started = time.perf_counter()
-        with self._borrow() as connection, connection.cursor() as cursor:
-            if read_only:  # what is checked is what is sent
-                sent: bytes = cursor.mogrify(statement, params)
-                _check_read_only(sent, connection.commands(sent))
+        with self.connection(read_only=read_only) as connection, connection.cursor() as cursor:
             try:
-                connection.have_read_only(wanted=read_only)
-                cursor.execute(*((sent,) if read_only else (statement, params)))
+                if read_only:  # what is checked is what is sent
+                    sent: bytes = cursor.mogrify(statement, params)
+                    _check_read_only(sent, connection.commands(sent))
+                    cursor.execute(sent)
+                else:
+                    cursor.execute(statement, params)
                 described = cursor.description
                 rows = cursor.fetchall() if described is not None else []
             except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
                 if connection.closed:  # in the middle of the question: the server went away
                     raise _unreachable(self.endpoint, error) from None
                 raise
-            if read_only and described is None:
-                raise ValueError(
-                    "This statement asks for nothing: its answer has no columns and no rows. A "
-                    "cache, and read_only=True, are for questions. Send it with database.query "
-                    "without read_only."
-                )
+        if read_only and described is None:
+            raise ValueError(
+                "This statement asks for nothing: its answer has no columns and no rows. A cache, "
+                "and read_only=True, are for questions. Send it with database.query without "
+                "read_only."
+            )
         self._count("queries")
         columns = tuple([column.name for column in described or ()])
         return Rows(columns, rows, time.perf_counter() - started)
@@ -246,6 +240,29 @@ class Database:
             time.sleep(random.random() * longest)
         raise AssertionError("unreachable")
 
+    def _attempt(self, work: Callable[[Cursor], T]) -> T:
+        with self.connection() as connection, connection.cursor() as cursor:
+            # As a statement: what psycopg2 begins, it also ends, by a change of its settings.
+            cursor.execute("BEGIN")
+            connection.failed, connection.working = None, True
+            try:
+                answer = work(cursor)
+            except psycopg2.errors.InFailedSqlTransaction as error:
+                # It came after the error that counts, which was swallowed.
+                raise connection.failed or error from None
+            finally:
+                connection.working = False
+            if isinstance(answer, Iterator | AsyncIterator | Awaitable):
+                with contextlib.suppress(AttributeError):
+                    answer.close()  # type: ignore[union-attr]  # a coroutine complains otherwise
+                raise TypeError(
+                    f"`work` returned an object of type {type(answer).__name__}, which would go on "
+                    "after COMMIT. Nothing was committed. Return what it gives, such as "
+                    "cursor.fetchall()."
+                )
+            _commit(connection)
+            return answer
+
     def insert_rows(
         self,
         table: str,
@@ -277,58 +294,33 @@ class Database:
                 times, truth values, bytes, UUID, dict and list (as JSON) and None can.
 
         """
-        target, names = _named(table, columns)
+        if rows_per_transaction < 1:
+            raise ValueError(
+                f"rows_per_transaction is {rows_per_transaction}; it must be 1 or more"
+            )
+        target = sql.Identifier(table)
         with self.connection() as connection, connection.cursor() as cursor:
             cursor.execute(COLUMN_TYPES, (target.as_string(connection),))
             types = dict(cursor.fetchall())
         arrays = [sql.SQL(f"%s::{types.get(name, 'text')}[]") for name in columns]
+        names = map(sql.Identifier, columns)
+        comma = sql.SQL(", ")
         statement = sql.SQL(
             "INSERT INTO {} ({}) SELECT * FROM unnest({}) ON CONFLICT DO NOTHING"
-        ).format(target, names, sql.SQL(", ").join(arrays))
+        ).format(target, comma.join(names), comma.join(arrays))
 
         def insert(batch: list[Row], cursor: Cursor) -> int:
             cursor.execute(statement, to_arrays(batch))
             return cursor.rowcount
 
-        return self._in_steps(rows, insert, rows_per_transaction, progress)
-
-    def copy_rows(
-        self,
-        table: str,
-        columns: Sequence[str],
-        rows: Iterable[Row],
-        *,
-        rows_per_transaction: int = MAX_ROWS_PER_TRANSACTION,
-        progress: Callable[[int], object] = lambda _: None,
-    ) -> int:
-        """Add many new rows by COPY, several times faster than `insert_rows`, in transactions.
-
-        COPY knows no ON CONFLICT: if a row is there already, its transaction fails and those
-        before it stay. Use it for a table that is empty, or from which the rows are missing.
-        (Aurora DSQL takes COPY … FROM STDIN, which is what psql's own copy command sends: User
-        Guide, "Loading data into Aurora DSQL".)
-
-        Args:
-            table, columns, rows, rows_per_transaction, progress: as in `insert_rows`.
-
-        Returns:
-            How many rows there were.
-
-        Raises:
-            psycopg2.errors.UniqueViolation: a row exists.
-            ValueError, TypeError: as in `insert_rows`.
-
-        """
-        statement = sql.SQL("COPY {} ({}) FROM STDIN").format(*_named(table, columns))
-
-        def copy(batch: list[Row], cursor: Cursor) -> int:
-            cursor.copy_expert(statement.as_string(cursor), io.StringIO(to_copy_text(batch)))
-            return len(batch)
-
-        return self._in_steps(rows, copy, rows_per_transaction, progress)
+        new, stream = 0, iter(rows)
+        while batch := list(islice(stream, min(rows_per_transaction, MAX_ROWS_PER_TRANSACTION))):
+            new += self.run_transaction(partial(insert, batch))
+            progress(len(batch))
+        return new
 
     @contextlib.contextmanager
-    def connection(self) -> Iterator[Connection]:
+    def connection(self, *, read_only: bool = False) -> Iterator[Connection]:
         """Borrow a pooled connection, in autocommit mode; a transaction left open is rolled back.
 
         What you change in its session (SET, LISTEN, temporary tables, …) or in psycopg2's object
@@ -338,43 +330,36 @@ class Database:
         done by a cursor that was made without `connection.cursor()`, such as
         `psycopg2.extensions.cursor(connection)`. Close the connection after either.
 
+        Args:
+            read_only: have the database refuse whatever writes.
+
         Raises:
             PoolTimeoutError: all connections were in use for the whole wait.
             ServiceUnreachableError: the database gave no connection.
 
         """
-        with self._borrow() as connection:
-            connection.have_read_only(wanted=False)
+        pool, lease, fit = self._pool, Lease(), False
+        try:  # an Interrupt may come at any line of this
+            connection = pool.take(lease)
+            connection.set_read_only(wanted=read_only)
             yield connection
-
-    @contextlib.contextmanager
-    def _borrow(self) -> Iterator[Connection]:
-        """A pooled connection, read-only or not, as its last user left it."""
-        pool = self._pool
-        lease = pool.take()
-        fit = False  # an Interrupt may have come between any two steps of its user's
-        try:
-            yield lease.connection
             fit = True
         except Exception:
             fit = True
             raise
         finally:
-            if not lease.connection.inherited:  # else all of it is the parent's
-                pool.give(lease, fit=fit and lease.connection.tidy_up())
+            if not getattr(lease.connection, "inherited", False):  # else all of it is the parent's
+                pool.give(lease, fit=fit)
 
     def connect(self) -> Connection:
         """A new psycopg2 connection of the caller's own, in autocommit mode, outside the pool.
 
-        On Aurora DSQL each connection signs in with a token made for it. A cluster takes 100 new
-        connections a second, after a burst of 1,000; so does this object, and others wait.
+        On Aurora DSQL each connection signs in with a token made for it.
 
         Raises:
             ServiceUnreachableError: the database did not answer or refused the sign-in.
-            PoolTimeoutError: too many connections were opened just before.
 
         """
-        self._wait_for_turn()
         started = time.monotonic()
         while True:
             try:
@@ -386,6 +371,49 @@ class Database:
             time.sleep(KNOCK_S)
         self._count("connections")
         return opened
+
+    def _patience_s(self, said: str) -> float:
+        """How long to try again a connection that was refused with this text."""
+        if any(part in said for part in COMING_UP):
+            return COMING_UP_S
+        # Only the local engine is restarted within moments: elsewhere silence is final.
+        away = self.endpoint.embedded and any(part in said for part in AWAY)
+        return AWAY_S if away else 0.0
+
+    def _open(self) -> Connection:
+        arguments: dict[str, Any] = dict(self.endpoint.arguments)
+        if self.endpoint.token:
+            arguments["password"] = self.endpoint.token()
+        opened: Connection = psycopg2.connect(
+            **arguments, connection_factory=Connection, cursor_factory=Cursor
+        )
+        forks.tell_child(opened)
+        opened.arguments = arguments
+        opened.ends = time.monotonic() + RECYCLE_S * (1 - RECYCLE_JITTER * random.random())
+        try:
+            self._set_up(opened)
+        except BaseException:
+            opened.close()
+            raise
+        opened.note_state()
+        return opened
+
+    def _set_up(self, opened: Connection) -> None:
+        opened.autocommit = True
+        # psycopg2 gives memoryview and str for these two; rows should hold bytes and UUID.
+        psycopg2.extensions.register_type(BYTES, opened)
+        register_uuid(conn_or_curs=opened)
+        with opened.cursor() as cursor:
+            cursor.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(self.schema)))
+            if self.endpoint.token is None:  # not DSQL itself
+                rules = self.endpoint.dsql_rules
+                cursor.execute(RULES, ("on" if rules else "off", LOCK_WAIT_S if rules else 0))
+                if rules and not cursor.fetchall()[0][0]:
+                    raise SettingsError(
+                        "DSQL_RULES is on, and this PostgreSQL has not got the rules. `workshop "
+                        "rules install` installs them, signed in as its superuser; DSQL_RULES=off "
+                        "goes without them."
+                    )
 
     def reroute(self, host: str, port: int) -> None:
         """From now on connect to the same database by this address; the pool connects anew."""
@@ -413,104 +441,6 @@ class Database:
         old, self._pool = self._pool, Pool(self.connect, *self._limits)
         old.close()
 
-    def _in_steps(
-        self,
-        rows: Iterable[Row],
-        write: Callable[[list[Row], Cursor], int],
-        size: int,
-        progress: Callable[[int], object],
-    ) -> int:
-        """Write rows in transactions within DSQL's limit. Returns the sum of what `write` does."""
-        if size < 1:
-            raise ValueError(f"rows_per_transaction is {size}; it must be at least 1")
-        written, stream = 0, iter(rows)
-        while batch := list(islice(stream, min(size, MAX_ROWS_PER_TRANSACTION))):
-            written += self.run_transaction(partial(write, batch))
-            progress(len(batch))
-        return written
-
-    def _wait_for_turn(self) -> None:
-        """Do not open connections faster than a cluster takes them."""
-        patience = self._limits[2]
-        reserved, wait = self._rate.reserve(patience)
-        if not reserved:
-            raise PoolTimeoutError(
-                f"So many connections to the database were opened that the next one would have to "
-                f"wait for {wait:.1f} s, which is longer than DSQL_POOL_TIMEOUT ({patience:g} s). "
-                f"Aurora DSQL takes {dsql.CONNECTIONS_PER_SECOND} new ones a second. Keep "
-                "connections open and use them again: ws.database does."
-            )
-        if wait:
-            time.sleep(wait)
-
-    def _patience_s(self, said: str) -> float:
-        """How long to try again a connection that was refused with this text."""
-        if any(part in said for part in COMING_UP):
-            return COMING_UP_S
-        # Only the local engine is restarted within moments: elsewhere silence is final.
-        away = self.endpoint.embedded and any(part in said for part in AWAY)
-        return AWAY_S if away else 0.0
-
-    def _open(self) -> Connection:
-        arguments: dict[str, Any] = dict(self.endpoint.arguments)
-        if self.endpoint.token:
-            arguments["password"] = self.endpoint.token()
-        opened: Connection = psycopg2.connect(
-            **arguments, connection_factory=Connection, cursor_factory=Cursor
-        )
-        forks.tell_child(opened)
-        opened.arguments = arguments
-        try:
-            self._set_up(opened)
-        except BaseException:
-            opened.close()
-            raise
-        opened.ends = time.monotonic() + RECYCLE_S * (1 - RECYCLE_JITTER * random.random())
-        opened.be_known()
-        return opened
-
-    def _set_up(self, opened: Connection) -> None:
-        opened.autocommit = True
-        # psycopg2 gives memoryview and str for these two; rows should hold bytes and UUID.
-        psycopg2.extensions.register_type(BYTES, opened)
-        register_uuid(conn_or_curs=opened)
-        with opened.cursor() as cursor:
-            cursor.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(self.schema)))
-            if self.endpoint.token is None:  # not DSQL itself
-                rules = self.endpoint.dsql_rules
-                cursor.execute(RULES, ("on" if rules else "off", LOCK_WAIT_S if rules else 0))
-                if rules and not cursor.fetchall()[0][0]:
-                    raise SettingsError(
-                        "DSQL_RULES is on, and this PostgreSQL has not got the rules. `workshop "
-                        "rules install` installs them, signed in as its superuser; DSQL_RULES=off "
-                        "goes without them."
-                    )
-
-    def _attempt(self, work: Callable[[Cursor], T]) -> T:
-        with self._borrow() as connection:
-            connection.have_read_only(wanted=False)
-            with connection.cursor() as cursor:
-                # As a statement: what psycopg2 begins, it also ends, by a change of its settings.
-                cursor.execute("BEGIN")
-                connection.failed, connection.working = None, True
-                try:
-                    answer = work(cursor)
-                except psycopg2.errors.InFailedSqlTransaction as error:
-                    # It came after the error that counts, which was swallowed.
-                    raise connection.failed or error from None
-                finally:
-                    connection.working = False
-            if isinstance(answer, Iterator | AsyncIterator | Awaitable):
-                with contextlib.suppress(AttributeError):
-                    answer.close()  # type: ignore[union-attr]  # a coroutine complains otherwise
-                raise TypeError(
-                    f"`work` returned an object of type {type(answer).__name__}, which would go on "
-                    "after COMMIT. Nothing was committed. Return what it gives, such as "
-                    "cursor.fetchall()."
-                )
-            _commit(connection)
-            return answer
-
     def _count(self, what: str) -> None:
         with self._counts_lock:
             self._counts[what] += 1
@@ -524,13 +454,10 @@ def _commit(connection: Connection) -> None:
         TransactionError: it is void for another reason, was ended, or nobody knows.
 
     """
-    status = connection.get_transaction_status()
+    status, tag = connection.get_transaction_status(), ""
     if status == TRANSACTION_STATUS_INERROR and connection.failed is not None:
         raise connection.failed
-    if status == TRANSACTION_STATUS_IDLE:
-        raise TransactionError(ENDED.format("A statement"))
-    tag = "ROLLBACK"
-    if not connection.closed:
+    if status == TRANSACTION_STATUS_INTRANS:
         with connection.cursor() as cursor:
             try:
                 cursor.execute("COMMIT")
@@ -542,24 +469,21 @@ def _commit(connection: Connection) -> None:
                         "you run it again."
                     ) from error
                 raise
-            tag = cursor.statusmessage or ""
+            tag = cursor.statusmessage
     if tag != "COMMIT":
         raise TransactionError(
-            "The transaction was not committed: a statement in it failed, and the error was "
-            "not passed on. Let it out of `work`, or use a savepoint where there are some."
+            "The transaction was not committed: `work` did not pass on the error of a statement, "
+            "or did end the transaction itself. Let errors out of `work`, or use a savepoint where "
+            "there are some; run_transaction commits when `work` returns."
         )
-
-
-def _named(table: str, columns: Sequence[str]) -> tuple[sql.Composable, sql.Composable]:
-    """A table and its columns, as they stand in a statement."""
-    return sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
 
 
 def _check_read_only(sent: bytes, commands: Sequence[str] | None) -> None:
     """Refuse what could leave a read-only transaction; what writes in it the database refuses."""
     if commands is None:  # if in doubt, it could
-        commands = [part for part in sent.decode("utf-8", "replace").split(";") if part.strip()]
-        commands += {"DO", "CALL"}.intersection(sent.decode("utf-8", "replace").upper().split())
+        text = sent.decode("utf-8", "replace")
+        commands = [part for part in text.split(";") if part.strip()]
+        commands += {"DO", "CALL"}.intersection(text.upper().split())
     if {"DO", "CALL"}.intersection(commands):
         raise ValueError(
             "DO and CALL run code that may end the read-only transaction and write in another one. "

@@ -113,18 +113,6 @@ def test_10_000_rows_of_10_columns(unruled, emptied, race):
         rounds=7,
         block=1,
     )
-    race(
-        "copy 10,000 × 10",
-        {
-            "ours": lambda: unruled.copy_rows("bulk", COLUMNS, rows),
-            "COPY at once": lambda: copy(rows),
-            "COPY by 3,000": copy_by_3000,
-        },
-        goal=1.1,
-        before=emptied,
-        rounds=11,
-        block=1,
-    )
 
 
 def people(count: int) -> Iterator[tuple[object, ...]]:

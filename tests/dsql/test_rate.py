@@ -1,13 +1,10 @@
 """New connections keep to the rate that Aurora DSQL takes: 100 a second, after a burst of 1,000."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from workshop_lib.database import Database
 from workshop_lib.dsql import Rate
-from workshop_lib.errors import PoolTimeoutError
 
 
 class Clock:
@@ -48,22 +45,3 @@ def test_many_threads_get_turns_of_their_own():
     with ThreadPoolExecutor(16) as threads:
         waits = sorted(wait for _, wait in threads.map(lambda _: rate.reserve(1e9), range(400)))
     assert waits == pytest.approx([n / 100 for n in range(400)])
-
-
-@pytest.fixture
-def narrow(ws):
-    """A database that may open two connections at once, then one an hour."""
-    database = Database(ws.endpoints.database, ws.namespace, pool_min=2, pool_timeout_s=60)
-    database._rate = Rate(per_second=1 / 3600, burst=2)
-    yield database
-    database.close()
-
-
-def test_too_many_new_connections_are_a_clear_error_at_once_and_open_ones_go_on(narrow):
-    with narrow.connection(), narrow.connection():
-        pass
-    started = time.monotonic()
-    with pytest.raises(PoolTimeoutError, match=r"longer than DSQL_POOL_TIMEOUT \(60 s\).*100 new"):
-        narrow.connect()
-    assert time.monotonic() - started < 30
-    assert narrow.query("SELECT 1").rows == [(1,)]
