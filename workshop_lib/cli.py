@@ -118,7 +118,7 @@ def run(
             runner.sweep()
 
         try:
-            outcomes, page = runner.run(
+            results, page = runner.run(
                 names,
                 size=size,
                 parameters=parameters,
@@ -132,10 +132,10 @@ def run(
             some = any(not result.interrupted for result in read_run(folder).values())
             click.echo(f"Interrupted. {kept if some else 'No notebook had finished.'}", err=True)
             sys.exit(INTERRUPTED)
-    failed = sum(not outcome.ok for outcome in outcomes)
+    failed = sum(not result.ok for result in results)
     latest = RESULTS / "latest" / "index.html"
     shown = latest if latest.resolve() == page.resolve() else page
-    click.echo(f"{len(outcomes) - failed} of {len(outcomes)} passed. Report: {display_path(shown)}")
+    click.echo(f"{len(results) - failed} of {len(results)} passed. Report: {display_path(shown)}")
     sys.exit(1 if failed else 0)
 
 

@@ -155,6 +155,7 @@ class Result:
         seconds: how long that took.
         workers: how many notebooks ran at the same time.
         error: where it stopped.
+        left_undone: why its tables, keys and objects were not deleted, or it has no page.
         machine, versions: on what, and with which packages.
         format: of its file.
 
@@ -174,6 +175,7 @@ class Result:
     seconds: float = 0.0
     workers: int = 1
     error: CellError | None = None
+    left_undone: list[str] = field(default_factory=list)
     machine: dict[str, str | int | None] = field(default_factory=_machine)
     versions: dict[str, str] = field(default_factory=_versions)
     format: int = FORMAT

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import logging
+import math
 import os
 import re
 import secrets
@@ -15,12 +17,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from workshop_lib.notebook_format import nbformat
 
 # isort: split
-import msgspec
 import psutil
 import yaml
 from jupyter_core.utils import ensure_event_loop
@@ -43,6 +44,7 @@ KERNEL_START_S = 90
 MAX_FOLDER_BYTES = 55
 """Of the path that temporary files are in, for kernels' sockets to be made there: the name of a
 Unix socket has 103 bytes at most on macOS, 107 on Linux."""
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 METADATA = ("minutes", "quick", "ranges", "seconds", "measures_load")
 """What a notebook's metadata say of it, below `workshop`."""
 SCRATCH = f"workshop-{os.getuid()}-"
@@ -104,23 +106,6 @@ class Job:
         return self.out.absolute() / f"{self.notebook.name}{ending}"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one notebook went.
-
-    Attributes:
-        seconds: that it took, the start of its kernel included.
-        left_undone: why its tables, keys and objects were not deleted, or it has no page.
-
-    """
-
-    name: str
-    ok: bool
-    seconds: float
-    error: CellError | None = None
-    left_undone: tuple[str, ...] = ()
-
-
 def find_notebooks(folder: Path = NOTEBOOKS) -> list[Notebook]:
     """All numbered notebooks, in order: those of the course, then those beyond it."""
     folders = (folder, folder / MORE)
@@ -145,18 +130,24 @@ def choose(names: Iterable[str], found: list[Notebook]) -> list[Notebook]:
     originals = [n for n in found if ORIGINAL.fullmatch(n.name)]
     if not names:
         return originals
-    chosen = []
-    for name in names:
-        wanted = Path(name).name.removesuffix(".ipynb")
-        match = [n for n in found if n.name == wanted]
-        if wanted.isdecimal():
-            number = _number(Path(name).with_name(f"{int(wanted):02d}_"))
-            match = [n for n in originals if n.number == number]
-        if not match:
-            known = "\n  ".join(n.name for n in found)
-            raise RunError(f"There is no notebook {name!r}. There are:\n  {known}")
-        chosen += match
+    chosen = [one for name in names for one in _meant(name, found, originals)]
     return [n for n in found if n in chosen]
+
+
+def _meant(name: str, found: list[Notebook], originals: list[Notebook]) -> list[Notebook]:
+    wanted = Path(name).name.removesuffix(".ipynb")
+    match = [n for n in found if n.name == wanted]
+    if wanted.isdecimal():
+        number = _number(Path(name).with_name(f"{int(wanted):02d}_"))
+        match = [n for n in originals if n.number == number]
+    if not match:
+        names = [n.name for n in found]
+        near = [n for n in names if wanted and wanted in n]
+        near += difflib.get_close_matches(wanted, names, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        listed = "\n  ".join(names)
+        raise RunError(f"There is no notebook {name!r}.{meant} There are:\n  {listed}")
+    return match
 
 
 def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, dict[str, Any]]:
@@ -184,8 +175,8 @@ def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, 
             try:
                 value = text if isinstance(default, str) else yaml.safe_load(text)
                 values[notebook.name][name] = check_value(notebook, name, value)
-            except (yaml.YAMLError, msgspec.ValidationError) as error:
-                why = str(error).replace("`", "").replace("Expected", "expected").split("\n")[0]
+            except (yaml.YAMLError, ValueError) as error:
+                why = error if isinstance(error, ValueError) else "it cannot be read"
                 raise RunError(
                     f"{word} is not possible: {why}. Its default is {default!r}."
                 ) from None
@@ -196,18 +187,29 @@ def check_value(notebook: Notebook, name: str, value: Any) -> Any:
     """A value for a parameter, of its default's type and within its range.
 
     Raises:
-        msgspec.ValidationError: it is not.
+        ValueError: it is not.
 
     """
-    limits = notebook.ranges.get(name, {})
-    default = notebook.parameters[name]
+    limits, default = notebook.ranges.get(name, {}), notebook.parameters[name]
     if not isinstance(default, list):
-        return msgspec.convert(value, _type_within(default, limits), strict=False)
-    item = _type_within(max(default, key=lambda one: isinstance(one, float), default=""), limits)
-    found = msgspec.convert(value, list[item], strict=False)  # type: ignore[valid-type]
+        return _check_one(value, type(default), limits)
+    kind = float if float in map(type, default) else type(next(iter(default), ""))
+    if not isinstance(value, list):
+        raise ValueError("it must be a list, such as [1, 2]")
+    found = [_check_one(one, kind, limits) for one in value]
     if len(set(found)) < (least := limits.get("different", 1)):
-        raise msgspec.ValidationError(f"expected {least} or more different values")
+        raise ValueError(f"it must have {least} or more different values")
     return found
+
+
+def _check_one(value: Any, kind: Any, limits: Mapping[str, float]) -> Any:
+    found: Any = float(value) if kind is float and type(value) is int else value
+    number = kind in {int, float}
+    low, high = limits.get("min", -math.inf), limits.get("max", math.inf)
+    if type(found) is kind and (not number or low <= float(found) <= high):
+        return found
+    within = f" from {low:,} to {high:,}" if "max" in limits else f", {low:,} or more"
+    raise ValueError(f"it must be {KINDS[kind]}{within if number and limits else ''}")
 
 
 def run(
@@ -220,7 +222,7 @@ def run(
     notebooks: Path = NOTEBOOKS,
     say: Callable[[str], object] = print,
     prepare: Callable[[], object] = lambda: None,
-) -> tuple[list[Outcome], Path]:
+) -> tuple[list[Result], Path]:
     """Run notebooks and leave their results in a folder.
 
     Everything that can be wrong with the request is found before anything starts.
@@ -238,7 +240,7 @@ def run(
         prepare: what has to be done before the first kernel starts.
 
     Returns:
-        The outcomes in the notebooks' order, and the page over them, which is written also where
+        The results in the notebooks' order, and the page over them, which is written also where
         the run is interrupted.
 
     Raises:
@@ -268,30 +270,26 @@ def run(
     count = f"{len(jobs)} notebook{'s' * (len(jobs) != 1)}, {size} size"
     at_once = min(workers, len(jobs))
     say(f"{count}{f', {at_once} at a time' * (at_once > 1)}, into {display_path(folder)}")
-    outcomes: dict[str, Outcome] = {}
-
-    def report(outcome: Outcome) -> None:
-        outcomes[outcome.name] = outcome
-        say(describe(outcome))
-
     prepare()
     for job in jobs:  # what an earlier run left there is not this one's
         for ending in (".json", ".ipynb", ".html"):
             job.file(ending).unlink(missing_ok=True)
+    results: dict[str, Result] = {}
     try:
-        _run_all(jobs, workers, folder / "kernels.log", report)
+        for result in _run_all(jobs, workers, folder / "kernels.log"):
+            results[result.notebook] = result
+            say(describe(result))
     except KeyboardInterrupt:
+        why = CellError(0, "", "The run was interrupted before this had finished.")
         for job in jobs:
-            if job.notebook.name not in outcomes:
-                why = CellError(0, "", "The run was interrupted before this had finished.")
-                broken_off = Outcome(job.notebook.name, ok=False, seconds=0.0, error=why)
-                _complete_result(broken_off, job, workers, interrupted=True)
+            if job.notebook.name not in results:
+                _keep(job, ok=False, error=why, interrupted=True, workers=workers)
         raise
     finally:
         page = write_report(folder)
     if folder.parent == RESULTS:
         _point_latest_to(folder)
-    return [outcomes[notebook.name] for notebook in chosen], page
+    return [results[notebook.name] for notebook in chosen], page
 
 
 def sweep() -> int:
@@ -312,14 +310,13 @@ def sweep() -> int:
     return len(found)
 
 
-def describe(outcome: Outcome) -> str:
+def describe(result: Result) -> str:
     """One line for a success; for a failure also the cell, its code and its error."""
-    line = f"{'✓' if outcome.ok else '✗'} {outcome.name:<28} {outcome.seconds:6.1f} s"
-    left = "".join(f"\n  {why}" for why in outcome.left_undone)
-    if outcome.error is None:
-        return line + left
-    code = "\n".join(f"    | {row}" for row in outcome.error.source.splitlines())
-    return f"{line}\n  cell {outcome.error.cell}: {outcome.error.error}\n{code}{left}"
+    lines = [f"{'✓' if result.ok else '✗'} {result.notebook:<28} {result.seconds:6.1f} s"]
+    if error := result.error:
+        lines.append(f"  cell {error.cell}: {error.error}")
+        lines += [f"    | {row}" for row in error.source.splitlines()]
+    return "\n".join([*lines, *(f"  {why}" for why in result.left_undone)])
 
 
 def new_folder() -> Path:
@@ -365,17 +362,10 @@ def _literals(source: str) -> dict[str, Any]:
     return found
 
 
-def _type_within(default: Any, limits: Mapping[str, float]) -> Any:
-    """The type of this default, for msgspec."""
-    if not limits:
-        return type(default)
-    return Annotated[type(default), msgspec.Meta(ge=limits.get("min"), le=limits.get("max"))]
-
-
 # --- running ---
 
 
-def _run_all(jobs: list[Job], workers: int, log: Path, report: Callable[[Outcome], object]) -> None:
+def _run_all(jobs: list[Job], workers: int, log: Path) -> Iterator[Result]:
     """Run notebooks in threads, which only wait: each notebook's kernel is a process.
 
     Of several at a time the longest begin first, as one that began last would run on alone; those
@@ -384,17 +374,15 @@ def _run_all(jobs: list[Job], workers: int, log: Path, report: Callable[[Outcome
     beside = [job for job in jobs if workers > 1 and not job.notebook.measures_load]
     beside.sort(key=lambda job: -job.notebook.seconds)
     batches = [beside, *([job] for job in jobs if job not in beside)]
-    logging.getLogger("papermill").addHandler(logging.NullHandler())  # outcomes say all of it
+    logging.getLogger("papermill").addHandler(logging.NullHandler())  # results say all of it
     with _scratch_folder() as scratch, log.open("ab") as errors:
         for batch in filter(None, batches):
             at_once = min(workers, len(batch))
             with ThreadPoolExecutor(at_once) as pool:
-                futures = {pool.submit(_run, job, scratch, errors): job for job in batch}
+                futures = [pool.submit(_run, job, scratch, errors, at_once) for job in batch]
                 try:
                     for done in as_completed(futures):
-                        outcome = done.result()
-                        _complete_result(outcome, futures[done], at_once)
-                        report(outcome)
+                        yield done.result()
                 except BaseException:
                     _kill_kernels(futures, scratch)
                     raise
@@ -402,7 +390,7 @@ def _run_all(jobs: list[Job], workers: int, log: Path, report: Callable[[Outcome
         log.unlink()
 
 
-def _kill_kernels(futures: Iterable[Future[Outcome]], scratch: str) -> None:
+def _kill_kernels(futures: Iterable[Future[Result]], scratch: str) -> None:
     """Kill this run's kernels, those just being started included, until no notebook runs."""
     for future in futures:
         future.cancel()
@@ -413,12 +401,15 @@ def _kill_kernels(futures: Iterable[Future[Outcome]], scratch: str) -> None:
                     child.kill()
 
 
-def _run(job: Job, scratch: str, errors: BinaryIO) -> Outcome:
-    """Run one notebook in this thread, and clear up after it."""
+def _run(job: Job, scratch: str, errors: BinaryIO, at_once: int) -> Result:
+    """Run one notebook in this thread, clear up after it, and keep its result."""
     begun = time.perf_counter()
     error = _execute(job, tempfile.mkdtemp(dir=scratch, prefix=""), errors)
-    seconds = time.perf_counter() - begun
-    return Outcome(job.notebook.name, error is None, seconds, error, tuple(_finish(job)))
+    seconds = round(time.perf_counter() - begun, 3)
+    left = list(_finish(job))
+    return _keep(
+        job, ok=error is None, error=error, seconds=seconds, workers=at_once, left_undone=left
+    )
 
 
 def _execute(job: Job, place: str, errors: BinaryIO) -> CellError | None:
@@ -506,26 +497,21 @@ def _finish(job: Job) -> Iterator[str]:
         yield f"it has no page: {type(error).__name__}: {error}"
 
 
-def _complete_result(
-    outcome: Outcome, job: Job, at_once: int, *, interrupted: bool = False
-) -> None:
-    """Add to what the notebook recorded what only the runner knows."""
+def _keep(job: Job, **known: Any) -> Result:
+    """Add to what the notebook recorded what only the runner knows, and write it."""
     try:
         recorded = read_result(job.file(".json"))
     except WorkshopError:
-        recorded = Result(outcome.name)
-    complete = replace(
-        recorded,
-        title=job.notebook.title,
-        ok=outcome.ok,
-        interrupted=interrupted,
-        seconds=round(outcome.seconds, 3),
-        size=job.size,
-        workers=at_once,
-        parameters={**job.notebook.parameters, **job.parameters},
-        error=outcome.error,
-    )
+        recorded = Result(job.notebook.name)
+    given = {**job.notebook.parameters, **job.parameters}
+    about: dict[str, Any] = {
+        "title": job.notebook.title,
+        "size": job.size,
+        "parameters": given,
+    }
+    complete = replace(recorded, **about, **known)
     write_json(job.file(".json"), complete.to_json())
+    return complete
 
 
 def _point_latest_to(folder: Path) -> None:

@@ -59,7 +59,7 @@ def executed(shared, owner, tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(executed):
     folder, outcomes = executed
-    return {outcome.name: read_result(folder / f"{outcome.name}.json") for outcome in outcomes}
+    return {one.notebook: read_result(folder / f"{one.notebook}.json") for one in outcomes}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def figures(results):
 def test_all_notebooks_pass(executed):
     _, outcomes = executed
     assert [runner.describe(outcome) for outcome in outcomes if not outcome.ok] == []
-    assert [o.name for o in outcomes] == [n.name for n in runner.find_notebooks()]
+    assert [o.notebook for o in outcomes] == [n.name for n in runner.find_notebooks()]
 
 
 def test_run_all_and_run_all_once_more_records_figures_of_the_same_names(shared, figures, tmp_path):
