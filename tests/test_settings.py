@@ -1,90 +1,91 @@
+"""Settings: where each value comes from, and what is refused with the reason."""
+
 import pytest
 
 from workshop_lib.errors import SettingsError
 from workshop_lib.settings import Settings, load_settings
 
+CACHE = "a.serverless.us-east-1.cache.amazonaws.com"
+CLUSTER, ELSEWHERE = "abc.dsql.us-east-1.on.aws", "abc.dsql-x1.eu-west-1.on.aws"
 
-def test_defaults_are_the_documented_ones(clean_environment):
+
+@pytest.fixture
+def given(clean_environment):
+    """Sets variables."""
+
+    def given(**variables):
+        for name, value in variables.items():
+            clean_environment.setenv(name, value)
+
+    return given
+
+
+def test_defaults_are_the_documented_ones(given):
     values = load_settings().values
     assert (values.valkey_ttl, values.query) == (30.0, "SELECT * FROM users1")
     assert (values.dsql_pool_min, values.dsql_pool_max, values.dsql_pool_timeout) == (5, 30, 30.0)
     assert values.workshop_namespace == "workshop"
     assert load_settings().sources == {}
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
-def test_argument_wins_over_environment_wins_over_file(clean_environment, tmp_path):
+def test_argument_wins_over_environment_wins_over_file(given, tmp_path):
     file = tmp_path / "workshop.toml"
     file.write_text('valkey_ttl = 7\nquery = "SELECT 1"\ndsql_pool_max = 9\n')
-    clean_environment.setenv("VALKEY_TTL", "8")
-    clean_environment.setenv("DSQL_POOL_MAX", "10")
-    loaded = load_settings(dsql_pool_max=11)
+    given(VALKEY_TTL="8", DSQL_POOL_MAX="10", WORKSHOP_CACHE_MB="", DATABASE_URL="postgresql://x/x")
+    loaded = load_settings(dsql_pool_max=11, database_url="")
     values = loaded.values
     assert (values.query, values.valkey_ttl, values.dsql_pool_max) == ("SELECT 1", 8.0, 11)
-    assert loaded.sources == {
-        "query": f"file {file}",
-        "valkey_ttl": "environment",
-        "dsql_pool_max": "argument",
-    }
+    # An empty variable counts as unset, and an empty argument unsets.
+    assert (values.workshop_cache_mb, values.database_url) == (64, None)
     shown = {name: (value, source) for name, value, source, _ in loaded.origins()}
     assert shown["VALKEY_TTL"] == ("8.0", "environment")
+    assert shown["QUERY"] == ("SELECT 1", f"file {file}")
+    assert shown["DSQL_POOL_MAX"] == ("11", "argument")
     assert shown["DSQL_POOL_MIN"] == ("5", "default")
 
 
-def test_an_empty_variable_counts_as_unset_and_an_empty_argument_unsets(clean_environment):
-    clean_environment.setenv("VALKEY_TTL", "")
-    clean_environment.setenv("DATABASE_URL", "postgresql://x@127.0.0.1/x")
-    values = load_settings(database_url="").values
-    assert (values.valkey_ttl, values.database_url) == (30.0, None)
-
-
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("variables", "said"),
     [
-        ("VALKEY_TTL", "soon", "VALKEY_TTL='soon' (from environment)"),
-        ("VALKEY_TTL", "0", "greater than 0"),
-        ("DSQL_POOL_MAX", "3", "DSQL_POOL_MIN (5) is larger than DSQL_POOL_MAX (3)"),
-        ("AWS_REGION", "virginia", "it has to look like us-east-1"),
-        ("DSQL_ENDPOINT", "example.com", "<cluster-id>.dsql.<region>.on.aws"),
-        ("VALKEY_ENDPOINT", "example.com", ".cache.amazonaws.com"),
-        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1", "BUCKET_NAME is needed"),
-        ("DSQL_ENDPOINT", "abc.dsql.us-east-1.on.aws", "AWS_REGION is needed"),
-        ("WORKSHOP_NAMESPACE", "Drop Table", "String should match pattern"),
-        ("WORKSHOP_LINGER_SECOND", "5", "Did you mean WORKSHOP_LINGER_SECONDS?"),
-        ("VALKEY_TLL", "5", "Did you mean VALKEY_TTL?"),
+        ({"VALKEY_TTL": "soon"}, "VALKEY_TTL='soon' (from environment): it must be a number."),
+        ({"VALKEY_TTL": "0"}, "VALKEY_TTL='0' (from environment): it must be above 0"),
+        ({"WORKSHOP_CACHE_MB": "1.5"}, "it must be a whole number"),
+        ({"WORKSHOP_CACHE_MB": "4"}, "it must be 8 or more"),
+        ({"VALKEY_TTL": "1e9"}, "it must be 86400 or less"),
+        ({"DSQL_RULES": "of"}, "it must be 'auto', 'on' or 'off'"),
+        ({"WORKSHOP_NAMESPACE": "Drop Table"}, "it has to look like my_namespace"),
+        ({"DSQL_POOL_MAX": "3"}, "DSQL_POOL_MIN (5) is larger than DSQL_POOL_MAX (3)"),
+        ({"AWS_REGION": "virginia"}, "it has to look like us-east-1"),
+        ({"DSQL_ENDPOINT": "example.com"}, "<cluster-id>.dsql.<region>.on.aws"),
+        ({"VALKEY_ENDPOINT": "example.com"}, ".cache.amazonaws.com"),
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}, "BUCKET_NAME is needed"),
+        ({"DSQL_ENDPOINT": CLUSTER}, "AWS_REGION is needed"),
+        (
+            {"DSQL_ENDPOINT": ELSEWHERE, "AWS_REGION": "us-east-1"},
+            "DSQL_ENDPOINT is in eu-west-1, AWS_REGION is us-east-1",
+        ),
+        (
+            {"VALKEY_ENDPOINT": CACHE, "REDIS_URL": "redis://127.0.0.1"},
+            "both VALKEY_ENDPOINT and REDIS_URL are set",
+        ),
+        ({"WORKSHOP_LINGER_SECOND": "5"}, "Did you mean WORKSHOP_LINGER_SECONDS?"),
+        ({"VALKEY_TLL": "5"}, "Did you mean VALKEY_TTL?"),
     ],
 )
-def test_a_bad_value_or_name_is_refused_with_the_reason(clean_environment, name, value, said):
-    clean_environment.setenv(name, value)
+def test_a_bad_value_or_name_is_refused_with_the_reason(given, variables, said):
+    given(**variables)
     with pytest.raises(SettingsError) as refused:
         load_settings()
     assert said in str(refused.value)
 
 
-def test_two_addresses_for_one_service_are_refused(clean_environment):
-    clean_environment.setenv("VALKEY_ENDPOINT", "a.serverless.us-east-1.cache.amazonaws.com")
-    clean_environment.setenv("REDIS_URL", "redis://127.0.0.1")
-    with pytest.raises(SettingsError, match="both VALKEY_ENDPOINT and REDIS_URL are set"):
-        load_settings()
-
-
-def test_what_is_pasted_along_with_a_name_is_taken_off(clean_environment):
-    cache = "a.serverless.us-east-1.cache.amazonaws.com"
-    clean_environment.setenv("VALKEY_ENDPOINT", f" rediss://{cache}:6379 ")
-    clean_environment.setenv("DSQL_ENDPOINT", "'abc.dsql.us-east-1.on.aws:5432'")
-    clean_environment.setenv("AWS_REGION", "US-EAST-1")
-    clean_environment.setenv("BUCKET_NAME", "s3://my-bucket/")
+def test_what_is_pasted_along_with_a_name_is_taken_off(given):
+    given(VALKEY_ENDPOINT=f" rediss://{CACHE}:6379 ", DSQL_ENDPOINT=f"'{CLUSTER}:5432'")
+    given(AWS_REGION="US-EAST-1", BUCKET_NAME="s3://my-bucket/")
     values = load_settings().values
-    assert (values.valkey_endpoint, values.aws_region) == (cache, "us-east-1")
-    assert (values.dsql_endpoint, values.bucket_name) == ("abc.dsql.us-east-1.on.aws", "my-bucket")
-
-
-@pytest.mark.parametrize("name", ["abc.dsql.eu-west-1.on.aws", "abc.dsql-x1.eu-west-1.on.aws"])
-def test_a_database_in_another_region_is_refused(clean_environment, name):
-    clean_environment.setenv("DSQL_ENDPOINT", name)
-    clean_environment.setenv("AWS_REGION", "us-east-1")
-    with pytest.raises(SettingsError, match="DSQL_ENDPOINT is in eu-west-1, AWS_REGION is us-"):
-        load_settings()
-    assert load_settings(aws_region="eu-west-1").values.dsql_endpoint == name
+    assert (values.valkey_endpoint, values.aws_region) == (CACHE, "us-east-1")
+    assert (values.dsql_endpoint, values.bucket_name) == (CLUSTER, "my-bucket")
 
 
 @pytest.mark.parametrize(
@@ -96,23 +97,19 @@ def test_a_database_in_another_region_is_refused(clean_environment, name):
         (None, r"workshop\.toml, which does not exist as a file"),
     ],
 )
-def test_a_file_that_is_not_usable_is_refused(clean_environment, tmp_path, text, said):
+def test_a_file_that_is_not_usable_is_refused(given, tmp_path, text, said):
     file = tmp_path / "workshop.toml"
     file.unlink() if text is None else file.write_text(text)
     with pytest.raises(SettingsError, match=said):
         load_settings()
 
 
-def test_secrets_are_masked_wherever_settings_are_shown(clean_environment):
-    clean_environment.setenv("DATABASE_URL", "postgresql://me:hush-hush@127.0.0.1/db")
+def test_secrets_are_masked_wherever_settings_are_shown(given):
+    given(DATABASE_URL="postgresql://me:hush-hush@127.0.0.1/db")
     loaded = load_settings()
     assert "hush-hush" not in repr(loaded) + repr(loaded.origins()) + loaded._repr_html_()
     assert {name: value for name, value, *_ in loaded.origins()}["DATABASE_URL"] == "*" * 10
-    clean_environment.setenv("VALKEY_TTL", "x")
+    given(VALKEY_TTL="x")
     with pytest.raises(SettingsError) as refused:
         load_settings(queue_url="https://me:hush-hush@example.com")
     assert "hush-hush" not in str(refused.value)
-
-
-def test_every_setting_says_what_it_is_for():
-    assert [name for name, field in Settings.model_fields.items() if not field.description] == []

@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,9 +25,10 @@ from workshop_lib.options import INTERRUPTED, a_folder, as_json, yes
 from workshop_lib.paths import HOME, NOTEBOOKS, PACKAGE, RESULTS, display_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from workshop_lib.services.local import EngineState
+    from workshop_lib.services.local_dsql import LocalCluster
     from workshop_lib.services.state_folder import StateFolder
     from workshop_lib.settings import Settings
 
@@ -273,8 +274,8 @@ def list_notebooks() -> None:
     from workshop_lib.course import progress
 
     _lay_out()
-    for notebook in runner.find_notebooks():
-        done = progress(notebook.path)
+    found = runner.find_notebooks()
+    for notebook, done in zip(found, progress(one.path for one in found), strict=True):
         parts = [
             "run" if done.run else "",
             f"{done.solved} of {done.exercises} exercises solved" if done.solved else "",
@@ -399,15 +400,18 @@ def env() -> None:
 
     settings = _settings()
     endpoints = services.resolve(settings)
-    found = services.exports(settings, endpoints)
-    if endpoints.database.embedded:
-        try:
-            found["LOCAL_DSQL_URL"] = services.local_dsql.open_cluster(settings).url(PRINTED_S)
-        except WorkshopError as error:
-            click.echo(f"LOCAL_DSQL_URL is left out. {error}", err=True)
+    try:
+        found = services.exports(settings, endpoints)
+        if endpoints.database.embedded:
+            try:
+                with _local_dsql() as cluster:
+                    found["LOCAL_DSQL_URL"] = cluster.url(PRINTED_S)
+            except WorkshopError as error:
+                click.echo(f"LOCAL_DSQL_URL is left out. {error}", err=True)
+    finally:
+        endpoints.release()
     for name, value in found.items():
         click.echo(f"export {name}={shlex.quote(value)}")
-    endpoints.release()
 
 
 @main.command()
@@ -423,11 +427,8 @@ def dsql(user: str, seconds: int) -> None:
     """
     from psycopg2.extensions import make_dsn
 
-    from workshop_lib.services.local_dsql import open_cluster
-    from workshop_lib.settings import load_settings
-
-    cluster = open_cluster(load_settings().values)
-    token, place = cluster.token(user, seconds), cluster.place(user)
+    with _local_dsql() as cluster:
+        token, place = cluster.token(user, seconds), cluster.place(user)
     given = ", ".join(f"{name}={value!r}" for name, value in place.items())
     for name, value in place.items():
         click.echo(f"{name:<12} {value}")
@@ -458,7 +459,7 @@ def rules(what: str) -> None:
         )
     change = install_rules if what == "install" else remove_rules
     try:
-        with closing(Database(endpoint, pool_min=1)) as database, database.connection() as own:
+        with closing(Database(endpoint).connect()) as own:
             change(own)
     except psycopg2.errors.InsufficientPrivilege as error:
         raise WorkshopError(
@@ -466,6 +467,18 @@ def rules(what: str) -> None:
             "Sign in as that server's superuser."
         ) from None
     click.echo(f"The rules are {'installed' if what == 'install' else 'removed'}.")
+
+
+@contextmanager
+def _local_dsql() -> Iterator[LocalCluster]:
+    """The local Aurora DSQL; as long as it is held, it does not stop."""
+    from workshop_lib.services.local_dsql import open_cluster
+
+    cluster = open_cluster(_settings())
+    try:
+        yield cluster
+    finally:
+        cluster.release()
 
 
 def _show_engines(engines: Iterable[EngineState]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +52,14 @@ def solved() -> set[str]:
     return {one for one in found if isinstance(one, str)} if isinstance(found, list) else set()
 
 
-def progress(notebook: Path) -> Progress:
-    """How far a notebook is, by what its runs and exercises have left."""
+def progress(notebooks: Iterable[Path]) -> list[Progress]:
+    """How far each notebook is, by what its runs and exercises have left."""
     from workshop_lib.exercises import all_exercises  # noqa: PLC0415 -- a notebook's own half second
 
-    ids = {one.id for one in all_exercises() if one.id.startswith(f"{notebook.stem[:2]}.")}
-    run = (FILE.parent / f"{notebook.stem}.json").exists()
-    return Progress(run, len(ids & solved()), len(ids))
+    done = solved()
+    found = []
+    for notebook in notebooks:
+        ids = {one.id for one in all_exercises() if one.id.startswith(f"{notebook.stem[:2]}.")}
+        run = (FILE.parent / f"{notebook.stem}.json").exists()
+        found.append(Progress(run, len(ids & done), len(ids)))
+    return found

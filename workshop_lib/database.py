@@ -28,7 +28,6 @@ from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION, comes_from_conflict
 from workshop_lib.errors import ServiceUnreachableError, SettingsError, TransactionError
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
-from workshop_lib.services.error_help import error_help
 
 T = TypeVar("T")
 Query = str | sql.Composable
@@ -501,6 +500,8 @@ def _to_bytes(value: str | bytes | None, cursor: Any) -> bytes | None:
 
 
 def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreachableError:
+    from workshop_lib.services.error_help import error_help  # noqa: PLC0415 -- for errors only
+
     return ServiceUnreachableError(
         f"No connection to the database at {endpoint.address} ({endpoint.label}): "
         f"{error_help(error, endpoint)}"

@@ -8,18 +8,17 @@ import secrets
 from collections import Counter
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 from workshop_lib import dataset
 from workshop_lib.cache.keys import match_all
+from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
 from workshop_lib.objects import greet_store, store_client
+from workshop_lib.queues import delete_own_queues
 from workshop_lib.services import local, resolve
 from workshop_lib.services.state_folder import state_folder
 from workshop_lib.settings import load_settings
-
-if TYPE_CHECKING:
-    from workshop_lib.workshop import Workshop
+from workshop_lib.workshop import Workshop, open_workshop
 
 STAMP = 12
 """Digits by which a run's namespaces say when it began."""
@@ -39,11 +38,21 @@ def inventory(ws: Workshop) -> dict[str, int]:
 def wipe(ws: Workshop, *, of_others: bool = False) -> dict[str, int]:
     """Delete a workshop's tables, keys, objects and queues; as `Workshop.wipe`.
 
+    Args:
+        ws: whose.
+        of_others: tables that are not the workshop's, too.
+
     Raises:
         WorkshopError: a service does not answer.
 
     """
-    return _wipe(ws, ws.namespace, dataset.drop_everything(ws.database, of_others=of_others))
+    tables = dataset.drop_everything(ws.database, of_others=of_others)
+    objects = list(dataset.list_objects(ws.s3, ws.bucket, ws.object_prefix))
+    for name in objects:
+        ws.s3.delete_object(Bucket=ws.bucket, Key=name)
+    delete_own_queues(ws.settings)
+    keys = clear_namespace(ws.valkey, ws.namespace)
+    return {"tables": len(tables), "keys": keys, "objects": len(objects)}
 
 
 def wipe_namespace(*namespaces: str) -> dict[str, int]:
@@ -55,29 +64,14 @@ def wipe_namespace(*namespaces: str) -> dict[str, int]:
         WorkshopError: a service does not answer.
 
     """
-    from workshop_lib.workshop import open_workshop  # noqa: PLC0415 -- it imports this module
-
-    first, found = namespaces[0], Counter[str]()
-    ws = open_workshop(f"wipe {first}", workshop_namespace=first, workshop_linger_seconds=0.0)
-    with closing(ws):
-        for namespace in namespaces:
-            with closing(Database(ws.endpoints.database, namespace, pool_min=1)) as database:
-                tables = dataset.drop_everything(database, of_others=True)
-            found.update(_wipe(ws, namespace, tables))
+    found = Counter[str]()
+    for namespace in namespaces:
+        ws = open_workshop(
+            f"wipe {namespace}", workshop_namespace=namespace, workshop_linger_seconds=0.0
+        )
+        with closing(ws):
+            found.update(wipe(ws, of_others=True))
     return dict(found)
-
-
-def _wipe(ws: Workshop, namespace: str, tables: list[str]) -> dict[str, int]:
-    """Delete the rest of a namespace whose tables are gone."""
-    from workshop_lib.cache.query_cache import clear_namespace  # noqa: PLC0415 -- as queues
-    from workshop_lib.queues import delete_own_queues  # noqa: PLC0415 -- few have any
-
-    objects = list(dataset.list_objects(ws.s3, ws.bucket, f"{namespace}/"))
-    for name in objects:
-        ws.s3.delete_object(Bucket=ws.bucket, Key=name)
-    delete_own_queues(ws.settings.model_copy(update={"workshop_namespace": namespace}))
-    keys = clear_namespace(ws.valkey, namespace)
-    return {"tables": len(tables), "keys": keys, "objects": len(objects)}
 
 
 def new_run() -> str:

@@ -21,7 +21,6 @@ from pydantic_settings import (
 )
 
 from workshop_lib.errors import SettingsError
-from workshop_lib.html_table import html_table
 from workshop_lib.paths import HOME
 
 NAMESPACE = "[a-z][a-z0-9_]{0,39}"
@@ -64,7 +63,7 @@ CacheName = Annotated[
 Bucket = Annotated[str, _form("[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]", "my-bucket")]
 Queue = Annotated[SecretStr, _form(_QUEUE, "https://sqs.<region>.amazonaws.com/<12 digits>/<name>")]
 Function = Annotated[str, _form("[A-Za-z0-9_-]{1,64}", "my-function")]
-Namespace = Annotated[str, Field(pattern=f"^{NAMESPACE}$")]
+Namespace = Annotated[str, _form(NAMESPACE, "my_namespace")]
 
 
 class Settings(BaseSettings):
@@ -176,6 +175,8 @@ class LoadedSettings:
         ]
 
     def _repr_html_(self) -> str:
+        from workshop_lib.html_table import html_table  # noqa: PLC0415 -- opening shows no page
+
         return html_table(("setting", "value", "from", "what it is"), self.origins())
 
 
@@ -268,11 +269,28 @@ def _refuse_misspelt_variables() -> None:
             )
 
 
+PLAIN_WORDS = {
+    "float_parsing": "it must be a number",
+    "int_parsing": "it must be a whole number",
+    "int_from_float": "it must be a whole number",
+    "float_type": "it must be a number",
+    "int_type": "it must be a whole number",
+    "string_type": "it must be a text",
+    "greater_than": "it must be above {gt:g}",
+    "greater_than_equal": "it must be {ge:g} or more",
+    "less_than_equal": "it must be {le:g} or less",
+    "literal_error": "it must be {expected}",
+    "value_error": "{error}",
+}
+"""What pydantic's kinds of errors mean."""
+
+
 def _problems(error: ValidationError, sources: Mapping[str, str]) -> str:
     """Each problem with the setting's name and where its value came from."""
     lines = []
     for problem in error.errors():
-        message = problem["msg"].removeprefix("Value error, ")
+        words = PLAIN_WORDS.get(problem["type"], problem["msg"])
+        message = words.format(**problem.get("ctx", {}))
         if problem["loc"]:
             name = str(problem["loc"][0])
             if problem["type"] == "extra_forbidden":

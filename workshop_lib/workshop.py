@@ -9,8 +9,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,10 @@ import boto3
 import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
-from workshop_lib import dataset, forks, namespaces
+from workshop_lib import dataset, forks
 from workshop_lib.database import Database
 from workshop_lib.dataset import Loaded, Sizes
-from workshop_lib.dsql import Step, play
 from workshop_lib.errors import ResultError, WorkshopError
-from workshop_lib.measure import FEWEST_FOR_INTERVAL, P99_SAMPLES, Samples
 from workshop_lib.objects import ObjectStore, greet_store, store_client, store_error
 from workshop_lib.paths import RESULTS
 from workshop_lib.results import (
@@ -45,7 +43,9 @@ from workshop_lib.settings import LoadedSettings, load_settings
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workshop_lib.dsql import Step
     from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
+    from workshop_lib.measure import Samples
     from workshop_lib.sandbox import Sandbox
     from workshop_lib.services.local_dsql import LocalCluster
 
@@ -111,10 +111,13 @@ class Workshop:
         )
         self._pid = os.getpid()
         self._sandbox: Sandbox | None = None
-        self._let_go_of_messaging: Callable[[], None] = lambda: None
-        self._let_go_of_local_sqs: Callable[[], None] = lambda: None
-        self._let_go_of_cluster: Callable[[], None] = lambda: None
         self._workers: LocalWorkers | LambdaWorkers | None = None
+        self._exit = ExitStack()
+        for one in (endpoints.release, self.s3.close, self.valkey.close, self.database.close):
+            self._exit.callback(one)
+        self._exit.callback(self._note_latency)
+        for proxy in self._proxies.values():
+            self._exit.callback(proxy.close)
         forks.tell_child(self)
 
     def _after_fork(self) -> None:
@@ -173,7 +176,7 @@ class Workshop:
         from workshop_lib.services.local_dsql import open_cluster
 
         cluster = open_cluster(self.settings)
-        self._let_go_of_cluster = cluster.release
+        self._exit.callback(cluster.release)
         return cluster
 
     def play(self, script: Iterable[Sequence[Any]]) -> list[Step]:
@@ -189,6 +192,8 @@ class Workshop:
             What came of each. An error of the database is noted, and the play goes on.
 
         """
+        from workshop_lib.dsql import play
+
         return play(self._join_play, script)
 
     def _join_play(self) -> Any:
@@ -245,8 +250,9 @@ class Workshop:
 
         if self._workers is not None:
             self._workers.close()
-            self._workers = None
+        self._workers = None
         self._workers = open_workers(self, at_once, metrics=metrics)
+        self._exit.callback(self._workers.close)
         return self._workers
 
     @property
@@ -269,16 +275,15 @@ class Workshop:
             EngineError: the emulation did not start.
 
         """
-        endpoint, self._let_go_of_messaging = resolve_messaging(self.settings)
+        endpoint, release = resolve_messaging(self.settings)
+        self._exit.callback(release)
         self.result.services["messaging"] = describe_service(endpoint, self.endpoints.aws_region)
         return endpoint
 
     @cached_property
     def sqs(self) -> Any:
         """A boto3 client of the queues."""
-        from workshop_lib.queues import messaging_client
-
-        return messaging_client(self.messaging, "sqs")
+        return self._client(self.messaging, "sqs")
 
     @cached_property
     def local_sqs(self) -> Any:
@@ -288,18 +293,21 @@ class Workshop:
         """
         if self.messaging.emulated:
             return self.sqs
-        from workshop_lib.queues import messaging_client
-
-        local = self.settings.model_copy(update={"queue_url": None})
-        endpoint, self._let_go_of_local_sqs = resolve_messaging(local)
-        return messaging_client(endpoint, "sqs")
+        endpoint, release = resolve_messaging(self.settings.model_copy(update={"queue_url": None}))
+        self._exit.callback(release)
+        return self._client(endpoint, "sqs")
 
     @cached_property
     def cloudwatch(self) -> Any:
         """A boto3 client of the metrics."""
+        return self._client(self.messaging, "cloudwatch")
+
+    def _client(self, endpoint: MessagingEndpoint, service: str) -> Any:
         from workshop_lib.queues import messaging_client
 
-        return messaging_client(self.messaging, "cloudwatch")
+        client = messaging_client(endpoint, service)
+        self._exit.callback(client.close)
+        return client
 
     def open_queue(
         self, name: str, *, visibility_timeout_s: int, max_receives: int
@@ -387,6 +395,7 @@ class Workshop:
         self._sandbox = Sandbox(
             self.settings, database=database, caches=caches, cache_timeout_s=cache_timeout_s
         )
+        self._exit.callback(self._sandbox.close)
         self.result.services.update(self._sandbox.describe())
         return self._sandbox
 
@@ -430,20 +439,14 @@ class Workshop:
             self._note_latency()
 
     @contextmanager
-    def at_latency(
-        self,
-        *,
-        database: float | None = None,
-        cache: float | None = None,
-        store: float | None = None,
-    ) -> Iterator[None]:
+    def at_latency(self, **seconds: float) -> Iterator[None]:
         """`set_latency` for the length of a with block; what was before is in force after it.
 
         Draw the plots of what you measure within the block: then they carry the latency.
         """
         before = self.latencies
         try:
-            self.set_latency(database=database, cache=cache, store=store)
+            self.set_latency(**seconds)
             yield
         finally:
             self.set_latency(**before)
@@ -509,14 +512,18 @@ class Workshop:
 
     def record_samples(self, name: str, samples: Samples) -> None:
         """Keep p50 (with its interval), p95, p99, mean, minimum and maximum of samples, in µs."""
+        from workshop_lib.measure import FEWEST_FOR_INTERVAL, P99_SAMPLES
+
         n, (low, high) = len(samples), samples.interval(50)
         interval = (low * 1e6, high * 1e6) if n >= FEWEST_FOR_INTERVAL else None
         self.record(f"{name}_p50", samples.median * 1e6, "µs", n, interval)
-        others = {"p95": samples.percentile(95), "mean": samples.mean,
-                  "min": min(samples.seconds), "max": max(samples.seconds)}  # fmt: skip
-        if n >= P99_SAMPLES:
-            others["p99"] = samples.percentile(99)
-        for what, seconds in others.items():
+        for percent in (95, 99) if n >= P99_SAMPLES else (95,):
+            self.record(f"{name}_p{percent}", samples.percentile(percent) * 1e6, "µs", n)
+        for what, seconds in (
+            ("mean", samples.mean),
+            ("min", min(samples.seconds)),
+            ("max", max(samples.seconds)),
+        ):
             self.record(f"{name}_{what}", seconds * 1e6, "µs", n)
 
     def summary(self, pattern: str = "") -> pd.DataFrame:
@@ -529,18 +536,18 @@ class Workshop:
         import pandas as pd
 
         chosen = {n: m for n, m in self.result.measurements.items() if re.search(pattern, n)}
-        ends = {n: [format_value(end) for end in (m.low, m.high) if end is not None]
-                for n, m in chosen.items()}  # fmt: skip
-        rows = [
-            (format_value(m.value), m.unit, " – ".join(ends[n]), f"{m.n:,}")
-            for n, m in chosen.items()
-        ]
+        rows = []
+        for m in chosen.values():
+            ends = " – ".join(format_value(end) for end in (m.low, m.high) if end is not None)
+            rows.append((format_value(m.value), m.unit, ends, f"{m.n:,}"))
         columns = ["value", "unit", "95 % interval", "samples"]
         return pd.DataFrame(rows, index=list(chosen), columns=columns)
 
     def inventory(self) -> dict[str, int]:
         """How many tables, cache keys and objects of this workshop there are now."""
-        return namespaces.inventory(self)
+        from workshop_lib.namespaces import inventory
+
+        return inventory(self)
 
     @property
     def tables(self) -> pd.DataFrame:
@@ -560,37 +567,20 @@ class Workshop:
             How many tables, keys and objects there were.
 
         """
-        return namespaces.wipe(self)
+        from workshop_lib.namespaces import wipe
+
+        return wipe(self)
 
     def close(self) -> None:
         """Close all connections and let go of the local engines. Doing it twice is harmless."""
-        if self._workers is not None:
-            self._workers.close()
-            self._workers = None
-        if self._sandbox is not None:
-            self._sandbox.close()
-        for proxy in self._proxies.values():
-            proxy.close()
-        self._note_latency()
-        self.database.close()
-        self.valkey.close()
-        self.s3.close()
-        for client in ("sqs", "local_sqs", "cloudwatch"):
-            if client in vars(self):
-                getattr(self, client).close()
-        self._let_go_of_messaging()
-        self._let_go_of_local_sqs()
-        self._let_go_of_cluster()
-        self.endpoints.release()
+        self._exit.close()
 
     def _repr_html_(self) -> str:
-        rows = [
-            {"service": kind, "what it is": info["label"], "version": info["version"]}
-            for kind, info in self.result.services.items()
-        ]
-        import pandas as pd
+        from workshop_lib.html_table import html_table
 
-        return str(pd.DataFrame(rows).to_html(index=False))
+        services = self.result.services.items()
+        rows = [(kind, found["label"], found["version"]) for kind, found in services]
+        return html_table(("service", "what it is", "version"), rows)
 
     def _note_latency(self) -> None:
         """Have the result keep, and the plots say, which latencies are emulated."""
