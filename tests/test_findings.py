@@ -6,7 +6,7 @@ from html import unescape
 import pytest
 
 from workshop_lib import runner
-from workshop_lib.findings import Statement, content, find, share
+from workshop_lib.findings import Statement, find, share, statements
 from workshop_lib.results import Measurement, Result
 
 
@@ -71,8 +71,8 @@ def test_where_it_was_measured_is_said_where_the_statement_wants_it():
 
 def test_every_notebook_has_a_sentence_without_a_figure_of_its_own():
     names = {notebook.name for notebook in runner.find_notebooks()}
-    statements = content().statement
-    assert {one.notebook for one in statements} == names
-    for one in statements:
+    told = statements()
+    assert {one.notebook for one in told} == names
+    for one in told:
         words = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|\bS3\b|\bp9[59]\b", "", one.text, flags=re.DOTALL)
         assert not re.search(r"\d", words), one.notebook

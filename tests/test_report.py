@@ -186,7 +186,7 @@ def test_the_page_allows_itself_nothing_but_its_own_style_and_embedded_pictures(
 def test_an_executed_notebook_s_page_shows_all_and_loads_nothing_from_elsewhere(folder):
     exported = Page((folder / f"{QUERY}.html").read_text(encoding="utf-8"))
     assert "Cache a query" in exported.text
-    assert "show(first) show(second)" in "".join(exported.text.split())
+    assert "show(first)show(second)" in "".join(exported.text.split())
     assert exported.values("img", "alt")[0] == 'Hits "fast"'
     assert not any(exported.values("script", "src") + exported.values("link", "href"))
     assert all(str(src).startswith("data:") for src in exported.values("img", "src"))

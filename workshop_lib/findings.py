@@ -52,22 +52,11 @@ class Finding:
     missing: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
-    """The file.
-
-    Attributes:
-        statement: all of them, in the order in which they are told.
-
-    """
-
-    statement: list[Statement]
-
-
 @cache
-def content() -> Content:
-    """What data/findings.toml says."""
-    return msgspec.convert(tomllib.loads(FILE.read_text(encoding="utf-8")), Content)
+def statements() -> list[Statement]:
+    """What data/findings.toml says, in the order in which it is told."""
+    content = tomllib.loads(FILE.read_text(encoding="utf-8"))
+    return msgspec.convert(content["statement"], list[Statement])
 
 
 def find(statement: Statement, result: Result) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import jinja2
 
 from workshop_lib.errors import ResultError
-from workshop_lib.findings import NOT_THERE, Finding, content, evaluate, find
+from workshop_lib.findings import NOT_THERE, Finding, evaluate, find, statements
 from workshop_lib.notebook_format import nbformat
 from workshop_lib.paths import replace_file
 from workshop_lib.published import PublishedFigure, Study, studies
@@ -25,29 +26,22 @@ HEADLINE = "headline"
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A notebook's most telling plot: PNG in base64, what it shows in words, a file of its own."""
-
-    png: str
-    alt: str
-    file: str
-
-
-@dataclass(frozen=True, slots=True)
 class Section:
     """What the page says about one notebook.
 
     Attributes:
         result: as its file holds it.
         page: whether it was exported as a page.
-        picture: if it drew one.
+        picture: its most telling plot, which is a file of its own as well: PNG in base64.
+        alt: what the picture shows, in words.
         problem: why its executed notebook cannot be shown; empty if it can, or there is none.
 
     """
 
     result: Result
     page: bool
-    picture: Picture | None = None
+    picture: str = ""
+    alt: str = ""
     problem: str = ""
 
 
@@ -62,7 +56,7 @@ def write_report(folder: Path) -> Path:
 
     """
     results = read_run(folder)
-    passed = [one for one in content().statement if one.notebook in results]
+    passed = [one for one in statements() if one.notebook in results]
     findings = [find(one, results[one.notebook]) for one in passed if results[one.notebook].ok]
     sections = {name: _section(folder / name, result) for name, result in results.items()}
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
@@ -101,28 +95,29 @@ def export(executed: Path) -> None:
 
 
 def _section(place: Path, result: Result) -> Section:
-    executed, picture, problem = place.with_suffix(".ipynb"), None, ""
+    executed, picture, alt, problem = place.with_suffix(".ipynb"), "", "", ""
     try:
-        picture = _picture(executed) if executed.exists() else None
+        if executed.exists():
+            picture, alt = _picture(executed)
     except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others have theirs
         problem = f"{type(error).__name__}: {error}"
-    return Section(result, place.with_suffix(".html").exists(), picture, problem)
+    return Section(result, place.with_suffix(".html").exists(), picture, alt, problem)
 
 
-def _picture(executed: Path) -> Picture | None:
-    """The picture of the cell with the tag "headline", or the first; also as a file of its own."""
+def _picture(executed: Path) -> tuple[str, str]:
+    """The picture of the cell with the tag "headline", or the first, and what it shows."""
     drawn = [
-        (output.metadata.get("image/png", {}).get("alt", "a plot"), output.data["image/png"], cell)
+        (HEADLINE in cell.metadata.get("tags", ()), output)
         for cell in nbformat.read(executed, as_version=4).cells
         for output in cell.get("outputs", ())
         if "image/png" in output.get("data", {})
     ]
     if not drawn:
-        return None
-    alt, png, _ = max(drawn, key=lambda one: HEADLINE in one[2].metadata.get("tags", ()))
-    file = executed.with_suffix(".png")
-    file.write_bytes(b64decode(png))
-    return Picture("".join(png.split()), alt, file.name)
+        return "", ""
+    _, output = max(drawn, key=lambda one: one[0])
+    png = "".join(output.data["image/png"].split())
+    executed.with_suffix(".png").write_bytes(b64decode(png))
+    return png, output.metadata.get("image/png", {}).get("alt", "a plot")
 
 
 def _is_headline(found: Finding, results: Mapping[str, Result]) -> bool:
@@ -135,15 +130,15 @@ def beside(
     study: Study, results: Mapping[str, Result]
 ) -> list[tuple[PublishedFigure, Measurement | None]]:
     """Published figures, and those of a run that are like them; None where it has none."""
-    return [(o, _like(o, results[o.notebook])) for o in study.figures if o.notebook in results]
-
-
-def _like(published: PublishedFigure, result: Result) -> Measurement | None:
-    try:
-        figure = evaluate(published.like, result)
-        return figure if figure.number > 0 else None
-    except NOT_THERE:
-        return None
+    rows = []
+    for published in study.figures:
+        if published.notebook in results:
+            ours = None
+            with suppress(*NOT_THERE):
+                figure = evaluate(published.like, results[published.notebook])
+                ours = figure if figure.number > 0 else None
+            rows.append((published, ours))
+    return rows
 
 
 def _services(results: Iterable[Result]) -> list[tuple[str, dict[str, Any]]]:

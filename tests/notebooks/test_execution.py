@@ -18,7 +18,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from workshop_lib import report, runner
-from workshop_lib.findings import content, find
+from workshop_lib.findings import find, statements
 from workshop_lib.published import studies
 from workshop_lib.results import read_result
 from workshop_lib.services import local
@@ -324,15 +324,14 @@ def test_the_larger_an_object_the_less_a_cache_gains(figures):
 
 def test_each_result_says_how_it_came_about(executed, results):
     for outcome in executed[1]:
-        result = results[outcome.name]
+        result = results[outcome.notebook]
         assert (result.ok, result.size) == (True, "quick")
         assert result.measurements
 
 
 def test_the_report_finds_every_figure_and_picture_that_it_is_to_show(executed, results):
     folder, _ = executed
-    found = content()
-    missing = [find(one, results[one.notebook]).missing for one in found.statement]
+    missing = [find(one, results[one.notebook]).missing for one in statements()]
     assert [why for why in missing if why] == []
     for name in results:
         images = [
@@ -353,7 +352,7 @@ def test_the_page_of_a_whole_run_is_small_enough_to_send_and_leads_to_every_note
     assert page.stat().st_size < 8_000_000
     text = page.read_text(encoding="utf-8")
     assert "did not record what it takes" not in text
-    assert [o.name for o in outcomes if f'href="{o.name}.html"' not in text] == []
+    assert [o.notebook for o in outcomes if f'href="{o.notebook}.html"' not in text] == []
 
 
 def test_nothing_of_a_run_is_left_in_database_cache_or_store(executed, shared):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -297,18 +298,11 @@ def _bring_to(
     # next load must know that what it finds is not its own.
     _note(database, table, made_from, rows, complete=False)
     removed = _delete_above(database, table, count if made_from == recipe else 0)
-    batches = 0
-
-    def batch_done(rows: int) -> None:
-        nonlocal batches
-        batches += 1
-        bar.update(rows)
-
     _note(database, table, recipe, count, complete=False)
     with progress_bar(count, table.name) as bar:
-        new = database.insert_rows(table.name, table.columns, source(), progress=batch_done)
+        new = database.insert_rows(table.name, table.columns, source(), progress=bar.update)
     _note(database, table, recipe, count, complete=True)
-    return new, removed, batches
+    return new, removed, math.ceil(count / MAX_ROWS_PER_TRANSACTION)
 
 
 def _delete_above(database: Database, table: Table, key: int) -> int:
