@@ -178,7 +178,7 @@ def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
         first_use.set_up(given, ask=sys.stdin.isatty() and sys.stdout.isatty())
     well = no_check or _check()
     lab = "`workshop lab` opens the notebooks, `workshop run` runs them all."
-    again = "do what stands beside the first ✗, then `workshop check`."
+    again = "do what the first ✗ says, then run `workshop check`."
     click.echo(f"Next: {lab if well else again}")
     sys.exit(0 if well else 1)
 
@@ -246,7 +246,7 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     endpoints = services.resolve(_settings())
     click.echo(
         f"Services: {', '.join(e.label for e in endpoints.all)}. Ctrl-C ends JupyterLab; local "
-        "engines end when nobody has used them for a while, or by `workshop stop`."
+        "engines end after a while without use, or by `workshop stop`."
     )
     endpoints.release()
     options = {
@@ -294,7 +294,7 @@ def notebook() -> None:
 def reset_notebook(name: str) -> None:
     """Put a notebook back as it was delivered.
 
-    NAME is a number or a name, such as 05. Your version is kept beside it.
+    NAME is a number or a name, such as 05. Your version is kept in the same folder.
     """
     from workshop_lib import runner
     from workshop_lib.copies import reset_notebook as put_back
@@ -450,7 +450,7 @@ def rules(what: str) -> None:
     from workshop_lib.dsql import install_rules, remove_rules
     from workshop_lib.services.endpoints import external_database
 
-    # Whoever installs rules need not keep them meanwhile.
+    # This connection need not keep the rules that it installs.
     endpoint = external_database(_settings(dsql_rules="off"))
     if endpoint is None or endpoint.aws:
         raise WorkshopError(

@@ -105,7 +105,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
     They can if the same notebook passed in both, at the same size, with the same parameters and
     the same emulated latencies; a figure has a ratio if it has the same unit in both.
 
-    Two runs of the same code differ, too: by chance, and by what else the machine did. So a figure
+    Runs of the same code differ as well: by chance, and by what else the machine did. A figure
     counts as different only outside of an interval that holds for all figures together (Bonferroni)
     and allows for the spread between the runs. That is estimated from all figures where both runs
     used the same services: most of them stay what they were.

@@ -80,7 +80,7 @@ class Connection(PlainConnection):
         inherited: it was opened before this process was forked: it is the parent's.
         ends: when it is to be replaced, by `time.monotonic`, well before DSQL ends it.
         reads_only: its transactions are read-only.
-        arguments: how to connect once more.
+        arguments: how to open another connection to the same database.
 
     """
 
@@ -333,7 +333,7 @@ class Pool:
 
     Args:
         connect: opens a connection.
-        keep: how many stay open when nobody uses them.
+        keep: how many stay open when idle.
         limit: how many are open at most.
         timeout_s: the longest wait for one of them, seconds.
 

@@ -52,7 +52,7 @@ def lay_out() -> list[str]:
 
 
 def reset_notebook(path: Path) -> Path | None:
-    """Put a notebook back as it was delivered, and keep the present one beside it.
+    """Put a notebook back as it was delivered, and keep the present one under another name.
 
     Args:
         path: of the notebook, in the learner's folder.

@@ -42,7 +42,7 @@ COMING_UP_S = 30.0
 """How long a server that says that it is starting may take until it lets us in, seconds. Aurora
 DSQL says so of a cluster that has been idle for a while."""
 AWAY_S = 2.0
-"""How long the local engine may be away until it is started again, seconds."""
+"""How long a restart of the local engine may take, seconds."""
 KNOCK_S = 0.05
 COMING_UP = (
     *("starting up", "in recovery mode", "not yet accepting connections"),
@@ -123,7 +123,7 @@ class Database:
         forks.tell_child(self)
 
     def _begin(self) -> None:
-        """Begin with no connections, and with locks that nobody holds."""
+        """Begin with no connections, and with locks that no thread holds."""
         self._counts_lock = threading.Lock()
         self._pool = Pool(self.connect, *self._limits)
 
@@ -409,9 +409,8 @@ class Database:
                 cursor.execute(RULES, ("on" if rules else "off", LOCK_WAIT_S if rules else 0))
                 if rules and not cursor.fetchall()[0][0]:
                     raise SettingsError(
-                        "DSQL_RULES is on, and this PostgreSQL has not got the rules. `workshop "
-                        "rules install` installs them, signed in as its superuser; DSQL_RULES=off "
-                        "goes without them."
+                        "DSQL_RULES is on, but this PostgreSQL does not have the rules. Sign in as its "
+                        "superuser and run `workshop rules install`, or set DSQL_RULES=off."
                     )
 
     def reroute(self, host: str, port: int) -> None:
@@ -449,8 +448,8 @@ def _commit(connection: Connection) -> None:
     """Commit what `work` did, and make sure that this is what happened.
 
     Raises:
-        psycopg2.Error: the error that was swallowed and made the transaction void; or a conflict.
-        TransactionError: it is void for another reason, was ended, or nobody knows.
+        psycopg2.Error: the swallowed error that made the transaction void; or a conflict.
+        TransactionError: it is void for another reason, `work` ended it, or its outcome is unknown.
 
     """
     status, tag = connection.get_transaction_status(), ""
@@ -472,7 +471,7 @@ def _commit(connection: Connection) -> None:
     if tag != "COMMIT":
         raise TransactionError(
             "The transaction was not committed: `work` did not pass on the error of a statement, "
-            "or did end the transaction itself. Let errors out of `work`, or use a savepoint where "
+            "or ended the transaction itself. Let errors out of `work`, or use a savepoint where "
             "there are some; run_transaction commits when `work` returns."
         )
 

@@ -13,7 +13,7 @@ _SECRET = re.compile(
 
 
 def redact(said: object) -> str:
-    r"""An error's text, or another's, on one line and without what only its owner may read.
+    r"""A text, such as an error's, on one line and without account numbers and secrets.
 
     AWS repeats in its errors the account's number, keys, signatures and session tokens.
 
@@ -51,7 +51,7 @@ class PoolTimeoutError(WorkshopError, TimeoutError):
 
 
 class TransactionError(WorkshopError, RuntimeError):
-    """A transaction was not committed, or nobody knows whether it was."""
+    """A transaction was not committed, or its outcome is unknown."""
 
 
 class DataError(WorkshopError, ValueError):

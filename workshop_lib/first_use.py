@@ -31,10 +31,10 @@ def set_up(given: Mapping[str, str], *, ask: bool) -> None:
 
     Args:
         given: by the setting's name; an empty text means that there is none.
-        ask: whether somebody is there to answer.
+        ask: whether a person is there to answer.
 
     Raises:
-        SettingsError: a value is not usable, or is missing and nobody can be asked.
+        SettingsError: a value is not usable, or is missing and no person can be asked.
 
     """
     path, document = _read()
@@ -109,7 +109,7 @@ def _read() -> tuple[Path, tomlkit.TOMLDocument]:
 
 
 def _write(path: Path, document: tomlkit.TOMLDocument, values: Mapping[str, str]) -> None:
-    """Change these settings and no other line; nobody else may read the file.
+    """Change these settings and no other line; only its owner may read the file.
 
     Values are shown without the account's number, as people share their screens.
     """

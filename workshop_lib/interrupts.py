@@ -33,7 +33,7 @@ def interruptible(connection: Any, call: Callable[..., T], *args: Any) -> T:
     """Do something that waits for a database, and have an Interrupt end it.
 
     Args:
-        connection: the one that is waited for; its `arguments` say how to connect once more.
+        connection: the one that is waited for; its `arguments` say how to open another.
         call: what to do, with the arguments that follow.
 
     """

@@ -22,7 +22,7 @@ class WakefulChannel(AsyncZMQSocketChannel):
     """
 
     def send(self, msg: dict[str, Any]) -> None:
-        """Send a message, and wake whoever waits for a reply that came meanwhile."""
+        """Send a message, and wake the task that waits for a reply that came meanwhile."""
         super().send(msg)
         self.socket.get(zmq.EVENTS)
 

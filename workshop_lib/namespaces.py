@@ -40,7 +40,7 @@ def wipe(ws: Workshop, *, of_others: bool = False) -> dict[str, int]:
 
     Args:
         ws: whose.
-        of_others: tables that are not the workshop's, too.
+        of_others: also tables that are not the workshop's.
 
     Raises:
         WorkshopError: a service does not answer.
@@ -86,8 +86,8 @@ def new_run() -> str:
 def abandoned_namespaces() -> list[str]:
     """The namespaces of runs that were killed, found by their schemas and objects.
 
-    In local engines that nobody else uses, those of all runs; elsewhere, where a run of somebody
-    else's may be under way, those of runs that began more than a day ago.
+    In local engines without another user, those of all runs; elsewhere, where another person's run
+    may be under way, those of runs that began more than a day ago.
 
     Raises:
         WorkshopError: a service does not answer.

@@ -1,4 +1,4 @@
-"""Progress bars for what takes longer than a moment; none where nobody looks."""
+"""Progress bars for what takes longer than a moment; none in headless runs."""
 
 from __future__ import annotations
 

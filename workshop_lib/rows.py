@@ -46,7 +46,7 @@ class Rows:
 
     def to_frame(self) -> pd.DataFrame:
         """The result as a pandas frame; Decimal and date columns stay objects."""
-        import pandas as pd  # noqa: PLC0415 -- the engines' supervisor reads this, too
+        import pandas as pd  # noqa: PLC0415 -- the engines' supervisor reads this as well
 
         return pd.DataFrame(self.rows, columns=list(self.columns))
 

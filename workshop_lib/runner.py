@@ -63,7 +63,7 @@ class Notebook:
         ranges: of parameters, `min` and `max`; of lists, those of each value, and `different`, how
             many different ones are needed.
         seconds: roughly how long a quick run of it takes.
-        measures_load: whether others that run beside it would spoil what it shows.
+        measures_load: whether notebooks that run at the same time would spoil what it shows.
         broken: why its file is not a notebook; empty if it is one.
 
     """

@@ -182,14 +182,14 @@ class Workshop:
     def play(self, script: Iterable[Sequence[Any]]) -> list[Step]:
         """Play transactions against each other in one cell; see `plots.transactions`.
 
-        They meet Aurora DSQL, or the local one (`database_arguments`), where nobody waits.
+        They meet Aurora DSQL, or the local one (`database_arguments`): no transaction waits there.
 
         Args:
             script: in order, who sends which statement with which values for its placeholders:
-                `("Ann", "SELECT n FROM counters WHERE id = %s", 1)`; BEGIN is a statement, too.
+                `("Ann", "SELECT n FROM counters WHERE id = %s", 1)`; BEGIN is a statement as well.
 
         Returns:
-            What came of each. An error of the database is noted, and the play goes on.
+            The outcome of each. An error of the database is noted, and the play goes on.
 
         """
         from workshop_lib.dsql import play
@@ -260,7 +260,7 @@ class Workshop:
         """The AWS Lambda function that processes the queue of `open_queue`; empty if none does.
 
         It is the one of LOAD_FUNCTION, where the queue is that of QUEUE_URL. Workers that received
-        from that queue, too, would compete with it.
+        from that queue as well would compete with it.
         """
         return (self.settings.load_function or "") if self.settings.queue_url else ""
 
@@ -465,7 +465,7 @@ class Workshop:
         if not real or not any(asked):
             return asked
         left_out = ", ".join(f"{seconds * 1e3:g} ms" for seconds in asked if seconds)
-        print(  # noqa: T201 -- for whoever reads the notebook
+        print(  # noqa: T201 -- for the reader of the notebook
             f"Skipped: an emulated latency of {left_out}. It can be added to local engines only. "
             f"{', '.join(real)}: what is measured is their real latency."
         )

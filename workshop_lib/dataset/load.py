@@ -164,7 +164,7 @@ def load_objects(s3: Any, bucket: str, prefix: str, sizes: Sizes | None = None) 
     """
     sizes = sizes or Sizes()
     sizes.check()
-    from workshop_lib.dataset import generators  # noqa: PLC0415 -- numpy, for who loads only
+    from workshop_lib.dataset import generators  # noqa: PLC0415 -- numpy, which only loading needs
 
     started = time.perf_counter()
     wanted = {prefix + name: body for name, body in generators.objects(sizes.objects, sizes.seed)}
@@ -200,8 +200,8 @@ def _put_exactly(s3: Any, bucket: str, prefix: str, wanted: dict[str, bytes]) ->
 def _one_load_at_a_time() -> Iterator[None]:
     """Take turns with this user's other loads of objects.
 
-    Amazon S3 replaces an object in one step. A store on local disk may not: of two who write the
-    same object at once, one fails, and who reads meanwhile finds none.
+    Amazon S3 replaces an object in one step. A store on local disk may not: of two concurrent
+    writes of one object, one fails, and a reader finds no object meanwhile.
     """
     try:
         with FileLock(cache_folder("locks") / "objects", timeout=LOAD_WAIT_S):
@@ -243,7 +243,7 @@ def drop_everything(database: Database, *, of_others: bool = False) -> list[str]
 
     Args:
         database: with the schema.
-        of_others: drop tables in it that are not the workshop's, too. If not, they stay, and so
+        of_others: also drop tables that are not the workshop's. If not, they stay, and so
             does the schema.
 
     Returns:
@@ -351,7 +351,7 @@ def _count(database: Database, table: Table) -> int:
 
 
 def _create(database: Database, statement: sql.Composable) -> None:
-    """Run a CREATE … IF NOT EXISTS; of two at once, both may find nothing, and one then fails."""
+    """Run a CREATE … IF NOT EXISTS; of two at once, both may find nothing, and one fails."""
     try:
         database.query(statement)
     except (errors.UniqueViolation, errors.DuplicateTable, errors.DuplicateSchema):
