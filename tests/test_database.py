@@ -27,7 +27,7 @@ from psycopg2 import sql
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, register_type
 from psycopg2.extras import DictCursor, RealDictCursor
 
-from workshop_lib import database as module
+from workshop_lib import connections, database as module
 from workshop_lib.database import Database, DatabaseStats
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
 from workshop_lib.services.processes import wait_until
@@ -697,7 +697,10 @@ def test_what_is_left_open_or_read_only_by_hand_does_not_swallow_the_next_statem
     assert pool.stats().connections == 2
 
 
-def test_a_connection_of_one_s_own_is_like_a_pooled_one_and_outside_the_pool(make):
+# --- the pool ---
+
+
+def test_a_connection_of_its_own_is_like_a_pooled_one_and_outside_the_pool(make):
     pool = make(timeout_s=0.05)
     with pool.connection():
         with pytest.raises(PoolTimeoutError, match=r"The only connection .*Held by: MainThread"):
@@ -707,6 +710,31 @@ def test_a_connection_of_one_s_own_is_like_a_pooled_one_and_outside_the_pool(mak
         cursor.execute("SELECT current_schema(), '\\x01'::bytea")
         assert cursor.fetchone() == (pool.schema, b"\x01")
         assert own.autocommit
+
+
+def test_many_threads_wait_for_few_connections(make):
+    pool = make(size=2, timeout_s=SOON_S)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda n: pool.query("SELECT %s + 1", (n,))[0][0], range(80)))
+    assert found == list(range(1, 81))
+    assert pool.stats().connections <= 2
+
+
+def test_a_surge_opens_each_connection_once_and_few_stay_when_it_is_over(ws, monkeypatch):
+    pool = Database(ws.endpoints.database, ws.namespace, pool_min=2, pool_max=10)
+    for _ in range(2):
+        with ExitStack() as stack:
+            borrowed = [stack.enter_context(pool.connection()) for _ in range(10)]
+    assert pool.stats().connections == 10
+    assert not any(one.closed for one in borrowed)
+    monkeypatch.setattr(connections, "SURPLUS_S", -1)
+    assert pool.query("SELECT 1").rows == [(1,)]
+    assert sum(not one.closed for one in borrowed) == 2
+    with pool.connection() as lent:
+        pool.close()
+        assert [one.closed for one in borrowed].count(False) == 1
+        assert not lent.closed
+    assert lent.closed
 
 
 # --- connections that end ---
@@ -777,6 +805,8 @@ def test_a_wrong_password_is_called_that_and_is_not_repeated(ws, make):
     assert "No connection to the database at there:1 (local PostgreSQL 16)" in said
     assert "check the user and password" in said
     assert "hush-hush" not in said
+    with pytest.raises(ServiceUnreachableError):  # what cannot be opened takes no place in the pool
+        database.query("SELECT 1")
     assert database.stats() == DatabaseStats()
 
 

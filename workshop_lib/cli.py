@@ -91,13 +91,7 @@ main.add_command(advise)
                    "processors]")  # fmt: skip
 @click.option("--out", type=a_folder,
               help="folder for the results  [default: a new one below results/]")  # fmt: skip
-def run(
-    names: tuple[str, ...],
-    size: str,
-    parameters: tuple[str, ...],
-    workers: int | None,
-    out: Path | None,
-) -> None:
+def run(workers: int | None, out: Path | None, **request: Any) -> None:
     """Run notebooks headless.
 
     NAMES are numbers or names, such as 02, more/06 or 02_cache_a_query; without any, all run.
@@ -120,13 +114,7 @@ def run(
 
         try:
             results, page = runner.run(
-                names,
-                size=size,
-                parameters=parameters,
-                workers=workers,
-                out=folder,
-                say=click.echo,
-                prepare=start_engines,
+                workers=workers, out=folder, say=click.echo, prepare=start_engines, **request
             )
         except KeyboardInterrupt:
             kept = f"What had finished is in {display_path(folder)}."
@@ -276,11 +264,8 @@ def list_notebooks() -> None:
     _lay_out()
     found = runner.find_notebooks()
     for notebook, done in zip(found, progress(one.path for one in found), strict=True):
-        parts = [
-            "run" if done.run else "",
-            f"{done.solved} of {done.exercises} exercises solved" if done.solved else "",
-        ]
-        note = ", ".join(filter(None, parts))
+        solved = f"{done.solved} of {done.exercises} exercises solved" if done.solved else ""
+        note = ", ".join(filter(None, ["run" if done.run else "", solved]))
         click.echo(f"{notebook.title:<44} {notebook.minutes:>3} min  {note}".rstrip())
 
 
@@ -373,16 +358,13 @@ def reset(yes: bool, local: bool) -> None:
 
     settings = _settings()
     own = "" if local else settings.uses_external
-    folder = state_folder(settings.workshop_state_dir)
-    what = f"the local engines and their data in {folder.path}"
-    if own:
-        what = (
-            f"schema, keys and objects named {settings.workshop_namespace!r} in {own}; and {what}"
-        )
+    folder, name = state_folder(settings.workshop_state_dir), settings.workshop_namespace
+    others = f"schema, keys and objects named {name!r} in {own}; and " if own else ""
+    what = f"{others}the local engines and their data in {folder.path}"
     if not yes:
         click.confirm(f"Delete {what}?", abort=True)
     if own:
-        gone = wipe_namespace(settings.workshop_namespace)
+        gone = wipe_namespace(name)
         click.echo(", ".join(f"{count} {kind}" for kind, count in gone.items()) + " deleted.")
     found = reset_engines(folder)
     click.echo(

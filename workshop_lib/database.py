@@ -409,8 +409,8 @@ class Database:
                 cursor.execute(RULES, ("on" if rules else "off", LOCK_WAIT_S if rules else 0))
                 if rules and not cursor.fetchall()[0][0]:
                     raise SettingsError(
-                        "DSQL_RULES is on, but this PostgreSQL does not have the rules. Sign in as its "
-                        "superuser and run `workshop rules install`, or set DSQL_RULES=off."
+                        "DSQL_RULES is on, but this PostgreSQL does not have the rules. Set "
+                        "DSQL_RULES=off, or run `workshop rules install` as its superuser."
                     )
 
     def reroute(self, host: str, port: int) -> None:
