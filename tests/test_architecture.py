@@ -199,11 +199,6 @@ def modules_after(program: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_a_module_says_in_its_first_line_what_it_is_for():
-    for file in FILES:
-        assert (ast.get_docstring(tree(file)) or "").partition("\n")[0].endswith((".", ":")), file
-
-
 def test_the_list_of_names_for_notebooks_is_complete_and_loads():
     for name in workshop_lib.__all__:
         assert getattr(workshop_lib, name) is not None

@@ -80,11 +80,11 @@ def test_users_have_the_columns_types_and_ranges_of_their_table():
     rows = list(generators.users(2_000, 42))
     for user_id, name, email, department, role, login in rows:
         given_name, family = name.split()
-        assert given_name in generators.FIRST_NAMES
-        assert family in generators.LAST_NAMES
+        assert (given_name in generators.FIRST_NAMES, family in generators.LAST_NAMES) == (
+            True,
+        ) * 2
         assert email == f"user{user_id}@example.com"
-        assert department in generators.DEPARTMENTS
-        assert role in generators.ROLES
+        assert (department in generators.DEPARTMENTS, role in generators.ROLES) == (True,) * 2
         assert login is None or (type(login) is datetime and login.tzinfo is UTC)
     logins = [login for *_, login in rows if login]
     end = datetime(2026, 6, 30, tzinfo=UTC)
