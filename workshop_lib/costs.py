@@ -83,8 +83,7 @@ class Workload:
         source: what is behind the cache: "database" (Aurora DSQL) or "store" (S3).
         read_dpu, write_dpu: what a read and a write cost Aurora DSQL, DPU. They depend on the
             statement: `EXPLAIN ANALYZE VERBOSE` ends with an estimate for yours. The defaults are
-            the User Guide's example of a SELECT of 120 rows (0.016 compute, 0.043 read), and as
-            much for a write, which is a guess.
+            two of the User Guide's examples: a SELECT of 120 rows, and an INSERT of one row.
         function_ms, function_hit_ms: how long a Lambda function runs for a read that asks the
             source (and for a write), and for a hit; 0 if there is none.
         function_mb: its memory.
@@ -103,7 +102,7 @@ class Workload:
     stored_gb: float = 1.0
     source: Literal["database", "store"] = "database"
     read_dpu: float = 0.06
-    write_dpu: float = 0.06
+    write_dpu: float = 0.06175
     function_ms: float = 0.0
     function_hit_ms: float = 0.0
     function_mb: float = 128.0

@@ -1,13 +1,13 @@
-"""Write to Aurora DSQL from a service: sign in, keep a pool, try again after conflicts.
+"""Write to Aurora DSQL from a service: sign in, keep a pool, retry after conflicts.
 
-Grown in notebooks 08 to 10; needs boto3 and psycopg2 (and certifi, on AWS). Copy it, and change it.
+Built in notebooks 08 to 10; needs boto3 and psycopg2, and on AWS certifi. Copy it and change it.
 
     signer = boto3.client("dsql", region_name="us-east-1")
     open_one = partial(connect, signer, HOST, "my_service", sslrootcert=certifi.where())
     begin = partial(transaction, new_pool(8), open_one)
     total = run_transaction(begin, lambda cursor: add_order(cursor, order))
 
-What `work` does may happen more than once before it is committed: nothing but the database in it.
+`work` may run more than once before it commits: keep anything but the database out of it.
 """
 
 import queue
@@ -34,19 +34,26 @@ def connect(signer, host, user="admin", **where):
 
 
 def new_pool(size):
-    """Room for so many connections; each is opened when it is first needed."""
+    """A pool of up to `size` connections; each is opened when it is first needed."""
     free = queue.LifoQueue()
     for _ in range(size):
         free.put((None, 0.0))
     return free
 
 
+def usable(connection, expires):
+    """Whether a pooled connection may be used again; one that is too old is closed here."""
+    if connection and time.monotonic() > expires:
+        connection.close()
+    return connection is not None and not connection.closed
+
+
 @contextmanager
 def transaction(free, connect, timeout_s=5, max_age_s=2400):
     """A cursor of a pooled connection; the block ends with COMMIT, after an error with ROLLBACK."""
-    connection, expires = free.get(timeout=timeout_s)
+    connection, expires = free.get(timeout=timeout_s)  # queue.Empty if all stay in use
     try:
-        if connection is None or connection.closed or time.monotonic() > expires:
+        if not usable(connection, expires):
             connection, expires = connect(), time.monotonic() + max_age_s * random.uniform(0.8, 1)
         yield connection.cursor()
         connection.commit()
