@@ -40,6 +40,7 @@ PRICES = Prices(
     transfer_out_gb=0.09,
 )
 MONTH_S = 730 * 3600  # 2,628,000 s
+FUNCTION = {"function_ms": 20, "function_hit_ms": 2}
 
 
 def cost(**changes):
@@ -51,59 +52,47 @@ def cost(**changes):
 # --- worked by hand
 
 
-def test_the_database_alone():
-    # 100 reads/s × 2,628,000 s = 262.8 million reads, × 0.05 DPU = 13.14 million DPU, × 8 USD.
-    # 2 writes/s = 5.256 million, × 0.1 DPU = 0.5256 million DPU. 10 GB × 0.33 USD.
-    found = cost(cached=False, writes_per_s=2, read_dpu=0.05, write_dpu=0.1, stored_gb=10)
-    assert found["database", "reads"] == pytest.approx(105.12)
-    assert found["database", "writes"] == pytest.approx(4.2048)
-    assert found["database", "storage"] == pytest.approx(3.30)
-    assert set(found) == {("database", what) for what in ("reads", "writes", "storage")}
-    # Behind a cache nine of ten reads hit: 26.28 million misses × 0.05 DPU = 1.314 million DPU.
-    assert cost(read_dpu=0.05)["database", "reads"] == pytest.approx(10.512)
+@pytest.mark.parametrize(
+    ("workload", "item", "usd"),
+    [
+        # 100 reads/s × 2,628,000 s = 262.8 million, × 0.05 DPU = 13.14 million DPU, × 8 USD.
+        # Behind a cache nine of ten reads hit: a tenth of that.
+        ({"read_dpu": 0.05, "cached": False}, ("database", "reads"), 105.12),
+        ({"read_dpu": 0.05}, ("database", "reads"), 10.512),
+        # 2 writes/s = 5.256 million, × 0.1 DPU = 0.5256 million DPU. 10 GB × 0.33 USD.
+        ({"writes_per_s": 2, "write_dpu": 0.1}, ("database", "writes"), 4.2048),
+        ({"stored_gb": 10}, ("database", "storage"), 3.30),
+        # 2 GB × 730 h × 0.084 USD; and 10 MB is charged as 100 MB: 0.1 × 730 × 0.084.
+        ({"cached_gb": 2}, ("cache", "memory"), 122.64),
+        ({"cached_gb": 0.01}, ("cache", "memory"), 6.132),
+        # Items of 3.2 KB are 3.2 ECPU. 236.52 million hits × 3.2 = 756.864 million; 26.28 million
+        # misses × (1 to look + 3.2 to fill) = 110.376 million; 10 writes/s = 26.28 million more.
+        # In all 893.52 million ECPU × 0.0023 USD. An item below a kilobyte is a whole ECPU:
+        # 236.52 million + 26.28 million × 2.
+        ({"item_bytes": 3_200, "writes_per_s": 10}, ("cache", "requests"), 2.055096),
+        ({"item_bytes": 100}, ("cache", "requests"), 0.664884),
+        # 262.8 million GET × 0.0004 USD a thousand; a tenth of it with the cache.
+        # 1 PUT/s = 2.628 million × 0.005 USD a thousand. 1,000 GB × 0.023 USD.
+        ({"source": "store", "cached": False}, ("store", "reads"), 105.12),
+        ({"source": "store"}, ("store", "reads"), 10.512),
+        ({"source": "store", "writes_per_s": 1}, ("store", "writes"), 13.14),
+        ({"source": "store", "stored_gb": 1_000}, ("store", "storage"), 23.0),
+        # 262.8 million invocations × 0.20 USD a million. Without a cache 20 ms each, 128 MB:
+        # 5,256,000 s × 0.125 GB = 657,000 GB-s × 0.0000133334. With it nine of ten take 2 ms:
+        # 525,600 + 473,040 = 998,640 s × 0.125 GB = 124,830 GB-s.
+        ({**FUNCTION, "cached": False}, ("functions", "invocations"), 52.56),
+        ({**FUNCTION, "cached": False}, ("functions", "duration"), 8.7600),
+        (FUNCTION, ("functions", "duration"), 1.6644),
+        # 262.8 million items of 10 KB (read or filled) = 2,628 GB, half of it, × 0.01 USD.
+        ({"item_bytes": 10_000, "other_zone": 0.5}, ("transfer", "between zones"), 13.14),
+    ],
+)
+def test_each_item_of_a_month_s_bill(workload, item, usd):
+    assert cost(**workload)[item] == pytest.approx(usd, rel=1e-4)
 
 
-def test_the_cache_s_memory():
-    # 2 GB × 730 h × 0.084 USD; and 10 MB is charged as 100 MB: 0.1 × 730 × 0.084.
-    assert cost(cached_gb=2)["cache", "memory"] == pytest.approx(122.64)
-    assert cost(cached_gb=0.01)["cache", "memory"] == pytest.approx(6.132)
-
-
-def test_the_cache_s_requests():
-    # Items of 3.2 KB are 3.2 ECPU. 236.52 million hits × 3.2 = 756.864 million; 26.28 million
-    # misses × (1 to look + 3.2 to fill) = 110.376 million; 10 writes/s = 26.28 million removals.
-    # In all 893.52 million ECPU × 0.0023 USD.
-    found = cost(item_bytes=3_200, writes_per_s=10)
-    assert found["cache", "requests"] == pytest.approx(2.055096)
-    # An item below a kilobyte is a whole ECPU.
-    assert cost(item_bytes=100)["cache", "requests"] == cost(item_bytes=1_000)["cache", "requests"]
-
-
-def test_the_store_without_and_with_a_cache():
-    # 262.8 million GET × 0.0004 USD a thousand = 105.12; a tenth of it with the cache.
-    # 1 PUT/s = 2.628 million × 0.005 USD a thousand = 13.14. 1,000 GB × 0.023 USD.
-    alone = cost(source="store", cached=False, writes_per_s=1, stored_gb=1_000)
-    assert alone["store", "reads"] == pytest.approx(105.12)
-    assert alone["store", "writes"] == pytest.approx(13.14)
-    assert alone["store", "storage"] == pytest.approx(23.0)
-    assert cost(source="store")["store", "reads"] == pytest.approx(10.512)
-
-
-def test_functions_run_shorter_on_a_hit():
-    # 262.8 million invocations × 0.20 USD a million = 52.56. Without a cache 20 ms each, 128 MB:
-    # 5,256,000 s × 0.125 GB = 657,000 GB-s × 0.0000133334 = 8.76. With it nine of ten take 2 ms:
-    # 525,600 + 473,040 = 998,640 s × 0.125 GB = 124,830 GB-s.
-    alone = cost(cached=False, function_ms=20, function_hit_ms=2)
-    assert alone["functions", "invocations"] == pytest.approx(52.56)
-    assert alone["functions", "duration"] == pytest.approx(8.7600, abs=1e-4)
-    behind = cost(function_ms=20, function_hit_ms=2)
-    assert behind["functions", "duration"] == pytest.approx(1.6644, abs=1e-4)
-
-
-def test_what_crosses_to_another_zone():
-    # 262.8 million items of 10 KB (hits read, misses filled) = 2,628 GB, half of it, × 0.01 USD.
-    found = cost(item_bytes=10_000, other_zone=0.5)
-    assert found["transfer", "between zones"] == pytest.approx(13.14)
+def test_without_a_cache_only_the_source_is_charged():
+    assert {service for service, _ in cost(cached=False)} == {"database"}
 
 
 def test_the_whole_and_its_sums():

@@ -19,7 +19,7 @@ import psycopg2
 
 
 def connect(signer, host, user="admin", **where):
-    """A new connection to Aurora DSQL, signed in with a token of its own."""
+    """A new connection to Aurora DSQL, signed in with a fresh token."""
     kind = "connect_admin" if user == "admin" else "connect"
     sign = getattr(signer, f"generate_db_{kind}_auth_token")
     return psycopg2.connect(
