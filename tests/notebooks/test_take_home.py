@@ -118,7 +118,8 @@ def test_the_pool_keeps_connections_and_replaces_the_old_and_the_broken(service)
 
     first = session(max_age_s=0)
     second = session()
-    assert second is not first  # its age was over
+    assert first.closed  # its age was over
+    assert second is not first
     assert session() is second
     second.close()
     assert session() is not second
