@@ -72,7 +72,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is asked for, and of what.
+    """The requests that a database or an object store gets, and their size.
 
     Attributes:
         reads_per_s, writes_per_s: mean over the whole month, nights included.
@@ -322,14 +322,14 @@ def paying_hit_ratio(workload: Workload, prices: Prices) -> float | None:
     """The hit ratio from which on the cache saves more than it costs.
 
     Returns:
-        The ratio; 0 if it pays with no hits at all (it cannot); None if not even with all.
+        The ratio; None if it does not pay even if every read hits.
 
     """
     none = monthly_saving(replace(workload, hit_ratio=0.0), prices)
     all_hits = monthly_saving(replace(workload, hit_ratio=1.0), prices)
     if all_hits <= 0:
         return None
-    # The saving is linear in the hit ratio: each hit saves as much as the other.
+    # The saving is linear in the hit ratio: each hit saves the same.
     return max(0.0, -none / (all_hits - none))
 
 

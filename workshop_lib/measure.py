@@ -230,7 +230,7 @@ def moment(
     Args:
         call: returns where its answer came from.
         due: when it should have been made, by the clock; None for now. The wait counts from then:
-            who was held up before it could ask has waited, too.
+            a call that was held up before it could be made has waited, too.
         clock: in seconds.
 
     """
@@ -253,8 +253,8 @@ def moments_on_schedule(
 ) -> list[Moment]:
     """Make one call after another as `on_schedule` does, each timed from when it was due.
 
-    If one call hangs, those that fall due meanwhile are made late; timed from when they were made
-    they would hide the outage (Tene's "coordinated omission").
+    If one call hangs, calls that fall due in the meantime are made late. Timed from when they were
+    made, they would hide the outage (Tene's "coordinated omission").
 
     Args:
         times: when, in seconds from now, ascending.

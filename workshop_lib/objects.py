@@ -123,7 +123,7 @@ class ObjectStore:
                 raise
 
     def delete(self, name: str) -> None:
-        """Delete an object; if there is none, that is as well.
+        """Delete an object; it is no error if there is none.
 
         Raises:
             ServiceUnreachableError: as `get`.

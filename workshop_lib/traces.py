@@ -226,9 +226,9 @@ def presets() -> dict[str, Preset]:
 def preset_requests(name: str, requests: int, seed: int = 0) -> tuple[pd.DataFrame, float]:
     """Made requests with a cluster's skew, sizes, rate and mix of operations: a model of it.
 
-    The cluster is taken for many equal parts, each with hot keys of its own, and this is one: as
-    many keys as have so many requests there, each a Zipf law's share of them (a key may go out
-    empty), at random times of the same duration. Each entry has the mean size.
+    The cluster is modelled as many equal parts, each with its own hot keys, and the trace is one of
+    them: as many keys as get so many requests in the cluster, each with a Zipf law's share (a key
+    may get none), at random times over the same duration. Each entry has the mean size.
 
     Args:
         name: of the cluster.

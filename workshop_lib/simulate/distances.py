@@ -15,7 +15,7 @@ Ints: TypeAlias = NDArray[np.integer[Any]]
 
 
 class TtlOutcome(NamedTuple):
-    """What became of each read, in order: whether the cache answered, and with an old answer."""
+    """For each read, in order: whether the cache answered, and whether with an old answer."""
 
     hit: NDArray[np.bool_]
     stale: NDArray[np.bool_]

@@ -1,9 +1,9 @@
-"""Who stays in a full cache: a stream of requests replayed with each replacement policy.
+"""Which keys stay in a full cache: a stream of requests replayed with each eviction policy.
 
 Every policy fills on every miss, as cache-aside does, and evicts one entry when the cache is full:
 
-- `belady`: the entry whose next request is farthest away. Nobody can know that; nothing can do
-  better (Belady 1966). Among entries never asked for again, the lowest key number goes.
+- `belady`: the entry whose next request is farthest away. That takes knowing the future, and no
+  policy does better (Belady 1966). Among entries never asked for again, the lowest key number goes.
 - `lru`: the least recently used.
 - `lfu`: the least frequently used, counted since its fill (an evicted key's count is forgotten).
   Among equals, the one that reached its count first, which is the least recently used of them.
@@ -31,7 +31,7 @@ POOL = 16
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What became of a stream of requests.
+    """How a stream of requests fared.
 
     Attributes:
         policy: one of `POLICIES`.

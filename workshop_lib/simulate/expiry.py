@@ -16,7 +16,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True)
 class TtlReplay:
-    """What became of requests to a cache whose entries only expire.
+    """How requests to a cache fared whose entries only expire.
 
     Attributes:
         requests: how many there were.

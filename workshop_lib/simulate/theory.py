@@ -66,13 +66,13 @@ def ttl_hit_ratio(rate_per_s: float, ttl_s: float) -> float:
 def stale_share(update_rate_per_s: float, ttl_s: float, request_rate_per_s: float) -> float:
     """The share of all answers that are older than the last update of the row.
 
-    One key; μ Poisson updates a second that nobody tells the cache about, λ Poisson requests a
+    One key; μ Poisson updates a second of which the cache is not told, λ Poisson requests a
     second independent of them, and T seconds of TTL counted from the fill. A load takes no time.
 
     Call the time from one fill to the next a cycle. Its first answer is a miss and fresh. For the
     next T seconds answers come from the cache at λ a second, and the one of age a is stale if an
-    update came in those a seconds, which has probability 1 - exp(-μa). After that nobody asks until
-    the next fill. So a cycle has on average 1 + λT answers, of which
+    update came in those a seconds, which has probability 1 - exp(-μa). After that no request
+    comes until the next fill. So a cycle has on average 1 + λT answers, of which
 
         λ · ∫₀ᵀ (1 - exp(-μa)) da  =  λ · (T - (1 - exp(-μT)) / μ)
 
@@ -95,7 +95,7 @@ def stale_share(update_rate_per_s: float, ttl_s: float, request_rate_per_s: floa
 
 
 def break_even(hit: float, fill: float, database: float) -> float | None:
-    """The hit ratio above which cache-aside answers sooner on average than the database alone.
+    """The hit ratio above which cache-aside is faster on average than the database alone.
 
     A hit costs a look into the cache; a miss the look, the database and the filling. With hit
     ratio h the mean is hit + (1 - h) · (database + fill), to be less than database.
