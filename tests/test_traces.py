@@ -74,27 +74,22 @@ def test_a_table_and_json_lines_say_the_same(written, text):
     assert told(read_trace(zipped, size=50)) == expected
 
 
-def test_of_a_table_time_and_key_are_enough_in_any_order_and_other_columns_may_be_there(written):
-    trace = read_trace(written("\ufeffKey,user,TIME\r\na,x,3\r\nb,x,1\r\na,y,2\r\n"), size=9)
-    assert told(trace) == ([0, 1, 2], [0, 1, 1], [False] * 3, [9, 9])
-
-
-def test_of_an_access_log_reads_and_writes_count_and_sizes_of_whole_answers(written):
-    assert told(read_trace(written(LOG), size=50)) == (
-        [0, 0, 1, 3],
-        [0, 1, 0, 2],
-        [False, False, True, False],
-        [305, 50, 11],
-    )
-
-
-def test_of_monitor_setting_what_was_just_read_is_a_fill_and_tells_the_size(written):
-    assert told(read_trace(written(MONITOR), size=50)) == (
-        [0, 0.5, 0.5, pytest.approx(0.6), 1, 1],
-        [0, 1, 2, 1, 0, 1],
-        [False, False, False, True, True, True],
-        [4 + 9, 3 + 3, 50],
-    )
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Of a table time and key are enough, in any order; other columns may be there.
+        ("\ufeffKey,user,TIME\r\na,x,3\r\nb,x,1\r\na,y,2\r\n",
+         ([0, 1, 2], [0, 1, 1], [False] * 3, [50, 50])),
+        # Of an access log reads and writes count, and the sizes of whole answers.
+        (LOG, ([0, 0, 1, 3], [0, 1, 0, 2], [False, False, True, False], [305, 50, 11])),
+        # Of MONITOR, setting what was just read is a fill, and tells the size.
+        (MONITOR, ([0, 0.5, 0.5, pytest.approx(0.6), 1, 1], [0, 1, 2, 1, 0, 1],
+                   [False, False, False, True, True, True], [4 + 9, 3 + 3, 50])),
+    ],
+    ids=["table", "log", "monitor"],
+)  # fmt: skip
+def test_each_format_says_its_requests(written, text, expected):
+    assert told(read_trace(written(text), size=50)) == expected
 
 
 def test_a_trace_knows_no_name_of_a_key(written):
@@ -135,12 +130,9 @@ def test_what_cannot_be_read_ends_in_a_sentence_that_names_the_file_and_the_line
     assert "anna" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("", "no read"), ("time,key\n", "no read"), ("time,key,op\n1,a,write\n", "no read")],
-)
-def test_a_file_with_no_read_ends_in_a_sentence(written, text, said):
-    with pytest.raises(DataError, match=said):
+@pytest.mark.parametrize("text", ["", "time,key\n", "time,key,op\n1,a,write\n"])
+def test_a_file_with_no_read_ends_in_a_sentence(written, text):
+    with pytest.raises(DataError, match="no read"):
         read_trace(written(text))
 
 
