@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import itertools
+import math
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,9 +49,10 @@ SOURCE_OF = {
     "from the cache": "cache",
     "from the database": "database",
     "requests that reach the database": "database",
+    "answers out of date": "stale",
 }
 """Series that take the looks of a source."""
-FEW = 150
+MAX_DOTS = 60
 """So many dots on one line can be told apart."""
 PLAIN = "{x:,g}"
 """Numbers at an axis."""
@@ -117,7 +119,7 @@ class _Picture:
 
 @_our_look()
 def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
-    """Every sample as a dot, with p50 (and its 95 % interval), p95 and p99, one line a subject.
+    """p50 with its 95 % interval, p95 and p99, one line a subject; dots for some of the samples.
 
     Args:
         samples: by the name that the line gets. What follows the last comma of a name is its kind
@@ -132,11 +134,10 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
         looks = LOOKS
     for line, (name, found) in enumerate(samples.items()):
         colour, marker = looks[name.rpartition(", ")[2]]
-        # Many dots lie upon one another; a few have to be seen each by itself.
-        size, alpha = (9, 0.35) if len(found) > FEW else (22, 0.8)
-        # Spread the dots over the line's height in a fixed pattern, so that none hides another.
-        heights = [line - 0.28 + 0.56 * (i * 0.618 % 1) for i in range(len(found))]
-        axes.scatter(found.seconds, heights, size, colour, marker=marker, alpha=alpha, lw=0)
+        dots = found.seconds[:: math.ceil(len(found) / MAX_DOTS)]
+        # Spread over the line's height in a fixed pattern, so that none hides another.
+        heights = [line - 0.28 + 0.56 * (i * 0.618 % 1) for i in range(len(dots))]
+        axes.scatter(dots, heights, 22, colour, marker=marker, alpha=0.8, lw=0)
         axes.plot(found.interval(50), [line, line], color="black", linewidth=3, zorder=3)
         axes.plot(found.median, line, "k|", markersize=20, markeredgewidth=2.5, zorder=4)
         for q, style in ((95, ":"), (99, "--")) if len(found) >= P99_SAMPLES else ((95, ":"),):
@@ -147,8 +148,11 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     axes.set_xscale("log")
     axes.margins(x=0.1)  # room for the words at the first and the last dot
     _label_log(axes.xaxis, EngFormatter("s"))
-    axes.set_xlabel("response time (log scale)\nbar: p50 and its 95 % interval, "
-                    f"dotted: p95, dashed: p99 (of {P99_SAMPLES} or more)", fontsize=9)  # fmt: skip
+    axes.set_xlabel(
+        "response time (log scale)\nbar: p50 and its 95 % interval, dotted: p95, dashed: p99 (of "
+        f"{P99_SAMPLES} or more); dots: {MAX_DOTS} samples at most",
+        fontsize=9,
+    )
     return figure
 
 
@@ -162,13 +166,13 @@ def requests(seconds: Sequence[float], sources: Sequence[str], title: str) -> Fi
         title: of the picture.
 
     """
-    figure, axes = _canvas(3.4, title, "request", "response time (µs)")
+    figure, axes = _canvas(3.4, title, "request", "response time (ms)")
     for number, kind in enumerate(dict.fromkeys(sources)):
         places = [i for i, source in enumerate(sources, 1) if source == kind]
-        found = [seconds[i - 1] for i in places]
+        found = [seconds[i - 1] * 1e3 for i in places]
         look = _filling(number, f"answered by the {kind} ({len(found)})")
-        drawn = axes.bar(places, [s * 1e6 for s in found], **look | {"color": LOOKS[kind][0]})
-        axes.bar_label(drawn, map(readable, found), fontsize=8, padding=2)
+        drawn = axes.bar(places, found, **look | {"color": LOOKS[kind][0]})
+        axes.bar_label(drawn, fmt="{:.3g}", fontsize=8, padding=2)
     axes.set_xticks(range(1, len(seconds) + 1))
     axes.yaxis.set_major_formatter(PLAIN)
     axes.margins(y=0.15)
@@ -372,25 +376,23 @@ def dashboard(
 
 
 @_our_look()
-def waits(runs: Mapping[str, Sequence[Moment]], title: str) -> Figure:
-    """From when to when each of many simultaneous requests waited: one line a request.
+def waits(runs: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """How long each of many simultaneous requests waited: one line a request, shortest first.
 
     Args:
-        runs: the requests of each run, by its panel's title.
+        runs: the waits of each run in seconds, by its panel's title.
         title: of the picture.
 
     """
     figure, all_axes = _panels(4.2, title, columns=len(runs), grid="x")
-    for number, (axes, (name, moments)) in enumerate(zip(all_axes, runs.items(), strict=True)):
-        start = min(m.at for m in moments)
-        ordered = sorted(moments, key=lambda m: m.end)
-        rows = range(1, len(ordered) + 1)
-        ended = [(m.end - start) * 1e3 for m in ordered]
-        begun = [(m.at - start) * 1e3 for m in ordered]
-        axes.hlines(rows, begun, ended, color=COLOURS[number], linewidth=1.2)
+    for number, (axes, (name, seconds)) in enumerate(zip(all_axes, runs.items(), strict=True)):
+        rows = range(1, len(seconds) + 1)
+        ended = [wait * 1e3 for wait in sorted(seconds)]
+        axes.hlines(rows, 0, ended, color=COLOURS[number], linewidth=1.2)
         axes.plot(ended, rows, MARKERS[number], color=COLOURS[number], markersize=4)
         axes.set_title(name, fontsize=10)
-        axes.set_xlabel("time since the first asked (ms)")
+        axes.set_xlabel("time since all asked (ms)")
+        axes.set_xlim(left=0)
     all_axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     all_axes[0].set_ylabel("readers, by when they were served")
     return figure

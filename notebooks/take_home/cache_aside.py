@@ -1,8 +1,8 @@
-"""Cache-aside for the rows of PostgreSQL or Aurora DSQL, in Valkey or Redis.
+"""Cache-aside for rows of PostgreSQL or Aurora DSQL, in Valkey or Redis: notebooks 02, 05 and 07.
 
-Each function is the text of a cell of notebooks 02 to 07, where the reasons stand. The caller
-brings a connection of psycopg2 in autocommit mode whose session is read-only
-(`SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY`), and a client of redis-py with time-outs.
+Bring a psycopg2 connection in autocommit mode with a read-only session, and a redis-py client with
+short time-outs and one retry at most: without a breaker, each call waits for a silent cache. For
+data that you `forget` use `fetch_once`; lease and `patience` must outlast the slowest query.
 """
 
 from __future__ import annotations
@@ -63,20 +63,20 @@ def ask(connection, sql, params=None):
 def keep(valkey, key, rows, ttl):
     """Keep rows for `ttl` seconds, if the cache takes them."""
     try:
-        valkey.set(key, encode(rows), ex=ttl)
+        valkey.set(key, encode(rows), px=int(ttl * 1000))
     except Exception:  # the answer is there all the same
         counts["faults"] += 1
 
 
 def fetch(valkey, connection, sql, params=None, ttl=30, prefix="app"):
-    """The rows of a query, from the cache where it can tell: look, ask, keep."""
+    """The rows of a query, from the cache if it has them: look, ask, keep."""
     key = cache_key(sql, params, prefix)
     try:
         if (found := valkey.get(key)) is not None:  # look
             rows = decode(found)
             counts["hits"] += 1
             return rows
-    except Exception:  # no cache, or nobody can read the entry: as on a miss
+    except Exception:  # no cache, or an entry that cannot be read: as on a miss
         counts["faults"] += 1
     rows = ask(connection, sql, params)  # ask
     counts["misses"] += 1
@@ -85,12 +85,12 @@ def fetch(valkey, connection, sql, params=None, ttl=30, prefix="app"):
 
 
 def spread(ttl, share=0.1):
-    """A TTL shortened by up to this share at random: what was filled together ends apart."""
+    """A TTL shortened by up to this share at random: what was filled together expires apart."""
     return ttl * (1 - share * random.random())
 
 
 def take_lease(valkey, key, seconds=10):
-    """A token that allows loading this key; None while somebody else holds one."""
+    """A token that allows us to load this key; None while another reader holds one."""
     token = uuid4().hex
     return token if valkey.set(f"{key}:lease", token, nx=True, px=int(seconds * 1000)) else None
 
@@ -103,13 +103,13 @@ return redis.call('DEL', KEYS[2])
 
 
 def keep_if_mine(valkey, key, token, rows, ttl):
-    """Keep rows and give the lease back, if it is still ours; returns whether it was."""
+    """Keep rows and release the lease, if it is still ours; returns whether it was."""
     content = (token, encode(rows), int(ttl * 1000))
     return bool(valkey.eval(KEEP_IF_MINE, 2, key, f"{key}:lease", *content))
 
 
 def forget(valkey, key):
-    """After a commit: delete the entry, and the lease of whoever is loading an older one."""
+    """After a commit: delete the entry, and the lease of a reader that is loading an older one."""
     valkey.delete(key, f"{key}:lease")
 
 
@@ -120,12 +120,12 @@ return 0
 
 
 def release(valkey, lock, token):
-    """Give back a lock, if it is still ours; returns whether it was."""
+    """Release a lock if it is still ours; returns whether it was."""
     return bool(valkey.eval(RELEASE, 1, lock, token))
 
 
 def read(valkey, key):
-    """The rows that a key holds; None if there are none, or nobody can read them."""
+    """The rows that a key holds; None if there are none, or they cannot be read."""
     if (found := valkey.get(key)) is None:
         return None
     try:
@@ -154,21 +154,27 @@ def fetch_once(valkey, connection, sql, params=None, ttl=30, prefix="app", patie
     key, rows, token = cache_key(sql, params, prefix), None, None
     try:
         rows, token = look_or_lease(valkey, key, patience)
-    except Exception:  # no cache: nobody waits for anybody
+    except Exception:  # no cache: go straight to the database
         counts["faults"] += 1
     if rows is not None:
         counts["hits"] += 1
         return rows
-    rows = ask(connection, sql, params)
-    counts["misses"] += 1
-    hand_over(valkey, key, token, rows, ttl)
+    try:
+        rows = ask(connection, sql, params)
+        counts["misses"] += 1
+    finally:
+        hand_over(valkey, key, token, rows, ttl)
     return rows
 
 
 def hand_over(valkey, key, token, rows, ttl):
-    """Keep rows for those who wait, if we hold the lease and the cache takes them."""
+    """Keep rows for those who wait, if we hold the lease; if that fails, at least release it."""
     try:
         if token:
-            keep_if_mine(valkey, key, token, rows, ttl)
-    except Exception:  # the answer is there all the same
+            try:
+                keep_if_mine(valkey, key, token, rows, ttl)
+            except TypeError:  # no rows, or a type that cannot be cached
+                release(valkey, f"{key}:lease", token)
+                raise
+    except Exception:  # the caller has its answer, or the error of its query
         counts["faults"] += 1

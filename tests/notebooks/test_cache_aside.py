@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import psycopg2
 import pytest
@@ -47,7 +48,7 @@ def connect(ws):
 
 @pytest.fixture
 def place(ws):
-    """A client of the cache, and a prefix of one's own."""
+    """A client of the cache, and a prefix for this test's keys."""
     valkey, prefix = redis.Redis(**ws.cache_arguments()), f"{ws.namespace}:taken"
     yield valkey, prefix
     for key in valkey.scan_iter(match=f"{prefix}*"):
@@ -123,7 +124,25 @@ def test_all_who_ask_at_once_share_one_query(taken, place, connect):
     assert taken.counts == {"misses": 1, "hits": 7}
 
 
-def test_who_invalidates_takes_the_lease_of_a_late_reader(taken, place):
+@pytest.mark.parametrize("sql", ["SELECT 1 / 0", r"SELECT '\x00'::bytea"])
+def test_an_answer_that_cannot_be_kept_leaves_no_lease_to_wait_for(taken, place, connect, sql):
+    valkey, prefix = place
+    with suppress(psycopg2.Error):
+        taken.fetch_once(valkey, connect(), sql, prefix=prefix)
+    assert taken.take_lease(valkey, taken.cache_key(sql, None, prefix))
+
+
+def test_a_spread_ttl_is_one_that_an_entry_can_have(taken, place, connect):
+    valkey, prefix = place
+    for fetch in (taken.fetch, taken.fetch_once):
+        fetch(valkey, connect(), "SELECT 7", ttl=taken.spread(60, 0.5), prefix=prefix)
+        key = taken.cache_key("SELECT 7", None, prefix)
+        assert 20_000 < valkey.pttl(key) <= 60_000
+        valkey.delete(key)
+    assert taken.counts == {"misses": 2}
+
+
+def test_invalidating_takes_the_lease_of_a_late_reader(taken, place):
     valkey, prefix = place
     key = taken.cache_key("SELECT salary", None, prefix)
     token = taken.take_lease(valkey, key)
@@ -137,7 +156,7 @@ def test_who_invalidates_takes_the_lease_of_a_late_reader(taken, place):
     assert valkey.exists(f"{key}:lease") == 0
 
 
-def test_nobody_waits_for_ever_for_a_lease_whose_owner_died(taken, place, connect):
+def test_waiting_for_a_lease_whose_owner_died_has_an_end(taken, place, connect):
     valkey, prefix = place
     key = taken.cache_key("SELECT 6", None, prefix)
     taken.take_lease(valkey, key)

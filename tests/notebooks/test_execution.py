@@ -136,7 +136,8 @@ EXACTLY = {
     # One miss for each query, in the warm-up: everything that was timed was a hit.
     "03_is_it_worth_it": {"misses_while_timing": 4},
     "04_cache_a_record": {
-        "by_hand_equal": True, "hit_equals_miss": True, "queries_for_absent_record": 1,
+        "columns_refused": 4, "by_hand_equal": True, "hit_equals_miss": True,
+        "queries_for_absent_record": 1,
     },
     "05_expire_and_refresh": {
         "naive_race_leaves_old_value": True, "lock_race_leaves_old_value": False,
@@ -145,12 +146,14 @@ EXACTLY = {
     "06_choose_an_eviction_policy": {"hits_when_cured": 20},  # 20 keys, each asked for twice
     "06_eviction_on_paper": {"by_hand_equal": True},
     "07_stay_up_under_stress": {
-        "queries_by_hand": 1, "queries_single_flight": 1, "queries_processes_single_flight": 1,
+        "queries_single_flight": 1, "queries_processes_single_flight": 1,
         # A cache that is away costs time and no answers; a database, errors or stale answers.
         "errors_cache_stopped": 0, "errors_cache_frozen": 0,
         "last_read_cache_stopped": "cache", "last_read_cache_frozen": "cache",
         "stale_database_plain": 0, "errors_database_stale_if_error": 0,
-        "errors_spoilt": 0, "too_large": 20, "hits_below_limit": 19,
+        "errors_cache_frozen_by_hand": 0, "last_read_cache_frozen_by_hand": "cache",
+        "reads_of_unreadable_entries": 2, "wrong_answers_spoilt": 0,
+        "too_large": 20, "hits_below_limit": 19,
     },
     "08_meet_dsql": {
         "statements_refused": 8, "late_sign_in": "refused",  # of 10
@@ -207,6 +210,7 @@ LARGER = [
     ("03_is_it_worth_it", "by_key_speed_up_at_2_ms", 2),
     ("04_cache_a_record", "pipeline_speed_up", 1),
     ("05_expire_and_refresh", "stale_for", 0),
+    ("05_expire_and_refresh", "queries_ttl_1_measured", "queries_ttl_6_measured"),
     ("05_expire_and_refresh", "highest_wave_no_jitter", "highest_wave_jitter"),
     # Buffers of clients shrink now and then, and a few writes find room.
     ("06_choose_an_eviction_policy", "refused_when_full", 30),
@@ -223,7 +227,8 @@ LARGER = [
     ("07_stay_up_under_stress", "queries_processes_each_for_itself", 2),
     ("07_stay_up_under_stress", "errors_database_plain", 0),
     ("07_stay_up_under_stress", "stale_database_stale_if_error", 0),
-    ("07_stay_up_under_stress", "reads_of_unreadable_entries", 1),
+    # Without a breaker every read waits for the time-out, and those behind it wait as well.
+    ("07_stay_up_under_stress", "late_cache_frozen_by_hand", "late_cache_frozen"),
     ("09_conflicts_and_retry", "modelled_attempts_at_once", "modelled_attempts_jitter"),
     # A query over a new connection is a connection and a query; one over a pool is a query.
     ("10_compare_cold_warm_pooled", "new_connection_p50", "pooled_p50"),
@@ -263,18 +268,11 @@ def test_what_has_to_be_larger_is_larger(figures):
     assert wrong == []
 
 
-def test_a_longer_ttl_has_more_hits_about_as_many_as_the_replayed_stream(figures):
+def test_a_ttl_leaves_about_as_many_queries_as_the_formula_says(figures):
     found = figures["05_expire_and_refresh"]
-    pairs = [
-        (found[name], found[name.replace("measured", "replayed")])
-        for name in found
-        if name.startswith("hit_ratio_measured")
-    ]
-    assert len(pairs) == 6
-    # The stream is the same; only requests that fall on the edge of a TTL may differ. A busy
-    # machine is late by as much as the shorter TTLs.
-    assert pairs[-1][0] == pytest.approx(pairs[-1][1], abs=0.1)
-    assert pairs[0][0] < pairs[-1][0]
+    measured, formula = (found[f"queries_ttl_6_{how}"] for how in ("measured", "by_formula"))
+    # A busy machine plays the stream late, and then more entries have expired.
+    assert 0.6 * formula < measured < 3 * formula
 
 
 @pytest.mark.parametrize("kind", ["steady", "scan", "moving"])
