@@ -64,7 +64,7 @@ def keep(valkey, key, rows, ttl):
     """Keep rows for `ttl` seconds, if the cache takes them."""
     try:
         valkey.set(key, encode(rows), px=int(ttl * 1000))
-    except Exception:  # the answer is there all the same
+    except Exception:  # the caller has its answer
         counts["faults"] += 1
 
 

@@ -191,7 +191,7 @@ def test_before_a_measurement_the_learner_is_asked_what_to_expect(notebook):
     assert len(asked) >= 2
 
 
-def test_of_several_exercises_one_is_for_everybody(notebook):
+def test_of_several_exercises_one_is_not_optional(notebook):
     checks = dict.fromkeys((True, False), 0)
     for section in sections(notebook):
         checks[section.optional] += "\n".join(section.code).count(").check(")

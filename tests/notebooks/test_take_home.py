@@ -153,7 +153,7 @@ def test_a_connection_that_cannot_be_opened_leaves_its_place_free(service):
         cursor.execute("SELECT 1")
 
 
-def test_whoever_waits_too_long_for_a_connection_is_told(service):
+def test_waiting_too_long_for_a_connection_is_an_error(service):
     module, connect = service
     pool, taken, done = module.new_pool(1), threading.Event(), threading.Event()
 

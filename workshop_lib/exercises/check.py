@@ -23,7 +23,7 @@ import msgspec
 MAX_SHOWN = 120
 ROUNDED = 0.01
 ODD = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
-"""What a condition may raise for a value that nobody has thought of."""
+"""What a condition may raise for a value that it was not written for."""
 PLAIN = (str, bytes, dict, set, frozenset, list, tuple)
 Function: TypeAlias = Callable[..., Any]
 
@@ -260,10 +260,7 @@ class Check:
             told.append("Is there a `return`?")
         else:
             told.append(self._suspicion(tried) or ("" if case.why else self.table.otherwise))
-            alike = type(expected) in {type(value), type(None)} or isinstance(
-                value, int | list | set
-            )
-            if not alike:
+            if case.expected.error is None and type(value) is not type(expected):
                 came += f", of type `{type(value).__name__}`"
         words = " ".join(text.strip() for text in (f"{case.shown} {came}.", *told) if text)
         raise Wrong(words + line + rest) from case.got.error

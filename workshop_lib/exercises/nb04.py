@@ -68,7 +68,7 @@ def _run(
 
 
 def _state(check: Check, key: str) -> tuple[dict[str, str], int]:
-    """The hash, and its time to live in milliseconds; -1: for ever."""
+    """The hash, and its time to live in milliseconds, -1 if it never expires."""
     valkey = check.ws.valkey
     try:
         fields = valkey.hgetall(key)

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from workshop_lib.exercises.check import Check, Wrong, say_error
@@ -18,169 +17,153 @@ CALLERS = 20
 PATIENCE_S = 2.0
 HELD_S = 4.0
 SETTLE_S = (0.05, 0.25, 1.5)
-STEP_S = 0.4
+"""On a busy machine some callers may come too late for the first load: then more time is given."""
 FAULT = ConnectionError("the database is down")
-ANSWERS: dict[str, tuple[Any, Any]] = {
-    "a value": ("load 1", "load 2"),
-    "nothing": (None, "load 2"),
-    "a fault": (FAULT, "load 2"),
-}
-"""What the database says to the first load, and to those after it."""
+FIRST_ANSWERS = {"a value": "load 1", "nothing": None, "a fault": FAULT}
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What one call of `fetch` returned, and how it went."""
-
-    value: object
-    trial: Trial
-
-
-class Bench:
-    """A `fetch` of the learner's over a slow database, and threads that call it.
+class SlowDatabase:
+    """What the learner's function loads from. Its loads end together, when they may.
 
     Attributes:
-        answers: what the database says to the first load and to those after it; errors are raised.
+        first: the answer to the first load; an error is raised.
         loads: the key of each load, in their order.
-        begun: set when the first load has begun.
         crowded: set when two loads have been under way at one moment.
         go: lets the loads end.
 
     """
 
-    def __init__(self, check: Check, answers: tuple[Any, Any] = ("load 1", "load 2")) -> None:
-        self.check, self.answers = check, answers
-        self.loads: list[object] = []
+    def __init__(self, first: object = "load 1") -> None:
+        self.first = first
+        self.loads: list[str] = []
         self.begun, self.crowded, self.go = (threading.Event() for _ in range(3))
-        self._under_way = 0
         self._lock = threading.Lock()
-        self.fetch = check.call(self.load, shown="`single_flight(load)`")
-        check.judge("function", got=self.fetch)
 
-    def load(self, key: str) -> Any:
-        """The database's answer, once the loads may end: what the learner's function is handed."""
+    def load(self, key: str) -> object:
+        """The answer, once the loads may end."""
         with self._lock:
             self.loads.append(key)
-            answer = self.answers[len(self.loads) > 1]
-            self._under_way += 1
-            if self._under_way > 1:
+            answer = self.first if len(self.loads) == 1 else "load 2"
+            if len(self.loads) > 1 and not self.go.is_set():
                 self.crowded.set()
         self.begun.set()
         self.go.wait(HELD_S)
-        with self._lock:
-            self._under_way -= 1
         if isinstance(answer, Exception):
             raise type(answer)(*answer.args)
         return answer
 
-    def ask(self, key: str, arrived: threading.Semaphore | None = None) -> Reply:
-        """Call `fetch(key)` and wait for it, but not for ever."""
-        values: list[object] = []
 
-        def work() -> None:
-            # The thread may never end: its name tells it apart from the check's own.
-            threading.current_thread().name = f"fetch {key}"
-            if arrived:
-                arrived.release()
-            values.append(self.fetch(key))
+class Caller:
+    """One call of the learner's `fetch`: its value, and how it went."""
 
-        trial = attempt(work, PATIENCE_S + SETTLE_S[-1], self.check.answer)
-        return Reply(values[0] if values else None, trial)
+    def __init__(self, check: Check, fetch: Any, key: str) -> None:
+        self.check, self.fetch, self.key = check, fetch, key
+        self.value: object = None
+        self.trial = Trial()
+        self.arrived = threading.Event()
 
-    def ask_at_once(self, keys: Sequence[str], settle_s: float) -> list[Reply]:
-        """Let threads ask while the load for the first of them is under way."""
-        arrived = threading.Semaphore(0)
-        with ThreadPoolExecutor(len(keys)) as pool:
-            replies = [pool.submit(self.ask, keys[0])]
-            self.begun.wait(PATIENCE_S)
-            replies += [pool.submit(self.ask, key, arrived) for key in keys[1:]]
-            for _ in keys[1:]:
-                arrived.acquire(timeout=PATIENCE_S)
-            self.crowded.wait(settle_s)  # what is left to them is a step into `fetch`
-            self.go.set()
-        return [reply.result() for reply in replies]
+    def call(self) -> Caller:
+        """Make the call and wait for it, within a limit."""
+        self.trial = attempt(self._call, PATIENCE_S + SETTLE_S[-1], self.check.answer)
+        return self
 
-    def expect(self, reply: Reply, expected: object, who: str) -> None:
-        """End the check unless `fetch` came to this value, or to the database's error."""
-        check, error = self.check, reply.trial.error
-        check.facts["call"] = who
-        if reply.trial.too_late:
-            raise Wrong(f"{check.say('lost')}\n{reply.trial.your_line}")
+    def _call(self) -> None:
+        threading.current_thread().name = f"fetch {self.key}"  # it may never end
+        self.arrived.set()
+        self.value = self.fetch(self.key)
+
+    def expect(self, expected: object, who: str) -> None:
+        """End the check unless the call came to this value, or to the database's error."""
+        check, error = self.check, self.trial.error
+        check.facts |= {"call": who, "expected": expected, "came": say_error(error)}
+        if self.trial.too_late:
+            raise Wrong(f"{check.say('lost')}\n{self.trial.your_line}")
         if error is not None and expected is not FAULT:
             check.stop(error)
-        check.facts |= {"got": reply.value, "expected": expected, "came": say_error(error)}
-        check.judge("fault" if expected is FAULT else "value", error)
+        check.judge("fault" if expected is FAULT else "value", error, got=self.value)
+
+
+class Round:
+    """A new `fetch` of the learner's, and calls of it at the same time."""
+
+    def __init__(self, check: Check, first: object = "load 1") -> None:
+        self.check, self.database = check, SlowDatabase(first)
+        self.fetch = check.call(self.database.load, shown="`single_flight(load)`")
+        check.judge("function", got=self.fetch)
+
+    def call(self, keys: Sequence[str], settle_s: float, *, at_once: bool = False) -> list[Caller]:
+        """One call a key, all while the first load is under way, or all at the very same moment."""
+        database = self.database
+        callers = [Caller(self.check, self.fetch, key) for key in keys]
+        with ThreadPoolExecutor(len(callers)) as pool:
+            for caller in callers:
+                pool.submit(caller.call)
+                if not at_once:
+                    database.begun.wait(PATIENCE_S)
+            for caller in callers:
+                caller.arrived.wait(PATIENCE_S)
+            database.begun.wait(PATIENCE_S)
+            database.crowded.wait(settle_s)  # what is left to them is a step into `fetch`
+            database.go.set()
+        self.check.facts |= {"loads": database.loads, "crowded": database.crowded.is_set()}
+        return callers
 
 
 def single_flight(check: Check) -> None:
     """One load for all who ask at once, for its errors too; then anew; and each key for itself."""
     check.facts |= {"key": KEY, "other": OTHER_KEY, "callers": CALLERS, "fault": say_error(FAULT)}
-    for name in ANSWERS:
-        _try_callers(check, name, 1)
-        _try_callers(check, name, CALLERS)
-    _try_two_keys(check)
-    _try_side_by_side(check)
-
-
-def _try_callers(check: Check, name: str, callers: int) -> None:
-    """All are answered by one load; after it has ended, a call loads again."""
-    first, later = ANSWERS[name]
-    for settle_s in SETTLE_S:
-        bench = Bench(check, (first, later))
-        replies = bench.ask_at_once([KEY] * callers, settle_s if callers > 1 else 0)
-        if len(bench.loads) == 1 or callers == 1 or bench.crowded.is_set():
-            break
-        # On a busy machine some may have come too late for the first load: give them more time.
-    who = check.say("one" if callers == 1 else "together")
-    late = any(reply.trial.too_late for reply in replies)
-    check.facts |= {"loads": bench.loads, "crowded": bench.crowded.is_set(), "answer": name}
-    check.judge("loads", late=late)
-    for reply in replies:
-        bench.expect(reply, first, who)
-    who = check.say("after_fault" if first is FAULT else "after_load")
-    again = bench.ask(KEY)
-    check.facts |= {"call": who, "error": again.trial.error, "late": again.trial.too_late}
-    check.judge("again", again.trial.error, got=again.value)
-    bench.expect(again, later, who)
-
-
-def _try_two_keys(check: Check) -> None:
-    bench = Bench(check)
-    one, other = bench.ask_at_once([KEY, OTHER_KEY], PATIENCE_S)
-    bench.expect(one, "load 1", f"`fetch({KEY!r})`")
-    check.facts |= {"loads": bench.loads, "crowded": bench.crowded.is_set()}
+    for answer, first in FIRST_ANSWERS.items():
+        check.facts["answer"] = answer
+        _try_callers(check, first, 1, "one")
+        _try_callers(check, first, CALLERS, "together")
+    two_keys = Round(check)
+    one, other = two_keys.call([KEY, OTHER_KEY], PATIENCE_S)
+    one.expect("load 1", f"`fetch({KEY!r})`")
     check.judge("two_keys", one=one.value, got=other.value)
-    bench.expect(other, "load 2", f"`fetch({OTHER_KEY!r})`")
+    other.expect("load 2", f"`fetch({OTHER_KEY!r})`")
+    callers = Round(check).call([SideBySide(KEY)] * 2, SETTLE_S[1], at_once=True)
+    check.judge("side_by_side")
+    for caller in callers:
+        caller.expect("load 1", f"One of two threads that called `fetch({KEY!r})`")
+
+
+def _try_callers(check: Check, first: object, count: int, who: str) -> None:
+    """All are answered by one load; after it has ended, a call loads again."""
+    for settle_s in SETTLE_S:
+        tried = Round(check, first)
+        callers = tried.call([KEY] * count, settle_s if count > 1 else 0)
+        if len(tried.database.loads) == 1 or count == 1 or tried.database.crowded.is_set():
+            break
+    check.judge("loads", late=any(caller.trial.too_late for caller in callers))
+    for caller in callers:
+        caller.expect(first, check.say(who))
+    again = Caller(check, tried.fetch, KEY).call()
+    check.facts["call"] = who = check.say("after_fault" if first is FAULT else "after_load")
+    error, late = again.trial.error, again.trial.too_late
+    check.judge("again", error, error=error, late=late, got=again.value)
+    again.expect("load 2", who)
 
 
 class SideBySide(str):
     """A key that lets two threads go on only together, whenever one looks it up in a dict.
 
     Both are then past their look before either has entered anything, unless a lock keeps them
-    apart: in that case one waits here in vain, and from then on each goes its way.
+    apart: then one waits here until its time is up, and from then on each goes its way.
     """
 
     __slots__ = ("step",)
     step: threading.Barrier
 
+    def __new__(cls, text: str) -> SideBySide:
+        """Make a key for two threads."""
+        key = super().__new__(cls, text)
+        key.step = threading.Barrier(2, timeout=0.4)
+        return key
+
     def __hash__(self) -> int:
         with suppress(threading.BrokenBarrierError):
             self.step.wait()
         return super().__hash__()
-
-
-def _try_side_by_side(check: Check) -> None:
-    bench = Bench(check)
-    key = SideBySide(KEY)
-    key.step = threading.Barrier(2, timeout=STEP_S)
-    with ThreadPoolExecutor(2) as pool:
-        replies = [pool.submit(bench.ask, key) for _ in range(2)]
-        bench.begun.wait(PATIENCE_S)
-        bench.crowded.wait(SETTLE_S[1])
-        bench.go.set()
-    check.judge("side_by_side", crowded=bench.crowded.is_set())
-    for reply in replies:
-        bench.expect(reply.result(), "load 1", f"One of two threads that called `fetch({KEY!r})`")
 
 
 LOCK_MS = 60_000
@@ -189,64 +172,59 @@ REFUSED = {"KEYS", "FLUSHALL", "FLUSHDB"}
 
 
 def release(check: Check) -> None:
-    """One's own lock goes; another's stays, also when it changes hands between two commands."""
+    """Your lock goes; another's stays, even if it changes hands between two commands."""
+    lock = f"{check.ws.namespace}:exercise-07-2:lock"
     try:
         for token in TOKENS:
-            check.facts |= {"token": token, "other": f"{token}0"}
-            commands = _try_release(check, "own", token)
-            _try_release(check, "nobodys", None)
+            check.facts |= {"lock": lock, "token": token, "other": f"{token}0"}
+            trips = _try_release(check, "own", token)
+            _try_release(check, "free", None)
             _try_release(check, "anothers", f"{token}0")
-            for gap in range(1, commands):
+            for gap in range(1, trips):
                 _try_release(check, "taken_over", token, gap)
     finally:
-        check.ws.valkey.delete(_lock(check))
-
-
-def _lock(check: Check) -> str:
-    return f"{check.ws.namespace}:exercise-07-2:lock"
-
-
-def _hold(check: Check, token: str | None) -> None:
-    check.ws.valkey.delete(_lock(check))
-    if token is not None:
-        check.ws.valkey.set(_lock(check), token, px=LOCK_MS)
-
-
-def _holder(check: Check) -> str | None:
-    token = check.ws.valkey.get(_lock(check))
-    return None if token is None else token.decode()
+        check.ws.valkey.delete(lock)
 
 
 def _try_release(check: Check, when: str, held: str | None, gap: int = 0) -> int:
-    """Somebody holds the lock, or nobody; after `gap` commands, another takes it.
+    """Let this token hold the lock, or none; after `gap` round trips, another takes it.
 
     Returns:
         How many round trips it took.
 
     """
-    token, other = check.facts["token"], check.facts["other"]
+    valkey, (lock, token, other) = check.ws.valkey, map(check.facts.get, ("lock", "token", "other"))
     trips: Trips = []
     seen: list[str | None] = []
 
+    def hold(token: str | None) -> None:
+        valkey.delete(lock)
+        if token is not None:
+            valkey.set(lock, token, px=LOCK_MS)
+
+    def holder() -> str | None:
+        found = valkey.get(lock)
+        return None if found is None else found.decode()
+
     def look(names: list[str]) -> None:
         check.judge("before", refused=sorted(REFUSED.intersection(names)))
-        seen.append(_holder(check))
+        seen.append(holder())
         if gap and len(trips) == gap:
-            _hold(check, other)
+            hold(other)
 
-    _hold(check, held)
-    shown = f"{check.say(when)}, `release(valkey, lock, {token!r})`"
-    with watched(check.ws, trips, before=look) as valkey:
-        got = check.call(valkey, _lock(check), token, shown=shown)
+    hold(held)
+    with watched(check.ws, trips, before=look) as client:
+        shown = f"{check.say(when)}, `release(valkey, lock, {token!r})`"
+        got = check.call(client, lock, token, shown=shown)
     if gap >= len(trips) > 0:  # this time it sent fewer commands
         return len(trips)
     names = ["", *(" ".join(f"`{name}`" for name in trip) for trip in trips), ""]
     moved = next((number for number, one in enumerate(seen) if one != held), 0)
-    check.facts |= {"when": when, "got": got, "holder": _holder(check), "trips": trips}
-    check.facts |= {"moved": moved, "taken_with": names[moved], "gap": gap}
+    check.facts |= {"when": when, "gap": gap, "trips": trips, "holder": holder()}
+    check.facts |= {"moved": moved, "taken_with": names[moved]}
     check.facts |= {"before": names[gap], "after": names[gap + 1]}
     expected = seen[gap] is None if gap else held == token
-    check.judge("released", expected=expected, ttl=check.ws.valkey.pttl(_lock(check)))
+    check.judge("released", got=got, expected=expected, ttl=valkey.pttl(lock))
     return len(trips)
 
 
