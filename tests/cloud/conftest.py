@@ -12,8 +12,8 @@ import boto3
 import psycopg2
 import pytest
 
+from workshop_lib.aws import read_template
 from workshop_lib.lambda_package import RUNNING
-from workshop_lib.paths import CHECKOUT
 from workshop_lib.services.engines import OWNER
 from workshop_lib.services.state_folder import StateFolder
 
@@ -22,11 +22,10 @@ TESTS = Path(__file__).parent.parent
 sys.path += [str(TESTS / "cloud" / "standin"), str(TESTS / "load"), str(TESTS)]
 from aws import ACCOUNT  # noqa: E402
 from lambda_runtime import HERE as ARCHITECTURE  # noqa: E402
-from stand_in import NAMESPACE, StandIn  # noqa: E402
+from stand_in import StandIn  # noqa: E402
 
 PYTHON = min(RUNNING, "3.13")
 """The newest that the template knows, if this one is newer."""
-TEMPLATES = CHECKOUT / "cloudformation"
 HERE = "us-east-1"
 THERE = "us-east-2"
 
@@ -56,42 +55,16 @@ class Cloud:
         act = stacks.update_stack if name in known else stacks.create_stack
         act(
             StackName=name,
-            TemplateBody=(TEMPLATES / f"{template}.yaml").read_text(),
+            TemplateBody=read_template(template)["Body"],
             Parameters=[
                 {"ParameterKey": key, "ParameterValue": value}
-                for key, value in {**needed, **parameters}.items()
+                for key, value in (needed | parameters).items()
             ],
             Capabilities=["CAPABILITY_IAM"],
         )
         (stack,) = stacks.describe_stacks(StackName=name)["Stacks"]
         assert stack["StackStatus"] in {"CREATE_COMPLETE", "UPDATE_COMPLETE"}
         return {found["OutputKey"]: found["OutputValue"] for found in stack["Outputs"]}
-
-    def delete(self, name, region=HERE):
-        self.client("cloudformation", region).delete_stack(StackName=name)
-
-    def everything(self, region=HERE):
-        """How much there is of what costs something, or stands in the way of another stack."""
-        caches = self.resources.ServerlessCache.existing
-        asked = {
-            "buckets": self.client("s3").list_buckets()["Buckets"],
-            "queues": self.client("sqs", region).list_queues().get("QueueUrls", []),
-            "functions": self.client("lambda", region).list_functions()["Functions"],
-            "mappings": self.client("lambda", region).list_event_source_mappings()[
-                "EventSourceMappings"
-            ],
-            "logs": self.client("logs", region).describe_log_groups()["logGroups"],
-            "roles": self.client("iam").list_roles()["Roles"],
-            "profiles": self.client("iam").list_instance_profiles()["InstanceProfiles"],
-            "policies": self.client("iam").list_policies(Scope="Local")["Policies"],
-            "dashboards": self.client("cloudwatch", region).list_dashboards()["DashboardEntries"],
-            "clusters": self.client("dsql", region).list_clusters()["clusters"],
-            "caches": [name for name, one in caches.items() if one.region == region],
-            "instances": [
-                one for one in self.moto("ec2", region).all_instances() if one.state != "terminated"
-            ],
-        }
-        return {kind: len(found) for kind, found in asked.items()}
 
 
 @pytest.fixture
@@ -120,31 +93,15 @@ def aws(
         # DSQL's admin may pass on what it may do.
         grant = "GRANT CREATE ON DATABASE postgres TO admin WITH GRANT OPTION"
         connection.cursor().execute(grant)
-    folder = tmp_path_factory.mktemp("aws with a space")
-    found = StandIn(folder, engine, owner["password"])
+    found = StandIn(tmp_path_factory.mktemp("aws with a space"), engine, owner["password"])
     try:
-        given = {"Namespace": NAMESPACE, "Architecture": ARCHITECTURE, "PythonVersion": PYTHON}
+        given = {"Namespace": "cloud", "Architecture": ARCHITECTURE, "PythonVersion": PYTHON}
         words = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
-        done = found.deploy("--no-function", *words)
-        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-        found.start_services()
+        found.deploy(*words, *["--no-function"] * (PYTHON != RUNNING))
         role = found.outputs["NotebookRoleArn"]
-        found.let("host", "ASIASTANDINHOST", found.policy("NotebookPolicyArn"), role=role)
+        found.let("host", "ASIASTANDINHOST", found.policy(), role=role)
         done = found.run("aws", "grant")
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         yield found
     finally:
         found.close()
-
-
-@pytest.fixture(scope="module")
-def function(aws: StandIn) -> str:
-    """The name of the stack's function, which runs; empty where its package cannot be built."""
-    if PYTHON != RUNNING:
-        return ""
-    done = aws.deploy()
-    if "could not be had" in done.stderr:
-        return ""
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    aws.start_function()
-    return aws.outputs["LoadFunctionName"]

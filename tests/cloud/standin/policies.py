@@ -1,21 +1,22 @@
-"""Who signs with which key, and what policies allow them."""
+"""Identities: who signs with which key, and what their policies allow."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 
 @dataclass
 class Identity:
-    """Whoever signs with a key.
+    """One that signs requests.
 
     Attributes:
         key, secret: of the signature.
-        statements: of the policies that hold for them; None for an administrator.
-        role: its ARN, by which a database knows them.
-        expired: their session has ended.
+        statements: of its policies; None for an administrator.
+        role: its ARN, by which a database knows it.
+        expired: its session has ended.
+        used: the actions that it was allowed, such as "s3:GetObject".
 
     """
 
@@ -24,9 +25,10 @@ class Identity:
     statements: list[dict[str, Any]] | None = None
     role: str = ""
     expired: bool = False
+    used: set[str] = field(default_factory=set)
 
     def may(self, action: str, resource: str, **conditions: str) -> bool:
-        """Whether their policies allow an action: a statement does, and none denies it.
+        """Whether its policies allow an action: a statement does, and none denies it.
 
         Args:
             action: such as "s3:GetObject".
@@ -44,7 +46,9 @@ class Identity:
             and any(_names(pattern, resource) for pattern in _listed(one["Resource"]))
             and _holds(one.get("Condition", {}), conditions)
         }
-        return effects == {"Allow"}
+        allowed = effects == {"Allow"}
+        self.used |= {action} if allowed else set()
+        return allowed
 
 
 def _names(pattern: str, resource: str) -> bool:

@@ -2,8 +2,8 @@
 
 Real: PostgreSQL (which keeps DSQL's rules), Valkey in cluster mode, the function run by AWS's own
 runtime client, TLS with certificates that are verified, tokens whose signature is checked, policies
-that are weighed. Emulated by moto: the other services. The package notices nothing of it, and takes
-the same path as on AWS.
+that are evaluated. Emulated by moto: the other services. The package notices nothing of it, and
+takes the same path as on AWS.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ NAMES_FOLDER = Path(__file__).parent / "names"
 REGION = "us-east-1"
 OTHER_REGION = "us-east-2"
 STACK = "cache-aside-workshop"
-NAMESPACE = "cloud"
 NAMES = ("{}.amazonaws.com", "s3.{}.amazonaws.com", "{}.api.aws", "dsql.{}.on.aws")
 """Of hosts in a Region, without their first part."""
 teach_names = runpy.run_path(str(NAMES_FOLDER / "sitecustomize.py"))["teach"]
@@ -50,21 +49,25 @@ class StandIn:
         engine: arguments of psycopg2 by which the local PostgreSQL is reached, as its admin.
         owner: the password of its superuser.
 
+    Attributes:
+        outputs: of the stack, by name; empty before `deploy`.
+        zones: which zones offer which endpoint service, a letter each; different every time.
+
     """
 
     def __init__(self, folder: Path, engine: dict[str, Any], owner: str) -> None:
         self.folder, self._engine, self._owner = folder, engine, owner
+        self.outputs: dict[str, str] = {}
         self._stack = ExitStack()
-        self._patch = self._stack.enter_context(pytest.MonkeyPatch.context())
         self._authority = trustme.CA()
         self.trusted = folder / "authority.pem"
         self._authority.cert_pem.write_to_path(self.trusted)
         self._names = folder / "names.json"
         self._places: dict[str, int] = {}
+        patch = self._stack.enter_context(pytest.MonkeyPatch.context())
+        resources = _prepare_moto(patch)
         self.account = Account()
         self.let("admin", "AKIASTANDINADMIN")
-        self.outputs: dict[str, str] = {}
-        resources = _prepare_moto(self._patch)
         regional = [f"*.{name.format(one)}" for one in (REGION, OTHER_REGION) for name in NAMES]
         handler = type("Handler", (Handler,), {"account": self.account})
         server = serve(handler, self.certificate("localhost", "iam.amazonaws.com", *regional))
@@ -73,47 +76,53 @@ class StandIn:
         self._port = server.server_port
         self.lead("*:443", self._port)
         self.zones = self._draw_zones()
-        self._patch.setattr(resources, "ZONES", self.zones)
+        patch.setattr(resources, "ZONES", self.zones)
 
     def _draw_zones(self) -> dict[str, str]:
-        """Zones with each service, other ones every time; two have all, and the host's type."""
+        """Two zones have every service and the host's type; of the others each has something."""
         wanted = {"Filters": [{"Name": "instance-type", "Values": ["t4g.small"]}]}
         ask = self.client("ec2").describe_instance_type_offerings
         found = ask(LocationType="availability-zone", **wanted)["InstanceTypeOfferings"]
-        have_all = random.sample([one["Location"][-1] for one in found], 2)
-        others = [letter for letter in "abcdef" if letter not in have_all]
+        all_of_it = random.sample([one["Location"][-1] for one in found], 2)
+        others = [letter for letter in "abcdef" if letter not in all_of_it]
         random.shuffle(others)
         some = {"dsql-fnh4": others[:1], "elasticache": others[1:2], "monitoring": others[2:]}
-        return {name: "".join([*have_all, *letters]) for name, letters in some.items()}
+        return {name: "".join([*all_of_it, *letters]) for name, letters in some.items()}
 
-    def deploy(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """Make or change the stack as an administrator does."""
+    def deploy(self, *options: str) -> None:
+        """Make the stack as an administrator does, and start what is in it.
+
+        Without the function where the wheels of its package cannot be had.
+        """
         words = ("aws", "deploy", "--stack", STACK, "--yes", *options)
-        return self.run(*words, who="admin", WORKSHOP_STACK="")
-
-    def start_services(self) -> None:
-        """Start what the stack has, under the names that it was given."""
-        self._read_outputs()
+        done = self.run(*words, who="admin", WORKSHOP_STACK="")
+        if "could not be had" in done.stderr:
+            done = self.run(*words, "--no-function", who="admin", WORKSHOP_STACK="")
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        (stack,) = self.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
+        self.outputs = {one["OutputKey"]: one["OutputValue"] for one in stack["Outputs"]}
         names = [self.outputs["DSQLClusterEndpoint"], self.outputs["DSQLClusterPublicEndpoint"]]
         certificate = self.certificate(*names)
         self.dsql = Dsql(self.account, self._engine, self._owner, certificate, names, REGION)
         self._stack.callback(self.dsql.close)
-        certificate = self.certificate(self.outputs["ValkeyEndpoint"])
-        self.cache = Cache(str(self.folder), certificate)
+        self.cache = Cache(str(self.folder), self.certificate(self.outputs["ValkeyEndpoint"]))
         self._stack.callback(self.cache.close)
         self.lead("*.cache.amazonaws.com:6379", self.cache.port)
         self.lead("*.on.aws:5432", self.dsql.port)
+        if "LoadFunctionName" in self.outputs:
+            self._start_function()
 
-    def start_function(self) -> None:
+    def _start_function(self) -> None:
         """Run the stack's function, and hand it the messages of the stack's queue."""
-        self._read_outputs()
         name = self.outputs["LoadFunctionName"]
         made = self.client("lambda").get_function(FunctionName=name)["Configuration"]
         role = made["Role"]
-        self.let("function", "ASIASTANDINFUNCTION", self.role(role.rsplit("/", 1)[1]), role=role)
-        code = self.client("s3").get_object(Bucket=self.outputs["BucketName"], Key=self.code_key)
+        self.let("function", "ASIASTANDINFUNCTION", self._of_role(role), role=role)
+        place = {"Bucket": self.outputs["BucketName"], "Prefix": "setup/load-worker"}
+        s3 = self.client("s3")
+        (code,) = s3.list_objects_v2(**place)["Contents"]
         packed = self.folder / "function.zip"
-        packed.write_bytes(code["Body"].read())
+        s3.download_file(place["Bucket"], code["Key"], str(packed))
         self.function = self.account.function = LambdaService(
             unpack(packed, self.folder / "task"),
             self.folder,
@@ -125,8 +134,6 @@ class StandIn:
             name=name,
         )
         self._stack.callback(self.function.close)
-        (mapping,) = self.client("lambda").list_event_source_mappings()["EventSourceMappings"]
-        assert mapping["State"] == "Enabled"
         sqs = self.client("sqs", who="function")
         self.mapping = EventSourceMapping(self.function, sqs, self.outputs["QueueUrl"])
         self._stack.callback(self.mapping.close)
@@ -142,17 +149,16 @@ class StandIn:
         return context
 
     def signed_in(self, who: str = "host") -> dict[str, str]:
-        """The environment of a process on this AWS, as somebody who is signed in."""
+        """The environment of a process on this AWS, with the keys of an identity."""
         kept = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith("AWS_") and not name.lower().endswith("_proxy")
         }
-        path = [str(NAMES_FOLDER), os.environ.get("PYTHONPATH", "")]
         return {
             **kept,
             **self._to_know(who),
-            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "PYTHONPATH": str(NAMES_FOLDER),
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": str(self.folder / "none"),
             "AWS_SHARED_CREDENTIALS_FILE": str(self.folder / "none"),
@@ -161,7 +167,7 @@ class StandIn:
         }
 
     def _to_know(self, who: str) -> dict[str, str]:
-        """Where names lead, whose certificates are good, and the keys of somebody."""
+        """Where names lead, which certificates to trust, and an identity's keys."""
         one = self.account.identities[who]
         return {
             "STAND_IN_NAMES": str(self._names),
@@ -184,34 +190,23 @@ class StandIn:
             config=Config(proxies={}, s3={"addressing_style": "path"}),
         )
 
-    def policy(self, output: str) -> list[dict[str, Any]]:
-        """The statements of the policy whose ARN is an output of the stack."""
-        arn = self.outputs[output]
-        found = self.client("iam").get_policy_version(PolicyArn=arn, VersionId="v1")
+    def policy(self) -> list[dict[str, Any]]:
+        """The statements of the notebooks' policy."""
+        given = {"PolicyArn": self.outputs["NotebookPolicyArn"], "VersionId": "v1"}
+        found = self.client("iam").get_policy_version(**given)
         return found["PolicyVersion"]["Document"]["Statement"]
 
-    def role(self, name: str) -> list[dict[str, Any]]:
-        """The statements of the policies that a role has of its own."""
-        iam = self.client("iam")
-        found = []
-        for policy in iam.list_role_policies(RoleName=name)["PolicyNames"]:
-            document = iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]
-            # moto keeps what a template says as Python writes it.
-            found += ast.literal_eval(document)["Statement"]
-        return found
-
-    @property
-    def code_key(self) -> str:
-        """Where the function's code is in the bucket."""
-        given = {
-            one["ParameterKey"]: one["ParameterValue"] for one in self._stack_now["Parameters"]
-        }
-        return given["CodeKey"]
+    def _of_role(self, arn: str) -> list[dict[str, Any]]:
+        """The statements of a role's only policy, which moto keeps as Python writes it."""
+        iam, name = self.client("iam"), arn.rsplit("/", 1)[1]
+        (policy,) = iam.list_role_policies(RoleName=name)["PolicyNames"]
+        document = iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]
+        return ast.literal_eval(document)["Statement"]
 
     def run(
         self, *words: str, who: str = "host", **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run `workshop …` as somebody on this AWS, with the stack as its settings."""
+        """Run `workshop …` as an identity on this AWS, with the stack as its settings."""
         return subprocess.run(
             [sys.executable, "-m", "workshop_lib", *words],
             env=self.signed_in(who) | environment,
@@ -221,7 +216,7 @@ class StandIn:
         )
 
     def let(self, who: str, key: str, statements: Any = None, **more: Any) -> None:
-        """Introduce somebody, or change what holds for them."""
+        """Introduce an identity, or change it."""
         identity = Identity(key, f"secret-of-{who}", statements, **more)
         self.account.identities[who] = identity
 
@@ -241,15 +236,6 @@ class StandIn:
         yield
         self.lead(pattern, before)
 
-    @property
-    def _stack_now(self) -> dict[str, Any]:
-        (stack,) = self.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
-        return stack
-
-    def _read_outputs(self) -> None:
-        outputs = self._stack_now["Outputs"]
-        self.outputs = {one["OutputKey"]: one["OutputValue"] for one in outputs}
-
 
 def _prepare_moto(patch: pytest.MonkeyPatch) -> ModuleType:
     """Returns the resources that are emulated beside moto's."""
@@ -260,7 +246,7 @@ def _prepare_moto(patch: pytest.MonkeyPatch) -> ModuleType:
     reset_model_data()
     patch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # thousands
     moto_resources.teach(patch)
-    # moto would hand messages to functions by itself, in Docker; whoever runs the function does it.
+    # moto would hand messages to functions by itself, in Docker.
     none = property(lambda _: {}, lambda *_: None)
     patch.setattr(Queue, "lambda_event_source_mappings", none, raising=False)
     return moto_resources
