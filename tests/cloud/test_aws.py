@@ -190,8 +190,6 @@ def test_what_is_not_right_is_said_before_anything_is_made(account, operation, a
 def test_a_name_that_leaves_no_room_for_the_functions_is_refused(account):
     name = "n" * 60
     assert "has at most 59 characters" in account.run("deploy", "--stack", name, "--yes", code=1)
-    account.run("deploy", "--stack", name[1:], "--yes")
-    assert account.values("Output", name=name[1:])["LoadFunctionName"] == f"{name[1:]}-load"
 
 
 def test_an_installed_package_has_no_clone_to_upload(account, monkeypatch):
@@ -199,11 +197,6 @@ def test_an_installed_package_has_no_clone_to_upload(account, monkeypatch):
     said = account.run("deploy", "--yes", "--no-function")
     assert "(`uvx` or `pip install`)" in said
     assert account.keys("setup/") == []
-
-
-def test_without_the_endpoint_for_metrics_the_price_is_lower(account):
-    account.run("deploy", "--yes", "--no-function", "-p", "MetricsEndpoint=none")
-    assert "0.0465 USD an hour" in account.run("status")
 
 
 def test_a_stack_from_another_template_is_left_alone(account):
