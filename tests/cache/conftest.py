@@ -7,6 +7,7 @@ import secrets
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from workshop_lib.cache import breaker
+from workshop_lib.objects import StoredObject, Unchanged
 from workshop_lib.rows import Rows
 from workshop_lib.services.engines import Valkey
 from workshop_lib.services.state_folder import StateFolder
@@ -33,6 +35,10 @@ class Parts:
     namespace: str
     default_ttl: float = 30.0
 
+    @property
+    def objects(self) -> Shelf:
+        return Shelf(self.database)
+
 
 @dataclass
 class OneValue:
@@ -42,7 +48,7 @@ class OneValue:
     seconds: float = 0.0
     """What an answer takes, and is said to take."""
     error: Exception | None = None
-    """Raised in place of an answer."""
+    """Raised anew in place of each answer."""
     identity: str = "one value"
     queries: int = 0
     asked: threading.Event = field(default_factory=threading.Event)
@@ -62,8 +68,35 @@ class OneValue:
         assert self.answering.wait(20)
         time.sleep(self.seconds)
         if self.error is not None:
-            raise self.error
-        return Rows(("id", "v"), [(params[0] if params else 0, seen)], self.seconds)
+            raise type(self.error)(*self.error.args)
+        asked = params[0] if params else 0
+        ids = asked if isinstance(asked, tuple) else (asked,)
+        return Rows(("id", "v"), [(one, seen) for one in ids], self.seconds)
+
+
+@dataclass
+class Shelf:
+    """A store whose every object is the database's one value, as text."""
+
+    database: Any
+    identity: str = "shelf"
+    prefix: str = ""
+
+    def get(self, name: str) -> StoredObject:
+        found = self.database.query(name)
+        body = f"{found[0][1]}".encode()
+        return StoredObject(body, f'"{zlib.crc32(body)}"', found.seconds)
+
+    def get_if_changed(self, name: str, etag: str) -> StoredObject | Unchanged:
+        found = self.get(name)
+        return Unchanged(found.seconds) if found.etag == etag else found
+
+    def put(self, name: str, body: bytes) -> str:
+        del name
+        return f'"{zlib.crc32(body)}"'
+
+    def delete(self, name: str) -> None:
+        """As of a value that was changed already."""
 
 
 class Switchable:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import IntEnum, StrEnum
@@ -20,7 +21,6 @@ from workshop_lib.cache.codec import (
     CorruptEntry,
     Entry,
     Uncacheable,
-    canonical,
     decode,
     decode_values,
     encode,
@@ -81,7 +81,7 @@ def entries(draw: st.DrawFn) -> Entry:
     rows = draw(st.lists(st.tuples(*(st.none() | kind for kind in kinds)), max_size=6))
     names = draw(st.tuples(*(st.text(max_size=8) for _ in kinds)))
     seconds = st.floats(0, 1e10)
-    until = draw(seconds | st.just(float("inf")))
+    until = draw(seconds | st.none())
     return Entry(names, rows, draw(seconds), draw(seconds), until)
 
 
@@ -126,19 +126,7 @@ def test_a_column_of_every_type_mixed_comes_back() -> None:
 def test_any_answer_comes_back(entry: Entry) -> None:
     back = decode(encode(entry))
     assert exactly(back.rows) == exactly(entry.rows)
-    assert (back.columns, back.cost_seconds, back.created_at, back.fresh_until) == (
-        entry.columns,
-        entry.cost_seconds,
-        entry.created_at,
-        entry.fresh_until,
-    )
-
-
-@settings(max_examples=80, deadline=None)
-@given(column=st.sampled_from([*by_type.values()]).flatmap(lambda kind: st.lists(kind | st.none())))
-def test_any_column_of_one_type_comes_back(column: list[object]) -> None:
-    entry = entry_of(*column)
-    assert exactly(decode(encode(entry)).rows) == exactly(entry.rows)
+    assert replace(back, rows=[]) == replace(entry, rows=[])
 
 
 @quick
@@ -154,8 +142,9 @@ def test_any_single_value_comes_back(value: object) -> None:
         Entry((), [], 0.1, 2.0),
         Entry(("n", "n"), [(1, "a")], 0.1, 2.0),
         Entry(("n",), [(1,)], 0.1, 2.0, 3.0, {"t": "17"}),
+        Entry(("n",), [(None,), (None,)], 0.1, 2.0),
     ],
-    ids=["no rows", "no columns", "two columns of one name", "tags"],
+    ids=["no rows", "no columns", "two columns of one name", "tags", "NULL only"],
 )
 def test_an_answer_keeps_its_columns_times_and_tags(entry: Entry) -> None:
     data = encode(entry)
@@ -166,7 +155,7 @@ def test_an_answer_keeps_its_columns_times_and_tags(entry: Entry) -> None:
 def test_it_is_written_to_be_read() -> None:
     rows: list[tuple[object, ...]] = [(1, "Café", Decimal("12.50")), (2, None, 3)]
     assert encode(Entry(("id", "name", "price"), rows, 0.004, 2.0)).decode()[:-9] == (
-        '{"created_at":2.0,"cost_seconds":0.004,"fresh_until":null,"tags":{},'
+        '{"created_at":2.0,"cost_seconds":0.004,'
         '"columns":["id","name","price"],"types":["int","str","mixed"]}\n'
         '[[1,2],["Café",null],[["Decimal","12.50"],3]]'
     )
@@ -226,8 +215,6 @@ def test_a_value_that_would_come_back_as_something_else_is_refused(stranger: obj
     for neighbour in (None, 1, "a"):
         with pytest.raises(Uncacheable):
             encode(entry_of(neighbour, stranger, neighbour))
-    with pytest.raises(Uncacheable, match="A parameter or argument"):
-        canonical((stranger,))
 
 
 def test_the_refusal_names_the_column_and_the_type() -> None:
@@ -238,12 +225,13 @@ def test_the_refusal_names_the_column_and_the_type() -> None:
         encode(entry)
 
 
-def test_rows_of_another_width_than_the_columns_are_refused() -> None:
-    for rows in ([(1,)], [(1, 2), (1, 2, 3)], [(1, 2), ()]):
-        with pytest.raises(Uncacheable, match="where there are 2 columns"):
-            encode(Entry(("a", "b"), [*rows], 0.1, 2.0))
-    with pytest.raises(Uncacheable, match="no columns"):
-        encode(Entry((), [(), ()], 0.1, 2.0))
+@pytest.mark.parametrize(
+    ("columns", "rows"),
+    [("ab", [(1,)]), ("ab", [(1, 2), (1, 2, 3)]), ("ab", [(1, 2), ()]), ("", [(), ()])],
+)
+def test_rows_of_another_width_than_the_columns_are_refused(columns: str, rows: list[Any]) -> None:
+    with pytest.raises(Uncacheable, match=f"where there are {len(columns)} columns"):
+        encode(Entry(tuple(columns), rows, 0.1, 2.0))
 
 
 def nested(levels: int, wrap: Callable[[object], object]) -> object:
@@ -274,36 +262,30 @@ def test_foreign_bytes_are_corrupt(data: bytes) -> None:
 
 @quick
 @given(entries(), st.data())
-def test_a_truncated_entry_is_corrupt(entry: Entry, data: st.DataObject) -> None:
+def test_a_truncated_entry_and_a_flipped_bit_are_noticed(entry: Entry, data: st.DataObject) -> None:
     whole = encode(entry)
-    with pytest.raises(CorruptEntry):
-        decode(whole[: data.draw(st.integers(0, len(whole) - 1))])
-
-
-@quick
-@given(entries(), st.data())
-def test_one_flipped_bit_is_noticed(entry: Entry, data: st.DataObject) -> None:
-    damaged = bytearray(encode(entry))
+    damaged = bytearray(whole)
     bit = data.draw(st.integers(0, len(damaged) * 8 - 1))
     damaged[bit // 8] ^= 1 << bit % 8
-    with pytest.raises(CorruptEntry):
-        decode(bytes(damaged))
+    for spoilt in (bytes(damaged), whole[: bit // 8]):
+        with pytest.raises(CorruptEntry):
+            decode(spoilt)
 
 
 # --- forged entries: the checksum fits ---
 
-GOOD = encode(Entry(("a", "b"), [(1, "x")], 0.1, 2.0))[:-9]
-
+GOOD = encode(Entry(("a", "b"), [(1, "x")], 0.1, 2.0, 3.0, {"t": "v"}))[:-9]
+MIXED = GOOD.replace(b'"str"', b'"mixed"').replace(b'"x"', b"%b")
 
 FORGERIES = [
     (b"[1]", b"[1,2]"), (b"[1]", b'["1"]'), (b"[1]", b"[[1]]"), (b"[1]", b"1"), (b"[1],", b""),
     (b'"int"', b'"complex"'), (b'"int",', b""), (b'"int"', b'"int","int"'),
     (b'"str"', b'"mixed","mixed"'), (b'["x"]', b'["x"],[1]'),
-    (b'"str"]}\n[[1],["x"]]', b'"mixed"]}\n[[1],[["date","yesterday"]]]'),
-    (b'"str"]}\n[[1],["x"]]', b'"mixed"]}\n[[1],[{}]]'),
-    (b'"str"]}\n[[1],["x"]]', b'"mixed"]}\n[[1],[' + b"[" * 9_999 + b"]" * 9_999 + b"]]"),
-    (b"\n", b""), (b'"a"', b"1"), (b"0.1", b'"0.1"'), (b'"tags":{}', b'"tags":[]'),
-    (b'"tags":{}', b'"tags":{"t":1}'), (b'"tags":{}', b'"tags":{},"more":1'), (GOOD, b""),
+    (GOOD, MIXED % b'["date","yesterday"]'), (GOOD, MIXED % b"{}"),
+    (GOOD, MIXED % (b"[" * 9_999 + b"]" * 9_999)),
+    (b"\n", b""), (b'"a"', b"1"), (b"0.1", b'"0.1"'), (b'{"t":"v"}', b"[]"), (b'"v"', b"1"),
+    (b'"v"}', b'"v"},"more":1'), (b"3.0", b"1e18"), (b"0.1", b"-1"), (b"2.0", b"1e400"),
+    (b"2.0", b"NaN"), (GOOD, b""),
     (GOOD, b"[]"),
 ]  # fmt: skip
 
@@ -360,15 +342,15 @@ LOOKALIKES = [
 ]  # fmt: skip
 
 
-def test_values_that_look_alike_have_canonical_bytes_of_their_own() -> None:
+def test_values_that_look_alike_have_bytes_of_their_own() -> None:
     for kind in (LOOKALIKES, EXAMPLES):
-        assert len({canonical(value) for value in kind}) == len(kind)
+        assert len({encode_value(value) for value in kind}) == len(kind)
 
 
 @quick
 @given(values, values)
-def test_two_values_share_canonical_bytes_only_if_nothing_tells_them_apart(
+def test_two_values_share_bytes_only_if_nothing_tells_them_apart(
     one: object, other: object
 ) -> None:
     assume(exactly(one) != exactly(other))
-    assert canonical([one]) != canonical([other])
+    assert encode_value([one]) != encode_value([other])

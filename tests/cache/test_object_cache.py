@@ -294,12 +294,3 @@ def test_what_is_kept_only_to_be_renewed_is_not_given_out_when_the_store_is_away
     time.sleep(0.03)
     with pytest.raises(ServiceUnreachableError, match="away"):
         cache.get("a")
-
-
-def test_an_error_of_the_store_is_not_kept_as_a_missing_object(source, memory):
-    cache = ObjectCache(source)
-    memory.error = ServiceUnreachableError("away")
-    with pytest.raises(ServiceUnreachableError):
-        cache.get("a")
-    memory.error = None
-    assert cache.get("a") == b"first"

@@ -1,4 +1,4 @@
-"""The circuit breaker: after the cache failed, requests go without it, and one at a time tries."""
+"""Circuit breaker: after a failure requests bypass the cache, and one at a time probes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 
 REST_S = 1.0
-"""After a failure, how long nobody asks; then one request tries for all of them, seconds."""
+"""How long after a failure every request bypasses the cache; then one request probes it."""
 
 
 class Breaker:
@@ -18,11 +18,11 @@ class Breaker:
 
     def __init__(self) -> None:
         self._next_try = 0.0
-        """When one request may try again, on the monotonic clock; 0 while all are let through."""
+        """When one request may try again, on the monotonic clock; 0 while closed."""
         self._lock = threading.Lock()
 
     def allows(self) -> bool:
-        """Whether this request may ask the server. One that may has to report how it went."""
+        """Whether this request may ask the server. If so, it has to report how that went."""
         if not self._next_try:
             return True
         with self._lock:
@@ -34,8 +34,7 @@ class Breaker:
 
     def failed(self) -> None:
         """The server did not answer."""
-        with self._lock:
-            self._next_try = time.monotonic() + REST_S
+        self._next_try = time.monotonic() + REST_S
 
     def worked(self) -> None:
         """The server answered."""

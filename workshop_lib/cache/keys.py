@@ -1,7 +1,7 @@
-"""Build every key that the workshop puts into the cache.
+"""The key of every entry, lock and tag.
 
-A key reads from the general to the particular, as the field writes them, with colons between:
-namespace, version of the key's format, what is kept, which one.
+A key reads from the general to the particular, with colons between: namespace, version of the key's
+format, what is stored, which one.
 """
 
 import re
@@ -10,7 +10,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from uuid import UUID
 
-from workshop_lib.cache.codec import canonical
+from workshop_lib.cache.codec import encode_value
 from workshop_lib.rows import Params
 
 _VERSION = "v3"  # raise it when a key is built differently: old entries are then never found
@@ -37,7 +37,7 @@ def query_key(namespace: str, sql: str, params: Params = None, *, scope: str = "
         )
     # Only the ends are stripped: white space within may belong to a literal, as in 'New  York'.
     text = sql.strip()
-    identity = canonical((scope, text, _plain(params)))
+    identity = _canonical((scope, text, _plain(params)))
     return f"{_prefix(namespace)}:{_QUERY}:{_slug(text)}:{_digest(identity)}"
 
 
@@ -51,14 +51,14 @@ def call_key(namespace: str, function: str, arguments: object, *, scope: object 
 
     Raises ValueError for a bad namespace, TypeError as `query_key` does.
     """
-    identity = canonical((scope, function, arguments))
+    identity = _canonical((scope, function, arguments))
     return f"{_prefix(namespace)}:{_CALL}:{_slug(function)}:{_digest(identity)}"
 
 
-def record_key(namespace: str, table: str, *primary_key: object, scope: str = "") -> str:
+def record_key(namespace: str, table: str, primary_key: object, *, scope: str = "") -> str:
     """Return the key of one record of a table.
 
-    Whole numbers, short plain names and UUIDs stand in it to be read; anything else as its type
+    Whole numbers, short plain names and UUIDs are written as they are; anything else as its type
     and a digest, so that no two records share a key. `scope` says which database the table is in.
 
     >>> record_key("workshop", "planet", 3)
@@ -66,14 +66,9 @@ def record_key(namespace: str, table: str, *primary_key: object, scope: str = ""
     >>> record_key("workshop", "planet", 3, scope="db.example.com:5432/postgres")
     'workshop:v3:db~d83ff62d579c:planet:3'
 
-    Raises ValueError for a bad namespace or no primary key, TypeError as `query_key` does.
+    Raises ValueError for a bad namespace, TypeError as `query_key` does.
     """
-    if not primary_key:
-        raise ValueError(
-            f"A record of {table!r} has no key without its primary key. Pass its value, as in "
-            f"record_key(namespace, {table!r}, 3)."
-        )
-    return ":".join((_table_prefix(namespace, table, scope), *map(_part, primary_key)))
+    return f"{_table_prefix(namespace, table, scope)}:{_part(primary_key)}"
 
 
 def object_key(namespace: str, bucket: str, name: str) -> str:
@@ -189,7 +184,11 @@ def _part(value: object, plain: str = _PLAIN_NAME) -> str:
         return value
     if type(value) is UUID:
         return f"UUID~{value}"
-    return f"{type(value).__name__}~{_digest(canonical(value))}"
+    return f"{type(value).__name__}~{_digest(_canonical(value))}"
+
+
+def _canonical(value: object) -> bytes:
+    return encode_value(value, "A parameter or argument")
 
 
 def _digest(data: bytes) -> str:

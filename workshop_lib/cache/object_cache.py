@@ -1,7 +1,7 @@
 """Cache-aside for objects of a store: whole or in part, renewed by their ETag, missing ones too.
 
-An entry is a line of JSON with what is known of the object, its bytes as they are (or packed by
-zlib, where that gains), and a checksum.
+An entry has the two lines of an answer about the object (its ETag, and whether it is compressed),
+then its bytes as they are or as zlib compressed them, and a checksum.
 """
 
 from __future__ import annotations
@@ -15,31 +15,28 @@ from functools import partial
 from math import inf
 from typing import Any
 
-import msgspec
 from redis import Redis
 
 from workshop_lib.cache import keys
 from workshop_lib.cache.base import Cache
-from workshop_lib.cache.codec import CorruptEntry, Entry, Head, encode_head, seal, unseal
+from workshop_lib.cache.codec import (
+    CorruptEntry,
+    Entry,
+    decode_lines,
+    encode_lines,
+    seal,
+    unseal,
+)
 from workshop_lib.cache.connection import do
 from workshop_lib.cache.mechanism import Fetched
 from workshop_lib.cache.storage import Storage
 
 COLUMNS = ("etag", "body")
+_ABOUT = ("etag", "compressed")
 AT_ONCE = 8
 """Objects that `get_many` loads at the same time."""
 ZLIB_LEVEL = 1
 """The fastest: a cache is asked for speed, and higher levels win few bytes for much time."""
-
-
-class _Head(Head):
-    etag: str | None
-    """None if there is no such object."""
-    packed: bool
-    """The body is packed by zlib."""
-
-
-_HEAD = msgspec.json.Decoder(_Head)
 
 
 def encode_object(entry: Entry, compress_above: float, max_bytes: int) -> bytes:
@@ -47,36 +44,38 @@ def encode_object(entry: Entry, compress_above: float, max_bytes: int) -> bytes:
 
     Args:
         entry: of COLUMNS, with one row or none.
-        compress_above: size from which on its body is packed, bytes, unless that makes it larger.
-        max_bytes: size up to which it is packed: nothing larger is unpacked.
+        compress_above: size from which on its body is compressed, bytes, unless that makes it
+            larger.
+        max_bytes: size up to which it is compressed: nothing larger is decompressed.
 
     """
     body, packed = _body(entry) or b"", False
     if compress_above < len(body) <= max_bytes:
         smaller = zlib.compress(body, ZLIB_LEVEL)
         packed, body = len(smaller) < len(body), min(body, smaller, key=len)
-    etag = _etag(entry) if entry.rows else None
-    return seal(encode_head(_Head, entry, etag=etag, packed=packed) + b"\n" + body)
+    about = replace(entry, columns=_ABOUT, rows=[(_etag(entry), packed)] if entry.rows else [])
+    return seal(b"%b\n%b" % (encode_lines(about), body))
 
 
-def decode_object(data: bytes, max_bytes: int, limit: int | None = None) -> Entry:
+def decode_object(data: bytes, max_bytes: int, limit: int) -> Entry:
     """Return the object that was encoded.
 
     Args:
         data: the stored form.
         max_bytes: it may have at most so many bytes.
-        limit: its body, unpacked, may have at most so many, so that a few bytes cannot fill a
-            reader's memory; `max_bytes` if left out.
+        limit: its body, decompressed, may have at most so many, so that a few bytes cannot fill a
+            reader's memory.
 
     Raises CorruptEntry, and nothing else, for what `encode_object` did not make.
     """
-    line, _, body = unseal(data, max_bytes).partition(b"\n")
     try:
-        head = _HEAD.decode(line)
-        if head.packed:
-            body = _unpack(body, max_bytes if limit is None else limit)
-        rows: list[tuple[object, ...]] = [] if head.etag is None else [(head.etag, body)]
-        return head.entry(COLUMNS, rows, len(data))
+        head, values, body = unseal(data, max_bytes).split(b"\n", 2)
+        about = decode_lines(head, values, len(data))
+        if not about.rows:
+            return replace(about, columns=COLUMNS)
+        ((etag, packed),) = about.rows
+        body = _unpack(body, limit) if packed else body
+        return replace(about, columns=COLUMNS, rows=[(etag, body)])
     except Exception as error:  # forged, as the checksum fits: anything can be wrong in it
         raise CorruptEntry(f"The bytes are not an object of ours: {error}.") from error
 
@@ -136,8 +135,6 @@ class ObjectCache(Cache):
 
     """
 
-    _EMPTY_TTL = "missing_ttl"
-
     def __init__(
         self,
         source: Any,
@@ -192,7 +189,7 @@ class ObjectCache(Cache):
         if not 0 <= first <= last:
             raise ValueError(f"{first} to {last} is not a range: 0 <= first <= last")
         started = time.perf_counter()
-        whole = self._mechanism.fetch_kept(self._storage.get, self.key(name))
+        whole = self._mechanism.fetch_many([self.key(name)]).get(self.key(name))
         if whole is None:
             part, source = _entry(self._store.get_range(name, first, last)), "database"
             self._mechanism.counters.add(misses=1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_TIMES = "ttl", "empty_ttl", "lock_seconds", "wait_seconds", "load_seconds"
-_MORE = "early_refresh", "stale_if_error", "keep_seconds", "max_bytes"
-_MIN = {**dict.fromkeys(_TIMES, 0.001), **dict.fromkeys(_MORE, 0), "jitter": 0}
+_MIN = {
+    **dict.fromkeys(("ttl", "empty_ttl", "lock_seconds", "wait_seconds", "load_seconds"), 0.001),
+    **dict.fromkeys(("jitter", "early_refresh", "stale_if_error", "keep_seconds", "max_bytes"), 0),
+}
+_ALSO = {"empty_ttl": "empty_ttl (absent_ttl, missing_ttl)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,10 @@ class Policy:
             value, most = getattr(self, name), 1 if name == "jitter" else 1e9
             if value is None and name == "empty_ttl":
                 continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not least <= value <= most:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not least <= value <= most:
                 wanted = f"a number, at least {least} and at most {most:g}"
-                raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+                raise ValueError(f"{_ALSO.get(name, name)} is {value!r}; it must be {wanted}")
         if not isinstance(self.single_flight, bool):
             raise ValueError(f"single_flight is {self.single_flight!r}; it must be True or False")
         try:
@@ -78,10 +80,5 @@ class Policy:
 
     @property
     def max_ttl_ms(self) -> int:
-        """How long an entry may lie in the server at most, milliseconds."""
+        """How long the server keeps an entry at most, milliseconds."""
         return round((max(self.ttl, self.empty_ttl or 0) + self.kept_beyond) * 1000)
-
-    @property
-    def lock_ms(self) -> int:
-        """The life of a lock that is not renewed, milliseconds."""
-        return max(1, round(self.lock_seconds * 1000))

@@ -1,4 +1,4 @@
-"""Cache-aside for query results: look in the cache; on a miss ask the database, keep the answer."""
+"""Cache-aside for query results: look in the cache; on a miss, ask the database and store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from redis import Redis
 
 from workshop_lib.cache import keys
-from workshop_lib.cache.base import Cache, Source
+from workshop_lib.cache.base import Cache
 from workshop_lib.cache.codec import Entry, Uncacheable
 from workshop_lib.cache.connection import do
 from workshop_lib.cache.mechanism import Fetched
@@ -29,11 +29,10 @@ class Answer(Rows):
 
     Attributes:
         columns, rows: as in Rows.
-        seconds: from asking until the answer was here, on a miss including the database and the
-            write to the cache: what a user of the application waits for.
+        seconds: response time, on a miss including the database and the write to the cache.
         source: "cache", "database" (loaded just now, by this or a simultaneous request), or "stale"
             (older than its TTL, because the database did not answer).
-        cost_seconds: what the database query took when the entry was filled.
+        cost_seconds: how long the database query took when the entry was filled.
 
     """
 
@@ -67,6 +66,11 @@ class QueryCache(Cache):
 
     Empty results are kept like any other. When the cache is down, answers come from the database.
 
+    Beyond `cache_aside.py` of notebooks 02 to 07 it has all types of PostgreSQL, a checksum in each
+    entry, single-flight also among threads, renewed locks for slow loads, tags, early refresh,
+    answers beyond their TTL when the database is down, and a limit on the size of entries.
+    `make benchmarks` says what that costs.
+
     Args:
         source: an open workshop.
         ttl: time to live of an entry, seconds; VALKEY_TTL if left out.
@@ -77,7 +81,7 @@ class QueryCache(Cache):
 
     """
 
-    def __init__(self, source: Source, ttl: float | None = None, **behaviour: Any) -> None:
+    def __init__(self, source: Any, ttl: float | None = None, **behaviour: Any) -> None:
         super().__init__(source, ttl, **behaviour)
         self._database = source.database
 
@@ -128,14 +132,12 @@ class QueryCache(Cache):
 
         """
         key = self.key(statement, params)
-        (entry,) = self._storage.get_many([key])
+        (entry,), _ = self._storage.read([key])
         if entry is None:
             return None
-        age, ttl_s = (
-            time.time() - entry.created_at,
-            max(0, *do(self._storage.valkey, ("PTTL", key))) / 1000,
-        )
-        return EntryInfo(key, entry.size, ttl_s, age, len(entry.rows), entry.cost_seconds)
+        (ttl_ms,) = do(self._storage.valkey, ("PTTL", key))
+        age_s, ttl_s = time.time() - entry.created_at, max(0, ttl_ms) / 1000
+        return EntryInfo(key, entry.size, ttl_s, age_s, len(entry.rows), entry.cost_seconds)
 
     def invalidate_tag(self, tag: str) -> None:
         """Invalidate all entries that were filled under a tag, in one short command.

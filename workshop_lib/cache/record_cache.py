@@ -1,7 +1,7 @@
 """Cache-aside for records: one row of a table as one hash, read and updated field by field.
 
-Each column is a field, its value JSON as `codec.encode_value` writes it; the field `@` says when
-the hash was filled, what that cost, and which columns there are.
+Each column is a field, its value JSON as `codec.encode_value` writes it. The field `@` says when
+the hash was filled, how long that took, and which columns there are: none if there is no record.
 """
 
 from __future__ import annotations
@@ -9,18 +9,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from uuid import UUID
 
-import msgspec
-from redis.exceptions import ResponseError
-
 from workshop_lib.cache import codec, keys
-from workshop_lib.cache.base import Cache, Source
-from workshop_lib.cache.codec import CorruptEntry, Entry, Head, Uncacheable, encode_value
-from workshop_lib.cache.connection import Command, do
+from workshop_lib.cache.base import Cache
+from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable, encode_value
+from workshop_lib.cache.connection import Command, ask
 from workshop_lib.cache.storage import Packed, Storage
 
 Record = dict[str, object]
@@ -51,17 +49,6 @@ return 1
 """
 
 
-class _Head(Head):
-    """What the field ABOUT says, as JSON."""
-
-    columns: tuple[str, ...]
-    present: bool
-    """Whether there is such a record."""
-
-
-_HEAD = msgspec.json.Decoder(_Head)
-
-
 @dataclass(frozen=True, slots=True)
 class Fetch:
     """A record and where it came from.
@@ -84,17 +71,17 @@ class HashStorage(Storage):
     complete_script = _COMPLETE
 
     def pack(self, entry: Entry) -> Packed:
-        """Fields and values by turns."""
-        (row,) = entry.rows or [()]
-        about = codec.encode_head(_Head, entry, columns=entry.columns, present=bool(entry.rows))
-        packed = [ABOUT, about]
-        for name, value in zip(entry.columns, row, strict=False):
-            packed += (name.encode(), encode_value(value))
+        """Fields and values by turns. No record: no columns."""
+        if not entry.rows:
+            return (ABOUT, codec.encode_head(replace(entry, columns=())))
+        packed = [ABOUT, codec.encode_head(entry)]
+        for name, value in zip(entry.columns, entry.rows[0], strict=True):
+            packed += (name.encode(), codec.encode_value(value, f"Column {name!r}"))
         return packed
 
     def unpack(self, packed: Packed) -> Entry:
         """As Storage's."""
-        return _whole(_paired(packed), sum(map(len, packed)))
+        return _entry(_paired(packed), sum(map(len, packed)))
 
     def command(self, key: str) -> Command:
         """What asks for all fields."""
@@ -104,7 +91,7 @@ class HashStorage(Storage):
 
     def parse(self, value: Any) -> Entry:
         """As Storage's, from a dict; or from fields and values by turns, as of RESP2."""
-        return _whole(value if isinstance(value, dict) else _paired(value), self.max_bytes)
+        return _entry(value if isinstance(value, dict) else _paired(value), self.max_bytes)
 
     def update(self, key: str, changes: Record) -> bool:
         """Change some fields of a hash that has them. Returns whether it was there."""
@@ -113,15 +100,12 @@ class HashStorage(Storage):
 
     def get_fields(self, key: str, names: Sequence[str]) -> Entry | None:
         """An entry of these columns only; None if one of them is not there, or is not ours."""
-        try:
-            about, *values = do(self.valkey, ("HMGET", key, ABOUT, *names))[0]
-            size = sum(len(part) for part in (about, *values) if part)
-            return _entry(_HEAD.decode(about or b""), names, values, size, self.max_bytes)
-        except ResponseError as error:
-            if "WRONGTYPE" not in str(error):
-                raise
-        except (RecursionError, TypeError, ValueError):  # a field that is missing, or not ours
-            pass
+        (values,) = ask(self.valkey, ("HMGET", key, ABOUT, *names))
+        if not isinstance(values, list):  # but an error, as the key holds something else
+            return None
+        fields = dict(zip((ABOUT, *map(str.encode, names)), values, strict=True))
+        with suppress(CorruptEntry):
+            return _entry(fields, self.max_bytes, names)
         return None
 
 
@@ -129,26 +113,22 @@ def _paired(parts: Sequence[bytes]) -> dict[bytes, bytes]:
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def _whole(fields: dict[bytes, bytes], max_bytes: int) -> Entry:
-    """Return the entry in the fields of a hash. Raises CorruptEntry, and nothing else."""
-    size = sum(map(len, fields)) + sum(map(len, fields.values()))
+def _entry(fields: dict[bytes, bytes], max_bytes: int, names: Sequence[str] | None = None) -> Entry:
+    """Return the entry in the fields of a hash, or its columns of these names.
+
+    Raises CorruptEntry, and nothing else.
+    """
     try:
-        head = _HEAD.decode(fields[ABOUT])
-        if len(set(head.columns)) < len(head.columns):  # one large field, read a thousand times
+        size = sum(map(len, fields)) + sum(map(len, fields.values()))
+        codec.check_size(size, max_bytes)
+        head = codec.decode_head(fields[ABOUT])
+        columns = head.columns if names is None or not head.columns else names
+        if len(set(columns)) < len(columns):  # one large field, read a thousand times
             raise CorruptEntry("A column is named twice.")
-        values = [fields.get(name.encode()) for name in head.columns]
-        return _entry(head, head.columns, values, size, max_bytes)
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        values = [fields[name.encode()] for name in columns]
+        return head.entry(columns, [tuple(codec.decode_values(values))] if columns else [], size)
+    except Exception as error:
         raise CorruptEntry(f"The hash is not a record of ours: {error}.") from error
-
-
-def _entry(
-    head: _Head, columns: Sequence[str], values: Sequence[Any], size: int, max_bytes: int
-) -> Entry:
-    """The entry of these columns. Raises TypeError if one of them has no value."""
-    codec.check_size(size, max_bytes)
-    rows = [tuple(codec.decode_values(values))] if head.present else []
-    return head.entry(columns, rows, size)
 
 
 class RecordCache(Cache):
@@ -171,11 +151,10 @@ class RecordCache(Cache):
     """
 
     _storage: HashStorage
-    _EMPTY_TTL = "absent_ttl"
 
     def __init__(
         self,
-        source: Source,
+        source: Any,
         table: str,
         key: str = "id",
         ttl: float | None = None,
@@ -216,7 +195,7 @@ class RecordCache(Cache):
 
         """
         key = self.key(primary_key)
-        kept = self._mechanism.fetch_kept(self._storage.get_fields, key, names)
+        kept = self._mechanism.fetch_part(self._storage.get_fields, key, names)
         if kept is not None:
             return _record(kept)
         whole = self.get(primary_key)
@@ -225,20 +204,17 @@ class RecordCache(Cache):
     def get_many(self, primary_keys: Iterable[object]) -> dict[object, Record | None]:
         """Many records: one round trip for all that are in the cache, one SELECT for the others.
 
-        For each thousand, that is. What another request is loading is waited for.
+        That is for each thousand. What another request is loading is waited for.
         """
         wanted = {self.key(one): one for one in dict.fromkeys(primary_keys)}
-        records: dict[object, Record | None] = {}
+        found: dict[str, Entry] = {}
         for first in range(0, len(wanted), BATCH):
-            missing = list(wanted)[first : first + BATCH]
-            while missing:
-                found = self._mechanism.fetch_many(missing, partial(self._load_many, wanted))
-                records |= {wanted[key]: _record(entry) for key, entry in found.items()}
-                missing = [key for key in missing if key not in found]
-                if missing:  # alone, or loaded by another request just now
-                    one = wanted[missing.pop(0)]
-                    records[one] = self.get(one)
-        return {one: records[one] for one in wanted.values()}
+            batch = list(wanted)[first : first + BATCH]
+            found |= self._mechanism.fetch_many(batch, partial(self._load_many, wanted))
+        return {
+            one: _record(found[key]) if key in found else self.get(one)
+            for key, one in wanted.items()
+        }
 
     def put(self, primary_key: object, record: Record) -> None:
         """Write through: keep a record that has just been committed to the database.
@@ -301,14 +277,14 @@ class RecordCache(Cache):
         """An entry for each key, by one SELECT where that can be told apart by the keys found."""
         asked = {primary_keys[key] for key in wanted}
         found = self._source.database.query(self._select_all, (tuple(asked),))
-        place = found.columns.index(self._key) if self._key in found.columns else 0
+        place = found.columns.index(self._key)
         rows = {row[place]: row for row in found.rows}
-        seconds, now = found.seconds / max(1, len(asked)), time.time()
+        seconds, now = found.seconds / len(asked), time.time()
         # A database may find a key equal that Python does not: "3" and 3, "a" and "A".
-        sure = {type(key) for key in (*asked, *rows)} in ({int}, {UUID})
+        is_sure = {type(key) for key in (*asked, *rows)} in ({int}, {UUID})
 
         def entry(one: object) -> Entry:
-            if one in rows or sure:
+            if one in rows or is_sure:
                 return Entry(found.columns, [rows[one]] if one in rows else [], seconds, now)
             return self._load(one)
 

@@ -1,12 +1,11 @@
-"""Single-flight: threads of a process that miss a key at one moment share one load of it.
+"""Single-flight: threads of a process that miss a key at the same moment share one load of it.
 
 A reader may only be given what was read from the source, or found in the cache, after the reader
-came. So a flight takes threads along only until its leader asks; who comes later waits for the next
-flight, whose leader finds in the cache what this one has stored, if it was not invalidated.
+came. So threads can join a flight only until its leader asks the source. Those who come later wait
+for the next flight; its leader finds in the cache what this one stored, if that is still valid.
 
-Among processes a lock in the cache decides who loads. It lives for a short time only, so that a
-loader that was killed is soon replaced; one that is alive and slow prolongs it, from one thread of
-each process.
+Among processes a lock in the cache decides who loads. It is short-lived, so that a loader that was
+killed is soon replaced; a thread of each process renews the locks of slow loads.
 """
 
 from __future__ import annotations
@@ -16,52 +15,47 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, TypeVar
 
-IDLE_ROUNDS = 5
-"""The thread ends after so many rounds without a lock, and comes back with the next one."""
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
+class Flight(Generic[T]):
     """One load of this process, and how it ended.
 
     Attributes:
+        previous: the load of the same key that was under way when this one was opened.
         leader: the thread that loads, by its `threading.get_ident()`.
-        previous: the load of the same key that was under way when this one was begun.
         done: set when it has ended.
         closed: no thread may join any more.
         joined: how many threads wait for it.
-        packed: what the load brought, in its stored form, of which every thread that waited
-            unpacks an entry of its own; None if there is none.
-        unshareable: it has no stored form, so that every thread has to load for itself.
-        error: what the load raised.
+        answer: gives each of them the result, or raises an error. It is handed their own way to
+            load, for what cannot be shared. None: the load was interrupted.
 
     """
 
+    previous: Flight[T] | None = None
     leader: int = field(default_factory=threading.get_ident)
-    previous: Flight | None = None
     done: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
     joined: int = 0
-    packed: Any = None
-    unshareable: bool = False
-    error: Exception | None = None
+    answer: Callable[[Callable[[], T]], T] | None = None
 
 
-class Flights:
+class Flights(Generic[T]):
     """The loads under way in this process, at most one per key that can be joined."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._latest: dict[str, Flight] = {}
+        self._latest: dict[str, Flight[T]] = {}
 
-    def join(self, key: str) -> tuple[Flight | None, bool]:
-        """Take part in the load of a key: in the one under way if it can be joined, else a new one.
+    def join(self, key: str) -> tuple[Flight[T] | None, bool]:
+        """Join the load of a key that is about to begin, or open a new one.
 
         Returns:
-            The flight, None where this very thread is loading the key already; and whether the
-            caller leads it: it loads, and has to call `land`.
+            The flight, None if this very thread is loading the key already; and whether the caller
+            leads it: it has to call `close` before it asks the source, and `land` at the end.
 
         """
         with self._lock:
@@ -73,22 +67,22 @@ class Flights:
             if latest is not None and not latest.closed:
                 latest.joined += 1
                 return latest, False
-            flight = self._latest[key] = Flight(previous=latest)
+            flight = self._latest[key] = Flight(latest)
             return flight, True
 
-    def close(self, flight: Flight) -> None:
-        """Let no more threads join: the next one begins a flight of its own, after this one."""
+    def close(self, flight: Flight[T]) -> None:
+        """Let no more threads join: the next one opens a flight of its own, after this one."""
         with self._lock:
             flight.closed = True
 
-    def land(self, key: str, flight: Flight) -> None:
+    def land(self, key: str, flight: Flight[T]) -> None:
         """End a load, and wake all who wait for it."""
         self.abandon(key, flight)
         flight.previous = None
         flight.done.set()
 
-    def abandon(self, key: str, flight: Flight) -> None:
-        """Wait for this load no longer: the next thread begins another, without waiting for it."""
+    def abandon(self, key: str, flight: Flight[T]) -> None:
+        """Stop waiting for this load: the next thread opens another without waiting for it."""
         with self._lock:
             flight.closed = True
             if self._latest.get(key) is flight:
@@ -127,14 +121,14 @@ class Renewals:
                 self._held.pop(token, None)
 
     def _work(self) -> None:
-        idle = 0
-        while idle <= IDLE_ROUNDS:
+        """Renew for as long as a lock is held; `held` starts the next thread."""
+        while True:
             time.sleep(self._every_s)
             with self._lock:
                 held = list(self._held.items())
-                idle = 0 if held else idle + 1
-                if idle > IDLE_ROUNDS:
+                if not held:
                     self._thread = None
+                    return
             for token, (key, since) in held:
                 held_s = time.monotonic() - since
                 if self._every_s / 2 < held_s < self._at_most_s and not self._renew(key, token):

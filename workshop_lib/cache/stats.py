@@ -17,7 +17,7 @@ class CacheStats:
             by another one that this request waited for (those are in `coalesced`, too).
         stale: answers older than their TTL, given because loading failed.
         coalesced: misses that did not load because another request was loading already.
-        early: entries refreshed before their time, so that nobody had to wait for it later.
+        early: entries refreshed before their time, so that no reader had to wait for it later.
         errors: requests that had to do without the cache server, and entries that it did not take.
         corrupt: entries that could not be read; treated as misses and overwritten.
         uncacheable: results or parameters of a type that would not come back equal; not stored.

@@ -1,16 +1,15 @@
-"""How entries lie in Valkey: read, locked, written and deleted in single steps.
+"""Entries, locks and tags in Valkey, each read or changed in one atomic step.
 
-An entry may be filed under tags. A tag is a key with a random version, and an entry carries the
-versions that its tags had before it was loaded. It counts only while each of them is still the
-current one; so deleting one small key invalidates everything filed under a tag, also loads that are
-under way. A version that was evicted or has expired makes misses, never old answers.
+An entry may be filed under tags. A tag is a key that holds a random version, and an entry carries
+the versions that its tags had before it was loaded. It is valid only while each of them is still
+the current one, so deleting one small key invalidates everything filed under a tag, loads under way
+included. A version that was evicted or has expired makes misses, never old answers.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from redis import Redis
@@ -26,7 +25,7 @@ Packed = Sequence[bytes]
 MIN_TAG_MS = 86_400_000
 """A tag's version is kept for at least a day after the last load under it."""
 
-# The script touches one entry and its lock, which lie in the same slot of a cluster.
+# A script touches one entry and its lock, which lie in the same slot of a cluster.
 _COMPLETE = """
 if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])
@@ -44,7 +43,7 @@ class Storage:
 
     Args:
         valkey: the client.
-        max_bytes: no larger value is read: it is not an entry of ours.
+        max_bytes: larger values are not read: they are not entries of ours.
         encode: turns an entry into bytes; raises Uncacheable.
         decode: the reverse, for at most so many bytes; raises CorruptEntry.
 
@@ -74,7 +73,7 @@ class Storage:
         return self._decode(packed[0], len(packed[0]))  # it may be too large to store
 
     def command(self, key: str) -> Command:
-        """What asks for the value under a key, and not for more than an entry can have."""
+        """What asks for the value of a key, but for no more than an entry can have."""
         return ("GETRANGE", key, 0, self.max_bytes)
 
     def parse(self, value: Any) -> Entry:
@@ -83,64 +82,54 @@ class Storage:
 
     # --- read
 
-    def get(self, key: str, tags: Collection[str] = ()) -> Entry | None:
-        """The entry under the key, unless one of its tags was invalidated.
+    def read(
+        self, keys: Sequence[str], tags: Collection[str] = ()
+    ) -> tuple[list[Entry | None], int]:
+        """The valid entries under some keys, and how many values could not be read.
 
-        With the tags that it is likely filed under, in one round trip.
-
-        Raises:
-            CorruptEntry: the key holds something that is no entry of ours.
-
+        An entry that is not filed under all of `tags` is not valid: to invalidate one of them would
+        not have invalidated the entry. With the right tags this takes one round trip.
         """
-        answer, *versions = ask(self.valkey, self.command(key), *[("GET", tag) for tag in tags])
-        entry = self._entry(answer)
-        if entry is None or not entry.tags:
-            return entry
-        return self._valid([entry], _texts(tags, versions))[0]
-
-    def get_many(self, keys: Iterable[str]) -> list[Entry | None]:
-        """The entries under many keys; None for what is not there, or cannot be read."""
-        answers = ask(self.valkey, *map(self.command, keys))
-        return self._valid(list(map(self._readable, answers)), {})
-
-    def tag_versions(self, tags: Collection[str], ttl_ms: int) -> dict[str, str]:
-        """The current versions of tags, made if need be, to be asked for before a load.
-
-        Args:
-            tags: keys of tags.
-            ttl_ms: how long an entry may live that carries them.
-
-        """
-        kept, commands = max(ttl_ms, MIN_TAG_MS), list[Command]()
-        for tag in tags:
-            commands.append(("SET", tag, secrets.token_hex(8), "NX", "PX", kept))
-            commands += [("PEXPIRE", tag, kept), ("GET", tag)]
-        return _texts(tags, do(self.valkey, *commands)[2::3])
+        answers = ask(self.valkey, *map(self.command, keys), *[("GET", tag) for tag in tags])
+        n = len(keys)
+        return self._entries(answers[:n], tags, answers[n:])
 
     # --- lock
 
     def acquire(
-        self, tokens: Mapping[str, str], lock_ms: int
-    ) -> dict[str, tuple[bool, Entry | None]]:
-        """Take the locks of entries that are free, in one round trip.
+        self, tokens: Mapping[str, str], lock_ms: int, tags: Collection[str], tag_ms: int
+    ) -> tuple[dict[str, str], dict[str, Entry], dict[str, str]]:
+        """Take the locks that are free, in one round trip.
 
         Args:
-            tokens: one for each key.
+            tokens: one for each entry's key.
             lock_ms: how long the locks live.
+            tags: keys of the tags that the entries will be filed under.
+            tag_ms: how long an entry may live that carries them.
 
         Returns:
-            By key, whether that worked, and what the key holds now.
+            The tokens of the locks that were free and the valid entries that there are, both by
+            key, and the tags' versions, made if need be.
 
         """
-        commands = list[Command]()
+        commands, kept = list[Command](), max(tag_ms, MIN_TAG_MS)
+        for tag in tags:
+            commands.append(("SET", tag, secrets.token_hex(8), "NX", "PX", kept))
+            commands += [("PEXPIRE", tag, kept), ("GET", tag)]
         for key, token in tokens.items():
             commands.append(("SET", lock_key(key), token, "NX", "PX", lock_ms))
             commands.append(self.command(key))
         answers = ask(self.valkey, *commands)
-        if failed := [one for one in answers[::2] if isinstance(one, ResponseError)]:
-            raise failed[0]
-        entries = self._valid(list(map(self._readable, answers[1::2])), {})
-        return dict(zip(tokens, zip(map(bool, answers[::2]), entries, strict=True), strict=True))
+        tagged, locked = answers[: 3 * len(tags)], answers[3 * len(tags) :: 2]
+        for error in (*tagged, *locked):
+            if isinstance(error, ResponseError):
+                raise error
+        entries, _ = self._entries(answers[3 * len(tags) + 1 :: 2], tags, tagged[2::3])
+        held = {
+            key: token for (key, token), free in zip(tokens.items(), locked, strict=True) if free
+        }
+        found = {key: entry for key, entry in zip(tokens, entries, strict=True) if entry}
+        return held, found, _texts(tags, tagged[2::3])
 
     def renew(self, key: str, token: str, lock_ms: int) -> bool:
         """Prolong the lock, if it is still this token's. Returns whether it was."""
@@ -155,7 +144,7 @@ class Storage:
     def complete(self, writes: Mapping[str, tuple[str, Packed, int]]) -> list[bool]:
         """Store entries and release their locks, each if its lock is still the token's.
 
-        With an empty token, whosever it is: what its holder loads is older.
+        An empty token fits any lock, and none: what a lock's holder loads is older.
 
         Args:
             writes: by key, the token, the packed entry, and its time to live in milliseconds.
@@ -178,7 +167,7 @@ class Storage:
         commands = [step for key in keys for step in (("DEL", lock_key(key)), ("UNLINK", key))]
         return sum(do(self.valkey, *commands)[1::2])
 
-    def forget_tag(self, tag: str) -> None:
+    def delete_tag(self, tag: str) -> None:
         """Invalidate all that is filed, or being loaded, under the tag."""
         do(self.valkey, ("UNLINK", tag))
 
@@ -188,22 +177,30 @@ class Storage:
         """Whether a script that is given these keys and arguments returns anything but 0."""
         return bool(do(self.valkey, ("EVAL", script, len(keys), *keys, *arguments))[0])
 
-    def _valid(self, entries: list[Entry | None], known: Mapping[str, str]) -> list[Entry | None]:
-        """The entries, with None for what was invalidated by a tag; one round trip at most.
+    def _entries(
+        self, answers: Iterable[Any], tags: Collection[str], versions: Iterable[object]
+    ) -> tuple[list[Entry | None], int]:
+        """The valid entries in the server's answers, and how many of these are not entries."""
+        entries, corrupt = list[Entry | None](), 0
+        for answer in answers:
+            try:
+                entries.append(self._entry(answer))
+            except CorruptEntry:
+                entries.append(None)
+                corrupt += 1
+        filed = {tag for entry in entries if entry for tag in entry.tags}
+        if not filed and not tags:
+            return entries, corrupt
+        current = _texts(tags, versions)
+        if unknown := filed - current.keys():
+            asked = ask(self.valkey, *[("GET", tag) for tag in unknown])
+            current |= _texts(unknown, asked)
 
-        Args:
-            entries: as they were read.
-            known: versions of tags that are known already.
+        def is_valid(entry: Entry) -> bool:
+            is_filed = entry.tags.keys() >= set(tags)
+            return is_filed and all(v and current[tag] == v for tag, v in entry.tags.items())
 
-        """
-        unknown = {tag for one in entries if one for tag in one.tags} - known.keys()
-        if unknown:
-            versions = ask(self.valkey, *[("GET", tag) for tag in unknown])
-            known = {**known, **_texts(unknown, versions)}
-        return [
-            one if one and all(v and known[tag] == v for tag, v in one.tags.items()) else None
-            for one in entries
-        ]
+        return [entry if entry and is_valid(entry) else None for entry in entries], corrupt
 
     def _entry(self, answer: Any) -> Entry | None:
         """The entry in a server's answer; its tags are not asked about.
@@ -215,18 +212,13 @@ class Storage:
         """
         if isinstance(answer, ResponseError):
             if "WRONGTYPE" in str(answer):
-                raise CorruptEntry("Another program keeps a list, a set or the like there.")
+                raise CorruptEntry("Another program stores a list, a set or the like there.")
             raise answer
         return self.parse(answer) if answer else None
 
-    def _readable(self, answer: Any) -> Entry | None:
-        with suppress(CorruptEntry):
-            return self._entry(answer)
-        return None
-
 
 def _texts(tags: Iterable[str], versions: Iterable[object]) -> dict[str, str]:
-    """Versions by tag. A tag that has none, or is no tag of ours, has "": no entry counts then."""
+    """Versions by tag. A tag without one, or that is none of ours, has "": no entry is valid."""
     return {
         tag: version.decode("latin-1") if isinstance(version, bytes) else ""
         for tag, version in zip(tags, versions, strict=True)
