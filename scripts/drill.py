@@ -64,8 +64,10 @@ class Drill:
             "an engine": lambda: self.end(self.folder.processes().engines),
             "all engines": lambda: self.end(self.folder.processes().engines, everyone=True),
             "a backend": self.end_backend,
-            "the supervisor": lambda: self.end(self.folder.processes().supervisors),
-            "the watchdog": lambda: self.end(self.folder.processes().watchdogs),
+            "the supervisor or its watchdog": lambda: self.end(self.folder.processes().supervisors),
+            "the supervisor and its watchdog": lambda: self.end(
+                self.folder.processes().supervisors, everyone=True
+            ),
             "all of them": lambda: self.end(
                 [p for kind in self.folder.processes() for p in kind], everyone=True
             ),

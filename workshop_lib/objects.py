@@ -212,7 +212,7 @@ def greet_store(s3: Any, endpoint: StoreEndpoint) -> str:
 
     """
     try:
-        if endpoint.create_bucket:
+        if endpoint.embedded:
             with contextlib.suppress(
                 s3.exceptions.BucketAlreadyOwnedByYou, s3.exceptions.BucketAlreadyExists
             ):

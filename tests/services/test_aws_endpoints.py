@@ -51,7 +51,7 @@ def test_each_service_is_amazons_own_with_verified_tls_bounded_waits_and_no_stor
     assert {"host": CACHE, "port": 6379, "ssl": True}.items() <= cache.arguments.items()
     assert "ssl_cert_reqs" not in cache.arguments  # the client's default is to verify
     assert cache.arguments["socket_timeout"] <= 5
-    assert (store.bucket, store.create_bucket) == ("my-bucket", False)
+    assert store.bucket == "my-bucket"
     assert not {"endpoint_url", "aws_secret_access_key"} & set(store.arguments)
     assert store.arguments["region_name"] == "us-east-1"
     assert "not-a-real-secret" not in repr(found)

@@ -32,8 +32,8 @@ def place(kind, port, **more):
 
 DSQL = place(DatabaseEndpoint, 5432, aws=True)
 CACHE = place(CacheEndpoint, 6379, aws=True)
-BUCKET = place(StoreEndpoint, 443, aws=True, bucket="b")
-QUEUE = place(MessagingEndpoint, 443, aws=True)
+BUCKET = place(StoreEndpoint, 443, aws=True, setting="BUCKET_NAME")
+QUEUE = place(MessagingEndpoint, 443, aws=True, setting="QUEUE_URL")
 OWN = place(CacheEndpoint, 6380)
 LOCAL = place(DatabaseEndpoint, 41_000, embedded=True)
 
@@ -53,19 +53,9 @@ def database(said):
     return psycopg2.OperationalError(f'connection to server at "x", port 1 failed: {said}')
 
 
-REFUSED = """Connection refused
-\tIs the server running on that host and accepting TCP/IP connections?
-"""
-LOST = """server closed the connection unexpectedly
-\tThis probably means the server terminated abnormally
-\tbefore or while processing the request.
-"""
-
-
-@pytest.mark.parametrize("said", [REFUSED, LOST])
-def test_libpqs_guess_is_left_to_the_advice(said):
-    kept = said.splitlines()[0]
-    assert error_text(database(said)).endswith(f"port 1 failed: {kept}.")
+def test_libpqs_guess_is_left_to_the_advice():
+    guess = "Is the server running on that host and accepting TCP/IP connections?"
+    assert error_text(database(f"Connection refused\n\t{guess}\n")).endswith("Connection refused.")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +128,7 @@ def test_an_error_is_a_sentence_with_its_code_once():
     assert error_text(answer("403", "HeadBucket")) == "HeadBucket was answered 403."
     assert error_text(ValueError()) == "ValueError."
     assert error_code(ValueError()) == ""
+    assert ACCOUNT not in error_help(denied("because"), BUCKET)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +144,3 @@ def test_an_error_is_a_sentence_with_its_code_once():
 def test_accounts_keys_and_tokens_are_masked_and_the_rest_is_kept(said, shown):
     assert redact(said).endswith(shown)
     assert error_text(ValueError(said)).endswith(f"{shown}.")
-
-
-def test_an_answer_of_aws_is_masked_too():
-    assert ACCOUNT not in error_help(denied("because"), BUCKET)

@@ -6,8 +6,7 @@ import json
 import os
 import secrets
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
@@ -15,13 +14,14 @@ from http.client import HTTPConnection
 import boto3
 import psutil
 import pytest
-from botocore.exceptions import ClientError, ConnectionError as NoConnectionError
+from botocore.exceptions import ClientError
 
 from workshop_lib import Workshop, open_workshop
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
 from workshop_lib.namespaces import wipe_namespace
 from workshop_lib.queues import messaging_error
 from workshop_lib.services import local, resolve_messaging, running_messaging
+from workshop_lib.services.processes import wait_until
 from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import load_settings
 
@@ -29,16 +29,9 @@ QUEUE = "https://sqs.us-east-1.amazonaws.com/123456789012/load-test"
 LABEL = "local emulation of SQS and CloudWatch (moto, in memory, signatures not checked)"
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not condition():
-        time.sleep(0.02)
-    return condition()
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Iterator[StateFolder]:
-    """A state folder of this file's own, kept by one process that runs no emulation at first."""
+    """This file's own state folder, in which no emulation runs at first."""
     folder = StateFolder(tmp_path_factory.mktemp("messaging").resolve())
     yield folder
     local.reset(folder)
@@ -46,7 +39,7 @@ def home(tmp_path_factory) -> Iterator[StateFolder]:
 
 @pytest.fixture
 def workshops(home, tmp_path, monkeypatch):
-    """Opens workshops in that folder, each with a namespace of its own; closes them all."""
+    """Opens workshops in that folder, each with its own namespace; closes them all."""
     monkeypatch.setenv("WORKSHOP_STATE_DIR", str(home.path))
     opened: list[Workshop] = []
 
@@ -78,29 +71,20 @@ def report(folder):
     return next((one for one in local.status(folder).engines if one.name == "aws"), None)
 
 
-def texts(messages):
-    return [message["Body"] for message in messages.get("Messages", [])]
-
-
-def send(workshop, queue, *bodies, **more):
-    entries = [{"Id": str(n), "MessageBody": body, **more} for n, body in enumerate(bodies)]
+def send(workshop, queue, *bodies):
+    entries = [{"Id": str(n), "MessageBody": body} for n, body in enumerate(bodies)]
     found = workshop.sqs.send_message_batch(QueueUrl=queue, Entries=entries)
     assert (len(found["Successful"]), found["Failed"]) == (len(bodies), [])
 
 
-def counts(workshop, queue):
-    """Messages waiting, and in flight."""
-    names = ("", "NotVisible")
-    found = workshop.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["All"])["Attributes"]
-    return tuple(int(found[f"ApproximateNumberOfMessages{name}"]) for name in names)
+def receive(workshop, queue):
+    found = workshop.sqs.receive_message(QueueUrl=queue).get("Messages", [])
+    return [message["Body"] for message in found]
 
 
 def queues_of(workshop):
     found = workshop.sqs.list_queues(QueueNamePrefix=workshop.namespace).get("QueueUrls", [])
     return {url.rsplit("/", 1)[1].removeprefix(workshop.namespace) for url in found}
-
-
-# --- who may, and when it runs ---
 
 
 def test_it_is_started_by_the_first_use_and_by_nothing_else(home, mq):
@@ -110,10 +94,7 @@ def test_it_is_started_by_the_first_use_and_by_nothing_else(home, mq):
     assert (report(home), mq.result.services.get("messaging")) == (None, None)
     assert mq.sqs is mq.sqs
     assert (report(home).status, report(home).emulated) == ("up", True)
-    assert mq.result.services["messaging"] == {
-        "label": LABEL, "version": "", "embedded": True, "emulated": True, "aws": False,
-        "region": None,
-    }  # fmt: skip
+    assert mq.result.services["messaging"]["label"] == LABEL
 
 
 def test_another_access_key_and_a_request_without_one_are_refused(mq):
@@ -122,9 +103,8 @@ def test_another_access_key_and_a_request_without_one_are_refused(mq):
         with pytest.raises(ClientError) as refused:
             getattr(client, operation)()
         assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
-        assert "is not this checkout's emulation" in str(
-            messaging_error(refused.value, mq.messaging)
-        )
+        said = str(messaging_error(refused.value, mq.messaging))
+        assert "is not this checkout's emulation" in said
     connection = HTTPConnection("127.0.0.1", mq.messaging.port, timeout=30)
     connection.request("POST", "/", body=b"{}", headers={"X-Amz-Target": "AmazonSQS.ListQueues"})
     answer = connection.getresponse()
@@ -132,14 +112,9 @@ def test_another_access_key_and_a_request_without_one_are_refused(mq):
     connection.close()
 
 
-def test_it_runs_on_loopback_with_an_environment_of_its_own_and_its_key_is_shown_nowhere(
-    home, load, monkeypatch
-):
+def test_it_listens_on_loopback_and_its_key_is_shown_nowhere(home, load):
     mq, *_ = load
     process = psutil.Process(report(home).pid)
-    environment = process.environ()
-    assert [name for name in environment if name.startswith("AWS")] == []
-    assert environment["HOME"] == str(home.path)
     listening = [s for s in process.net_connections() if s.status == psutil.CONN_LISTEN]
     assert {s.laddr.ip for s in listening} == {mq.messaging.host} == {"127.0.0.1"}
     logs = "".join(file.read_text() for file in home.logs.glob("*.log"))
@@ -154,24 +129,8 @@ def test_a_message_that_is_never_deleted_goes_to_the_dead_letter_queue(mq):
     queue, dead = mq.open_queue("load", visibility_timeout_s=0, max_receives=2)
     assert queues_of(mq) == {"-load", "-load-dead"}
     send(mq, queue, "poison")
-    received = [texts(mq.sqs.receive_message(QueueUrl=queue)) for _ in range(3)]
-    assert received == [["poison"], ["poison"], []]
-    assert texts(mq.sqs.receive_message(QueueUrl=dead)) == ["poison"]
-
-
-def test_a_deleted_message_is_gone_and_one_in_flight_is_hidden(load):
-    mq, queue, _ = load
-    send(mq, queue, *map(str, range(10)))
-    got = mq.sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]
-    assert sorted(message["Body"] for message in got) == [str(n) for n in range(10)]
-    assert texts(mq.sqs.receive_message(QueueUrl=queue)) == []
-    done = [{"Id": m["Body"], "ReceiptHandle": m["ReceiptHandle"]} for m in got[:7]]
-    for _ in range(2):  # again is no error
-        deleted = mq.sqs.delete_message_batch(QueueUrl=queue, Entries=done)
-        assert len(deleted["Successful"]) == 7
-    assert counts(mq, queue) == (0, 3)
-    mq.sqs.purge_queue(QueueUrl=queue)
-    assert counts(mq, queue) == (0, 0)
+    assert [receive(mq, queue) for _ in range(3)] == [["poison"], ["poison"], []]
+    assert receive(mq, dead) == ["poison"]
 
 
 def test_many_threads_receive_every_message_once_though_some_wait(load):
@@ -179,20 +138,20 @@ def test_many_threads_receive_every_message_once_though_some_wait(load):
     mq.sqs.list_queues()  # so that the client is whole before threads use it
     bodies: list[str] = []
 
-    def receive(_):
+    def work(_):
         ask = {"QueueUrl": queue, "MaxNumberOfMessages": 10, "WaitTimeSeconds": 1}
         while len(bodies) < 120:
             for message in mq.sqs.receive_message(**ask).get("Messages", []):
-                mq.sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+                for _ in range(2):  # deleting again is no error
+                    mq.sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
                 bodies.append(message["Body"])
 
     with ThreadPoolExecutor(5) as threads:
-        receivers = threads.map(receive, range(4))
+        receivers = threads.map(work, range(4))
         for start in range(0, 120, 10):
             send(mq, queue, *map(str, range(start, start + 10)))
         list(receivers)
     assert sorted(map(int, bodies)) == list(range(120))
-    assert counts(mq, queue) == (0, 0)
 
 
 def test_opening_a_queue_again_keeps_messages_and_changes_its_settings(load):
@@ -202,7 +161,7 @@ def test_opening_a_queue_again_keeps_messages_and_changes_its_settings(load):
     found = mq.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["All"])["Attributes"]
     assert found["VisibilityTimeout"] == "7"
     assert json.loads(found["RedrivePolicy"])["maxReceiveCount"] == 5
-    assert texts(mq.sqs.receive_message(QueueUrl=queue)) == ["kept"]
+    assert receive(mq, queue) == ["kept"]
 
 
 def test_a_queue_out_of_range_is_refused(mq):
@@ -219,24 +178,21 @@ def test_a_queue_out_of_range_is_refused(mq):
 def test_metrics_of_each_second_come_back_summed_and_what_moto_cannot_do_is_said_at_once(mq):
     start = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=60)
     mine = [{"Name": "Run", "Value": mq.namespace}]
+    metric = {"MetricName": "latency", "Dimensions": mine}
     for after, values, numbers in [(0.0, [1.0, 2.0], [3.0, 1.0]), (0.4, [10.0], [1.0])]:
-        for dimensions in (mine, [{"Name": "Run", "Value": "another"}]):
-            datum = {
-                "MetricName": "latency",
-                "Dimensions": dimensions,
-                "Timestamp": start + timedelta(seconds=after),
-                "Values": values,
-                "Counts": numbers,
-            }
-            mq.cloudwatch.put_metric_data(Namespace="Workshop", MetricData=[datum])
+        when = start + timedelta(seconds=after)
+        datum = {**metric, "Timestamp": when, "Values": values, "Counts": numbers}
+        mq.cloudwatch.put_metric_data(Namespace="Workshop", MetricData=[datum])
 
     def ask(stat):
-        metric = {"Namespace": "Workshop", "MetricName": "latency", "Dimensions": mine}
-        query = {"Id": "it", "MetricStat": {"Metric": metric, "Period": 1, "Stat": stat}}
-        end = start + timedelta(seconds=10)
         found = mq.cloudwatch.get_metric_data(
-            MetricDataQueries=[query], StartTime=start, EndTime=end
-        )
+            MetricDataQueries=[
+                {"Id": "it", "MetricStat": {
+                    "Metric": {"Namespace": "Workshop", **metric}, "Period": 1, "Stat": stat}}
+            ],
+            StartTime=start,
+            EndTime=start + timedelta(seconds=10),
+        )  # fmt: skip
         return found["MetricDataResults"][0]["Values"]
 
     assert (ask("Sum"), ask("SampleCount"), ask("Average")) == ([15.0], [5.0], [3.0])
@@ -253,39 +209,35 @@ def test_two_workshops_share_the_emulation_and_not_the_queues(workshops):
     queues = [w.open_queue("load", visibility_timeout_s=30, max_receives=3)[0] for w in (one, two)]
     assert one.messaging.port == two.messaging.port
     send(one, queues[0], "for one")
-    assert texts(two.sqs.receive_message(QueueUrl=queues[1])) == []
+    assert receive(two, queues[1]) == []
     wipe_namespace(one.namespace)
     assert queues_of(two) == {"-load", "-load-dead"}
     with pytest.raises(ClientError):
-        one.sqs.receive_message(QueueUrl=queues[0])
+        receive(one, queues[0])
 
 
 def test_a_killed_emulation_comes_back_empty_at_the_same_address(home, load):
     mq, queue, _ = load
     victim = report(home).pid
     os.kill(victim, signal.SIGKILL)
-    assert eventually(lambda: report(home).pid != victim and report(home).status == "up")
+    assert wait_until(lambda: report(home).pid not in {0, victim}, 30.0)
     with pytest.raises(ClientError) as gone:
         mq.sqs.send_message(QueueUrl=queue, MessageBody="lost")
     said = str(messaging_error(gone.value, mq.messaging))
     assert "ws.open_queue(…) makes the queue again" in said
     assert mq.open_queue("load", visibility_timeout_s=30, max_receives=3)[0] == queue
     send(mq, queue, "found")
-    assert texts(mq.sqs.receive_message(QueueUrl=queue)) == ["found"]
+    assert receive(mq, queue) == ["found"]
 
 
-def test_a_stopped_emulation_is_a_clear_error(home, load):
-    mq, queue, _ = load
+def test_a_stopped_emulation_is_a_clear_error_and_closing_leaves_no_process(home, workshops):
+    local.stop(home)  # those before asked for an idle time
+    mq = workshops(workshop_linger_seconds=0)
+    mq.open_queue("load", visibility_timeout_s=30, max_receives=3)
     local.stop(home)
     with pytest.raises(ServiceUnreachableError, match="No answer from local emulation of SQS") as e:
         mq.open_queue("load", visibility_timeout_s=30, max_receives=3)
     assert "next open_workshop()" in str(e.value)
-    with pytest.raises(NoConnectionError):
-        mq.sqs.send_message(QueueUrl=queue, MessageBody="lost")
-
-
-def test_closing_leaves_in_the_end_no_process(home, workshops):
-    local.stop(home)  # those before asked for an idle time
     mq = workshops(workshop_linger_seconds=0)
     mq.open_queue("load", visibility_timeout_s=30, max_receives=3)
     pid = report(home).pid
@@ -349,29 +301,27 @@ def test_a_given_queue_that_cannot_be_used_is_a_clear_error(on_aws, workshops, m
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "region", "said"),
     [
-        "load-test",
-        "http://sqs.us-east-1.amazonaws.com/123456789012/q",
-        "https://sqs.us-east-1.amazonaws.com/123456789012/q.fifo",
-        "https://key@sqs.us-east-1.amazonaws.com/123456789012/q",
+        ("load-test", "us-east-1", "<12 digits>/<name>"),
+        ("https://key@sqs.us-east-1.amazonaws.com/1/q", "us-east-1", "<12 digits>/<name>"),
+        (QUEUE + ".fifo", "us-east-1", "<12 digits>/<name>"),
+        (QUEUE, "", "AWS_REGION is needed"),
+        (QUEUE, "eu-west-1", "QUEUE_URL is in us-east-1, AWS_REGION is eu-west-1"),
     ],
 )
-def test_a_malformed_queue_url_is_refused_and_not_repeated(clean_environment, url):
+def test_a_queue_url_that_cannot_be_is_refused_and_not_repeated(
+    clean_environment, url, region, said
+):
     clean_environment.setenv("QUEUE_URL", url)
-    clean_environment.setenv("AWS_REGION", "us-east-1")
-    with pytest.raises(SettingsError, match="<12 digits>/<name>") as refused:
+    clean_environment.setenv("AWS_REGION", region)
+    with pytest.raises(SettingsError, match=said) as refused:
         load_settings()
     assert url not in str(refused.value)
 
 
-def test_a_queue_url_needs_its_region_and_is_masked_wherever_it_is_shown(clean_environment):
+def test_a_queue_url_is_masked_wherever_it_is_shown(clean_environment):
     clean_environment.setenv("QUEUE_URL", QUEUE)
-    with pytest.raises(SettingsError, match="AWS_REGION is needed"):
-        load_settings()
-    clean_environment.setenv("AWS_REGION", "eu-west-1")
-    with pytest.raises(SettingsError, match="QUEUE_URL is in us-east-1, AWS_REGION is eu-west-1"):
-        load_settings()
     clean_environment.setenv("AWS_REGION", "us-east-1")
     loaded = load_settings()
     endpoint, _ = resolve_messaging(loaded.values)

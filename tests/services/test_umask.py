@@ -26,7 +26,7 @@ from workshop_lib.services.state_folder import StateFolder
 folder = StateFolder(Path(sys.argv[1]))
 folder.prepare()
 engine = Postgres(folder)
-engine.start(0)
+engine.start()
 print(engine.answers())
 engine.stop()
 """
@@ -55,22 +55,18 @@ def copy_for_nobody(packages):
     return ROOT_BASE / f"postgresql-16-{age:x}"
 
 
-def start(umask, folder, packages):
-    return subprocess.run(
-        [sys.executable, "-c", START, str(folder)],
-        umask=umask,
-        env={**os.environ, "PYTHONPATH": str(packages)},
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_postgresql_starts(closed, tmp_path):
     folder = StateFolder(tmp_path / "state")
     try:
-        done = start(0o077, folder.path, closed)
+        done = subprocess.run(
+            [sys.executable, "-c", START, str(folder.path)],
+            umask=0o077,
+            env={**os.environ, "PYTHONPATH": str(closed)},
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert (done.stdout, done.stderr) == ("True\n", "")
         assert copy_for_nobody(closed).is_dir() == (os.geteuid() == 0)
     finally:

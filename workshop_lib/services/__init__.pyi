@@ -1,7 +1,7 @@
 # What other modules use of this one; `__init__.py` imports each name on first use.
 
 from . import (
-    cache_url as cache_url,
+    clients as clients,
     error_help as error_help,
     local as local,
     local_dsql as local_dsql,

@@ -1,4 +1,4 @@
-"""Clients of the cache and the store, which go by a latency proxy where one is in the way."""
+"""Clients of the cache and the store: how they are configured, and where they connect."""
 
 from __future__ import annotations
 
@@ -6,25 +6,85 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import redis
+from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import Retry
 
-from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.services.endpoints import CacheEndpoint
+from workshop_lib.errors import ServiceUnreachableError, SettingsError
+from workshop_lib.services.endpoints import ESCAPES, CacheEndpoint
 from workshop_lib.services.error_help import error_help
 from workshop_lib.services.latency_proxy import LatencyProxy
+
+CACHE_TIMEOUT_S = 1.0
+"""A cache that takes longer than this to answer is worse than none."""
+OPTIONS = {
+    *("host", "port", "db", "username", "password", "client_name", "socket_timeout"),
+    *("socket_connect_timeout", "socket_keepalive", "health_check_interval", "max_connections"),
+    *("ssl_cert_reqs", "ssl_check_hostname", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
+    "ssl_password",
+}
+"""What an address may say: redis-py's names, but for those that change what its client returns."""
+
+
+def cache_config(**place: Any) -> dict[str, Any]:
+    """Arguments of redis.Redis: where the cache is, and bounded waits unless they say otherwise.
+
+    One more try, for a connection that the server closed while it was idle. Not after silence: the
+    second try would double the wait. A connection begins with one command, HELLO, and not with the
+    three more of the client's defaults, as each is a round trip. With none (RESP2, no password) the
+    session ticket of TLS 1.3 would stay unread, and redis-py takes it for the rest of an earlier
+    answer: "Connection not ready".
+    """
+    return {
+        "socket_connect_timeout": CACHE_TIMEOUT_S,
+        "socket_timeout": CACHE_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        "protocol": 3,
+        "driver_info": None,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        **place,
+    }
+
+
+def parse_cache_url(url: str) -> dict[str, Any]:
+    """Arguments of redis.Redis for this address; "host", "port" and "ssl" among them.
+
+    Raises:
+        SettingsError: it is malformed, or has an option that is unknown or unusable. The text
+            repeats no value, since it may be a secret.
+
+    """
+    try:
+        place, options = urlsplit(url), redis.connection.parse_url(url)
+        # An @ after the host's place: the end of a password that was not escaped.
+        unescaped = "@" in place.path + place.query or place.fragment
+        if place.scheme not in {"redis", "rediss"} or unescaped:
+            raise ValueError("not the address of a server")
+        int(place.path.strip("/") or 0)
+    except ValueError:
+        raise SettingsError(
+            "VALKEY_URL is not a cache address. Its form is redis://:password@host:port/0 "
+            "(rediss:// for TLS; Unix sockets cannot be used), perhaps with options and their "
+            f"numbers; {ESCAPES}"
+        ) from None
+    options.pop("connection_class", None)
+    if unknown := options.keys() - OPTIONS:
+        raise SettingsError(
+            f"The option {min(unknown)} of VALKEY_URL cannot be used here; leave it out. Known "
+            f"ones: {', '.join(sorted(OPTIONS))}."
+        )
+    return {"host": "localhost", "port": 6379, **options, "ssl": place.scheme == "rediss"}
 
 
 def cache_client(endpoint: CacheEndpoint, proxy: LatencyProxy) -> redis.Redis:
     """A client of the cache; of a local one, by the proxy's present route."""
-    client = redis.Redis(**endpoint.arguments)
-    if endpoint.embedded:
-        given = client.connection_pool
-        client.connection_pool = redis.ConnectionPool(
-            connection_class=_RoutedConnection,
-            max_connections=given.max_connections,
-            proxy=proxy,
-            **given.connection_kwargs,
+    if not endpoint.embedded:
+        return redis.Redis(**endpoint.arguments)
+    return redis.Redis(
+        connection_pool=redis.ConnectionPool(
+            connection_class=_RoutedConnection, proxy=proxy, **endpoint.arguments
         )
-    return client
+    )
 
 
 def steer(proxy: LatencyProxy, request: Any, **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""SQS, CloudWatch and STS emulated on this machine: moto's, behind a password, in memory.
+"""SQS and CloudWatch emulated on this machine: moto's, behind an access key, in memory.
 
 Run as a program by the supervisor, with the port on the command line and the access key in the
 environment. A request that names another access key is refused; signatures are not checked.
@@ -30,7 +30,6 @@ KEY_VARIABLE = "WORKSHOP_ACCESS_KEY"
 SERVICES = {
     "sqs": ("moto.sqs.responses", "SQSResponse"),
     "monitoring": ("moto.cloudwatch.responses", "CloudWatchResponse"),
-    "sts": ("moto.sts.responses", "TokenResponse"),
 }
 """By the name under which requests to it are signed: where moto has each service."""
 LONGEST_WAIT_S = 20
@@ -60,9 +59,7 @@ def answer(request: Request) -> Response:
     signed = _CREDENTIAL.match(request.headers.get("Authorization", ""))
     key = os.environ[KEY_VARIABLE].encode()
     if not signed or not hmac.compare_digest(signed[1].encode(), key):
-        return _refuse(
-            request, 403, "InvalidClientTokenId", "The access key is not this emulation's"
-        )
+        return _refuse(403, "InvalidClientTokenId", "The access key is not this emulation's")
     if request.method == "GET":
         return Response(status=204)
     try:
@@ -71,12 +68,12 @@ def answer(request: Request) -> Response:
         traceback.print_exc()
         # 501, because clients ask again after a 500
         reason = f"moto cannot do this ({type(error).__name__}: {error})"
-        return _refuse(request, 501, "NotEmulated", reason)
+        return _refuse(501, "NotEmulated", reason)
     return Response(body, int(status), headers)
 
 
 def _ask_moto(request: Request, dispatch: Callable[[MotoRequest], Any]) -> Any:
-    """Moto's answer. Who waits for messages waits here, where others have their turn meanwhile."""
+    """Moto's answer. A receiver that waits for messages waits here, without blocking others."""
     body, wait_s = request.get_data(), 0.0
     if request.headers.get("X-Amz-Target") == "AmazonSQS.ReceiveMessage":
         asked = json.loads(body)
@@ -96,11 +93,8 @@ def _ask_moto(request: Request, dispatch: Callable[[MotoRequest], Any]) -> Any:
     return found
 
 
-def _refuse(request: Request, status: int, code: str, message: str) -> Response:
-    """An error in the form in which AWS's client libraries read it."""
-    if request.mimetype == "application/x-www-form-urlencoded":
-        error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-        return Response(f"<ErrorResponse>{error}</ErrorResponse>", status, mimetype="text/xml")
+def _refuse(status: int, code: str, message: str) -> Response:
+    """An error in a form that AWS's client libraries read."""
     text = json.dumps({"__type": code, "message": message})
     return Response(text, status, mimetype="application/x-amz-json-1.0")
 

@@ -28,8 +28,11 @@ def layers(endpoint: Endpoint) -> dict[str, Callable[[Endpoint], str]]:
 
     Each answers with a detail to show, or raises.
     """
-    asked = {} if endpoint.embedded else {"Name": look_up}
-    return {**asked, "Port": knock, **({"Certificate": shake_hands} if endpoint.tls else {})}
+    asked: dict[str, Callable[[Endpoint], str]] = {} if endpoint.embedded else {"Name": look_up}
+    asked["Port"] = knock
+    if endpoint.tls:
+        asked["Certificate"] = shake_hands
+    return asked
 
 
 def look_up(endpoint: Endpoint) -> str:
@@ -46,7 +49,7 @@ def knock(endpoint: Endpoint) -> str:
 
 def shake_hands(endpoint: Endpoint) -> str:
     """Whether the certificate is valid for the name."""
-    if endpoint.port == 5432:
+    if endpoint.kind == "database":
         return "verified by the database client when it connects"
     how = endpoint.arguments
     context = ssl.create_default_context(cafile=how.get("ssl_ca_certs") or ca_bundle())
@@ -58,7 +61,7 @@ def shake_hands(endpoint: Endpoint) -> str:
 
 
 def sign_in_service(endpoints: Endpoints) -> Endpoint:
-    """Where AWS says who somebody is (AWS STS)."""
+    """AWS STS, which says as whom requests are signed."""
     region = endpoints.aws_region
     label = f"the sign-in service of AWS (STS) in {region or 'us-east-1'}"
     return Endpoint(label, "", 443, {"region_name": region, "config": BRIEF}, aws=True)

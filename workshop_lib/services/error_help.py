@@ -13,21 +13,10 @@ from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from workshop_lib.errors import redact
-from workshop_lib.services.endpoints import (
-    CacheEndpoint,
-    DatabaseEndpoint,
-    Endpoint,
-    MessagingEndpoint,
-    StoreEndpoint,
-)
+from workshop_lib.services.endpoints import Endpoint, StoreEndpoint
 
-SETTINGS: dict[type[Endpoint], tuple[str, str]] = {
-    DatabaseEndpoint: ("DSQL_ENDPOINT", "DATABASE_URL"),
-    CacheEndpoint: ("VALKEY_ENDPOINT", "VALKEY_URL"),
-    StoreEndpoint: ("BUCKET_NAME or AWS_REGION", "BUCKET_NAME or AWS_ENDPOINT_URL_S3"),
-    MessagingEndpoint: ("QUEUE_URL or AWS_REGION", "QUEUE_URL"),
-}
-"""The settings that name a service: on AWS, and elsewhere."""
+AWS = Endpoint("AWS", "", 443, {}, "it", aws=True)
+"""What was asked if that is not known."""
 LIBPQ_GUESS = re.compile(
     r" (Is the server running [^?]*\?|This probably means the server [^.]*\.?)"
 )
@@ -47,16 +36,14 @@ def error_help(error: BaseException, endpoint: Endpoint | None = None) -> str:
 
 def advice(error: BaseException, endpoint: Endpoint | None = None) -> str:
     """The likely cause and the next step, without the error's own text; as `error_help`."""
-    entry = _entry(error, endpoint)
-    on_aws = endpoint is None or endpoint.aws
-    settings = SETTINGS.get(type(endpoint), ("AWS_REGION", "the address")) if endpoint else None
-    text: str = entry.get(_kind(endpoint), entry["advice"])
+    place, entry = endpoint or AWS, _entry(error, endpoint)
+    text: str = entry.get(_whose(place), entry["advice"])
     return text.format(
-        port=endpoint.port if endpoint else 443,
-        label=endpoint.label if endpoint else "AWS",
-        setting=settings[0 if on_aws else 1] if settings else "it",
+        port=place.port,
+        label=place.label,
+        setting=place.setting,
         action=_action(error),
-        region=_region(endpoint) or "not set",
+        region=_region(place) or "not set",
         bucket_region=bucket_region(error) or "another Region",
     )
 
@@ -103,7 +90,7 @@ def _entry(error: BaseException, endpoint: Endpoint | None) -> dict[str, Any]:
     """The first entry that recognises the error; the last one recognises any."""
     if isinstance(error, ClientError):
         on_s3 = isinstance(endpoint, StoreEndpoint) and endpoint.aws
-        moved = on_s3 and bucket_region(error) not in {"", _region(endpoint)}
+        moved = on_s3 and bucket_region(error) not in {"", _region(endpoint or AWS)}
         known, pattern, text = {"301" if moved else error_code(error)}, "answer", str(error)
     else:
         chain = list(_chain(error))
@@ -129,16 +116,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         one = inner or one.__cause__ or one.__context__
 
 
-def _kind(endpoint: Endpoint | None) -> str:
+def _whose(endpoint: Endpoint) -> str:
     """Whose text to show: a key of an entry in `advice.toml`."""
-    if endpoint is not None and endpoint.embedded:
+    if endpoint.embedded:
         return "local"
-    if endpoint is not None and endpoint.sandbox:
+    if endpoint.sandbox:
         return "sandbox"
-    if endpoint is not None and not endpoint.aws:
-        return "advice"
-    named = {DatabaseEndpoint: "database", CacheEndpoint: "cache"}
-    return next((named[kind] for kind in named if isinstance(endpoint, kind)), "aws")
+    return endpoint.kind if endpoint.aws else "advice"
 
 
 def _action(error: BaseException) -> str:
@@ -149,8 +133,8 @@ def _action(error: BaseException) -> str:
     return _table()["actions"].get(operation, operation) or "the permission that the text names"
 
 
-def _region(endpoint: Endpoint | None) -> str:
-    return str(endpoint.arguments.get("region_name") or "") if endpoint else ""
+def _region(endpoint: Endpoint) -> str:
+    return str(endpoint.arguments.get("region_name") or "")
 
 
 def _part(error: BaseException, name: str) -> Any:

@@ -1,24 +1,23 @@
-"""A TCP proxy before a local engine that holds each reply back, as a network between would.
+"""A TCP proxy in front of a local engine that delays each reply, as a network between would.
 
 A request passes at once. Each piece of a reply is due one round trip after it came from the server:
 pieces wait side by side, so pipelined replies, or a long one, wait once. Connecting takes one round
-trip more. The proxy is this module run as a program (threads, because an event loop wakes up
-later: measured, 6.6 ms instead of 5); it ends with the process that started it.
+trip more. The proxy is this module run as a program, so that it does not compete with the
+notebook's own threads; it ends with the process that started it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-import socket
-import socketserver
 import subprocess
 import sys
 import threading
 import time
+from asyncio import Queue, StreamReader, StreamWriter
 from collections.abc import Callable
-from queue import Queue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workshop_lib import forks
 from workshop_lib.errors import EngineError, WorkshopError
@@ -32,7 +31,8 @@ MAX_S = 0.4
 PIECE = 65_536
 MAX_PIECES = 1024
 """Of one connection, held back at a time: a real network does not hold any number, either."""
-CONNECT_S = 5.0
+MAX_CALLERS = 128
+"""Connections that may wait for the proxy at a time."""
 
 
 class LatencyProxy:
@@ -61,15 +61,14 @@ class LatencyProxy:
         self.route = self._direct = (endpoint.host, endpoint.port)
         self._reroute = reroute
         self._process: subprocess.Popen[bytes] | None = None
-        self._parents: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         forks.tell_child(self)
 
     def _after_fork(self) -> None:
-        """Let go of what tells the proxy that the parent lives; its route stays until `set`."""
+        """The proxy stays the parent's; its route stays until `set`."""
         if self._process and self._process.stdin:
-            self._process.stdin.close()
-        self._parents, self._process, self._lock = self._process, None, threading.Lock()
+            self._process.stdin.close()  # by which it knows that the parent lives
+        self._process, self._lock = None, threading.Lock()
 
     @property
     def pid(self) -> int | None:
@@ -84,21 +83,18 @@ class LatencyProxy:
             WorkshopError: the service is not a local engine.
 
         """
-        try:
-            wanted = float(seconds)
-        except (TypeError, ValueError):
-            wanted = -1.0
-        if not 0 <= wanted <= MAX_S:
+        number = isinstance(seconds, int | float)
+        if not number or not 0 <= seconds <= MAX_S:
             raise ValueError(
                 f"The latency of the {self.service} is {seconds!r}; it is a round-trip time of 0 "
                 f"to {MAX_S:g} seconds: 0.005 for 5 ms."
             )
-        if wanted and not self.endpoint.embedded:
+        if seconds and not self.endpoint.embedded:
             raise WorkshopError(
                 f"Latency can be added to the local engines only, and the {self.service} is "
                 f"{self.endpoint.label}, which has a latency of its own. Set it to 0."
             )
-        return wanted
+        return seconds
 
     def set(self, seconds: float) -> None:
         """Set the round-trip time; it is in force when this returns.
@@ -110,18 +106,12 @@ class LatencyProxy:
         """
         wanted = self.check(seconds)
         with self._lock:
-            if not self.pid:
-                self._end()
             # Also where it is 0: connections in use stay with the proxy until they are closed.
-            if wanted or self._process:
-                # Once more, as it may be just ending.
-                port = self._tell(wanted) or self._tell(wanted)
-                if not port:
-                    raise EngineError(
-                        f"The proxy that adds latency to the {self.service} did not start. Run the "
-                        "cell that sets the latency again."
-                    )
+            if wanted or self.pid:
+                port = self._tell(wanted)
                 self._go_by((HOST, port) if wanted else self._direct)
+            else:
+                self._end()
             self.seconds = wanted
 
     def close(self) -> None:
@@ -130,23 +120,28 @@ class LatencyProxy:
             self._end()
 
     def _tell(self, seconds: float) -> int:
-        """Tell the proxy the round-trip time; start it if need be. Its port; 0 if it ended."""
-        self._process = self._process or subprocess.Popen(
-            [sys.executable, "-I", "-m", __name__, *map(str, self._direct)],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            # Jupyter's Interrupt goes to the whole process group: the proxy has its own.
-            start_new_session=True,
-            cwd="/",
-        )
+        """Tell the proxy the round-trip time; start it if need be. Returns its port."""
+        if not self.pid:
+            self._end()
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-m", __name__, *map(str, self._direct)],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                # Jupyter's Interrupt goes to the whole process group: the proxy has its own.
+                start_new_session=True,
+                cwd="/",
+            )
         try:
             self._process.stdin.write(f"{seconds}\n".encode())  # type: ignore[union-attr]
             return int(self._process.stdout.readline())  # type: ignore[union-attr]
         except (OSError, ValueError):
             self._end()
-            return 0
+            raise EngineError(
+                f"The proxy that adds latency to the {self.service} did not start, or was killed. "
+                "Run the cell that sets the latency again."
+            ) from None
 
     def _end(self) -> None:
         self.seconds = 0.0
@@ -165,101 +160,79 @@ class LatencyProxy:
 # --- the program ---
 
 
-class _Proxy(socketserver.ThreadingTCPServer):
-    """Stands for one server, `seconds` away; a thread for each client, so that none waits."""
+class _Proxy:
+    """Stands for one server, `seconds` away."""
 
-    daemon_threads = True
-    request_queue_size = 128
-    seconds = 0.0
+    def __init__(self, host: str, port: int) -> None:
+        self.server = (host, port)
+        self.seconds = 0.0
 
-    def __init__(self, server: tuple[str, int]) -> None:
-        super().__init__((HOST, 0), socketserver.BaseRequestHandler)
-        self._server = server
-
-    def finish_request(self, client: Any, client_address: Any) -> None:
+    async def connect(self, from_client: StreamReader, to_client: StreamWriter) -> None:
         """Connect a client with the server until both have said all they had to say."""
-        del client_address
-        time.sleep(self.seconds)
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(self._server, CONNECT_S) as server,
-        ):
-            server.settimeout(None)
-            for end in (client, server):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            replies: Queue[tuple[float, bytes]] = Queue(MAX_PIECES)
-            threads = [
-                _in_thread(self._take_replies, server, replies),
-                _in_thread(_deliver, replies, client, server),
-            ]
-            _pass_on(client, server)
-            for thread in threads:
-                thread.join()
+        with contextlib.closing(to_client):
+            await asyncio.sleep(self.seconds)
+            try:
+                from_server, to_server = await asyncio.open_connection(*self.server)
+                replies: Queue[tuple[float, bytes]] = Queue(MAX_PIECES)
+                with contextlib.closing(to_server):
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(_pass_on(from_client, to_server))
+                        tasks.create_task(self._take_replies(from_server, replies))
+                        tasks.create_task(_deliver(replies, to_client))
+            except* OSError:  # the server is not there, or the client has gone
+                pass
 
-    def _take_replies(self, server: socket.socket, replies: Queue[tuple[float, bytes]]) -> None:
+    async def _take_replies(
+        self, server: StreamReader, replies: Queue[tuple[float, bytes]]
+    ) -> None:
         """Note of each piece that the server sends when it is due; the last, empty, is its end."""
         piece = b"more"
         while piece:
-            piece = _receive(server)
-            replies.put((time.monotonic() + self.seconds, piece))
+            piece = await _read(server)
+            await replies.put((time.monotonic() + self.seconds, piece))
 
 
-def _deliver(
-    replies: Queue[tuple[float, bytes]], client: socket.socket, server: socket.socket
-) -> None:
+async def _deliver(replies: Queue[tuple[float, bytes]], client: StreamWriter) -> None:
     """Pass on each piece when it is due, and in the end that there is no more."""
     piece = b"more"
     while piece:
-        due, piece = replies.get()
-        time.sleep(max(0.0, due - time.monotonic()))
-        try:
-            client.sendall(piece)
-            if not piece:
-                client.shutdown(socket.SHUT_WR)
-        except OSError:  # the client has gone
-            _hang_up(client)
-            _hang_up(server)
+        due, piece = await replies.get()
+        await asyncio.sleep(due - time.monotonic())
+        client.write(piece)
+        await client.drain()
+    client.write_eof()
 
 
-def _pass_on(client: socket.socket, server: socket.socket) -> None:
+async def _pass_on(client: StreamReader, server: StreamWriter) -> None:
     """Pass on what the client says, and that it has no more to say: replies may still come."""
-    try:
-        while piece := _receive(client):
-            server.sendall(piece)
-        server.shutdown(socket.SHUT_WR)
-    except OSError:  # the server has gone; what it said last still reaches the client
-        _hang_up(server)
+    with contextlib.suppress(OSError):  # the server has gone; what it said last is still passed on
+        while piece := await _read(client):
+            server.write(piece)
+            await server.drain()
+        server.write_eof()
 
 
-def _receive(end: socket.socket) -> bytes:
+async def _read(end: StreamReader) -> bytes:
     """The next piece; empty at the end, also at an abrupt one."""
     try:
-        return end.recv(PIECE)
+        return await end.read(PIECE)
     except OSError:
         return b""
 
 
-def _hang_up(end: socket.socket) -> None:
-    """Close for both directions at once, which wakes up whoever waits for it."""
-    with contextlib.suppress(OSError):
-        end.shutdown(socket.SHUT_RDWR)
+async def _serve(host: str, port: int) -> None:
+    proxy = _Proxy(host, port)
+    server = await asyncio.start_server(proxy.connect, HOST, 0, backlog=MAX_CALLERS)
 
+    def listen() -> None:
+        for line in sys.stdin:
+            proxy.seconds = float(line)
+            print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201 -- who told it waits
+        os._exit(0)  # the process that started it has ended
 
-def _in_thread(work: Callable[..., object], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=work, args=arguments, daemon=True)
-    thread.start()
-    return thread
-
-
-def main() -> None:
-    """Stand for the server named on the command line for as long as standard input is open."""
-    proxy = _Proxy((sys.argv[1], int(sys.argv[2])))
-    _in_thread(proxy.serve_forever)
-    for line in sys.stdin:
-        proxy.seconds = float(line)
-        print(proxy.server_address[1], flush=True)  # noqa: T201 -- who told it waits for this
-    os._exit(0)
+    threading.Thread(target=listen, daemon=True).start()
+    await server.serve_forever()
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(_serve(sys.argv[1], int(sys.argv[2])))

@@ -1,9 +1,13 @@
-"""Attach to this checkout's local engines, starting them if need be; list, stop and delete them."""
+"""Attach to this checkout's local engines, starting them if need be; list, stop and delete them.
+
+Also what a client and the supervisor say to each other. A client connects and authenticates, sends
+a `Request` and gets an answer: an `Opened`, a `Status`, or the EngineError to raise. While the
+supervisor works, it sends None now and then, so that a client can tell a slow one from a stuck one.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -12,24 +16,27 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workshop_lib import forks
 from workshop_lib.errors import EngineError
 from workshop_lib.services.processes import SUPERVISOR, end_processes, wait_until
 from workshop_lib.services.state_folder import StateFolder, log_tail, remove
-from workshop_lib.settings import Settings
+
+if TYPE_CHECKING:
+    from workshop_lib.settings import Settings
 
 HOST = "127.0.0.1"
-MAX_LINE = 1 << 20
+MAX_WORD = 100
+"""The longest word by which a client and a supervisor know each other, bytes."""
 SILENCE_S = 3.0
-"""A supervisor that says nothing for so long is stuck: also while engines start, it says that it
-is alive."""
+"""A supervisor that says nothing for so long is stuck."""
 SUPERVISOR_S = 20.0
+"""How long a new supervisor may take until its first word, seconds."""
 STOPPING_S = 10.0
-REPLACING_S = 3.0
-"""How long a supervisor has to end, at a command and when another one is to take its place."""
 RELEASE_S = 4.0
 """How long releasing waits; the supervisor goes on by itself if it needs longer."""
 
@@ -66,112 +73,36 @@ class User(NamedTuple):
         return f"{self.command} (pid {self.pid})"
 
 
-def send(connection: socket.socket, message: object) -> None:
-    """Send one line."""
-    connection.sendall(json.dumps(message).encode() + b"\n")
+NO_USER = User(0, "")
 
 
-def receive(connection: socket.socket) -> Any:
-    """Wait for one line; no side sends a second one before it has been answered.
-
-    Empty lines say that the answer is on its way.
-
-    Raises:
-        OSError: the other side is gone, or silent for longer than the connection's timeout.
-        ValueError: it is not JSON, or too long.
-
-    """
-    line = b""
-    while not line.endswith(b"\n"):
-        part = connection.recv(65_536)
-        if not part:
-            raise ConnectionResetError("the other side has closed the connection")
-        line = (line + part).lstrip(b"\n")
-        if len(line) > MAX_LINE:
-            raise ValueError("the line is too long")
-    return json.loads(line)
-
-
-class Attachment:
-    """This process's hold on local engines: a connection to their supervisor.
-
-    It ends with `release`, or with this process. A forked child has no part in it.
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client wants.
 
     Attributes:
-        folder: where they keep their state.
-        engines: by name; those that were asked for are up.
-        secrets: their passwords.
+        do: "attach", "sandbox" or "status" at first; then "release", and for an engine of a sandbox
+            "start", "stop", "freeze" or "thaw".
+        engines: their names.
+        user: who asks.
+        cache_mb: the memory of a cache, MiB; 0 for what it had.
+        idle_s: how long the engines outlive this use, seconds.
 
     """
 
-    def __init__(self, connection: socket.socket, answer: dict[str, Any]) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
-        self.folder = StateFolder(Path(answer["folder"]))
-        self.secrets = self.folder.secrets()
-        self.engines = {engine.name: engine for engine in _states(answer["engines"])}
-        _kept.add(self)
-        forks.tell_child(self)
-
-    def keep(self, take_again: Callable[[], socket.socket]) -> None:
-        """Take the lease again whenever the supervisor is killed, until `release`."""
-        with contextlib.suppress(EngineError, OSError):  # OSError: released before it began
-            self._connection.settimeout(None)
-            while not self._ended():
-                self._connection.close()
-                self._connection = take_again()
-                if self not in _kept:  # released meanwhile
-                    self._connection.close()
-
-    def _ended(self) -> bool:
-        """Wait for the end of the lease. Whether it was wanted, here or by the supervisor."""
-        with contextlib.suppress(OSError):
-            return bool(self._connection.recv(1)) or self not in _kept
-        return self not in _kept
-
-    def release(self) -> None:
-        """Release the engines, and wait until the supervisor knows. Twice is harmless.
-
-        It stops them when no process uses them; a sandbox's at once, and deletes what they wrote.
-        """
-        _kept.discard(self)
-        with contextlib.suppress(OSError, ValueError):
-            self._connection.shutdown(socket.SHUT_WR)
-            self._connection.settimeout(RELEASE_S)
-            receive(self._connection)
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)  # wakes up whoever waits for it
-        self._connection.close()
-
-    def tell(self, what: str, engine: str) -> None:
-        """Have an engine of a sandbox started, stopped, frozen or thawed.
-
-        Args:
-            what: "start", "stop", "freeze" or "thaw".
-            engine: its name.
-
-        Raises:
-            EngineError: it could not be done, or the sandbox is closed.
-
-        """
-        try:
-            with self._lock:
-                send(self._connection, {"do": what, "engine": engine})
-                _result(receive(self._connection))
-        except OSError:
-            raise EngineError(
-                "This sandbox is closed, and its engines have ended. Run the cell that opens it "
-                "again."
-            ) from None
-
-    def _after_fork(self) -> None:
-        """In a forked process: the lease is the parent's."""
-        _kept.discard(self)
-        self._connection.close()
+    do: str
+    engines: tuple[str, ...] = ()
+    user: User = NO_USER
+    cache_mb: int = 0
+    idle_s: float = 0.0
 
 
-_kept: set[Attachment] = set()
-"""Held until they are released, also if nobody refers to them any more."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The engines that a client holds, and where they keep their state."""
+
+    folder: Path
+    engines: tuple[EngineState, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +125,95 @@ class Status:
     idle_s: float = 0.0
 
 
+class Attachment:
+    """This process's hold on local engines: a connection to their supervisor.
+
+    It ends with `release`, or with this process. A forked child has no part in it.
+
+    Args:
+        connection: on which the supervisor has answered.
+        opened: its answer.
+        take_again: connects anew if the supervisor is killed; None if the engines go with it.
+
+    Attributes:
+        folder: where they keep their state.
+        engines: by name; those that were asked for are up.
+        secrets: their passwords.
+
+    """
+
+    def __init__(
+        self, connection: Connection, opened: Opened, take_again: Callable[[], Connection] | None
+    ) -> None:
+        self._connection = connection
+        self._released = False
+        self._lock = threading.Lock()
+        self.folder = StateFolder(opened.folder)
+        self.secrets = self.folder.secrets()
+        self.engines = {engine.name: engine for engine in opened.engines}
+        self._keeper = None
+        if take_again:
+            self._keeper = threading.Thread(target=self._keep, args=[take_again], daemon=True)
+            self._keeper.start()
+        forks.tell_child(self)
+
+    def _keep(self, take_again: Callable[[], Connection]) -> None:
+        """Take the lease again whenever the supervisor is killed, until `release`."""
+        with contextlib.suppress(EngineError):
+            while not self._released:
+                try:
+                    self._connection.recv()
+                    break  # the supervisor was told to end
+                except (EOFError, OSError):
+                    self._connection.close()
+                    if not self._released:
+                        self._connection = take_again()
+        self._connection.close()
+
+    def release(self) -> None:
+        """Release the engines, and wait until the supervisor knows. Twice is harmless.
+
+        It stops them when no process uses them; a sandbox's at once, and deletes what they wrote.
+        """
+        if self._released:
+            return
+        self._released = True
+        with contextlib.suppress(OSError):
+            self._connection.send(Request("release"))
+            if not self._keeper:
+                self._connection.poll(RELEASE_S)
+        if self._keeper:
+            self._keeper.join(RELEASE_S)
+        else:
+            self._connection.close()
+
+    def tell(self, what: str, engine: str) -> None:
+        """Have an engine of a sandbox started, stopped, frozen or thawed.
+
+        Args:
+            what: "start", "stop", "freeze" or "thaw".
+            engine: its name.
+
+        Raises:
+            EngineError: it could not be done, or the sandbox is closed.
+
+        """
+        try:
+            with self._lock:
+                self._connection.send(Request(what, (engine,)))
+                _receive(self._connection)
+        except (EOFError, OSError):
+            raise EngineError(
+                "This sandbox is closed, and its engines have ended. Run the cell that opens it "
+                "again."
+            ) from None
+
+    def _after_fork(self) -> None:
+        """In a forked process: the lease is the parent's."""
+        self._released = True
+        self._connection.close()
+
+
 def attach(
     folder: StateFolder, names: Iterable[str], settings: Settings, idle_s: float | None = None
 ) -> Attachment:
@@ -201,7 +221,7 @@ def attach(
 
     Args:
         folder: whose engines.
-        names: of "postgres", "valkey", "s3", "aws".
+        names: of "postgres", "valkey", "s3", "aws", "dsql".
         settings: for the cache's memory and the idle time.
         idle_s: the idle time, if it is to be another, seconds.
 
@@ -230,19 +250,12 @@ def open_group(folder: StateFolder, names: Iterable[str], settings: Settings) ->
 
 def status(folder: StateFolder) -> Status:
     """What runs now and who uses it. Starts nothing."""
-    address = folder.read(folder.address_file)
-    if not (answered := _ask(address, {"do": "status"})):
+    if not (answered := _ask(folder.read(folder.address_file), Request("status"))):
         return Status(folder.path)
     connection, found = answered
     connection.close()
-    return Status(
-        folder.path,
-        address["pid"],
-        _states(found["engines"]),
-        tuple(User(*user) for user in found["users"]),
-        tuple((User(*user), _states(engines)) for user, engines in found["sandboxes"]),
-        found["idle_s"],
-    )
+    assert isinstance(found, Status)  # noqa: S101 -- for the type
+    return found
 
 
 def stop(folder: StateFolder) -> bool:
@@ -255,7 +268,7 @@ def stop(folder: StateFolder) -> bool:
     if not folder.ours:
         return False
     with folder.locked():
-        return _end_all(folder, signal.SIGTERM, STOPPING_S)
+        return _end_all(folder, signal.SIGTERM)
 
 
 def reset(folder: StateFolder) -> bool:
@@ -272,7 +285,7 @@ def reset(folder: StateFolder) -> bool:
         return False
     try:
         with folder.locked():
-            _end_all(folder, signal.SIGTERM, STOPPING_S)
+            _end_all(folder, signal.SIGTERM)
             folder.delete()
     except EngineError:
         if folder.path.exists():  # else another process has reset it meanwhile
@@ -296,28 +309,19 @@ def wait_gone(folder: StateFolder, seconds: float = 20.0) -> bool:
 def _open(
     folder: StateFolder, do: str, names: Iterable[str], settings: Settings, idle_s: float
 ) -> Attachment:
-    request = {
-        "do": do,
-        "engines": list(names),
-        "cache_mb": settings.workshop_cache_mb,
-        "idle_s": idle_s,
-        "user": User(os.getpid(), _command()),
-    }
+    request = Request(do, tuple(names), _user(), settings.workshop_cache_mb, idle_s)
     folder.prepare()
-    connection, answer = _find(folder, request)
+    connection, opened = _find(folder, request)
+    again = (lambda: _find(folder, request)[0]) if do == "attach" else None
     try:
         with folder.usable():
-            held = Attachment(connection, _result(answer))
+            return Attachment(connection, opened, again)
     except BaseException:
         connection.close()
         raise
-    if do == "attach":
-        again = lambda: _find(folder, request)[0]  # noqa: E731
-        threading.Thread(target=held.keep, args=[again], name="lease", daemon=True).start()
-    return held
 
 
-def _find(folder: StateFolder, request: dict[str, Any]) -> tuple[socket.socket, Any]:
+def _find(folder: StateFolder, request: Request) -> tuple[Connection, Any]:
     """A connection to the supervisor, which is started if need be, and its answer."""
     address = folder.read(folder.address_file)
     if answered := _ask(address, request):
@@ -326,31 +330,43 @@ def _find(folder: StateFolder, request: dict[str, Any]) -> tuple[socket.socket, 
         # Another process may have started a new one; else nobody can reach the old one.
         present = folder.read(folder.address_file)
         answered = _ask(present, request) if present != address else None
-        return answered or _ask_new(folder, request)
+        return answered or _start_supervisor(folder, request)
 
 
-def _ask(address: dict[str, Any], request: dict[str, Any]) -> tuple[socket.socket, Any] | None:
-    """A connection to the supervisor and its answer; None if there is none, or a stranger."""
-    damaged = (ValueError, TypeError, KeyError, OverflowError)
-    with contextlib.suppress(OSError, *damaged), contextlib.ExitStack() as to_close:
-        place = (HOST, int(address["port"]))
-        connection = to_close.enter_context(socket.create_connection(place, SILENCE_S))
-        send(connection, {**request, "token": address["token"]})
-        answer = receive(connection)
-        if answer["proof"] == address["proof"]:
-            to_close.pop_all()
-            return connection, answer
+def _ask(address: dict[str, Any], request: Request) -> tuple[Connection, Any] | None:
+    """A connection to the supervisor and its answer; None if it is not there, or stuck.
+
+    Raises:
+        EngineError: the supervisor refuses.
+
+    """
+    try:
+        token, proof = address["token"].encode(), address["proof"].encode()
+        with socket.create_connection((HOST, address["port"]), SILENCE_S) as plain:
+            plain.settimeout(None)
+            connection = Connection(plain.detach())
+        connection.send_bytes(token)
+        # Another program may have its port by now: what that says is not unpickled.
+        if connection.poll(SILENCE_S) and connection.recv_bytes(MAX_WORD) == proof:
+            return _converse(connection, request)
+        connection.close()
+    except EngineError:
+        raise
+    except Exception:  # noqa: BLE001 -- the file may be damaged, and a stranger says anything
+        return None
     return None
 
 
-def _ask_new(folder: StateFolder, request: dict[str, Any]) -> tuple[socket.socket, Any]:
+def _start_supervisor(folder: StateFolder, request: Request) -> tuple[Connection, Any]:
     """Start a supervisor, after the end of one that is stuck, and ask it."""
-    _end_all(folder, signal.SIGINT, REPLACING_S)
+    _end_all(folder, signal.SIGKILL)
     folder.secrets()
     log_file = folder.logs / "supervisor.log"
-    with log_file.open("wb") as log:
+    ours, theirs = Pipe()
+    with log_file.open("wb") as log, theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", SUPERVISOR, str(folder.path)],
+            [sys.executable, "-m", SUPERVISOR, str(folder.path), str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -361,49 +377,66 @@ def _ask_new(folder: StateFolder, request: dict[str, Any]) -> tuple[socket.socke
         )
     # It may outlive this process; if it does not, its end has to be noted.
     threading.Thread(target=process.wait, name="supervisor", daemon=True).start()
-    wait_until(lambda: folder.address_file.exists() or process.poll() is not None, SUPERVISOR_S)
-    if answered := _ask(folder.read(folder.address_file), request):
-        return answered
-    raise EngineError(
-        f"The local engines' supervisor did not start, or ended at once. The end of its log "
-        f"({log_file}):\n{log_tail(log_file)}"
-    )
+    try:
+        return _converse(ours, request, SUPERVISOR_S)
+    except (EOFError, OSError):
+        raise EngineError(
+            f"The local engines' supervisor did not start, or ended at once. The end of its log "
+            f"({log_file}):\n{log_tail(log_file)}"
+        ) from None
 
 
-def _result(answer: dict[str, Any]) -> dict[str, Any]:
-    """What the supervisor has answered.
+def _converse(
+    connection: Connection, request: Request, patience_s: float = SILENCE_S
+) -> tuple[Connection, Any]:
+    """Send the first request. Returns the connection, which is closed on an error, and the answer.
 
     Raises:
-        EngineError: it refuses.
+        EngineError, EOFError, OSError: as `_receive`.
 
     """
-    if "error" in answer:
-        raise EngineError(answer["error"])
-    return answer
+    with contextlib.ExitStack() as on_error:
+        on_error.enter_context(connection)
+        connection.send(request)
+        answer = _receive(connection, patience_s)
+        on_error.pop_all()
+    return connection, answer
 
 
-def _end_all(folder: StateFolder, number: signal.Signals, patience_s: float) -> bool:
-    """End the supervisor, its engines and what killed ones have left. Returns whether any ran.
+def _receive(connection: Connection, patience_s: float = SILENCE_S) -> Any:
+    """Wait for an answer.
 
-    SIGTERM ends its users' leases as well; after SIGINT they take them again from the next one.
+    Raises:
+        EngineError: the supervisor refuses.
+        EOFError, OSError: it is gone, or has been silent for too long.
+
     """
-    first = folder.processes()
-    end_processes(first.supervisors, number, patience_s)
-    found = folder.processes() if first.supervisors else first
-    end_processes([*found.watchdogs, *found.engines])
+    while connection.poll(patience_s):
+        answer = connection.recv()
+        if isinstance(answer, EngineError):
+            raise answer
+        if answer is not None:
+            return answer
+        patience_s = SILENCE_S
+    raise TimeoutError("the supervisor is silent")
+
+
+def _end_all(folder: StateFolder, number: signal.Signals) -> bool:
+    """End the supervisor and all engines. Returns whether any ran.
+
+    SIGTERM ends its users' leases as well; if it is killed, they take them again from the next one.
+    """
+    found = folder.processes()
+    end_processes(found.supervisors, number, STOPPING_S)
     remove(folder.address_file)
-    folder.delete_sandboxes()
-    return any(first)
+    folder.clear()
+    return any(found)
 
 
-def _states(found: list[dict[str, Any]]) -> tuple[EngineState, ...]:
-    return tuple(EngineState(**one) for one in found)
-
-
-def _command() -> str:
-    """What to call this process in `workshop status`."""
+def _user() -> User:
+    """This process, as `workshop status` shows it."""
     if "ipykernel" in sys.modules:
-        return "a notebook"
+        return User(os.getpid(), "a notebook")
     program, *words = sys.argv or ["python"]
     name = "workshop" if "workshop" in program else Path(program).name or "python"
-    return " ".join([name, *words[:1]])[:60]
+    return User(os.getpid(), " ".join([name, *words[:1]])[:60])

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 from workshop_lib.dsql import CLUSTER_NAMES, CLUSTER_REGION
 from workshop_lib.services.client_config import isolate_libpq, plain_session
+from workshop_lib.services.endpoints import TOKEN_LIFE_S, make_token
 from workshop_lib.services.local import HOST, attach
 from workshop_lib.services.state_folder import state_folder
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from workshop_lib.settings import Settings
 
-TOKEN_LIFE_S = 900
 CONNECT_S = 5
 
 
@@ -52,9 +52,7 @@ class LocalCluster:
             life_s: how long it opens connections, at most a week, seconds.
 
         """
-        kind = "connect_admin" if user == "admin" else "connect"
-        make = getattr(self._signer, f"generate_db_{kind}_auth_token")
-        return str(make(self.host, CLUSTER_REGION, ExpiresIn=life_s))
+        return make_token(self._signer, self.host, CLUSTER_REGION, user, life_s)
 
     def place(self, user: str = "admin") -> dict[str, Any]:
         """Arguments of libpq but for the password: nothing in them is secret."""

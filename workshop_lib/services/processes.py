@@ -12,16 +12,14 @@ from typing import NamedTuple
 import psutil
 
 SUPERVISOR = "workshop_lib.services.supervisor"
-WATCHDOG = "workshop_lib.services.watchdog"
 NAMES = ("postgres", "initdb", "valkey-server", "rclone", "python")
-"""How the names of processes begin that may be ours; only of those is more asked."""
+"""How the names of processes begin that may be ours; only those are looked at more closely."""
 
 
 class Found(NamedTuple):
-    """The processes of a state folder."""
+    """The processes of a state folder. Each supervisor is two: itself, and its watchdog."""
 
     supervisors: list[psutil.Process]
-    watchdogs: list[psutil.Process]
     engines: list[psutil.Process]
 
 
@@ -29,21 +27,19 @@ def find_processes(folder: Path, homes: set[str], data: set[str]) -> Found:
     """Find the processes of a state folder, as the system knows them.
 
     Args:
-        folder: the last word of the supervisor's and the watchdog's command lines.
-        homes: what is HOME to engines and to programs that prepare one.
-        data: where PostgreSQL's helpers work, which write over their environment.
+        folder: named on the supervisor's command line.
+        homes: the HOME of engines and of programs that prepare one.
+        data: the working directories of PostgreSQL's helpers, which overwrite their environment.
 
     """
-    found = Found([], [], [])
-    programs = {SUPERVISOR: found.supervisors, WATCHDOG: found.watchdogs}
+    found = Found([], [])
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             name = process.name().lower()
             if not name.startswith(NAMES) or not is_alive(process):
                 continue
-            words = process.cmdline()[2:]
-            if words[1:] == [str(folder)] and words[0] in programs:
-                programs[words[0]].append(process)
+            if process.cmdline()[2:4] == [SUPERVISOR, str(folder)]:
+                found.supervisors.append(process)
             elif process.environ().get("HOME") in homes or (
                 name == "postgres" and process.cwd() in data
             ):
@@ -52,7 +48,7 @@ def find_processes(folder: Path, homes: set[str], data: set[str]) -> Found:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it runs. One that has ended and that nobody has reaped does not."""
+    """Whether it runs. A process that has ended but was not reaped does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -83,7 +79,7 @@ def end_processes(
 
 
 def wait_until(condition: Callable[[], object], seconds: float, step_s: float = 0.02) -> bool:
-    """Ask again and again until the condition holds. Returns whether it did in time."""
+    """Check repeatedly until the condition holds. Returns whether it did in time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""The state folder of the local engines: where it is, whose it is, the passwords, its end."""
+"""The state folder of the local engines: where it is, who owns it, its passwords, its end."""
 
 from __future__ import annotations
 
@@ -18,26 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from workshop_lib.errors import EngineError
 from workshop_lib.paths import HOME
-from workshop_lib.services.processes import Found, find_processes
+from workshop_lib.services.processes import Found, end_processes, find_processes
 
 APPLICATION = "cache-aside-workshop"
 MARK = ".made-by-cache-aside-workshop"
 """The file that tells a state folder from any other folder."""
 MADE = re.compile(
-    r"lock|logs|postgres(\.new|\.password)?|valkey|objects|rclone|dsql|sandboxes"
-    r"|\.(config|cache|local|aws|moto)"  # an engine's home is here
+    r"lock|logs|postgres(\.new)?|valkey|objects|rclone|dsql|sandboxes"
+    r"|\.(config|cache|local|aws|moto)"  # the folder is the engines' home
     r"|(supervisor|ports|secrets)\.json\w{0,8}"
 )
-"""The names of what the workshop writes into a state folder; whatever else is there is not its."""
+"""The names of what the workshop writes into a state folder; anything else is the user's."""
 ROOT_BASE = Path("/var/lib") / APPLICATION
 """Where root keeps state: its home is closed to the user that PostgreSQL has to run as."""
 LOCK_WAIT_S = 60.0
-NEEDED_BYTES = 300 * 1024 * 1024
-"""A fresh PostgreSQL takes about 40 MB, its write-ahead log up to 200 MB more."""
 SECRETS = ("owner", "admin", "valkey", "s3_key", "s3_secret")
 
 
@@ -49,7 +47,7 @@ class StateFolder:
 
     @property
     def address_file(self) -> Path:
-        """Where the supervisor listens, and by what words it and its clients know each other."""
+        """The supervisor's port, and the words by which it and its clients know each other."""
         return self.path / "supervisor.json"
 
     @property
@@ -64,19 +62,19 @@ class StateFolder:
 
     @property
     def certificate(self) -> Path:
-        """The authority that vouches for the local DSQL, for clients; beside it lies key.pem."""
+        """The local DSQL's certificate authority, for clients; key.pem is in the same folder."""
         return self.path / "dsql" / "ca.pem"
 
     @property
     def postgres_data(self) -> Path:
-        """PostgreSQL's data directory. Root's lies where the unprivileged user can enter."""
+        """PostgreSQL's data directory. Root's is where the unprivileged user can enter."""
         if os.geteuid() == 0:
             return ROOT_BASE / "postgres" / _short_hash(self.path)
         return self.path / "postgres"
 
     @property
     def sandboxes(self) -> list[StateFolder]:
-        """The state folders of sandboxes, which lie in this one."""
+        """The state folders of sandboxes, inside this one."""
         base = self.path / "sandboxes"
         if base.is_symlink() or not base.is_dir():
             return []
@@ -84,7 +82,7 @@ class StateFolder:
 
     @property
     def ours(self) -> bool:
-        """Whether the workshop made what is in it: only then is it ever changed or deleted.
+        """Whether the workshop made it: only then is anything in it changed or deleted.
 
         The mark says so; should that have been deleted, the rest does.
         """
@@ -98,7 +96,7 @@ class StateFolder:
         """Create the folder, closed to others.
 
         Raises:
-            EngineError: the place is read-only, full, in other use, or belongs to somebody else.
+            EngineError: the disk refuses it, or the folder is in other use or another user's.
 
         """
         with self.usable():
@@ -115,28 +113,14 @@ class StateFolder:
                 )
             self.path.chmod(0o700)
             if not any(self.path.iterdir()):
-                self.delete_data()  # root's, of a state folder that somebody has deleted
-            if not os.path.lexists(self.path / MARK):
-                (self.path / MARK).touch()
-            if not self.logs.is_dir():
-                remove(self.logs)
-                self.logs.mkdir(mode=0o700)
-            with tempfile.TemporaryFile(dir=self.path) as probe:
-                probe.write(b"x")
-            free = shutil.disk_usage(self.path).free
-        if free < NEEDED_BYTES:
-            raise EngineError(
-                f"Only {free / 1e6:.0f} MB are free where the local engines keep their state "
-                f"({self.path}); they need {NEEDED_BYTES / 1e6:.0f} MB. "
-                "Free the disk, or name another folder in WORKSHOP_STATE_DIR."
-            )
+                self.delete_data()  # root's, of a state folder that was deleted by hand
+            (self.path / MARK).touch()
+            self.logs.mkdir(mode=0o700, exist_ok=True)
 
     def new_sandbox(self) -> StateFolder:
-        """A state folder for a sandbox, with passwords of its own."""
+        """A state folder for a sandbox, with its own passwords."""
         base = self.path / "sandboxes"
-        if not base.is_dir():
-            remove(base)
-            base.mkdir(mode=0o700)
+        base.mkdir(mode=0o700, exist_ok=True)
         sandbox = StateFolder(Path(tempfile.mkdtemp(dir=base)))
         sandbox.logs.mkdir(mode=0o700)
         return sandbox
@@ -150,25 +134,15 @@ class StateFolder:
 
         """
         file = self.path / "lock"
-        lock = FileLock(file, timeout=LOCK_WAIT_S)
         with self.usable():
             if file.is_dir() or file.is_symlink():
                 remove(file)
-            try:
-                lock.acquire()
-            except Timeout:
-                raise EngineError(
-                    f"Another process has been starting or stopping the engines for {LOCK_WAIT_S:g}"
-                    f" seconds (lock {file}). `workshop status` shows what runs."
-                ) from None
-            try:
+            with FileLock(file, timeout=LOCK_WAIT_S):
                 yield
-            finally:
-                lock.release()
 
     @contextmanager
     def usable(self) -> Iterator[None]:
-        """Say in a sentence what the disk refuses.
+        """Turn what the disk refuses into a sentence.
 
         Raises:
             EngineError: in place of an OSError.
@@ -178,13 +152,14 @@ class StateFolder:
             yield
         except OSError as error:
             raise EngineError(
-                f"The state folder {self.path} cannot be used: {error}. If it is damaged, "
+                f"The state folder {self.path} cannot be used: {error}. If another process is "
+                "starting or stopping the engines, wait for it. If the folder is damaged, "
                 "`workshop reset` starts afresh; if it cannot be written, free the disk, or name "
-                "another folder in WORKSHOP_STATE_DIR."
+                "another one in WORKSHOP_STATE_DIR."
             ) from None
 
     def read(self, file: Path) -> dict[str, Any]:
-        """The content of one of the folder's JSON files; empty where it is missing or damaged."""
+        """The content of one of the folder's JSON files; empty if it is missing or damaged."""
         try:
             content = json.loads(file.read_text())
         except (OSError, ValueError, RecursionError):
@@ -196,21 +171,18 @@ class StateFolder:
         draft = Path(f"{file}{secrets.token_hex(4)}")
         draft.touch(mode=0o600)
         draft.write_text(json.dumps(content))
-        if file.is_dir():
-            remove(file)
         draft.replace(file)
 
     def secrets(self) -> dict[str, str]:
         """The passwords of this folder's engines, made on first use; never shown or logged."""
         file = self.path / "secrets.json"
+        found = self.read(file)
+        # Valid ones are kept: PostgreSQL's data was made with its owner's.
         known = {
-            name: value
-            for name, value in self.read(file).items()
-            if name in SECRETS and isinstance(value, str) and value
+            name: found[name] if isinstance(found.get(name), str) else secrets.token_hex(20)
+            for name in SECRETS
         }
-        if len(known) < len(SECRETS):
-            # Those that are there stay: PostgreSQL's data knows its owner's.
-            known = {name: known.get(name) or secrets.token_hex(20) for name in SECRETS}
+        if known != found:
             self.write(file, known)
         return known
 
@@ -223,8 +195,12 @@ class StateFolder:
             {str(folder.postgres_data) for folder in folders},
         )
 
-    def delete_sandboxes(self) -> None:
-        """Delete what sandboxes wrote whose engines have ended."""
+    def clear(self) -> None:
+        """End all engines of this folder, and delete what those of sandboxes wrote.
+
+        This is how engines end, whether their supervisor was told to end or was killed.
+        """
+        end_processes(self.processes().engines)
         for sandbox in self.sandboxes:
             sandbox.delete_sandbox()
 
@@ -237,19 +213,18 @@ class StateFolder:
     def delete_data(self) -> None:
         """Delete PostgreSQL's data, and what a first start that was killed has left beside it."""
         data = self.postgres_data
-        for path in (data, Path(f"{data}.new"), Path(f"{data}.password")):
-            remove(path)
+        remove(data)
+        remove(data.with_name(f"{data.name}.new"))
 
     def delete(self) -> None:
         """Remove everything that this folder's engines ever wrote, and nothing else.
 
-        A folder that somebody has named stays, empty: it may have been there before.
+        A folder that the user named stays, empty: it may have been there before.
 
         Raises:
             OSError: something cannot be removed.
 
         """
-        self.delete_sandboxes()
         self.delete_data()
         for path in self.path.iterdir():
             if MADE.fullmatch(path.name):
@@ -270,7 +245,7 @@ def state_folder(chosen: Path | None) -> StateFolder:
 
 
 def _base() -> Path:
-    """Where the state folders of this user's checkouts lie."""
+    """The parent of the state folders of this user's checkouts."""
     return ROOT_BASE if os.geteuid() == 0 else platformdirs.user_state_path(APPLICATION)
 
 
@@ -280,7 +255,7 @@ def cache_folder(name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # no home, or a read-only one
-        # Under a name of its own, since anybody could have made a folder that is known.
+        # Not at a fixed path, where another user could have put a folder first.
         return Path(_temporary_cache().name)
     return folder
 
@@ -292,7 +267,7 @@ def _temporary_cache() -> tempfile.TemporaryDirectory[str]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a folder with all that is in it, or a link, but not what that leads to.
+    """Delete a file, a folder with all that is in it, or a link, but not what it leads to.
 
     Raises:
         OSError: it cannot be deleted.

@@ -1,9 +1,10 @@
 """The supervisor: one process per state folder that starts, watches and ends the local engines.
 
-Whoever needs engines connects to it, says which, and gets their ports. The connection is the lease:
-it ends with the client, however that ends. A sandbox is a group of engines that ends with the
-connection that opened it. The supervisor leaves when nobody is connected and all idle times have
-passed. Run as a program: `python -m workshop_lib.services.supervisor STATE_FOLDER`.
+A client connects to it, says which engines it needs, and gets their ports. The connection is the
+lease: it ends with the client, however that ends. A sandbox is a group of engines that ends with
+the connection that opened it. The supervisor leaves when nobody is connected and all idle times
+have passed. Run as a program:
+`python -m workshop_lib.services.supervisor STATE_FOLDER CONNECTION`.
 """
 
 from __future__ import annotations
@@ -13,32 +14,37 @@ import hmac
 import os
 import secrets
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Listener
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from workshop_lib.errors import EngineError
 from workshop_lib.services.engines import Engine, make_engine
-from workshop_lib.services.local import HOST, User, receive, send
-from workshop_lib.services.processes import WATCHDOG, wait_until
+from workshop_lib.services.local import (
+    HOST,
+    MAX_WORD,
+    EngineState,
+    Opened,
+    Request,
+    Status,
+    User,
+)
+from workshop_lib.services.processes import wait_until
 from workshop_lib.services.state_folder import StateFolder, remove
 
 LOOK_S = 0.1
 """How often the supervisor looks after its engines."""
-FIRST_CLIENT_S = 4.0
-"""How long it waits for whoever started it."""
-FIRST_WORD_S = 5.0
 ALIVE_S = 0.5
 """How often a client that waits for an answer is told that it is on its way."""
 SILENT_S = 6.0
-RESTARTS, RESTARTS_WITHIN_S = 5, 60.0
+"""How long an engine that runs may take to answer."""
+MAX_CALLERS = 128
+"""Connections that may wait for the supervisor at a time."""
+RESTARTS = 5
 """An engine that dies more often than this is reported as failed instead of restarted."""
 
 
@@ -51,7 +57,7 @@ class Group:
         self.lock = threading.Lock()
         self.ended = False
 
-    def open(self, names: list[str], cache_mb: int) -> None:
+    def open(self, names: tuple[str, ...], cache_mb: int) -> None:
         """Have these engines run and answer.
 
         Raises:
@@ -61,7 +67,7 @@ class Group:
         with self.lock:
             for name in names:
                 engine = self.engines.setdefault(name, make_engine(name, self.folder))
-                engine.cache_mb = cache_mb
+                engine.cache_mb, engine.deaths = cache_mb or engine.cache_mb, 0
                 self._start(engine)
         for engine in map(self.engines.__getitem__, names):
             if not wait_until(lambda e=engine: e.state().pid and e.admits(), SILENT_S):  # type: ignore[misc]
@@ -71,22 +77,6 @@ class Group:
                     f"{SILENT_S:.0f} s. `workshop stop` ends it; the next opening starts it again."
                 )
 
-    def start(self, name: str) -> None:
-        """Start an engine that was stopped, at the same port.
-
-        Raises:
-            EngineError: it did not come up, or its port was taken meanwhile.
-
-        """
-        with self.lock:
-            engine = self.engines[name]
-            before = engine.port
-            self._start(engine)
-            if engine.port != before:
-                engine.stop()
-                engine.port = before
-                raise EngineError(f"its port {before} is taken")
-
     def stop(self, name: str) -> None:
         """Stop an engine; it stays stopped."""
         with self.lock:
@@ -95,14 +85,17 @@ class Group:
 
     def mend(self) -> None:
         """Start again what has died, unless something is being started or stopped just now."""
-        if not self.lock.acquire(blocking=False):
-            return
-        try:
-            for engine in self.engines.values():
-                if engine.died and not self.ended:
-                    self._start_again(engine)
-        finally:
-            self.lock.release()
+        if self.lock.acquire(blocking=False):
+            try:
+                for engine in filter(lambda one: one.died, self.engines.values()):
+                    engine.deaths += 1
+                    if engine.deaths > RESTARTS:
+                        engine.failure = f"It died {RESTARTS} times; see {engine.log}."
+                    else:
+                        with contextlib.suppress(EngineError):  # the engine knows why
+                            self._start(engine)
+            finally:
+                self.lock.release()
 
     def end(self) -> None:
         """Stop all engines, for good."""
@@ -111,25 +104,9 @@ class Group:
             for engine in self.engines.values():
                 engine.stop()
 
-    @property
-    def hurt(self) -> bool:
-        """Whether an engine has died."""
-        return any(engine.died for engine in list(self.engines.values()))
-
-    def states(self) -> list[dict[str, Any]]:
-        """The state of each engine, as clients are told."""
-        return [asdict(engine.state()) for engine in list(self.engines.values())]
-
-    def _start_again(self, engine: Engine) -> None:
-        now = time.monotonic()
-        engine.deaths = [*(t for t in engine.deaths if now - t < RESTARTS_WITHIN_S), now]
-        if len(engine.deaths) > RESTARTS:
-            engine.failure = (
-                f"It died {RESTARTS} times within {RESTARTS_WITHIN_S:.0f} s; see {engine.log}."
-            )
-            return
-        with contextlib.suppress(EngineError):  # the engine knows why
-            self._start(engine)
+    def states(self) -> tuple[EngineState, ...]:
+        """The state of each engine."""
+        return tuple(engine.state() for engine in list(self.engines.values()))
 
     def _start(self, engine: Engine) -> None:
         """Start an engine that does not run: at the port it had before, if that is free."""
@@ -140,7 +117,7 @@ class Group:
             return
         ports = self.folder.read(self.folder.ports_file)
         try:
-            engine.start(engine.port or _port(ports.get(engine.name)))
+            engine.start(engine.port or ports.get(engine.name))
         except Exception as error:  # noqa: BLE001 -- whatever it is, the other engines go on
             engine.stop()
             engine.failure = (
@@ -156,148 +133,129 @@ class Group:
 class Lease:
     """What one connection holds."""
 
+    connection: Connection
     user: User
     idle_s: float
     group: Group
-    connection: socket.socket
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what the client asks, and say how the engines are then, or what went wrong."""
+    def do(self, request: Request) -> Opened | EngineError:
+        """Do what the client asks. Returns how the engines are then, or what went wrong."""
         try:
-            match request["do"]:
-                case "attach" | "sandbox":
-                    self.group.open(request["engines"], request["cache_mb"])
-                case "start":
-                    self.group.start(request["engine"])
+            match request.do:
                 case "stop":
-                    self.group.stop(request["engine"])
-                case "freeze" | "thaw":
-                    number = signal.SIGSTOP if request["do"] == "freeze" else signal.SIGCONT
-                    self.group.engines[request["engine"]].signal(number)
+                    self.group.stop(request.engines[0])
+                case "freeze":
+                    self.group.engines[request.engines[0]].send_signal(signal.SIGSTOP)
+                case "thaw":
+                    self.group.engines[request.engines[0]].send_signal(signal.SIGCONT)
+                case _:  # "attach", "sandbox", "start"
+                    self.group.open(request.engines, request.cache_mb)
         except EngineError as error:
             self.idle_s = 0.0  # nobody comes back to what did not come up
-            return {"error": str(error)}
-        return {"engines": self.group.states(), "folder": str(self.group.folder.path)}
+            return EngineError(str(error))
+        return Opened(self.group.folder.path, self.group.states())
 
 
 class Supervisor:
-    """A loop that takes connections and looks after the engines; a thread for each connection."""
+    """A loop that looks after the engines; a thread for each connection."""
 
     def __init__(self, folder: StateFolder) -> None:
         self.folder = folder
         self.shared = Group(folder)
         self.lock = threading.Lock()
         self.leases: list[Lease] = []
-        self.stays_until = time.monotonic() + FIRST_CLIENT_S
-        self.expecting = True
-        self.told_to_end = self.replaced = self.leaving = False
-        self.listener = socket.create_server((HOST, 0))
-        self.address = {
-            "port": self.listener.getsockname()[1],
-            "pid": os.getpid(),
-            "token": secrets.token_hex(20),
-            "proof": secrets.token_hex(20),
-        }
-        self.watchdog = _start_watchdog(folder)
+        self.stays_until = 0.0
+        self.leaving = False
+        self.told_to_end = threading.Event()
+        self.listener = Listener((HOST, 0), backlog=MAX_CALLERS)
+        self.token, self.proof = secrets.token_hex(20), secrets.token_hex(20)
 
-    def run(self) -> None:
-        """Serve until told to end, or until nobody is left."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-        self.folder.write(self.folder.address_file, self.address)
-        self.listener.settimeout(LOOK_S)
-        while not self._leaves():
-            # A full disk, no more processes or threads: better luck next time.
-            with contextlib.suppress(OSError, RuntimeError):
-                self._look_after()
-            with contextlib.suppress(OSError, RuntimeError):
-                _run(self._serve, self.listener.accept()[0])
-        self.listener.close()
+    def run(self, first: Connection) -> None:
+        """Serve until told to end, or until nobody is left.
+
+        Args:
+            first: a connection to the client that started the supervisor.
+
+        """
+        signal.signal(signal.SIGTERM, lambda *_: self.told_to_end.set())
+        address = {"port": self.listener.address[1], "token": self.token, "proof": self.proof}
+        self.folder.write(self.folder.address_file, address)
+        request = first.recv()
+        _run(self._serve, self._new_lease(first, request), request)
+        _run(self._accept)
+        while not self.told_to_end.wait(LOOK_S) and not self._unused():
+            for group in self._groups():
+                group.mend()
         remove(self.folder.address_file)
-        # Those who hear nothing take us for killed, and turn to the next supervisor.
-        for lease in () if self.replaced else list(self.leases):
+        for lease in self.leases:
             with contextlib.suppress(OSError):
-                lease.connection.sendall(b"\n")
+                lease.connection.send(None)  # else clients believe that it was killed, and reopen
         for group in self._groups():
-            group.end()
-        self.folder.delete_sandboxes()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.watchdog.communicate(timeout=5)  # it ends what is left of a killed engine
-        self.watchdog.kill()
+            group.end()  # they are its children: PID 1 does not reap them in every container
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.told_to_end, self.replaced = True, number == signal.SIGINT
-
-    def _leaves(self) -> bool:
+    def _unused(self) -> bool:
         with self.lock:
-            unused = not self.leases and time.monotonic() > self.stays_until
-            self.leaving = self.told_to_end or unused
+            self.leaving = not self.leases and time.monotonic() > self.stays_until
             return self.leaving
-
-    def _look_after(self) -> None:
-        for group in self._groups():
-            if group.hurt:
-                _run(group.mend)
-        if self.watchdog.poll() is not None:
-            self.watchdog = _start_watchdog(self.folder)
 
     def _groups(self) -> set[Group]:
         with self.lock:
             return {self.shared, *(lease.group for lease in self.leases)}
 
-    def _serve(self, connection: socket.socket) -> None:
-        """Serve one client for as long as it is there."""
-        strange = (ValueError, TypeError, KeyError)
-        with connection, contextlib.suppress(OSError, *strange):
-            connection.settimeout(FIRST_WORD_S)
-            request = receive(connection)
-            if not hmac.compare_digest(
-                str(request["token"]).encode(), str(self.address["token"]).encode()
-            ):
+    def _accept(self) -> None:
+        while True:
+            # A full disk, no more processes or threads: better luck next time.
+            with contextlib.suppress(OSError, RuntimeError):
+                _run(self._greet, self.listener.accept())
+
+    def _greet(self, connection: Connection) -> None:
+        """Serve a client that knows the token."""
+        with connection, contextlib.suppress(OSError, EOFError):
+            if not hmac.compare_digest(connection.recv_bytes(MAX_WORD), self.token.encode()):
                 return
-            if request["do"] == "status":
-                self._send(connection, self._status())
+            connection.send_bytes(self.proof.encode())
+            request = connection.recv()
+            if request.do == "status":
+                connection.send(self._status())
                 return
             try:
-                with self.folder.usable():
-                    lease = self._lease(request, connection)
+                lease = self._new_lease(connection, request)
             except EngineError as error:
-                self._send(connection, {"error": str(error)})
-                return
-            if lease:
-                connection.settimeout(None)
-                try:
-                    while True:
-                        self._answer(lease, request)
-                        request = receive(connection)
-                finally:
-                    self._end(lease)
+                connection.send(error)
+            else:
+                self._serve(lease, request)
 
-    def _answer(self, lease: Lease, request: dict[str, Any]) -> None:
-        """Answer a request; until then, let the client hear that this process is not stuck."""
-        answers: list[dict[str, Any]] = []
-        work = _run(lambda: answers.append(lease.answer(request)))
-        while work.is_alive():
-            lease.connection.sendall(b"\n")
-            work.join(ALIVE_S)
-        self._send(lease.connection, answers[0])
+    def _new_lease(self, connection: Connection, request: Request) -> Lease:
+        """Note who is there from now on.
 
-    def _send(self, connection: socket.socket, answer: dict[str, Any]) -> None:
-        send(connection, {**answer, "proof": self.address["proof"]})
+        Raises:
+            EngineError: a sandbox's folder cannot be made.
+            EOFError: this process is about to leave; the client turns to the next one.
 
-    def _lease(self, request: dict[str, Any], connection: socket.socket) -> Lease | None:
-        """Note who is there from now on; nothing if it is too late for that."""
-        with self.lock:
+        """
+        with self.lock, self.folder.usable():
             if self.leaving:
-                return None
-            if self.expecting:
-                self.expecting, self.stays_until = False, 0.0
+                raise EOFError
             group = self.shared
-            if request["do"] == "sandbox":
+            if request.do == "sandbox":
                 group = Group(self.folder.new_sandbox())
-            self.leases.append(Lease(User(*request["user"]), request["idle_s"], group, connection))
+            self.leases.append(Lease(connection, request.user, request.idle_s, group))
             return self.leases[-1]
+
+    def _serve(self, lease: Lease, request: Request) -> None:
+        """Answer a client's requests for as long as it is there."""
+        with lease.connection as connection, contextlib.suppress(OSError, EOFError):
+            try:
+                while request.do != "release":
+                    answers: list[Opened | EngineError] = []
+                    work = _run(lambda: answers.append(lease.do(request)))  # noqa: B023 -- waited for
+                    while work.is_alive():
+                        connection.send(None)  # this process is not stuck
+                        work.join(ALIVE_S)
+                    connection.send(answers[0])
+                    request = connection.recv()
+            finally:
+                self._end(lease)
 
     def _end(self, lease: Lease) -> None:
         if lease.group is not self.shared:
@@ -308,28 +266,17 @@ class Supervisor:
             # A user who asks for less does not shorten what another one has asked for.
             self.stays_until = max(self.stays_until, time.monotonic() + lease.idle_s)
 
-    def _status(self) -> dict[str, Any]:
+    def _status(self) -> Status:
         with self.lock:
             leases = list(self.leases)
-        return {
-            "engines": self.shared.states(),
-            "users": [one.user for one in leases if one.group is self.shared],
-            "sandboxes": [
-                (one.user, one.group.states()) for one in leases if one.group is not self.shared
-            ],
-            "idle_s": max(0.0, self.stays_until - time.monotonic()),
-        }
-
-
-def _start_watchdog(folder: StateFolder) -> subprocess.Popen[bytes]:
-    """Start the process that ends the engines if this one is killed."""
-    return subprocess.Popen(
-        [sys.executable, "-m", WATCHDOG, str(folder.path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+        return Status(
+            self.folder.path,
+            os.getpid(),
+            self.shared.states(),
+            tuple(one.user for one in leases if one.group is self.shared),
+            tuple((one.user, one.group.states()) for one in leases if one.group is not self.shared),
+            max(0.0, self.stays_until - time.monotonic()),
+        )
 
 
 def _run(function: Callable[..., object], *arguments: object) -> threading.Thread:
@@ -338,15 +285,21 @@ def _run(function: Callable[..., object], *arguments: object) -> threading.Threa
     return thread
 
 
-def _port(value: object) -> int:
-    """A port of a file that may be damaged; 0, for any, where it is none."""
-    return value if isinstance(value, int) and 0 < value < 65_536 else 0
-
-
 def main() -> None:
-    """Supervise the engines of the folder named on the command line."""
+    """Supervise the engines of the folder, and end them also if the supervisor is killed.
+
+    The command line names the folder, and the descriptor of the connection to the first client.
+    """
     os.umask(0o077)
-    Supervisor(StateFolder(Path(sys.argv[1]))).run()
+    folder, first = StateFolder(Path(sys.argv[1])), Connection(int(sys.argv[2]))
+    if supervisor := os.fork():
+        # The watchdog: it waits for the supervisor's end, however it comes.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        first.close()
+        os.waitpid(supervisor, 0)
+    else:
+        Supervisor(folder).run(first)
+    folder.clear()
 
 
 if __name__ == "__main__":
