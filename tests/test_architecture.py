@@ -29,7 +29,6 @@ PURE = [
     "costs.py",
     "measure.py",
     "dataset/generators.py",
-    "load/events.py",
     "load/traffic.py",
     "rows.py",
     "simulate/distances.py",

@@ -244,7 +244,8 @@ import logging
 from types import SimpleNamespace
 from workshop_lib.load.worker import handler
 logging.basicConfig()  # as Lambda does
-handler({"job": "ping"}, SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000))
+ping = {"run": "ping", "number": 0, "action": "EVENTS", "statements": 0}
+handler(ping, SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000))
 """
 
 
@@ -256,7 +257,7 @@ def test_the_log_level_decides_what_a_load_function_logs(ws, workshop, monkeypat
     words = [sys.executable, "-c", HANDLE]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert ("INFO:workshop_lib.load.worker:Ping: 0 of 0" in done.stderr) is logged
+    assert ("INFO:workshop_lib.load.worker:EVENTS: 0 of 0" in done.stderr) is logged
 
 
 # --- checks ---

@@ -244,7 +244,6 @@ warnings.simplefilter("ignore", DeprecationWarning)
 sys.path.insert(0, sys.argv[1])
 import test_forks
 from workshop_lib import open_workshop
-from workshop_lib.load.jobs import Ping, to_event
 from workshop_lib.services.local import status
 from workshop_lib.services.state_folder import state_folder
 
@@ -263,7 +262,7 @@ for end in test_forks.ENDS:
         end(ws)
     os.waitpid(pid, 0)
     test_forks.still_well(ws)
-    workers.do(to_event(Ping()), 60)
+    workers.do({"run": "ping", "number": 0, "action": "EVENTS", "statements": 0}, 60)
     assert ws.latencies["cache"] == 0.001
     held = status(state_folder(ws.settings.workshop_state_dir)).users
     assert os.getpid() in [user.pid for user in held]

@@ -97,7 +97,7 @@ def run(workers: int | None, out: Path | None, **request: Any) -> None:
     NAMES are numbers or names, such as 02, more/06 or 02_cache_a_query; without any, all run.
     """
     from workshop_lib import runner, services
-    from workshop_lib.load.interrupts import one_interrupt
+    from workshop_lib.interrupts import one_interrupt
     from workshop_lib.results import read_run
     from workshop_lib.services.endpoints import is_on_aws
 

@@ -12,9 +12,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import cache
+from types import FrameType
 from typing import Any, TypeVar
 
 import psycopg2
@@ -23,6 +24,7 @@ from workshop_lib import forks
 
 T = TypeVar("T")
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CONNECT_S = 2
 AGAIN_S = 0.1
 GIVE_UP_S = 2.0
@@ -112,3 +114,36 @@ class _Watch:
                 line = socket.socket(fileno=os.dup(connection.fileno()))
                 with line:
                     line.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def one_interrupt(*, times: int = 1, last: bool = True) -> Iterator[None]:
+    """Hear one Ctrl-C (or `kill`) in this block, and no other.
+
+    An impatient second one would lose what the first lets finish: a report, a clean-up.
+
+    Args:
+        times: how many are heard; 0 for what must be finished.
+        last: the process ends after this, and after an interrupt it hears none even then.
+
+    """
+    heard = 0
+    before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        heard += 1
+        if heard <= times:
+            before[number](number, frame)
+
+    for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
+        old = signal.getsignal(number)
+        if callable(old):  # else Python does not answer it
+            before[number] = old
+            signal.signal(number, hear)
+    try:
+        yield
+    finally:
+        for changed, old in before.items():
+            if not (last and heard):
+                signal.signal(changed, old)

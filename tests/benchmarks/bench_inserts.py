@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -13,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from workshop_lib import dataset
-from workshop_lib.load.drivers import LocalWorkers
-from workshop_lib.load.events import events
-from workshop_lib.load.rows import delete_rows
-from workshop_lib.load.run import run_inserts
-from workshop_lib.load.scenario import InsertLoad
-from workshop_lib.load.worker import ClientConfig
+from workshop_lib.load import (
+    ClientConfig,
+    InsertLoad,
+    LocalWorkers,
+    delete_rows,
+    events,
+    run_inserts,
+)
 
 CLIENTS, STATEMENTS, ROUNDS = 2, 300, 8
 SCRIPT = """\\set n random(1, 9000000000000)
@@ -34,7 +37,7 @@ def pgbench(ws, tmp_path):
     program = shutil.which("pgbench") or _bundled()
     if program is None:
         pytest.skip("pgbench is not installed (it comes with PostgreSQL's client packages)")
-    row = next(events("CarCreated", iter(["x"]), "a seed", datetime.now(UTC)))
+    row = next(events("CarCreated", iter(["x"]), random.Random(1), datetime.now(UTC)))
     script = tmp_path / "insert.sql"
     script.write_text(SCRIPT.replace("{data}", row[5]))
     at = ws.database.endpoint.arguments

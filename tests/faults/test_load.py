@@ -7,10 +7,8 @@ import time
 import psutil
 import pytest
 
-from workshop_lib.load import drivers
-from workshop_lib.load.drivers import LocalWorkers, run_jobs
-from workshop_lib.load.jobs import Ping
-from workshop_lib.load.worker import ClientConfig
+from workshop_lib.load import ClientConfig, LocalWorkers, drivers
+from workshop_lib.load.drivers import PING, run_jobs
 from workshop_lib.namespaces import wipe_namespace
 from workshop_lib.services.processes import wait_until
 
@@ -41,17 +39,17 @@ def test_workers_killed_between_two_jobs_are_replaced_and_one_that_hangs_is_give
         for worker in workers:
             worker.kill()
         assert wait_until(lambda: all(map(has_ended, workers)), SOON_S)
-        found, _ = run_jobs(two, [Ping()] * 4, NEVER_S)
+        found, _ = run_jobs(two, [PING] * 4, NEVER_S)
         assert [one.state for one in found] == ["answered"] * 4
         two.prepare()
         for worker in set(psutil.Process().children()) - before - workers:
             worker.suspend()
         began = time.monotonic()
         monkeypatch.setattr(drivers, "GRACE_S", 0.3)
-        stuck, _ = run_jobs(two, [Ping()] * 2, 0.2)
+        stuck, _ = run_jobs(two, [PING] * 2, 0.2)
         assert all("given up" in one.errors[0] for one in stuck)
         monkeypatch.setattr(drivers, "GRACE_S", NEVER_S)
-        again, _ = run_jobs(two, [Ping()] * 4, 0.2)
+        again, _ = run_jobs(two, [PING] * 4, 0.2)
         assert [one.state for one in again] == ["answered"] * 4
         assert time.monotonic() - began < NEVER_S
     assert wait_until(lambda: set(psutil.Process().children()) <= before, SOON_S)

@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 
 from workshop_lib import dataset
-from workshop_lib.load.drivers import LocalWorkers
-from workshop_lib.load.mixed import Queue
-from workshop_lib.load.worker import ClientConfig, Worker
+from workshop_lib.load import ClientConfig, LocalWorkers, Queue
+from workshop_lib.load.worker import Worker
 
-sys.path.append(str(Path(__file__).parent))  # the stand-in is no part of the package
-from helpers import Here, worker_processes
-from lambda_runtime import allow_writing, build, unpack
+sys.path.append(str(Path(__file__).parent))
+from helpers import Here
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +28,8 @@ def shop(shared):
 
 @pytest.fixture(scope="session")
 def config(shared):
-    """What workers are given: the database, and where metrics go."""
-    return ClientConfig(
-        shared.database.endpoint,
-        shared.namespace,
-        messaging=shared.messaging,
-    )
+    """What workers connect to: the database, and where metrics go."""
+    return ClientConfig(shared.database.endpoint, shared.namespace, messaging=shared.messaging)
 
 
 @pytest.fixture(scope="session")
@@ -68,35 +62,8 @@ def queue(shop):
         shop.sqs.delete_queue(QueueUrl=url)
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory):
-    """The load worker's package, for this machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PIP_RETRIES", "1")
-        patch.setenv("PIP_DEFAULT_TIMEOUT", "15")
-        return build(tmp_path_factory.mktemp("package") / "deep" / "worker.zip")
-
-
-@pytest.fixture(scope="session")
-def task(built, tmp_path_factory):
-    """The package as Lambda unpacks it."""
-    folder = unpack(built, tmp_path_factory.mktemp("task"))
-    yield folder
-    allow_writing(folder)
-
-
 @pytest.fixture
 def interrupt():
     """Press Ctrl-C, from any thread."""
     main = threading.main_thread().ident
     return lambda: signal.pthread_kill(main, signal.SIGINT)
-
-
-@pytest.fixture
-def kill_a_worker(pair):
-    """Kill one of the two worker processes."""
-
-    def kill():
-        worker_processes()[0].kill()
-
-    return kill

@@ -2,19 +2,23 @@
 
 import json
 import os
+import threading
 
 import psutil
 
 from workshop_lib.load.drivers import Driver, NoAnswerError
+from workshop_lib.services.processes import wait_until
+
+SOON_S = 120.0
+ALL_EVENTS = "SELECT count(*) FROM business_events WHERE id LIKE '%/%'"
+ALL_TRANSACTIONS = "SELECT count(*) FROM transactions WHERE id >= 4611686018427387904"
 
 
 class Here(Driver):
     """A driver whose one worker is in this process; `spoil` may change an answer."""
 
-    label = "here"
-
     def __init__(self, worker):
-        super().__init__(1, 1, "workers")
+        super().__init__(1, 1, ("worker", "workers"), "here")
         self.worker, self.spoil = worker, lambda answer: answer
 
     def do(self, event, limit_s):  # noqa: ARG002 -- as a driver is called
@@ -32,6 +36,18 @@ def records(*made):
     """Messages as SQS hands them to a function."""
     bodies = (one if isinstance(one, str) else json.dumps(one) for one in made)
     return {"Records": [{"messageId": f"m{n}", "body": body} for n, body in enumerate(bodies)]}
+
+
+def when_more_than(shop, number, counted, act):
+    """Do this in a thread as soon as a load has stored more rows than that."""
+
+    def wait():
+        wait_until(lambda: shop.database.query(counted)[0][0] > number, SOON_S)
+        act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
 
 
 def worker_processes():

@@ -1,33 +1,35 @@
-# What of the load tests a cell may use; `__init__.py` imports each name on first use.
+# What of the load tests others use; `__init__.py` imports each name on first use.
 
-from .cost import (
-    EVENT_BYTES as EVENT_BYTES,
-    FUNCTION_MB as FUNCTION_MB,
-    format_cost as format_cost,
-    load_cost as load_cost,
-)
-from .drivers import LambdaWorkers as LambdaWorkers, LocalWorkers as LocalWorkers
-from .events import events as events, monthly_payment as monthly_payment
-from .mixed import (
-    Queue as Queue,
-    run_mixed as run_mixed,
+from .drivers import (
+    MAX_EXECUTIONS as MAX_EXECUTIONS,
+    LambdaWorkers as LambdaWorkers,
+    LocalWorkers as LocalWorkers,
 )
 from .report import (
+    EVENT_BYTES as EVENT_BYTES,
+    FUNCTION_MB as FUNCTION_MB,
     LoadReport as LoadReport,
     compare_loads as compare_loads,
+    format_cost as format_cost,
+    load_cost as load_cost,
     save_reports as save_reports,
 )
-from .rows import count_rows as count_rows, delete_rows as delete_rows
+from .rows import count_rows as count_rows, delete_rows as delete_rows, rows_named as rows_named
 from .run import (
+    Queue as Queue,
+    new_number as new_number,
+    new_run as new_run,
     run_inserts as run_inserts,
+    run_mixed as run_mixed,
 )
 from .scenario import (
     InsertLoad as InsertLoad,
     InsertScenario as InsertScenario,
     MixedScenario as MixedScenario,
+    read_mixed as read_mixed,
     read_scenario as read_scenario,
 )
-from .traffic import STATEMENTS as STATEMENTS
+from .traffic import STATEMENTS as STATEMENTS, events as events, monthly_payment as monthly_payment
 from .worker import (
     ClientConfig as ClientConfig,
     dimensions as dimensions,
@@ -38,6 +40,7 @@ from .worker import (
 __all__ = [
     "EVENT_BYTES",
     "FUNCTION_MB",
+    "MAX_EXECUTIONS",
     "STATEMENTS",
     "ClientConfig",
     "InsertLoad",
@@ -57,7 +60,11 @@ __all__ = [
     "load_cost",
     "metrics_namespace",
     "monthly_payment",
+    "new_number",
+    "new_run",
+    "read_mixed",
     "read_scenario",
+    "rows_named",
     "run_inserts",
     "run_mixed",
     "save_reports",

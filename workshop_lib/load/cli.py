@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from workshop_lib.errors import DataError
-from workshop_lib.load.events import EVENT_TYPES
-from workshop_lib.load.interrupts import one_interrupt
+import workshop_lib.load as tests
+from workshop_lib.errors import DataError, SettingsError, WorkshopError, redact
+from workshop_lib.load.traffic import EVENT_TYPES
 from workshop_lib.options import INTERRUPTED, a_file, a_folder
-from workshop_lib.paths import HOME, RESULTS
+from workshop_lib.paths import HOME, RESULTS, display_path
 
 if TYPE_CHECKING:
-    from workshop_lib.load.command import Outcome
+    from workshop_lib.costs import Cost
+    from workshop_lib.database import Database
+    from workshop_lib.settings import Settings
+    from workshop_lib.workshop import Workshop
 
 CONFIG = Path("config.json")
-"""The scenario file of an insert load, where the folder in which the command is run has one."""
+"""The scenario file of an insert load, if the folder in which the command is run has one."""
+PROCESSES = 4
 
-keep_rows = click.option("--keep", is_flag=True, help="keep the rows of this run in the table")
-results_folder = click.option(
+at_once_option = click.option(
+    "--at-once", type=click.IntRange(1, 1_000),
+    help="workers at the same time  [default: 4 processes, 1000 executions of a function]",
+)  # fmt: skip
+keep_option = click.option("--keep", is_flag=True, help="keep the rows of this run in the table")
+out_option = click.option(
     "--out", type=a_folder, default=RESULTS / "load",
     help="folder for the results file  [default: results/load]",
 )  # fmt: skip
@@ -47,16 +58,15 @@ def load() -> None:
               help="INSERTs of a round, one row each (1); rows of its one INSERT (2)")  # fmt: skip
 @click.option("--event-type", type=click.Choice(EVENT_TYPES), help="what the rows say")
 @click.option("--warm-up", type=int, help="INSERTs before the measurement, not counted in it")
-@click.option("--no-warm-up", is_flag=True, help="the same as --warm-up 0")
-@click.option(
-    "--function-name", help="run the load by this Lambda function; empty: by local processes"
-)
+@click.option("--no-warm-up", "warm_up", flag_value=0, type=int, help="the same as --warm-up 0")
+@click.option("--function-name", help="the Lambda function that inserts; empty: local processes")
 @click.option("--region", help="where that function is  [default: AWS_REGION]")
-@click.option("--at-once", type=click.IntRange(1, 1_000),
-              help="workers at the same time  [default: 4 processes, 1000 functions]")  # fmt: skip
-@keep_rows
-@results_folder
-def inserts(*, no_warm_up: bool, **options: Any) -> None:
+@at_once_option
+@keep_option
+@out_option
+def inserts(
+    *, config: Path | None, which: str, at_once: int | None, keep: bool, out: Path, **options: Any
+) -> None:
     """Compare individual with multi-row inserts; exit code 1 if a row is missing at the end.
 
     Each worker does its rounds one after another. A round is --count INSERTs of one row each
@@ -65,24 +75,37 @@ def inserts(*, no_warm_up: bool, **options: Any) -> None:
     Options win over the scenario file. Ctrl-C ends it with a report of what was done so far; the
     rows are deleted anyway.
     """
-    if no_warm_up and options["warm_up"]:
-        raise click.UsageError("--no-warm-up and --warm-up exclude each other.")
-    if no_warm_up:
-        options["warm_up"] = 0
-    found = CONFIG if CONFIG.exists() and not options["config"] else None
-    options["config"] = options["config"] or found or "inserts_laptop"
-    with one_interrupt():
-        from workshop_lib.load.command import run_insert_loads
+    from workshop_lib.interrupts import one_interrupt
 
-        try:
-            _end_load(run_insert_loads(click.echo, **options))
-        except DataError as error:
-            if found is None or str(found) not in str(error):
-                raise
-            raise DataError(
-                f"{error} It was read because it lies in the current folder. If it is another "
-                "program's, --config inserts_laptop takes the workshop's own instead."
-            ) from None
+    if config is None and CONFIG.exists():
+        config = CONFIG
+        click.echo("Scenario: config.json in this folder (the workshop's: --config inserts_laptop)")
+    with one_interrupt():
+        scenario = tests.read_scenario(config or "inserts_laptop", **options)
+        loads, function = scenario.loads(which), scenario.lambda_function_name
+        test = _Test(keep, out)
+        if function and not test.on_aws:
+            raise SettingsError(
+                f"The Lambda function {function} (--function-name, or lambda_function_name in the "
+                "scenario file) needs Aurora DSQL: no function can reach a database on this "
+                "machine. Set DSQL_ENDPOINT and AWS_REGION; or have processes here do the work: "
+                '--function-name "".'
+            )
+        most = max(load.workers for load in loads.values())
+        with test.workshop() as ws:
+            if function:
+                driver: Any = test.function(function, min(at_once or 1_000, most), scenario.region)
+            else:
+                driver = ws.load_workers(min(at_once or PROCESSES, most))
+            click.echo(f"By {driver.label}")
+            for name, one in loads.items():
+                click.echo(f"\n{name}: {one.workers:,} workers, {one.planned:,} rows")
+                test.runs.append(run := tests.new_run())
+                report = tests.run_inserts(ws.database, one, driver, run=run)
+                test.add(name, report)
+                if report.interrupted:
+                    break
+        test.exit()
 
 
 @load.command()
@@ -96,13 +119,16 @@ def inserts(*, no_warm_up: bool, **options: Any) -> None:
 @click.option("--think", "think_ms", type=float, help="pause after a statement, milliseconds")
 @click.option("--reads-elsewhere", is_flag=True, default=None,
               help="reads go to DSQL_READ_ENDPOINT, which has to be set")  # fmt: skip
-@click.option("--by-function/--no-by-function", default=None,
-              help="the queue of QUEUE_URL is mapped to a Lambda function, which processes it  "
-                   "[default: where LOAD_FUNCTION names it]")  # fmt: skip
-@click.option("--at-once", type=click.IntRange(1, 64), help="processes here  [default: 4]")
-@keep_rows
-@results_folder
-def mixed(**options: Any) -> None:
+@click.option("--function-name",
+              help="the Lambda function that the queue of QUEUE_URL is mapped to; empty: local "
+                   "processes  [default: LOAD_FUNCTION]")  # fmt: skip
+@at_once_option
+@keep_option
+@out_option
+def mixed(
+    *, config: Path, function_name: str | None, at_once: int | None, keep: bool, out: Path,
+    **options: Any,
+) -> None:  # fmt: skip
     """Send reads and writes through a queue; exit code 1 if a message is unaccounted for.
 
     They are sent in rounds. A round has --messages messages of each action: SELECT, INSERT and
@@ -111,19 +137,48 @@ def mixed(**options: Any) -> None:
     Locally the queue is an emulation. Options win over the scenario file. Ctrl-C ends it with a
     report of what was done so far; the rows are deleted anyway.
     """
+    from workshop_lib.interrupts import one_interrupt
+    from workshop_lib.queues import delete_queues, describe_queue
+
     with one_interrupt():
-        from workshop_lib.load.command import run_mixed_load
-
-        _end_load(run_mixed_load(click.echo, **options))
-
-
-def _end_load(found: Outcome) -> NoReturn:
-    """End with exit code 0 only if every row and message is where it should be."""
-    reports = found.reports.values()
-    if any(report.interrupted for report in reports):
-        sys.exit(INTERRUPTED)
-    complete = all(r.reconciles and r.succeeded == r.planned for r in reports)
-    sys.exit(0 if complete and found.cleared else 1)
+        scenario = tests.read_mixed(config, **options)
+        test = _Test(keep, out, load_function=function_name)
+        queue_url, function = test.settings.queue_url, test.settings.load_function
+        elsewhere = scenario.reads_elsewhere
+        _refuse({
+            "--function-name needs the queue that the function is mapped to: set QUEUE_URL. No "
+            "function processes the local queue, which is an emulation.":
+                function_name and not queue_url,
+            "--at-once is for processes here: a function's executions are limited by the stack's "
+            'QueueConcurrency. For processes: --function-name "".':
+                at_once and function and queue_url,
+            "--reads-elsewhere: DSQL_READ_ENDPOINT is not set, so there is no other endpoint.":
+                elsewhere and not test.settings.dsql_read_endpoint,
+        })  # fmt: skip
+        by_function = test.function(function, 1) if function and queue_url else None
+        _refuse({
+            f"--reads-elsewhere: the function {function} knows no other endpoint. Set "
+            "DSQL_READ_ENDPOINT in its environment, and let it sign in there; or have processes "
+            'here do the work: --function-name "".':
+                elsewhere and by_function and not by_function.reader,
+        })  # fmt: skip
+        with test.workshop() as ws:
+            ws.load_table("type")
+            test.table_rows = ws.load_table("transactions").rows
+            urls = ws.open_queue("load", visibility_timeout_s=30, max_receives=3)
+            given = f": {describe_queue(ws.sqs, ws.messaging)}" if queue_url else ""
+            metrics = tests.metrics_namespace(ws.namespace)
+            who = f"the function {function}" if by_function else "processes on this machine"
+            click.echo(f"Queue: {ws.messaging.label}{given}\nProcessed by {who}")
+            click.echo(f"How long statements take is in CloudWatch, too: {metrics}")
+            processes = at_once or PROCESSES
+            driver = None if by_function else ws.load_workers(processes, metrics=True)
+            test.runs.append(run := tests.new_number())
+            queue = tests.Queue(ws.sqs, *urls)
+            report = tests.run_mixed(ws.database, queue, scenario, driver, run=run)
+            delete_queues(ws.sqs, ws.messaging, ws.namespace)
+            test.add("mixed", report)
+        test.exit()
 
 
 @load.command()
@@ -133,9 +188,19 @@ def clean(run: str | None) -> None:
 
     From the tables business_events and transactions, whose other rows stay.
     """
-    from workshop_lib.load import command
+    from workshop_lib.settings import load_settings
 
-    sys.exit(0 if command.clean(run, click.echo) else 1)
+    left, there, found = 0, 0, tests.rows_named(run)
+    with _workshop(load_settings().values) as ws:
+        for rows in found:
+            before = rows.count(ws.database)
+            deleted = rows.delete(ws.database) if before else 0
+            after = rows.count(ws.database)
+            left, there = left + after, there + before
+            click.echo(f"{rows.table}: {before:,} rows before, {deleted:,} deleted, {after:,} left")
+    if run and not there:
+        raise DataError(f"There is no run {run!r}, or it left no rows.")
+    sys.exit(1 if left else 0)
 
 
 @load.command("package")
@@ -154,3 +219,123 @@ def package(architecture: Any, python: str, out: Path | None) -> None:
     path = out or HOME / "build" / f"load-worker-{architecture}.zip"
     built = build_package(path, architecture=architecture, python=python)
     click.echo(f"{built} for Python {python} on {architecture}\nHandler: {HANDLER}")
+
+
+class _Test:
+    """A load test of the shell: what it has done so far, and its end, however it ends.
+
+    Attributes:
+        settings: in force.
+        on_aws: it is paid for.
+        function_mb: memory of the function that is paid for; None if processes write to AWS. If
+            nothing is paid for, what a function would have if the work were done on AWS.
+        table_rows: of the table that a mixed load reads.
+        runs: whose rows may be in the tables.
+        reports, costs: by the names of the loads.
+
+    """
+
+    def __init__(self, keep: bool, out: Path, **overrides: Any) -> None:
+        from workshop_lib.results import ready_folder
+        from workshop_lib.services.endpoints import is_on_aws
+        from workshop_lib.settings import load_settings
+
+        self.settings, self.keep = load_settings(**overrides).values, keep
+        self.folder, self.on_aws = ready_folder(out), is_on_aws(self.settings)
+        self.function_mb = None if self.on_aws else tests.FUNCTION_MB
+        self.table_rows, self.cleared = 0, True
+        self.runs: list[str | int] = []
+        self.reports: dict[str, tests.LoadReport] = {}
+        self.costs: dict[str, Cost] = {}
+
+    def function(self, name: str, at_once: int, region: str | None = None) -> tests.LambdaWorkers:
+        """A driver for a Lambda function, whose memory is paid for."""
+        region, namespace = region or self.settings.aws_region, self.settings.workshop_namespace
+        driver = tests.LambdaWorkers(name, at_once, region=region, namespace=namespace)
+        driver.prepare()
+        self.function_mb = driver.memory_mb or tests.FUNCTION_MB
+        return driver
+
+    @contextmanager
+    def workshop(self) -> Iterator[Workshop]:
+        """The open workshop; at the end, results are saved and rows deleted."""
+        from workshop_lib.interrupts import one_interrupt
+
+        with _workshop(self.settings) as ws:
+            click.echo(f"Database: {ws.endpoints.database.label}")
+            try:
+                yield ws
+            finally:
+                with one_interrupt(times=0, last=False):
+                    self._end(ws.database)
+
+    def add(self, name: str, report: tests.LoadReport) -> None:
+        """Say what came of a load, and what it cost."""
+        from workshop_lib.prices import load_prices
+
+        prices, how = load_prices(), {"function_mb": self.function_mb}
+        cost = tests.load_cost(report, prices, **how, table_rows=self.table_rows, kept=self.keep)
+        said = tests.format_cost(cost, prices, **how, on_aws=self.on_aws)
+        click.echo(f"{report}\n{said}\n{prices.warning(datetime.now(UTC).date())}".strip())
+        self.reports[name], self.costs[name] = report, cost
+
+    def exit(self) -> NoReturn:
+        """End with exit code 0 only if every row and message is where it should be."""
+        reports = self.reports.values()
+        if any(report.interrupted for report in reports):
+            sys.exit(INTERRUPTED)
+        complete = all(r.reconciles and r.succeeded == r.planned for r in reports)
+        sys.exit(0 if complete and self.cleared else 1)
+
+    def _end(self, database: Database) -> None:
+        """Compare and save the reports, and delete the rows."""
+        if any(len(report.calls) for report in self.reports.values()):
+            mixed = self.reports.get("mixed")
+            table = mixed.by_action().round(2) if mixed else tests.compare_loads(self.reports)
+            click.echo(f"\n{table.to_string()}\n")
+        for run in self.runs:
+            self._clear(database, run)
+        if self.reports:
+            path = tests.save_reports(self.reports, self.folder, self.costs)
+            click.echo(f"Results: {display_path(path)}")
+
+    def _clear(self, database: Database, run: str | int) -> None:
+        import psycopg2
+
+        later = f"`workshop load clean {run}` deletes them."
+        try:
+            if self.keep:
+                kept = tests.count_rows(database, run)
+                click.echo(f"{kept:,} rows are kept, of run {run}. {later}")
+            else:
+                deleted = tests.delete_rows(database, run)
+                click.echo(f"{deleted:,} rows of run {run} deleted, a warm-up's among them")
+        except (WorkshopError, psycopg2.Error) as error:
+            self.cleared = False
+            click.echo(
+                f"The rows of run {run} could not be deleted: {redact(error)} "
+                f"Once that is mended, {later}"
+            )
+
+
+@contextmanager
+def _workshop(settings: Settings) -> Iterator[Workshop]:
+    """The open workshop, whose engines end with it; no function takes its processes' place."""
+    from workshop_lib import services
+    from workshop_lib.workshop import open_workshop
+
+    how: Any = {"load_function": "", "workshop_linger_seconds": 0.0}
+    with services.session(settings), closing(open_workshop("load", **how)) as ws:
+        yield ws
+
+
+def _refuse(refusals: dict[str, Any]) -> None:
+    """Refuse a load that was told to use what is not there.
+
+    Raises:
+        SettingsError: a condition is true; its text.
+
+    """
+    for said, applies in refusals.items():
+        if applies:
+            raise SettingsError(said)

@@ -1,86 +1,84 @@
-"""What came of a load test: every planned row or message is accounted for once."""
+"""What came of a load test: each planned row or message is accounted for once; and what it cost."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import pandas as pd
 import psutil
-import psycopg2
 
-from workshop_lib.costs import Cost
-from workshop_lib.database import Database
-from workshop_lib.errors import WorkshopError, redact
+from workshop_lib.costs import HOURS_A_MONTH, Cost, Prices, run_cost, transaction_dpu
 from workshop_lib.load.drivers import Driver
-from workshop_lib.load.jobs import Done
-from workshop_lib.load.rows import rows_of
 from workshop_lib.load.scenario import InsertLoad, MixedScenario
-from workshop_lib.measure import Samples, percentile
+from workshop_lib.load.worker import Done
+from workshop_lib.measure import percentile
 from workshop_lib.results import write_json
 
 FIRST_ERRORS = 10
-LOST = ("lost", "interrupted")
-SETTLED_S = 0.3
-"""A statement of a worker that was ended may be committed shortly after: this long it is waited."""
 BUSY_WORKER = 0.8
-"""A worker that computes for this share of its time waits for the database hardly at all."""
+"""A worker that computes for this share of its time hardly waits for the database."""
 BUSY_MACHINE = 0.5
 """Workers that use this share of all processors leave too little to a database beside them."""
+RANKS = {"median": 50, "p95": 95, "p99": 99}
 COUNTS = ("planned", "succeeded", "failed", "dropped", "unknown")
-AS_IT_IS = ("run", "driver", "seconds", "throughput", "success_rate", "reconciles",
-            "conflicts", "reconnects", "cpu_seconds", "cpu_share", "limited_by", "interrupted",
-            "redelivered", "in_table", "errors")  # fmt: skip
+AS_IT_IS = ("run", "driver", "seconds", "throughput", "reconciles", "retries",
+            "cpu_seconds", "cpu_share", "limited_by", "interrupted", "redelivered", "in_table",
+            "errors")  # fmt: skip
+FUNCTION_MB = 512
+"""Memory of the stack's load function: the template's FunctionMemory."""
+EVENT_BYTES = 260
+"""A row of `business_events`, on average: its id has 50, its JSON 100 to 150."""
+TRANSACTION_BYTES = 28
+"""BIGINT, INTEGER, DATE, INTEGER, and NUMERIC of up to three digits before the point."""
+SCAN_SECONDS = 0.016
+"""The User Guide's example of a scan, for statements that were not timed here."""
+BATCH = 10
+"""Messages of a request to SQS, and of one that Lambda hands to the stack's function."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What came of a load: `planned` is the sum of the next three, counted in `unit`.
+    """What came of a load, counted in `unit`: planned = succeeded + failed + dropped.
 
     Attributes:
         run: its name or number: the ids of its rows begin with it, or follow from it.
         load: what was asked for.
-        unit: "rows" of an insert load, "messages" of a mixed load.
         driver: who did it.
-        here: whether they are processes on this machine, whose processors they take.
+        here: whether processes on this machine did, whose processors they take.
         planned: asked for.
         succeeded: done.
-        failed: tried in vain: messages that failed are in the dead-letter queue.
+        failed: tried without success; messages that failed are in the dead-letter queue.
         dropped: not begun in time, or given up by an Interrupt.
         unknown: of those that failed or were dropped, how many may be done all the same: no worker
             said so, and no table could tell.
-        rows: that the INSERTs which succeeded have in the table.
-        rows_open: rows that the table may have besides: of INSERTs of which no answer came.
-        in_table: rows of this run that the database counts after it, a warm-up's left out; None if
+        rows: rows that the successful INSERTs have in the table.
+        rows_open: rows that the table may have besides: of INSERTs that were not answered.
+        in_table: rows of this run that the database counts after it, without a warm-up's; None if
             they could not be counted.
         seconds: from the first hand-over to the last answer.
-        calls: a row for each answered statement, in their order: `at` (when it was sent, from the
-            beginning of the job), `seconds` (how long it took) and `action`.
-        jobs: a row for each job, or message: the numbers of `Done`.
+        calls: a row for each answered statement: `action` and `seconds`.
+        jobs: a row for each job or message: the numbers of `Done`.
         errors: the first few, in words.
-        interrupted: it was ended early, by Ctrl-C or Interrupt.
+        interrupted: Ctrl-C or Interrupt ended it early.
         by_others: a function processed the queue by itself; then `redelivered` and `executions` are
             not known.
         redelivered: of a mixed load: deliveries beyond the first of a message.
         executions: of a mixed load: when a worker was given messages (`at`), how long it took
             (`seconds`), how many (`messages`).
-        depth: of a mixed load: how many messages were `waiting` and `processed` at what time
-            (`at`).
-        requests: to the queue: sent, received, deleted, and looked.
+        depth: of a mixed load: how many messages were `waiting` and `processed`, and when (`at`).
 
     """
 
     run: str | int
     load: InsertLoad | MixedScenario
-    unit: str
     driver: str
     here: bool
     planned: int
@@ -100,73 +98,17 @@ class LoadReport:
     redelivered: int | None = None
     executions: pd.DataFrame = field(default_factory=pd.DataFrame)
     depth: pd.DataFrame = field(default_factory=pd.DataFrame)
-    requests: int = 0
 
-    @classmethod
-    def of(
-        cls,
-        driver: Driver | None,
-        done: Sequence[Done],
-        in_table: int | None,
-        said: Iterable[str],
-        *,
-        unit: str,
-        rows_each: int = 1,
-        **more: Any,
-    ) -> Self:
-        """A report that accounts for every job, or message, once.
-
-        Args:
-            driver: who did it; None for a function that a queue is mapped to.
-            done: what became of each.
-            in_table: how many rows there are; None if that cannot be said.
-            said: errors of the run itself.
-            unit: what is counted.
-            rows_each: rows that one of them may have in the table.
-            more: other attributes.
-
-        """
-        lost = Counter[str]()
-        for one in done:
-            lost[one.state] += one.planned if one.state in LOST else 0
-        reported = sum(one.success_count + one.already_there for one in done)
-        rows = sum(one.rows for one in done)
-        no_answer = sum(one.error_count for one in done) + lost.total()
-        # Of INSERTs whose answer did not come, some had been stored: the table has the last word.
-        counted = unit == "rows" and in_table is not None
-        stored = max(0, min((in_table or 0) - rows, no_answer)) if counted else 0
-        planned, succeeded = sum(one.planned for one in done), reported + stored
-        dropped = sum(one.dropped for one in done) + max(0, lost["interrupted"] - stored)
-        calls = pd.DataFrame(
-            sorted(call for one in done for call in one.calls),
-            columns=["at", "seconds", "action"],
-        )
-        calls[["at", "seconds"]] /= 1e6
-        jobs = pd.DataFrame(map(msgspec.to_builtins, done), columns=list(Done.__struct_fields__))
-        found = [error for one in done if one.state != "interrupted" for error in one.errors]
-        return cls(
-            driver=driver.label if driver else "the function that the queue is mapped to",
-            here=driver.here if driver else False,
-            unit=unit,
-            planned=planned,
-            succeeded=succeeded,
-            failed=planned - succeeded - dropped,
-            dropped=dropped,
-            unknown=0 if counted else lost.total(),
-            rows=rows + stored,
-            rows_open=(no_answer - stored) * rows_each,
-            in_table=in_table,
-            calls=calls,
-            jobs=jobs.drop(columns=["calls", "errors"]),
-            errors=tuple([*said, *found][:FIRST_ERRORS]),
-            **more,
-        )
+    @property
+    def unit(self) -> str:
+        """What is counted: "rows" of an insert load, "messages" of a mixed load."""
+        return "rows" if isinstance(self.load, InsertLoad) else "messages"
 
     @property
     def reconciles(self) -> bool:
         """Whether everything planned is accounted for once, and the table has the rows reported.
 
-        It may have more of those of which no answer came.
+        It may have more, of INSERTs that were not answered.
         """
         if self.in_table is None or self.planned != self.succeeded + self.failed + self.dropped:
             return False
@@ -174,23 +116,18 @@ class LoadReport:
 
     @property
     def throughput(self) -> float:
-        """What succeeded, a second."""
+        """What succeeded, per second."""
         return self.succeeded / self.seconds if self.seconds else 0.0
 
     @property
-    def success_rate(self) -> float:
-        """Share of the workers that reported that all went well."""
-        return float(self._well.mean()) if len(self.jobs) else 0.0
+    def successful(self) -> int:
+        """Jobs whose worker reported complete success."""
+        return int((self.jobs.stored == self.jobs.planned).sum())
 
     @property
-    def conflicts(self) -> int:
-        """Statements that were sent again because another transaction was faster."""
-        return int(self.jobs.conflicts.sum())
-
-    @property
-    def reconnects(self) -> int:
-        """Statements that were sent again because the database went away."""
-        return int(self.jobs.reconnects.sum())
+    def retries(self) -> int:
+        """Statements that were sent again, after a conflict or a lost connection."""
+        return int(self.jobs.retries.sum())
 
     @property
     def cpu_seconds(self) -> float:
@@ -199,14 +136,8 @@ class LoadReport:
 
     @property
     def cpu_share(self) -> float:
-        """The same, of the time that they had: near 1, a worker was never waiting."""
+        """Share of their time for which workers computed: near 1, they never waited."""
         return self.cpu_seconds * 1e3 / (float(self.jobs.duration_ms.sum()) or math.inf)
-
-    @property
-    def machine_share(self) -> float:
-        """The same, of the time that all processors of this machine had; 0 if it was not here."""
-        available = self.seconds * (psutil.cpu_count() or 1)
-        return self.cpu_seconds / available if self.here and available else 0.0
 
     @property
     def limited_by(self) -> str:
@@ -216,106 +147,125 @@ class LoadReport:
         (executions of a function have a machine each): then the figures are the load test's own
         limit; else "database".
         """
-        busy = self.cpu_share > BUSY_WORKER or self.machine_share > BUSY_MACHINE
+        available = self.seconds * (psutil.cpu_count() or 1) if self.here else math.inf
+        busy = self.cpu_share > BUSY_WORKER or self.cpu_seconds > BUSY_MACHINE * available
         return "generator" if busy else "database"
 
-    def times(self, action: str = "") -> Samples:
-        """How long the answered statements or requests took; of one action, or all."""
-        chosen = self.calls[self.calls.action == action] if action else self.calls
-        return Samples(action or "statement", tuple(chosen.seconds))
-
     def by_action(self) -> pd.DataFrame:
-        """How long the statements of each action took: n, and milliseconds."""
-        found = {action: self.times(action) for action in self.calls.action.unique()}
-        return pd.DataFrame(
-            {
-                action: {"statements": len(times), "avg": times.mean * 1e3}
-                | {f"p{q}": times.percentile(q) * 1e3 for q in (50, 95, 99)}
-                for action, times in found.items()
-                if len(times)
-            }
-        ).T
+        """Answered statements of each action: how many, and how long they took, milliseconds."""
+        found = {}
+        for action, calls in self.calls.groupby("action", sort=False):
+            found[action] = {"statements": len(calls)} | _spread(calls.seconds * 1e3)
+        return pd.DataFrame(found).T
 
     def describe(self) -> dict[str, Any]:
         """The figures as a results file keeps them; durations in milliseconds."""
         answered = self.jobs[self.jobs.state == "answered"]
-        well = int(self._well.sum())
+        begun = self.jobs[self.jobs.state != "not begun"]
+        total, successful = len(self.jobs), self.successful
+        workers = {"total": total, "successful": successful, "failed": total - successful}
         return {
             **{name: getattr(self, name) for name in AS_IT_IS},
             "load": msgspec.to_builtins(self.load),
             self.unit: {name: getattr(self, name) for name in COUNTS},
-            "workers": {"total": len(self.jobs), "successful": well,
-                        "failed": len(self.jobs) - well},
+            "workers": workers,
+            "success_rate": successful / total,
             "total_inserts": self.rows,
             "total_errors": self.failed,
-            "statement_ms": _spread(s * 1e3 for s in self.times().seconds),
-            "latency_ms": _spread(self.jobs.seconds[self.jobs.state != "not begun"] * 1e3),
+            "statement_ms": _spread(self.calls.seconds * 1e3),
+            "latency_ms": _spread(begun.seconds * 1e3),
             "worker_duration_ms": _spread(answered.duration_ms),
             "worker_throughput": _spread(answered.inserts_per_second),
             "by_action_ms": self.by_action().to_dict("index"),
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
-        busy = f"computed for {self.cpu_share:.0%} of their time"
-        if self.cpu_share <= BUSY_WORKER:
-            busy = f"took {self.machine_share:.0%} of this machine's processors"
-        computing = f"The workers {busy}: the load generator was the limit, not the database."
         parts = {
             f"{self.succeeded:,} of {self.planned:,} {self.unit} in {self.seconds:.2f} s: "
             f"{self.throughput:,.0f}/s by {self.driver}.": True,
             "It was interrupted.": self.interrupted,
             f"{self.failed:,} failed.": self.failed,
             f"{self.dropped:,} were not finished, or not begun in time.": self.dropped,
-            f"It is not known what became of {self.unknown:,} of these.": self.unknown,
+            f"Of these, {self.unknown:,} may have been done: nothing tells.": self.unknown,
             f"{self.redelivered or 0:,} were delivered again.": self.redelivered,
             "The rows in the table could not be counted.": self.in_table is None,
             f"The first error: {''.join(self.errors[:1])}": self.errors,
-            computing: self.limited_by == "generator",
+            f"The workers computed for {self.cpu_share:.0%} of their time: the load generator was "
+            "the limit, not the database.": self.limited_by == "generator",
         }
         return " ".join(said for said, applies in parts.items() if applies)
 
-    @property
-    def _well(self) -> pd.Series:
-        return self.jobs.success_count + self.jobs.already_there == self.jobs.planned
 
+def make_report(
+    driver: Driver | None,
+    load: InsertLoad | MixedScenario,
+    done: Sequence[Done],
+    in_table: int | None,
+    said: Iterable[str] = (),
+    *,
+    each: int = 1,
+    **more: Any,
+) -> LoadReport:
+    """A report that accounts for each row or message once.
 
-def count_settled(
-    database: Database, run: str | int, done: Sequence[Done]
-) -> tuple[int | None, list[str]]:
-    """The rows of a run, a warm-up's left out; or None, and why they cannot be counted.
+    Args:
+        driver: who did it; None for a function that the queue is mapped to.
+        load: what was asked for.
+        done: the record of each job.
+        in_table: how many rows there are; None if they could not be counted.
+        said: errors of the run itself.
+        each: rows or statements of one that is counted: 1 of a row, more of a message.
+        more: other attributes.
 
-    What a worker had sent when it ended may be under way: then until they stay the same.
     """
-    rows, before = rows_of(run, measured=True), -1
-    try:
-        while (found := rows.count(database)) != before and any(one.state in LOST for one in done):
-            before = found
-            time.sleep(SETTLED_S)
-    except (WorkshopError, psycopg2.Error) as error:
-        return None, [redact(error)]
-    return found, []
+    jobs = pd.DataFrame(msgspec.to_builtins(done)).assign(stored=[one.stored for one in done])
+    planned, reported = jobs.planned.sum(), jobs.stored.sum()
+    failed = jobs.error_count.sum() + jobs.planned[jobs.state == "lost"].sum()
+    cut = jobs.planned[jobs.state == "interrupted"].sum()
+    unanswered = failed + cut
+    counts_rows = isinstance(load, InsertLoad) and in_table is not None
+    # Of INSERTs that were not answered, some had been stored: the table has the last word.
+    stored = min(max((in_table or 0) - reported, 0), unanswered) if counts_rows else 0
+    failed -= max(0, stored - cut)
+    calls = [(action, us / 1e6) for one in done for action, us in one.calls]
+    errors = [error for one in done if one.state != "interrupted" for error in one.errors]
+    unknown = 0 if counts_rows else jobs.planned[jobs.state.isin(["lost", "interrupted"])].sum()
+    return LoadReport(
+        load=load,
+        driver=driver.label if driver else "the function that the queue is mapped to",
+        here=driver.here if driver else False,
+        planned=int(planned // each),
+        succeeded=int((reported + stored) // each),
+        failed=int(failed // each),
+        dropped=int((planned - reported - stored - failed) // each),
+        unknown=int(unknown // each),
+        rows=int(more.pop("rows", reported) + stored),
+        rows_open=int(unanswered - stored),
+        in_table=in_table,
+        calls=pd.DataFrame(calls, columns=["action", "seconds"]),
+        jobs=jobs.drop(columns=["calls", "errors"]),
+        errors=tuple([*said, *errors][:FIRST_ERRORS]),
+        by_others=driver is None,
+        **more,
+    )
 
 
 def compare_loads(reports: Mapping[str, LoadReport]) -> pd.DataFrame:
-    """Loads side by side: a column each; rows a second, and durations in milliseconds."""
-    first = next(iter(reports.values())).throughput
-    return pd.DataFrame(
-        {
-            name: {
-                "rows": f"{r.succeeded:,}",
-                "rows/s": f"{r.throughput:,.0f}",
-                "× the first": f"{r.throughput / first:.1f}" if first else "",
-                "statement, average (ms)": f"{times.mean * 1e3:.2f}",
-                "statement, p50 (ms)": f"{times.percentile(50) * 1e3:.2f}",
-                "statement, p95 (ms)": f"{times.percentile(95) * 1e3:.2f}",
-                "conflicts": f"{r.conflicts}",
-                "the workers' own time": f"{r.cpu_share:.0%}",
-                "limited by": r.limited_by,
-            }
-            for name, r in reports.items()
-            if len(times := r.times())
+    """Insert loads side by side: a column each; rows per second, and durations in milliseconds."""
+    first, columns = next(iter(reports.values())).throughput, {}
+    for name, r in reports.items():
+        times = _spread(r.calls.seconds * 1e3)
+        columns[name] = {
+            "rows": f"{r.succeeded:,}",
+            "rows/s": f"{r.throughput:,.0f}",
+            "× the first": f"{r.throughput / first:.1f}" if first else "",
+            **{
+                f"statement, {q} (ms)": f"{times[q]:.2f}" for q in ("avg", "median", "p95") if times
+            },
+            "sent again": f"{r.retries}",
+            "limited by": r.limited_by,
         }
-    )
+    return pd.DataFrame(columns)
 
 
 def save_reports(
@@ -339,23 +289,87 @@ def save_reports(
     name = time.strftime("results_%Y%m%d_%H%M%S", stamp)
     for number in itertools.count(1):
         path = folder / (f"{name}_{number}.json" if number > 1 else f"{name}.json")
-        with contextlib.suppress(FileExistsError):
-            with contextlib.suppress(PermissionError, NotADirectoryError, FileNotFoundError):
-                path.touch(exist_ok=False)  # of other errors, writing it says what is wrong
+        with suppress(FileExistsError):  # of another load test in this second
+            with suppress(OSError):  # writing says what is wrong
+                path.touch(exist_ok=False)
             break
     write_json(path, content)
     return path
 
 
-def _spread(values: Iterable[float]) -> dict[str, float] | None:
-    """How figures are spread, by nearest rank, in their unit; None of none."""
+def load_cost(
+    report: LoadReport,
+    prices: Prices,
+    *,
+    function_mb: float | None = FUNCTION_MB,
+    table_rows: int = 0,
+    kept: bool = False,
+) -> Cost:
+    """What a load cost, or would cost on AWS, by list prices and the published DPU formula.
+
+    Args:
+        report: of the load.
+        prices: of the Region.
+        function_mb: memory of the function that did it; None if processes outside AWS did.
+        table_rows: rows of the table that each SELECT of a mixed load reads whole.
+        kept: the rows stay, for a month.
+
+    """
+    load, begun = report.load, report.jobs[report.jobs.state != "not begun"]
+    more: dict[str, Any] = {}
+    if isinstance(load, InsertLoad):
+        rows_each, row_bytes = load.rows, EVENT_BYTES
+        # A statement that was sent again is charged again.
+        sent = math.ceil((report.succeeded + report.failed) / load.rows)
+        statements = sent + load.warm_up + report.retries
+        invocations, busy_s = load.warm_up + len(begun), begun.duration_ms.sum() / 1e3
+        # What comes in from outside AWS is free, and answers are short.
+        more["moved_bytes"] = statements * rows_each * row_bytes if function_mb else 0.0
+    else:
+        rows_each, row_bytes, statements = 1, TRANSACTION_BYTES, report.rows
+        reads = report.succeeded * load.statements_per_message - report.rows
+        scans = report.calls.seconds[report.calls.action != "INSERT"]
+        scan_s = scans.mean() if len(scans) else SCAN_SECONDS
+        read = transaction_dpu(bytes_read=table_rows * row_bytes, compute_seconds=scan_s)
+        invocations, busy_s = math.ceil(len(begun) / BATCH), scan_s * (reads + statements)
+        # Each batch of messages is sent, received and deleted.
+        more |= {"reading_dpu": reads * read, "requests": 3 * invocations}
+    return run_cost(
+        prices,
+        statements=statements,
+        rows_each=rows_each,
+        row_bytes=row_bytes,
+        invocations=invocations if function_mb else 0,
+        function_seconds=float(busy_s),
+        function_mb=function_mb or 0.0,
+        outside=not function_mb,
+        stored_seconds=HOURS_A_MONTH * 3_600 if kept else report.seconds,
+        kept=kept,
+        **more,
+    )
+
+
+def format_cost(cost: Cost, prices: Prices, *, function_mb: float | None, on_aws: bool) -> str:
+    """The cost of a load in a sentence or two; `on_aws`: it was spent, else it would be."""
+    begin = "It cost about" if on_aws else "The same work on AWS would cost about"
+    items = {" ".join(item): usd for item, usd in cost.items.items() if usd >= 5e-7}
+    told = ", ".join(f"{item} {_usd(usd)}" for item, usd in items.items())
+    function = f" with {function_mb:,.0f} MB" if function_mb else ""
+    return (
+        f"{begin} {_usd(cost.total)} USD{function}: {told}. (List prices of {prices.as_of} in "
+        f"{prices.region}, without free tiers; DPU by the User Guide's formula.)"
+    )
+
+
+def _usd(usd: float) -> str:
+    """Two significant digits, no exponent."""
+    return f"{usd:,.2f}" if usd >= 1 else f"{float(f'{usd:.2g}'):.12f}".rstrip("0").rstrip(".")
+
+
+def _spread(values: Iterable[float]) -> dict[str, float]:
+    """How figures are spread, by nearest rank, in their unit; empty if there are none."""
     found = sorted(values)
     if not found:
-        return None
-    named = {"median": 50, "p95": 95, "p99": 99}
-    return {
-        "min": found[0],
-        "max": found[-1],
-        "avg": sum(found) / len(found),
-        **{name: percentile(found, q) for name, q in named.items()},
-    }
+        return {}
+    ranks = {name: percentile(found, q) for name, q in RANKS.items()}
+    return {"min": found[0], "max": found[-1], "avg": sum(found) / len(found), **ranks}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
 from workshop_lib.database import Database
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
-from workshop_lib.load.scenario import MAX_STATEMENTS
-from workshop_lib.load.traffic import FIRST_ID, row_id
+from workshop_lib.load.traffic import FIRST_ID, MAX_STATEMENTS, row_id
 
 MAX_RUNS = 1 << 32
 """A run's number is below this."""
@@ -33,16 +33,17 @@ class LoadRows:
     values: tuple[str | int, ...]
 
     def count(self, database: Database) -> int:
-        """How many there are; 0 where there is not even the table."""
-        if database.query("SELECT to_regclass(%s) IS NULL", (self.table,))[0][0]:
+        """How many there are; 0 if there is no such table."""
+        try:
+            return int(str(database.query(self._sql("SELECT count(*)"), self.values)[0][0]))
+        except psycopg2.errors.UndefinedTable:
             return 0
-        return int(str(database.query(self._sql("SELECT count(*) FROM {}"), self.values)[0][0]))
 
     def delete(self, database: Database) -> int:
         """Delete them, in transactions that Aurora DSQL accepts. Returns how many."""
-        ids = self._sql("SELECT id FROM {}")
+        chosen = self._sql("SELECT id")
         statement = sql.SQL("DELETE FROM {} WHERE id IN ({} ORDER BY id LIMIT %s)").format(
-            sql.Identifier(self.table), ids
+            sql.Identifier(self.table), chosen
         )
 
         def delete(cursor: Cursor) -> int:
@@ -54,12 +55,12 @@ class LoadRows:
             deleted += gone
         return deleted
 
-    def _sql(self, begin: str) -> sql.Composed:
-        return sql.SQL(f"{begin} WHERE {self.where}").format(sql.Identifier(self.table))
+    def _sql(self, select: str) -> sql.Composed:
+        return sql.SQL(f"{select} FROM {{}} WHERE {self.where}").format(sql.Identifier(self.table))
 
 
 def rows_of(run: str | int, *, measured: bool = False) -> LoadRows:
-    """The rows of a run: of an insert load by its name, of a stream or mixed load by its number.
+    """The rows of a run: of an insert load by its name, of a mixed load by its number.
 
     Args:
         run: its name or number.
@@ -69,19 +70,18 @@ def rows_of(run: str | int, *, measured: bool = False) -> LoadRows:
         DataError: this cannot be the name of a run.
 
     """
+    between = "id >= %s AND id < %s"
     if isinstance(run, int):
-        return LoadRows(
-            "transactions", "id >= %s AND id < %s", (row_id(run, 0), row_id(run + 1, 0))
-        )
+        return LoadRows("transactions", between, (row_id(run, 0), row_id(run + 1, 0)))
     if not run or "/" in run:
         raise DataError(f"{run!r} is not the name of a run. A report has it: report.run.")
     # "0" follows "/", and ":" follows "9": a worker's number comes next, or "warm-up-".
-    ends = (f"{run}/", f"{run}/:") if measured else (f"{run}/", f"{run}0")
-    return LoadRows("business_events", "id >= %s AND id < %s", ends)
+    end = f"{run}/:" if measured else f"{run}0"
+    return LoadRows("business_events", between, (f"{run}/", end))
 
 
 def rows_named(run: str | None) -> list[LoadRows]:
-    """The rows of a run of this name, or of this number, wherever they are; None: of all runs.
+    """The rows of the run with this name or number, in either table; None: of all runs.
 
     Raises:
         DataError: this can be neither.

@@ -1,21 +1,44 @@
-"""Run an insert load, and report it."""
+"""Run a load test: inserts by a driver's workers, or mixed traffic through a queue."""
 
 from __future__ import annotations
 
 import secrets
+import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+import pandas as pd
+import psycopg2
+from botocore.exceptions import BotoCoreError, ClientError
+
 from workshop_lib.database import Database
 from workshop_lib.dataset import create_schema, create_table
-from workshop_lib.errors import DataError
+from workshop_lib.errors import DataError, WorkshopError, redact
+from workshop_lib.interrupts import one_interrupt
 from workshop_lib.load.drivers import Driver, run_jobs
-from workshop_lib.load.jobs import InsertJob
-from workshop_lib.load.report import LoadReport, count_settled
-from workshop_lib.load.rows import count_rows, delete_rows
-from workshop_lib.load.scenario import InsertLoad
+from workshop_lib.load.report import BATCH, FIRST_ERRORS, LoadReport, make_report
+from workshop_lib.load.rows import count_by_message, count_rows, delete_rows, rows_of
+from workshop_lib.load.scenario import InsertLoad, Job, MixedScenario, insert_jobs, mixed_jobs
+from workshop_lib.load.worker import Done
 from workshop_lib.progress import progress_bar
+
+SETTLED_S = 0.3
+"""A statement of a worker that was ended may be committed shortly after: so long is waited."""
+LOOK_S = 0.2
+EMPTY_LOOKS = 10
+"""So often in a row a queue has to look empty: its numbers are approximate, and 0 for moments."""
+WAIT_S = 1
+PAUSE_S = 0.3
+NUMBERS = (
+    *("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"),
+    "VisibilityTimeout",
+)
 
 
 def run_inserts(
@@ -25,13 +48,13 @@ def run_inserts(
 
     It is a closed loop: each worker sends its next statement when the one before is answered. That
     finds out how much the database takes; how long answers take at a given rate of arrivals is
-    another question: notebook 14 asks it.
+    another question, which notebook 14 asks.
 
     Args:
         database: where the rows are counted; the workers were given the same one.
         load: what to do.
         driver: who does it.
-        run: its name; a new one if there is none (`new_run`).
+        run: its name; a new one if there is none.
         progress: with a progress bar.
 
     Returns:
@@ -51,21 +74,332 @@ def run_inserts(
             f"There are {there:,} rows of a run {run} already, which would be counted with this "
             f"one's. Give it another name, or delete them: load.delete_rows(ws.database, {run!r})."
         )
-    warm_up = [InsertJob(run=run, worker=n, load=load, warm_up=True) for n in range(load.warm_up)]
-    jobs = [InsertJob(run=run, worker=n, load=load) for n in range(load.workers)]
-    if run_jobs(driver, warm_up, load.time_limit_s)[1]:
+    warm_up = insert_jobs(load, run, warm_up=True)
+    if warm_up and run_jobs(driver, warm_up, load.time_limit_s)[1]:
         delete_rows(database, run)
         raise KeyboardInterrupt
+    jobs = insert_jobs(load, run)
     began = time.perf_counter()
     with progress_bar(load.planned if progress else 0, "insert") as bar:
         share = jobs[0].planned
         done, interrupted = run_jobs(driver, jobs, load.time_limit_s, lambda: bar.update(share))
-    how: Any = {"seconds": time.perf_counter() - began, "interrupted": interrupted, "unit": "rows"}
-    return LoadReport.of(
-        driver, done, *count_settled(database, run, done), run=run, load=load, **how
+    seconds = time.perf_counter() - began
+    in_table, said = _count_settled(database, run, done)
+    return make_report(
+        driver, load, done, in_table, said, run=run, seconds=seconds, interrupted=interrupted
     )
 
 
 def new_run() -> str:
     """A name for an insert load: when it began, and a few digits against another at that time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _count_settled(
+    database: Database, run: str, done: Sequence[Done]
+) -> tuple[int | None, list[str]]:
+    """The rows of a run without its warm-up's; or None, and why they cannot be counted.
+
+    A worker that ended may have left a statement under way: then until their number stays the same.
+    """
+    rows, before = rows_of(run, measured=True), -1
+    settled = all(one.state in {"answered", "not begun"} for one in done)
+    try:
+        while (found := rows.count(database)) != before and not settled:
+            before = found
+            time.sleep(SETTLED_S)
+    except (WorkshopError, psycopg2.Error) as error:
+        return None, [redact(error)]
+    return found, []
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue and its dead-letter queue, as `Workshop.open_queue` finds them, and a client.
+
+    Attributes:
+        sqs: the client.
+        url, dead: the queues.
+
+    """
+
+    sqs: Any = field(repr=False)
+    url: str = field(repr=False)
+    dead: str = field(repr=False)
+
+
+def run_mixed(
+    database: Database,
+    queue: Queue,
+    scenario: MixedScenario,
+    driver: Driver | None,
+    *,
+    run: int | None = None,
+) -> LoadReport:
+    """Send a mixed load through a queue and have it processed.
+
+    Pollers hand messages to a driver's workers and delete those that were processed, as Lambda's
+    event source mapping does for functions; the others are delivered again. So a worker may meet a
+    message twice, and INSERTs are made to bear that.
+
+    Without a driver, a Lambda function that the queue is mapped to processes it. Then an INSERT has
+    succeeded when its rows are in the table, and the other messages when the queue is empty. How
+    long statements took is in CloudWatch alone.
+
+    A request to the queue that failed is no answer: what could not be sent, read or counted for
+    sure is unknown.
+
+    Args:
+        database: where rows are counted; the workers were given the same one.
+        queue: an empty one.
+        scenario: what to send.
+        driver: whose workers process it; None if a function does.
+        run: its number; a new one if there is none.
+
+    Returns:
+        The report; also after an Interrupt, of what had been done by then.
+
+    Raises:
+        DataError: a value of the scenario is out of range.
+        WorkshopError: the queue holds other messages, or does not answer.
+
+    """
+    scenario.check()
+    return _MixedRun(database, queue, scenario, driver, new_number() if run is None else run).run()
+
+
+def new_number() -> int:
+    """A number for a mixed load: the ids of its rows follow from it."""
+    return secrets.randbits(31)
+
+
+class _MixedRun:
+    """A mixed load under way. Threads share it: each only adds to it, or replaces a value.
+
+    Attributes:
+        state: of each message: "not begun", "sent" (for sure, or perhaps: the request broke),
+            "deleted" (processed, and out of the queue) or "dead" (in the dead-letter queue).
+        done: the records of messages that were processed.
+        delivered: the number of a message for each of its deliveries.
+
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        queue: Queue,
+        scenario: MixedScenario,
+        driver: Driver | None,
+        number: int,
+    ) -> None:
+        self.database, self.queue, self.number = database, queue, number
+        self.scenario, self.driver = scenario, driver
+        self.each = scenario.statements_per_message
+        self.rounds = mixed_jobs(scenario, number, database.schema)
+        self.jobs = {job.number: job for jobs in self.rounds for job in jobs}
+        self.inserts = {number for number, job in self.jobs.items() if job.action == "INSERT"}
+        self.state = dict.fromkeys(self.jobs, "not begun")
+        self.done: dict[int, Done] = {}
+        self.delivered: list[int] = []
+        self.executions: list[tuple[float, float, int]] = []
+        self.depth: list[tuple[float, int, int]] = []
+        self.errors: list[str] = []
+        self.stop = threading.Event()
+
+    def run(self) -> LoadReport:
+        look = self._look()
+        if look is None or any(look[:2]):
+            what = f"holds {sum(look[:2])} messages already" if look else f"gave {self.errors[0]}"
+            raise WorkshopError(
+                f"The queue {what}, so nothing was sent. If another load test is running, wait "
+                "until it is over; else purge the queue."
+            )
+        *_, self.limit_s = look  # a message that is processed for longer is delivered again
+        self.started, interrupted = time.perf_counter(), False
+        pollers = self.driver.at_once if self.driver else 0
+        with one_interrupt(last=False):
+            with ThreadPoolExecutor(pollers + 1, thread_name_prefix="mixed") as threads:
+                try:
+                    sender = threads.submit(self._send)
+                    tasks = [sender, *(threads.submit(self._poll) for _ in range(pollers))]
+                    self._watch(sender.done)
+                except KeyboardInterrupt:
+                    interrupted = True
+                finally:
+                    self.stop.set()
+            for task in tasks:
+                task.result()
+            return self._report(time.perf_counter() - self.started, interrupted=interrupted)
+
+    def _send(self) -> None:
+        """Send each round at its time, whether or not the ones before it have been processed."""
+        for number, jobs in enumerate(self.rounds):
+            ahead = self.started + number * self.scenario.wait_s - time.perf_counter()
+            if self.stop.wait(max(0.0, ahead)):
+                return
+            for at in range(0, len(jobs), BATCH):
+                entries = [
+                    {"Id": str(job.number), "MessageBody": msgspec.json.encode(job).decode()}
+                    for job in jobs[at : at + BATCH]
+                ]
+                answer = self._ask("send_message_batch", QueueUrl=self.queue.url, Entries=entries)
+                refused = {one["Id"] for one in answer.get("Failed", [])}
+                for sent in {one["Id"] for one in entries} - refused:
+                    if self.state[int(sent)] == "not begun":  # else it is processed already
+                        self.state[int(sent)] = "sent"
+
+    def _watch(self, all_sent: Callable[[], bool]) -> None:
+        """Note the queue's depth until all is done, or the time for it is over."""
+        end = self.started + self.scenario.duration_s + self.scenario.drain_s
+        empty = 0  # how often in a row it was
+        while time.perf_counter() < end and not (all_sent() and not self._open()):
+            self.stop.wait(LOOK_S)
+            look = self._look()
+            if look is not None:
+                self.depth.append((time.perf_counter() - self.started, *look[:2]))
+            empty = empty + 1 if look and not any(look[:2]) else 0  # no answer is no empty queue
+            if empty and self._open():
+                self._collect_dead()
+            if empty >= EMPTY_LOOKS and self.driver is None:
+                self._find_done()
+
+    def _poll(self) -> None:
+        """Receive messages, have a worker process them, delete those that it did."""
+        while not self.stop.is_set():
+            messages = self._receive(self.queue.url)
+            if messages:
+                self._hand_over(messages)
+            elif messages is None:
+                self.stop.wait(PAUSE_S)
+
+    def _hand_over(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        assert self.driver is not None  # noqa: S101 -- there are no pollers without
+        records = [{"messageId": m["MessageId"], "body": m["Body"]} for m in messages]
+        self.delivered.extend(self._ours(messages))
+        began = time.perf_counter()
+        try:
+            answer = self.driver.do({"Records": records}, self.limit_s)
+            failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
+            done = msgspec.convert(answer["done"], list[Done])
+        except Exception as error:  # noqa: BLE001 -- whatever it was, they come again
+            self._note(error)
+            return
+        self.executions.append((began - self.started, time.perf_counter() - began, len(messages)))
+        for one in done:
+            for said in one.errors:
+                self._note(said)
+            if one.stored == one.planned:
+                self.done.setdefault(one.number, one)
+        processed = [m for m in messages if m["MessageId"] not in failed]
+        self._delete(self.queue.url, processed, "deleted")
+
+    def _collect_dead(self) -> None:
+        """Empty the dead-letter queue of this run's messages; those of others stay."""
+        while messages := self._receive(self.queue.dead):
+            self._delete(self.queue.dead, [m for m in messages if self._ours([m])], "dead")
+
+    def _find_done(self) -> None:
+        """See in the table, and by the empty queue, what a function has processed by itself."""
+        done = self.inserts & {n for n, rows in (self._count() or {}).items() if rows == self.each}
+        if self.inserts & self._open() <= done:
+            done |= self._open()  # nothing tells of reads, but the queue is empty
+        for number in done & self._open():
+            self.done[number] = Done(number=number, planned=self.each, success_count=self.each)
+            self.state[number] = "deleted"
+
+    def _receive(self, url: str) -> list[Any] | None:
+        """Some messages; None if the request failed."""
+        asked = {"QueueUrl": url, "MaxNumberOfMessages": BATCH, "WaitTimeSeconds": WAIT_S}
+        answer = self._ask("receive_message", **asked)
+        return answer.get("Messages", []) if answer else None
+
+    def _delete(self, url: str, messages: Sequence[Mapping[str, Any]], state: str) -> None:
+        """Delete messages; those that are gone are in this state from now on."""
+        entries = [
+            {"Id": str(n), "ReceiptHandle": one["ReceiptHandle"]} for n, one in enumerate(messages)
+        ]
+        answer = self._ask("delete_message_batch", QueueUrl=url, Entries=entries) if entries else {}
+        gone = [messages[int(one["Id"])] for one in answer.get("Successful", [])]
+        self.state.update(dict.fromkeys(self._ours(gone), state))
+
+    def _look(self) -> tuple[int, int, int] | None:
+        """Messages that wait, and that are being processed, and the queue's visibility timeout.
+
+        None if it does not say.
+        """
+        asked = {"QueueUrl": self.queue.url, "AttributeNames": NUMBERS}
+        answer = self._ask("get_queue_attributes", **asked)
+        try:
+            waiting, processed, hidden_s = (int(answer["Attributes"][name]) for name in NUMBERS)
+        except (KeyError, ValueError):
+            self._note("no number of the messages that it holds")
+            return None
+        return waiting, processed, hidden_s
+
+    def _ask(self, call: str, **asked: Any) -> dict[str, Any]:
+        """The answer to a request to the queue; empty if it failed, which is noted."""
+        try:
+            answer: dict[str, Any] = getattr(self.queue.sqs, call)(**asked)
+        except (ClientError, BotoCoreError) as error:
+            self._note(error)
+            return {}
+        for one in answer.get("Failed", []):
+            self._note(one.get("Message", one))
+        return answer
+
+    def _ours(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The numbers of messages; those of others are left out."""
+        found = []
+        for one in messages:
+            with suppress(msgspec.DecodeError):
+                job = msgspec.json.decode(one["Body"], type=Job)
+                if job == self.jobs.get(job.number):
+                    found.append(job.number)
+        return found
+
+    def _open(self) -> set[int]:
+        """Messages that may be in the queue."""
+        return {number for number, state in self.state.items() if state == "sent"}
+
+    def _count(self) -> dict[int, int] | None:
+        """How many rows each message has in the table; None if they cannot be counted."""
+        try:
+            return count_by_message(self.database, self.number)
+        except (WorkshopError, psycopg2.Error) as error:
+            self._note(error)
+            return None
+
+    def _note(self, error: object) -> None:
+        if len(self.errors) < FIRST_ERRORS:
+            self.errors.append(redact(error))
+
+    def _report(self, seconds: float, *, interrupted: bool) -> LoadReport:
+        if self._open():
+            self._collect_dead()
+        if self.driver is None and not (self.done or interrupted):
+            self._note(
+                "Nothing processed a message. Is the queue mapped to the function, and the mapping "
+                "enabled (the stack's parameter QueueProcessed)? Its log says more."
+            )
+        for number in self.jobs.keys() - self.done.keys():
+            one = self.done[number] = Done(number=number, planned=self.each, state="not begun")
+            if self.state[number] == "dead":
+                one.state, one.error_count = "answered", self.each
+            elif self.state[number] != "not begun":
+                one.state = "interrupted" if interrupted else "lost"
+        rows = self._count()
+        return make_report(
+            self.driver,
+            self.scenario,
+            [self.done[number] for number in self.jobs],
+            None if rows is None else sum(rows.values()),
+            self.errors,
+            each=self.each,
+            rows=sum(self.done[number].stored for number in self.inserts),
+            run=self.number,
+            redelivered=len(self.delivered) - len(set(self.delivered)) if self.driver else None,
+            seconds=seconds,
+            executions=pd.DataFrame(sorted(self.executions), columns=["at", "seconds", "messages"]),
+            depth=pd.DataFrame(self.depth, columns=["at", "waiting", "processed"]),
+            interrupted=interrupted,
+        )

@@ -1,10 +1,8 @@
-"""What a load test does: typed scenarios, from a file, with options that win over it."""
+"""What a load test is asked to do: scenarios from a file, and the jobs and messages they become."""
 
 from __future__ import annotations
 
 import json
-import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,19 +10,25 @@ import msgspec
 
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
-from workshop_lib.load.events import EVENT_TYPES, EventType
+from workshop_lib.load.traffic import ACTIONS, EVENT_TYPES, MAX_STATEMENTS, Action, EventType
 from workshop_lib.paths import FILES
+from workshop_lib.settings import NAMESPACE
 
 T = TypeVar("T", bound=msgspec.Struct)
 SCENARIOS = FILES / "data" / "scenarios"
-MAX_STATEMENTS = 1_000
-"""Of one message: more take longer than a message should."""
-Workers = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+MAX_TIME_S = 900.0
+"""Of a job: no Lambda function runs for longer."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS_PER_TRANSACTION)]
+Statements = Annotated[int, msgspec.Meta(ge=1, le=MAX_STATEMENTS)]
 WarmUp = Annotated[int, msgspec.Meta(ge=0, le=1_000)]
+ThinkMs = Annotated[float, msgspec.Meta(ge=0, le=60_000)]
+TimeLimit = Annotated[float, msgspec.Meta(gt=0, le=MAX_TIME_S)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=3_600)]
 Region = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]+$")]
-Which = Literal["1", "2", "both"]
+RunName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
+RunNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Namespace = Annotated[str, msgspec.Meta(pattern=rf"\A({NAMESPACE})?\Z")]
 PLACES = {
     "function_name": ("lambda_function_name",),
     "warm_up": ("warm_up_invocations",),
@@ -32,43 +36,43 @@ PLACES = {
     "iterations": ("scenario_1.iterations", "scenario_2.iterations"),
     "count": ("scenario_1.inserts_per_iteration", "scenario_2.rows_per_batch"),
 }
-"""Which values of the file an option replaces, where that is not the one of its name."""
+"""The keys of the file that an option replaces, unless it replaces the key of its own name."""
 
 
-class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Values with ranges. A name that it does not know is refused."""
+class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Values with ranges; unknown names are refused."""
 
     def check(self) -> None:
         """Refuse values out of range.
 
         Raises:
-            DataError: one is; the text names it and says what is allowed.
+            DataError: one is out of range; the text names it and says what is allowed.
 
         """
         _convert(msgspec.to_builtins(self), type(self), "this load")
 
 
-class InsertLoad(Scenario, frozen=True):
-    """One measurement: so many workers, each sending statements as fast as they are answered.
+class InsertLoad(Checked, frozen=True):
+    """Insert load: workers that each send their next INSERT when the last one is answered.
 
     Attributes:
-        workers: how many; if more than the driver takes at once, they take turns.
+        workers: how many; if there are more than the driver runs at once, they take turns.
         iterations: rounds of each worker.
         statements: INSERTs in a round.
-        rows: of each INSERT, 1 to 3,000.
-        event_type: which events.
-        warm_up: jobs before it, one statement each, not counted in the figures.
-        time_limit_s: of a worker; what it has not begun by then is dropped, seconds, up to 900.
+        rows: rows of an INSERT, 1 to 3,000.
+        event_type: which events to insert.
+        warm_up: jobs before the measurement, one statement each, left out of the figures.
+        time_limit_s: after this time a worker begins no further statement, seconds, up to 900.
 
     """
 
-    workers: Workers = 4
+    workers: Count = 4
     iterations: Count = 10
     statements: Count = 1
     rows: Rows = 1
     event_type: EventType = "CarCreated"
     warm_up: WarmUp = 0
-    time_limit_s: Annotated[float, msgspec.Meta(gt=0, le=900)] = 60.0
+    time_limit_s: TimeLimit = 60.0
 
     @property
     def planned(self) -> int:
@@ -76,136 +80,206 @@ class InsertLoad(Scenario, frozen=True):
         return self.workers * self.iterations * self.statements * self.rows
 
 
-class MixedScenario(Scenario, frozen=True):
-    """The knobs of a mixed load through a queue.
+class MixedScenario(Checked, frozen=True):
+    """Reads and writes through a queue, sent in rounds at a fixed rate.
 
     Attributes:
-        duration_s: how long rounds are sent.
-        wait_s: from one round to the next.
+        duration_s: how long rounds are sent, seconds.
+        wait_s: from one round to the next, seconds.
         messages_per_batch: messages of each action in a round: SELECT, INSERT and SELECT2.
         statements_per_message: how often a message's statement is run.
-        think_ms: pause after each statement, in no transaction.
-        reads_elsewhere: SELECT and SELECT2 go to the endpoint for reads, where there is one.
-        visibility_timeout_s: a message that is not processed by then is delivered again. On AWS at
-            least six times the function's time-out. This and the next are of a queue that is made;
-            the one of QUEUE_URL is used as it is.
-        max_receives: after so many deliveries in vain a message goes to the dead-letter queue.
-        drain_s: how long after the last round to wait for the queue to empty.
+        think_ms: pause after each statement, outside any transaction, milliseconds.
+        reads_elsewhere: SELECT and SELECT2 go to the read endpoint.
+        drain_s: how long after the last round to wait for the queue to empty, seconds.
 
     """
 
-    duration_s: Annotated[float, msgspec.Meta(gt=0, le=3_600)] = 10.0
-    wait_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.5
-    messages_per_batch: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 5
-    statements_per_message: Annotated[int, msgspec.Meta(ge=1, le=MAX_STATEMENTS)] = 5
-    think_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0.0
+    duration_s: Seconds = 10.0
+    wait_s: Seconds = 0.5
+    messages_per_batch: Statements = 5
+    statements_per_message: Statements = 5
+    think_ms: ThinkMs = 0.0
     reads_elsewhere: bool = False
-    visibility_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=43_200)] = 30
-    max_receives: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 3
-    drain_s: Annotated[float, msgspec.Meta(ge=0, le=3_600)] = 30.0
+    drain_s: Seconds = 30.0
 
     @property
     def rounds(self) -> int:
-        """How many rounds are sent: one at once, the next after `wait_s`, and so on."""
+        """How many rounds are sent: the first at once, the next after `wait_s`, and so on."""
         return max(1, round(self.duration_s / self.wait_s))
 
 
-class Individual(Scenario, frozen=True):
-    """Scenario 1: one INSERT a row; of each worker so many rounds of so many INSERTs."""
+class Individual(Checked, frozen=True):
+    """Scenario 1: one INSERT per row; rounds of each worker, and INSERTs in a round."""
 
-    num_lambdas: Workers = 1_000
+    num_lambdas: Count = 1_000
     iterations: Count = 10
     inserts_per_iteration: Count = 1
 
 
-class MultiRow(Scenario, frozen=True):
-    """Scenario 2: one INSERT with many rows; of each worker so many INSERTs."""
+class MultiRow(Individual, frozen=True):
+    """Scenario 2: the same with many rows per INSERT."""
 
-    num_lambdas: Workers = 1_000
-    iterations: Count = 10
     rows_per_batch: Rows = 100
 
 
-class InsertScenario(Scenario, frozen=True):
+class InsertScenario(Checked, frozen=True):
     """The file of an insert load test.
 
     Attributes:
         lambda_function_name: the Lambda function that does the work; None or empty for processes on
             this machine.
         region: where that function is; None for AWS_REGION.
-        scenario_1, scenario_2: individual and multi-row inserts; None where a file has only one.
-        warm_up_invocations: jobs before the measurement, not counted in it.
-        event_type: which events.
+        scenario_1, scenario_2: individual and multi-row inserts; a file may have only one.
+        warm_up_invocations: jobs before the measurement, left out of the figures.
+        event_type: which events to insert.
 
     """
 
     lambda_function_name: str | None = None
     region: Region | None = None
-    scenario_1: Individual | None = Individual()
-    scenario_2: MultiRow | None = MultiRow()
+    scenario_1: Individual | None = None
+    scenario_2: MultiRow | None = None
     warm_up_invocations: WarmUp = 20
     event_type: EventType = "CarCreated"
 
-    def loads(self, which: Which = "both") -> dict[str, InsertLoad]:
-        """The loads to run, by name: of those that are asked for the ones that there are.
+    def loads(self, which: str = "both") -> dict[str, InsertLoad]:
+        """The loads to run, by name: those of scenario "1", "2" or "both" that the file has.
 
         Raises:
-            DataError: there is none.
+            DataError: it has none of them.
 
         """
-        one, two = self.scenario_1, self.scenario_2
-        same: dict[str, Any] = {"event_type": self.event_type, "warm_up": self.warm_up_invocations}
-        found = {}
-        if one is not None and which in {"1", "both"}:
-            found["individual inserts"] = InsertLoad(
+        chosen = {
+            "individual inserts": self.scenario_1 if which != "2" else None,
+            "multi-row inserts": self.scenario_2 if which != "1" else None,
+        }
+        found = {
+            name: InsertLoad(
                 workers=one.num_lambdas,
                 iterations=one.iterations,
                 statements=one.inserts_per_iteration,
-                **same,
+                rows=one.rows_per_batch if isinstance(one, MultiRow) else 1,
+                event_type=self.event_type,
+                warm_up=self.warm_up_invocations,
             )
-        if two is not None and which in {"2", "both"}:
-            found["multi-row inserts"] = InsertLoad(
-                workers=two.num_lambdas, iterations=two.iterations, rows=two.rows_per_batch, **same
-            )
+            for name, one in chosen.items()
+            if one is not None
+        }
         if not found:
-            asked = (
-                "neither scenario_1 nor scenario_2" if which == "both" else f"no scenario_{which}"
-            )
-            raise DataError(f"The file has {asked}: there is nothing to run.")
+            asked = "scenario_1 or scenario_2" if which == "both" else f"scenario_{which}"
+            raise DataError(f"The file has no {asked}: there is nothing to run.")
         return found
 
 
-NESTED = {"scenario_1": Individual, "scenario_2": MultiRow}
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a worker is asked to do, by a driver or by a message of the queue, as JSON carries it.
+
+    Attributes:
+        run: the name of an insert load, or the number of a mixed load; ids of rows follow from it.
+        number: of the job in its run.
+        action: EVENTS inserts into `business_events`; the others are those of a mixed load.
+        statements: how many to run, each in a transaction of its own; 0: connect, and answer.
+        rows: rows of each of them.
+        event_type: which events.
+        warm_up: the ids of its rows say so.
+        target: the endpoint for writes, or the one for reads.
+        think_ms: pause after each statement, milliseconds.
+        time_limit_s: after this time no further statement is begun.
+        namespace: whose tables and metrics; empty for the worker's own. A function serves many.
+
+    """
+
+    run: RunName | RunNumber
+    number: Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
+    action: Action
+    statements: Annotated[int, msgspec.Meta(ge=0)] = 1
+    rows: Rows = 1
+    event_type: EventType = "CarCreated"
+    warm_up: bool = False
+    target: Literal["writer", "reader"] = "writer"
+    think_ms: ThinkMs = 0.0
+    time_limit_s: TimeLimit = MAX_TIME_S
+    namespace: Namespace = ""
+
+    def __post_init__(self) -> None:
+        inserts_events = self.action == "EVENTS"
+        if inserts_events != isinstance(self.run, str):
+            raise ValueError("EVENTS have a run with a name, the other actions one with a number")
+        if not inserts_events and self.planned > MAX_STATEMENTS:
+            raise ValueError(f"more than {MAX_STATEMENTS:,} statements")
+
+    @property
+    def planned(self) -> int:
+        """Rows of all statements; a statement that reads counts as one."""
+        return self.statements * self.rows
+
+    @property
+    def place(self) -> str:
+        """Where its rows are: what their ids begin with."""
+        return f"{self.run}/{'warm-up-' if self.warm_up else ''}{self.number:05d}"
+
+
+def insert_jobs(load: InsertLoad, run: str, *, warm_up: bool = False) -> list[Job]:
+    """The jobs of an insert load, or of its warm-up: a statement each."""
+    return [
+        Job(
+            run=run,
+            number=number,
+            action="EVENTS",
+            statements=1 if warm_up else load.iterations * load.statements,
+            rows=load.rows,
+            event_type=load.event_type,
+            warm_up=warm_up,
+            time_limit_s=load.time_limit_s,
+        )
+        for number in range(load.warm_up if warm_up else load.workers)
+    ]
+
+
+def mixed_jobs(scenario: MixedScenario, run: int, namespace: str = "") -> list[list[Job]]:
+    """The messages of each round of a mixed load."""
+    actions = [action for action in ACTIONS for _ in range(scenario.messages_per_batch)]
+    return [
+        [
+            Job(
+                run=run,
+                number=number,
+                action=action,
+                statements=scenario.statements_per_message,
+                target="reader" if scenario.reads_elsewhere and action != "INSERT" else "writer",
+                think_ms=scenario.think_ms,
+                namespace=namespace,
+            )
+            for number, action in enumerate(actions, start=first)
+        ]
+        for first in range(0, scenario.rounds * len(actions), len(actions))
+    ]
 
 
 def read_scenario(path: str | Path, **options: object) -> InsertScenario:
-    """An insert scenario from a JSON or TOML file, with options that win over it.
+    """An insert scenario from a JSON file, with options that win over it.
 
     Args:
         path: the file, or the name of one in data/scenarios/.
         options: those that are not None count. function_name, region, event_type, warm_up; and for
-            each scenario in the file: workers, iterations, count (INSERTs a round, rows a batch).
+            each scenario in the file: workers, iterations, count (INSERTs a round, rows an INSERT).
 
     Raises:
         DataError: the file cannot be read, or a name or value in it or an option is not usable.
 
     """
-    content = read_file(path)
-    if isinstance(content, dict):  # what is not in the file is not run
-        content = {"scenario_1": None, "scenario_2": None, **content}
-    found = _read(content, InsertScenario, path, options)
+    found = _read(path, InsertScenario, options)
     function = found.lambda_function_name
     if found.region and not function and (function is None or options.get("region")):
         raise DataError(
-            f"{found.region} is where a Lambda function would be, and none is named. Name it by "
-            "--function-name, or as lambda_function_name in the scenario file; or name no region "
-            "(--region, or region in the file), and processes here do the work."
+            f"{found.region} would be the Region of a Lambda function, and none is named. Name it "
+            "(--function-name, or lambda_function_name in the file), or leave out the Region."
         )
     return found
 
 
 def read_mixed(path: str | Path, **options: object) -> MixedScenario:
-    """A mixed scenario from a JSON or TOML file, with options that win over it.
+    """A mixed scenario from a JSON file, with options that win over it.
 
     Args:
         path: the file, or the name of one in data/scenarios/.
@@ -215,53 +289,34 @@ def read_mixed(path: str | Path, **options: object) -> MixedScenario:
         DataError: the file cannot be read, or a name or value is not usable.
 
     """
-    return _read(read_file(path), MixedScenario, path, options)
+    return _read(path, MixedScenario, options)
 
 
-def read_file(path: str | Path) -> Any:
-    """What a JSON or TOML file holds; one of data/scenarios may go by its name alone.
-
-    Raises:
-        DataError: it cannot be read.
-
-    """
+def _read(path: str | Path, kind: type[T], options: dict[str, object]) -> T:
     known = SCENARIOS / f"{str(path).removesuffix('.json')}.json"
-    if not Path(path).exists() and known.exists():
-        path = known
+    file = known if known.exists() and not Path(path).exists() else Path(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        return tomllib.loads(text) if str(path).endswith(".toml") else json.loads(text)
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"The scenario {path} cannot be read: {error}.") from None
-
-
-def _read(content: Any, kind: type[T], path: str | Path, options: dict[str, object]) -> T:
-    found = _convert(content, kind, str(path))
-    for name, value in options.items():
-        if value is None:
-            continue
-        content = msgspec.to_builtins(found)
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items() if isinstance(content, dict) else ():
         for place in PLACES.get(name, (name,)):
             part, _, key = place.rpartition(".")
-            inside = content[part] if part else content
-            if inside is not None:
+            inside = content.get(part) if part else content
+            if isinstance(inside, dict):
                 inside[key] = value
-        flag = re.sub(r"(_m?s|_per_.*)$", "", name).replace("_", "-")
-        found = _convert(content, kind, f"--{flag}")
-    return found
+    origin = f"{path} with {', '.join(f'{n}={v!r}' for n, v in given.items())}" if given else path
+    return _convert(content, kind, str(origin))
 
 
 def _convert(content: Any, kind: type[T], origin: str) -> T:
-    """Content of JSON or TOML as a scenario; `origin` is what an error names as wrong."""
+    """Plain data as a scenario; `origin` says where it came from."""
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        said, _, place = str(error).partition(" - at `$")
-    place = place.strip("`.")
-    said = said.replace("`int`", "a whole number").replace("`float`", "a number")
-    if "enum" in said:
-        said += f". There are: {', '.join(EVENT_TYPES)}"
-    if "unknown field" in said:
-        said += f". It may hold: {', '.join(NESTED.get(place, kind).__struct_fields__)}"
-    where = f", {place}" if place and not origin.startswith("--") else ""
-    raise DataError(f"Not usable, {origin}{where}: {said}.")
+        known = f" Events are {', '.join(EVENT_TYPES)}." if "enum" in str(error) else ""
+        raise DataError(
+            f"Not usable, {origin}: {error}.{known} The files in data/scenarios/ show what a "
+            "scenario may hold."
+        ) from None

@@ -9,12 +9,11 @@ import random
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
@@ -22,49 +21,92 @@ import msgspec
 import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 from psycopg2.extensions import connection as Connection, cursor as Cursor
-from psycopg2.extras import execute_values
 
 from workshop_lib.database import Database
 from workshop_lib.dsql import is_conflict
 from workshop_lib.errors import ServiceUnreachableError, SettingsError, WorkshopError, redact
-from workshop_lib.load.events import COLUMNS, EventRow, events
-from workshop_lib.load.jobs import Done, InsertJob, Message, Ping
-from workshop_lib.load.scenario import MAX_STATEMENTS
-from workshop_lib.load.traffic import ACTIONS, STATEMENTS, values_of
+from workshop_lib.load.scenario import Job
+from workshop_lib.load.traffic import ACTIONS, MAX_STATEMENTS, events, statement_of, values_of
 from workshop_lib.orphans import exit_with_parent
 from workshop_lib.queues import messaging_client
 from workshop_lib.services import DatabaseEndpoint, MessagingEndpoint, endpoints
-from workshop_lib.settings import Settings, load_settings
+from workshop_lib.settings import load_settings
 
 log = logging.getLogger(__name__)
 ERRORS = (WorkshopError, psycopg2.Error)
-SILENCE = {
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 4,
-    "tcp_user_timeout": 30_000,
-}
-"""Of libpq: a connection over which nothing has come for 30 seconds is lost. (A database that is
-there and does not answer is what a job's time limit is for.)"""
+FIRST_ERRORS = 5
+KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 10, "tcp_user_timeout": 30_000}
+"""Of libpq: a connection on which nothing has arrived for 30 seconds is lost. (A job's time limit
+covers a database that is there and does not answer.)"""
 SPARE_S = 1.0
-"""A Lambda function stops beginning statements so long before it would be ended."""
+"""A Lambda function begins no statement in its last second, in which it might be ended."""
 PATIENCE_S = 10.0
-"""How long a worker tries to reach a database that has gone away, for one statement, seconds."""
+"""How long a statement is tried again while the database is away, seconds."""
 PAUSE_S, MAX_PAUSE_S = 0.005, 0.25
 MAX_VALUES = 150
 """Values of one datum (CloudWatch API Reference, "MetricDatum")."""
-INTO = f"INSERT INTO business_events ({', '.join(COLUMNS)}) VALUES %s ON CONFLICT (id) DO NOTHING"  # noqa: S608 -- constants
+
+
+class Done(msgspec.Struct, kw_only=True):
+    """The record of one job: the worker counts in it, the driver adds how it ended.
+
+    Attributes:
+        number: of the job.
+        planned: what was asked for: rows, or statements that read.
+        success_count: done; of rows, those that were new in the table, as the database counted.
+        already_there: rows of an earlier attempt whose answer was lost.
+        error_count: failed for good.
+        calls: action and microseconds of each answered statement, retries and COMMIT included.
+        duration_ms: from the beginning of the first statement to the end of the last.
+        inserts_per_second: what succeeded, by that duration.
+        cpu_ms: processor time of the worker itself meanwhile.
+        retries: how often a statement was sent again, after a conflict or a lost connection.
+        errors: the first few, in words.
+        memory_mb: of the Lambda function; None in a process.
+        reader: the host of the endpoint for reads; empty if there is none.
+        state: "answered"; "lost" if no answer came; "interrupted" if an Interrupt was the reason;
+            "not begun" if no worker got the job.
+        seconds: from handing the job over to its end.
+
+    """
+
+    number: int
+    planned: int
+    success_count: int = 0
+    already_there: int = 0
+    error_count: int = 0
+    calls: list[tuple[str, int]] = []
+    duration_ms: float = 0.0
+    inserts_per_second: float = 0.0
+    cpu_ms: float = 0.0
+    retries: int = 0
+    errors: list[str] = []
+    memory_mb: int | None = None
+    reader: str = ""
+    state: str = "answered"
+    seconds: float = 0.0
+
+    @property
+    def stored(self) -> int:
+        """What succeeded, in this attempt or an earlier one."""
+        return self.success_count + self.already_there
+
+    def note(self, error: object, failed: int = 0) -> None:
+        """Count what failed, and keep the error if it is one of the first."""
+        self.error_count += failed
+        if len(self.errors) < FIRST_ERRORS:
+            self.errors.append(redact(error))
 
 
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
-    """What a worker process is given to work with; it travels through a pipe: it holds passwords.
+    """What a worker connects to. It holds passwords: it travels through a pipe only.
 
     Attributes:
-        database: where to write, and to read unless there is a `reader`.
+        database: for writes, and for reads unless there is a `reader`.
         namespace: the schema.
         reader: another endpoint of the same data, for reads.
-        messaging: where metrics go; None if they go nowhere.
+        messaging: where metrics go; None for no metrics.
 
     """
 
@@ -74,89 +116,13 @@ class ClientConfig:
     messaging: MessagingEndpoint | None = None
 
 
-class Worker:
-    """What one process or one Lambda execution environment keeps from job to job."""
-
-    def __init__(self, config: ClientConfig) -> None:
-        self._config = config
-        self._clients: Clients | None = None
-
-    def do(self, event: Any, until: float = math.inf) -> dict[str, Any]:
-        """Do a job, or process a batch of messages.
-
-        Args:
-            event: the job as JSON carries it, or what SQS hands to a function.
-            until: when this worker will be ended, by `time.monotonic()`.
-
-        Raises:
-            WorkshopError: the event is neither; the text says why.
-
-        """
-        if isinstance(event, dict) and "Records" in event:
-            return process_batch(event["Records"], self.clients, until - SPARE_S)
-        try:
-            job = msgspec.convert(event, Ping | InsertJob)
-        except msgspec.ValidationError as error:
-            raise WorkshopError(f"This is not a job for a load worker: {error}.") from None
-        done = JOBS[type(job)](job, self.clients(job.namespace), until - SPARE_S)
-        log.info("%s: %d of %d", type(job).__name__, done.success_count, done.planned)
-        found: dict[str, Any] = msgspec.to_builtins(done)
-        return found
-
-    def clients(self, namespace: str = "") -> Clients:
-        """The clients for a namespace, the worker's own if it is empty; of one at a time.
-
-        A function outlives the runs that used it: those of another namespace are closed.
-        """
-        name = namespace or self._config.namespace
-        if self._clients is None or self._clients.namespace != name:
-            self.close()
-            self._clients = Clients(replace(self._config, namespace=name))
-        return self._clients
-
-    def close(self) -> None:
-        """Let go of everything."""
-        if self._clients is not None:
-            self._clients.close()
-
-
-class Clients:
-    """The clients made of a `ClientConfig`.
-
-    Attributes:
-        namespace: the schema.
-        writer, reader: a connection for writes, and one for reads; the same where there is no other
-            endpoint.
-
-    """
-
-    def __init__(self, config: ClientConfig) -> None:
-        self._config, self.namespace = config, config.namespace
-        self.writer = self.reader = Session(config.database, config.namespace)
-        if config.reader is not None:
-            self.reader = Session(config.reader, config.namespace)
-
-    @cached_property
-    def cloudwatch(self) -> Any:
-        """The client for metrics; None if they go nowhere."""
-        messaging = self._config.messaging
-        return messaging_client(messaging, "cloudwatch") if messaging else None
-
-    def close(self) -> None:
-        """Let go of everything."""
-        self.writer.close()
-        self.reader.close()
-        if client := vars(self).get("cloudwatch"):
-            client.close()
-
-
 class Session:
-    """A connection that a worker keeps, opened again when it broke."""
+    """A connection that a worker keeps, opened again when it breaks."""
 
     _cursor: Cursor
 
     def __init__(self, endpoint: DatabaseEndpoint, namespace: str) -> None:
-        arguments = {**SILENCE, **endpoint.arguments}
+        arguments = {**KEEPALIVE, **endpoint.arguments}
         self.database = Database(replace(endpoint, arguments=arguments), namespace, pool_min=1)
         self._connection: Connection | None = None
 
@@ -164,42 +130,53 @@ class Session:
         """The cursor of the connection, which is opened if need be.
 
         Raises:
-            WorkshopError: the database gave none.
+            WorkshopError: the database accepted no connection.
 
         """
         if self._connection is None or self._connection.closed:
             self._connection = self.database.connect()
-            self._cursor: Cursor = self._connection.cursor()
+            self._cursor = self._connection.cursor()
         return self._cursor
 
-    def run(self, send: Callable[[Cursor], int], end: float, done: Done) -> int:
-        """Send a statement until it is clear what became of it; it may be sent more than once.
+    def run(self, action: str, statement: str, values: Sequence[Any], end: float, to: Done) -> int:
+        """Run a statement in a transaction of its own, again after a conflict or a lost connection.
 
-        Again after a conflict and after a lost connection, with random pauses that grow.
+        So it may be sent more than once, with random pauses that grow.
 
         Args:
-            send: sends it, in a transaction of its own, and returns how many rows are new.
-            end: by when to have done, by `time.monotonic()`.
-            done: told of each further attempt.
+            action: under which it is noted.
+            statement, values: what to send.
+            end: when to stop trying, by `time.monotonic()`.
+            to: where its duration and further attempts are noted.
+
+        Returns:
+            How many rows it wrote or returned.
 
         Raises:
-            WorkshopError, psycopg2.Error: it failed in the end.
+            WorkshopError, psycopg2.Error: it failed for good.
 
         """
-        give_up, pause_s = min(end, time.monotonic() + PATIENCE_S), PAUSE_S
+        began, pause_s = time.perf_counter(), PAUSE_S
+        end = min(end, time.monotonic() + PATIENCE_S)
         while True:
             try:
-                return send(self.connect())
-            except (WorkshopError, psycopg2.Error) as error:
+                cursor = self.connect()
+                cursor.execute(statement, values)
+                if cursor.description:
+                    cursor.fetchall()
+                break
+            except ERRORS as error:
                 lost = is_lost(error)
-                if time.monotonic() >= give_up or not (lost or is_conflict(error)):
+                if time.monotonic() >= end or not (lost or is_conflict(error)):
                     raise
-            done.reconnects += lost
-            done.conflicts += not lost
             if lost:
                 self.close()
+            to.retries += 1
             time.sleep(random.uniform(0, pause_s))
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
+        # In autocommit mode the answer is that of the COMMIT, which so is part of the duration.
+        to.calls.append((action, round((time.perf_counter() - began) * 1e6)))
+        return cursor.rowcount
 
     def close(self) -> None:
         """Close the connection; the next statement opens another one."""
@@ -209,192 +186,186 @@ class Session:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether the database was not there, or went away in the middle of a statement."""
+    """Whether the database was away, or went away in the middle of a statement."""
     if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
         return not error.pgcode or error.pgcode.startswith(("08", "57P"))
     return isinstance(error, ServiceUnreachableError)
 
 
-def describe(_job: Ping, clients: Clients, _end: float) -> Done:
-    """What this worker has.
+class Worker:
+    """What one process, or one Lambda execution environment, keeps from job to job.
 
-    Raises:
-        WorkshopError: the database gave no answer.
-
-    """
-    clients.writer.connect()
-    memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
-    reader = "" if clients.reader is clients.writer else clients.reader.database.endpoint.host
-    return Done(memory_mb=int(memory) if memory else None, reader=reader)
-
-
-def insert(job: InsertJob, clients: Clients, end: float) -> Done:
-    """Make rows, store them, and count what became of them.
-
-    Args:
-        job: what to insert.
-        clients: by which.
-        end: when to begin no further statement, by `time.monotonic()`.
+    Attributes:
+        namespace: the schema that the connections see.
+        writer: the connection for writes.
+        reader: the connection for reads; None if there is no other endpoint.
 
     """
-    done, load = Done(worker=job.worker, planned=job.planned), job.load
-    end = min(end, time.monotonic() + load.time_limit_s)
-    place = f"{job.run}/{'warm-up-' if job.warm_up else ''}{job.worker:05d}"
-    rng = random.Random(place)
-    session = clients.writer
-    with suppress(WorkshopError):  # the first statement will try for longer
-        session.connect()
-    began, cpu = time.perf_counter(), time.process_time()
-    for number in range(job.statements):
-        # A worker's statement of this number has the same ids whenever it is sent.
-        ids = (f"{place}/{number:07d}/{row:04d}" for row in range(load.rows))
-        rows = list(events(load.event_type, ids, rng, datetime.now(UTC)))
-        if time.monotonic() >= end:
-            break
-        sent = time.perf_counter()
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config = config
+        self._open(config.namespace)
+
+    def _open(self, namespace: str) -> None:
+        self.namespace = namespace
+        self.writer = Session(self._config.database, namespace)
+        reader = self._config.reader
+        self.reader = Session(reader, namespace) if reader else None
+
+    @cached_property
+    def cloudwatch(self) -> Any:
+        """The client for metrics; None if they go nowhere."""
+        messaging = self._config.messaging
+        return messaging_client(messaging, "cloudwatch") if messaging else None
+
+    def do(self, event: Any, until: float = math.inf) -> dict[str, Any]:
+        """Do a job, or process a batch of messages.
+
+        Args:
+            event: the job as JSON carries it, or what SQS hands to a function.
+            until: when this worker will be ended, by `time.monotonic()`.
+
+        Returns:
+            The record (`Done`) of the job. Of a batch `batchItemFailures`, the messages that the
+            queue is to deliver again, as Lambda wants it; and `done`, the records of the others.
+
+        Raises:
+            WorkshopError: the event is neither, or a Ping finds no database.
+
+        """
+        if isinstance(event, dict) and "Records" in event:
+            return self._process_batch(event["Records"], until - SPARE_S)
         try:
-            new = session.run(partial(_insert_rows, rows), end, done)
-        except ERRORS as error:
-            done.note(error, len(rows))
-            if is_lost(error):
-                break
-            continue
-        done.success_count += new
-        done.already_there += len(rows) - new
-        done.time(began, sent, "INSERT")
-    done.rows = done.success_count + done.already_there
-    done.dropped = done.planned - done.success_count - done.already_there - done.error_count
-    return done.finish(began, cpu)
+            job = msgspec.convert(event, Job)
+        except msgspec.ValidationError as error:
+            raise WorkshopError(f"This is not a job for a load worker: {error}.") from None
+        done = self._run(job, until - SPARE_S)
+        log.info("%s: %d of %d", job.action, done.stored, done.planned)
+        found: dict[str, Any] = msgspec.to_builtins(done)
+        return found
 
+    def close(self) -> None:
+        """Close all connections."""
+        self.writer.close()
+        if self.reader:
+            self.reader.close()
 
-def _insert_rows(rows: list[EventRow], cursor: Cursor) -> int:
-    """One statement, one transaction. Returns how many rows are new, as the database says."""
-    execute_values(cursor, INTO, rows, page_size=len(rows))
-    return cursor.rowcount
+    def _use(self, namespace: str) -> None:
+        """See a namespace, the worker's own if it is empty.
 
+        Connections of another are closed: a function outlives the runs that use it.
+        """
+        wanted = namespace or self._config.namespace
+        if wanted != self.namespace:
+            self.close()
+            self._open(wanted)
 
-def _run_statement(action: str, values: Sequence[Any], cursor: Cursor) -> int:
-    """Run one of the statements, and fetch its answer. Returns how many rows it is about."""
-    cursor.execute(STATEMENTS[action], values)
-    if action != "INSERT":
-        cursor.fetchall()
-    return cursor.rowcount
+    def _run(self, job: Job, end: float) -> Done:
+        """Run a job's statements one after another.
 
+        Raises:
+            WorkshopError: it has none, and there is no connection.
 
-JOBS: dict[type, Callable[[Any, Clients, float], Done]] = {
-    Ping: describe,
-    InsertJob: insert,
-}
-
-
-def process_batch(
-    records: Sequence[Any], clients_of: Callable[[str], Clients], end: float
-) -> dict[str, Any]:
-    """Process a batch of messages, each by itself: one that fails does not affect the others.
-
-    Args:
-        records: what SQS hands to a Lambda function: `messageId` and `body` of each.
-        clients_of: by which, given a message's namespace.
-        end: messages that are not begun by then go back to the queue, by `time.monotonic()`.
-
-    Returns:
-        `batchItemFailures`, as Lambda wants it: the messages that the queue shall deliver again.
-        Beside it `done`, what became of each that was begun, and `metrics`, why metrics could not
-        be sent, empty if they were.
-
-    """
-    failures, done = [], []
-    published: dict[str, list[Done]] = {}
-    for record in records:
-        answer = Done()
-        try:
-            message = msgspec.json.decode(record["body"], type=Message)
-        except msgspec.DecodeError as error:
-            # After so many receives it goes to the dead-letter queue, where one can look at it.
-            log.warning("This is not a message for a load worker: %s", error)
-        else:
-            if time.monotonic() < end:
-                answer = _process(message, clients_of(message.namespace), end)
-                done.append(answer)
-                published.setdefault(message.namespace, []).append(answer)
-        if not answer.success_count:
-            failures.append({"itemIdentifier": record["messageId"]})
-    said = [publish(clients_of(namespace), worked) for namespace, worked in published.items()]
-    return {
-        "batchItemFailures": failures,
-        "done": msgspec.to_builtins(done),
-        "metrics": "; ".join(filter(None, said)),
-    }
-
-
-def _process(message: Message, clients: Clients, end: float) -> Done:
-    done = Done(worker=message.number, planned=1)
-    rng, began = random.Random(f"{message.run}/{message.number}"), time.perf_counter()
-    try:
-        session = _session_for(message, clients)
-        for step in range(message.statements):
-            number = message.number * MAX_STATEMENTS + step
-            values = values_of(message.action, rng, message.run, number)
-            sent = time.perf_counter()
-            session.run(partial(_run_statement, message.action, values), end, done)
-            # In autocommit mode the answer is that of the COMMIT: it is part of the duration.
-            done.time(began, sent, message.action)
-            time.sleep(message.think_ms / 1e3)  # no transaction is open meanwhile
-        done.success_count = 1
-        done.rows = len(done.calls) if message.action == "INSERT" else 0
-    except ERRORS as error:
-        done.note(error, 1)
-        done.calls.clear()
-    return done
-
-
-def _session_for(message: Message, clients: Clients) -> Session:
-    """The connection that a message wants.
-
-    Raises:
-        WorkshopError: for reads there is to be another endpoint, and there is none.
-
-    """
-    if message.target == "writer":
-        return clients.writer
-    if clients.reader is clients.writer:
-        raise WorkshopError(
-            "Reads are to go elsewhere, and this worker is told no other endpoint. Set "
-            "DSQL_READ_ENDPOINT in its environment."
+        """
+        self._use(job.namespace)
+        session = self.reader if job.target == "reader" else self.writer
+        memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
+        done = Done(
+            number=job.number, planned=job.planned, memory_mb=int(memory) if memory else None
         )
-    return clients.reader
-
-
-def publish(clients: Clients, done: Sequence[Done]) -> str:
-    """Send DURATION (ms) and COMPLETIONS of a batch to CloudWatch, in one request.
-
-    Returns:
-        Why that failed; empty if it did not. A lost metric is no reason to do work again.
-
-    """
-    data: list[dict[str, Any]] = []
-    for action in ACTIONS:
-        found = [us for one in done for _, us, what in one.calls if what == action]
-        common = {
-            "Dimensions": dimensions(clients.namespace, action),
-            "Timestamp": datetime.now(UTC),
-            "StorageResolution": 1,
-        }
-        completed = {"MetricName": "COMPLETIONS", "Value": len(found), "Unit": "Count"}
-        data += [completed | common] if found else []
-        counted = list(Counter(round(us / 1e3, 1) for us in found).items())
-        for at in range(0, len(counted), MAX_VALUES):
-            values, counts = map(list, zip(*counted[at : at + MAX_VALUES], strict=True))
-            lasted = {"MetricName": "DURATION", "Values": values, "Counts": counts}
-            data.append({**lasted, "Unit": "Milliseconds", **common})
-    if data and clients.cloudwatch is not None:
-        try:
-            clients.cloudwatch.put_metric_data(
-                Namespace=metrics_namespace(clients.namespace), MetricData=data
+        if self.reader:
+            done.reader = self.reader.database.endpoint.host
+        if session is None:
+            done.note(
+                "Reads are to go elsewhere, and this worker knows no other endpoint. Set "
+                "DSQL_READ_ENDPOINT in its environment.",
+                job.planned,
             )
-        except (BotoCoreError, ClientError) as error:
-            return redact(error)
-    return ""
+            return done
+        try:
+            session.connect()
+        except WorkshopError:  # the first statement will try for longer
+            if not job.statements:
+                raise
+        end, rng = min(end, time.monotonic() + job.time_limit_s), random.Random(job.place)
+        statement = statement_of(job.action, job.rows)
+        began, cpu_s = time.perf_counter(), time.process_time()
+        for step in range(job.statements):
+            values = _values(job, step, rng)
+            if time.monotonic() >= end:
+                break
+            try:
+                rows = session.run(job.action, statement, values, end, done)
+            except ERRORS as error:
+                done.note(error, job.rows)
+                if is_lost(error):
+                    break
+                continue
+            new = job.rows if job.action.startswith("SELECT") else rows
+            done.success_count += new
+            done.already_there += job.rows - new
+            time.sleep(job.think_ms / 1e3)  # outside any transaction
+        seconds = time.perf_counter() - began
+        done.duration_ms, done.inserts_per_second = seconds * 1e3, done.stored / seconds
+        done.cpu_ms = (time.process_time() - cpu_s) * 1e3
+        return done
+
+    def _process_batch(self, records: Sequence[Any], end: float) -> dict[str, Any]:
+        """Process messages each by itself: one that fails does not affect the others."""
+        failures, done = [], dict[str, list[Done]]()
+        for record in records:
+            try:
+                job = msgspec.json.decode(record["body"], type=Job)
+            except msgspec.DecodeError as error:
+                # After its last delivery it goes to the dead-letter queue, to be looked at.
+                log.warning("This is not a message for a load worker: %s", error)
+                job = None
+            if job and time.monotonic() < end:
+                processed = self._run(job, end)
+                done.setdefault(self.namespace, []).append(processed)
+                if processed.stored == processed.planned:
+                    continue
+                processed.calls.clear()
+            failures.append({"itemIdentifier": record["messageId"]})
+        for namespace, some in done.items():
+            self._publish(namespace, some)
+        all_done = [one for some in done.values() for one in some]
+        return {"batchItemFailures": failures, "done": msgspec.to_builtins(all_done)}
+
+    def _publish(self, namespace: str, done: Sequence[Done]) -> None:
+        """Send DURATION (ms) and COMPLETIONS of a batch to CloudWatch, in one request.
+
+        If that fails, the first record says why: a lost metric is no reason to do work again.
+        """
+        data: list[dict[str, Any]] = []
+        for action in ACTIONS:
+            times = [us / 1e3 for one in done for what, us in one.calls if what == action]
+            common = {
+                "Dimensions": dimensions(namespace, action),
+                "Timestamp": datetime.now(UTC),
+                "StorageResolution": 1,
+            }
+            completions = {"MetricName": "COMPLETIONS", "Value": len(times), "Unit": "Count"}
+            data += [completions | common] if times else []
+            for at in range(0, len(times), MAX_VALUES):
+                durations = {"MetricName": "DURATION", "Values": times[at : at + MAX_VALUES]}
+                data.append({**durations, "Unit": "Milliseconds", **common})
+        if data and self.cloudwatch:
+            try:
+                self.cloudwatch.put_metric_data(
+                    Namespace=metrics_namespace(namespace), MetricData=data
+                )
+            except (BotoCoreError, ClientError) as error:
+                done[0].note(error)
+
+
+def _values(job: Job, step: int, rng: random.Random) -> Sequence[Any]:
+    """Values for a statement; the same ids whenever the statement of this number is sent."""
+    if isinstance(job.run, int):
+        return values_of(job.action, rng, job.run, job.number * MAX_STATEMENTS + step)
+    ids = (f"{job.place}/{step:07d}/{row:04d}" for row in range(job.rows))
+    rows = events(job.event_type, ids, rng, datetime.now(UTC))
+    return [value for row in rows for value in row]
 
 
 def metrics_namespace(namespace: str) -> str:
@@ -403,7 +374,7 @@ def metrics_namespace(namespace: str) -> str:
 
 
 def dimensions(namespace: str, action: str) -> list[dict[str, str]]:
-    """By what a workshop's metrics are told apart there."""
+    """The dimensions of a workshop's metrics there."""
     # The second would do on AWS; the emulation knows metrics by their dimensions only.
     return [{"Name": "DATABASE", "Value": namespace}, {"Name": "ACTION", "Value": action}]
 
@@ -414,41 +385,27 @@ _worker: Worker | None = None
 
 
 def handler(event: Any, context: Any) -> dict[str, Any]:
-    """What AWS Lambda calls, with a job as `jobs` describes them, or messages of a queue.
+    """What AWS Lambda calls, with a job or with messages of a queue.
 
     Raises:
-        WorkshopError: the event is no job, or the settings in the environment are not usable.
+        WorkshopError: the event is neither.
+        SettingsError: the environment names no database, or a setting in it is not usable.
 
     """
     global _worker  # noqa: PLW0603 -- one worker a Lambda execution environment
     if _worker is None:
         logging.getLogger().setLevel((os.environ.get("LOG_LEVEL") or "info").upper())
         settings = load_settings().values
-        _worker = Worker(
-            ClientConfig(
-                named_database(settings),
-                settings.workshop_namespace,
-                reader=endpoints.external_reader(settings),
-                messaging=endpoints.external_messaging(settings),
+        database = endpoints.external_database(settings)
+        if database is None:
+            raise SettingsError(
+                "This worker is not told which database to use. On AWS Lambda, set DSQL_ENDPOINT "
+                "in the function's environment (AWS_REGION is there already)."
             )
-        )
+        reader = endpoints.external_reader(settings)
+        metrics = endpoints.external_messaging(settings)
+        _worker = Worker(ClientConfig(database, settings.workshop_namespace, reader, metrics))
     return _worker.do(event, time.monotonic() + context.get_remaining_time_in_millis() / 1e3)
-
-
-def named_database(settings: Settings) -> DatabaseEndpoint:
-    """The database that a worker on another machine is to use.
-
-    Raises:
-        SettingsError: the settings name none, or not in its form.
-
-    """
-    found = endpoints.external_database(settings)
-    if found is None:
-        raise SettingsError(
-            "This worker is not told which database to use. On AWS Lambda, set DSQL_ENDPOINT in "
-            "the function's environment (AWS_REGION is there already)."
-        )
-    return found
 
 
 # --- as a process of LocalWorkers
@@ -456,24 +413,20 @@ def named_database(settings: Settings) -> DatabaseEndpoint:
 
 def main() -> None:
     """Do the jobs that come through the pipe, until its other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
     pipe = Pipe(int(sys.argv[1]))
-    with suppress(EOFError, OSError):  # the other end was closed
+    with suppress(EOFError, OSError):
         config, parent = pipe.recv()
         exit_with_parent(parent)
         worker = Worker(config)
         while True:
-            pipe.send(_answer(worker, pipe.recv()))
-
-
-def _answer(worker: Worker, event: Any) -> tuple[dict[str, Any], str]:
-    """What came of a job, and why nothing did: in words, as not every error can be sent."""
-    try:
-        return worker.do(event), ""
-    except WorkshopError as error:
-        return {}, str(error)
-    except Exception as error:  # noqa: BLE001 -- as it says
-        return {}, f"{type(error).__name__}: {error}"
+            event = pipe.recv()
+            try:
+                answer = worker.do(event), ""
+            except Exception as error:  # noqa: BLE001 -- in words, as not every error can be sent
+                kind = "" if isinstance(error, WorkshopError) else f"{type(error).__name__}: "
+                answer = {}, f"{kind}{error}"
+            pipe.send(answer)
 
 
 if __name__ == "__main__":
