@@ -267,7 +267,7 @@ def nothing_is_gained_when_the_owner_works_with_the_rules_on(planted):
         "UPDATE public.of_owner SET n = 2",
         "DELETE FROM public.of_owner",
         "TRUNCATE public.of_owner",
-        "SELECT dsql_rules.create_index('CREATE INDEX ON public.of_owner (n)')",
+        "SELECT dsql_rules.run_job('INDEX_BUILD', 'CREATE INDEX ON public.of_owner (n)')",
         "CALL dsql_rules.drop_columns('public.of_owner', '[\"id\"]', 'SELECT 1')",
         "CALL dsql_rules.drop_columns('public.of_owner', '[]', 'SELECT 1')",
         "SELECT dsql_rules.doom('40001', 'no')",

@@ -26,6 +26,7 @@ from psycopg2.extensions import (
     register_adapter,
 )
 
+from workshop_lib.dsql.parse_tree import MAX_PARSED
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
 from workshop_lib.interrupts import interruptible
 from workshop_lib.rows import to_python
@@ -53,8 +54,6 @@ REPORTED = (
     *("session_authorization", "is_superuser", "application_name", "default_transaction_read_only"),
 )
 """Settings of which the server reports each change."""
-MAX_PARSED = 65_536
-"""Longest text, in bytes, that is parsed: the parser goes as deep as the text is nested."""
 ENDING = ("COMMIT", "ROLLBACK", "PREPARE", "END", "ABORT")
 ENDED = (
     "{} would end the transaction of run_transaction, which commits by itself when `work` returns, "

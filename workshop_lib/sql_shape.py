@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import pgparse
 
-from workshop_lib.dsql.allowed import Node, nodes
+from workshop_lib.dsql.parse_tree import MAX_PARSED, Node, nodes
 
 Found = list[tuple[str, Node]]
 """All structures of a statement, with the names that they stand under."""
-MAX_PARSED = 65_536
-"""Longest text, in bytes, that is parsed: the parser goes as deep as the text is nested."""
 WRITES = {"InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"}
 EFFECTS = {
     *("nextval", "setval", "set_config", "setseed", "pg_notify", "pg_sleep", "dblink_exec"),

@@ -358,6 +358,11 @@ def test_a_statement_can_be_cancelled(connect):
 # --- the protocol itself ---
 
 
+def start_up(parameters):
+    text = b"".join(f"{k}\0{v}\0".encode() for k, v in parameters.items())
+    return struct.pack("!ii", len(text) + 9, wire.VERSION_3) + text + b"\0"
+
+
 class Raw:
     """A client that says what it likes."""
 
@@ -370,7 +375,7 @@ class Raw:
         self.cluster = cluster
 
     def sign_in(self, version=wire.VERSION_3):
-        begin = wire.start_up({"user": "admin", "database": "postgres"})
+        begin = start_up({"user": "admin", "database": "postgres"})
         self.say(begin[:4], struct.pack("!i", version), begin[8:])
         self.say(wire.message(b"p", self.cluster.token().encode() + b"\0"))
         self.hear(b"Z")
@@ -630,10 +635,10 @@ IN_TLS = [
     struct.pack("!ii", 8, 2 << 16),
     struct.pack("!ii", 8, 0),
     b"\0\0\0\x0a\0\3\0\0\xff\xff" + wire.message(b"p", b"\xff"),
-    wire.start_up({"user": "admin"}) + wire.message(b"Q", b"SELECT 1\0"),
-    wire.start_up({"user": "admin"}) + b"p\x7f\xff\xff\xff",
-    wire.start_up({"user": "admin"}) + b"p\0\0\0\0",
-    wire.start_up({"user": "admin", "options": "-c"}) + wire.message(b"p", b"x\0"),
+    start_up({"user": "admin"}) + wire.message(b"Q", b"SELECT 1\0"),
+    start_up({"user": "admin"}) + b"p\x7f\xff\xff\xff",
+    start_up({"user": "admin"}) + b"p\0\0\0\0",
+    start_up({"user": "admin", "options": "-c"}) + wire.message(b"p", b"x\0"),
 ]
 
 

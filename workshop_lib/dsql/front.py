@@ -12,15 +12,22 @@ import asyncio
 import contextlib
 import hmac
 import json
+import os
+import secrets
 import socket
 import ssl
 import struct
 import sys
 import threading
-from asyncio import IncompleteReadError, StreamReader, StreamReaderProtocol, StreamWriter
+from asyncio import IncompleteReadError
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import psycopg2
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
 
 from workshop_lib.dsql import wire
 from workshop_lib.dsql.allowed import Refusal, may_set
@@ -32,14 +39,15 @@ from workshop_lib.dsql.limits import (
 )
 from workshop_lib.dsql.tokens import CLUSTER_NAMES, CLUSTER_REGION, objection
 from workshop_lib.dsql.transactions import PATIENCE_S, Session
+from workshop_lib.services.client_config import isolate_libpq
 
 HOST = "127.0.0.1"
 OWNER = "workshop_owner"
 SIGN_IN_S = 20.0
+CONNECT_S = 5
 GOODBYE_S = 2.0
-BUFFER = 1 << 18
 LOCK_WAIT = "250ms"
-"""How long a row is waited for that somebody has who is not signed in here."""
+"""How long a row is waited for that a client of the server itself has locked."""
 STACK_BYTES = 512 * 1024 * 1024
 """Address space, not memory: enough for the parser to go down through any such text."""
 DENIED = "unable to accept connection, access denied"
@@ -48,6 +56,12 @@ NO_TLS = Refusal("08P01", "SSL is mandatory")
 TOO_OLD = Refusal("57P01", "connection has lasted 60 minutes, which is the longest allowed")
 ASLEEP = Refusal("57P03", "unable to accept connection, waking up cluster")
 TLS_RECORD = b"\x16"
+REPORTED = (
+    *("application_name", "client_encoding", "DateStyle", "default_transaction_read_only"),
+    *("in_hot_standby", "integer_datetimes", "IntervalStyle", "is_superuser", "server_encoding"),
+    *("server_version", "session_authorization", "standard_conforming_strings", "TimeZone"),
+)
+"""What PostgreSQL 16 tells at each sign-in (its documentation, "Asynchronous Operations")."""
 
 
 @dataclass
@@ -55,11 +69,12 @@ class Cluster:
     """What the front stands for.
 
     Attributes:
-        server: where PostgreSQL is, each time that somebody signs in.
+        server: where PostgreSQL is, each time that a client signs in.
         password: of PostgreSQL's role `admin`, of its owner.
         objection: why a token does not open the cluster for a user; empty if it does.
         tls: with the certificate that clients are shown.
-        sessions: who is signed in.
+        rewrite: what to read in the place of a string of statements.
+        sessions: the clients that are signed in, by the key that cancels their statements.
         holder: whose transaction has its changes in PostgreSQL (transactions.py).
 
     """
@@ -71,7 +86,8 @@ class Cluster:
     rate: Rate = field(default_factory=lambda: Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST))
     life_s: float = CONNECTION_LIFE_S
     max_schemas: int = 10
-    sessions: set[Session] = field(default_factory=set)
+    rewrite: Callable[[str], str] = str
+    sessions: dict[bytes, tuple[Session, Connection]] = field(default_factory=dict)
     holder: Session | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _alone: set[Session] = field(default_factory=set)
@@ -91,152 +107,169 @@ class Cluster:
                 continue
             self._spawn(self._serve_one(client))
 
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- signing in ---
+
     async def _serve_one(self, client: socket.socket) -> None:
         """Serve one client. Whatever it sends, or stops sending, ends at most itself."""
         with contextlib.suppress(OSError, IncompleteReadError, TimeoutError):
-            async with asyncio.timeout(SIGN_IN_S):
-                found = await self._secure(client)
-            if found is None:
-                return
-            reader, writer = found
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(client)
+                client.setblocking(False)
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                async with asyncio.timeout(SIGN_IN_S):
+                    if not await self._begins_tls(client):
+                        return
+                    side = await wire.open_side(client, self.tls)
+                stack.pop_all()  # the transport will close it
             try:
                 async with asyncio.timeout(SIGN_IN_S):
-                    server = await self._sign_in(reader, writer)
+                    server = await self._sign_in(side)
                 if server:
-                    await self._relay(Session(self, reader, writer, *server))
+                    with contextlib.closing(server):
+                        await self._run(side, server)
             except wire.ProtocolError as error:
-                writer.write(wire.error(error.refusal))
+                side.writer.write(wire.error(error.refusal))
             finally:
-                writer.close()
+                side.writer.close()
                 async with asyncio.timeout(GOODBYE_S):
-                    await writer.wait_closed()
+                    await side.writer.wait_closed()
 
-    async def _relay(self, session: Session) -> None:
-        self.sessions.add(session)
-        try:
-            async with asyncio.timeout(self.life_s):
-                await session.run()
-        except TimeoutError:
-            raise wire.ProtocolError(TOO_OLD) from None
-        finally:
-            self.sessions.discard(session)
-            session.to_server.close()
-
-    async def _secure(self, client: socket.socket) -> tuple[StreamReader, StreamWriter] | None:
-        """Begin TLS, if the client wants that."""
-        loop, reader = asyncio.get_running_loop(), StreamReader(limit=BUFFER)
-        with contextlib.ExitStack() as to_close:
-            to_close.enter_context(client)
-            client.setblocking(False)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if not await self._asks_for_tls(client):
-                return None
-            transport, protocol = await loop.connect_accepted_socket(
-                lambda: StreamReaderProtocol(reader), client, ssl=self.tls
-            )
-            to_close.pop_all()  # the transport will close it
-        return reader, StreamWriter(transport, protocol, reader, loop)
-
-    async def _asks_for_tls(self, client: socket.socket) -> bool:
+    async def _begins_tls(self, client: socket.socket) -> bool:
         """Whether TLS comes next: asked for, or begun at once (sslnegotiation=direct)."""
         loop = asyncio.get_running_loop()
-        while True:
-            if await _peek(client) == TLS_RECORD:
-                return True
-            head = b""
-            while len(head) < 8:
-                more = await loop.sock_recv(client, 8 - len(head))
-                if not more:
-                    return False
-                head += more
-            match struct.unpack("!ii", head):
+        while await _peek(client) != TLS_RECORD:
+            head = await loop.sock_recv(client, 8)
+            match struct.unpack("!ii", head) if len(head) == 8 else ():
                 case (8, wire.SSL):
                     await loop.sock_sendall(client, b"S")
                     return True
                 case (8, wire.GSS):
                     await loop.sock_sendall(client, b"N")
                 case (16, wire.CANCEL):
-                    await self._cancel(head + await loop.sock_recv(client, 8))
+                    await self._cancel(await loop.sock_recv(client, 8))
                     return False
                 case _:
                     await loop.sock_sendall(client, wire.error(NO_TLS))
                     return False
+        return True
 
-    async def _sign_in(
-        self, reader: StreamReader, writer: StreamWriter
-    ) -> tuple[StreamReader, StreamWriter] | None:
+    async def _sign_in(self, side: wire.Side) -> Connection | None:
         """Let a client in. All whom a token does not open the cluster for hear the same.
+
+        Returns:
+            Its connection to PostgreSQL; None if it only cancels a statement.
 
         Raises:
             ProtocolError: it may not.
 
         """
-        (length,) = struct.unpack("!i", await reader.readexactly(4))
+        (length,) = struct.unpack("!i", await side.reader.readexactly(4))
         if not 8 <= length <= wire.MAX_SIGN_IN:
             raise wire.ProtocolError("invalid length of startup packet")
-        body = await reader.readexactly(length - 4)
+        body = await side.reader.readexactly(length - 4)
         (version,) = struct.unpack("!i", body[:4])
         if version == wire.CANCEL:
-            await self._cancel(struct.pack("!i", length) + body)
+            await self._cancel(body[4:])
             return None
         if version >> 16 != 3:
             raise wire.ProtocolError("unsupported frontend protocol")
         if version != wire.VERSION_3:
-            writer.write(wire.message(b"v", struct.pack("!ii", wire.VERSION_3, 0)))
+            side.writer.write(wire.message(b"v", struct.pack("!ii", wire.VERSION_3, 0)))
         words = body[4:].decode(errors="replace").split("\0")
-        asked = {k: v for k, v in zip(words[::2], words[1::2], strict=False) if k}
-        writer.write(wire.message(b"R", struct.pack("!i", wire.CLEARTEXT)))
-        kind, given = await wire.receive(reader, wire.MAX_SIGN_IN)
+        asked = {k.lower(): v for k, v in zip(words[::2], words[1::2], strict=False) if k}
+        side.writer.write(wire.message(b"R", struct.pack("!i", wire.CLEARTEXT)))
+        kind, given = await wire.receive(side.reader, wire.MAX_SIGN_IN)
         if not self.rate.reserve(0)[0]:
             raise wire.ProtocolError(TOO_FAST)
         user, database = asked.pop("user", ""), asked.pop("database", "postgres")
-        token = given.rstrip(b"\0").decode(errors="replace")
         if kind != b"p" or database != "postgres":
             raise wire.ProtocolError(DENIED)
-        if found := self.objection(user, token):
+        if found := self.objection(user, given.rstrip(b"\0").decode(errors="replace")):
             raise wire.ProtocolError(f"unable to accept connection, {found}")
-        settings = dict(_settings(asked))
         try:
-            server = await self._connect(user, settings)
+            return await asyncio.to_thread(self._connect_as, user, dict(_settings(asked)))
         except (OSError, KeyError, ValueError):
             raise wire.ProtocolError(ASLEEP) from None
-        writer.write(wire.message(b"R", struct.pack("!i", wire.OK)))
-        return server
 
-    async def _connect(
-        self, user: str, settings: dict[str, str]
-    ) -> tuple[StreamReader, StreamWriter]:
+    def _connect_as(self, user: str, settings: dict[str, str]) -> Connection:
         """Sign in to PostgreSQL as this role; one that has no password there yet is given one."""
         known = {
             **settings,
-            "user": user,
-            "database": "postgres",
             "workshop.dsql_rules": "on",
             "workshop.most_schemas": str(self.max_schemas),
             "lock_timeout": LOCK_WAIT,
             "client_connection_check_interval": "1s",
         }
-        if user == "admin":
-            return await wire.connect(self.server(), self.password("admin"), known)
+        encoding = known.pop("client_encoding", "UTF8")
+        escaped = {k: v.replace("\\", "\\\\").replace(" ", "\\ ") for k, v in known.items()}
+        given = {
+            "options": " ".join(f"-c {k}={v}" for k, v in escaped.items()),
+            "client_encoding": encoding.strip("'"),
+        }
         secret = hmac.new(self.password("owner").encode(), user.encode(), "sha256").hexdigest()
+        if user == "admin":
+            secret = self.password("admin")
         try:
-            return await wire.connect(self.server(), secret, known)
-        except wire.ProtocolError as error:
-            if error.refusal.code != "28P01":
-                raise
-        owner = await self._as_owner()
-        with contextlib.closing(owner[1]):
-            literal, name = user.replace("'", "''"), user.replace('"', '""')
-            if not await wire.ask(owner, LOGIN_ROLE.format(literal)):
-                raise wire.ProtocolError(DENIED)
-            await wire.ask(owner, f"ALTER ROLE \"{name}\" PASSWORD '{secret}'")
-        return await wire.connect(self.server(), secret, known)
+            found = self._connect(user=user, password=secret, **given)
+        except psycopg2.OperationalError as error:
+            if user == "admin" or "password authentication failed" not in str(error):
+                raise wire.ProtocolError(_refusal(error)) from None
+            self._give_password(user, secret)
+            found = self._connect(user=user, password=secret, **given)
+        found.autocommit = True
+        with found.cursor() as cursor:
+            cursor.execute("RESET DateStyle")  # psycopg2 sets its own
+        return found
 
-    async def _as_owner(self) -> tuple[StreamReader, StreamWriter]:
-        parameters = {"user": OWNER, "database": "postgres"}
-        return await wire.ready(
-            await wire.connect(self.server(), self.password("owner"), parameters)
-        )
+    def _connect(self, **given: Any) -> Connection:
+        host, port = self.server()
+        place = {"host": host, "port": port, "dbname": "postgres", "connect_timeout": CONNECT_S}
+        only = {"require_auth": "scram-sha-256"}
+        found: Connection = psycopg2.connect(**{**isolate_libpq(), **place, **only, **given})
+        return found
+
+    def _give_password(self, user: str, secret: str) -> None:
+        with (
+            contextlib.closing(self._connect(user=OWNER, password=self.password("owner"))) as owner,
+            owner,
+            owner.cursor() as cursor,
+        ):
+            cursor.execute(LOGIN_ROLE, (user,))
+            if not cursor.rowcount:
+                raise wire.ProtocolError(DENIED)
+            change = sql.SQL("ALTER ROLE {} PASSWORD {}")
+            cursor.execute(change.format(sql.Identifier(user), sql.Literal(secret)))
+
+    async def _run(self, client: wire.Side, connected: Connection) -> None:
+        """Serve a client that is signed in, over the socket that libpq has signed in on."""
+        server = await wire.open_side(socket.socket(fileno=os.dup(connected.fileno())))
+        session = Session(self, client, server)
+        key = struct.pack("!i", connected.get_backend_pid()) + secrets.token_bytes(4)
+        self.sessions[key] = session, connected
+        known = ((name, connected.get_parameter_status(name)) for name in REPORTED)
+        said = [wire.message(b"S", f"{k}\0{v}\0".encode()) for k, v in known if v is not None]
+        begin = wire.message(b"R", struct.pack("!i", wire.OK)) + wire.message(b"K", key)
+        client.writer.write(b"".join([begin, *said, wire.message(b"Z", b"I")]))
+        try:
+            async with asyncio.timeout(self.life_s):
+                await session.run()
+        except TimeoutError:
+            raise wire.ProtocolError(TOO_OLD) from None
+        finally:
+            del self.sessions[key]
+            server.writer.close()
+
+    async def _cancel(self, key: bytes) -> None:
+        if key in self.sessions:
+            await asyncio.to_thread(self.sessions[key][1].cancel)
+
+    # --- transactions ---
 
     @contextlib.asynccontextmanager
     async def take_turn(self, session: Session, *, alone: bool) -> AsyncIterator[bool]:
@@ -271,27 +304,25 @@ class Cluster:
         if not self._alone:
             self._none_alone.set()
 
+    def let_go(self, session: Session) -> None:
+        """Note that a session has no changes in PostgreSQL any more."""
+        if self.holder is session:
+            self.holder = None
+
     def schema_changes(self, by: Session) -> None:
         """Have all other open transactions fail. A definition waits for nobody."""
-        for other in self.sessions - {by}:
-            if other.transaction:
+        for other, _ in self.sessions.values():
+            if other is not by and other.is_open:
                 self._spawn(other.doom(other.transaction))
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
-    async def _cancel(self, request: bytes) -> None:
-        """PostgreSQL knows its clients' secrets; they are the ones that ours got from it."""
-        _, writer = await asyncio.open_connection(*self.server())
-        writer.write(request)
-        await writer.drain()
-        writer.close()
+LOGIN_ROLE = "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s AND rolcanlogin AND NOT rolsuper"
 
 
-LOGIN_ROLE = "SELECT FROM pg_catalog.pg_roles WHERE rolname = '{}' AND rolcanlogin AND NOT rolsuper"
+def _refusal(error: psycopg2.OperationalError) -> Refusal:
+    """What PostgreSQL says to a client that it does not let in."""
+    _, fatal, said = str(error).partition("FATAL:")
+    return Refusal("57P03", said.strip()) if fatal else ASLEEP
 
 
 def _settings(asked: dict[str, str]) -> Iterator[tuple[str, str]]:

@@ -356,7 +356,7 @@ CREATE EVENT TRIGGER dsql_rules_after ON ddl_command_end
 
 -- Make one statement's changes again, row by row as they were: no value is drawn a second time.
 CREATE OR REPLACE FUNCTION dsql_rules.replay(
-    target regclass, before text, after text, in_shadow boolean) RETURNS void
+    target regclass, before text, after text, in_copy boolean) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     noted bigint := dsql_rules.noted('log');
@@ -367,7 +367,7 @@ DECLARE
     same text;
     done bigint;
 BEGIN
-    IF in_shadow THEN
+    IF in_copy THEN
         target := format('pg_temp.%I', (SELECT relname FROM pg_class WHERE oid = target));
     END IF;
     PERFORM dsql_rules.note('log', 0);
@@ -421,9 +421,11 @@ $$;
 
 -- A copy of a table as this transaction's snapshot has it, which is gone at its end: a transaction
 -- that has lost goes on in copies. Its name comes before the table's own.
-CREATE OR REPLACE FUNCTION dsql_rules.shadow(target regclass) RETURNS TABLE (place name, called name)
+CREATE OR REPLACE FUNCTION dsql_rules.copy_table(target regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    place name;
+    called name;
     names text;
     counter record;
 BEGIN
@@ -434,10 +436,10 @@ BEGIN
     IF called IS NULL THEN
         RETURN;
     END IF;
-    RETURN NEXT;
-    IF dsql_rules.noted('shadow_' || target::oid) > 0 THEN
+    IF dsql_rules.noted('copy_' || target::oid) > 0 THEN
         RETURN;
     END IF;
+    RAISE NOTICE USING ERRCODE = 'DSQLC', MESSAGE = place, DETAIL = called;
     SELECT string_agg(format('%I', attname), ', ') INTO names FROM pg_attribute
      WHERE attrelid = target AND attnum > 0 AND NOT attisdropped AND attgenerated = '';
     PERFORM dsql_rules.note('inner', 1);
@@ -449,7 +451,7 @@ BEGIN
         EXECUTE format('ALTER TABLE pg_temp.%I ALTER %I SET DEFAULT nextval(%L)', called,
             counter.attname, pg_get_serial_sequence(target::text, counter.attname));
     END LOOP;
-    PERFORM dsql_rules.note('inner', 0), dsql_rules.note('shadow_' || target::oid, 1);
+    PERFORM dsql_rules.note('inner', 0), dsql_rules.note('copy_' || target::oid, 1);
 END
 $$;
 
@@ -525,9 +527,6 @@ BEGIN
     EXECUTE statement;
 END
 $$;
-
-CREATE OR REPLACE FUNCTION dsql_rules.create_index(statement text) RETURNS text
-LANGUAGE sql AS $$ SELECT dsql_rules.run_job('INDEX_BUILD', statement) $$;
 
 CREATE OR REPLACE PROCEDURE sys.wait_for_job(wanted text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

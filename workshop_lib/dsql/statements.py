@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 import pgparse
 
-from workshop_lib.dsql.allowed import Node, Refusal, nodes, refuse
+from workshop_lib.dsql.allowed import Refusal, refuse
+from workshop_lib.dsql.parse_tree import Node, nodes, options, parts
 
 TOO_DEEP = Refusal("54001", "stack depth limit exceeded")
-ALTER, COMMIT = "ALTER TABLE", "COMMIT"
+NO_ASYNC = Refusal("42601", 'syntax error at or near "ASYNC"')
 CHANGES = {"InsertStmt", "UpdateStmt", "DeleteStmt"}
 DEFINES = ("Create", "Alter", "Drop", "Grant", "Rename", "Index", "View", "Comment")
 """How the kinds of statements begin that change the schema, or who may do what."""
-NOTHING = "DO 'BEGIN END'"
-SWITCHES = {f"AT_{how}Trig{which}" for how in ("Enable", "Disable") for which in ("All", "User")}
-"""Triggers on or off: on DSQL there are none, here the rules are some."""
+JOBS = {"IndexStmt": ("INDEX_BUILD", "CREATE INDEX"), "AlterTableStmt": ("VALIDATE", "ALTER TABLE")}
+"""What ASYNC may stand in, with the job that it begins and the command tag."""
 
 
 class Statement(NamedTuple):
@@ -26,7 +26,7 @@ class Statement(NamedTuple):
     Attributes:
         text: what PostgreSQL can run in its place.
         refusal: what DSQL answers instead of running it; None where it runs.
-        tag: the command tag that DSQL answers with, where PostgreSQL's would or might be another.
+        tag: the command tag that DSQL answers with, where PostgreSQL's would be another.
         kind: BEGIN, COMMIT, ROLLBACK, SET, COPY (from the client), CALL or DDL; else empty.
         changes: the tables whose rows it changes, as SQL names them.
         locks: the tables whose rows it may lock.
@@ -37,8 +37,8 @@ class Statement(NamedTuple):
     refusal: Refusal | None = None
     tag: str = ""
     kind: str = ""
-    changes: tuple[str, ...] = ()
-    locks: tuple[str, ...] = ()
+    changes: frozenset[str] = frozenset()
+    locks: frozenset[str] = frozenset()
 
     @property
     def writes(self) -> bool:
@@ -70,8 +70,7 @@ def read(sql: str) -> list[Statement]:
             except pgparse.PGQueryError as error:
                 place = _async_before(sql, error.position - 1)
                 if place is None:
-                    refusal = Refusal("42601", error.message) if places else None
-                    return [Statement(sql, refusal)]
+                    return [Statement(sql, Refusal("42601", error.message) if places else None)]
             else:
                 # CREATE INDEX ASYNC ON t: parsed as an index called async.
                 place = next(filter(None, (_async_unnamed(sql, one) for one in found)), None)
@@ -88,52 +87,58 @@ def read(sql: str) -> list[Statement]:
 
 def _statement(raw: bytes, parsed: Node, async_at: list[int]) -> Statement:
     start = parsed.get("stmt_location", 0)
-    end = start + parsed["stmt_len"] if "stmt_len" in parsed else len(raw)
+    end = start + parsed.get("stmt_len", len(raw) - start)
     text = raw[start:end].decode()
-    is_async = any(start <= place < end for place in async_at)
     ((kind, node),) = parsed["stmt"].items()
-    if is_async and kind not in {"IndexStmt", "AlterTableStmt"}:
-        return Statement(text, Refusal("42601", 'syntax error at or near "ASYNC"'))
-    refusal = refuse(kind, node, raw, is_async=is_async) or _first_in_body(kind, node)
-    if refusal:
-        return Statement(text, refusal)
-    if kind == "TransactionStmt" and node["kind"] == "TRANS_STMT_COMMIT":
-        return Statement(text, None, COMMIT, COMMIT)
+    is_async = any(start <= place < end for place in async_at)
     if is_async:
-        job, tag = ("INDEX_BUILD", "CREATE INDEX") if kind == "IndexStmt" else ("VALIDATE", ALTER)
-        return Statement(
-            f"SELECT dsql_rules.run_job('{job}', {_quoted(text)}) AS job_id", None, tag, "DDL"
-        )
-    if kind == "AlterTableStmt":
-        commands = [one["AlterTableCmd"] for one in node["cmds"]]
-        if all(one["subtype"] in SWITCHES for one in commands):
-            return Statement(NOTHING, None, ALTER)
-        dropped = [one["name"] for one in commands if one["subtype"] == "AT_DropColumn"]
-        if dropped:
-            table = _name(node["relation"])
-            given = ", ".join(_quoted(one) for one in (table, json.dumps(dropped), text))
-            return Statement(f"CALL dsql_rules.drop_columns({given})", None, ALTER, "DDL")
+        if kind not in JOBS:
+            return Statement(text, NO_ASYNC)
+        node["async"] = True
+    if kind == "IndexStmt":
+        node["written"] = raw[node["relation"]["location"] : end].decode().partition("(")[0]
+    if refusal := refuse(kind, node) or _in_body(kind, node):
+        return Statement(text, refusal)
+    return _rewritten(kind, node, text) or _as_it_is(kind, node, text)
+
+
+def _rewritten(kind: str, node: Node, text: str) -> Statement | None:
+    """A statement that PostgreSQL cannot run as it is, or not by DSQL's rules."""
+    if "async" in node:
+        job, tag = JOBS[kind]
+        sql = f"SELECT dsql_rules.run_job('{job}', {literal(text)}) AS job_id"
+        return Statement(sql, tag=tag, kind="DDL")
+    commands = list(parts(node, "cmds", "AlterTableCmd"))
+    if commands and all("Trig" in one["subtype"] for one in commands):
+        # On DSQL there are no triggers, here the rules are some.
+        return Statement("DO 'BEGIN END'", tag="ALTER TABLE")
+    dropped = [one["name"] for one in commands if one["subtype"] == "AT_DropColumn"]
+    if dropped:
+        given = ", ".join(map(literal, (_name(node["relation"]), json.dumps(dropped), text)))
+        return Statement(f"CALL dsql_rules.drop_columns({given})", tag="ALTER TABLE", kind="DDL")
+    return None
+
+
+def _as_it_is(kind: str, node: Node, text: str) -> Statement:
     found = list(nodes({kind: node}))
-    changes = {_name(one["relation"]) for what, one in found if what in CHANGES}
-    locks = {_name(one) for what, one in found if what == "RangeVar"}
-    if not any(what == "LockingClause" for what, _ in found):
-        locks = set()
-    if kind == "CopyStmt" and node.get("is_from"):
-        changes = {_name(node["relation"])}
-    return Statement(text, None, "", _kind(kind, node), tuple(changes), tuple(locks))
-
-
-def _kind(kind: str, node: Node) -> str:
+    changes = [one["relation"] for what, one in found if what in CHANGES]
+    locking = any(what == "LockingClause" for what, _ in found)
+    locks = [one for what, one in found if what == "RangeVar" and locking]
+    short = kind.removesuffix("Stmt").upper()
     match kind:
         case "TransactionStmt":
-            return str(node["kind"]).removeprefix("TRANS_STMT_").replace("START", "BEGIN")
+            short = node["kind"].removeprefix("TRANS_STMT_").replace("START", "BEGIN")
         case "VariableSetStmt":
-            return "SET"
-        case "CopyStmt" if node.get("is_from"):
-            return "COPY"
+            short = "SET"
+        case "CopyStmt" if "is_from" in node:
+            changes.append(node["relation"])
         case "CallStmt":
-            return "CALL"
-    return "DDL" if kind.startswith(DEFINES) else ""
+            pass
+        case _:
+            short = "DDL" if kind.startswith(DEFINES) else ""
+    return Statement(
+        text, None, "", short, *(frozenset(map(_name, one)) for one in (changes, locks))
+    )
 
 
 def _name(relation: Node) -> str:
@@ -151,32 +156,31 @@ def redirect(sql: str, shadows: Collection[tuple[str, str]]) -> str:
 
     """
     try:
-        found = [one for _, one in nodes(pgparse.parse(sql)) if "schemaname" in one]
+        found = [one for _, one in nodes(pgparse.parse(sql)) if "relname" in one]
     except (pgparse.PGQueryError, RecursionError):
         return sql
     raw = sql.encode()
-    places = {
-        one["location"]: one["schemaname"]
-        for one in found
-        if (one["schemaname"], one.get("relname")) in shadows
-    }
-    for place, schema in sorted(places.items(), reverse=True):
-        quoted = '"{}"'.format(schema.replace('"', '""')) if raw[place : place + 1] == b'"' else ""
-        raw = raw[:place] + b"pg_temp" + raw[place + len((quoted or schema).encode()) :]
+    named = {one["location"]: (one.get("schemaname"), one["relname"]) for one in found}
+    for place, name in sorted(named.items(), reverse=True):
+        if name in shadows:
+            schema = str(name[0])
+            if raw[place : place + 1] == b'"':
+                schema = '"{}"'.format(schema.replace('"', '""'))
+            raw = raw[:place] + b"pg_temp" + raw[place + len(schema.encode()) :]
     return raw.decode()
 
 
-def _quoted(text: str) -> str:
+def literal(text: str) -> str:
+    """A text as SQL writes it."""
     return "'{}'".format(text.replace("'", "''"))
 
 
-def _first_in_body(kind: str, node: Node) -> Refusal | None:
+def _in_body(kind: str, node: Node) -> Refusal | None:
     """What is refused in the text of a function in SQL."""
     if kind != "CreateFunctionStmt":
         return None
-    options = [one["DefElem"] for one in node.get("options", [])]
-    bodies = [one["arg"]["List"]["items"] for one in options if one["defname"] == "as"]
-    return next((check(body["String"]["sval"]) for items in bodies for body in items), None)
+    bodies = parts(options(node).get("as", {}), "List", "items", "String", "sval")
+    return next(filter(None, map(check, bodies)), None)
 
 
 def _async_before(sql: str, place: int) -> int | None:

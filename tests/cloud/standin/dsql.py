@@ -19,12 +19,10 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import psycopg2
-import pytest
 from aws import Account
 
 from workshop_lib.dsql import front
 from workshop_lib.dsql.tokens import objection
-from workshop_lib.dsql.transactions import Message
 
 IAM_GRANT = re.compile(r"""\s*AWS IAM GRANT "?(\w+)"? TO '([^']+)'\s*;?\s*""", re.IGNORECASE)
 MAPPINGS = "sys.iam_pg_role_mappings"
@@ -71,11 +69,10 @@ class Server:
             objection=self._objection,
             tls=tls,
             max_schemas=MAX_SCHEMAS + self._count_schemas(),  # those of the local server's others
+            rewrite=self.rewrite,
         )
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = listener.getsockname()[1]
-        self._patch = pytest.MonkeyPatch()
-        self._patch.setattr(front, "Session", _session_of(self))
         started: Future[Callable[[], object]] = Future()
         self._thread = threading.Thread(target=asyncio.run, args=(self._serve(listener, started),))
         self._thread.start()
@@ -84,7 +81,6 @@ class Server:
     def close(self) -> None:
         self._end()
         self._thread.join()
-        self._patch.undo()
 
     async def _serve(self, listener: socket.socket, started: Future[Callable[[], object]]) -> None:
         ended = asyncio.Event()
@@ -124,13 +120,3 @@ class Server:
             cursor.execute(SCHEMAS)
             (count,) = cursor.fetchone()
             return int(count)
-
-
-def _session_of(server: Server) -> type[front.Session]:
-    class Session(front.Session):
-        def _understand(self, kind: bytes, body: bytes) -> Message:
-            if kind == b"Q":
-                body = server.rewrite(body[:-1].decode()).encode() + b"\0"
-            return super()._understand(kind, body)
-
-    return Session
