@@ -279,7 +279,7 @@ def nothing_is_gained_when_the_owner_works_with_the_rules_on(planted):
                 cursor.execute(statement)
             except psycopg2.Error as error:
                 refused.append(error.pgcode)
-    assert " ".join(refused) == "0A000 42704 0A000 0A000 0A000 0A000 0A000 40001 22P02"
+    assert " ".join(refused) == "0A000 42704 22023 0A000 0A000 0A000 0A000 40001 22P02"
     nothing_gained(planted)
 
 

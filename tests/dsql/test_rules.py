@@ -28,10 +28,11 @@ BY_THE_SERVER = {
     "CREATE TABLE t (id SERIAL)": ("42704", 'type "serial" does not exist'),
     "CREATE TABLE t (id BIGSERIAL PRIMARY KEY)": ("42704", 'type "bigserial" does not exist'),
     "CREATE TABLE t (id INT, tags TEXT[])": ("0A000", "array types are not supported"),
-    "CREATE TABLE t (id INT GENERATED ALWAYS AS IDENTITY)": ("0A000", "must be bigint"),
+    "CREATE TABLE t (id INT GENERATED ALWAYS AS IDENTITY)": (
+        "22023", "sequence type must be bigint"),
     "CREATE TABLE t (id BIGINT GENERATED ALWAYS AS IDENTITY (CACHE 5))": (
-        "0A000", "CACHE must be 1 or at least 65536"),
-    "CREATE SEQUENCE s AS INT": ("0A000", "must be bigint"),
+        "22023", r"CACHE \(5\) must be greater than or equal to 65536"),
+    "CREATE SEQUENCE s AS INT": ("22023", "sequence type must be bigint"),
     "CREATE INDEX ON numbers (n)": (
         "0A000", "unsupported mode. please use CREATE INDEX ASYNC."),
 }  # fmt: skip

@@ -154,6 +154,7 @@ PLAYS = {
     "any definition is meant, and any open transaction": (
         "A begin, A read =1- 2-, B other, A commit !OC001", "1- 2-"),
     "a grant is one": ("A begin, B grant, A read !OC001, A commit =ROLLBACK", "1- 2-"),
+    "one that has done nothing may end": ("A begin, B other, A commit", "1- 2-"),
     "a transaction that is over is left alone": (
         "A begin, A read =1- 2-, A commit, B define, A read =1- 2-", "1- 2-"),
 }  # fmt: skip

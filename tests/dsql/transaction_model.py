@@ -13,6 +13,7 @@ class Transaction:
         snapshot: the rows when it began.
         began: the number of commits until then.
         rows: what it sees now.
+        used: it has run a statement.
         touched: the keys that it has changed or locked.
         failed: the error after which it takes nothing but its end; told: once.
 
@@ -21,6 +22,7 @@ class Transaction:
     snapshot: dict[int, str]
     began: int
     rows: dict[int, str]
+    used: bool = False
     touched: set[int] = field(default_factory=set)
     failed: str = ""
     told: bool = False
@@ -45,7 +47,7 @@ class Table:
     def commit(self, who: str) -> str:
         """First to commit wins; "COMMIT or OC000" where a key came and went again meanwhile."""
         mine = self.open.pop(who)
-        if mine.failed:
+        if mine.failed and (mine.used or mine.told):
             return "ROLLBACK" if mine.told else mine.failed
         news = {key for key in mine.touched if self.changed.get(key, 0) > mine.began}
         if any(key in mine.snapshot or key in self.rows for key in news):
@@ -80,6 +82,7 @@ class Table:
             answer = ABORTED if mine.told else mine.failed
             mine.told = True
             return answer
+        mine.used = True
         answer = self._within(mine, what, key, value)
         if answer == DUPLICATE:
             mine.failed, mine.told = DUPLICATE, True

@@ -23,7 +23,10 @@ NOT_RUN = WORDS["geometry"] | WORDS["text_search"]
 UTF8 = frozenset({"utf8", "utf-8", "unicode", "sql_ascii"})
 """What clients call the encoding that the service knows; the last one leaves bytes as they are."""
 CACHE_AT_LEAST = 65_536
-CACHE_ADVICE = "please define CACHE greater than or equal to 65536 or equal to 1"
+NO_CACHE = (
+    "{} is not supported without an explicit cache size. "
+    f"please define CACHE greater than or equal to {CACHE_AT_LEAST} or equal to 1"
+)
 
 
 class Refusal(NamedTuple):
@@ -119,14 +122,14 @@ def _refuse_cache(given: dict[str, Node], what: str) -> Refusal | None:
     """The options of a sequence."""
     name = type_name(given.get("as", {}).get("TypeName", {}))
     if "as" in given and name != "int8":
-        return not_supported(f"datatype {SHOWN.get(name, name)} not supported for {what}")
+        return Refusal("22023", "sequence type must be bigint")
     if "cache" not in given:
-        missing = f"{what} is not supported without an explicit cache size. {CACHE_ADVICE}"
-        return None if what == "ALTER SEQUENCE" else not_supported(missing)
+        return None if what == "ALTER SEQUENCE" else not_supported(NO_CACHE.format(what))
     size = given["cache"].get("Integer", {}).get("ival", 0) or CACHE_AT_LEAST  # a large one: Float
     if size == 1 or size >= CACHE_AT_LEAST:
         return None
-    return Refusal("22023", f"CACHE ({size}) is not supported. {CACHE_ADVICE}")
+    least = f"must be greater than or equal to {CACHE_AT_LEAST} or equal to 1"
+    return Refusal("22023", f"CACHE ({size}) {least}")
 
 
 def _constraint(constraint: Node) -> Refusal | None:

@@ -291,9 +291,10 @@ CREATE OR REPLACE FUNCTION dsql_rules.check_sequence(kind oid, cached bigint) RE
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF kind <> 'int8'::regtype THEN
-        PERFORM dsql_rules.refuse('0A000', 'sequences and identity columns must be bigint');
+        PERFORM dsql_rules.refuse('22023', 'sequence type must be bigint');
     ELSIF cached <> 1 AND cached < 65536 THEN
-        PERFORM dsql_rules.refuse('0A000', 'CACHE must be 1 or at least 65536');
+        PERFORM dsql_rules.refuse('22023', format(
+            'CACHE (%s) must be greater than or equal to 65536 or equal to 1', cached));
     END IF;
 END
 $$;

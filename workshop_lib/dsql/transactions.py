@@ -107,6 +107,7 @@ class Transaction:
 
     Attributes:
         opened: its changes can be taken back.
+        used: it has run a statement besides BEGIN and SET.
         changes: what it did, to be made again; rows that were added one by one, together.
         settings: what it SET.
         taken_back: its changes are not in PostgreSQL.
@@ -116,6 +117,7 @@ class Transaction:
     """
 
     opened: bool = False
+    used: bool = False
     changes: list[Change] = field(default_factory=list)
     settings: list[str] = field(default_factory=list)
     taken_back: bool = False
@@ -342,6 +344,7 @@ class Session:
             self._end_transaction()
         if not self.is_open:
             return
+        transaction.used |= any(one.kind not in {"BEGIN", "SET"} for one in executed)
         if not transaction.opened:
             await self._ask(OPEN)
             transaction.opened = True
@@ -594,10 +597,10 @@ class Session:
 
     def _completed(self, said: bytes, one: Statement) -> bytes:
         if one.kind == "COMMIT":
-            doomed = self.transaction.doomed
+            doomed, used = self.transaction.doomed, self.transaction.used
             self._end_transaction()
             if doomed and said[5:] == b"ROLLBACK\0":
-                return error(doomed, "ERROR")
+                return error(doomed, "ERROR") if used else message(b"C", b"COMMIT\0")
         return message(b"C", one.tag.encode() + b"\0") if one.tag else said
 
     def _failed(self, said: bytes, code: str) -> bytes:
