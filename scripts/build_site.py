@@ -131,6 +131,7 @@ def configuration() -> dict[str, Any]:
         "html_theme": "sphinx_book_theme",
         "html_theme_options": theme,
         "nb_execution_mode": "off",
+        "suppress_warnings": ["misc.highlighting_failure"],  # CSV is shown as it is
         "myst_heading_anchors": 4,
         "myst_enable_extensions": ["dollarmath"],
         "html_show_copyright": False,

@@ -31,6 +31,7 @@ from workshop_lib import connections, database as module
 from workshop_lib.database import Database, DatabaseStats
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
 from workshop_lib.services.processes import wait_until
+from workshop_lib.statistics_file import parse
 
 SOON_S = 60.0
 END = "SELECT pg_terminate_backend(%s, 5000)"
@@ -140,6 +141,23 @@ def test_a_query_gives_its_columns_and_rows_in_order_with_python_types(ws, table
     assert (found.columns, found.rows) == ((), [])
     assert found._repr_html_() == "<p>Done. This statement returns no rows.</p>"
     assert value(ws.database, table) == 7
+
+
+def test_what_it_was_asked_is_a_file_that_advise_reads(pool):
+    for number in (2, 4):
+        pool.query(
+            "SELECT generate_series(1, %(n)s) AS found WHERE 3 > %(least)s",
+            {"n": number, "least": 1},
+        )
+    pool.query(sql.SQL("SELECT {} AS one").format(sql.Literal("x")))
+    found, hidden = parse(pool.statements().to_csv(index=False))
+    series, one = found
+    assert (series.query, series.calls, series.rows, hidden) == (
+        "SELECT generate_series(1, $1) AS found WHERE 3 > $2", 2, 3, 0,
+    )  # fmt: skip
+    assert (one.query, one.calls) == ("SELECT 'x' AS one", 1)
+    assert 0 < series.mean_ms < 60_000
+    assert 0 < series.days < 1
 
 
 def test_a_refused_statement_is_the_database_s_own_error_and_costs_no_connection(pool):

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import platform
 import random
+import re
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import count, islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg2
 from psycopg2 import sql
@@ -29,9 +30,15 @@ from workshop_lib.errors import ServiceUnreachableError, SettingsError, Transact
 from workshop_lib.rows import Params, Row, Rows
 from workshop_lib.services import DatabaseEndpoint
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 T = TypeVar("T")
 Query = str | sql.Composable
 
+PLACEHOLDER = re.compile(r"%(?:%|s|\(\w+\)s)")
+MAX_STATEMENTS = 10_000
+"""How many different statements are counted one by one."""
 CONFLICT_ATTEMPTS = 30
 CONFLICT_S = 60.0
 """How long a transaction is tried at least, seconds. Where 16 write one row without a pause, on
@@ -91,6 +98,15 @@ class DatabaseStats:
     connections: int = 0
 
 
+@dataclass(slots=True)
+class _Calls:
+    """What the calls of one statement add up to."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    rows: int = 0
+
+
 class Database:
     """A pooled PostgreSQL or Aurora DSQL database, seen through one schema.
 
@@ -119,6 +135,8 @@ class Database:
         self.schema = schema
         self._limits = (pool_min, pool_max, pool_timeout_s)
         self._counts = Counter[str]()
+        self._calls: dict[str, _Calls] = {}
+        self._opened = time.monotonic()
         self._begin()
         forks.tell_child(self)
 
@@ -184,6 +202,7 @@ class Database:
                     cursor.execute(statement, params)
                 described = cursor.description
                 rows = cursor.fetchall() if described is not None else []
+                text = statement if isinstance(statement, str) else statement.as_string(cursor)
             except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
                 if connection.closed:  # in the middle of the question: the server went away
                     raise _unreachable(self.endpoint, error) from None
@@ -194,9 +213,10 @@ class Database:
                 "and read_only=True, are for questions. Send it with database.query without "
                 "read_only."
             )
-        self._count("queries")
         columns = tuple([column.name for column in described or ()])
-        return Rows(columns, rows, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._note(text, seconds, len(rows))
+        return Rows(columns, rows, seconds)
 
     def run_transaction(self, work: Callable[[Cursor], T]) -> T:
         """Run `work` in one transaction and commit it; run it again after a conflict.
@@ -434,10 +454,39 @@ class Database:
         with self._counts_lock:
             return DatabaseStats(**self._counts)
 
+    def statements(self) -> pd.DataFrame:
+        """What `query` has run so far, as `workshop advise` reads it from a CSV file.
+
+        Returns:
+            A row for each of the first 10,000 different statements: `query` (its text, with $1 for
+            its first parameter), `calls`,
+            `total_exec_time` (ms, as measured here: the way to the server and the wait for a
+            connection included), `rows` (of all calls) and `days` (since the database was opened).
+
+        """
+        import pandas as pd  # noqa: PLC0415 -- it takes a third of a second
+
+        days = (time.monotonic() - self._opened) / 86_400
+        with self._counts_lock:
+            found = [
+                (_numbered(text), one.calls, 1e3 * one.seconds, one.rows, days)
+                for text, one in self._calls.items()
+            ]
+        return pd.DataFrame(found, columns=["query", "calls", "total_exec_time", "rows", "days"])
+
     def close(self) -> None:
         """Close the pool's idle connections; borrowed ones close on their return."""
         old, self._pool = self._pool, Pool(self.connect, *self._limits)
         old.close()
+
+    def _note(self, text: str, seconds: float, rows: int) -> None:
+        with self._counts_lock:
+            self._counts["queries"] += 1
+            known = len(self._calls) < MAX_STATEMENTS or text in self._calls
+            one = self._calls.setdefault(text, _Calls()) if known else _Calls()
+            one.calls += 1
+            one.seconds += seconds
+            one.rows += rows
 
     def _count(self, what: str) -> None:
         with self._counts_lock:
@@ -496,6 +545,12 @@ def _check_read_only(sent: bytes, commands: Sequence[str] | None) -> None:
 
 def _to_bytes(value: str | bytes | None, cursor: Any) -> bytes | None:
     return None if value is None else bytes(psycopg2.BINARY(value, cursor))
+
+
+def _numbered(text: str) -> str:
+    """A statement with the server's placeholders, $1 and so on, in place of psycopg2's."""
+    numbers = count(1)
+    return PLACEHOLDER.sub(lambda one: "%" if one[0] == "%%" else f"${next(numbers)}", text)
 
 
 def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreachableError:
