@@ -24,11 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-
-from workshop_lib.errors import WorkshopError
-from workshop_lib.lambda_package import build_package
 
 HERE = {"aarch64": "arm64"}.get(platform.machine(), "x86_64")
 HOST = "127.0.0.1"
@@ -373,16 +369,6 @@ def serve(api: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) 
     server.tls = tls
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     return server
-
-
-def build(out: Path, architecture: str = HERE) -> Path:
-    """A package, or a skipped test where this machine cannot get the wheels."""
-    try:
-        return build_package(out, architecture=architecture)
-    except WorkshopError as error:
-        if "could not be had" not in str(error):
-            raise
-        pytest.skip(str(error))
 
 
 def unpack(package: Path, to: Path) -> Path:

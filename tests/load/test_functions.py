@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 from helpers import records
@@ -30,6 +31,7 @@ from workshop_lib.load import (
     metrics_namespace,
     run_inserts,
     run_mixed,
+    worker,
 )
 from workshop_lib.paths import PACKAGE
 from workshop_lib.services import exports
@@ -103,13 +105,11 @@ def task(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def start(shop, task, tmp_path_factory):
-    """Starts functions of a stack: told where everything is, and a namespace that is not ours."""
-    addresses = exports(shop.settings, shop.endpoints)
+def service(shop, task, tmp_path_factory):
+    """A function of a stack: told where everything is, and a namespace that is not ours."""
     messaging = shop.messaging.arguments
     settings = {
-        "DATABASE_URL": addresses["DATABASE_URL"],
-        "VALKEY_URL": addresses["VALKEY_URL"],
+        "DATABASE_URL": exports(shop.settings, shop.endpoints)["DATABASE_URL"],
         "QUEUE_URL": QUEUE,
         "WORKSHOP_NAMESPACE": "of_the_stack",
         # The queue of that name is the emulation's.
@@ -119,22 +119,9 @@ def start(shop, task, tmp_path_factory):
         "AWS_SECRET_ACCESS_KEY": messaging["aws_secret_access_key"],
         "PYTHONPYCACHEPREFIX": "",
     }
-    with ExitStack() as stack:
-
-        def start_one(**more):
-            folder = tmp_path_factory.mktemp("function")
-            function = LambdaService(task, folder, settings, handler=HANDLER, **more)
-            stack.callback(function.close)
-            return function
-
-        yield start_one
-
-
-@pytest.fixture(scope="module")
-def service(start):
-    """Such a function."""
-    function = start()
+    function = LambdaService(task, tmp_path_factory.mktemp("function"), settings, handler=HANDLER)
     yield function
+    function.close()
     sys.stdout.write(function.logs())
     assert list(function.scratch.iterdir()) == []
 
@@ -219,43 +206,15 @@ def test_the_function_processes_the_queue_and_its_metrics_are_ours(on_aws, servi
         on_aws.sqs.delete_queue(QueueUrl=url)
 
 
-ELSEWHERE = """
-from dataclasses import replace
-from workshop_lib.services import endpoints
-
-def external_reader(settings):
-    found = endpoints.external_database(settings)
-    return replace(found, arguments={**found.arguments, "application_name": "elsewhere"})
-
-endpoints.external_reader = external_reader
-"""
-"""Has the name of the other endpoint lead to the same server, where its clients are known."""
-
-
-def test_a_function_that_is_told_another_endpoint_reads_there(on_aws, start, tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text(ELSEWHERE)
-    function = start(paths=[tmp_path], most=1)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", function.url)
-    driver = LambdaWorkers(function.name, 1, namespace=on_aws.namespace)
-    driver.prepare()
-    assert driver.reader == on_aws.database.endpoint.arguments["host"]
-    urls = on_aws.open_queue("elsewhere", visibility_timeout_s=4, max_receives=2)
-    mapping = EventSourceMapping(function, on_aws.sqs, urls[0], at_once=1)
-    scenario = MixedScenario(
-        duration_s=0.1, messages_per_batch=2, reads_elsewhere=True, drain_s=20.0
-    )
-    try:
-        report = run_mixed(on_aws.database, Queue(on_aws.sqs, *urls), scenario, None)
-    finally:
-        mapping.close()
-    assert report.reconciles
-    assert (report.succeeded, report.rows) == (6, 10)
-    asked = "SELECT query FROM pg_stat_activity WHERE application_name = 'elsewhere'"
-    ((query,),) = on_aws.database.query(asked)
-    assert query.lstrip().startswith("SELECT")
-    delete_rows(on_aws.database, report.run)
-    for url in urls:
-        on_aws.sqs.delete_queue(QueueUrl=url)
+def test_the_handler_reads_from_the_endpoint_that_its_environment_names(shop, monkeypatch):
+    monkeypatch.setattr(worker, "_worker", None)
+    monkeypatch.setenv("DATABASE_URL", exports(shop.settings, shop.endpoints)["DATABASE_URL"])
+    # The name of the other endpoint leads to the same server.
+    reader = shop.endpoints.database
+    monkeypatch.setattr(worker.endpoints, "external_reader", lambda _: reader)
+    context = SimpleNamespace(get_remaining_time_in_millis=lambda: 60_000)
+    assert handler(PING, context)["reader"] == reader.host
+    worker._worker.close()
 
 
 def test_a_function_that_is_not_there_or_has_no_handler_says_so(on_aws, call, monkeypatch):

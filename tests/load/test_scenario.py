@@ -49,7 +49,7 @@ def test_the_published_config_is_read_unchanged_and_the_full_size_is_its(tmp_pat
     assert (two.workers, two.rows, two.planned) == (1_000, 100, 1_000_000)
     assert one.warm_up == two.warm_up == 20
     write(tmp_path, {"scenario_1": {}}, "inserts_full.json")  # one that is here wins
-    assert list(read_scenario("inserts_full.json", iterations=7).loads()) == ["individual inserts"]
+    assert list(read_scenario("inserts_full.json").loads()) == ["individual inserts"]
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from workshop_lib.settings import Settings
     from workshop_lib.workshop import Workshop
 
+# The scenario file of an insert load, if the folder in which the command is run has one.
 CONFIG = Path("config.json")
-"""The scenario file of an insert load, if the folder in which the command is run has one."""
 PROCESSES = 4
 
 at_once_option = click.option(
@@ -65,8 +65,9 @@ def load() -> None:
 @keep_option
 @out_option
 def inserts(
-    *, config: Path | None, which: str, at_once: int | None, keep: bool, out: Path, **options: Any
-) -> None:
+    *, config: Path | None, which: str, function_name: str | None, region: str | None,
+    at_once: int | None, keep: bool, out: Path, **options: Any,
+) -> None:  # fmt: skip
     """Compare individual with multi-row inserts; exit code 1 if a row is missing at the end.
 
     Each worker does its rounds one after another. A round is --count INSERTs of one row each
@@ -81,20 +82,28 @@ def inserts(
         config = CONFIG
         click.echo("Scenario: config.json in this folder (the workshop's: --config inserts_laptop)")
     with one_interrupt():
-        scenario = tests.read_scenario(config or "inserts_laptop", **options)
-        loads, function = scenario.loads(which), scenario.lambda_function_name
-        test = _Test(keep, out)
-        if function and not test.on_aws:
-            raise SettingsError(
-                f"The Lambda function {function} (--function-name, or lambda_function_name in the "
-                "scenario file) needs Aurora DSQL: no function can reach a database on this "
-                "machine. Set DSQL_ENDPOINT and AWS_REGION; or have processes here do the work: "
-                '--function-name "".'
-            )
+        scenario = tests.read_scenario(config or "inserts_laptop")
+        loads, test = scenario.loads(which, **options), _Test(keep, out)
+        by_option = function_name is not None
+        function = function_name if by_option else scenario.lambda_function_name
+        no_region = region is None and (by_option or scenario.region is None)
+        _refuse({
+            "A Region is given (--region, or region in the scenario file), but no Lambda function "
+            "that would be there. Name it (--function-name, or lambda_function_name in the file), "
+            "or leave out the Region.":
+                not function and not no_region,
+            f"The Lambda function {function} (--function-name, or lambda_function_name in the "
+            "scenario file) needs Aurora DSQL: no function can reach a database on this machine. "
+            "Set DSQL_ENDPOINT and AWS_REGION; or have processes here do the work: "
+            '--function-name "".':
+                function and not test.on_aws,
+        })  # fmt: skip
         most = max(load.workers for load in loads.values())
         with test.workshop() as ws:
             if function:
-                driver: Any = test.function(function, min(at_once or 1_000, most), scenario.region)
+                driver: Any = test.function(
+                    function, min(at_once or 1_000, most), region or scenario.region
+                )
             else:
                 driver = ws.load_workers(min(at_once or PROCESSES, most))
             click.echo(f"By {driver.label}")
@@ -250,7 +259,12 @@ class _Test:
 
     def function(self, name: str, at_once: int, region: str | None = None) -> tests.LambdaWorkers:
         """A driver for a Lambda function, whose memory is paid for."""
-        region, namespace = region or self.settings.aws_region, self.settings.workshop_namespace
+        from workshop_lib.services.endpoints import external_region
+
+        region, namespace = (
+            region or external_region(self.settings),
+            self.settings.workshop_namespace,
+        )
         driver = tests.LambdaWorkers(name, at_once, region=region, namespace=namespace)
         driver.prepare()
         self.function_mb = driver.memory_mb or tests.FUNCTION_MB

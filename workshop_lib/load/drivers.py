@@ -32,13 +32,13 @@ from workshop_lib.services.error_help import error_code, error_help
 if TYPE_CHECKING:
     from workshop_lib.workshop import Workshop
 
+# How long a local process may take to start, seconds: the machine may be busy.
 READY_S = 120.0
-"""How long a local process may take to start, seconds: the machine may be busy."""
+# How much longer than its time limit a job may take before it is given up, seconds.
 GRACE_S = 30.0
-"""How much longer than its time limit a job may take before it is given up, seconds."""
 MAX_PROCESSES = 64
+# At the same time, of all functions of an account in a Region, unless AWS has raised it.
 MAX_EXECUTIONS = 1_000
-"""At the same time, of all functions of an account in a Region, unless AWS has raised it."""
 MAX_FUNCTION_S = 900
 THROTTLED = "TooManyRequestsException"
 THROTTLED_S = 0.5
@@ -199,7 +199,7 @@ class LocalWorkers(Driver):
             for process in self._processes:
                 process.start()
             for process in self._processes:
-                process.ask(msgspec.to_builtins(PING), READY_S)
+                process.get_ready()
         except (OSError, NoAnswerError) as error:
             raise WorkshopError(
                 f"Not all of {self.at_once} worker processes could start: {error}"
@@ -215,6 +215,7 @@ class LocalWorkers(Driver):
         process = self._idle.get()
         try:
             process.start()
+            process.get_ready()
             if self.stopped.is_set():  # after the start: `close` ends what it finds
                 raise NoAnswerError("interrupted")
             return process.ask(event, limit_s)
@@ -254,6 +255,12 @@ class _Process:
             self._pipe.send((self._config, os.getpid()))
         self._ready = False
 
+    def get_ready(self) -> None:
+        """Wait until it has started, and is connected."""
+        if not self._ready:
+            self.ask(msgspec.to_builtins(PING), READY_S)
+        self._ready = True
+
     def ask(self, event: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
         """Have a job done; the process is ended if it takes longer than `limit_s` seconds.
 
@@ -261,9 +268,6 @@ class _Process:
             NoAnswerError: it gave no answer.
 
         """
-        if not self._ready:
-            self._ready = True
-            self.ask(msgspec.to_builtins(PING), READY_S)
         answer: dict[str, Any] = {}
         try:
             self._pipe.send(event)

@@ -6,7 +6,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,25 +22,25 @@ from workshop_lib.measure import percentile
 from workshop_lib.results import write_json
 
 FIRST_ERRORS = 10
+# A worker that computes for this share of its time hardly waits for the database.
 BUSY_WORKER = 0.8
-"""A worker that computes for this share of its time hardly waits for the database."""
+# Workers that use this share of all processors leave too little to a database beside them.
 BUSY_MACHINE = 0.5
-"""Workers that use this share of all processors leave too little to a database beside them."""
 RANKS = {"median": 50, "p95": 95, "p99": 99}
 COUNTS = ("planned", "succeeded", "failed", "dropped", "unknown")
 AS_IT_IS = ("run", "driver", "seconds", "throughput", "reconciles", "retries",
             "cpu_seconds", "cpu_share", "limited_by", "interrupted", "redelivered", "in_table",
             "errors")  # fmt: skip
+# Memory of the stack's load function: the template's FunctionMemory.
 FUNCTION_MB = 512
-"""Memory of the stack's load function: the template's FunctionMemory."""
+# A row of `business_events`, on average: its id has 50, its JSON 100 to 150.
 EVENT_BYTES = 260
-"""A row of `business_events`, on average: its id has 50, its JSON 100 to 150."""
+# BIGINT, INTEGER, DATE, INTEGER, and NUMERIC of up to three digits before the point.
 TRANSACTION_BYTES = 28
-"""BIGINT, INTEGER, DATE, INTEGER, and NUMERIC of up to three digits before the point."""
+# The User Guide's example of a scan, for statements that were not timed here.
 SCAN_SECONDS = 0.016
-"""The User Guide's example of a scan, for statements that were not timed here."""
+# Messages of a request to SQS, and of one that Lambda hands to the stack's function.
 BATCH = 10
-"""Messages of a request to SQS, and of one that Lambda hands to the stack's function."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,10 +288,13 @@ def save_reports(
     name = time.strftime("results_%Y%m%d_%H%M%S", stamp)
     for number in itertools.count(1):
         path = folder / (f"{name}_{number}.json" if number > 1 else f"{name}.json")
-        with suppress(FileExistsError):  # of another load test in this second
-            with suppress(OSError):  # writing says what is wrong
-                path.touch(exist_ok=False)
-            break
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:  # of another load test in this second
+            continue
+        except OSError:  # writing says what is wrong
+            pass
+        break
     write_json(path, content)
     return path
 

@@ -13,8 +13,8 @@ from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
 from workshop_lib.load.traffic import FIRST_ID, MAX_STATEMENTS, row_id
 
+# A run's number is below this.
 MAX_RUNS = 1 << 32
-"""A run's number is below this."""
 
 
 @dataclass(frozen=True, slots=True)

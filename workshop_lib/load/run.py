@@ -28,11 +28,11 @@ from workshop_lib.load.scenario import InsertLoad, Job, MixedScenario, insert_jo
 from workshop_lib.load.worker import Done
 from workshop_lib.progress import progress_bar
 
+# A statement of a worker that was ended may be committed shortly after: so long is waited.
 SETTLED_S = 0.3
-"""A statement of a worker that was ended may be committed shortly after: so long is waited."""
 LOOK_S = 0.2
+# So often in a row a queue has to look empty: its numbers are approximate, and 0 for moments.
 EMPTY_LOOKS = 10
-"""So often in a row a queue has to look empty: its numbers are approximate, and 0 for moments."""
 WAIT_S = 1
 PAUSE_S = 0.3
 NUMBERS = (
@@ -261,15 +261,14 @@ class _MixedRun:
             if empty and self._open():
                 self._collect_dead()
             if empty >= EMPTY_LOOKS and self.driver is None:
-                self._find_done()
+                self._find_done(emptied=True)
 
     def _poll(self) -> None:
         """Receive messages, have a worker process them, delete those that it did."""
         while not self.stop.is_set():
-            messages = self._receive(self.queue.url)
-            if messages:
+            if messages := self._receive(self.queue.url):
                 self._hand_over(messages)
-            elif messages is None:
+            else:  # there are none, or the request failed
                 self.stop.wait(PAUSE_S)
 
     def _hand_over(self, messages: Sequence[Mapping[str, Any]]) -> None:
@@ -290,37 +289,37 @@ class _MixedRun:
                 self._note(said)
             if one.stored == one.planned:
                 self.done.setdefault(one.number, one)
-        processed = [m for m in messages if m["MessageId"] not in failed]
-        self._delete(self.queue.url, processed, "deleted")
+        gone = self._delete(self.queue.url, [m for m in messages if m["MessageId"] not in failed])
+        self.state.update(dict.fromkeys(self._ours(gone), "deleted"))
 
     def _collect_dead(self) -> None:
         """Empty the dead-letter queue of this run's messages; those of others stay."""
         while messages := self._receive(self.queue.dead):
-            self._delete(self.queue.dead, [m for m in messages if self._ours([m])], "dead")
+            ours = [message for message in messages if self._ours([message])]
+            self.state.update(dict.fromkeys(self._ours(ours), "dead"))
+            self._delete(self.queue.dead, ours)
 
-    def _find_done(self) -> None:
+    def _find_done(self, *, emptied: bool) -> None:
         """See in the table, and by the empty queue, what a function has processed by itself."""
         done = self.inserts & {n for n, rows in (self._count() or {}).items() if rows == self.each}
-        if self.inserts & self._open() <= done:
+        if emptied and self.inserts & self._open() <= done:
             done |= self._open()  # nothing tells of reads, but the queue is empty
         for number in done & self._open():
             self.done[number] = Done(number=number, planned=self.each, success_count=self.each)
             self.state[number] = "deleted"
 
-    def _receive(self, url: str) -> list[Any] | None:
-        """Some messages; None if the request failed."""
+    def _receive(self, url: str) -> list[Any]:
         asked = {"QueueUrl": url, "MaxNumberOfMessages": BATCH, "WaitTimeSeconds": WAIT_S}
-        answer = self._ask("receive_message", **asked)
-        return answer.get("Messages", []) if answer else None
+        found: list[Any] = self._ask("receive_message", **asked).get("Messages", [])
+        return found
 
-    def _delete(self, url: str, messages: Sequence[Mapping[str, Any]], state: str) -> None:
-        """Delete messages; those that are gone are in this state from now on."""
+    def _delete(self, url: str, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Delete messages. Returns those that are gone."""
         entries = [
             {"Id": str(n), "ReceiptHandle": one["ReceiptHandle"]} for n, one in enumerate(messages)
         ]
         answer = self._ask("delete_message_batch", QueueUrl=url, Entries=entries) if entries else {}
-        gone = [messages[int(one["Id"])] for one in answer.get("Successful", [])]
-        self.state.update(dict.fromkeys(self._ours(gone), state))
+        return [messages[int(one["Id"])] for one in answer.get("Successful", [])]
 
     def _look(self) -> tuple[int, int, int] | None:
         """Messages that wait, and that are being processed, and the queue's visibility timeout.
@@ -376,6 +375,8 @@ class _MixedRun:
     def _report(self, seconds: float, *, interrupted: bool) -> LoadReport:
         if self._open():
             self._collect_dead()
+        if self.driver is None:
+            self._find_done(emptied=False)
         if self.driver is None and not (self.done or interrupted):
             self._note(
                 "Nothing processed a message. Is the queue mapped to the function, and the mapping "

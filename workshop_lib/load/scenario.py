@@ -14,29 +14,24 @@ from workshop_lib.load.traffic import ACTIONS, EVENT_TYPES, MAX_STATEMENTS, Acti
 from workshop_lib.paths import FILES
 from workshop_lib.settings import NAMESPACE
 
-T = TypeVar("T", bound=msgspec.Struct)
+T = TypeVar("T", bound="Checked")
 SCENARIOS = FILES / "data" / "scenarios"
-MAX_TIME_S = 900.0
-"""Of a job: no Lambda function runs for longer."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS_PER_TRANSACTION)]
 Statements = Annotated[int, msgspec.Meta(ge=1, le=MAX_STATEMENTS)]
 WarmUp = Annotated[int, msgspec.Meta(ge=0, le=1_000)]
 ThinkMs = Annotated[float, msgspec.Meta(ge=0, le=60_000)]
-TimeLimit = Annotated[float, msgspec.Meta(gt=0, le=MAX_TIME_S)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3_600)]
 Region = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]+$")]
 RunName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
 RunNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Namespace = Annotated[str, msgspec.Meta(pattern=rf"\A({NAMESPACE})?\Z")]
-PLACES = {
-    "function_name": ("lambda_function_name",),
-    "warm_up": ("warm_up_invocations",),
-    "workers": ("scenario_1.num_lambdas", "scenario_2.num_lambdas"),
-    "iterations": ("scenario_1.iterations", "scenario_2.iterations"),
-    "count": ("scenario_1.inserts_per_iteration", "scenario_2.rows_per_batch"),
+# What the file of an insert load test calls them.
+IN_FILES = {
+    "workers": "num_lambdas",
+    "statements": "inserts_per_iteration",
+    "rows": "rows_per_batch",
 }
-"""The keys of the file that an option replaces, unless it replaces the key of its own name."""
 
 
 class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,7 +47,7 @@ class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         _convert(msgspec.to_builtins(self), type(self), "this load")
 
 
-class InsertLoad(Checked, frozen=True):
+class InsertLoad(Checked, frozen=True, rename=IN_FILES):
     """Insert load: workers that each send their next INSERT when the last one is answered.
 
     Attributes:
@@ -62,7 +57,7 @@ class InsertLoad(Checked, frozen=True):
         rows: rows of an INSERT, 1 to 3,000.
         event_type: which events to insert.
         warm_up: jobs before the measurement, one statement each, left out of the figures.
-        time_limit_s: after this time a worker begins no further statement, seconds, up to 900.
+        time_limit_s: after this time a worker begins no further statement, seconds.
 
     """
 
@@ -72,7 +67,7 @@ class InsertLoad(Checked, frozen=True):
     rows: Rows = 1
     event_type: EventType = "CarCreated"
     warm_up: WarmUp = 0
-    time_limit_s: TimeLimit = 60.0
+    time_limit_s: Seconds = 60.0
 
     @property
     def planned(self) -> int:
@@ -108,20 +103,6 @@ class MixedScenario(Checked, frozen=True):
         return max(1, round(self.duration_s / self.wait_s))
 
 
-class Individual(Checked, frozen=True):
-    """Scenario 1: one INSERT per row; rounds of each worker, and INSERTs in a round."""
-
-    num_lambdas: Count = 1_000
-    iterations: Count = 10
-    inserts_per_iteration: Count = 1
-
-
-class MultiRow(Individual, frozen=True):
-    """Scenario 2: the same with many rows per INSERT."""
-
-    rows_per_batch: Rows = 100
-
-
 class InsertScenario(Checked, frozen=True):
     """The file of an insert load test.
 
@@ -137,34 +118,33 @@ class InsertScenario(Checked, frozen=True):
 
     lambda_function_name: str | None = None
     region: Region | None = None
-    scenario_1: Individual | None = None
-    scenario_2: MultiRow | None = None
+    scenario_1: InsertLoad | None = None
+    scenario_2: InsertLoad | None = None
     warm_up_invocations: WarmUp = 20
     event_type: EventType = "CarCreated"
 
-    def loads(self, which: str = "both") -> dict[str, InsertLoad]:
+    def loads(
+        self, which: str = "both", *, count: int | None = None, **options: object
+    ) -> dict[str, InsertLoad]:
         """The loads to run, by name: those of scenario "1", "2" or "both" that the file has.
 
+        Args:
+            which: of them.
+            count: INSERTs a round (1), or rows an INSERT (2), instead of the file's.
+            options: attributes of InsertLoad that win over the file; those that are not None.
+
         Raises:
-            DataError: it has none of them.
+            DataError: it has none of them, or a value is out of range.
 
         """
-        chosen = {
-            "individual inserts": self.scenario_1 if which != "2" else None,
-            "multi-row inserts": self.scenario_2 if which != "1" else None,
-        }
-        found = {
-            name: InsertLoad(
-                workers=one.num_lambdas,
-                iterations=one.iterations,
-                statements=one.inserts_per_iteration,
-                rows=one.rows_per_batch if isinstance(one, MultiRow) else 1,
-                event_type=self.event_type,
-                warm_up=self.warm_up_invocations,
-            )
-            for name, one in chosen.items()
-            if one is not None
-        }
+        common = {"event_type": self.event_type, "warm_up": self.warm_up_invocations}
+        found = {}
+        for number, name, one, counted in (
+            ("1", "individual inserts", self.scenario_1, "statements"),
+            ("2", "multi-row inserts", self.scenario_2, "rows"),
+        ):
+            if one is not None and which in {number, "both"}:
+                found[name] = _replace(one, {**common, **options, counted: count})
         if not found:
             asked = "scenario_1 or scenario_2" if which == "both" else f"scenario_{which}"
             raise DataError(f"The file has no {asked}: there is nothing to run.")
@@ -198,7 +178,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     warm_up: bool = False
     target: Literal["writer", "reader"] = "writer"
     think_ms: ThinkMs = 0.0
-    time_limit_s: TimeLimit = MAX_TIME_S
+    time_limit_s: Seconds = 3_600.0
     namespace: Namespace = ""
 
     def __post_init__(self) -> None:
@@ -256,26 +236,14 @@ def mixed_jobs(scenario: MixedScenario, run: int, namespace: str = "") -> list[l
     ]
 
 
-def read_scenario(path: str | Path, **options: object) -> InsertScenario:
-    """An insert scenario from a JSON file, with options that win over it.
-
-    Args:
-        path: the file, or the name of one in data/scenarios/.
-        options: those that are not None count. function_name, region, event_type, warm_up; and for
-            each scenario in the file: workers, iterations, count (INSERTs a round, rows an INSERT).
+def read_scenario(path: str | Path) -> InsertScenario:
+    """An insert scenario from a JSON file, which may go by its name in data/scenarios/.
 
     Raises:
-        DataError: the file cannot be read, or a name or value in it or an option is not usable.
+        DataError: the file cannot be read, or a name or value in it is not usable.
 
     """
-    found = _read(path, InsertScenario, options)
-    function = found.lambda_function_name
-    if found.region and not function and (function is None or options.get("region")):
-        raise DataError(
-            f"{found.region} would be the Region of a Lambda function, and none is named. Name it "
-            "(--function-name, or lambda_function_name in the file), or leave out the Region."
-        )
-    return found
+    return _read(path, InsertScenario)
 
 
 def read_mixed(path: str | Path, **options: object) -> MixedScenario:
@@ -289,25 +257,25 @@ def read_mixed(path: str | Path, **options: object) -> MixedScenario:
         DataError: the file cannot be read, or a name or value is not usable.
 
     """
-    return _read(path, MixedScenario, options)
+    return _replace(_read(path, MixedScenario), options)
 
 
-def _read(path: str | Path, kind: type[T], options: dict[str, object]) -> T:
+def _read(path: str | Path, kind: type[T]) -> T:
     known = SCENARIOS / f"{str(path).removesuffix('.json')}.json"
     file = known if known.exists() and not Path(path).exists() else Path(path)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"The scenario {path} cannot be read: {error}.") from None
+    return _convert(content, kind, str(path))
+
+
+def _replace(one: T, options: dict[str, Any]) -> T:
+    """The same with those options that are not None, checked."""
     given = {name: value for name, value in options.items() if value is not None}
-    for name, value in given.items() if isinstance(content, dict) else ():
-        for place in PLACES.get(name, (name,)):
-            part, _, key = place.rpartition(".")
-            inside = content.get(part) if part else content
-            if isinstance(inside, dict):
-                inside[key] = value
-    origin = f"{path} with {', '.join(f'{n}={v!r}' for n, v in given.items())}" if given else path
-    return _convert(content, kind, str(origin))
+    found = msgspec.structs.replace(one, **given)
+    found.check()
+    return found
 
 
 def _convert(content: Any, kind: type[T], origin: str) -> T:

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from workshop_lib.errors import DataError
 
+# Which events to make; "Mixed" draws one of the other four for each.
 EventType: TypeAlias = Literal[
     "CarCreated", "LoanCreated", "LoanPaymentSubmitted", "CarServiceDone", "Mixed"
 ]
-"""Which events to make; "Mixed" draws one of the other four for each."""
 Action: TypeAlias = Literal["EVENTS", "SELECT", "INSERT", "SELECT2"]
 EventRow: TypeAlias = tuple[str, str, str, datetime, datetime, str]
 Values: TypeAlias = tuple[int | date | Decimal, ...]
@@ -35,8 +35,8 @@ SERVICES = ("oil", "brakes", "tyres", "inspection", "battery")
 # Vehicle identification numbers leave out I, O and Q, which look like digits (ISO 3779).
 VIN_LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ0123456789"
 
+# Of a mixed load.
 ACTIONS: tuple[Action, ...] = ("SELECT", "INSERT", "SELECT2")
-"""Of a mixed load."""
 INSERT_EVENTS = """
     INSERT INTO business_events
            (id, event_name, event_type, created_date, saved_date, event_data)
@@ -57,10 +57,10 @@ STATEMENTS = {
         VALUES (%s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING
     """,
 }
+# Of one message: more would take longer than a message should.
 MAX_STATEMENTS = 1_000
-"""Of one message: more would take longer than a message should."""
+# Ids of load tests begin here, far above those of the workshop's own rows.
 FIRST_ID = 1 << 62
-"""Ids of load tests begin here, far above those of the workshop's own rows."""
 IDS_PER_RUN = 1 << 30
 
 

@@ -35,16 +35,16 @@ from workshop_lib.settings import load_settings
 log = logging.getLogger(__name__)
 ERRORS = (WorkshopError, psycopg2.Error)
 FIRST_ERRORS = 5
+# Of libpq: a connection on which nothing has arrived for 30 seconds is lost. (A job's time limit
+# covers a database that is there and does not answer.)
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 10, "tcp_user_timeout": 30_000}
-"""Of libpq: a connection on which nothing has arrived for 30 seconds is lost. (A job's time limit
-covers a database that is there and does not answer.)"""
+# A Lambda function begins no statement in its last second, in which it might be ended.
 SPARE_S = 1.0
-"""A Lambda function begins no statement in its last second, in which it might be ended."""
+# How long a statement is tried again while the database is away, seconds.
 PATIENCE_S = 10.0
-"""How long a statement is tried again while the database is away, seconds."""
 PAUSE_S, MAX_PAUSE_S = 0.005, 0.25
+# Values of one datum (CloudWatch API Reference, "MetricDatum").
 MAX_VALUES = 150
-"""Values of one datum (CloudWatch API Reference, "MetricDatum")."""
 
 
 class Done(msgspec.Struct, kw_only=True):
@@ -62,7 +62,7 @@ class Done(msgspec.Struct, kw_only=True):
         cpu_ms: processor time of the worker itself meanwhile.
         retries: how often a statement was sent again, after a conflict or a lost connection.
         errors: the first few, in words.
-        memory_mb: of the Lambda function; None in a process.
+        memory_mb: of the Lambda function; 0 in a process.
         reader: the host of the endpoint for reads; empty if there is none.
         state: "answered"; "lost" if no answer came; "interrupted" if an Interrupt was the reason;
             "not begun" if no worker got the job.
@@ -81,7 +81,7 @@ class Done(msgspec.Struct, kw_only=True):
     cpu_ms: float = 0.0
     retries: int = 0
     errors: list[str] = []
-    memory_mb: int | None = None
+    memory_mb: int = 0
     reader: str = ""
     state: str = "answered"
     seconds: float = 0.0
@@ -230,7 +230,7 @@ class Worker:
             queue is to deliver again, as Lambda wants it; and `done`, the records of the others.
 
         Raises:
-            WorkshopError: the event is neither, or a Ping finds no database.
+            WorkshopError: the event is neither; or a job without statements finds no database.
 
         """
         if isinstance(event, dict) and "Records" in event:
@@ -269,10 +269,8 @@ class Worker:
         """
         self._use(job.namespace)
         session = self.reader if job.target == "reader" else self.writer
-        memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
-        done = Done(
-            number=job.number, planned=job.planned, memory_mb=int(memory) if memory else None
-        )
+        done = Done(number=job.number, planned=job.planned)
+        done.memory_mb = int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "0"))
         if self.reader:
             done.reader = self.reader.database.endpoint.host
         if session is None:
