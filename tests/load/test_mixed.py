@@ -1,14 +1,11 @@
 """A mixed load through a queue: every message is accounted for, whatever happens on the way."""
 
-import json
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 from helpers import ALL_TRANSACTIONS, fail, records, when_more_than, worker_processes
-from lambda_runtime import EventSourceMapping
 
 from workshop_lib.errors import DataError, ServiceUnreachableError, WorkshopError
 from workshop_lib.load import (
@@ -227,22 +224,6 @@ def test_interrupt_ends_it_with_a_report(shop, queue, here, interrupt):
     assert report.reconciles
     assert report.succeeded > 0
     assert report.dropped > 1_000
-
-
-def test_the_load_ends_when_a_function_has_emptied_the_queue(shop, queue, alone):
-    service = SimpleNamespace(
-        invoke=lambda event: SimpleNamespace(
-            answer=json.dumps(alone.do(json.loads(event))), failure=""
-        )
-    )
-    mapping = EventSourceMapping(service, shop.sqs, queue.url, at_once=1)
-    try:
-        report = load(shop, queue, None)
-    finally:
-        mapping.close()
-    assert report.by_others
-    assert report.reconciles
-    assert (report.succeeded, report.in_table, report.rows) == (18, 12, 12)
 
 
 # --- a queue that fails
