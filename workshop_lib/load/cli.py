@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-import workshop_lib.load as tests
+from workshop_lib import load as api
 from workshop_lib.errors import DataError, SettingsError, WorkshopError, redact
 from workshop_lib.load.traffic import EVENT_TYPES
 from workshop_lib.options import INTERRUPTED, a_file, a_folder
@@ -82,7 +82,7 @@ def inserts(
         config = CONFIG
         click.echo("Scenario: config.json in this folder (the workshop's: --config inserts_laptop)")
     with one_interrupt():
-        scenario = tests.read_scenario(config or "inserts_laptop")
+        scenario = api.read_scenario(config or "inserts_laptop")
         loads, test = scenario.loads(which, **options), _Test(keep, out)
         by_option = function_name is not None
         function = function_name if by_option else scenario.lambda_function_name
@@ -109,8 +109,8 @@ def inserts(
             click.echo(f"By {driver.label}")
             for name, one in loads.items():
                 click.echo(f"\n{name}: {one.workers:,} workers, {one.planned:,} rows")
-                test.runs.append(run := tests.new_run())
-                report = tests.run_inserts(ws.database, one, driver, run=run)
+                test.runs.append(run := api.new_run())
+                report = api.run_inserts(ws.database, one, driver, run=run)
                 test.add(name, report)
                 if report.interrupted:
                     break
@@ -150,7 +150,7 @@ def mixed(
     from workshop_lib.queues import delete_queues, describe_queue
 
     with one_interrupt():
-        scenario = tests.read_mixed(config, **options)
+        scenario = api.read_mixed(config, **options)
         test = _Test(keep, out, load_function=function_name)
         queue_url, function = test.settings.queue_url, test.settings.load_function
         elsewhere = scenario.reads_elsewhere
@@ -176,15 +176,15 @@ def mixed(
             test.table_rows = ws.load_table("transactions").rows
             urls = ws.open_queue("load", visibility_timeout_s=30, max_receives=3)
             given = f": {describe_queue(ws.sqs, ws.messaging)}" if queue_url else ""
-            metrics = tests.metrics_namespace(ws.namespace)
+            metrics = api.metrics_namespace(ws.namespace)
             who = f"the function {function}" if by_function else "processes on this machine"
             click.echo(f"Queue: {ws.messaging.label}{given}\nProcessed by {who}")
             click.echo(f"How long statements take is in CloudWatch, too: {metrics}")
             processes = at_once or PROCESSES
             driver = None if by_function else ws.load_workers(processes, metrics=True)
-            test.runs.append(run := tests.new_number())
-            queue = tests.Queue(ws.sqs, *urls)
-            report = tests.run_mixed(ws.database, queue, scenario, driver, run=run)
+            test.runs.append(run := api.new_number())
+            queue = api.Queue(ws.sqs, *urls)
+            report = api.run_mixed(ws.database, queue, scenario, driver, run=run)
             delete_queues(ws.sqs, ws.messaging, ws.namespace)
             test.add("mixed", report)
         test.exit()
@@ -199,7 +199,7 @@ def clean(run: str | None) -> None:
     """
     from workshop_lib.settings import load_settings
 
-    left, there, found = 0, 0, tests.rows_named(run)
+    left, there, found = 0, 0, api.rows_named(run)
     with _workshop(load_settings().values) as ws:
         for rows in found:
             before = rows.count(ws.database)
@@ -251,13 +251,13 @@ class _Test:
 
         self.settings, self.keep = load_settings(**overrides).values, keep
         self.folder, self.on_aws = ready_folder(out), is_on_aws(self.settings)
-        self.function_mb = None if self.on_aws else tests.FUNCTION_MB
+        self.function_mb = None if self.on_aws else api.FUNCTION_MB
         self.table_rows, self.cleared = 0, True
         self.runs: list[str | int] = []
-        self.reports: dict[str, tests.LoadReport] = {}
+        self.reports: dict[str, api.LoadReport] = {}
         self.costs: dict[str, Cost] = {}
 
-    def function(self, name: str, at_once: int, region: str | None = None) -> tests.LambdaWorkers:
+    def function(self, name: str, at_once: int, region: str | None = None) -> api.LambdaWorkers:
         """A driver for a Lambda function, whose memory is paid for."""
         from workshop_lib.services.endpoints import external_region
 
@@ -265,9 +265,9 @@ class _Test:
             region or external_region(self.settings),
             self.settings.workshop_namespace,
         )
-        driver = tests.LambdaWorkers(name, at_once, region=region, namespace=namespace)
+        driver = api.LambdaWorkers(name, at_once, region=region, namespace=namespace)
         driver.prepare()
-        self.function_mb = driver.memory_mb or tests.FUNCTION_MB
+        self.function_mb = driver.memory_mb or api.FUNCTION_MB
         return driver
 
     @contextmanager
@@ -283,13 +283,13 @@ class _Test:
                 with one_interrupt(times=0, last=False):
                     self._end(ws.database)
 
-    def add(self, name: str, report: tests.LoadReport) -> None:
+    def add(self, name: str, report: api.LoadReport) -> None:
         """Say what came of a load, and what it cost."""
         from workshop_lib.prices import load_prices
 
         prices, how = load_prices(), {"function_mb": self.function_mb}
-        cost = tests.load_cost(report, prices, **how, table_rows=self.table_rows, kept=self.keep)
-        said = tests.format_cost(cost, prices, **how, on_aws=self.on_aws)
+        cost = api.load_cost(report, prices, **how, table_rows=self.table_rows, kept=self.keep)
+        said = api.format_cost(cost, prices, **how, on_aws=self.on_aws)
         click.echo(f"{report}\n{said}\n{prices.warning(datetime.now(UTC).date())}".strip())
         self.reports[name], self.costs[name] = report, cost
 
@@ -305,12 +305,12 @@ class _Test:
         """Compare and save the reports, and delete the rows."""
         if any(len(report.calls) for report in self.reports.values()):
             mixed = self.reports.get("mixed")
-            table = mixed.by_action().round(2) if mixed else tests.compare_loads(self.reports)
+            table = mixed.by_action().round(2) if mixed else api.compare_loads(self.reports)
             click.echo(f"\n{table.to_string()}\n")
         for run in self.runs:
             self._clear(database, run)
         if self.reports:
-            path = tests.save_reports(self.reports, self.folder, self.costs)
+            path = api.save_reports(self.reports, self.folder, self.costs)
             click.echo(f"Results: {display_path(path)}")
 
     def _clear(self, database: Database, run: str | int) -> None:
@@ -319,10 +319,10 @@ class _Test:
         later = f"`workshop load clean {run}` deletes them."
         try:
             if self.keep:
-                kept = tests.count_rows(database, run)
+                kept = api.count_rows(database, run)
                 click.echo(f"{kept:,} rows are kept, of run {run}. {later}")
             else:
-                deleted = tests.delete_rows(database, run)
+                deleted = api.delete_rows(database, run)
                 click.echo(f"{deleted:,} rows of run {run} deleted, a warm-up's among them")
         except (WorkshopError, psycopg2.Error) as error:
             self.cleared = False

@@ -173,10 +173,12 @@ def new_number() -> int:
     return secrets.randbits(31)
 
 
+@dataclass
 class _MixedRun:
     """A mixed load under way. Threads share it: each only adds to it, or replaces a value.
 
     Attributes:
+        database, queue, scenario, driver, number: as in `run_mixed`.
         state: of each message: "not begun", "sent" (for sure, or perhaps: the request broke),
             "deleted" (processed, and out of the queue) or "dead" (in the dead-letter queue).
         done: the records of messages that were processed.
@@ -184,18 +186,15 @@ class _MixedRun:
 
     """
 
-    def __init__(
-        self,
-        database: Database,
-        queue: Queue,
-        scenario: MixedScenario,
-        driver: Driver | None,
-        number: int,
-    ) -> None:
-        self.database, self.queue, self.number = database, queue, number
-        self.scenario, self.driver = scenario, driver
-        self.each = scenario.statements_per_message
-        self.rounds = mixed_jobs(scenario, number, database.schema)
+    database: Database
+    queue: Queue
+    scenario: MixedScenario
+    driver: Driver | None
+    number: int
+
+    def __post_init__(self) -> None:
+        self.each = self.scenario.statements_per_message
+        self.rounds = mixed_jobs(self.scenario, self.number, self.database.schema)
         self.jobs = {job.number: job for jobs in self.rounds for job in jobs}
         self.inserts = {number for number, job in self.jobs.items() if job.action == "INSERT"}
         self.state = dict.fromkeys(self.jobs, "not begun")

@@ -137,14 +137,15 @@ class InsertScenario(Checked, frozen=True):
             DataError: it has none of them, or a value is out of range.
 
         """
-        common = {"event_type": self.event_type, "warm_up": self.warm_up_invocations}
+        given: dict[str, Any] = {"event_type": self.event_type, "warm_up": self.warm_up_invocations}
+        given |= {name: value for name, value in options.items() if value is not None}
         found = {}
         for number, name, one, counted in (
             ("1", "individual inserts", self.scenario_1, "statements"),
             ("2", "multi-row inserts", self.scenario_2, "rows"),
         ):
             if one is not None and which in {number, "both"}:
-                found[name] = _replace(one, {**common, **options, counted: count})
+                found[name] = _replace(one, {**given, counted: count})
         if not found:
             asked = "scenario_1 or scenario_2" if which == "both" else f"scenario_{which}"
             raise DataError(f"The file has no {asked}: there is nothing to run.")

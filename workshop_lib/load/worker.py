@@ -25,8 +25,8 @@ from psycopg2.extensions import connection as Connection, cursor as Cursor
 from workshop_lib.database import Database
 from workshop_lib.dsql import is_conflict
 from workshop_lib.errors import ServiceUnreachableError, SettingsError, WorkshopError, redact
+from workshop_lib.load import traffic
 from workshop_lib.load.scenario import Job
-from workshop_lib.load.traffic import ACTIONS, MAX_STATEMENTS, events, statement_of, values_of
 from workshop_lib.orphans import exit_with_parent
 from workshop_lib.queues import messaging_client
 from workshop_lib.services import DatabaseEndpoint, MessagingEndpoint, endpoints
@@ -286,7 +286,7 @@ class Worker:
             if not job.statements:
                 raise
         end, rng = min(end, time.monotonic() + job.time_limit_s), random.Random(job.place)
-        statement = statement_of(job.action, job.rows)
+        statement = traffic.statement_of(job.action, job.rows)
         began, cpu_s = time.perf_counter(), time.process_time()
         for step in range(job.statements):
             values = _values(job, step, rng)
@@ -336,7 +336,7 @@ class Worker:
         If that fails, the first record says why: a lost metric is no reason to do work again.
         """
         data: list[dict[str, Any]] = []
-        for action in ACTIONS:
+        for action in traffic.ACTIONS:
             times = [us / 1e3 for one in done for what, us in one.calls if what == action]
             common = {
                 "Dimensions": dimensions(namespace, action),
@@ -360,9 +360,11 @@ class Worker:
 def _values(job: Job, step: int, rng: random.Random) -> Sequence[Any]:
     """Values for a statement; the same ids whenever the statement of this number is sent."""
     if isinstance(job.run, int):
-        return values_of(job.action, rng, job.run, job.number * MAX_STATEMENTS + step)
+        return traffic.values_of(
+            job.action, rng, job.run, job.number * traffic.MAX_STATEMENTS + step
+        )
     ids = (f"{job.place}/{step:07d}/{row:04d}" for row in range(job.rows))
-    rows = events(job.event_type, ids, rng, datetime.now(UTC))
+    rows = traffic.events(job.event_type, ids, rng, datetime.now(UTC))
     return [value for row in rows for value in row]
 
 
