@@ -33,6 +33,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import drill
@@ -92,7 +93,10 @@ class Soak:
         self.box = box
         self.query = QueryCache(box, TTL_S, jitter=0.1)
         self.record = RecordCache(box, "thing", ttl=TTL_S, absent_ttl=TTL_S / 2, jitter=0.1)
-        self.object = ObjectCache(workshop, TTL_S, valkey=box.valkey, keep_seconds=2 * TTL_S)
+        source = SimpleNamespace(
+            objects=workshop.objects, valkey=box.valkey, namespace=box.namespace
+        )
+        self.object = ObjectCache(source, TTL_S, keep_seconds=2 * TTL_S)
         self.objects = workshop.objects
         self.lock = threading.Lock()
         self.counts: Counter[str] = Counter()

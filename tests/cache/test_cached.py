@@ -204,8 +204,8 @@ REFUSED = {
     "number": (3, "returns plain values"),
     "async": (waiting, "asyncio.to_thread"),
     "async generator": (both, "asyncio.to_thread"),
-    "generator": (counting, "Return a list"),
-    "partial of a generator": (functools.partial(counting), "Return a list"),
+    "generator": (counting, "as a list"),
+    "partial of a generator": (functools.partial(counting), "as a list"),
 }
 
 

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,7 +39,7 @@ class Door:
     cache: Any
     read: Callable[[], Any]
     key: str
-    changes: dict[str, Callable[[Any], object]] = field(default_factory=dict)
+    changes: dict[str, Callable[[Any], object]]
     """How a writer tells the cache, after its commit, of the value it wrote."""
 
     def stats(self) -> Any:
@@ -48,29 +48,22 @@ class Door:
 
 def query_door(source: Any, **behaviour: Any) -> Door:
     cache = QueryCache(source, **behaviour)
-    return Door(
-        cache,
-        lambda: cache.fetch(ASK, tags=["things"]).rows[0][1],
-        cache.key(ASK),
-        {
-            "invalidate": lambda _: cache.invalidate(ASK),
-            "invalidate_tag": lambda _: cache.invalidate_tag("things"),
-        },
-    )
+    changes = {
+        "invalidate": lambda _: cache.invalidate(ASK),
+        "invalidate_tag": lambda _: cache.invalidate_tag("things"),
+    }
+    read = lambda: cache.fetch(ASK, tags=["things"]).rows[0][1]  # noqa: E731
+    return Door(cache, read, cache.key(ASK), changes)
 
 
 def record_door(source: Any, **behaviour: Any) -> Door:
     cache = RecordCache(source, "thing", **behaviour)
-    return Door(
-        cache,
-        lambda: cache.fetch(3).record["v"],
-        cache.key(3),
-        {
-            "invalidate": lambda _: cache.invalidate(3),
-            "put": lambda value: cache.put(3, {"id": 3, "v": value}),
-            "update": lambda value: cache.update(3, v=value),
-        },
-    )
+    changes = {
+        "invalidate": lambda _: cache.invalidate(3),
+        "put": lambda value: cache.put(3, {"id": 3, "v": value}),
+        "update": lambda value: cache.update(3, v=value),
+    }
+    return Door(cache, lambda: cache.fetch(3).record["v"], cache.key(3), changes)
 
 
 def many_door(source: Any, **behaviour: Any) -> Door:
@@ -80,22 +73,18 @@ def many_door(source: Any, **behaviour: Any) -> Door:
 
 def object_door(source: Any, **behaviour: Any) -> Door:
     cache = ObjectCache(source, **behaviour)
-    return Door(
-        cache,
-        lambda: cache.get("thing").decode(),
-        cache.key("thing"),
-        {
-            "invalidate": lambda _: cache.invalidate("thing"),
-            "put": lambda value: cache.put("thing", value.encode()),
-            "delete": lambda _: cache.delete("thing"),
-        },
-    )
+    changes = {
+        "invalidate": lambda _: cache.invalidate("thing"),
+        "put": lambda value: cache.put("thing", value.encode()),
+        "delete": lambda _: cache.delete("thing"),
+    }
+    return Door(cache, lambda: cache.get("thing").decode(), cache.key("thing"), changes)
 
 
 def function_door(source: Any, **behaviour: Any) -> Door:
     function = cached(source, **behaviour)(lambda _: source.database.query(ASK).rows[0][1])
-    change = {"invalidate": lambda _: function.invalidate(3)}
-    return Door(function, lambda: function(3), function.key(3), change)
+    changes = {"invalidate": lambda _: function.invalidate(3)}
+    return Door(function, lambda: function(3), function.key(3), changes)
 
 
 DOORS = {
@@ -105,17 +94,9 @@ DOORS = {
     "object": object_door,
     "function": function_door,
 }
-WAYS = [
-    ("query", "invalidate"),
-    ("query", "invalidate_tag"),
-    ("record", "invalidate"),
-    ("record", "put"),
-    ("record", "update"),
-    ("many", "put"),
-    ("object", "put"),
-    ("object", "delete"),
-    ("function", "invalidate"),
-]
+WAYS = [("query", "invalidate"), ("query", "invalidate_tag"), ("record", "invalidate"),
+        ("record", "put"), ("record", "update"), ("many", "put"), ("object", "put"),
+        ("object", "delete"), ("function", "invalidate")]  # fmt: skip
 every_door = pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
 every_way = pytest.mark.parametrize(("door", "way"), WAYS, ids=lambda part: part)
 

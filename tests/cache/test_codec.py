@@ -1,8 +1,7 @@
 """What goes into the cache comes out again, type and value; anything else is noticed."""
 
-from collections import OrderedDict, namedtuple
+from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import IntEnum, StrEnum
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import assume, given, settings, strategies as st
+from msgspec.structs import replace
 
 from workshop_lib.cache.codec import (
     MAX_DEPTH,
@@ -32,36 +32,24 @@ quick = settings(max_examples=40, deadline=None)
 
 # --- every supported type ---
 
-offsets = st.integers(-1439, 1439).map(lambda minutes: timedelta(minutes=minutes))
-zones = st.none() | st.just(UTC) | st.builds(timezone, offsets)
+zones = st.none() | st.just(UTC) | st.builds(
+    timezone, st.integers(-1439, 1439).map(lambda minutes: timedelta(minutes=minutes))
+)  # fmt: skip
+digits = st.lists(st.integers(0, 9), max_size=30).map(tuple)
+exponents = st.integers(-40, 40) | st.sampled_from(["n", "N"])
 
 
 def in_a_zone(moment: Any, zone: tzinfo | None) -> Any:
     return moment.replace(tzinfo=zone, fold=0)
 
 
-folds = st.integers(0, 1)
-by_type: dict[str, st.SearchStrategy[object]] = {
-    "None": st.none(),
-    "bool": st.booleans(),
-    "int": st.integers() | st.integers(-(2**65), 2**65) | st.just(-(2**63)) | st.just(2**64 - 1),
-    "float": st.floats(),
-    "Decimal": st.decimals()
-    | st.builds(
-        lambda *parts: Decimal(parts),
-        folds,
-        st.lists(st.integers(0, 9), max_size=30).map(tuple),
-        st.integers(-40, 40) | st.sampled_from(["n", "N"]),
-    ),
-    "str": st.text(),
-    "bytes": st.binary(),
-    "date": st.dates(),
-    "time": st.builds(in_a_zone, st.times(), zones),
-    "datetime": st.builds(in_a_zone, st.datetimes(), zones),
-    "timedelta": st.timedeltas(),
-    "UUID": st.uuids(),
-}
-scalars = st.one_of(*by_type.values())
+by_type: list[st.SearchStrategy[object]] = [
+    st.none(), st.booleans(), st.floats(), st.text(), st.binary(), st.dates(), st.timedeltas(),
+    st.uuids(), st.decimals() | st.builds(Decimal, st.tuples(st.integers(0, 1), digits, exponents)),
+    st.integers() | st.integers(-(2**65), 2**65) | st.sampled_from([-(2**63), 2**64 - 1]),
+    st.builds(in_a_zone, st.times(), zones), st.builds(in_a_zone, st.datetimes(), zones),
+]  # fmt: skip
+scalars = st.one_of(*by_type)
 hashable = scalars.filter(lambda value: not (type(value) is Decimal and value.is_snan()))
 values = st.recursive(
     scalars,
@@ -77,7 +65,7 @@ values = st.recursive(
 @st.composite
 def entries(draw: st.DrawFn) -> Entry:
     """Draw an answer whose columns are each of one type and None, or of any types."""
-    kinds = draw(st.lists(st.sampled_from([*by_type.values(), values]), min_size=1, max_size=5))
+    kinds = draw(st.lists(st.sampled_from([*by_type, values]), min_size=1, max_size=5))
     rows = draw(st.lists(st.tuples(*(st.none() | kind for kind in kinds)), max_size=6))
     names = draw(st.tuples(*(st.text(max_size=8) for _ in kinds)))
     seconds = st.floats(0, 1e10)
@@ -124,9 +112,10 @@ def test_a_column_of_every_type_mixed_comes_back() -> None:
 @quick
 @given(entry=entries())
 def test_any_answer_comes_back(entry: Entry) -> None:
-    back = decode(encode(entry))
+    data = encode(entry)
+    back = decode(data)
     assert exactly(back.rows) == exactly(entry.rows)
-    assert replace(back, rows=[]) == replace(entry, rows=[])
+    assert replace(back, rows=[]) == replace(entry, rows=[], size=len(data))
 
 
 @quick
@@ -148,8 +137,7 @@ def test_any_single_value_comes_back(value: object) -> None:
 )
 def test_an_answer_keeps_its_columns_times_and_tags(entry: Entry) -> None:
     data = encode(entry)
-    assert decode(data) == entry
-    assert decode(data).size == len(data)
+    assert decode(data) == replace(entry, size=len(data))
 
 
 def test_it_is_written_to_be_read() -> None:
@@ -164,43 +152,16 @@ def test_it_is_written_to_be_read() -> None:
 # --- what would not come back ---
 
 
-class Planet(IntEnum):
-    """A whole number with a name."""
+def subclass(kind: type) -> Any:
+    """A class that passes for its parent."""
+    return type("Mine", (kind,), {})
 
-    EARTH = 3
-
-
-class Colour(StrEnum):
-    """A text with a name."""
-
-    RED = "red"
-
-
-class Nickname(str):
-    """A text with a class of its own."""
-
-    __slots__ = ()
-
-
-class Local(tzinfo):
-    """A zone that only its own program knows."""
-
-    def utcoffset(self, _: datetime | None) -> timedelta:
-        raise LookupError
-
-    def dst(self, _: datetime | None) -> timedelta:
-        return timedelta(0)
-
-    def tzname(self, _: datetime | None) -> str:
-        return "Local"
-
-
-Point = namedtuple("Point", "x y")
 
 STRANGERS = [
-    Planet.EARTH, Colour.RED, Nickname("Al"), Point(1, 2), OrderedDict(a=1), np.int64(1),
-    np.float64(1.0), pd.Timestamp("2024-01-01"), pd.NaT, bytearray(b"x"), memoryview(b"x"), {1},
-    frozenset({1}), 1j, range(3), object(), int, datetime(2024, 1, 1, tzinfo=Local()),
+    IntEnum("Planet", "EARTH")(1), StrEnum("Colour", {"RED": "red"})("red"), subclass(str)("Al"),
+    subclass(dict)(a=1), namedtuple("Point", "x y")(1, 2), np.int64(1), np.float64(1.0),
+    pd.Timestamp("2024-01-01"), pd.NaT, bytearray(b"x"), memoryview(b"x"), {1}, frozenset({1}), 1j,
+    range(3), object(), int, datetime(2024, 1, 1, tzinfo=subclass(tzinfo)()),
     "half a pair: \ud83e", datetime(2024, 10, 27, 2, 30, fold=1),  # noqa: DTZ001
     datetime(2024, 1, 1, tzinfo=timezone(timedelta(0), "Zulu")), time(1, 2, tzinfo=ZoneInfo("UTC")),
     datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),

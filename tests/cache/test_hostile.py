@@ -6,7 +6,6 @@ import json
 import time
 import tracemalloc
 import zlib
-from functools import partial
 from math import nan
 from uuid import UUID
 
@@ -21,7 +20,7 @@ from workshop_lib.cache.codec import (
     encode_lines,
     seal,
 )
-from workshop_lib.cache.object_cache import ObjectCache, decode_object, encode_object
+from workshop_lib.cache.object_cache import ObjectCache, ObjectStorage
 from workshop_lib.cache.record_cache import RecordCache
 
 MULTIPLE = 200
@@ -93,8 +92,8 @@ def test_colliding_keys_take_no_quadratic_time() -> None:
 def test_an_entry_as_large_as_the_limit_is_read_and_a_larger_one_is_corrupt() -> None:
     entry = Entry(("it",), [(str(n) * 10,) for n in range(500)], 0.0, 0.0)
     data = encode(entry)
-    assert decode(data, len(data)) == entry
-    for read in (decode, partial(decode_object, limit=LIMIT)):
+    assert decode(data, len(data)).rows == entry.rows
+    for read in (decode, ObjectStorage(None, LIMIT, 10).decode):
         with pytest.raises(CorruptEntry, match="more than an entry may have"):
             read(data, len(data) - 1)
 
@@ -102,12 +101,13 @@ def test_an_entry_as_large_as_the_limit_is_read_and_a_larger_one_is_corrupt() ->
 def test_what_is_larger_than_the_limit_unpacked_is_neither_packed_nor_unpacked() -> None:
     body = b"the same text" * 10_000
     entry = Entry(("etag", "body"), [("e", body)], 0.0, 0.0)
-    packed = encode_object(entry, 10, len(body))
+    exact, less = (ObjectStorage(None, limit, 10) for limit in (len(body), len(body) - 1))
+    packed = exact.encode(entry)
     assert len(packed) < len(body) / 20
-    assert decode_object(packed, len(packed), len(body)) == entry
-    assert len(encode_object(entry, 10, len(body) - 1)) > len(body)  # it says that it is too large
+    assert exact.decode(packed, len(packed)).rows == entry.rows
+    assert len(less.encode(entry)) > len(body)  # it says that it is too large
     with pytest.raises(CorruptEntry):
-        decode_object(packed, len(packed), len(body) - 1)
+        less.decode(packed, len(packed))
 
 
 # --- at the caches

@@ -17,7 +17,6 @@ from workshop_lib.cache.keys import (
     match_all,
     query_key,
     record_key,
-    tag_key,
     tag_keys,
 )
 
@@ -146,7 +145,7 @@ def test_a_table_called_like_another_kind_of_key_does_not_meet_it(kind: str) -> 
 def test_a_tag_can_have_any_name() -> None:
     names = ["orders", "orders:eu", "Größe", "query", "3", "", "*"]
     assert len(set(tag_keys("w", names))) == len(names)
-    assert tag_key("w", "orders") == "w:v3:tag:orders"
+    assert tag_keys("w", ["orders"]) == ["w:v3:tag:orders"]
 
 
 def test_the_pattern_matches_every_key_of_its_namespace_and_no_other() -> None:

@@ -6,93 +6,48 @@ import io
 import random
 import re
 import time
-from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from workshop_lib.cache.object_cache import ObjectCache
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.objects import StoredObject, Unchanged
 
 NOISE = random.Random(0).randbytes(5_000)
-BODIES = {
-    "empty": b"",
-    "one byte": b"\x00",
-    "a text": "Grüße, 世界\r\n".encode(),
-    "an entry of ours": b"\xc1WE\x01 is how a frame begins",
-    "zeros": bytes(50_000),
-    "noise": NOISE,
-}
+BODIES = {"empty": b"", "one byte": b"\x00", "a text": "Grüße, 世界\r\n".encode(),
+          "lines": b"\n\n{}#00000000", "zeros": bytes(50_000), "noise": NOISE}  # fmt: skip
 
 
-@dataclass
-class Memory:
-    """A store in memory that counts what it is asked."""
+class Watched:
+    """A store that notes what it is asked, and may be away."""
 
-    bodies: dict[str, bytes] = field(default_factory=dict)
-    identity: str = "memory"
-    prefix: str = ""
-    asked: list[str] = field(default_factory=list)
-    error: Exception | None = None
-    seconds: float = 0.0
+    def __init__(self, store: Any) -> None:
+        self._store, self.asked, self.away = store, [], False
 
-    def get(self, name):
-        return self._answer("get", self.bodies.get(name))
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
 
-    def get_if_changed(self, name, etag):
-        body = self.bodies.get(name)
-        if body is not None and etag == self._etag(body):
-            self._note("unchanged")
-            return Unchanged(0.0)
-        return self._answer("changed", body)
+        def call(*args: Any) -> Any:
+            self.asked.append(name)
+            if self.away:
+                raise ServiceUnreachableError("away")
+            return found(*args)
 
-    def get_range(self, name, first, last):
-        part = self.bodies.get(name, b"")[first : last + 1]
-        return self._answer(f"{first}-{last}", part or None)
-
-    def put(self, name, body):
-        self._note("put")
-        self.bodies[name] = body
-        return self._etag(body)
-
-    def delete(self, name):
-        self._note("delete")
-        self.bodies.pop(name, None)
-
-    def _note(self, what):
-        self.asked.append(what)
-        time.sleep(self.seconds)
-        if self.error:
-            raise self.error
-
-    def _answer(self, what, body):
-        self._note(what)
-        return None if body is None else StoredObject(body, self._etag(body), 0.01)
-
-    @staticmethod
-    def _etag(body):
-        return f'"{hash(body)}"'
-
-
-@dataclass
-class Source:
-    objects: Memory
-    valkey: object
-    namespace: str
-    default_ttl: float = 30.0
+        return call if callable(found) else found
 
 
 @pytest.fixture
-def memory():
-    return Memory({"a": b"first", "large": NOISE})
+def store(ws) -> Watched:
+    ws.objects.put("a", b"first")
+    ws.objects.put("large", NOISE)
+    return Watched(ws.objects)
 
 
 @pytest.fixture
-def source(ws, memory):
-    return Source(memory, ws.valkey, ws.namespace)
-
-
-# --- equality, on the real store
+def source(ws, store) -> SimpleNamespace:
+    known = {"valkey": ws.valkey, "namespace": ws.namespace, "default_ttl": 30.0}
+    return SimpleNamespace(objects=store, **known)
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
@@ -108,7 +63,7 @@ def test_a_hit_is_the_object_byte_for_byte_with_the_same_etag(ws, body, compress
     assert hit.cost_seconds == miss.cost_seconds > 0
 
 
-def test_the_key_reads_as_bucket_and_name_and_no_two_objects_share_one(ws, source):
+def test_the_key_reads_as_bucket_and_name_and_no_two_objects_share_one(ws):
     cache = ObjectCache(ws)
     assert cache.key("filename7.txt") == (
         f"{ws.namespace}:v3:object:{ws.objects.identity}:{ws.namespace}/filename7.txt"
@@ -116,181 +71,136 @@ def test_the_key_reads_as_bucket_and_name_and_no_two_objects_share_one(ws, sourc
     assert re.fullmatch("local-[0-9a-f]{12}/workshop", ws.objects.identity)
     names = ["a", "a:0-1", "b/a", "b", "ä", "", "a b", "x" * 201, "str~a"]
     assert len({cache.key(name) for name in names}) == len(names)
-    assert ObjectCache(source).key("a") != cache.key("a")
 
 
-# --- missing ones
-
-
-def test_a_missing_object_is_kept_as_missing_for_a_time_of_its_own(ws, source, memory):
+def test_a_missing_object_is_kept_as_missing_for_a_time_of_its_own(ws, source, store):
     cache = ObjectCache(source, ttl=60, missing_ttl=5)
     assert [cache.get("none") for _ in range(3)] == [None] * 3
-    assert memory.asked == ["get"]
-    assert 4_000 < ws.valkey.pttl(cache.key("none")) <= 5_000
+    assert store.asked == ["get"]
+    assert 0 < ws.valkey.pttl(cache.key("none")) <= 5_000
     answer = cache.fetch("none")
     assert (answer.body, answer.etag, answer.source) == (None, "", "cache")
     assert repr(answer).startswith("<no object, from: cache")
+    cache.put("none", b"here")
+    assert (cache.fetch("none").source, cache.get("none")) == ("cache", b"here")
+    assert ws.objects.get("none").body == b"here"
+    cache.delete("none")
+    assert cache.get("none") is ws.objects.get("none") is None
 
 
-def test_an_object_that_is_put_is_there_at_once_though_it_was_missing(source, memory):
-    cache = ObjectCache(source)
-    assert cache.get("new") is None
-    cache.put("new", b"here")
-    assert cache.fetch("new").source == "cache"
-    assert cache.get("new") == memory.bodies["new"] == b"here"
-    cache.delete("new")
-    assert cache.get("new") is None
-    assert "new" not in memory.bodies
+# --- beyond the TTL
 
 
-# --- renewal by ETag
-
-
-def test_beyond_its_ttl_an_unchanged_object_is_renewed_and_no_body_travels(source, memory):
-    cache = ObjectCache(source, ttl=0.5, keep_seconds=60)
-    cache.get("a")
-    time.sleep(0.55)
-    renewed = cache.fetch("a")
-    assert (renewed.source, renewed.body, renewed.cost_seconds) == ("renewed", b"first", 0.01)
-    assert cache.fetch("a").source == "cache"
-    assert memory.asked == ["get", "unchanged"]
-
-
-def test_beyond_its_ttl_a_changed_object_is_read_anew(source, memory):
+def test_beyond_its_ttl_an_object_is_renewed_or_read_anew(ws, source, store):
     cache = ObjectCache(source, ttl=0.02, keep_seconds=60)
-    cache.get("a")
-    memory.bodies["a"] = b"second"
+    cost = cache.fetch("a").cost_seconds
     time.sleep(0.03)
-    answer = cache.fetch("a")
-    assert (answer.source, answer.body) == ("store", b"second")
-    del memory.bodies["a"]
+    renewed = cache.fetch("a")  # no body travels
+    assert (renewed.source, renewed.body, renewed.cost_seconds) == ("renewed", b"first", cost)
+    ws.objects.put("a", b"second")
+    time.sleep(0.03)
+    assert (cache.fetch("a").source, store.asked[-1]) == ("store", "get_if_changed")
+    ws.objects.delete("a")
     time.sleep(0.03)
     assert cache.fetch("a").body is None
-    memory.bodies["a"] = b"third"  # an absence has no ETag
+    ws.objects.put("a", b"third")  # an absence has no ETag
     time.sleep(0.03)
     assert cache.fetch("a").body == b"third"
-    assert memory.asked == ["get", "changed", "changed", "get"]
+    assert store.asked == ["get", *["get_if_changed"] * 3, "get"]
 
 
-# --- large ones, and ranges
+@pytest.mark.parametrize("grace", ["stale_if_error", "keep_seconds"])
+def test_while_the_store_is_away_what_is_kept_is_answered_and_then_stale_if_asked_for(
+    source, store, grace
+):
+    cache = ObjectCache(source, ttl=60)
+    cache.get("a")
+    brief = ObjectCache(source, ttl=0.02, **{grace: 60})
+    brief.get("large")
+    store.away = True
+    assert cache.fetch("a").source == "cache"
+    time.sleep(0.03)
+    if grace == "stale_if_error":
+        assert (brief.fetch("large").source, brief.get("large")) == ("stale", NOISE)
+    else:  # kept only to be renewed
+        with pytest.raises(ServiceUnreachableError, match="away"):
+            brief.get("large")
+    with pytest.raises(ServiceUnreachableError, match="away"):
+        cache.get("none")
 
 
-def test_a_successor_that_is_too_large_takes_the_older_object_away(ws, source, memory):
+def test_a_successor_that_is_too_large_takes_the_older_object_away(ws, source, store):
     cache = ObjectCache(source, ttl=0.02, keep_seconds=60, stale_if_error=60, max_bytes=1_000)
     cache.get("a")
-    memory.bodies["a"] = NOISE
+    ws.objects.put("a", NOISE)
     time.sleep(0.03)
     assert cache.get("a") == NOISE
     assert cache.size("a") == 0
-    memory.error = ServiceUnreachableError("away")
+    store.away = True
     with pytest.raises(ServiceUnreachableError):  # and not the object before
         cache.get("a")
 
 
+# --- what is put
+
+
 @pytest.mark.parametrize("body", [bytearray(b"text"), memoryview(b"text")], ids=["array", "view"])
-def test_what_is_put_comes_back_as_bytes(source, memory, body):
-    cache = ObjectCache(source)
+def test_what_is_put_comes_back_as_bytes(ws, body):
+    cache = ObjectCache(ws)
     cache.put("s", body)
     hit = cache.fetch("s")
     assert (hit.source, type(hit.body), hit.body) == ("cache", bytes, b"text")
-    assert type(memory.bodies["s"]) is bytes
+    assert hit.etag == ws.objects.get("s").etag
 
 
 @pytest.mark.parametrize(
     "body", ["text", None, 3, [1], io.BytesIO(b"text")], ids=lambda body: type(body).__name__
 )
-def test_what_is_not_bytes_is_refused_before_anything_is_written(ws, source, memory, body):
-    with pytest.raises(TypeError, match=r"body of an object must be bytes.*Turn it into bytes"):
-        ObjectCache(source).put("s", body)
-    assert "s" not in memory.bodies
-    with pytest.raises(TypeError, match="Turn it into bytes"):
-        ws.objects.put("s", body)
-    assert ws.objects.get("s") is None
+def test_what_is_not_bytes_is_refused_before_anything_is_written(ws, body):
+    for store in (ObjectCache(ws), ws.objects):
+        with pytest.raises(TypeError, match=r"body of an object must be bytes.*Turn it into bytes"):
+            store.put("refused", body)
+    assert ws.objects.get("refused") is None
 
 
-def test_what_is_too_large_unpacked_is_not_kept_however_well_it_compresses(source, memory):
-    memory.bodies["zeros"] = bytes(50_000)
+# --- size, ranges, many at once
+
+
+def test_compression_saves_room_and_leaves_alone_what_would_grow_or_is_too_large(ws, source):
+    ws.objects.put("zeros", bytes(9_000))
+    ws.objects.put("more zeros", bytes(50_000))
     cache = ObjectCache(source, max_bytes=10_000)
-    assert cache.get("zeros") == cache.get("zeros") == bytes(50_000)
-    assert cache.size("zeros") == 0
-    stats = cache.stats()
-    assert (stats.hits, stats.misses, stats.too_large, stats.corrupt) == (0, 2, 2, 0)
-
-
-def test_compression_saves_room_and_leaves_alone_what_would_grow(source, memory):
-    memory.bodies["zeros"] = bytes(9_000)
-    cache = ObjectCache(source, max_bytes=10_000)
-    assert cache.get("zeros") == cache.get("zeros") == bytes(9_000)
+    for name in ("zeros", "large", "more zeros"):
+        assert cache.get(name) == cache.get(name) == ws.objects.get(name).body
     assert 0 < cache.size("zeros") < 1_000
-    cache.get("large")
     assert len(NOISE) < cache.size("large") < len(NOISE) + 200
-
-
-def test_a_range_is_cut_out_of_what_is_kept_or_asked_of_the_store_alone(source, memory):
-    cache = ObjectCache(source)
-    part = cache.fetch_range("large", 10, 19)
-    assert (part.body, part.source) == (NOISE[10:20], "store")
-    cache.get("large")
-    for first, last in ((0, 0), (4_990, 9_999), (10, 19)):
-        part = cache.fetch_range("large", first, last)
-        assert (part.body, part.source) == (NOISE[first : last + 1], "cache")
-    assert cache.fetch_range("large", 5_000, 5_001).body is None
-    assert memory.asked == ["10-19", "get"]
-    assert (cache.stats().hits, cache.stats().misses) == (4, 2)
-
-
-def test_ranges_of_the_real_store_are_those_of_http(ws):
-    ws.objects.put("thing", b"0123456789")
-    for first, last, expected in ((0, 3, b"0123"), (8, 99, b"89"), (9, 9, b"9"), (10, 12, None)):
-        found = ws.objects.get_range("thing", first, last)
-        assert (found and found.body) == expected
-        assert ObjectCache(ws).fetch_range("thing", first, last).body == expected
-
-
-def test_a_range_or_a_threshold_that_is_none_is_refused(source):
-    for first, last in ((-1, 5), (3, 2)):
-        with pytest.raises(ValueError, match="0 <= first <= last"):
-            ObjectCache(source).fetch_range("a", first, last)
+    assert cache.size("more zeros") == 0
+    stats = cache.stats()
+    assert (stats.hits, stats.misses, stats.too_large, stats.corrupt) == (2, 4, 2, 0)
     with pytest.raises(ValueError, match="compress_above is -1"):
         ObjectCache(source, compress_above=-1)
 
 
-# --- many at once
+def test_a_range_is_cut_out_of_what_is_kept_or_asked_of_the_store_alone(source, store):
+    cache, ranges = ObjectCache(source), [(0, 0), (4_990, 9_999), (10, 19), (5_000, 5_001)]
+    for where in ("store", "cache"):
+        for first, last in ranges:
+            part = cache.fetch_range("large", first, last)
+            assert (part.body, part.source) == (NOISE[first : last + 1] or None, where)
+        cache.get("large")
+    assert store.asked == [*["get_range"] * 4, "get"]
+    assert (cache.stats().hits, cache.stats().misses) == (5, 5)
+    for first, last in ((-1, 5), (3, 2)):
+        with pytest.raises(ValueError, match="0 <= first <= last"):
+            cache.fetch_range("a", first, last)
 
 
-def test_many_are_one_round_trip_and_only_those_that_miss_are_loaded(source, memory):
+def test_many_are_one_round_trip_and_only_those_that_miss_are_loaded(source, store):
     cache = ObjectCache(source)
     cache.get("a")
-    found = cache.get_many(["large", "a", "none", "a"])
-    assert found == {"large": NOISE, "a": b"first", "none": None}
-    assert list(found) == ["large", "a", "none"]
-    assert sorted(memory.asked) == ["get"] * 3
-    assert cache.get_many(["none", "large"]) == {"none": None, "large": NOISE}
-    assert len(memory.asked) == 3
+    expected = {"large": NOISE, "a": b"first", "none": None}
+    for _ in range(2):
+        found = cache.get_many(["large", "a", "none", "a"])
+        assert (found, list(found)) == (expected, list(expected))
+    assert store.asked == ["get"] * 3
     assert cache.get_many([]) == {}
-
-
-# --- when something is away
-
-
-def test_while_the_store_is_away_what_is_kept_is_answered_and_then_stale_if_asked_for(
-    source, memory
-):
-    cache = ObjectCache(source, ttl=0.5, stale_if_error=60)
-    cache.get("a")
-    memory.error = ServiceUnreachableError("away")
-    assert cache.fetch("a").source == "cache"
-    time.sleep(0.55)
-    answer = cache.fetch("a")
-    assert (answer.source, answer.body) == ("stale", b"first")
-    with pytest.raises(ServiceUnreachableError, match="away"):
-        cache.get("large")
-
-
-def test_what_is_kept_only_to_be_renewed_is_not_given_out_when_the_store_is_away(source, memory):
-    cache = ObjectCache(source, ttl=0.02, keep_seconds=60)
-    cache.get("a")
-    memory.error = ServiceUnreachableError("away")
-    time.sleep(0.03)
-    with pytest.raises(ServiceUnreachableError, match="away"):
-        cache.get("a")

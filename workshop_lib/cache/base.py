@@ -21,7 +21,6 @@ class Cache:
             and a `default_ttl` (seconds), and what the cache asks on a miss.
         ttl: time to live of an entry, seconds; VALKEY_TTL if left out.
         storage: how entries are stored, made from a client and the size of the largest in bytes.
-        valkey: where to keep entries, instead of in the source's own cache.
         behaviour: the other attributes of Policy by name.
 
     Raises:
@@ -35,13 +34,12 @@ class Cache:
         source: Any,
         ttl: float | None = None,
         storage: Callable[[Redis, int], Storage] = Storage,
-        valkey: Redis | None = None,
         **behaviour: Any,
     ) -> None:
         require_workshop(source, f"{type(self).__name__}(ws, …)")
         self.policy = Policy(ttl=source.default_ttl if ttl is None else ttl, **behaviour)
         self._namespace = source.namespace
-        self._storage = storage(valkey or source.valkey, int(self.policy.max_bytes))
+        self._storage = storage(source.valkey, int(self.policy.max_bytes))
         self._mechanism = Mechanism(self._storage, self.policy)
 
     def key(self, *args: Any, **kwargs: Any) -> str:

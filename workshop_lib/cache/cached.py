@@ -125,13 +125,13 @@ def _require_plain(function: Any) -> None:
         raise TypeError(_no_method(name))
     if name is None or inspect.isclass(function) or not callable(function):
         raise TypeError(f"{function!r} is not a function. Decorate one that returns plain values.")
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
+    if any(is_kind(function) for is_kind in kinds):
         raise TypeError(
-            f"{name} is async, and @cached does not await. Decorate a plain function that does the "
-            "work, and call it with asyncio.to_thread."
+            f"{name} is async or a generator, so what it returns is not its result. Decorate a "
+            "plain function that returns the values, as a list, and call it from async code with "
+            "asyncio.to_thread."
         )
-    if inspect.isgeneratorfunction(function):
-        raise TypeError(f"{name} gives values that can be read only once. Return a list instead.")
 
 
 def _no_method(name: str) -> str:

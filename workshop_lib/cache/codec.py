@@ -19,7 +19,6 @@ from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from functools import lru_cache
@@ -54,8 +53,7 @@ class CorruptEntry(ValueError):  # noqa: N818 - likewise
     """The bytes are not an entry of ours: treat them as a miss."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """An answer as the cache keeps it.
 
     Attributes:
@@ -74,8 +72,8 @@ class Entry:
     cost_seconds: float
     created_at: float
     fresh_until: float | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-    size: int = field(default=0, compare=False)
+    tags: Mapping[str, str] = {}
+    size: int = 0
 
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_TIME)]

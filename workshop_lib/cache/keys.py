@@ -95,30 +95,19 @@ def lock_key(key: str) -> str:
     return f"{key.partition(':')[0]}:lock:{{{key}}}"
 
 
-def tag_key(namespace: str, tag: str) -> str:
-    """Return the key of a tag, which holds its version.
-
-    >>> tag_key("workshop", "orders")
-    'workshop:v3:tag:orders'
-
-    Raises ValueError for a bad namespace, TypeError for a tag that is no text.
-    """
-    if not isinstance(tag, str):
-        raise TypeError(f"A tag must be a str, and {tag!r} is not. Pass {str(tag)!r}.")
-    return f"{_prefix(namespace)}:{_TAG}:{_part(tag)}"
-
-
 def tag_keys(namespace: str, tags: Iterable[str]) -> list[str]:
-    """Return the key of each tag.
+    """Return the keys of tags, which hold their versions.
 
     >>> tag_keys("workshop", ["orders", "users"])
     ['workshop:v3:tag:orders', 'workshop:v3:tag:users']
 
     Raises ValueError for a bad namespace, TypeError for what is no list of texts.
     """
-    if isinstance(tags, str) or not isinstance(tags, Iterable):
-        raise TypeError(f"tags is {tags!r}. Pass a list of names, as in [{str(tags)!r}].")
-    return [tag_key(namespace, tag) for tag in tags]
+    is_list = isinstance(tags, Iterable) and not isinstance(tags, str)
+    names = list(tags) if is_list else []
+    if not is_list or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"Tags are a list of texts, as in ['orders'], and {tags!r} is not.")
+    return [f"{_prefix(namespace)}:{_TAG}:{_part(name)}" for name in names]
 
 
 def match_all(namespace: str) -> str:

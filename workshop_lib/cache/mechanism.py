@@ -17,10 +17,10 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
+from msgspec.structs import replace
 from redis.exceptions import ConnectionError as LostConnection, RedisError, TimeoutError as Slow
 
 from workshop_lib.cache.breaker import Breaker
@@ -50,8 +50,7 @@ MAX_FLIGHTS = 3
 """How many loads of other threads a request waits for, one after another, before it loads alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(NamedTuple):
     """An answer.
 
     Attributes:
@@ -157,13 +156,12 @@ class Mechanism:
         try:
             loaded = self._fill(missing, load)
         except self.policy.stale_on:
-            grace_s = self.policy.stale_if_error
-            kept = {key: entry for key in missing if (entry := found[key])}
-            stale = {key: entry for key, entry in kept.items() if _is_fresh(entry, grace_s)}
+            grace_s, kept = self.policy.stale_if_error, [found[key] for key in missing]
+            stale = [entry for entry in kept if entry and _is_fresh(entry, grace_s)]
             if len(stale) < len(missing):
                 raise
             self.counters.add(stale=len(stale))
-            return hits | stale
+            return {**hits, **dict(zip(missing, stale, strict=True))}
         self.counters.add(misses=len(loaded))
         return {**hits, **loaded}
 

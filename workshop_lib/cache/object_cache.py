@@ -10,11 +10,12 @@ import time
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import Any
 
+from msgspec.structs import replace
 from redis import Redis
 
 from workshop_lib.cache import keys
@@ -39,48 +40,45 @@ ZLIB_LEVEL = 1
 """The fastest: a cache is asked for speed, and higher levels win few bytes for much time."""
 
 
-def encode_object(entry: Entry, compress_above: float, max_bytes: int) -> bytes:
-    """Return the stored form of an object.
+class ObjectStorage(Storage):
+    """Each entry is one string, with the object's bytes as they are or as zlib compressed them.
 
     Args:
-        entry: of COLUMNS, with one row or none.
-        compress_above: size from which on its body is compressed, bytes, unless that makes it
-            larger.
-        max_bytes: size up to which it is compressed: nothing larger is decompressed.
+        valkey: the client.
+        max_bytes: no larger entry is read, and no larger body is compressed or decompressed, so
+            that a few bytes cannot fill a reader's memory.
+        compress_above: size from which on a body is compressed, bytes, unless that makes it larger.
 
     """
-    body, packed = _body(entry) or b"", False
-    if compress_above < len(body) <= max_bytes:
-        smaller = zlib.compress(body, ZLIB_LEVEL)
-        packed, body = len(smaller) < len(body), min(body, smaller, key=len)
-    about = replace(entry, columns=_ABOUT, rows=[(_etag(entry), packed)] if entry.rows else [])
-    return seal(b"%b\n%b" % (encode_lines(about), body))
+
+    def __init__(self, valkey: Redis, max_bytes: int, compress_above: float) -> None:
+        super().__init__(valkey, max_bytes)
+        self._compress_above = compress_above
+
+    def encode(self, entry: Entry) -> bytes:
+        """The string that stands for an entry of COLUMNS, with one row or none."""
+        body, compressed = _body(entry) or b"", False
+        if self._compress_above < len(body) <= self.max_bytes:
+            smaller = zlib.compress(body, ZLIB_LEVEL)
+            compressed, body = len(smaller) < len(body), min(body, smaller, key=len)
+        rows = [(_etag(entry), compressed)] if entry.rows else []
+        return seal(b"%b\n%b" % (encode_lines(replace(entry, columns=_ABOUT, rows=rows)), body))
+
+    def decode(self, data: bytes, max_bytes: int) -> Entry:
+        """The reverse, for at most so many bytes. Raises CorruptEntry."""
+        try:
+            head, values, body = unseal(data, max_bytes).split(b"\n", 2)
+            about = decode_lines(head, values, len(data))
+            if not about.rows:
+                return replace(about, columns=COLUMNS)
+            ((etag, compressed),) = about.rows
+            body = _decompressed(body, self.max_bytes) if compressed else body
+            return replace(about, columns=COLUMNS, rows=[(etag, body)])
+        except Exception as error:  # forged, as the checksum fits: anything can be wrong in it
+            raise CorruptEntry(f"The bytes are not an object of ours: {error}.") from error
 
 
-def decode_object(data: bytes, max_bytes: int, limit: int) -> Entry:
-    """Return the object that was encoded.
-
-    Args:
-        data: the stored form.
-        max_bytes: it may have at most so many bytes.
-        limit: its body, decompressed, may have at most so many, so that a few bytes cannot fill a
-            reader's memory.
-
-    Raises CorruptEntry, and nothing else, for what `encode_object` did not make.
-    """
-    try:
-        head, values, body = unseal(data, max_bytes).split(b"\n", 2)
-        about = decode_lines(head, values, len(data))
-        if not about.rows:
-            return replace(about, columns=COLUMNS)
-        ((etag, packed),) = about.rows
-        body = _unpack(body, limit) if packed else body
-        return replace(about, columns=COLUMNS, rows=[(etag, body)])
-    except Exception as error:  # forged, as the checksum fits: anything can be wrong in it
-        raise CorruptEntry(f"The bytes are not an object of ours: {error}.") from error
-
-
-def _unpack(body: bytes, limit: int) -> bytes:
+def _decompressed(body: bytes, limit: int) -> bytes:
     unpacker = zlib.decompressobj()
     # A limit of 0 would mean none; one byte more shows what is too large.
     plain = unpacker.decompress(body, limit + 1)
@@ -99,8 +97,8 @@ class ObjectAnswer:
         source: "cache"; "store" (read just now, whole); "renewed" (the store was asked, and said
             that the kept one is still right); "stale" (older than its TTL, because the store did
             not answer).
-        seconds: from asking until the answer was here.
-        cost_seconds: what the store took when the entry was filled.
+        seconds: response time.
+        cost_seconds: how long the store took when the entry was filled.
 
     """
 
@@ -125,7 +123,6 @@ class ObjectCache(Cache):
         ttl: time to live of an entry, seconds; VALKEY_TTL if left out.
         missing_ttl: the same for "there is no such object"; as `ttl` if left out.
         compress_above: size from which on bodies are compressed, bytes; None for never.
-        valkey: keep entries there, in the place of the source's own cache.
         behaviour: the other attributes of Policy by name. With `keep_seconds`, an entry beyond its
             TTL is renewed if the store says that it has not changed, and no body travels. Entries
             above `max_bytes`, before they are compressed, are not kept.
@@ -142,18 +139,14 @@ class ObjectCache(Cache):
         *,
         missing_ttl: float | None = None,
         compress_above: int | None = 1_024,
-        valkey: Redis | None = None,
         **behaviour: Any,
     ) -> None:
         above = inf if compress_above is None else compress_above
         if not (isinstance(above, int | float) and above >= 0):
             raise ValueError(f"compress_above is {compress_above!r}; it must be 0 or more, or None")
 
-        def storage(client: Redis, limit: int) -> Storage:
-            encode = partial(encode_object, compress_above=above, max_bytes=limit)
-            return Storage(client, limit, encode, partial(decode_object, limit=limit))
-
-        super().__init__(source, ttl, storage, valkey, empty_ttl=missing_ttl, **behaviour)
+        storage = partial(ObjectStorage, compress_above=above)
+        super().__init__(source, ttl, storage, empty_ttl=missing_ttl, **behaviour)
         self._store = source.objects
 
     def get(self, name: str) -> bytes | None:

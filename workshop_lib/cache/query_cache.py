@@ -146,7 +146,8 @@ class QueryCache(Cache):
             ServiceUnreachableError: the cache did not answer; try again.
 
         """
-        self._mechanism.invalidate_tag(keys.tag_key(self._namespace, tag))
+        (key,) = keys.tag_keys(self._namespace, [tag])
+        self._mechanism.invalidate_tag(key)
 
     def clear(self) -> int:
         """Remove this namespace's keys and no others, found with SCAN. Returns how many.

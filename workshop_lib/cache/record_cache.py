@@ -10,10 +10,12 @@ import re
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from workshop_lib.cache import codec, keys
 from workshop_lib.cache.base import Cache
@@ -122,11 +124,13 @@ def _entry(fields: dict[bytes, bytes], max_bytes: int, names: Sequence[str] | No
         size = sum(map(len, fields)) + sum(map(len, fields.values()))
         codec.check_size(size, max_bytes)
         head = codec.decode_head(fields[ABOUT])
-        columns = head.columns if names is None or not head.columns else names
-        if len(set(columns)) < len(columns):  # one large field, read a thousand times
+        if len(set(head.columns)) < len(head.columns):  # one large field, read a thousand times
             raise CorruptEntry("A column is named twice.")
-        values = [fields[name.encode()] for name in columns]
-        return head.entry(columns, [tuple(codec.decode_values(values))] if columns else [], size)
+        if not head.columns:
+            return head.entry((), [], size)
+        columns = head.columns if names is None else names
+        values = codec.decode_values([fields[name.encode()] for name in columns])
+        return head.entry(columns, [tuple(values)], size)
     except Exception as error:
         raise CorruptEntry(f"The hash is not a record of ours: {error}.") from error
 

@@ -9,7 +9,7 @@ included. A version that was evicted or has expired makes misses, never old answ
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from redis import Redis
@@ -44,33 +44,32 @@ class Storage:
     Args:
         valkey: the client.
         max_bytes: larger values are not read: they are not entries of ours.
-        encode: turns an entry into bytes; raises Uncacheable.
-        decode: the reverse, for at most so many bytes; raises CorruptEntry.
 
     """
 
     complete_script = _COMPLETE
 
-    def __init__(
-        self,
-        valkey: Redis,
-        max_bytes: int = MAX_BYTES,
-        encode: Callable[[Entry], bytes] = codec.encode,
-        decode: Callable[[bytes, int], Entry] = codec.decode,
-    ) -> None:
+    def __init__(self, valkey: Redis, max_bytes: int = MAX_BYTES) -> None:
         self.valkey: Any = valkey
         self.max_bytes = max_bytes
-        self._encode, self._decode = encode, decode
 
     # --- an entry's form
 
+    def encode(self, entry: Entry) -> bytes:
+        """The string that stands for an entry. Raises Uncacheable."""
+        return codec.encode(entry)
+
+    def decode(self, data: bytes, max_bytes: int) -> Entry:
+        """The reverse, for at most so many bytes. Raises CorruptEntry."""
+        return codec.decode(data, max_bytes)
+
     def pack(self, entry: Entry) -> Packed:
         """The stored form of an entry. Raises Uncacheable."""
-        return (self._encode(entry),)
+        return (self.encode(entry),)
 
     def unpack(self, packed: Packed) -> Entry:
         """A copy of the entry that was packed, of which no part is shared."""
-        return self._decode(packed[0], len(packed[0]))  # it may be too large to store
+        return self.decode(packed[0], len(packed[0]))  # it may be too large to store
 
     def command(self, key: str) -> Command:
         """What asks for the value of a key, but for no more than an entry can have."""
@@ -78,7 +77,7 @@ class Storage:
 
     def parse(self, value: Any) -> Entry:
         """The entry in a value that is not empty. Raises CorruptEntry."""
-        return self._decode(value, self.max_bytes)
+        return self.decode(value, self.max_bytes)
 
     # --- read
 
@@ -188,10 +187,10 @@ class Storage:
             except CorruptEntry:
                 entries.append(None)
                 corrupt += 1
-        filed = {tag for entry in entries if entry for tag in entry.tags}
-        if not filed and not tags:
+        if not tags and not any(entry and entry.tags for entry in entries):
             return entries, corrupt
         current = _texts(tags, versions)
+        filed = {tag for entry in entries if entry for tag in entry.tags}
         if unknown := filed - current.keys():
             asked = ask(self.valkey, *[("GET", tag) for tag in unknown])
             current |= _texts(unknown, asked)
