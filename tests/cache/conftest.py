@@ -134,7 +134,7 @@ def rest(monkeypatch) -> Callable[[float], None]:
 
 @pytest.fixture
 def switch() -> Iterator[Switchable]:
-    """A client of a port on which nobody listens, for now."""
+    """A client of a port on which no server listens yet."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port, never = taken.getsockname()[1], Retry(NoBackoff(), 0)

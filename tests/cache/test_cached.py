@@ -70,7 +70,7 @@ def test_any_result_is_kept_with_its_type_nothing_included(source, calls):
     assert calls == list(range(len(results)))
 
 
-def test_what_a_caller_does_to_a_result_shows_to_nobody_else(price):
+def test_a_result_that_a_caller_changes_stays_as_it_was_for_others(price):
     price(1)
     price(1).append("changed")
     assert price(1) == [1, "EUR", [], {}, Decimal("12.50")]

@@ -50,7 +50,7 @@ def session(client: redis.Redis) -> int:
     return ask(client, ("CLIENT", "ID"))[0]
 
 
-def test_commands_go_by_one_connection_and_an_error_stands_in_its_place(ws, client):
+def test_commands_use_one_connection_and_an_error_is_one_of_the_answers(ws, client):
     one, key = client(), f"{ws.namespace}:list"
     assert session(one) == session(one)
     answers = ask(one, ("RPUSH", key, "x"), ("GET", key), ("ECHO", "after"), ("DEL", key))
@@ -61,7 +61,7 @@ def test_commands_go_by_one_connection_and_an_error_stands_in_its_place(ws, clie
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
-def test_an_interrupt_at_any_line_leaves_nobody_another_s_answer(ws, client):
+def test_after_an_interrupt_at_any_line_each_caller_gets_its_own_answers(ws, client):
     one = client()
     ask(one, ("PING",))
 
@@ -92,7 +92,7 @@ def test_an_interrupt_at_any_line_leaves_nobody_another_s_answer(ws, client):
 
 
 @pytest.mark.parametrize("how", ["killed", "restarted"])
-def test_a_connection_that_was_closed_while_it_was_idle_costs_nobody_an_answer(engine, how):
+def test_a_connection_that_was_closed_while_idle_costs_no_answer(engine, how):
     one = redis.Redis(port=engine.port, password=engine.folder.secrets()["valkey"], retry=NEVER)
     before = session(one)
     if how == "killed":
@@ -106,7 +106,7 @@ def test_a_connection_that_was_closed_while_it_was_idle_costs_nobody_an_answer(e
     one.close()
 
 
-def test_silence_is_waited_for_once_and_its_late_answer_is_nobody_s(engine, round_trips):
+def test_silence_is_waited_for_once_and_its_late_answer_is_dropped(engine, round_trips):
     one = redis.Redis(
         port=engine.port,
         password=engine.folder.secrets()["valkey"],

@@ -101,7 +101,7 @@ def test_two_questions_share_a_key_only_if_they_are_one(
     ],
     ids=repr,
 )
-def test_any_other_primary_key_stands_there_as_its_type_and_a_digest(value: object) -> None:
+def test_any_other_primary_key_is_written_as_its_type_and_a_digest(value: object) -> None:
     ending = rf"{type(value).__name__}~[0-9a-f]{{32}}"
     assert re.fullmatch(f"w:v3:planet:{ending}", record_key("w", "planet", value))
 
@@ -129,7 +129,7 @@ def test_the_scope_says_which_database_a_record_is_in() -> None:
     assert re.fullmatch(r"w:v3:db~[0-9a-f]{12}:planet:3", record_key("w", "planet", 3, scope="x"))
 
 
-def test_a_uuid_stands_there_to_be_read() -> None:
+def test_a_uuid_can_be_read() -> None:
     key = record_key("w", "users", UUID(int=7))
     assert key == "w:v3:users:UUID~00000000-0000-0000-0000-000000000007"
 

@@ -265,14 +265,14 @@ def test_an_update_changes_its_fields_and_neither_the_others_nor_the_ttl(ws, ord
 
 
 def test_an_update_that_finds_no_whole_record_leaves_none(ws, orders):
-    def lies_there(plant):
+    def leaves_none(plant):
         plant()
         assert orders.update(1, name="x", price=Decimal(1)) is False
         assert ws.valkey.exists(orders.key(1)) == 0
 
-    lies_there(lambda: None)
-    lies_there(lambda: orders.put(1, {"id": 1, "name": "from before the column was added"}))
-    lies_there(lambda: ws.valkey.rpush(orders.key(1), "x"))
+    leaves_none(lambda: None)
+    leaves_none(lambda: orders.put(1, {"id": 1, "name": "from before the column was added"}))
+    leaves_none(lambda: ws.valkey.rpush(orders.key(1), "x"))
     assert orders.get(6) is None
     assert orders.update(6, name="new") is False
     assert ws.valkey.exists(orders.key(6)) == 0  # nor its absence

@@ -86,7 +86,7 @@ def object_key(namespace: str, bucket: str, name: str) -> str:
 def lock_key(key: str) -> str:
     """Return the key of the lock that the loader of an entry holds.
 
-    The braces make a cluster hash it by the entry's own key, so that both lie in the same slot and
+    The braces make a cluster hash it by the entry's own key, so that both are in the same slot and
     one script may touch them together. It begins with the namespace, as all keys of ours do.
 
     >>> lock_key("workshop:v3:planet:3")
@@ -123,7 +123,7 @@ def match_all(namespace: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _table_prefix(namespace: str, table: str, scope: str) -> str:
-    # No part of another kind begins so: before a ~ stands the name of a type.
+    # No other part begins like this: what precedes a ~ is the name of a type.
     place = f"db~{_digest(scope.encode())[:12]}:" if scope else ""
     return f"{_prefix(namespace)}:{place}{_part(table)}"
 
@@ -165,7 +165,7 @@ def _slug(sql: str) -> str:
 
 
 def _part(value: object, plain: str = _PLAIN_NAME) -> str:
-    """Return what stands for the value between two colons: never the same for another value."""
+    """Return the value's part of a key: never the same for another value."""
     if type(value) is int and -(2**63) <= value < 2**63:
         return str(value)
     # Digits alone would read as the number, and a table `query` as another kind of key.

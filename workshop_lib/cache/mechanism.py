@@ -277,7 +277,7 @@ class Mechanism:
     def _fill(
         self, keys: Collection[str], load: LoadMany, tags: Tags = (), *, over_fresh: bool = False
     ) -> Mapping[str, Entry]:
-        """Load and store what nobody is loading; with what others have stored meanwhile.
+        """Load and store what no other request is loading; add what others stored meanwhile.
 
         Without single-flight there are no locks, and each request may store.
 

@@ -56,7 +56,7 @@ class ObjectStorage(Storage):
         self._compress_above = compress_above
 
     def encode(self, entry: Entry) -> bytes:
-        """The string that stands for an entry of COLUMNS, with one row or none."""
+        """The stored string of an entry of COLUMNS, with one row or none."""
         body, compressed = _body(entry) or b"", False
         if self._compress_above < len(body) <= self.max_bytes:
             smaller = zlib.compress(body, ZLIB_LEVEL)
@@ -194,7 +194,7 @@ class ObjectCache(Cache):
     def get_many(self, names: Iterable[str]) -> dict[str, bytes | None]:
         """Many objects: one round trip for all that are in the cache, then the missing ones.
 
-        A pipeline without a transaction: on a cluster the keys lie in different slots.
+        A pipeline without a transaction: on a cluster the keys are in different slots.
 
         Raises:
             ServiceUnreachableError: as `get`.

@@ -181,7 +181,7 @@ def clear_namespace(valkey: Redis, namespace: str) -> int:
     """Remove all keys of a namespace and no others. Returns how many there were.
 
     SCAN walks the keys in small steps; KEYS would stop the server for everybody while it looks.
-    Found keys are removed in batches, by one command each: on a cluster they lie in many slots.
+    Found keys are removed in batches, by one command each: on a cluster they are in many slots.
     """
     removed = 0
     found = valkey.scan_iter(match=keys.match_all(namespace), count=BATCH)

@@ -25,7 +25,7 @@ Packed = Sequence[bytes]
 MIN_TAG_MS = 86_400_000
 """A tag's version is kept for at least a day after the last load under it."""
 
-# A script touches one entry and its lock, which lie in the same slot of a cluster.
+# A script touches one entry and its lock, which are in the same slot of a cluster.
 _COMPLETE = """
 if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])
@@ -56,7 +56,7 @@ class Storage:
     # --- an entry's form
 
     def encode(self, entry: Entry) -> bytes:
-        """The string that stands for an entry. Raises Uncacheable."""
+        """The stored string of an entry. Raises Uncacheable."""
         return codec.encode(entry)
 
     def decode(self, data: bytes, max_bytes: int) -> Entry:
@@ -161,7 +161,7 @@ class Storage:
 
     def delete(self, *keys: str) -> int:
         """Remove entries and their locks. Returns how many entries there were."""
-        # No transaction: the keys lie in many slots. Each lock goes first, so that no loader can
+        # No transaction: the keys are in many slots. Each lock goes first, so that no loader can
         # store between the two commands what it read before.
         commands = [step for key in keys for step in (("DEL", lock_key(key)), ("UNLINK", key))]
         return sum(do(self.valkey, *commands)[1::2])
