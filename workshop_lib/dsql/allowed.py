@@ -8,7 +8,8 @@ docs/dsql-rules.md says which are ours.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,17 +52,21 @@ def refuse(kind: str, statement: Node) -> Refusal | None:
 
     """
     found = [(kind, statement), *nodes(statement)]
-    return next(filter(None, (_refuse_node(name, node) for name, node in found)), None)
+    return _first(_refuse_node(name, node) for name, node in found)
+
+
+def _first(found: Iterable[Refusal | None]) -> Refusal | None:
+    return next(filter(None, found), None)
 
 
 def _refuse_node(kind: str, node: Node) -> Refusal | None:
     if kind[0].isupper() and kind.endswith("Stmt") and kind not in WORDS["statements"]:
         return not_supported(TEXTS.get(kind, f"unsupported statement: {kind.removesuffix('Stmt')}"))
-    for path, rule in PARTS.get(kind, ()):
-        if found := _refuse_part(rule, list(parts(node, *path))):
+    for path, rule in PARTS[kind]:
+        excused = any(any(parts(node, *one.split("."))) for one in rule.get("unless", ()))
+        if not excused and (found := _refuse_part(rule, list(parts(node, *path)))):
             return found
-    rule_of_kind = RULES.get(kind)
-    return rule_of_kind(node) if rule_of_kind else None
+    return RULES[kind](node) if kind in RULES else None
 
 
 def _refuse_part(rule: dict[str, Any], values: list[Any]) -> Refusal | None:
@@ -76,15 +81,10 @@ def _refuse_part(rule: dict[str, Any], values: list[Any]) -> Refusal | None:
     return None
 
 
-def _rules_of_parts() -> dict[str, list[tuple[list[str], dict[str, Any]]]]:
-    found: dict[str, list[tuple[list[str], dict[str, Any]]]] = {}
-    for name, rule in LISTS["parts"].items():
-        kind, *path = name.split(".")
-        found.setdefault(kind, []).append((path, rule))
-    return found
-
-
-PARTS = _rules_of_parts()
+PARTS: defaultdict[str, list[tuple[list[str], dict[str, Any]]]] = defaultdict(list)
+"""The rules of allowed.toml by the kind of structure that they are of."""
+for name, rule in LISTS["parts"].items():
+    PARTS[name.partition(".")[0]].append((name.split(".")[1:], rule))
 
 
 # --- types, columns, sequences ---
@@ -133,9 +133,8 @@ def _refuse_cache(given: dict[str, Node], what: str) -> Refusal | None:
 
 
 def _constraint(constraint: Node) -> Refusal | None:
-    if constraint["contype"] != "CONSTR_IDENTITY":
-        return None
-    return _refuse_cache(options(constraint), "identity column")
+    identity = constraint["contype"] == "CONSTR_IDENTITY"
+    return _refuse_cache(options(constraint), "identity column") if identity else None
 
 
 # --- statements ---
@@ -156,8 +155,7 @@ def _set(statement: Node) -> Refusal | None:
     if kind.startswith("VAR_RESET") or (kind, name) in UNSET:
         return None
     if kind == "VAR_SET_MULTI":
-        found = filter(None, map(_option, parts(statement, "args", "DefElem")))
-        return next(found, None) or may_set(name)
+        return _first(map(_option, parts(statement, "args", "DefElem"))) or may_set(name)
     return may_set(name, next(map(text, parts(statement, "args")), ""))
 
 
@@ -194,26 +192,7 @@ def _cast(cast: Node) -> Refusal | None:
     return not_supported(f"datatype {name} not supported") if name in NOT_RUN else None
 
 
-def _alter_table(statement: Node) -> Refusal | None:
-    kinds = set(parts(statement, "cmds", "AlterTableCmd", "subtype"))
-    if "AT_ValidateConstraint" not in kinds or "async" in statement:
-        return None
-    return not_supported("unsupported ALTER TABLE VALIDATE CONSTRAINT statement")
-
-
-def _alteration(command: Node) -> Refusal | None:
-    if command["subtype"] != "AT_AddConstraint":
-        return None
-    constraint = command["def"]["Constraint"]
-    adopts = "indexname" in constraint and constraint["contype"] == "CONSTR_UNIQUE"
-    if "skip_validation" in constraint or adopts:
-        return None
-    return not_supported("unsupported ALTER TABLE ADD CONSTRAINT statement")
-
-
 def _index(statement: Node) -> Refusal | None:
-    if "async" not in statement or "concurrent" in statement:
-        return not_supported("unsupported mode. please use CREATE INDEX ASYNC.")
     # The tree does not tell a method that was written from the usual one.
     if "using" in statement["written"].lower().split():
         return not_supported(f"index access method {statement['accessMethod']} not supported")
@@ -221,11 +200,10 @@ def _index(statement: Node) -> Refusal | None:
 
 
 def _create_function(statement: Node) -> Refusal | None:
-    what = "CREATE PROCEDURE" if "is_procedure" in statement else "CREATE FUNCTION"
-    language = text(options(statement).get("language", {})).lower() or "sql"
-    if language != "sql":
-        return not_supported(f"{what} with language {language} not supported")
-    return not_supported(f"{what} not supported") if what == "CREATE PROCEDURE" else None
+    language = text(options(statement).get("language", {})).lower()
+    if language in {"", "sql"}:
+        return None
+    return not_supported(f"CREATE FUNCTION with language {language} not supported")
 
 
 def _drop(statement: Node) -> Refusal | None:
@@ -235,7 +213,8 @@ def _drop(statement: Node) -> Refusal | None:
 
 
 RULES: dict[str, Callable[[Node], Refusal | None]] = {
-    "ColumnDef": _column,
+    "CreateStmt": lambda s: _first(map(_column, parts(s, "tableElts", "ColumnDef"))),
+    "AlterTableCmd": lambda c: _first(map(_column, parts(c, "def", "ColumnDef"))),
     "Constraint": _constraint,
     "CreateDomainStmt": lambda s: _refuse_type(s["typeName"]),
     "CreateSeqStmt": lambda s: _refuse_cache(options(s), "CREATE SEQUENCE"),
@@ -244,8 +223,6 @@ RULES: dict[str, Callable[[Node], Refusal | None]] = {
     "DefElem": _option,
     "FuncCall": _function_call,
     "TypeCast": _cast,
-    "AlterTableStmt": _alter_table,
-    "AlterTableCmd": _alteration,
     "IndexStmt": _index,
     "CreateFunctionStmt": _create_function,
     "DropStmt": _drop,

@@ -29,14 +29,8 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
-from workshop_lib.dsql import wire
+from workshop_lib.dsql import limits, wire
 from workshop_lib.dsql.allowed import Refusal, may_set
-from workshop_lib.dsql.limits import (
-    CONNECTION_BURST,
-    CONNECTION_LIFE_S,
-    CONNECTIONS_PER_SECOND,
-    Rate,
-)
 from workshop_lib.dsql.tokens import CLUSTER_NAMES, CLUSTER_REGION, objection
 from workshop_lib.dsql.transactions import PATIENCE_S, Session
 from workshop_lib.services.client_config import isolate_libpq
@@ -83,8 +77,8 @@ class Cluster:
     password: Callable[[str], str]
     objection: Callable[[str, str], str]
     tls: ssl.SSLContext
-    rate: Rate = field(default_factory=lambda: Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST))
-    life_s: float = CONNECTION_LIFE_S
+    rate: limits.Rate = field(default_factory=limits.of_a_cluster)
+    life_s: float = limits.CONNECTION_LIFE_S
     max_schemas: int = 10
     rewrite: Callable[[str], str] = str
     sessions: dict[bytes, tuple[Session, Connection]] = field(default_factory=dict)

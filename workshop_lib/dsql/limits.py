@@ -64,3 +64,8 @@ class Rate:
                 return False, wait
             self._paid_until = paid_until
             return True, wait
+
+
+def of_a_cluster() -> Rate:
+    """The rate at which a cluster takes new connections."""
+    return Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import subprocess
 import sys
@@ -40,17 +39,6 @@ class Findings(list[Finding]):
         if not self:
             return "dsql-lint finds nothing to object to."
         return "\n".join(f"line {f.line}: {f.message} {f.suggestion}" for f in self)
-
-    def _repr_html_(self) -> str:
-        if not self:
-            return f"<p>{self!r}</p>"
-        head = "<tr><th>line</th><th>what is wrong</th><th>instead</th></tr>"
-        rows = (
-            f"<tr><td>{f.line}</td><td>{html.escape(f.message)}</td>"
-            f"<td>{html.escape(f.suggestion)}</td></tr>"
-            for f in self
-        )
-        return f"<table>{head}{''.join(rows)}</table>"
 
 
 def lint(statements: str) -> Findings:
