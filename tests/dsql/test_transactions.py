@@ -3,8 +3,6 @@
 import contextlib
 import io
 import os
-import random
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +10,9 @@ import psycopg2
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from transaction_model import Table
+
+from workshop_lib.database import Database
+from workshop_lib.services import DatabaseEndpoint
 
 FAILURES = {
     "OC000": ("40001", "change conflicts with another transaction (OC000)"),
@@ -338,34 +339,20 @@ def test_a_role_with_few_rights_may_lose(connect, cursor, table, schema):
     cursor.execute(f"DROP ROLE {role}")
 
 
-def test_sixteen_writers_of_one_counter_lose_no_step(connect, cursor, table):
+def test_sixteen_writers_of_one_counter_lose_no_step(cluster, cursor, table, schema):
+    place = {name: value for name, value in cluster.arguments().items() if name != "password"}
+    endpoint = DatabaseEndpoint("local", cluster.host, cluster.port, place, token=cluster.token)
+    database = Database(endpoint, schema)
     cursor.execute("UPDATE t SET v = '0' WHERE n = 1")
-    cursors = [connect().cursor() for _ in range(16)]
-    together = threading.Barrier(16)
 
     def add(mine):
-        mine.execute("BEGIN")
-        mine.execute("SELECT v::int FROM t WHERE n = 1")
-        (value,) = mine.fetchone()
-        mine.execute("UPDATE t SET v = %s WHERE n = 1", (value + 1,))
-        mine.execute("COMMIT")
-
-    def write(mine):
-        conflicts = 0
-        together.wait()
-        for _ in range(3):
-            while True:
-                try:
-                    add(mine)
-                    break
-                except psycopg2.errors.SerializationFailure:
-                    conflicts += 1
-                    mine.execute("ROLLBACK")
-                    time.sleep(random.uniform(0, 0.1))
-        return conflicts
+        mine.execute("SELECT v::int + 1 FROM t WHERE n = 1")
+        mine.execute("UPDATE t SET v = %s WHERE n = 1", mine.fetchone())
 
     with ThreadPoolExecutor(16) as pool:
-        assert sum(pool.map(write, cursors)) > 0
+        list(pool.map(lambda _: database.run_transaction(add), range(48)))
+    assert database.stats().conflicts > 0
+    database.close()
     cursor.execute("SELECT v FROM t WHERE n = 1")
     assert cursor.fetchone() == ("48",)
 
