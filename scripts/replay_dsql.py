@@ -1,10 +1,11 @@
-"""Replay what others found out about a real Aurora DSQL on the local one, and count what agrees.
+"""Compare the local Aurora DSQL with a real one, and measure what it costs.
 
-    .venv/bin/python scripts/replay_dsql.py CLONE
+    .venv/bin/python scripts/replay_dsql.py CLONE | costs
 
 CLONE is a clone of github.com/Dreamescaper/dsql-emulator, whose test/conformance/golden holds what
 a cluster answered, or of github.com/awslabs/aurora-dsql-tools, whose dsql-lint/tests/common/mod.rs
-lists statements that a cluster accepts or refuses. Nothing of either is kept here. It runs on
+lists statements that a cluster accepts or refuses. Nothing of either is kept here. `costs` prints
+how many times as long work takes through the local DSQL as at the server's own address. It runs on
 engines of its own, which end with it.
 """
 
@@ -15,18 +16,33 @@ import json
 import re
 import sys
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psycopg2
 
-from workshop_lib.services.local import reset
+from workshop_lib.services.local import attach, reset
 from workshop_lib.services.local_dsql import open_cluster
 from workshop_lib.services.state_folder import StateFolder
 from workshop_lib.settings import load_settings
 
 LISTS = Path("dsql-lint/tests/common/mod.rs")
+WRITERS = 16
+TABLE = "CREATE TABLE costs (id bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY, v text)"
+INSERT = "INSERT INTO costs (v) VALUES ('x')"
+STATEMENTS = {
+    "SELECT 1": "SELECT 1",
+    "a row by its key": "SELECT * FROM costs WHERE id = 7",
+    "500 rows": "SELECT * FROM costs LIMIT 500",
+    "an INSERT": INSERT,
+    "a transaction of two INSERTs": f"BEGIN; {INSERT}; {INSERT}; COMMIT",
+}
 
 
 def set_up(clone: Path) -> list[str]:
@@ -129,6 +145,46 @@ def replay_lists(clone: Path, cursor: Any) -> Counter[str]:
     return counts
 
 
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def measure(doors: dict[str, dict[str, Any]], times: int = 300) -> None:
+    """Print ratios of medians, of measurements that take turns at both doors."""
+    with contextlib.ExitStack() as stack:
+        cursors: dict[str, list[Any]] = {door: [] for door in doors}
+        for door, arguments in list(doors.items()) * WRITERS:
+            opened = stack.enter_context(contextlib.closing(psycopg2.connect(**arguments)))
+            opened.autocommit = True
+            cursors[door].append(opened.cursor())
+        pool = stack.enter_context(ThreadPoolExecutor(WRITERS))
+        cursors["server"][0].execute(TABLE)
+        cursors["server"][0].execute(
+            "INSERT INTO costs (v) SELECT 'x' FROM generate_series(1, 500)"
+        )
+
+        def insert(cursor: Any) -> None:
+            for _ in range(10):
+                cursor.execute(INSERT)
+
+        works: dict[str, Callable[[str], object]] = {
+            name: lambda door, sql=sql: cursors[door][0].execute(sql)  # type: ignore[misc]
+            for name, sql in STATEMENTS.items()
+        }
+        works["a connection"] = lambda door: psycopg2.connect(**doors[door]).close()
+        works[f"{WRITERS} writers"] = lambda door: list(pool.map(insert, cursors[door]))
+        for name, work in works.items():
+            taken: dict[str, list[float]] = {door: [] for door in doors}
+            for _ in range(times if name in STATEMENTS else times // 10):
+                for door in doors:
+                    taken[door].append(seconds(partial(work, door)))
+            ratio = median(taken["local DSQL"]) / median(taken["server"])
+            print(f"{name}: {ratio:.1f}")
+
+
 def end(cursor: Any) -> None:
     """End a transaction that is still open."""
     if cursor.connection.info.transaction_status:
@@ -136,18 +192,30 @@ def end(cursor: Any) -> None:
 
 
 def main() -> None:
-    """Replay what the clone has."""
+    """Replay what the clone has, or measure."""
     clone = Path(sys.argv[1])
-    replay = replay_lists if (clone / LISTS).exists() else replay_record
     with tempfile.TemporaryDirectory() as state:
-        cluster = open_cluster(load_settings(workshop_state_dir=state).values)
+        settings, folder = load_settings(workshop_state_dir=state).values, StateFolder(Path(state))
+        cluster, held = open_cluster(settings), attach(folder, ["postgres"], settings)
         try:
+            if sys.argv[1] == "costs":
+                server = {
+                    "host": "127.0.0.1",
+                    "port": held.engines["postgres"].port,
+                    "user": "admin",
+                    "password": held.secrets["admin"],
+                    "dbname": "postgres",
+                }
+                measure({"server": server, "local DSQL": cluster.arguments()})
+                return
+            replay = replay_lists if (clone / LISTS).exists() else replay_record
             with contextlib.closing(psycopg2.connect(**cluster.arguments())) as connection:
                 connection.autocommit = True
                 print(dict(replay(clone, connection.cursor())))
         finally:
+            held.release()
             cluster.release()
-            reset(StateFolder(Path(state)))
+            reset(folder)
 
 
 if __name__ == "__main__":
