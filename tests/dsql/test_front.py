@@ -102,7 +102,7 @@ def test_any_client_signs_in_as_to_a_cluster(connect, changes):
         ({"client_encoding": "LATIN1"}, "client_encoding"),
     ],
 )
-def test_who_asks_for_something_else_is_told_what_is_wrong(connect, changes, message):
+def test_a_wrong_sign_in_is_told_what_is_wrong(connect, changes, message):
     with pytest.raises(psycopg2.OperationalError, match=message):
         connect(**changes)
 
@@ -116,7 +116,7 @@ def signer(cluster):
     return sign
 
 
-def test_what_is_no_token_or_not_for_this_cluster_and_user_learns_nothing(connect, signer, cluster):
+def test_a_wrong_token_learns_nothing(connect, signer, cluster):
     for password in (
         *("x", "", "a" * 15_000, "https://[", "é" * 300, "?" + "&" * 99),
         signer(region="eu-west-1"),
@@ -143,7 +143,7 @@ def test_a_token_opens_nothing_after_its_end_and_none_lasts_more_than_a_week(con
         connect(password=token)
 
 
-def test_a_role_of_one_s_own_signs_in_without_a_password_and_keeps_the_rules(connect, cursor):
+def test_a_role_signs_in_without_a_password_and_keeps_the_rules(connect, cursor):
     role = f"role_{os.getpid()}"
     cursor.execute(f'CREATE ROLE "{role}" LOGIN')
     for _ in range(2):  # the first time it is given a password that nobody knows
@@ -306,7 +306,9 @@ def test_an_expression_that_is_too_deep_is_an_error_of_its_own_client(cursor):
 # --- several sessions ---
 
 
-def test_who_is_not_signed_in_here_is_waited_for_no_longer_than_a_moment(shared, cursor, table):
+def test_a_row_that_a_client_of_the_server_has_locked_is_a_conflict_after_a_moment(
+    shared, cursor, table
+):
     cursor.execute("INSERT INTO t VALUES (1)")
     cursor.execute("SELECT current_schema()")
     (place,) = cursor.fetchone()
@@ -461,7 +463,7 @@ def answers(client, *messages):
     return errors_of(heard) or found
 
 
-def test_prepared_statements_go_on_whoever_writes_in_between(raw, cursor, table):
+def test_prepared_statements_go_on_while_others_write(raw, cursor, table):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
     client, place = raw().sign_in(), search_path(cursor).decode()
     add = parse(f"UPDATE {place}.t SET v = v || $1 WHERE n = 1 RETURNING v", b"add")
@@ -544,7 +546,7 @@ def test_rows_are_fetched_in_parts_or_the_transaction_has_lost(raw, cursor, tabl
     assert answers(client, some, SYNC) == ["change conflicts with another transaction (OC000)"]
 
 
-def test_a_copy_may_be_sent_with_its_statement_whoever_writes_in_between(raw, cursor, table):
+def test_a_copy_may_be_sent_with_its_statement_while_others_write(raw, cursor, table):
     client, place = raw().sign_in(), search_path(cursor).decode()
     answers(client, wire.message(b"Q", f"BEGIN; INSERT INTO {place}.t VALUES (1)\0".encode()))
     cursor.execute("INSERT INTO t VALUES (2)")

@@ -1,4 +1,4 @@
-"""DSQL's rules in a PostgreSQL of one's own: installed, kept, and removed without a trace."""
+"""DSQL's rules in the learner's own PostgreSQL: installed, kept, and removed without a trace."""
 
 import contextlib
 from dataclasses import replace
@@ -82,7 +82,7 @@ def test_the_setting_decides_for_our_connections(workshop, cursor):
     def database(rules):
         return Database(external_database(load_settings(dsql_rules=rules).values), "public")
 
-    for rules in ("auto", "off"):  # a server of one's own has rules only if asked
+    for rules in ("auto", "off"):  # the learner's server has rules only if asked
         assert database(rules).query("TRUNCATE mine").rows == []
     with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
         database("on").query("TRUNCATE mine")

@@ -67,7 +67,7 @@ PLAYS = {  # what the model below knows nothing of, or is worth reading
     "write skew is not prevented": (
         "A begin, B begin, A read =1- 2-, B read =1- 2-, A set 1 a, B set 2 b, A commit, B commit",
         "1a 2b"),
-    "one's own writes are there, whoever writes in between": (
+    "a transaction sees its own writes while others write": (
         ("A begin, B begin, A set 1 a, B set 1 b, A read =1a 2-, B read =1b 2-, A set 2 a, "
         "B read =1b 2-, A read =1a 2a, B rollback, A commit"), "1a 2a"),
     "the loser sees its own writes until COMMIT": (
@@ -83,13 +83,13 @@ PLAYS = {  # what the model below knows nothing of, or is worth reading
         "A begin, B add 3 b, A add 3 a, A add 3 x !duplicate, A commit =ROLLBACK", "1- 2- 3b"),
     "a key is free for others only after COMMIT": (
         "A begin, A move 1 5, B add 1 b !duplicate, A commit, B add 1 b", "1b 2- 5-"),
-    "rows that moved are still one's own": (
+    "rows that moved are the same rows": (
         ("A begin, A move 1 5, A set 5 a, B set 2 b, A move 5 6, A delete 6, A add 7 a, B set 2 c, "
         "A read =2- 7a, A commit"), "2c 7a"),
     "a check fails at once": ("A begin, A set 1 BAD !check, A rollback", "1- 2-"),
     "a missing parent is an error at once": (
         "A begin, B add 3 b, A child 1 3 !parent, A rollback, A child 1 3", "1- 2- 3b"),
-    "a child of one's own parent": (
+    "a child of a parent of the same transaction": (
         "A begin, A add 3 a, A child 1 3, B set 1 b, A read =1- 2- 3a, A commit", "1b 2- 3a"),
     "a parent that another one deletes": (
         "A begin, A child 1 1, B begin, B delete 1, B commit, A commit !OC000", "2-"),
@@ -357,7 +357,7 @@ def test_sixteen_writers_of_one_counter_lose_no_step(cluster, cursor, table, sch
     assert cursor.fetchone() == ("48",)
 
 
-def test_who_hangs_up_leaves_nothing_in_the_way(connect, cursor, table):
+def test_a_client_that_hangs_up_leaves_no_locks(connect, cursor, table):
     first = connect()
     first.cursor().execute("BEGIN; UPDATE t SET v = 'a'")
     first.close()

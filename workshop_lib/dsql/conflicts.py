@@ -1,4 +1,4 @@
-"""Which errors mean "somebody else was faster: run the transaction again"."""
+"""Which errors mean that a transaction lost against a concurrent one, and may be run again."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 -- Run by a superuser; again changes nothing. The rules hold where the setting workshop.dsql_rules is
 -- on: for a role (ALTER ROLE … SET), a database, or a session. docs/dsql-rules.md lists them all.
 --
--- These functions run with the rights of whoever changes or defines a table, a superuser's too. So
--- none may find a function or an operator that another role has put on the search path: a body in
+-- These functions run with the rights of the role that changes or defines a table, a superuser's
+-- too. So none may find a function or an operator that another role has put on the search path: a body in
 -- SQL is bound to what it names when it is created (RETURN, BEGIN ATOMIC), a body in PL/pgSQL is
 -- looked up when it runs, on the search path of its SET clause.
 

@@ -1,6 +1,6 @@
 """Sign-in tokens of Aurora DSQL: what one says, and the checks that the service makes of it.
 
-A token is a signed request, written as an address without a scheme: whoever holds it may connect
+A token is a signed request, written as an address without a scheme: its holder may connect
 until it ends. It is made by signing alone, with no question to AWS.
 """
 

@@ -292,7 +292,7 @@ class Session:
             if kind in last:
                 return
 
-    # --- statements in the world of their transaction ---
+    # --- a group of messages, run ---
 
     async def _serve(self, group: list[Message]) -> None:
         """Have PostgreSQL do what a client asks for together."""
@@ -318,7 +318,7 @@ class Session:
                     await self._make_again(ends="COMMIT" in kinds)
                 if transaction.copies is not None:
                     await self._go_on_in_copies(executed, kinds)
-                elif whole and writes and "COPY" not in kinds:
+                elif whole and (writes or "BEGIN" in kinds) and "COPY" not in kinds:
                     self._held = bytearray()
                 if kinds == {"COMMIT"}:
                     self._cluster.let_go(self)
@@ -338,7 +338,7 @@ class Session:
                 self._release()
 
     async def _settle(self, executed: list[Statement], *, mine: bool) -> None:
-        """After a group: begin what can be taken back, or note what was done; the end, if it is."""
+        """After a group: open the transaction, note what it did, or end it."""
         transaction = self.transaction
         if self._state == b"I":
             self._end_transaction()
@@ -384,7 +384,7 @@ class Session:
                 return self._say_parse(body, statements[0], due, again=again)
             case b"B" if statements:
                 portal, name, values = texts(body, 2)
-                # A copy has to be used, or the unnamed statement went with a question of ours.
+                # It has to use a copy, or the unnamed statement is gone: `_ask` has replaced it.
                 if not self.transaction.copies and (name or self._unnamed):
                     due.append(Due(b"2"))
                     return message(kind, body)
@@ -441,7 +441,7 @@ class Session:
     # --- conflicts ---
 
     async def take_back(self) -> None:
-        """Have PostgreSQL forget what the transaction did, whose turn it is not."""
+        """Undo the transaction's changes in PostgreSQL: it is another session's turn."""
         transaction = self.transaction
         with contextlib.suppress(OSError, IncompleteReadError, TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
@@ -459,9 +459,9 @@ class Session:
         self._cluster.let_go(self)
 
     async def _make_again(self, *, ends: bool) -> None:
-        """Do to the rows what the transaction had done to them, or learn that it has lost."""
+        """Make the transaction's changes again, or learn that it has lost."""
         if await self._ask(self.transaction.make_again()):
-            # Who is at its COMMIT needs no copies, and others wait for this turn.
+            # At its COMMIT a transaction needs no copies, and others wait for this turn.
             await (self._abort(CONFLICT) if ends else self._lose())
         self.transaction.taken_back = False
 
@@ -476,7 +476,7 @@ class Session:
             await self._abort(CONFLICT)
 
     async def _go_on_in_copies(self, executed: list[Statement], kinds: set[str]) -> None:
-        """Have a transaction that has lost do the next statements in copies, or fail at COMMIT."""
+        """Prepare the next statements of a transaction that has lost; at COMMIT, abort it."""
         if self.is_open:
             names = frozenset().union(*(one.changes | one.locks for one in executed))
             if "COMMIT" in kinds or not await self._copy(names):
@@ -490,21 +490,21 @@ class Session:
         return True
 
     async def doom(self, transaction: Transaction) -> None:
-        """Have a transaction fail since the schema is another one: its locks must be gone."""
+        """Fail a transaction since the schema has changed. Its locks are released at once."""
         with contextlib.suppress(OSError, IncompleteReadError):
             async with self._mutex:
                 if self.transaction is transaction and self.is_open:
                     await self._abort(CHANGED)
 
     async def _abort(self, refusal: Refusal) -> None:
-        """Have the transaction fail in PostgreSQL; the client is told why later."""
+        """Abort the transaction in PostgreSQL; the client is told why later."""
         transaction = self.transaction
         transaction.doomed, transaction.copies, transaction.taken_back = refusal, None, False
         transaction.changes.clear()
         await self._ask(_refusing(refusal))
 
     async def _ask(self, sql: str) -> str:
-        """Have PostgreSQL do something in between: empty, or the SQLSTATE of its refusal."""
+        """Run SQL that the client did not send. Returns the SQLSTATE of an error, or nothing."""
         if self._unsynced:
             self._server.writer.write(message(b"S"))
             await self._pass_on(deque([Due(b"Z", hidden=True)]))
