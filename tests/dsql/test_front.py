@@ -307,14 +307,12 @@ def test_an_expression_that_is_too_deep_is_an_error_of_its_own_client(cursor):
 
 
 def test_a_row_that_a_client_of_the_server_has_locked_is_a_conflict_after_a_moment(
-    shared, cursor, table
+    shared, cursor, schema, table
 ):
     cursor.execute("INSERT INTO t VALUES (1)")
-    cursor.execute("SELECT current_schema()")
-    (place,) = cursor.fetchone()
     with contextlib.closing(psycopg2.connect(**shared.endpoints.database.arguments)) as other:
         with other.cursor() as theirs:
-            theirs.execute(f"UPDATE {place}.t SET v = 'theirs'")
+            theirs.execute(f"UPDATE {schema}.t SET v = 'theirs'")
         with pytest.raises(errors.SerializationFailure, match=OC000):
             cursor.execute("UPDATE t SET v = 'ours'")
         other.commit()
@@ -350,8 +348,8 @@ class Raw:
         self.file = self.socket.makefile("rb")
         self.cluster = cluster
 
-    def sign_in(self, version=wire.VERSION_3):
-        begin = start_up({"user": "admin", "database": "postgres"})
+    def sign_in(self, version=wire.VERSION_3, path="public"):
+        begin = start_up({"user": "admin", "database": "postgres", "search_path": path})
         self.say(begin[:4], struct.pack("!i", version), begin[8:])
         self.say(wire.message(b"p", self.cluster.token().encode() + b"\0"))
         self.hear(b"Z")
@@ -422,12 +420,14 @@ def test_what_is_refused_fails_when_it_is_prepared_whatever_follows(raw):
     assert client.hear()[2] == (b"D", b"\0\1\0\0\0\4good")
 
 
-def test_a_refusal_among_statements_sent_together_takes_those_before_it_back(raw, cursor, table):
-    client = raw().sign_in()
-    answers(client, wire.message(b"Q", b"SET search_path = " + search_path(cursor) + b"\0"))
+def test_a_refusal_among_statements_sent_together_takes_those_before_it_back(
+    raw, cursor, schema, table
+):
+    client = raw().sign_in(path=schema)
     client.say(parse("INSERT INTO t VALUES (1)"), bind(), EXECUTE)
     client.say(parse("TRUNCATE t"), bind(), EXECUTE, SYNC)
     assert errors_of(client.hear()) == [REFUSED]
+    assert answers(client, bind(), EXECUTE, SYNC) == [REFUSED]
     client.say(parse("BEGIN"), bind(), EXECUTE, SYNC)
     assert client.hear()[-1] == (b"Z", b"T")
     client.say(parse("TRUNCATE t"), SYNC)
@@ -438,14 +438,8 @@ def test_a_refusal_among_statements_sent_together_takes_those_before_it_back(raw
     assert cursor.fetchone() == (0,)
 
 
-def search_path(cursor):
-    cursor.execute("SHOW search_path")
-    return cursor.fetchone()[0].encode()
-
-
-def test_a_prepared_index_has_its_own_tag_each_time(raw, cursor, table):
-    client = raw().sign_in()
-    answers(client, wire.message(b"Q", b"SET search_path = " + search_path(cursor) + b"\0"))
+def test_a_prepared_index_has_its_own_tag_each_time(raw, cursor, schema, table):
+    client = raw().sign_in(path=schema)
     client.say(parse("CREATE INDEX ASYNC ON t (v)", b"i"), parse("SELECT 1", b"s"))
     for _ in range(2):
         client.say(bind(b"i"), DESCRIBE, EXECUTE, SYNC, bind(b"s"), EXECUTE, SYNC)
@@ -463,11 +457,11 @@ def answers(client, *messages):
     return errors_of(heard) or found
 
 
-def test_prepared_statements_go_on_while_others_write(raw, cursor, table):
+def test_prepared_statements_go_on_while_others_write(raw, cursor, schema, table):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
-    client, place = raw().sign_in(), search_path(cursor).decode()
-    add = parse(f"UPDATE {place}.t SET v = v || $1 WHERE n = 1 RETURNING v", b"add")
-    take = parse(f"SELECT v FROM {place}.t", b"take")
+    client = raw().sign_in(path=schema)
+    add = parse("UPDATE t SET v = v || $1 WHERE n = 1 RETURNING v", b"add")
+    take = parse("SELECT v FROM t", b"take")
     answers(client, add, take, parse("BEGIN", b"begin"), parse("COMMIT", b"commit"), SYNC)
 
     def do(name, *values):
@@ -484,12 +478,12 @@ def test_prepared_statements_go_on_while_others_write(raw, cursor, table):
     assert do(b"take") == [b"-", b"SELECT 1"]
 
 
-def test_what_is_prepared_with_the_statement_that_loses_stays_prepared(raw, cursor, table):
+def test_what_is_prepared_with_the_statement_that_loses_stays_prepared(raw, cursor, schema, table):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
-    client, place = raw().sign_in(), search_path(cursor).decode()
+    client = raw().sign_in(path=schema)
     answers(client, wire.message(b"Q", b"BEGIN\0"))
     cursor.execute("UPDATE t SET v = 'b'")
-    update = parse(f"UPDATE {place}.t SET v = v || 'a' RETURNING v", b"u")
+    update = parse("UPDATE t SET v = v || 'a' RETURNING v", b"u")
     for text in b"-a", b"-aa":
         found = answers(client, *[update] * (text == b"-a"), bind(b"u"), DESCRIBE, EXECUTE, SYNC)
         assert found == [text, b"UPDATE 1"]
@@ -500,42 +494,42 @@ def test_what_is_prepared_with_the_statement_that_loses_stays_prepared(raw, curs
 FLUSH = wire.message(b"H")
 
 
-def test_answers_may_be_asked_for_before_the_end(raw, cursor, table):
+def test_answers_may_be_asked_for_before_the_end(raw, cursor, schema, table):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
-    client, place = raw().sign_in(), search_path(cursor).decode()
-    update = f"UPDATE {place}.t SET v = v || 'a' WHERE n = 1"
+    client = raw().sign_in(path=schema)
+    update = "UPDATE t SET v = v || 'a' WHERE n = 1"
     answers(client, parse("BEGIN"), bind(), EXECUTE, parse(update), bind(), EXECUTE, SYNC)
     for _ in range(2):
         cursor.execute("INSERT INTO t SELECT max(n) + 1 FROM t")
         client.say(parse(update), wire.message(b"D", b"S\0"), FLUSH)
         assert client.kinds(b"n") == b"1tn"
         assert answers(client, bind(), EXECUTE, SYNC) == [b"UPDATE 1"]
-    client.say(parse(f"SELECT v FROM {place}.t WHERE n = 1"), bind(), EXECUTE, FLUSH)
+    client.say(parse("SELECT v FROM t WHERE n = 1"), bind(), EXECUTE, FLUSH)
     assert client.hear(b"C")[2][1].endswith(b"-aaa")
     assert answers(client, parse("COMMIT"), bind(), EXECUTE, SYNC) == [b"COMMIT"]
     cursor.execute("SELECT v FROM t WHERE n = 1")
     assert cursor.fetchone() == ("-aaa",)
 
 
-def test_a_flush_after_each_message_is_no_hindrance(raw, cursor, table):
+def test_a_flush_after_each_message_is_no_hindrance(raw, cursor, schema, table):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
-    client, place = raw().sign_in(), search_path(cursor).decode()
+    client = raw().sign_in(path=schema)
 
     def do(sql):
         answers(client, parse(sql), FLUSH, SYNC)
         return answers(client, bind(), FLUSH, EXECUTE, FLUSH, SYNC)
 
     do("BEGIN")
-    do(f"UPDATE {place}.t SET v = 'a'")
+    do("UPDATE t SET v = 'a'")
     cursor.execute("UPDATE t SET v = 'b'")
-    assert do(f"SELECT v FROM {place}.t") == [b"a", b"SELECT 1"]
+    assert do("SELECT v FROM t") == [b"a", b"SELECT 1"]
     assert do("COMMIT") == ["change conflicts with another transaction (OC000)"]
 
 
-def test_rows_are_fetched_in_parts_or_the_transaction_has_lost(raw, cursor, table):
+def test_rows_are_fetched_in_parts_or_the_transaction_has_lost(raw, cursor, schema, table):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
-    client, place = raw().sign_in(), search_path(cursor).decode()
-    answers(client, wire.message(b"Q", f"BEGIN; UPDATE {place}.t SET v = 'a'\0".encode()))
+    client = raw().sign_in(path=schema)
+    answers(client, wire.message(b"Q", b"BEGIN; UPDATE t SET v = 'a'\0"))
     numbers, some = parse("SELECT generate_series(1, 3)"), b"E\0\0\0\x0ap\0\0\0\0\1"
     named = wire.message(b"B", b"p\0\0" + bytes(6))
     client.say(numbers, named, some, SYNC)
@@ -546,14 +540,14 @@ def test_rows_are_fetched_in_parts_or_the_transaction_has_lost(raw, cursor, tabl
     assert answers(client, some, SYNC) == ["change conflicts with another transaction (OC000)"]
 
 
-def test_a_copy_may_be_sent_with_its_statement_while_others_write(raw, cursor, table):
-    client, place = raw().sign_in(), search_path(cursor).decode()
-    answers(client, wire.message(b"Q", f"BEGIN; INSERT INTO {place}.t VALUES (1)\0".encode()))
+def test_a_copy_may_be_sent_with_its_statement_while_others_write(raw, cursor, schema, table):
+    client = raw().sign_in(path=schema)
+    answers(client, wire.message(b"Q", b"BEGIN; INSERT INTO t VALUES (1)\0"))
     cursor.execute("INSERT INTO t VALUES (2)")
-    copy = wire.message(b"Q", f"COPY {place}.t FROM STDIN\0".encode())
+    copy = wire.message(b"Q", b"COPY t FROM STDIN\0")
     rows = wire.message(b"d", b"3\tx\n"), wire.message(b"c")
     assert answers(client, copy, *rows) == [b"COPY 1"]
-    client.say(parse(f"COPY {place}.t FROM STDIN"), bind(), EXECUTE, SYNC)
+    client.say(parse("COPY t FROM STDIN"), bind(), EXECUTE, SYNC)
     assert client.kinds(b"G") == b"12G"
     assert answers(client, wire.message(b"d", b"4\tx\n"), wire.message(b"c"), SYNC) == [b"COPY 1"]
     assert answers(client, wire.message(b"Q", b"COMMIT\0")) == [b"COMMIT"]
