@@ -98,6 +98,7 @@ def test_any_client_signs_in_as_to_a_cluster(connect, changes):
         ({"options": "-c work_mem=8MB"}, 'parameter "work_mem" not supported'),
         ({"options": "-c workshop.dsql_rules=off"}, "not supported"),
         ({"options": "-c search_path=a\\ -c --work_mem=1"}, "not supported"),
+        ({"options": "-c enable_seqscan\\ -c\\ work_mem=8MB"}, "configuration parameter"),
         ({"options": "nonsense"}, "invalid command-line argument"),
         ({"client_encoding": "LATIN1"}, "client_encoding"),
     ],

@@ -100,7 +100,7 @@ def test_off_holds_for_the_local_engine_as_well(shared):
     assert load_settings().values.dsql_rules == "auto"
 
 
-def test_who_is_no_superuser_is_told_so(workshop):
+def test_a_role_that_is_no_superuser_is_told_so(workshop):
     done = workshop("rules", "install", user="admin")
     assert done.exit_code == 1
     assert "Sign in as that server's superuser" in done.output
@@ -143,7 +143,7 @@ def test_what_others_keep_in_sys_stays_when_the_rules_go(workshop, cursor):
     cursor.execute("DROP SCHEMA sys CASCADE")
 
 
-def test_without_a_server_of_one_s_own_there_is_nothing_to_do(monkeypatch):
+def test_without_database_url_there_is_nothing_to_do(monkeypatch):
     monkeypatch.delenv("DATABASE_URL", raising=False)
     done = CliRunner().invoke(main, ["rules", "install"])
     assert done.exit_code == 1

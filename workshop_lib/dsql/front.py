@@ -112,15 +112,13 @@ class Cluster:
     async def _serve_one(self, client: socket.socket) -> None:
         """Serve one client. Whatever it sends, or stops sending, ends at most itself."""
         with contextlib.suppress(OSError, IncompleteReadError, TimeoutError):
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(client)
-                client.setblocking(False)
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                async with asyncio.timeout(SIGN_IN_S):
+            async with asyncio.timeout(SIGN_IN_S):
+                with client:
+                    client.setblocking(False)
+                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     if not await self._begins_tls(client):
                         return
-                    side = await wire.open_side(client, self.tls)
-                stack.pop_all()  # the transport will close it
+                    side = await wire.open_side(client.dup(), self.tls)
             try:
                 async with asyncio.timeout(SIGN_IN_S):
                     server = await self._sign_in(side)
@@ -154,7 +152,7 @@ class Cluster:
         return True
 
     async def _sign_in(self, side: wire.Side) -> Connection | None:
-        """Let a client in. All whom a token does not open the cluster for hear the same.
+        """Let a client in. Every token that does not open the cluster gets the same answer.
 
         Returns:
             Its connection to PostgreSQL; None if it only cancels a statement.
@@ -200,22 +198,19 @@ class Cluster:
             "lock_timeout": LOCK_WAIT,
             "client_connection_check_interval": "1s",
         }
-        encoding = known.pop("client_encoding", "UTF8")
-        escaped = {k: v.replace("\\", "\\\\").replace(" ", "\\ ") for k, v in known.items()}
-        given = {
-            "options": " ".join(f"-c {k}={v}" for k, v in escaped.items()),
-            "client_encoding": encoding.strip("'"),
-        }
+        encoding = known.pop("client_encoding", "UTF8").strip("'")
+        options = " ".join(f"-c {_one_word(f'{name}={value}')}" for name, value in known.items())
+        given = {"user": user, "options": options, "client_encoding": encoding}
         secret = hmac.new(self.password("owner").encode(), user.encode(), "sha256").hexdigest()
         if user == "admin":
             secret = self.password("admin")
         try:
-            found = self._connect(user=user, password=secret, **given)
+            found = self._connect(password=secret, **given)
         except psycopg2.OperationalError as error:
             if user == "admin" or "password authentication failed" not in str(error):
                 raise wire.ProtocolError(_refusal(error)) from None
             self._give_password(user, secret)
-            found = self._connect(user=user, password=secret, **given)
+            found = self._connect(password=secret, **given)
         found.autocommit = True
         with found.cursor() as cursor:
             cursor.execute("RESET DateStyle")  # psycopg2 sets its own
@@ -311,6 +306,11 @@ class Cluster:
 
 
 LOGIN_ROLE = "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s AND rolcanlogin AND NOT rolsuper"
+
+
+def _one_word(option: str) -> str:
+    """An option as PostgreSQL reads it, whatever is in it."""
+    return "".join(f"\\{one}" if one.isspace() or one == "\\" else one for one in option)
 
 
 def _refusal(error: psycopg2.OperationalError) -> Refusal:
