@@ -691,29 +691,22 @@ def own_front(state):
     with contextlib.ExitStack() as stack:
 
         def serve(**changes):
-            made = local_cluster(state.path)
-            for name, value in changes.items():
-                setattr(made, name, value)
+            made = replace(local_cluster(state.path), **changes)
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=run, args=(loop, made.serve(listener)))
+            runner = asyncio.Runner()
+            serving = runner.get_loop().create_task(made.serve(listener))
+            thread = threading.Thread(target=run, args=(runner, serving))
             thread.start()
             stack.callback(thread.join)
-            stack.callback(loop.call_soon_threadsafe, loop.stop)
+            stack.callback(runner.get_loop().call_soon_threadsafe, serving.cancel)
             return listener.getsockname()[1]
 
         yield serve
 
 
-def run(loop, serving):
-    task = loop.create_task(serving)
-    loop.run_forever()
-    task.cancel()
-    for one in asyncio.all_tasks(loop):
-        one.cancel()
-    loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(loop), return_exceptions=True))
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
+def run(runner, serving):
+    with runner, contextlib.suppress(asyncio.CancelledError):
+        runner.get_loop().run_until_complete(serving)
 
 
 def test_more_connections_than_the_rate_allows_are_turned_away(own_front, connect, cluster):
