@@ -75,6 +75,21 @@ def test_rules_are_removed_without_a_trace_and_installed_again(workshop, cursor)
         cursor.execute("TRUNCATE mine")
 
 
+def test_rules_of_another_version_are_replaced(workshop, cursor):
+    assert workshop("rules", "install").exit_code == 0
+    cursor.execute("CREATE TABLE IF NOT EXISTS older (id INT)")
+    cursor.execute(
+        "DROP EVENT TRIGGER dsql_rules_before; DROP EVENT TRIGGER dsql_rules_after;"
+        "DROP FUNCTION dsql_rules.noted(text) CASCADE;"
+        "CREATE FUNCTION dsql_rules.noted(another_name text) RETURNS bigint RETURN 1"
+    )
+    done = workshop("rules", "install")
+    assert (done.exit_code, done.output) == (0, "The rules are installed.\n")
+    cursor.execute("SET workshop.dsql_rules = 'on'")
+    with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
+        cursor.execute("TRUNCATE older")
+
+
 def test_the_setting_decides_for_our_connections(workshop, cursor):
     cursor.execute("CREATE TABLE IF NOT EXISTS mine (id INT)")
     assert workshop("rules", "install").exit_code == 0

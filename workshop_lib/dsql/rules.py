@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from psycopg2.errors import DependentObjectsStillExist
+from psycopg2.errors import DependentObjectsStillExist, InvalidFunctionDefinition
 from psycopg2.extensions import connection as Connection
 
 from workshop_lib.errors import SettingsError
@@ -42,7 +42,11 @@ def install_rules(connection: Connection) -> None:
                 "The schema {} belongs to the role {}, or something in it does. The rules need it "
                 "for themselves: rename or drop it, then install them.".format(*foreign)
             )
-        cursor.execute(SAFE_PATH + RULES.read_text())
+        try:
+            cursor.execute(SAFE_PATH + RULES.read_text())
+        except InvalidFunctionDefinition:  # another version's: a function has other parameters
+            remove_rules(connection)
+            cursor.execute(SAFE_PATH + RULES.read_text())
 
 
 def remove_rules(connection: Connection) -> None:
