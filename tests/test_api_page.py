@@ -18,7 +18,7 @@ METHODS = (
     "Workshop", "Database", "ObjectStore", "QueryCache", "RecordCache", "ObjectCache", "Sandbox",
 )  # fmt: skip
 INNER = {
-    "Database": {"reroute", "identity"},
+    "Database": {"reroute", "identity", "create", "create_schema"},
     "ObjectStore": {"identity"},
     "QueryCache": {"ttl"},
     "Sandbox": {"database", "describe"},

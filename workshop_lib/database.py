@@ -18,7 +18,7 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg2
-from psycopg2 import sql
+from psycopg2 import errors, sql
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_INTRANS
 from psycopg2.extras import register_uuid
 
@@ -266,7 +266,7 @@ class Database:
             connection.failed, connection.working = None, True
             try:
                 answer = work(cursor)
-            except psycopg2.errors.InFailedSqlTransaction as error:
+            except errors.InFailedSqlTransaction as error:
                 # It came after the error that counts, which was swallowed.
                 raise connection.failed or error from None
             finally:
@@ -337,6 +337,17 @@ class Database:
             new += self.run_transaction(partial(insert, batch))
             progress(len(batch))
         return new
+
+    def create(self, statement: Query) -> None:
+        """Run a CREATE … IF NOT EXISTS; of two at once, both may find nothing, and one fails."""
+        try:
+            self.query(statement)
+        except (errors.UniqueViolation, errors.DuplicateTable, errors.DuplicateSchema):
+            self.query(statement)
+
+    def create_schema(self) -> None:
+        """Create the schema, if it is not there yet."""
+        self.create(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(self.schema)))
 
     @contextlib.contextmanager
     def connection(self, *, read_only: bool = False) -> Iterator[Connection]:

@@ -19,9 +19,8 @@ import boto3
 import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
-from workshop_lib import dataset, forks
+from workshop_lib import dataset, forks  # dataset: its modules, each on first use
 from workshop_lib.database import Database
-from workshop_lib.dataset import Loaded, Sizes
 from workshop_lib.errors import ResultError, WorkshopError
 from workshop_lib.objects import ObjectStore, greet_store, store_client, store_error
 from workshop_lib.paths import RESULTS
@@ -43,6 +42,7 @@ from workshop_lib.settings import LoadedSettings, load_settings
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workshop_lib.dataset import Loaded, Sizes
     from workshop_lib.dsql import Step
     from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
     from workshop_lib.measure import Samples
@@ -602,7 +602,7 @@ class Workshop:
         services = self.result.services
         version = self.database.query("SHOW server_version")[0][0]
         services["database"]["version"] = f"PostgreSQL {version}"
-        dataset.create_schema(self.database)
+        self.database.create_schema()
         services["cache"]["version"] = greet_cache(self.valkey, self.endpoints.cache)
         greet_store(self.s3, self.endpoints.store)
 

@@ -100,8 +100,7 @@ Source = Callable[[], Iterable[Row]]
 
 def create_schema(database: Database) -> None:
     """Create the database schema that holds the workshop's tables."""
-    name = sql.Identifier(database.schema)
-    _create(database, sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(name))
+    database.create_schema()
 
 
 def create_table(database: Database, name: str) -> None:
@@ -111,7 +110,7 @@ def create_table(database: Database, name: str) -> None:
         DataError: the workshop has no table of that name.
 
     """
-    _create(database, sql.SQL(find_table(name).ddl))
+    database.create(sql.SQL(find_table(name).ddl))
 
 
 def load_table(database: Database, name: str, sizes: Sizes | None = None) -> Loaded:
@@ -348,14 +347,6 @@ def _note(database: Database, table: Table, recipe: str, rows: int, *, complete:
 def _count(database: Database, table: Table) -> int:
     found = database.query(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table.name)))
     return int(str(found[0][0]))
-
-
-def _create(database: Database, statement: sql.Composable) -> None:
-    """Run a CREATE … IF NOT EXISTS; of two at once, both may find nothing, and one fails."""
-    try:
-        database.query(statement)
-    except (errors.UniqueViolation, errors.DuplicateTable, errors.DuplicateSchema):
-        database.query(statement)
 
 
 def _body(s3: Any, bucket: str, key: str) -> bytes | None:
