@@ -22,6 +22,7 @@ INNER = {
     "ObjectStore": {"identity"},
     "QueryCache": {"ttl"},
     "Sandbox": {"database", "describe"},
+    "Workshop": {"greet"},
 }
 """What is there for other modules of the package, or is an attribute that its constructor names."""
 

@@ -592,7 +592,7 @@ class Workshop:
 
             plots.set_note(id(self), note and f"emulated latency: {note}")
 
-    def _greet(self) -> None:
+    def greet(self) -> None:
         """Make sure that all three services answer; note their versions; make schema and bucket.
 
         Raises:
@@ -635,7 +635,7 @@ def open_workshop(
         _open.pop(notebook).close()
     workshop = _open_with(loaded, notebook)
     try:
-        workshop._greet()
+        workshop.greet()
         for name in needs:
             if name == "objects":
                 workshop.load_objects()
