@@ -371,7 +371,10 @@ class Database:
         pool, lease, fit = self._pool, Lease(), False
         try:  # an Interrupt may come at any line of this
             connection = pool.take(lease)
-            connection.set_read_only(wanted=read_only)
+            try:
+                connection.set_read_only(wanted=read_only)
+            except psycopg2.OperationalError as error:  # the server has just gone away
+                raise _unreachable(self.endpoint, error) from None
             yield connection
             fit = True
         except Exception:
