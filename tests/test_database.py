@@ -933,7 +933,7 @@ def test_interrupts_at_any_moment_leave_right_answers_and_later_interrupts_their
         plain.query(f"/* {mark} */ SELECT pg_sleep(60)")
 
 
-INTERRUPTED = {"connection", "is_usable", "set_read_only"}
+INTERRUPTED = {"connection", "is_usable", "set_read_only", "_set_read_only"}
 """Functions by name: what an Interrupt may hit between asking for a connection and having it."""
 
 

@@ -371,10 +371,7 @@ class Database:
         pool, lease, fit = self._pool, Lease(), False
         try:  # an Interrupt may come at any line of this
             connection = pool.take(lease)
-            try:
-                connection.set_read_only(wanted=read_only)
-            except psycopg2.OperationalError as error:  # the server has just gone away
-                raise _unreachable(self.endpoint, error) from None
+            self._set_read_only(connection, wanted=read_only)
             yield connection
             fit = True
         except Exception:
@@ -383,6 +380,12 @@ class Database:
         finally:
             if not getattr(lease.connection, "inherited", False):  # else all of it is the parent's
                 pool.give(lease, fit=fit)
+
+    def _set_read_only(self, connection: Connection, *, wanted: bool) -> None:
+        try:
+            connection.set_read_only(wanted=wanted)
+        except psycopg2.OperationalError as error:  # the server has just gone away
+            raise _unreachable(self.endpoint, error) from None
 
     def connect(self) -> Connection:
         """A new psycopg2 connection of the caller's own, in autocommit mode, outside the pool.

@@ -20,8 +20,6 @@ from workshop_lib.services.state_folder import state_folder
 from workshop_lib.settings import load_settings
 from workshop_lib.workshop import Workshop, open_workshop
 
-STAMP = 12
-"""Digits by which a run's namespaces say when it began."""
 OLD = timedelta(days=1)
 
 
@@ -118,10 +116,8 @@ def _is_run(namespace: str) -> bool:
 
 
 def _is_old_run(namespace: str) -> bool:
-    stamp = namespace.split("_")[1]
-    if len(stamp) != STAMP or not stamp.isdecimal():
-        return False
+    stamp = re.match(r"run_(\d{12})_", namespace)
     with suppress(ValueError):
-        began = datetime.strptime(stamp, "%Y%m%d%H%M").replace(tzinfo=UTC)
+        began = datetime.strptime(stamp[1] if stamp else "", "%Y%m%d%H%M").replace(tzinfo=UTC)
         return datetime.now(UTC) - began > OLD
     return False
