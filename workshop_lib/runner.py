@@ -505,6 +505,7 @@ def _keep(job: Job, **known: Any) -> Result:
         recorded = Result(job.notebook.name)
     given = {**job.notebook.parameters, **job.parameters}
     about: dict[str, Any] = {
+        "notebook": job.notebook.name,  # it may have opened the workshop under another
         "title": job.notebook.title,
         "size": job.size,
         "parameters": given,
