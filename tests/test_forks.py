@@ -173,7 +173,7 @@ def test_and_while_other_threads_of_the_parent_hold_connections_and_ask(opened, 
 # --- what cannot be used says so ---
 
 
-@pytest.mark.parametrize("kind", ["borrowed", "one's own"])
+@pytest.mark.parametrize("kind", ["borrowed", "your own"])
 def test_a_connection_of_the_parent_is_refused_in_the_child_and_goes_on_in_the_parent(opened, kind):
     def use(what):
         with pytest.raises(ServiceUnreachableError, match="before this process was forked"):

@@ -1,6 +1,6 @@
-"""An Interrupt ends what the main thread waits for in the database, there and here.
+"""An Interrupt ends the statement that the main thread waits for, in the database as well.
 
-psycopg2 waits in C, where Python hears no signal. The signal's number does arrive at a file
+psycopg2 waits in C, where Python handles no signal. The signal's number does arrive at a file
 descriptor (signal.set_wakeup_fd), and a thread that listens there has the server cancel the
 statement. It is listened to only while the main thread waits for a connection of the workshop's.
 """
@@ -62,26 +62,26 @@ def _watch() -> _Watch:
 
 
 class _Watch:
-    """The thread that hears of signals."""
+    """The thread that is told of signals."""
 
     def __init__(self) -> None:
         self.before = -1
         self.waiting: list[Any] | None = None
-        self._ears, self._mouth = socket.socketpair()
-        self._mouth.setblocking(False)
-        self.fileno = self._mouth.fileno()
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        self.fileno = self._sender.fileno()
         threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
 
     def _after_fork(self) -> None:
         """Signals to the child do not concern the parent's thread."""
         if self.waiting is not None:
             signal.set_wakeup_fd(self.before)
-        self._ears.close()
-        self._mouth.close()
+        self._receiver.close()
+        self._sender.close()
         _watch.cache_clear()
 
     def _listen(self) -> None:
-        while numbers := self._ears.recv(64):
+        while numbers := self._receiver.recv(64):
             waiting = self.waiting
             if self.before >= 0:
                 with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A cache and a database of a notebook's own, to reconfigure, fill, stop and freeze."""
+"""A notebook's own cache and database, to reconfigure, fill, stop and freeze."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class _NoDatabaseError(WorkshopError, AttributeError):
 
 
 class Sandbox:
-    """Real local engines of a notebook's own, also where the workshop runs on AWS.
+    """A notebook's own local engines, even if the workshop runs on AWS.
 
-    There, a service cannot be stopped or reconfigured to see what happens. Caches take
-    a sandbox in the place of a workshop: `QueryCache(box)`. Made by `Workshop.sandbox`.
+    A service on AWS cannot be stopped or reconfigured to see what happens. Caches take
+    a sandbox in place of a workshop: `QueryCache(box)`. Made by `Workshop.sandbox`.
 
     Attributes:
         valkey: its cache, a redis.Redis; the first of `valkeys`.
@@ -180,6 +180,6 @@ class Sandbox:
 
 
 def _own(endpoint: T) -> T:
-    """Say whose it is; and that nobody restarts it, so that nobody waits for that."""
+    """The same, labelled. Nothing restarts it by itself, so no client waits for that."""
     label = f"{endpoint.label}, this notebook's own"
     return replace(endpoint, label=label, embedded=False, sandbox=True)

@@ -490,7 +490,7 @@ def test_an_engine_that_runs_but_is_silent_is_named_instead_of_waited_for(folder
 
 
 @pytest.mark.parametrize("stranger", ["is silent", "answers", "has ended"])
-def test_what_was_left_before_a_reboot_harms_nobody(folder, stranger):
+def test_what_was_left_before_a_reboot_does_no_harm(folder, stranger):
     heard = []
 
     def serve() -> None:

@@ -134,7 +134,7 @@ def test_long_replies_and_requests_arrive_whole_wait_once_and_take_bounded_memor
     with proxy.connect() as lazy, proxy.connect() as other:
         lazy.sendall(b"\x08")
         other.sendall(b"\0")
-        assert read(other) == b""  # nobody else is held up
+        assert read(other) == b""  # other clients are not held up
         while received := lazy.recv(1 << 20):
             found.update(received)
         largest = psutil.Process(proxy.pid).memory_info().rss

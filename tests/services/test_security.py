@@ -56,7 +56,7 @@ def test_an_engine_sees_nothing_of_the_learners_environment(state, shared):
     assert {"PATH", "HOME"} <= names <= HARMLESS
 
 
-def test_nobody_else_can_enter_the_state_folder_or_read_a_file_that_matters(
+def test_other_users_cannot_enter_the_state_folder_or_read_a_file_that_matters(
     state, shared, tmp_path, monkeypatch
 ):
     assert state.path.stat().st_mode & 0o777 == 0o700

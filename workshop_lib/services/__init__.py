@@ -1,4 +1,4 @@
-"""Where the servers are: local engines, servers of one's own, or AWS; all become endpoints."""
+"""Where the servers are: local engines, servers of your own, or AWS; all become endpoints."""
 
 import lazy_loader
 

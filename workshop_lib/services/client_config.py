@@ -79,7 +79,7 @@ def session_for(endpoint: Endpoint) -> boto3.Session:
 
     One of its own each time: boto3's shared one remembers the first credentials that it met.
     """
-    import boto3  # noqa: PLC0415 -- whoever starts PostgreSQL needs none of AWS
+    import boto3  # noqa: PLC0415 -- the supervisor needs none of AWS
 
     return plain_session() if endpoint.embedded else boto3.Session()
 

@@ -196,7 +196,7 @@ def resolve(settings: Settings, idle_s: float | None = None) -> Endpoints:
 
 @contextmanager
 def session(settings: Settings) -> Iterator[Endpoints]:
-    """Hold the services for the length of a command; then the engines end if nobody else uses them.
+    """Hold the services for a command; then the engines end if no other process uses them.
 
     Raises:
         EngineError, SettingsError: as `resolve`.

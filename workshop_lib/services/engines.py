@@ -412,7 +412,7 @@ class Dsql(Engine):
     program = "workshop_lib.dsql.front"
 
     def prepare(self) -> None:
-        """Make the certificate that it shows, once: nobody can make another, the key is gone.
+        """Make its certificate, once. The authority's key is not kept, so there is no second one.
 
         Raises:
             EngineError: PostgreSQL's parser is not there.

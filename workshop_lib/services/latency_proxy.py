@@ -225,10 +225,12 @@ async def _serve(host: str, port: int) -> None:
     server = await asyncio.start_server(proxy.connect, HOST, 0, backlog=MAX_CALLERS)
 
     def listen() -> None:
-        for line in sys.stdin:
-            proxy.seconds = float(line)
-            print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201 -- who told it waits
-        os._exit(0)  # the process that started it has ended
+        try:
+            for line in sys.stdin:
+                proxy.seconds = float(line)
+                print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201 -- the answer
+        finally:
+            os._exit(0)  # the process that started it has ended
 
     threading.Thread(target=listen, daemon=True).start()
     await server.serve_forever()

@@ -1,8 +1,8 @@
 """Attach to this checkout's local engines, starting them if need be; list, stop and delete them.
 
 Also what a client and the supervisor say to each other. A client connects and authenticates, sends
-a `Request` and gets an answer: an `Opened`, a `Status`, or the EngineError to raise. While the
-supervisor works, it sends None now and then, so that a client can tell a slow one from a stuck one.
+a `Request` and gets a `Status` or the EngineError to raise. While the supervisor works, it sends
+None now and then, so that a client can tell a slow one from a stuck one.
 """
 
 from __future__ import annotations
@@ -98,18 +98,11 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """The engines that a client holds, and where they keep their state."""
-
-    folder: Path
-    engines: tuple[EngineState, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Status:
-    """What `workshop status` shows.
+    """What `workshop status` shows; to a client that holds engines, of these alone.
 
     Attributes:
+        folder: where the engines keep their state.
         supervisor_pid: None if no engines run.
         users: who uses the shared engines.
         sandboxes: of each, who uses it, and its engines.
@@ -143,7 +136,7 @@ class Attachment:
     """
 
     def __init__(
-        self, connection: Connection, opened: Opened, take_again: Callable[[], Connection] | None
+        self, connection: Connection, opened: Status, take_again: Callable[[], Connection] | None
     ) -> None:
         self._connection = connection
         self._released = False
@@ -254,7 +247,6 @@ def status(folder: StateFolder) -> Status:
         return Status(folder.path)
     connection, found = answered
     connection.close()
-    assert isinstance(found, Status)  # noqa: S101 -- for the type
     return found
 
 
@@ -321,19 +313,19 @@ def _open(
         raise
 
 
-def _find(folder: StateFolder, request: Request) -> tuple[Connection, Any]:
+def _find(folder: StateFolder, request: Request) -> tuple[Connection, Status]:
     """A connection to the supervisor, which is started if need be, and its answer."""
     address = folder.read(folder.address_file)
     if answered := _ask(address, request):
         return answered
     with folder.locked():
-        # Another process may have started a new one; else nobody can reach the old one.
+        # Another process may have started a new one; else the old one cannot be reached.
         present = folder.read(folder.address_file)
         answered = _ask(present, request) if present != address else None
         return answered or _start_supervisor(folder, request)
 
 
-def _ask(address: dict[str, Any], request: Request) -> tuple[Connection, Any] | None:
+def _ask(address: dict[str, Any], request: Request) -> tuple[Connection, Status] | None:
     """A connection to the supervisor and its answer; None if it is not there, or stuck.
 
     Raises:
@@ -357,7 +349,7 @@ def _ask(address: dict[str, Any], request: Request) -> tuple[Connection, Any] | 
     return None
 
 
-def _start_supervisor(folder: StateFolder, request: Request) -> tuple[Connection, Any]:
+def _start_supervisor(folder: StateFolder, request: Request) -> tuple[Connection, Status]:
     """Start a supervisor, after the end of one that is stuck, and ask it."""
     _end_all(folder, signal.SIGKILL)
     folder.secrets()
@@ -388,7 +380,7 @@ def _start_supervisor(folder: StateFolder, request: Request) -> tuple[Connection
 
 def _converse(
     connection: Connection, request: Request, patience_s: float = SILENCE_S
-) -> tuple[Connection, Any]:
+) -> tuple[Connection, Status]:
     """Send the first request. Returns the connection, which is closed on an error, and the answer.
 
     Raises:
@@ -403,7 +395,7 @@ def _converse(
     return connection, answer
 
 
-def _receive(connection: Connection, patience_s: float = SILENCE_S) -> Any:
+def _receive(connection: Connection, patience_s: float = SILENCE_S) -> Status:
     """Wait for an answer.
 
     Raises:
@@ -412,7 +404,7 @@ def _receive(connection: Connection, patience_s: float = SILENCE_S) -> Any:
 
     """
     while connection.poll(patience_s):
-        answer = connection.recv()
+        answer: Status | EngineError | None = connection.recv()
         if isinstance(answer, EngineError):
             raise answer
         if answer is not None:

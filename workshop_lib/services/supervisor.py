@@ -2,7 +2,7 @@
 
 A client connects to it, says which engines it needs, and gets their ports. The connection is the
 lease: it ends with the client, however that ends. A sandbox is a group of engines that ends with
-the connection that opened it. The supervisor leaves when nobody is connected and all idle times
+the connection that opened it. The supervisor leaves when no client is connected and all idle times
 have passed. Run as a program:
 `python -m workshop_lib.services.supervisor STATE_FOLDER CONNECTION`.
 """
@@ -28,7 +28,6 @@ from workshop_lib.services.local import (
     HOST,
     MAX_WORD,
     EngineState,
-    Opened,
     Request,
     Status,
     User,
@@ -49,13 +48,26 @@ RESTARTS = 5
 
 
 class Group:
-    """Engines that share a state folder: everybody's, or a sandbox's."""
+    """Engines that share a state folder: those of all clients, or of a sandbox."""
 
     def __init__(self, folder: StateFolder) -> None:
         self.folder = folder
         self.engines: dict[str, Engine] = {}
         self.lock = threading.Lock()
         self.ended = False
+
+    def start(self, names: tuple[str, ...], cache_mb: int) -> None:
+        """Have these engines run.
+
+        Raises:
+            EngineError: one did not come up.
+
+        """
+        with self.lock:
+            for name in names:
+                engine = self.engines.setdefault(name, make_engine(name, self.folder))
+                engine.cache_mb, engine.deaths = cache_mb or engine.cache_mb, 0
+                self._start(engine)
 
     def open(self, names: tuple[str, ...], cache_mb: int) -> None:
         """Have these engines run and answer.
@@ -64,11 +76,7 @@ class Group:
             EngineError: one did not come up, or runs and is silent.
 
         """
-        with self.lock:
-            for name in names:
-                engine = self.engines.setdefault(name, make_engine(name, self.folder))
-                engine.cache_mb, engine.deaths = cache_mb or engine.cache_mb, 0
-                self._start(engine)
+        self.start(names, cache_mb)
         for engine in map(self.engines.__getitem__, names):
             if not wait_until(lambda e=engine: e.state().pid and e.admits(), SILENT_S):  # type: ignore[misc]
                 raise EngineError(
@@ -138,7 +146,7 @@ class Lease:
     idle_s: float
     group: Group
 
-    def do(self, request: Request) -> Opened | EngineError:
+    def do(self, request: Request) -> Status | EngineError:
         """Do what the client asks. Returns how the engines are then, or what went wrong."""
         try:
             match request.do:
@@ -148,12 +156,14 @@ class Lease:
                     self.group.engines[request.engines[0]].send_signal(signal.SIGSTOP)
                 case "thaw":
                     self.group.engines[request.engines[0]].send_signal(signal.SIGCONT)
-                case _:  # "attach", "sandbox", "start"
+                case "start":
+                    self.group.start(request.engines, request.cache_mb)
+                case _:
                     self.group.open(request.engines, request.cache_mb)
         except EngineError as error:
-            self.idle_s = 0.0  # nobody comes back to what did not come up
+            self.idle_s = 0.0  # no reason to stay for what did not come up
             return EngineError(str(error))
-        return Opened(self.group.folder.path, self.group.states())
+        return Status(self.group.folder.path, os.getpid(), self.group.states())
 
 
 class Supervisor:
@@ -171,7 +181,7 @@ class Supervisor:
         self.token, self.proof = secrets.token_hex(20), secrets.token_hex(20)
 
     def run(self, first: Connection) -> None:
-        """Serve until told to end, or until nobody is left.
+        """Serve until told to end, or until no client is left.
 
         Args:
             first: a connection to the client that started the supervisor.
@@ -183,9 +193,10 @@ class Supervisor:
         request = first.recv()
         _run(self._serve, self._new_lease(first, request), request)
         _run(self._accept)
-        while not self.told_to_end.wait(LOOK_S) and not self._unused():
+        while not self._leaves():
             for group in self._groups():
                 group.mend()
+            self.told_to_end.wait(LOOK_S)
         remove(self.folder.address_file)
         for lease in self.leases:
             with contextlib.suppress(OSError):
@@ -193,9 +204,10 @@ class Supervisor:
         for group in self._groups():
             group.end()  # they are its children: PID 1 does not reap them in every container
 
-    def _unused(self) -> bool:
+    def _leaves(self) -> bool:
         with self.lock:
-            self.leaving = not self.leases and time.monotonic() > self.stays_until
+            unused = not self.leases and time.monotonic() > self.stays_until
+            self.leaving = self.told_to_end.is_set() or unused
             return self.leaving
 
     def _groups(self) -> set[Group]:
@@ -247,7 +259,7 @@ class Supervisor:
         with lease.connection as connection, contextlib.suppress(OSError, EOFError):
             try:
                 while request.do != "release":
-                    answers: list[Opened | EngineError] = []
+                    answers: list[Status | EngineError] = []
                     work = _run(lambda: answers.append(lease.do(request)))  # noqa: B023 -- waited for
                     while work.is_alive():
                         connection.send(None)  # this process is not stuck
