@@ -78,6 +78,13 @@ def command(*words: str) -> Result:
     return done
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left(drill) -> Iterator[None]:
+    """What may be left is looked for after the last test."""
+    with drill():
+        yield
+
+
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateFolder]:
     """A folder as the workshop leaves it, without the time that engines take."""

@@ -168,17 +168,13 @@ class Postgres(Engine):
 
     def command(self) -> list[str]:
         """All settings are on the command line: nothing in the data directory changes them."""
-        settings = [*CONF.read_text().splitlines(), f"port = {self.port}"]
+        settings = [*CONF.read_text().splitlines(), f"port={self.port}"]
         if sys.platform == "linux":
             # After a crash it makes sure that what it wrote is on disk: file by file takes seconds.
-            settings.append("recovery_init_sync_method = syncfs")
-        words = [f"--{line.replace(' = ', '=')}" for line in settings if not line.startswith("#")]
-        return [
-            str(_postgres_programs() / "postgres"),
-            "-D",
-            str(self.folder.postgres_data),
-            *words,
-        ]
+            settings.append("recovery_init_sync_method=syncfs")
+        words = [f"--{line}" for line in settings if not line.startswith("#")]
+        data = str(self.folder.postgres_data)
+        return [str(_postgres_programs() / "postgres"), "-D", data, *words]
 
     def identity(self) -> dict[str, Any]:
         """PostgreSQL refuses to run as root; root starts it as `nobody`."""
