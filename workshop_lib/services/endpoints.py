@@ -247,8 +247,6 @@ def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:
     store = endpoints.store.arguments
     found = {
         "DATABASE_URL": _database_url(endpoints.database, settings),
-        # The workshop's schema comes first, for whatever is built on PostgreSQL's own library.
-        "PGOPTIONS": f"-csearch_path={settings.workshop_namespace}",
         "VALKEY_URL": _valkey_url(endpoints.cache, settings),
         "AWS_ENDPOINT_URL_S3": store.get("endpoint_url"),
         "BUCKET_NAME": endpoints.store.bucket,
@@ -262,14 +260,16 @@ def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:
 
 
 def _database_url(endpoint: DatabaseEndpoint, settings: Settings) -> str:
+    """The address that was given, or one with the workshop's schema first."""
     given = endpoint.arguments
     if settings.database_url and not endpoint.embedded:
         return settings.database_url.get_secret_value()
     password = endpoint.token() if endpoint.token else given["password"]
     login = f"{quote(given['user'], safe='')}:{quote(password, safe='')}"
-    tls = {name: given[name] for name in ("sslmode", "sslrootcert") if given[name]}
-    options = urlencode(tls, quote_via=quote)
-    return f"postgresql://{login}@{endpoint.address}/{quote(given['dbname'], safe='')}?{options}"
+    options = {name: given[name] for name in ("sslmode", "sslrootcert") if given[name]}
+    options["options"] = f"-csearch_path={settings.workshop_namespace}"
+    place = f"{endpoint.address}/{quote(given['dbname'], safe='')}"
+    return f"postgresql://{login}@{place}?{urlencode(options, quote_via=quote)}"
 
 
 def _valkey_url(endpoint: CacheEndpoint, settings: Settings) -> str:
