@@ -166,12 +166,11 @@ class Endpoints:
         return (self.database, self.cache, self.store)
 
 
-def resolve(settings: Settings, idle_s: float | None = None) -> Endpoints:
+def resolve(settings: Settings) -> Endpoints:
     """Find the three services, starting the local engines that are needed.
 
     Args:
         settings: they name the services that are not local.
-        idle_s: how long the engines outlive this use, seconds; None for what the settings say.
 
     Raises:
         EngineError: a local engine could not be started.
@@ -183,7 +182,7 @@ def resolve(settings: Settings, idle_s: float | None = None) -> Endpoints:
     store = external_store(settings)
     found = {"postgres": database, "valkey": cache, "s3": store}
     missing = [name for name, endpoint in found.items() if endpoint is None]
-    held: Any = _attach(settings, missing, idle_s) if missing else None
+    held: Any = _attach(settings, missing) if missing else None
     return Endpoints(
         database=database or embedded_database(held, settings.dsql_rules),
         cache=cache or embedded_cache(held),
@@ -202,7 +201,7 @@ def session(settings: Settings) -> Iterator[Endpoints]:
         EngineError, SettingsError: as `resolve`.
 
     """
-    endpoints = resolve(settings, idle_s=0.0)
+    endpoints = resolve(settings.model_copy(update={"workshop_linger_seconds": 0.0}))
     try:
         yield endpoints
     finally:
@@ -283,9 +282,9 @@ def _valkey_url(endpoint: CacheEndpoint, settings: Settings) -> str:
 # --- local engines ---
 
 
-def _attach(settings: Settings, names: list[str], idle_s: float | None = None) -> Attachment:
+def _attach(settings: Settings, names: list[str]) -> Attachment:
     folder = services.state_folder.state_folder(settings.workshop_state_dir)
-    return services.local.attach(folder, names, settings, idle_s)
+    return services.local.attach(folder, names, settings)
 
 
 def _without_printed(settings: Settings) -> Settings:

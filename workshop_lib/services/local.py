@@ -207,23 +207,19 @@ class Attachment:
         self._connection.close()
 
 
-def attach(
-    folder: StateFolder, names: Iterable[str], settings: Settings, idle_s: float | None = None
-) -> Attachment:
+def attach(folder: StateFolder, names: Iterable[str], settings: Settings) -> Attachment:
     """Have these engines running and keep them so until `release`.
 
     Args:
         folder: whose engines.
         names: of "postgres", "valkey", "s3", "aws", "dsql".
         settings: for the cache's memory and the idle time.
-        idle_s: the idle time, if it is to be another, seconds.
 
     Raises:
         EngineError: an engine did not come up, or the state folder cannot be used.
 
     """
-    idle_s = settings.workshop_linger_seconds if idle_s is None else idle_s
-    return _open(folder, "attach", names, settings, idle_s)
+    return _open(folder, "attach", names, settings)
 
 
 def open_group(folder: StateFolder, names: Iterable[str], settings: Settings) -> Attachment:
@@ -238,7 +234,7 @@ def open_group(folder: StateFolder, names: Iterable[str], settings: Settings) ->
         EngineError: as `attach`; nothing is left of them.
 
     """
-    return _open(folder, "sandbox", names, settings, 0.0)
+    return _open(folder, "sandbox", names, settings)
 
 
 def status(folder: StateFolder) -> Status:
@@ -298,13 +294,13 @@ def wait_gone(folder: StateFolder, seconds: float = 20.0) -> bool:
     return wait_until(lambda: not any(folder.processes()), seconds, step_s=0.1)
 
 
-def _open(
-    folder: StateFolder, do: str, names: Iterable[str], settings: Settings, idle_s: float
-) -> Attachment:
+def _open(folder: StateFolder, do: str, names: Iterable[str], settings: Settings) -> Attachment:
+    shared = do == "attach"
+    idle_s = settings.workshop_linger_seconds if shared else 0.0
     request = Request(do, tuple(names), _user(), settings.workshop_cache_mb, idle_s)
     folder.prepare()
     connection, opened = _find(folder, request)
-    again = (lambda: _find(folder, request)[0]) if do == "attach" else None
+    again = (lambda: _find(folder, request)[0]) if shared else None
     try:
         with folder.usable():
             return Attachment(connection, opened, again)
