@@ -1,7 +1,7 @@
-"""The workshop's stacks on AWS: CloudFormation does the work, this adds what people need besides.
+"""The workshop's stacks on AWS: CloudFormation does the work, this adds what it does not say.
 
-`workshop aws deploy`, `aws cloudformation deploy` and the console make the same stack from the same
-template. Here: what has to be right before, what it costs, progress, what remains.
+`workshop aws deploy`, `aws cloudformation deploy` and the console create the same stack from the
+same template. Here: prerequisites, the price, progress, what remains.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ OF_CLUSTER = ("ClusterArn", "ClusterVpcEndpoint", "ClusterVpcEndpointServiceName
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
-    """Turn what boto3 raises into an error for the person who meets it."""
+def _with_error_help() -> Iterator[None]:
+    """Turn what boto3 raises into an `AwsError` that says what to do."""
     try:
         yield
     except (ClientError, BotoCoreError, Boto3Error) as error:
@@ -102,7 +102,7 @@ class Site:
     Attributes:
         status: of the stack, such as CREATE_COMPLETE; empty if there is none.
         stack_id: unlike the name, valid after deletion too.
-        made: when.
+        made: when it was created.
         parameters, outputs: by name.
         failures: what failed since it began, the first cause first, each with what helps.
 
@@ -116,13 +116,13 @@ class Site:
         self.client: Any = partial(session.client, config=LIMITS)
         self.cloudformation = self.client("cloudformation")
         self.failures: list[str] = []
-        self.look()
+        self.refresh()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Read the stack's state.
 
         Raises:
-            AwsError: it was not made from the template.
+            AwsError: it was created from another template.
 
         """
         found: Mapping[str, Any] = {"StackStatus": "REVIEW_IN_PROGRESS"}
@@ -131,7 +131,7 @@ class Site:
         except ClientError as error:
             if error_code(error) != "ValidationError" or "not exist" not in str(error):
                 raise
-        # One under review exists only for a change set that was not executed.
+        # A stack under review exists only for a change set that was not executed.
         self.status = found["StackStatus"].replace("REVIEW_IN_PROGRESS", "")
         self.stack_id: str = found.get("StackId", "")
         self.made: datetime = found.get("CreationTime") or datetime.now(UTC)
@@ -141,7 +141,7 @@ class Site:
         said = found.get("Description", "")
         if self.status and said[:40] != self.template["Description"][:40]:
             raise AwsError(
-                f"The stack {self.name} in {self.region} was made from another template "
+                f"The stack {self.name} in {self.region} was created from another template "
                 f"({said[:60]!r}) and is left alone. Choose another name: --stack NAME."
             )
 
@@ -149,19 +149,23 @@ class Site:
         for page in self.cloudformation.get_paginator(operation).paginate(**request):
             yield from page[key]
 
-    def who(self) -> str:
+    def identity(self) -> str:
         """Who is signed in, and where: the account by its alias or its last four digits."""
-        identity = self.client("sts").get_caller_identity()
-        try:
+        caller = self.client("sts").get_caller_identity()
+        account = f"…{caller['Account'][-4:]}"
+        with suppress(ClientError, BotoCoreError, IndexError):  # not needed to deploy
             account = self.client("iam").list_account_aliases()["AccountAliases"][0]
-        except (ClientError, BotoCoreError, IndexError):  # not needed to deploy
-            account = f"…{identity['Account'][-4:]}"
-        return f"✓ account {account}, {self.region}, as {identity['Arn'].rsplit(':', 1)[-1]}"
+        return f"✓ account {account}, {self.region}, as {caller['Arn'].rsplit(':', 1)[-1]}"
 
     def value(self, name: str) -> str:
-        """A parameter as it is given, as the stack has it, or its default."""
+        """The value of a parameter: the given one, the stack's, or its default."""
         default = self.template["Parameters"].get(name, {}).get("Default", "")
         return str({name: default, **self.parameters, **self.given}[name])
+
+    @property
+    def days(self) -> int:
+        """Days after which the stack ends what is charged by the hour; 0 for never."""
+        return int(self.value("EndsAfterDays") or 0)
 
     def resources(self) -> dict[str, str]:
         """The type of each resource that exists, by its name in the template."""
@@ -172,15 +176,15 @@ class Site:
         return {one["LogicalResourceId"]: one["ResourceType"] for one in there}
 
     def plan(self) -> bool:
-        """Have CloudFormation find out what would change. Returns whether anything would.
+        """Create a change set. Returns whether anything would change.
 
         Raises:
-            AwsError: it refuses the change; nothing of it is left behind.
+            AwsError: CloudFormation refuses the change; nothing of it is left behind.
 
         """
-        kept = self.parameters.keys() & self.template["Parameters"].keys() - self.given.keys()
-        new: list[Any] = [{"ParameterKey": k, "ParameterValue": v} for k, v in self.given.items()]
-        old: list[Any] = [{"ParameterKey": k, "UsePreviousValue": True} for k in sorted(kept)]
+        known = self.template["Parameters"]
+        kept = {name: value for name, value in self.parameters.items() if name in known}
+        values = (kept | self.given).items()
         made = self.cloudformation.create_change_set(
             StackName=self.name,
             ChangeSetName=f"workshop-{time.time_ns()}",
@@ -188,7 +192,7 @@ class Site:
             TemplateBody=self.template["Body"],
             Capabilities=["CAPABILITY_IAM"],
             Tags=[{"Key": "Project", "Value": DEFAULT_STACK}],
-            Parameters=new + old,
+            Parameters=[{"ParameterKey": k, "ParameterValue": v} for k, v in values],
         )
         self.stack_id = made["StackId"]
         self._change_set = {"ChangeSetName": made["Id"], "StackName": self.stack_id}
@@ -204,14 +208,14 @@ class Site:
         return True
 
     def discard(self) -> None:
-        """Throw the plan away, and the stack that exists only for it."""
+        """Delete the change set, and a stack that exists only for it."""
         self.cloudformation.delete_change_set(**self._change_set)
         if not self.status:
             self.cloudformation.delete_stack(StackName=self.stack_id)
 
     def show(self) -> None:
         """Show the plan, and what the stack would cost."""
-        click.echo(f"\nTo {'change' if self.status else 'make'} {self.name} in {self.region}:")
+        click.echo(f"\nTo {'change' if self.status else 'create'} {self.name} in {self.region}:")
         there = self.resources()
         for change in self._pages("describe_change_set", "Changes", **self._change_set):
             one = change["ResourceChange"]
@@ -226,7 +230,7 @@ class Site:
         click.echo(self.price_text(there))
 
     def price(self, resources: Iterable[str]) -> tuple[float, float]:
-        """USD an hour for these resources in us-east-1: now, and once the stack has ended."""
+        """USD per hour for these resources in us-east-1: now, and after EndsAfterDays."""
         metadata = self.template["Metadata"]
         tables = [metadata.get(name, {}) for name in ("CostPerHour", "CostAfterEnd")]
         paid = {*resources, self.value("HostType")}
@@ -234,31 +238,29 @@ class Site:
         return now, rest
 
     def price_text(self, resources: Iterable[str]) -> str:
-        """What these resources cost, and from when on it is less."""
+        """What these resources cost, and when it becomes less."""
         now, rest = self.price(resources)
-        text = f"  {now:.4f} USD an hour in us-east-1, {now * 730:.0f} a month, before any load"
-        if days := int(self.value("EndsAfterDays") or 0):
-            end = f"{self.made + timedelta(days=days):%Y-%m-%d %H:%M} UTC"
-            text += (
-                f"\n  {rest:.4f} from {end} on (EndsAfterDays={days}): no host, cache, endpoints"
-            )
-        return text
+        text = f"  {now:.4f} USD per hour in us-east-1, {now * 730:.0f} per month, before any load"
+        if not self.days:
+            return text
+        end = f"{self.made + timedelta(days=self.days):%Y-%m-%d %H:%M} UTC"
+        return f"{text}\n  {rest:.4f} from {end}, without host, cache and endpoints (EndsAfterDays)"
 
-    def begin(self, *, delete: bool = False) -> None:
-        """Have CloudFormation carry out the plan, or delete the stack."""
+    def start(self, *, delete: bool = False) -> None:
+        """Execute the change set, or delete the stack."""
         self._seen = next((event["EventId"] for event in self._events()), "")
-        self.failures, self.status = [], "BEGUN"
+        self.failures, self.status = [], "STARTED"
         if delete:
             self.cloudformation.delete_stack(StackName=self.stack_id)
         else:
             self.cloudformation.execute_change_set(**self._change_set)
 
     def _events(self) -> Iterator[Any]:
-        """The newest first."""
+        """Newest first."""
         return self._pages("describe_stack_events", "StackEvents", StackName=self.stack_id)
 
-    def news(self) -> None:
-        """Show what happened since the last time: a line for each resource that is done."""
+    def show_progress(self) -> None:
+        """Print a line for each resource that has finished since the last call."""
         fresh = [*takewhile(lambda event: event["EventId"] != self._seen, self._events())]
         for event in reversed(fresh):
             self._seen, state = event["EventId"], event.get("ResourceStatus", "_IN_PROGRESS")
@@ -275,15 +277,15 @@ class Site:
 
 
 def _follow(sites: Sequence[Site]) -> bool:
-    """Show what happens until all have ended. Returns whether all succeeded."""
+    """Show progress until all have ended. Returns whether all succeeded."""
     try:
-        while begun := [site for site in sites if site.status == "BEGUN"]:
+        while running := [site for site in sites if site.status == "STARTED"]:
             time.sleep(POLL_S)
-            for site in begun:
-                site.news()
+            for site in running:
+                site.show_progress()
     except BaseException:
-        click.echo("CloudFormation goes on: `workshop aws status` shows how far it is, and the "
-                   "same command again does the rest.", err=True)  # fmt: skip
+        click.echo("CloudFormation goes on: `workshop aws status` shows how far it is. Repeat the "
+                   "command to do the rest.", err=True)  # fmt: skip
         raise
     good = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "DELETE_COMPLETE"}
     failed = [site for site in sites if site.status not in good]
@@ -295,7 +297,7 @@ def _follow(sites: Sequence[Site]) -> bool:
     return not failed
 
 
-def _standing(region: str | None, stack: str) -> Site:
+def _existing(region: str | None, stack: str) -> Site:
     """The stack.
 
     Raises:
@@ -306,7 +308,7 @@ def _standing(region: str | None, stack: str) -> Site:
     if not site.status:
         raise AwsError(
             f"There is no stack {stack} in {site.region}. Is it in another Region (--region) or "
-            "account? `workshop aws deploy` makes one."
+            "account? `workshop aws deploy` creates one."
         )
     return site
 
@@ -314,10 +316,10 @@ def _standing(region: str | None, stack: str) -> Site:
 # --- deploy
 
 
-@_plainly()
+@_with_error_help()
 def deploy(region: str | None, stack: str, given: Mapping[str, str], *, yes: bool = False,
            dry_run: bool = False, function: bool = True) -> bool:  # fmt: skip
-    """Make or change the workshop's stack, after a yes; again, it does what is left.
+    """Create or change the workshop's stack, after a yes; repeated, it does what is left.
 
     Args:
         region: None for the configured one.
@@ -328,17 +330,17 @@ def deploy(region: str | None, stack: str, given: Mapping[str, str], *, yes: boo
         function: update the load-test function too.
 
     Returns:
-        Whether all is done that was asked for.
+        Whether everything asked for was done.
 
     Raises:
         AwsError: the request, the account or the Region does not allow it.
 
     """
     if len(stack) > MAX_NAME:
-        raise AwsError(f"The name of a stack has at most {MAX_NAME} characters here: its function "
-                       f"is called NAME-load. {stack!r} has {len(stack)}.")  # fmt: skip
+        raise AwsError(f"{stack!r} has {len(stack)} characters; a stack's name may have {MAX_NAME} "
+                       "here, because its function is called NAME-load.")  # fmt: skip
     site = Site(region, stack, given)
-    click.echo(site.who())
+    click.echo(site.identity())
     site.given = {**_choose(site), **given}
     if site.plan():
         agreed = False
@@ -351,18 +353,18 @@ def deploy(region: str | None, stack: str, given: Mapping[str, str], *, yes: boo
                 click.echo("Nothing was changed.")
         if not agreed:
             return dry_run
-        site.begin()
+        site.start()
         if not _follow([site]):
-            click.echo("Correct the cause, and deploy again; if the stack was new, first "
+            click.echo("Correct the cause, and deploy again. If the stack was new, first run "
                        f"`workshop aws destroy {site.options}`.")  # fmt: skip
             return False
     else:
         click.echo("Nothing to change.")
-    return dry_run or _fill(site, function=function)
+    return dry_run or _upload(site, function=function)
 
 
 def _choose(site: Site) -> dict[str, str]:
-    """Check what first stacks fail for. Returns what is chosen once, and kept from then on.
+    """Check what first stacks fail for. Returns the parameters that are chosen once and kept.
 
     Raises:
         AwsError: no two zones will do, or the database over two Regions is not linked yet.
@@ -374,7 +376,7 @@ def _choose(site: Site) -> dict[str, str]:
                    "for the queue (QueueConcurrency) and load tests (--at-once)")  # fmt: skip
     host, chosen = site.value("HostType"), dict[str, str]()
     if host.endswith((".medium", "t4g.large")):
-        click.echo(f"! An account on the free plan cannot start {host}; t4g.small it can.")
+        click.echo(f"! An account on the free plan cannot start {host}, but it can t4g.small.")
     if not site.status:
         sides = _sides(site.region, f"{site.name}-database")
         if {side.outputs.get("Phase") for side in sides if side.status} - {"linked"}:
@@ -382,7 +384,7 @@ def _choose(site: Site) -> dict[str, str]:
         chosen |= {name: sides[0].outputs[name] for name in OF_CLUSTER if sides[0].status}
         if not site.given.keys() & {"VpcId", "Zone1", "Zone2"}:
             chosen |= _choose_zones(site, host)
-    # A host keeps its image; a new host, or one with another processor, needs another.
+    # A standing host keeps its image; a new host, or one with another processor, needs a new one.
     stood, arm = site.parameters.get("HostType", "none"), host.startswith("t4g")
     if host != "none" and (stood == "none" or stood.startswith("t4g") != arm):
         image = IMAGE.format("arm64" if arm else "x86_64")
@@ -391,7 +393,7 @@ def _choose(site: Site) -> dict[str, str]:
 
 
 def _choose_zones(site: Site, host: str) -> dict[str, str]:
-    """Two zones that offer the endpoints of database and cache, and the host's type."""
+    """Two zones that offer the endpoints of database and cache, and the host's instance type."""
     ec2, offers = site.client("ec2"), dict[str, set[str]]()
     for page in ec2.get_paginator("describe_vpc_endpoint_services").paginate():
         for one in page["ServiceDetails"]:
@@ -405,18 +407,18 @@ def _choose_zones(site: Site, host: str) -> dict[str, str]:
     if len(zones) < 2:
         listed = "; ".join(f"{name} in {', '.join(sorted(z))}" for name, z in offers.items())
         raise AwsError(f"No two zones of {site.region} offer everything: {listed}. Choose another "
-                       "Region or HostType, or give -p Zone1=… -p Zone2=….")  # fmt: skip
+                       "Region or HostType, or set -p Zone1=… -p Zone2=….")  # fmt: skip
     click.echo(f"✓ zones {' and '.join(zones)}")
     return dict(zip(("Zone1", "Zone2"), zones, strict=True))
 
 
-def _fill(site: Site, *, function: bool) -> bool:
-    """Upload the workshop for the host, and the function's code. Returns whether all went well."""
-    site.look()
+def _upload(site: Site, *, function: bool) -> bool:
+    """Upload the workshop for the host, and the function's code. Returns whether all succeeded."""
+    site.refresh()
     s3, bucket = site.client("s3"), site.outputs["BucketName"]
     if packed := _committed():
         s3.put_object(Bucket=bucket, Key="setup/workshop.tar.gz", Body=packed)
-        click.echo("✓ what git has committed is in the bucket, for the host's `get-workshop`")
+        click.echo("✓ the last commit is in the bucket, for the host's `get-workshop`")
     else:
         click.echo("! There is no git clone here to upload. On the host, clone the workshop to "
                    "~/workshop, or install it as here (`uvx` or `pip install`) and run "
@@ -433,14 +435,14 @@ def _fill(site: Site, *, function: bool) -> bool:
         if not _change([site], [{"CodeKey": key}]):
             return False
     way_in = site.outputs.get("HostSession", "workshop aws grant")
-    click.echo(f"It costs until `workshop aws destroy {site.options}`. The way in (docs/on-aws.md):"
-               f"\n  {way_in}")  # fmt: skip
+    click.echo(f"It costs money until `workshop aws destroy {site.options}`. The way in "
+               f"(docs/on-aws.md):\n  {way_in}")  # fmt: skip
     return True
 
 
 def _committed() -> bytes:
     """The clone as git has it, as a tar.gz; empty without a clone or without git."""
-    if not IN_CHECKOUT:  # what surrounds an installed package may be a repository of the learner's
+    if not IN_CHECKOUT:  # an installed package may lie in a repository of the learner's
         return b""
     git = ["git", "archive", "--format=tar.gz", "HEAD"]
     try:
@@ -449,15 +451,15 @@ def _committed() -> bytes:
         return b""
 
 
-@_plainly()
+@_with_error_help()
 def grant(region: str | None, stack: str) -> None:
-    """Create the database user of host and function, as admin; again, it changes nothing.
+    """Create the database user of host and function, as admin; repeated, it changes nothing.
 
     Raises:
         AwsError: there is no such stack, or the database does not answer or refuses.
 
     """
-    site = _standing(region, stack)
+    site = _existing(region, stack)
     user, inside = site.outputs["IamUserName"], "WORKSHOP_STACK" in os.environ  # as on the host
     host = site.outputs["DSQLClusterEndpoint" if inside else "DSQLClusterPublicEndpoint"]
     given: Any = {"workshop_stack": stack, "aws_region": site.region, "dsql_endpoint": host}
@@ -490,18 +492,18 @@ def _grant(cursor: Any, user: str, outputs: Mapping[str, str]) -> None:
 # --- status, destroy
 
 
-@_plainly()
+@_with_error_help()
 def status(region: str | None, stack: str, *, as_json: bool = False) -> None:
-    """Show the stack: state, age, cost so far, outputs, what it costs; no account numbers.
+    """Show the stack's state, age, cost so far, outputs and price; no account numbers.
 
     Raises:
         AwsError: there is none, or it is not the workshop's.
 
     """
-    site = _standing(region, stack)
-    resources, days = site.resources(), int(site.value("EndsAfterDays") or 0)
+    site = _existing(region, stack)
+    resources = site.resources()
     hours = (datetime.now(UTC) - site.made).total_seconds() / 3600
-    (now, rest), until = site.price(resources), min(hours, 24 * days or hours)
+    (now, rest), until = site.price(resources), min(hours, 24 * site.days or hours)
     facts = {
         "stack": stack,
         "region": site.region,
@@ -514,7 +516,7 @@ def status(region: str | None, stack: str, *, as_json: bool = False) -> None:
     click.echo(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
-@_plainly()
+@_with_error_help()
 def destroy(region: str | None, stack: str, *, yes: bool = False, linked: bool = False) -> bool:
     """Delete a stack, after a yes, and say what remains.
 
@@ -525,14 +527,14 @@ def destroy(region: str | None, stack: str, *, yes: bool = False, linked: bool =
         linked: the workshop in both Regions and then its database, which `link` made.
 
     Returns:
-        Whether all is gone that was to go; also where nothing was there.
+        Whether everything to be deleted is gone, also where there was nothing.
 
     Raises:
         AwsError: it is not ours, or protected.
 
     """
     here = Site(region, stack)
-    click.echo(here.who())
+    click.echo(here.identity())
     rounds = [_sides(here.region, stack) if stack.endswith("-database") else [here]]
     if linked:
         sides = _sides(here.region, f"{stack}-database")
@@ -540,7 +542,7 @@ def destroy(region: str | None, stack: str, *, yes: bool = False, linked: bool =
     rounds = [[site for site in sites if site.status] for sites in rounds]
     for site in (site for sites in rounds for site in sites):
         if site.parameters.get("DeletionProtection") == "true":
-            raise AwsError(f"The database of {site.name} in {site.region} is protected: first "
+            raise AwsError(f"The database of {site.name} in {site.region} is protected. First "
                            "deploy (or link) with -p DeletionProtection=false.")  # fmt: skip
         lost = ", ".join(LOST[kind] for kind in site.resources().values() if kind in LOST)
         click.echo(f"This deletes {site.name} in {site.region} for good, and with it {lost}.")
@@ -551,25 +553,25 @@ def destroy(region: str | None, stack: str, *, yes: bool = False, linked: bool =
     return all(_delete(sites) for sites in rounds)
 
 
-def _delete(sites: Sequence[Site]) -> bool:
+def _delete(stacks: Sequence[Site]) -> bool:
     """Delete stacks at the same time, again while Lambda holds a network, and say what remains."""
-    left = sites
-    for more in reversed(range(DELETE_TRIES)):
+    left = stacks
+    for attempt in range(DELETE_TRIES):
+        if attempt:
+            click.echo(f"Trying again in {DELETE_AGAIN_S / 60:.0f} minutes. You can also press "
+                       "Ctrl-C, and repeat the command later.")  # fmt: skip
+            time.sleep(DELETE_AGAIN_S)
         for site in left:
-            site.begin(delete=True)
+            site.start(delete=True)
         _follow(left)
         left = [site for site in left if site.status != "DELETE_COMPLETE"]
-        said = " ".join(failure for site in left for failure in site.failures)
-        if not more or not re.search("(?i)interface|dependen", said):
+        reasons = " ".join(failure for site in left for failure in site.failures)
+        if not re.search("(?i)interface|dependen", reasons):
             break
-        click.echo(f"Trying again in {DELETE_AGAIN_S / 60:.0f} minutes; or press Ctrl-C, and "
-                   "repeat the command later.")  # fmt: skip
-        time.sleep(DELETE_AGAIN_S)
-    for site in sites:
-        snapshot = site.parameters.get("CacheFinalSnapshot", "")
-        kept = f", the cache's snapshot {snapshot}, which costs" if snapshot else ""
-        gone = f"is deleted. What remains: metrics for 15 months, at no charge{kept}"
-        again = f"is NOT gone, and may cost: repeat `workshop aws destroy {site.options}`"
+    for site in stacks:
+        gone = ("is deleted. What remains: metrics for 15 months, at no charge, and a snapshot of "
+                "the cache if CacheFinalSnapshot names one")  # fmt: skip
+        again = f"is NOT deleted, and may cost: repeat `workshop aws destroy {site.options}`"
         click.echo(f"{site.name} in {site.region} {again if site in left else gone}")
     return not left
 
@@ -578,24 +580,24 @@ def _delete(sites: Sequence[Site]) -> bool:
 
 
 def _sides(region: str | None, name: str) -> list[Site]:
-    """Both sides of a database over two Regions, as far as they are known: each names the other."""
+    """Both sides of a database over two Regions; each names the other's Region."""
     here = Site(region, name)
     return [here, Site(here.parameters["PeerRegion"], name)] if here.status else [here]
 
 
-@_plainly()
+@_with_error_help()
 def link(regions: Sequence[str], witness: str, stack: str, given: Mapping[str, str], *,
          yes: bool = False) -> bool:  # fmt: skip
-    """Make one database over two Regions, after a yes; interrupted, it goes on where it was.
+    """Create one database over two Regions, after a yes; repeated, it continues where it was.
 
-    Both sides are made without a peer first; then both learn of each other at the same time, since
-    either may have to wait for the other (Aurora DSQL User Guide, "Configuring Aurora DSQL clusters
-    using AWS CloudFormation"). `destroy` undoes it, from either side, however far it came.
+    Both sides are created without a peer first. Then both are told of each other at the same time,
+    since either may have to wait for the other (Aurora DSQL User Guide, "Configuring Aurora DSQL
+    clusters using AWS CloudFormation"). `destroy` undoes it from either side, however far it got.
 
     Args:
         regions: the two.
         witness: the third Region.
-        stack: the workshop's stack, after which those of the database are called.
+        stack: the workshop's stack; the database's stacks are called NAME-database.
         given: parameters of multi-region.yaml for both.
         yes: do not ask.
 
@@ -611,17 +613,17 @@ def link(regions: Sequence[str], witness: str, stack: str, given: Mapping[str, s
             "It takes three Regions, such as --regions us-east-1,us-east-2 --witness us-west-2."
         )
     sides = [Site(one, f"{stack}-database", given) for one in regions]
-    click.echo(sides[0].who())
+    click.echo(sides[0].identity())
     for side, region in zip(sides, reversed(regions), strict=True):
         wanted = {"WitnessRegion": witness, "PeerRegion": region}
         has = {name: side.parameters.get(name, value) for name, value in wanted.items()}
         if has != wanted:
             listed = ", ".join(f"{name}={value}" for name, value in has.items())
-            raise AwsError(f"{side.name} in {side.region} has {listed}: name those, or "
-                           "another --stack.")  # fmt: skip
+            raise AwsError(f"{side.name} in {side.region} has {listed}. Name those Regions, or "
+                           "choose another --stack.")  # fmt: skip
         side.given |= wanted
-    click.echo(f"One database over {' and '.join(regions)}, witness {witness}. It costs nothing an "
-               "hour; writes are charged in both Regions, storage in each.")  # fmt: skip
+    click.echo(f"One database over {' and '.join(regions)}, witness {witness}. It costs nothing "
+               "per hour; writes are charged in both Regions, storage in each.")  # fmt: skip
     if not yes:
         click.confirm("Go on?", abort=True)
     if not _change(sides, [{}, {}]):
@@ -632,13 +634,13 @@ def link(regions: Sequence[str], witness: str, stack: str, given: Mapping[str, s
 
 
 def _change(sites: Sequence[Site], given: Sequence[Mapping[str, str]]) -> bool:
-    """Change stacks at the same time, as far as there is something to change."""
+    """Apply these parameters to stacks at the same time. Returns whether all succeeded."""
     for site, values in zip(sites, given, strict=True):
         site.given.update(values)
     planned = [site for site in sites if site.plan()]
     for site in planned:
-        site.begin()
+        site.start()
     ok = _follow(planned)
     for site in sites:
-        site.look()
+        site.refresh()
     return ok

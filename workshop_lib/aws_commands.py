@@ -34,10 +34,7 @@ def _aws() -> Any:
 
 @click.group()
 def aws() -> None:
-    """Create, show and delete the services on AWS.
-
-    By CloudFormation.
-    """
+    """Create, show and delete the services on AWS, by CloudFormation."""
 
 
 @aws.command("deploy")
@@ -48,10 +45,10 @@ def aws() -> None:
 @click.option("--no-function", is_flag=True, help="leave the load-test function as it is")
 @click.option("--dry-run", is_flag=True, help="only show what would change, and what it costs")
 def aws_deploy(*, no_function: bool, **options: Any) -> None:
-    """Make or change the workshop's stack, after showing what changes and what it costs.
+    """Create or change the workshop's stack, after showing what changes and what it costs.
 
-    Doing it again changes nothing. Ctrl-C ends the command, not what AWS has begun. In a Region
-    with a database that `workshop aws link` made, a new stack uses that one.
+    Repeating it changes nothing. Ctrl-C ends the command, not what AWS has begun. In a Region with
+    a database that `workshop aws link` created, a new stack uses that database.
     """
     sys.exit(0 if _aws().deploy(**options, function=not no_function) else 1)
 
@@ -62,23 +59,28 @@ def aws_deploy(*, no_function: bool, **options: Any) -> None:
 def aws_grant(**options: Any) -> None:
     """Create the database user of the stack's host and function, as admin.
 
-    The host's `get-workshop` does it. Again, it changes nothing.
+    The host's `get-workshop` runs it. Repeating it changes nothing.
     """
     _aws().grant(**options)
 
 
 @aws.command("link")
-@click.option("--regions", required=True, metavar="REGION,REGION", help="the two with a side each")
+@click.option(
+    "--regions",
+    required=True,
+    metavar="REGION,REGION",
+    help="the two Regions that have an endpoint",
+)
 @click.option("--witness", required=True, metavar="REGION",
-              help="the third, which keeps a part of the log")  # fmt: skip
+              help="the third Region, which keeps part of the log")  # fmt: skip
 @which_stack
 @parameters
 @yes
 def aws_link(*, regions: str, **options: Any) -> None:
-    """Make one database over two Regions; where it was interrupted, it goes on.
+    """Create one database over two Regions; repeated, it continues where it was interrupted.
 
-    Its stack in each is NAME-database, for the workshop's NAME. A parameter (-p) is one of
-    cloudformation/multi-region.yaml, for both sides.
+    Its stack in each Region is called NAME-database, after the workshop's NAME. A parameter (-p) is
+    one of cloudformation/multi-region.yaml, for both sides.
     """
     sys.exit(0 if _aws().link(regions.split(","), **options) else 1)
 
@@ -88,7 +90,7 @@ def aws_link(*, regions: str, **options: Any) -> None:
 @where
 @as_json
 def aws_status(**options: Any) -> None:
-    """Show the stack: state, age, cost so far, outputs, price; exit code 1 if none is there.
+    """Show the stack's state, age, cost so far, outputs and price; exit code 1 if there is none.
 
     Account numbers are not shown.
     """

@@ -1,4 +1,4 @@
-"""The load worker as AWS Lambda wants it: one zip with all that its handler imports."""
+"""The load worker packed for AWS Lambda: one zip with everything its handler imports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HANDLER = "workshop_lib.load.worker.handler"
 """What the function's Handler is set to."""
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 MACHINES = {"x86_64": "x86_64", "arm64": "aarch64"}
-# What the handler imports. boto3 is on Lambda already, but not the one that all was tested with.
+# What the handler imports. Lambda has boto3 already, but not the tested version.
 REQUIREMENTS = (
     "boto3", "certifi", "filelock", "lazy-loader", "msgspec", "platformdirs", "psutil",
     "psycopg2-binary", "pydantic-settings", "redis[hiredis]",
@@ -25,9 +25,9 @@ LEFT_OUT = ("/bin/", "/__pycache__/", ".dist-info/", "/tests/", "workshop_lib/fi
 
 
 def build_package(out: Path, *, architecture: str = "x86_64", python: str = RUNNING) -> Path:
-    """Build the package of the load worker; the same input gives the same bytes.
+    """Build the load worker's package; the same input gives the same bytes.
 
-    The wheels come from where pip is configured to find them, in the versions of constraints.txt.
+    pip finds the wheels as it is configured to, in the versions of constraints.txt.
 
     Args:
         out: the zip to write.
@@ -38,7 +38,7 @@ def build_package(out: Path, *, architecture: str = "x86_64", python: str = RUNN
         The zip.
 
     Raises:
-        WorkshopError: a wheel for that platform could not be had, or the folder not be written.
+        WorkshopError: pip found no wheel for that platform, or the folder is not writable.
 
     """
     ready_folder(out.parent)

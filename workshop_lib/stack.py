@@ -33,7 +33,7 @@ LIMITS = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts"
 
 @cache
 def read_outputs(name: str, region: str | None) -> Mapping[str, str]:
-    """The settings that a stack's outputs give, by name; asked once in a process.
+    """The settings that a stack's outputs give, by name; read once per process.
 
     Args:
         name: of the stack.
@@ -74,7 +74,7 @@ def _describe(name: str, region: str) -> Any:
                 f"There is no stack {name!r} in {region}. Are AWS_REGION and the account the right "
                 "ones? Without WORKSHOP_STACK the workshop runs on this machine."
             ) from None
-        # Who may read one stack only is refused also where there is none, so as not to learn that.
+        # A policy for one stack also refuses where there is none, so as not to reveal that.
         elsewhere = f"Is {region} the Region in which it was deployed (AWS_REGION)? If so: "
         asked = Endpoint(f"CloudFormation in {region}", "", 443, {}, aws=True)
         raise SettingsError(

@@ -131,7 +131,7 @@ def teach(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CloudFormationBackend, "validate_template", lambda *_: [])
     # A change set without changes is refused later, by its status.
     patch.setattr(CloudFormationResponse, "_validate_different_update", lambda *_: None)
-    patch.setattr(Stack, "has_parameters", _has_parameters)
+    patch.setattr(Stack, "has_parameters", lambda stack, wanted: not _changed(stack, wanted))
     patch.setattr(yaml, "Loader", _QuickLoader)
     services = staticmethod(lambda _, region: _endpoint_services(region))
     patch.setattr(EC2Backend, "_collect_default_endpoint_services", services)
@@ -170,8 +170,7 @@ def _execute(self, change_set_name: str, stack_name: str | None = None) -> None:
     wanted = self.describe_change_set(change_set_name)
     stack = self.stacks[wanted.stack_id]
     if wanted.change_set_type == "UPDATE":
-        has = stack.resource_map.resolved_parameters
-        changed = {name: value for name, value in wanted.parameters.items() if has[name] != value}
+        changed = _changed(stack, wanted.parameters)
         stack.update(wanted.template, parameters=stack.resource_map.input_parameters | changed)
         return
     stack.template, stack.parameters = wanted.template, wanted.parameters
@@ -181,10 +180,10 @@ def _execute(self, change_set_name: str, stack_name: str | None = None) -> None:
     stack.create_resources()
 
 
-def _has_parameters(self, other: dict[str, Any]) -> bool:
-    """Parameters that were left out have their defaults."""
-    has = dict(self.resource_map.resolved_parameters)
-    return {**has, **other} == has
+def _changed(stack: Stack, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with another value than the stack has; those left out keep theirs."""
+    has = stack.resource_map.resolved_parameters
+    return {name: value for name, value in wanted.items() if str(has[name]) != str(value)}
 
 
 class _QuickLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):

@@ -106,10 +106,10 @@ def test_a_first_deployment_looks_shows_asks_and_fills_the_bucket(account):
     assert "10 Lambda functions at once in this account" in said
     assert "✓ zones us-east-1b and us-east-1c" in said  # us-east-1a has no endpoint of DSQL
     assert "add         Cluster (AWS::DSQL::Cluster)" in said
-    assert "0.0565 USD an hour" in said
+    assert "0.0565 USD per hour" in said
     ends = account.stack()["CreationTime"] + timedelta(days=3)
     assert f"0.0063 from {ends:%Y-%m-%d}" in said
-    assert said.index("USD an hour") < said.index("Go on?") < said.index("is in the bucket")
+    assert said.index("USD per hour") < said.index("Go on?") < said.index("is in the bucket")
     values, outputs = account.values(), account.values("Output")
     assert (values["Zone1"], values["Zone2"]) == ("us-east-1b", "us-east-1c")
     assert account.keys("setup/") == [values["CodeKey"], "setup/workshop.tar.gz"]
@@ -161,7 +161,7 @@ def test_another_processor_gets_an_image_of_its_own(account):
 )
 def test_without_a_yes_nothing_is_left_behind(account, words, given, code):
     said = account.run("deploy", *words, given=given, code=code)
-    assert "USD an hour" in said
+    assert "USD per hour" in said
     assert "Nothing was changed" in said
     assert account.stack() is None
     assert account.cloud.client("s3").list_buckets()["Buckets"] == []
@@ -189,7 +189,9 @@ def test_what_is_not_right_is_said_before_anything_is_made(account, operation, a
 
 def test_a_name_that_leaves_no_room_for_the_functions_is_refused(account):
     name = "n" * 60
-    assert "has at most 59 characters" in account.run("deploy", "--stack", name, "--yes", code=1)
+    assert "a stack's name may have 59 here" in account.run(
+        "deploy", "--stack", name, "--yes", code=1
+    )
 
 
 def test_an_installed_package_has_no_clone_to_upload(account, monkeypatch):
@@ -254,7 +256,7 @@ def test_status_says_how_old_it_is_and_what_it_has_cost(account):
     # Three days of it; then it ended, and only disk and dashboard were left.
     assert found["usd_so_far"] == round(72 * 0.0565 + 28 * 0.0063, 2)
     assert found["DSQLClusterEndpoint"] == account.values("Output")["DSQLClusterEndpoint"]
-    assert "USD an hour" in account.run("status")
+    assert "USD per hour" in account.run("status")
     assert "There is no stack other" in account.run("status", "--stack", "other", code=1)
 
 

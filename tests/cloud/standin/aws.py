@@ -26,24 +26,17 @@ JSON = {"sqs", "monitoring", "lambda", "logs", "dsql"}
 """Services that speak it; of the others' errors, s3 has a form of its own."""
 S3_ACTIONS = {"GET": "GetObject", "HEAD": "GetObject", "DELETE": "DeleteObject"}
 SAY_DENIED = {"s3", "cloudformation", "sts"}
+NEEDS_NONE = {"sts:GetCallerIdentity"}
+"""Actions that no policy has to allow."""
 OPERATIONS = {"monitoring": "cloudwatch"}
 """How policies call a service that signatures call something else."""
-REDELIVERY_S = 0.05
+REDELIVERY_S = 0.2
 OF_A_SERVER = {"Connection", "Date", "Server"}
 
 
 @dataclass(frozen=True)
-class Fault:
-    """What a request is answered in the place of an answer."""
-
-    status: int
-    code: str
-    message: str
-
-
-@dataclass(frozen=True)
 class Asked:
-    """A request in the words of policies; no action where all is allowed."""
+    """A request in the words of policies."""
 
     action: str
     resource: str = "*"
@@ -57,7 +50,6 @@ class Account:
     Attributes:
         identities: who may sign, by name.
         function: the one that is really run, if any is.
-
 
     """
 
@@ -84,12 +76,11 @@ class Handler(Quiet):
         body = self.body()
         found = CREDENTIAL.match(self.headers.get("Authorization", ""))
         if found is None:
-            return self._deny("s3", Fault(403, "AccessDenied", "Access Denied"))
+            return self._deny("s3", 403, "AccessDenied", "Access Denied")
         key, region, service = found.groups()
         asked = self._asked(service, region, body)
-        fault = self._fault(self.account.of(key), service, asked)
-        if fault:
-            return self._deny(service, fault)
+        if fault := self._fault(self.account.of(key), service, asked):
+            return self._deny(service, *fault)
         if service == "lambda" and self.path.endswith("/invocations"):
             return self._invoke(body)
         return self._answer(body)
@@ -108,61 +99,54 @@ class Handler(Quiet):
         return super().body()
 
     def _asked(self, service: str, region: str, body: bytes) -> Asked:
+        """This request in the words of policies, as far as a policy here names it."""
         path = unquote(urlsplit(self.path).path)
+        target = self.headers.get("X-Amz-Target", "")
         if service == "s3":
-            bucket, named, _ = self.headers["Host"].partition(".s3.")
-            key = path.lstrip("/")
-            if not named:
-                bucket, _, key = key.partition("/")
-            if key:
-                return Asked(
-                    f"s3:{S3_ACTIONS.get(self.command, 'PutObject')}", f"s3::{bucket}/{key}"
-                )
-            name = "ListBucket" if self.command in {"GET", "HEAD"} else "CreateBucket"
-            return Asked(f"s3:{name}", f"s3::{bucket}")
+            bucket = self.headers["Host"].partition(".s3.")[0]
+            name = S3_ACTIONS.get(self.command, "PutObject") if path != "/" else "ListBucket"
+            return Asked(f"s3:{name}", f"s3::{bucket}{path.rstrip('/')}")
         if service == "lambda":
-            name = path.split("/")[3] if path.count("/") > 2 else ""
-            does = "InvokeFunction" if path.endswith("/invocations") else "GetFunction"
-            return Asked(f"lambda:{does}", f"lambda:{region}:function:{name}")
-        if service in {"sqs", "monitoring"}:
-            operation = self.headers["X-Amz-Target"].split(".")[1].removesuffix("Batch")
-            action = f"{OPERATIONS.get(service, service)}:{operation}"
+            name = path.removesuffix("/invocations").rsplit("/", 1)[-1]
+            return Asked("lambda:InvokeFunction", f"lambda:{region}:function:{name}")
+        if target:
+            operation = target.split(".")[1].removesuffix("Batch")
             given = json.loads(body or b"{}")
-            if service == "monitoring":
-                return Asked(action, "*", {"cloudwatch_namespace": given.get("Namespace", "")})
+            space = {"cloudwatch_namespace": given.get("Namespace", "")}
             queue = given.get("QueueName") or given.get("QueueUrl", "").rsplit("/", 1)[-1]
-            return Asked(action, f"sqs:{region}:{queue}")
+            named = f"sqs:{region}:{queue}" if service == "sqs" else "*"
+            return Asked(f"{OPERATIONS.get(service, service)}:{operation}", named, space)
         form = {name: values[0] for name, values in parse_qs(body.decode("latin-1")).items()}
-        action = f"{service}:{form.get('Action', self.command + path)}"
-        if action == "sts:GetCallerIdentity":
-            return Asked("")
-        if action == "cloudformation:DescribeStacks":
-            return Asked(action, _stack(form.get("StackName", ""), region))
-        return Asked(action)
+        action, stack = f"{service}:{form.get('Action', '')}", form.get("StackName", "")
+        # A stack is named as it was asked for, whether it is there or not.
+        return Asked(action, f"cloudformation:{region}:stack/{stack}/*")
 
-    def _fault(self, identity: Identity | None, service: str, asked: Asked) -> Fault | None:
-        """Why it is refused, if it is."""
+    def _fault(
+        self, identity: Identity | None, service: str, asked: Asked
+    ) -> tuple[int, str, str] | None:
+        """Status, code and text of a refusal, if it is refused."""
         if identity is None:
             says = "The security token included in the request is invalid."
-            return Fault(403, "InvalidClientTokenId", says)
+            return 403, "InvalidClientTokenId", says
         if identity.expired:
-            says = "The security token included in the request is expired"
-            return Fault(400, "ExpiredToken", says)
-        if asked.action and not identity.may(asked.action, asked.resource, **asked.conditions):
-            who = f"arn:aws:sts::{ACCOUNT}:assumed-role/workshop/session"
-            doing = f"{asked.action} on resource: {asked.resource}"
-            code = "AccessDenied" if service in SAY_DENIED else "AccessDeniedException"
-            return Fault(403, code, f"User: {who} is not authorized to perform: {doing}")
-        return None
+            return 400, "ExpiredToken", "The security token included in the request is expired"
+        if asked.action in NEEDS_NONE or identity.may(
+            asked.action, asked.resource, **asked.conditions
+        ):
+            return None
+        who = f"arn:aws:sts::{ACCOUNT}:assumed-role/workshop/session"
+        doing = f"{asked.action} on resource: {asked.resource}"
+        code = "AccessDenied" if service in SAY_DENIED else "AccessDeniedException"
+        return 403, code, f"User: {who} is not authorized to perform: {doing}"
 
-    def _deny(self, service: str, fault: Fault) -> None:
+    def _deny(self, service: str, status: int, code: str, message: str) -> None:
         if service in JSON:
-            return self.refuse(fault.status, fault.code, fault.message)
-        text = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
+            return self.refuse(status, code, message)
+        text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
         if service != "s3":
             text = f"<ErrorResponse>{text}</ErrorResponse>"
         body = b"" if self.command == "HEAD" else text.encode()
-        return self.reply(fault.status, body, {"Content-Type": "application/xml"})
+        return self.reply(status, body, {"Content-Type": "application/xml"})
 
     def _invoke(self, body: bytes) -> None:
         if self.account.function:
@@ -197,10 +181,3 @@ class Handler(Quiet):
                 data=body,
             )
             return answer.status_code, dict(answer.headers), answer.data
-
-
-def _stack(name: str, region: str) -> str:
-    """How policies are asked about a stack: by what it was called, whether it is there or not."""
-    if name.startswith("arn:"):
-        return f"cloudformation:{region}:{name.split(':', 5)[5]}"
-    return f"cloudformation:{region}:stack/{name}/*"
