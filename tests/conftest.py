@@ -33,6 +33,7 @@ LONGEST_FIRST = (
     "load/test_mixed.py",
     "cloud/test_aws.py",
     "load/test_command.py",
+    "notebooks/test_twice.py",
     "test_surroundings.py",
     "cloud/",
     "exercises/",

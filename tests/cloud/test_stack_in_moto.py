@@ -72,18 +72,6 @@ def test_nothing_reaches_the_host_which_knows_its_stack_and_bucket(cloud, ec2):
     assert f"s3://{found['BucketName']}/setup/workshop.tar.gz" in script
 
 
-def test_two_endpoints_are_paid_for_and_one_route_leads_out(cloud, ec2):
-    cloud.deploy("workshop")
-    tables = ec2.describe_route_tables()["RouteTables"]
-    routes = [route for table in tables for route in table["Routes"]]
-    (outside,) = [one for one in routes if one.get("DestinationCidrBlock") == "0.0.0.0/0"]
-    assert outside["GatewayId"].startswith("igw-")
-    endpoints = ec2.describe_vpc_endpoints()["VpcEndpoints"]
-    names = {one["ServiceName"].rsplit(".", 1)[1]: one["VpcEndpointType"] for one in endpoints}
-    assert sorted(names.values()) == ["Gateway", "Interface", "Interface"]
-    assert (names["s3"], names["monitoring"]) == ("Gateway", "Interface")
-
-
 def test_the_function_comes_with_its_code_and_its_queue(cloud, with_function):
     found = with_function(FunctionTimeout="60")
     made = cloud.client("lambda").get_function(FunctionName=found["LoadFunctionName"])
@@ -121,16 +109,6 @@ def test_the_function_reads_elsewhere_and_publishes_no_metrics_where_it_is_told_
     assert ("QUEUE_URL" in variables, variables["DSQL_READ_ENDPOINT"]) == (False, reader)
     endpoints = ec2.describe_vpc_endpoints()["VpcEndpoints"]
     assert not [one for one in endpoints if one["ServiceName"].endswith("monitoring")]
-
-
-def test_an_update_changes_what_it_names_and_leaves_the_rest(cloud):
-    before = cloud.deploy("workshop")
-    cloud.client("s3").put_object(Bucket=before["BucketName"], Key="kept", Body=b"data")
-    assert cloud.deploy("workshop", DeletionProtection="true", MaxReceives="5") == before
-    assert cloud.client("s3").get_object(Bucket=before["BucketName"], Key="kept")
-    (cluster,) = cloud.client("dsql").list_clusters()["clusters"]
-    found = cloud.client("dsql").get_cluster(identifier=cluster["identifier"])
-    assert found["deletionProtectionEnabled"] is True
 
 
 def test_a_stack_fits_into_a_network_that_is_there(cloud, ec2):

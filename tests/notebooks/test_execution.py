@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 import nbformat
 import psycopg2
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 
 from workshop_lib import report, runner
 from workshop_lib.findings import find, statements
@@ -38,10 +36,6 @@ def owner(shared, state):
     connection.autocommit = True
     yield connection.cursor()
     connection.close()
-
-
-TWICE = ("01", "02", "04")
-"""The numbers of those that leave tables, keys and objects: they also run twice over."""
 
 
 @pytest.fixture(scope="module")
@@ -74,29 +68,6 @@ def test_all_notebooks_pass(executed):
     _, outcomes = executed
     assert [runner.describe(outcome) for outcome in outcomes if not outcome.ok] == []
     assert [o.notebook for o in outcomes] == [n.name for n in runner.find_notebooks()]
-
-
-def test_run_all_and_run_all_once_more_records_figures_of_the_same_names(shared, figures, tmp_path):
-    """Those that leave tables, keys and objects, all in one kernel; pictures were drawn above."""
-    chosen = [original for original in runner.find_notebooks() if original.name.startswith(TWICE)]
-    code = ["from workshop_lib import plots\nplots.show = lambda *_: None"]
-    for original in chosen:
-        cells = nbformat.read(original.path, as_version=4).cells
-        first, *others = [cell.source for cell in cells if cell.cell_type == "code"]
-        values = [f"{name} = {value!r}" for name, value in original.quick.items()]
-        code += 2 * [first, "\n".join(values), *others, "print(*ws.result.measurements)"]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    twice = new_notebook(cells=list(map(new_code_cell, code)), metadata={"kernelspec": kernel})
-    nbformat.write(twice, tmp_path / "00_twice.ipynb")
-    shutil.copytree(runner.NOTEBOOKS / "take_home", tmp_path / "take_home")
-    (outcome,), _ = runner.run(out=tmp_path / "out", say=lambda _: None, notebooks=tmp_path)
-    assert outcome.ok, runner.describe(outcome)
-    executed = nbformat.read(tmp_path / "out" / "00_twice.ipynb", as_version=4).cells
-    printing = [cell.outputs for cell in executed if cell.source.startswith("print(*ws.")]
-    told = ["".join(one.get("text", "") for one in outputs).split() for outputs in printing]
-    once, again = (dict(zip([n.name for n in chosen], told[k::2], strict=True)) for k in (0, 1))
-    assert {name: set(found) for name, found in once.items()} == {n: set(figures[n]) for n in once}
-    assert {name: set(found) for name, found in again.items()} == {n: set(figures[n]) for n in once}
 
 
 def test_every_figure_is_a_finite_number_and_no_time_is_negative(results):
