@@ -1,4 +1,4 @@
-"""Installing: the lists agree, pip's settings reach uv, and nobody waits without a word."""
+"""Installing: the lists agree, pip's settings reach uv, and a long wait says what it waits for."""
 
 from __future__ import annotations
 

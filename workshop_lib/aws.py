@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from itertools import takewhile
@@ -343,16 +343,13 @@ def deploy(region: str | None, stack: str, given: Mapping[str, str], *, yes: boo
     click.echo(site.identity())
     site.given = {**_choose(site), **given}
     if site.plan():
-        agreed = False
-        try:
+        with ExitStack() as unless_agreed:
+            unless_agreed.callback(click.echo, "Nothing was changed.")
+            unless_agreed.callback(site.discard)
             site.show()
-            agreed = not dry_run and (yes or click.confirm("Go on?"))
-        finally:
-            if not agreed:
-                site.discard()
-                click.echo("Nothing was changed.")
-        if not agreed:
-            return dry_run
+            if dry_run or not (yes or click.confirm("Go on?")):
+                return dry_run
+            unless_agreed.pop_all()
         site.start()
         if not _follow([site]):
             click.echo("Correct the cause, and deploy again. If the stack was new, first run "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from copy import deepcopy
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -124,7 +126,7 @@ def teach(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(parsing, "clean_json", _with_cidr(parsing.clean_json))
     build = parsing.ResourceMap.build_resource_diff
     patch.setattr(parsing.ResourceMap, "build_resource_diff", _with_conditions_that_turn(build))
-    # What is left behind of a deleted stack stands in nobody's way here.
+    # Resources of a deleted stack may stay: each test has an account of its own.
     patch.setattr(parsing.ResourceMap, "delete", lambda _: None)
     patch.setattr(CloudFormationBackend, "execute_change_set", _execute)
     # moto asks cfn-lint, which reads a template for seconds.
@@ -132,7 +134,8 @@ def teach(patch: pytest.MonkeyPatch) -> None:
     # A change set without changes is refused later, by its status.
     patch.setattr(CloudFormationResponse, "_validate_different_update", lambda *_: None)
     patch.setattr(Stack, "has_parameters", lambda stack, wanted: not _changed(stack, wanted))
-    patch.setattr(yaml, "Loader", _QuickLoader)
+    read = staticmethod(lambda template: deepcopy(_parse(template)))
+    patch.setattr(Stack, "parse_template", read)
     services = staticmethod(lambda _, region: _endpoint_services(region))
     patch.setattr(EC2Backend, "_collect_default_endpoint_services", services)
     patch.setattr(SimpleSystemManagerBackend, "get_parameter", lambda *_: ImageOfTheDay)
@@ -186,11 +189,16 @@ def _changed(stack: Stack, wanted: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if str(has[name]) != str(value)}
 
 
-class _QuickLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """What moto reads out of a template, ten times as fast."""
 
 
-_QuickLoader.add_multi_constructor("", yaml_tag_constructor)
+_Loader.add_multi_constructor("", yaml_tag_constructor)
+
+
+@cache
+def _parse(template: str) -> dict[str, Any]:
+    return yaml.load(template, _Loader)  # noqa: S506 -- a SafeLoader
 
 
 def _endpoint_services(region: str) -> list[dict[str, Any]]:

@@ -224,7 +224,7 @@ def test_all_is_well_with_the_stack_as_with_its_addresses(check, endpoints):
     ("who", "environment", "words"),
     [
         ("late", {}, "session with AWS has ended"),
-        ("host", {"AWS_ACCESS_KEY_ID": "AKIANOBODY"}, "does not know this access key"),
+        ("host", {"AWS_ACCESS_KEY_ID": "AKIAUNKNOWN"}, "does not know this access key"),
         ("host", {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "aws sso login"),
     ],
 )
@@ -238,8 +238,8 @@ def test_expired_unknown_and_missing_credentials_are_told_apart(
 
 
 def test_without_credentials_each_line_says_how_to_sign_in(check, endpoints, silent_port):
-    nobody = {**endpoints, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
-    failed = check(**nobody)
+    unset = {**endpoints, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    failed = check(**unset)
     asked = {"AWS identity", "Object store is writable", "Queue answers", "Metrics can be read"}
     assert failed.keys() >= asked
     assert all("aws sso login" in said for said in failed.values())
@@ -247,7 +247,7 @@ def test_without_credentials_each_line_says_how_to_sign_in(check, endpoints, sil
     never = f"http://127.0.0.1:{silent_port}/"
     metadata = {"AWS_EC2_METADATA_DISABLED": "", "AWS_EC2_METADATA_SERVICE_ENDPOINT": never}
     alone = {"DSQL_ENDPOINT": "", "VALKEY_ENDPOINT": "", "QUEUE_URL": ""}
-    assert "aws sso login" in check(**nobody | metadata | alone)["AWS identity"]
+    assert "aws sso login" in check(**unset | metadata | alone)["AWS identity"]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_silence_is_explained_for_each_service_by_what_lets_its_packets_through(
         assert words in failed[name], name
 
 
-def test_a_certificate_that_nobody_vouches_for_or_for_another_name_is_refused(
+def test_a_certificate_of_an_unknown_authority_or_for_another_name_is_refused(
     aws, check, endpoints, monkeypatch, tmp_path
 ):
     strange = tmp_path / "stranger.pem"

@@ -361,6 +361,6 @@ def sent_statements(log: str) -> list[str]:
 
 def test_no_engine_was_harmed(executed, state):
     reports = {engine.name: engine.status for engine in local.status(state).engines}
-    for on_demand in ("aws", "dsql"):  # nobody may need it any more
+    for on_demand in ("aws", "dsql"):  # may have stopped when the last notebook was done with it
         assert reports.pop(on_demand, "down") in {"up", "down"}
     assert reports == {"postgres": "up", "valkey": "up", "s3": "up"}

@@ -1,7 +1,7 @@
 """Aurora DSQL as a client meets it: the workshop's own front, as a cluster of this AWS.
 
-It opens to the tokens of whoever this AWS knows, by their policies and roles, and does the few
-things besides that only a cluster on AWS does.
+It accepts tokens by the identities' policies and roles, and knows the few statements that only a
+cluster on AWS does.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Server:
         region: its Region.
 
     Attributes:
-        asleep: so many connections more are refused because the cluster is being woken.
-        mappings: who besides admin may sign in: users, each with the ARN of an IAM role.
+        asleep: how many more connections are refused because the cluster is waking up.
+        mappings: database users who may sign in besides admin, each with the ARN of an IAM role.
 
     """
 
