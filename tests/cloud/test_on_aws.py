@@ -28,9 +28,9 @@ SECRET = (ACCOUNT, "STANDINHOST", "secret-of", "X-Amz-Signature", "X-Amz-Credent
 
 # --- notebooks ---
 
-ONLY_HERE = ("00", "01", "08", "12", "13")
-"""Those that make calls which a local run does not: the checks, tables as a user of its own,
-sign-in, the function, the queue. MORE_ON_AWS="03 10" adds some, MORE_ON_AWS=all runs every one."""
+ONLY_HERE = ("00", "01", "12", "13")
+"""Those that make calls which a local run does not: the checks, tables as a user of its own, the
+function, the queue. MORE_ON_AWS="03 08" adds some, MORE_ON_AWS=all runs every one."""
 MORE = os.environ.get("MORE_ON_AWS", "").split()
 NAMES = [] if MORE == ["all"] else [*ONLY_HERE, *MORE]
 CHOSEN = [one.name for one in runner.choose(NAMES, runner.find_notebooks())]
