@@ -65,12 +65,7 @@ def aws_grant(**options: Any) -> None:
 
 
 @aws.command("link")
-@click.option(
-    "--regions",
-    required=True,
-    metavar="REGION,REGION",
-    help="the two Regions that have an endpoint",
-)
+@click.option("--regions", required=True, metavar="REGION,REGION", help="the two with an endpoint")
 @click.option("--witness", required=True, metavar="REGION",
               help="the third Region, which keeps part of the log")  # fmt: skip
 @which_stack
