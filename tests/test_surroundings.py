@@ -97,7 +97,7 @@ from workshop_lib import plots
 shown = []
 plots.display = shown.append
 before = dict(matplotlib.rcParams)
-plots.show(plots.bars({{"é": [1, 2]}}, ["x", "y"], "$t", "x", "y", log_y=True), "two bars")
+plots.show(plots.bars({{"é": [1, 2]}}, ["x", "y"], "$t", "x", "y"), "two bars")
 assert dict(matplotlib.rcParams) == before
 print(hashlib.sha256(shown[0].png).hexdigest())
 """

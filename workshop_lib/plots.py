@@ -187,8 +187,6 @@ def bars(
     title: str,
     x_label: str,
     y_label: str,
-    *,
-    log_y: bool = False,
 ) -> Figure:
     """Bars side by side: one group a label, one colour and hatch a series.
 
@@ -197,7 +195,6 @@ def bars(
         labels: what stands under the groups.
         title: of the picture.
         x_label, y_label: with units.
-        log_y: a logarithmic y axis, where small bars stand beside large ones.
 
     """
     figure, axes = _canvas(3.6, title, x_label, y_label)
@@ -206,8 +203,9 @@ def bars(
         places = [i + width * (number - (len(groups) - 1) / 2) for i in range(len(labels))]
         axes.bar(places, values, width, **_filling(number, name))
     axes.set_xticks(range(len(labels)), labels)
-    _scale_y(axes, log=log_y, from_zero=False)  # bars begin at 0 by themselves
-    _add_legend(figure, len(groups))
+    axes.yaxis.set_major_formatter(PLAIN)
+    if len(groups) > 1:  # below the axis: within it, it would cover bars
+        figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     return figure
 
 
@@ -264,7 +262,6 @@ def lines(
     *,
     log_x: bool = False,
     log_y: bool = False,
-    steps: bool = False,
     from_zero: bool = True,
 ) -> Figure:
     """Lines over a common axis, told apart by colour and marker.
@@ -275,15 +272,13 @@ def lines(
         title: of the picture.
         x_label, y_label: with units.
         log_x, log_y: a logarithmic axis.
-        steps: hold each value until the next instead of joining them.
         from_zero: the y axis begins at 0; if not, a line marks 0, and values may be below it.
 
     """
     figure, axes = _canvas(4.1 if len(series) > 1 else 3.8, title, x_label, y_label)
     for number, (name, values) in enumerate(series.items()):
         look = _stroke(number, name, marked=len(x) <= 40)
-        drawstyle = "steps-post" if steps else "default"
-        axes.plot(x, values, **look, markersize=7, drawstyle=drawstyle)
+        axes.plot(x, values, **look, markersize=7)
     if log_x:
         axes.set_xscale("log")
         axes.set_xticks(x, [f"{value:,g}" for value in x])
@@ -517,12 +512,6 @@ def _name_rows(axes: Any, names: Sequence[str]) -> None:
     """Name what stands on each line, the first on top."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-
-
-def _add_legend(figure: Figure, series: int) -> None:
-    if series > 1:
-        # Below the axis: within it, it would cover bars.
-        figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9)
 
 
 def _scale_y(axes: Any, *, log: bool, from_zero: bool = True) -> None:
