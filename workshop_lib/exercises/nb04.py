@@ -12,7 +12,6 @@ from workshop_lib.exercises.round_trips import Trips, remove_keys, watched
 
 OLDER = {"name": "Marz", "type": "rocky", "moons": "2", "visited_by": "Mariner 4"}
 OLDER_S = 60
-SLACK_S = 30
 
 
 def write_record(check: Check) -> None:
