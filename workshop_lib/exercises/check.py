@@ -260,7 +260,7 @@ class Check:
             told.append("Is there a `return`?")
         else:
             told.append(self._suspicion(tried) or ("" if case.why else self.table.otherwise))
-            if case.expected.error is None and type(value) is not type(expected):
+            if expected is not None and type(value) is not type(expected):
                 came += f", of type `{type(value).__name__}`"
         words = " ".join(text.strip() for text in (f"{case.shown} {came}.", *told) if text)
         raise Wrong(words + line + rest) from case.got.error
