@@ -202,7 +202,8 @@ class Database:
                     cursor.execute(statement, params)
                 described = cursor.description
                 rows = cursor.fetchall() if described is not None else []
-                text = statement if isinstance(statement, str) else statement.as_string(cursor)
+                if isinstance(statement, sql.Composable):
+                    statement = statement.as_string(cursor)
             except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
                 if connection.closed:  # in the middle of the question: the server went away
                     raise _unreachable(self.endpoint, error) from None
@@ -215,7 +216,7 @@ class Database:
             )
         columns = tuple([column.name for column in described or ()])
         seconds = time.perf_counter() - started
-        self._note(text, seconds, len(rows))
+        self._note(str(statement), seconds, len(rows))
         return Rows(columns, rows, seconds)
 
     def run_transaction(self, work: Callable[[Cursor], T]) -> T:
