@@ -81,6 +81,7 @@ def inserts(
     if config is None and CONFIG.exists():
         config = CONFIG
         click.echo("Scenario: config.json in this folder (the workshop's: --config inserts_laptop)")
+    run_inserts = api.run_inserts  # imported before an interrupt can meet the import
     with one_interrupt():
         scenario = api.read_scenario(config or "inserts_laptop")
         loads, test = scenario.loads(which, **options), _Test(keep, out)
@@ -110,7 +111,7 @@ def inserts(
             for name, one in loads.items():
                 click.echo(f"\n{name}: {one.workers:,} workers, {one.planned:,} rows")
                 test.runs.append(run := api.new_run())
-                report = api.run_inserts(ws.database, one, driver, run=run)
+                report = run_inserts(ws.database, one, driver, run=run)
                 test.add(name, report)
                 if report.interrupted:
                     break
@@ -149,6 +150,7 @@ def mixed(
     from workshop_lib.interrupts import one_interrupt
     from workshop_lib.queues import delete_queues, describe_queue
 
+    run_mixed = api.run_mixed  # imported before an interrupt can meet the import
     with one_interrupt():
         scenario = api.read_mixed(config, **options)
         test = _Test(keep, out, load_function=function_name)
@@ -184,7 +186,7 @@ def mixed(
             driver = None if by_function else ws.load_workers(processes, metrics=True)
             test.runs.append(run := api.new_number())
             queue = api.Queue(ws.sqs, *urls)
-            report = api.run_mixed(ws.database, queue, scenario, driver, run=run)
+            report = run_mixed(ws.database, queue, scenario, driver, run=run)
             delete_queues(ws.sqs, ws.messaging, ws.namespace)
             test.add("mixed", report)
         test.exit()
