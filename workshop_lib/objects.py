@@ -15,12 +15,12 @@ from workshop_lib.services import StoreEndpoint
 from workshop_lib.services.client_config import session_for
 from workshop_lib.services.error_help import error_code, error_help
 
-NOT_MODIFIED, NO_SUCH_RANGE = 304, 416
+NOT_MODIFIED = 304
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object, or a range of one.
+    """An object.
 
     Attributes:
         body: its bytes.
@@ -86,19 +86,6 @@ class ObjectStore:
         """
         return self._get(name, IfNoneMatch=etag)
 
-    def get_range(self, name: str, first: int, last: int) -> StoredObject | None:
-        """The bytes from `first` to `last`, both included; None if there are none such.
-
-        A range that goes beyond the end stops there, as in HTTP (RFC 9110, section 14).
-
-        Raises:
-            ServiceUnreachableError: as `get`.
-
-        """
-        found = self._get(name, Range=f"bytes={first}-{last}")
-        assert not isinstance(found, Unchanged)  # noqa: S101 -- as in `get`
-        return found
-
     def put(self, name: str, body: bytes) -> str:
         """Write an object. Returns its ETag.
 
@@ -142,7 +129,7 @@ class ObjectStore:
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
                 if status == NOT_MODIFIED:
                     return Unchanged(time.perf_counter() - started)
-                if status == NO_SUCH_RANGE or error_code(error) in {"NoSuchKey", "404"}:
+                if error_code(error) in {"NoSuchKey", "404"}:
                     return None
                 raise
         return StoredObject(body, str(answer["ETag"]), time.perf_counter() - started)

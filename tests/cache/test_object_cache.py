@@ -181,20 +181,6 @@ def test_compression_saves_room_and_leaves_alone_what_would_grow_or_is_too_large
         ObjectCache(source, compress_above=-1)
 
 
-def test_a_range_is_cut_out_of_what_is_kept_or_asked_of_the_store_alone(source, store):
-    cache, ranges = ObjectCache(source), [(0, 0), (4_990, 9_999), (10, 19), (5_000, 5_001)]
-    for where in ("store", "cache"):
-        for first, last in ranges:
-            part = cache.fetch_range("large", first, last)
-            assert (part.body, part.source) == (NOISE[first : last + 1] or None, where)
-        cache.get("large")
-    assert store.asked == [*["get_range"] * 4, "get"]
-    assert (cache.stats().hits, cache.stats().misses) == (5, 5)
-    for first, last in ((-1, 5), (3, 2)):
-        with pytest.raises(ValueError, match="0 <= first <= last"):
-            cache.fetch_range("a", first, last)
-
-
 def test_many_are_one_round_trip_and_only_those_that_miss_are_loaded(source, store):
     cache = ObjectCache(source)
     cache.get("a")

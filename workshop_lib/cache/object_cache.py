@@ -92,7 +92,7 @@ class ObjectAnswer:
     """An object and where it came from.
 
     Attributes:
-        body: its bytes; None if there is no such object, or no such range of it.
+        body: its bytes; None if there is no such object.
         etag: names this content; empty if there is no object.
         source: "cache"; "store" (read just now, whole); "renewed" (the store was asked, and said
             that the kept one is still right); "stale" (older than its TTL, because the store did
@@ -167,29 +167,6 @@ class ObjectCache(Cache):
             renew=partial(self._renewed, name),
         )
         return _answer(fetched)
-
-    def fetch_range(self, name: str, first: int, last: int) -> ObjectAnswer:
-        """The bytes from `first` to `last`, both included, of what may be a large object.
-
-        They are cut out of the whole object if that is in the cache; else they are asked of the
-        store, which sends no more, and not kept.
-
-        Raises:
-            ValueError: not 0 <= first <= last.
-            ServiceUnreachableError: as `get`.
-
-        """
-        if not 0 <= first <= last:
-            raise ValueError(f"{first} to {last} is not a range: 0 <= first <= last")
-        started = time.perf_counter()
-        whole = self._mechanism.fetch_many([self.key(name)]).get(self.key(name))
-        if whole is None:
-            part, source = _entry(self._store.get_range(name, first, last)), "database"
-            self._mechanism.counters.add(misses=1)
-        else:
-            body, source = (_body(whole) or b"")[first : last + 1], "cache"
-            part = replace(whole, rows=[(_etag(whole), body)] if body else [])
-        return _answer(Fetched(part, source, time.perf_counter() - started))
 
     def get_many(self, names: Iterable[str]) -> dict[str, bytes | None]:
         """Many objects: one round trip for all that are in the cache, then the missing ones.
