@@ -230,7 +230,7 @@ def test_env_prints_exports_that_reach_the_workshop_s_own_services(ws, workshop,
     script = f'{workshop("env").stdout}\nprintf %s "$BUCKET_NAME"'
     shell = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
     assert (shell.stdout, shell.stderr) == (ws.bucket, "")
-    connection = psycopg2.connect(found["DATABASE_URL"], options=found["PGOPTIONS"])
+    connection = psycopg2.connect(found["DATABASE_URL"])
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_schema()")
         assert cursor.fetchone() == (ws.namespace,)

@@ -288,8 +288,10 @@ class Cursor(PlainCursor):
     def _refuse_to_end(self, sent: bytes) -> None:
         upper = sent.upper()
         if any(word.encode() in upper for word in ENDING):
-            # Where the parser cannot tell, the end is noticed when `work` is over.
-            found = self.connection.commands(sent) or [upper.split()[0].decode()]
+            found = self.connection.commands(sent)
+            if found is None:  # what this overlooks is noticed when `work` is over
+                parts = upper.decode("latin-1").split(";")
+                found = [part.split()[0] for part in parts if part.strip()]
             if ends := set(ENDING).intersection(found):
                 raise TransactionError(ENDED.format(min(ends)))
 
