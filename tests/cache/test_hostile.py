@@ -21,6 +21,7 @@ from workshop_lib.cache.codec import (
     seal,
 )
 from workshop_lib.cache.object_cache import ObjectCache, ObjectStorage
+from workshop_lib.cache.query_cache import QueryCache
 from workshop_lib.cache.record_cache import RecordCache
 
 MULTIPLE = 200
@@ -78,6 +79,20 @@ def test_a_reader_s_memory_is_bounded_by_the_limit(data: bytes) -> None:
     assert peak <= MULTIPLE * LIMIT
 
 
+def test_memory_of_many_entries_is_bounded_as_that_of_one() -> None:
+    """A decoder is kept for each sequence of types."""
+    types = ["int"] * 5_000
+    tracemalloc.start()
+    try:
+        for n in range(40):
+            with pytest.raises(CorruptEntry):
+                decode(forged(*[(kind, "[]") for kind in [*types[:n], "str", *types[n:]]]), LIMIT)
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert kept < 10 * LIMIT
+
+
 def test_colliding_keys_take_no_quadratic_time() -> None:
     data = forged(("mixed", dict_of([*COLLIDING])))
     started = time.process_time()
@@ -133,6 +148,32 @@ def test_a_bomb_is_counted_as_corrupt_and_the_object_read_anew(ws, data) -> None
     assert [cache.get("thing"), cache.get("thing")] == [b"text"] * 2
     stats = cache.stats()
     assert (stats.corrupt, stats.misses, stats.hits) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("etag", ["e\r\nRange: bytes=0-0", "e" * 70_000, "€", ""])
+def test_an_etag_that_no_store_takes_is_counted_as_corrupt(ws, etag) -> None:
+    ws.objects.put("thing", b"text")
+    cache = ObjectCache(ws, keep_seconds=60)
+    about = Entry(("etag", "compressed"), [(etag, False)], 0.0, 0.0, fresh_until=1.0)
+    ws.valkey.set(cache.key("thing"), seal(encode_lines(about) + b"\n"), px=30_000)
+    assert cache.fetch("thing").source == "store"
+    assert cache.stats().corrupt == 1
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["its own tag", "a tag of its choice"])
+def test_of_a_value_under_a_tag_s_key_no_more_is_read_than_a_version_has(source, named) -> None:
+    cache, tag = QueryCache(source), f"{source.namespace}:v3:tag:t"
+    source.valkey.setrange(tag, 8_000_000, b"x")
+    entry = Entry(("a",), [(666,)], 0.0, 0.0, tags={tag: "x"})
+    source.valkey.set(cache.key("SELECT 1"), encode(entry), px=30_000)
+    tracemalloc.start()
+    try:
+        assert cache.fetch("SELECT 1", tags=["t"] if named else []).rows == [(0, 1)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        source.valkey.delete(tag)
+    assert peak < 4_000_000
 
 
 ABOUT = {

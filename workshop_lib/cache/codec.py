@@ -41,6 +41,8 @@ EXACT = (
     "None, bool, int, float, str, bytes, Decimal, date, time or datetime without a named zone, "
     "timedelta, UUID, or a list, tuple or dict of these"
 )
+MAX_COLUMNS = 1_664
+"""Columns of one answer: PostgreSQL's limit. A decoder is kept for each sequence of types."""
 CHECK_LENGTH = 9
 """Of "#" and eight hexadecimal digits."""
 
@@ -134,8 +136,8 @@ def decode_lines(line: bytes, values: bytes, size: int) -> Entry:
     """Return the answer in two lines of an entry of this size. Raises CorruptEntry only."""
     try:
         head = decode_head(line)
-        if len(head.columns) != len(head.types):
-            raise ValueError("as many columns as types are needed")
+        if not len(head.columns) == len(head.types) <= MAX_COLUMNS:
+            raise ValueError(f"as many columns as types are needed, and at most {MAX_COLUMNS:,}")
         columns = _decoder(head.types).decode(values)
         if _MIXED in head.types:
             columns = [

@@ -6,6 +6,7 @@ then its bytes as they are or as zlib compressed them, and a checksum.
 
 from __future__ import annotations
 
+import re
 import time
 import zlib
 from collections.abc import Iterable
@@ -72,6 +73,8 @@ class ObjectStorage(Storage):
             if not about.rows:
                 return replace(about, columns=COLUMNS)
             ((etag, compressed),) = about.rows
+            if not re.fullmatch(r"[!-~]{1,200}", str(etag)):  # it is sent to the store, in a header
+                raise ValueError("its ETag is none")
             body = _decompressed(body, self.max_bytes) if compressed else body
             return replace(about, columns=COLUMNS, rows=[(etag, body)])
         except Exception as error:  # forged, as the checksum fits: anything can be wrong in it

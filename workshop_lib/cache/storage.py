@@ -24,6 +24,7 @@ Packed = Sequence[bytes]
 """An encoded entry, as the last arguments of the script that stores it."""
 MIN_TAG_MS = 86_400_000
 """A tag's version is kept for at least a day after the last load under it."""
+VERSION_BYTES = 16
 
 # A script touches one entry and its lock, which are in the same slot of a cluster.
 _COMPLETE = """
@@ -89,7 +90,7 @@ class Storage:
         An entry that is not filed under all of `tags` is not valid: to invalidate one of them would
         not have invalidated the entry. With the right tags this takes one round trip.
         """
-        answers = ask(self.valkey, *map(self.command, keys), *[("GET", tag) for tag in tags])
+        answers = ask(self.valkey, *map(self.command, keys), *map(_ask_tag, tags))
         n = len(keys)
         return self._entries(answers[:n], tags, answers[n:])
 
@@ -113,8 +114,8 @@ class Storage:
         """
         commands, kept = list[Command](), max(tag_ms, MIN_TAG_MS)
         for tag in tags:
-            commands.append(("SET", tag, secrets.token_hex(8), "NX", "PX", kept))
-            commands += [("PEXPIRE", tag, kept), ("GET", tag)]
+            commands.append(("SET", tag, secrets.token_hex(VERSION_BYTES // 2), "NX", "PX", kept))
+            commands += [("PEXPIRE", tag, kept), _ask_tag(tag)]
         for key, token in tokens.items():
             commands.append(("SET", lock_key(key), token, "NX", "PX", lock_ms))
             commands.append(self.command(key))
@@ -192,7 +193,7 @@ class Storage:
         current = _texts(tags, versions)
         filed = {tag for entry in entries if entry for tag in entry.tags}
         if unknown := filed - current.keys():
-            asked = ask(self.valkey, *[("GET", tag) for tag in unknown])
+            asked = ask(self.valkey, *map(_ask_tag, unknown))
             current |= _texts(unknown, asked)
 
         def is_valid(entry: Entry) -> bool:
@@ -214,6 +215,11 @@ class Storage:
                 raise CorruptEntry("Another program stores a list, a set or the like there.")
             raise answer
         return self.parse(answer) if answer else None
+
+
+def _ask_tag(tag: str) -> Command:
+    """What asks for a tag's version, but for no more, whatever another program keeps there."""
+    return ("GETRANGE", tag, 0, VERSION_BYTES - 1)
 
 
 def _texts(tags: Iterable[str], versions: Iterable[object]) -> dict[str, str]:
