@@ -173,6 +173,7 @@ UTC_NOON = datetime(2026, 6, 30, 12, tzinfo=UTC)
 VALUES = [
     ("float8", np.float64("nan"), float("nan")),
     ("float8", pd.Series([1, 2, 4]).mean(), 7 / 3),
+    ("float8", np.longdouble(1.5), 1.5),
     ("int8", np.uint8(200), 200),
     ("bool", np.bool_(True), True),
     ("text", np.str_("it's"), "it's"),
@@ -205,8 +206,9 @@ def test_a_value_of_numpy_or_pandas_is_what_it_is_in_python(ws):
     found = ws.database.query(f"SELECT id, f, t, s FROM {name} ORDER BY id").rows
     assert found == [(1, 1.5, NOON, "a\tb"), (2, None, None, None)]
     ws.database.query(f"DROP TABLE {name}")
-    with pytest.raises(psycopg2.ProgrammingError, match="complex"):
-        ws.database.query("SELECT %s", (np.complex128(1),))
+    for number in (np.complex128(1), np.clongdouble(1)):
+        with pytest.raises(psycopg2.ProgrammingError, match="complex"):
+            ws.database.query("SELECT %s", (number,))
 
 
 # --- queries that only read ---
@@ -627,6 +629,7 @@ CHANGES = [
     "SELECT pg_advisory_lock(7)",
     "CREATE TEMP TABLE t (a int)",
     "SELECT 1 AS a INTO TEMP t",
+    "EXPLAIN ANALYZE CREATE TEMP TABLE t AS SELECT 1",
     "CREATE TABLE pg_temp.t (a int)",
     "CREATE TEMP VIEW v AS SELECT 1",
     "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT",

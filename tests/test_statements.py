@@ -2,12 +2,14 @@
 
 import contextlib
 import sys
+from dataclasses import replace
 
 import psycopg2
 import pytest
 from hypothesis import given, settings, strategies as st
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
+from workshop_lib.database import Database
 from workshop_lib.errors import TransactionError
 
 ONE = [
@@ -64,14 +66,35 @@ def test_without_the_parser_whatever_might_be_several_is_refused(shared, monkeyp
     monkeypatch.setitem(sys.modules, "pgparse", None)  # as on a Mac with Intel's processor
     query = shared.database.query
     assert query("SELECT 'update', 'london'", read_only=True).rows == [("update", "london")]
-    for text in ("SELECT 1; COMMIT", "SELECT ';'", "/* x */ DO $$BEGIN COMMIT; END$$", "CALL f()"):
+    refused = ["SELECT 1; COMMIT", "SELECT ';'", "/* x */ DO $$BEGIN COMMIT; END$$"]
+    for text in (*refused, "CALL f()", 'CALL"f"()', "/**/CALL/**/f()"):
         with pytest.raises(ValueError, match="read-only"):
             query(text, read_only=True)
-    for text in ("COMMIT", " end", "SELECT 1 /* */; ROLLBACK"):
+    for text in ("COMMIT", " end", "SELECT 1 /* */; ROLLBACK", "ROLLBACK AND CHAIN"):
         with pytest.raises(TransactionError, match="end the transaction"):
             shared.database.run_transaction(lambda cursor, text=text: cursor.execute(text))
     work = lambda cursor: cursor.execute("SELECT ';', CASE WHEN true THEN 1 END")  # noqa: E731
     shared.database.run_transaction(work)
+
+
+@pytest.mark.parametrize("is_parsed", [True, False])
+def test_a_savepoint_and_a_prepared_statement_end_no_transaction(shared, monkeypatch, is_parsed):
+    if not is_parsed:
+        monkeypatch.setitem(sys.modules, "pgparse", None)
+
+    def work(cursor):
+        for text in ("SAVEPOINT a", "ROLLBACK TO a", "rollback transaction to a", "RELEASE a"):
+            cursor.execute(text)
+        if is_parsed:
+            cursor.execute("PREPARE committed AS SELECT 1")
+            cursor.execute("EXECUTE committed")
+        return True
+
+    plain = Database(
+        replace(shared.endpoints.database, dsql_rules=False), shared.namespace, pool_min=0
+    )
+    with contextlib.closing(plain):
+        assert plain.run_transaction(work)
 
 
 PIECES = [

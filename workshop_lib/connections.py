@@ -216,6 +216,8 @@ def _command(parsed: dict[str, dict[str, Any]]) -> str:
     ((kind, node),) = parsed.items()
     if kind == "TransactionStmt":
         return str(node["kind"]).removeprefix("TRANS_STMT_")
+    if kind == "PrepareStmt":  # PREPARE alone is PREPARE TRANSACTION
+        return "PREPARE AS"
     return kind.removesuffix("Stmt").upper()
 
 
@@ -275,7 +277,8 @@ class Cursor(PlainCursor):
         sent: bytes = self.query or b""
         lower = sent.lower()
         if tag:
-            makes = tag in {"CREATE", "SELECT"} and self.description is None
+            # SELECT makes a table if it has no answer, and EXPLAIN ANALYZE has one all the same.
+            makes = tag in {"CREATE", "EXPLAIN"} or (tag == "SELECT" and self.description is None)
             trace = tag not in QUIET_TAGS or (makes and b"temp" in lower)
         else:  # an error undoes it all, but for what a block of code has committed
             trace = b"commit" in lower and lower != b"commit"
@@ -290,8 +293,9 @@ class Cursor(PlainCursor):
         if any(word.encode() in upper for word in ENDING):
             found = self.connection.commands(sent)
             if found is None:  # what this overlooks is noticed when `work` is over
-                parts = upper.decode("latin-1").split(";")
-                found = [part.split()[0] for part in parts if part.strip()]
+                parts = [part.split() for part in upper.decode("latin-1").split(";")]
+                # ROLLBACK TO a savepoint ends nothing.
+                found = [part[0] for part in parts if part and "TO" not in part[1:3]]
             if ends := set(ENDING).intersection(found):
                 raise TransactionError(ENDED.format(min(ends)))
 

@@ -439,6 +439,7 @@ class Database:
         opened.autocommit = True
         # psycopg2 gives memoryview and str for these two; rows should hold bytes and UUID.
         psycopg2.extensions.register_type(BYTES, opened)
+        psycopg2.extensions.register_type(BYTES_ARRAY, opened)
         register_uuid(conn_or_curs=opened)
         with opened.cursor() as cursor:
             cursor.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(self.schema)))
@@ -548,7 +549,7 @@ def _check_read_only(sent: bytes, commands: Sequence[str] | None) -> None:
     if commands is None:  # if in doubt, it could
         text = sent.decode("utf-8", "replace")
         commands = [part for part in text.split(";") if part.strip()]
-        commands += {"DO", "CALL"}.intersection(text.upper().split())
+        commands += {"DO", "CALL"}.intersection(re.findall(r"\w+", text.upper()))
     if {"DO", "CALL"}.intersection(commands):
         raise ValueError(
             "DO and CALL run code that may end the read-only transaction and write in another one. "
@@ -581,3 +582,4 @@ def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreach
 
 
 BYTES = psycopg2.extensions.new_type((17,), "WORKSHOP_BYTES", _to_bytes)
+BYTES_ARRAY = psycopg2.extensions.new_array_type((1001,), "WORKSHOP_BYTES[]", BYTES)

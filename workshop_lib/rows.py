@@ -60,12 +60,15 @@ class Rows:
         return f"{shown}<p>{rows} × {columns}</p>"
 
 
+_AS_PYTHON_HAS_IT = {"M": "M8[us]", "m": "m8[us]", "f": "f8", "c": "c16"}
+"""Types of numpy by their kind: Python has no nanoseconds, and no numbers of 128 bits."""
+
+
 def to_python(value: Any) -> Any:
     """What a value of numpy or pandas is in Python; any other one as it is."""
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if kind and hasattr(value, "tolist"):
-        # Nanoseconds are no part of Python's times, nor of PostgreSQL's: they would become numbers.
-        exact = value.astype(f"{value.dtype.kind}8[us]") if kind in "mM" else value
+        exact = value.astype(_AS_PYTHON_HAS_IT[kind]) if kind in _AS_PYTHON_HAS_IT else value
         return exact.tolist()
     name = type(value).__name__
     if name in {"NaTType", "NAType"}:

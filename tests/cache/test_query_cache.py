@@ -1,6 +1,7 @@
 """Answers from the cache are the database's own, found by statement, parameters and tags."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ SELECT 1::int AS "int", 9223372036854775807::bigint AS "bigint", 12.50::numeric 
        true AS "boolean", NULL AS "null", NULL::int AS "null int", '' AS "empty",
        'García, Öztürk, 東京, עברית, 🪐' AS "text",
        '{"b": [1, 2.5, null, true], "a": {"ü": "x"}}'::jsonb AS "jsonb",
-       ARRAY[1, NULL, 3] AS "array"
+       ARRAY[1, NULL, 3] AS "array", ARRAY['\\x00ff'::bytea, NULL] AS "bytea array"
 """
 ASK = "SELECT v"
 NUMBERS = "SELECT n, n * %s AS product FROM generate_series(1, 20) AS n"
@@ -62,7 +63,7 @@ def exactly(rows: list[tuple[object, ...]]) -> list[list[tuple[type, str]]]:
 def test_a_hit_equals_the_miss_in_every_type_and_value(ws, cache):
     miss, hit = cache.fetch(EVERY_TYPE), cache.fetch(EVERY_TYPE)
     assert (miss.source, hit.source) == ("database", "cache")
-    assert len(miss.columns) == 23
+    assert len(miss.columns) == 24
     assert hit.columns == miss.columns
     assert exactly(hit.rows) == exactly(miss.rows) == exactly(ws.database.query(EVERY_TYPE).rows)
 
@@ -125,6 +126,11 @@ def test_a_parameter_without_a_key_is_answered_but_not_kept(ws, cache):
     assert [(a.source, a.rows) for a in answers] == [("database", [(5,)])] * 2
     assert list(ws.valkey.scan_iter(f"{ws.namespace}:*")) == []
     assert (cache.stats().uncacheable, cache.stats().misses) == (2, 2)
+
+
+def test_parameters_that_a_dict_makes_up_are_not_taken_for_others(cache):
+    answers = [cache.fetch("SELECT %(a)s", defaultdict(lambda n=n: n)).rows for n in (1, 2)]
+    assert answers == [[(1,)], [(2,)]]
 
 
 def test_an_error_of_the_database_reaches_the_caller_and_is_not_kept(ws, cache):

@@ -10,7 +10,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from uuid import UUID
 
-from workshop_lib.cache.codec import encode_value
+from workshop_lib.cache.codec import Uncacheable, encode_value
 from workshop_lib.rows import Params
 
 _VERSION = "v3"  # raise it when a key is built differently: old entries are then never found
@@ -147,6 +147,8 @@ def _plain(params: Params) -> object:
     if params is None or type(params) is tuple:
         return params
     if isinstance(params, Mapping):
+        if hasattr(params, "__missing__"):
+            raise Uncacheable("A dict that makes up what it does not have cannot be part of a key.")
         return {name: params[name] for name in sorted(params, key=repr)}  # found by name alone
     if isinstance(params, Sequence) and not isinstance(params, str | bytes | bytearray):
         return tuple(params)
