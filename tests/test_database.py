@@ -1,6 +1,7 @@
 """Queries, transactions that run again, and connections that come back as they were."""
 
 import contextlib
+import io
 import os
 import random
 import re
@@ -417,8 +418,15 @@ def test_an_error_that_the_work_swallowed_is_raised_and_nothing_is_stored(reader
         reader.run_transaction(
             lambda c: swallow("SELECT 1 / 0")(psycopg2.extensions.cursor(c.connection))
         )
+    with pytest.raises(psycopg2.errors.InvalidTextRepresentation):
+        reader.run_transaction(partial(swallow_copying, table))
     assert reader.stats().transactions == 0
     assert reader.query(f"SELECT * FROM {table}").rows == [(1, 0)]
+
+
+def swallow_copying(table, cursor):
+    with contextlib.suppress(psycopg2.Error):
+        cursor.copy_from(io.StringIO("two\t2\n"), table)
 
 
 def test_an_error_undone_by_a_savepoint_is_none(plain, table):

@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -250,6 +250,14 @@ class Cursor(PlainCursor):
     def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
         """As psycopg2's."""
         self._send(super().copy_expert, sql, file, size)
+
+    def copy_from(self, *args: Any, **kwargs: Any) -> None:
+        """As psycopg2's."""
+        self._send(partial(super().copy_from, *args, **kwargs))
+
+    def copy_to(self, *args: Any, **kwargs: Any) -> None:
+        """As psycopg2's."""
+        self._send(partial(super().copy_to, *args, **kwargs))
 
     def callproc(self, *args: Any) -> Any:
         """As psycopg2's."""
