@@ -32,7 +32,12 @@ def test_each_latency_that_was_in_force_is_kept_once_in_order_and_none_is_no_lat
 
 @pytest.mark.parametrize(
     ("value", "says"),
-    [(float("nan"), "finite"), (float("inf"), "finite"), ([1, 2], r"float\(x\) helps")],
+    [
+        (float("nan"), "finite"),
+        (float("inf"), "finite"),
+        (10**400, "finite"),
+        ([1, 2], r"float\(x\) helps"),
+    ],
 )
 def test_what_is_no_figure_is_refused(value, says):
     with pytest.raises(ResultError, match=says):
@@ -72,6 +77,7 @@ WHOLE = Result("09_x", measurements={"p": Measurement(1.0, "s", 1, 0.5, 2.0)}).t
         (WHOLE | {"started": "noon"}, "noon"),
         (WHOLE | {"measurements": {"p": {"unit": "s"}}}, "value"),
         (WHOLE | {"measurements": {"p": {"value": 1e400}}}, "finite"),
+        (WHOLE | {"measurements": {"p": {"value": 1, "low": 0, "high": 10**400}}}, "finite|range"),
     ],
 )
 def test_a_damaged_result_is_refused_with_the_place(tmp_path, content, says):

@@ -142,6 +142,8 @@ def test_a_value_goes_to_every_notebook_with_that_parameter():
         ("rows=__import__('os')", "it must be a whole number"),
         ("ttl=true", "it must be a number. Its default is 30.0."),
         ("ttl=.nan", "it must be a number"),
+        ("ttl=.inf", "it must be a number"),
+        (f"rows={10**400}", "it must be a whole number"),
         ("warm=often", "it must be true or false"),
         ("sizes=3", "it must be a list, such as [1, 2]"),
         ("rows", "'rows' is not of the form NAME=VALUE"),
@@ -176,7 +178,8 @@ def test_what_a_notebook_runs_with_by_itself_lies_in_its_own_ranges(notebook):
 
 
 def test_a_parameters_cell_that_is_not_all_literals_keeps_what_is(tmp_path):
-    for number, source in enumerate(["rows = 10 * 2\nttl = 5", "rows = (", "%matplotlib inline"]):
+    mixed = "rows = 10 * 2\nttl = 5\nnothing = None\npair = (1, 2)\nz = 1j\nnested = [[1]]"
+    for number, source in enumerate([mixed, "rows = (", "%matplotlib inline"]):
         cell = new_code_cell(source, metadata={"tags": ["parameters"]})
         nbformat.write(new_notebook(cells=[cell]), tmp_path / f"0{number}_x.ipynb")
     found = runner.find_notebooks(tmp_path)

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,8 +59,11 @@ class Measurement:
                 f"{value!r} is neither a number, a text nor a truth value (float(x) helps)."
             )
         for number in (value, self.low, self.high):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ResultError(f"A figure is {number}; only finite numbers can be recorded.")
+            # An integer can be too large to calculate with.
+            if isinstance(number, int | float) and not abs(number) <= sys.float_info.max:
+                raise ResultError(
+                    f"A figure is {number}; only finite numbers below 1e308 can be recorded."
+                )
 
     @property
     def number(self) -> float:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import difflib
 import logging
-import math
 import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -57,7 +57,8 @@ class Notebook:
     Attributes:
         name: the file's name without its ending.
         title: its first heading.
-        parameters: the literals of its parameters cell, by name.
+        parameters: the literals of its parameters cell that are of KINDS, or lists of them, by
+            name.
         minutes: how long a learner takes, optional parts apart.
         quick: the values that make a quick run of it.
         ranges: of parameters, `min` and `max`; of lists, those of each value, and `different`, how
@@ -205,8 +206,8 @@ def check_value(notebook: Notebook, name: str, value: Any) -> Any:
 def _check_one(value: Any, kind: Any, limits: Mapping[str, float]) -> Any:
     found: Any = float(value) if kind is float and type(value) is int else value
     number = kind in {int, float}
-    low, high = limits.get("min", -math.inf), limits.get("max", math.inf)
-    if type(found) is kind and (not number or low <= float(found) <= high):
+    low, high = limits.get("min", -sys.float_info.max), limits.get("max", sys.float_info.max)
+    if type(found) is kind and (not number or low <= found <= high):
         return found
     within = f" from {low:,} to {high:,}" if "max" in limits else f", {low:,} or more"
     raise ValueError(f"it must be {KINDS[kind]}{within if number and limits else ''}")
@@ -352,13 +353,16 @@ def _read(path: Path) -> Notebook:
 
 
 def _literals(source: str) -> dict[str, Any]:
-    """The names of a parameters cell that are assigned a literal, and their values."""
+    """The names of a parameters cell that are assigned what a run can give, and their values."""
     found = {}
     with suppress(SyntaxError):  # the notebook will say so when it runs
         for statement in ast.parse(source).body:
             if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
                 with suppress(ValueError):
-                    found[statement.targets[0].id] = ast.literal_eval(statement.value)
+                    value = ast.literal_eval(statement.value)
+                    kinds = set(map(type, value if isinstance(value, list) else [value]))
+                    if kinds <= KINDS.keys():
+                        found[statement.targets[0].id] = value
     return found
 
 
