@@ -127,6 +127,7 @@ def test_a_wrong_token_learns_nothing(connect, signer, cluster):
         cluster.token("somebody"),
         cluster.token().replace("Expires=900", "Expires=901"),
         cluster.token()[:-1] + "é",
+        cluster.token("somebody").replace("?", "?Action=DbConnectAdmin&"),  # then the signed one
     ):
         said = DENIED if password else "no password supplied"
         with pytest.raises(psycopg2.OperationalError, match=said):
@@ -140,8 +141,9 @@ def test_a_token_opens_nothing_after_its_end_and_none_lasts_more_than_a_week(con
     token = signer(life_s=1)
     end = datetime.now(UTC) + timedelta(seconds=1)
     assert wait_until(lambda: datetime.now(UTC) > end, 60)
-    with pytest.raises(psycopg2.OperationalError, match=DENIED):
-        connect(password=token)
+    for late in (token, token.replace("?", "?X-Amz-Expires=900&")):
+        with pytest.raises(psycopg2.OperationalError, match=DENIED):
+            connect(password=late)
 
 
 def test_a_role_signs_in_without_a_password_and_keeps_the_rules(connect, cursor):
@@ -456,6 +458,48 @@ def answers(client, *messages):
     heard = client.hear()
     found = [body[6:] if kind == b"D" else body[:-1] for kind, body in heard if kind in b"DC"]
     return errors_of(heard) or found
+
+
+DUPLICATE = 'duplicate key value violates unique constraint "t_pkey"'
+
+
+@pytest.mark.parametrize(
+    ("strings", "tags"),
+    [
+        (("BEGIN", "INSERT INTO t VALUES (1)"), [b"BEGIN"]),
+        (
+            ("BEGIN", "INSERT INTO t VALUES (2)", "COMMIT", "BEGIN", "INSERT INTO t VALUES (1)"),
+            [b"BEGIN", b"INSERT 0 1", b"COMMIT", b"BEGIN"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_duplicate_in_a_transaction_that_begins_with_it_is_no_conflict(
+    raw, cursor, schema, table, strings, tags, extended
+):
+    cursor.execute("INSERT INTO t VALUES (1)")
+    client = raw().sign_in(path=schema)
+    if extended:
+        client.say(*(parse(sql) + bind() + EXECUTE for sql in strings), SYNC)
+    else:
+        client.say(wire.message(b"Q", ";".join(strings).encode() + b"\0"))
+    heard = client.hear()
+    assert [body[:-1] for kind, body in heard if kind == b"C"] == tags
+    assert errors_of(heard) == [DUPLICATE]
+    assert b"N" not in dict(heard)  # of a BEGIN that was sent twice
+
+
+def test_what_was_rolled_back_is_not_made_again_in_the_next_transaction(
+    cursor, connect, schema, table
+):
+    other = connect(options=f"-c search_path={schema}").cursor()
+    cursor.execute("BEGIN; INSERT INTO t VALUES (1)")
+    cursor.execute("ROLLBACK AND CHAIN")
+    other.execute("INSERT INTO t VALUES (2)")
+    cursor.execute("INSERT INTO t VALUES (3)")
+    cursor.execute("COMMIT")
+    cursor.execute("SELECT n FROM t ORDER BY n")
+    assert cursor.fetchall() == [(2,), (3,)]
 
 
 def test_prepared_statements_go_on_while_others_write(raw, cursor, schema, table):

@@ -12,7 +12,7 @@ import html
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from urllib.parse import parse_qs, parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from workshop_lib.errors import WorkshopError
 
@@ -77,7 +77,7 @@ def read_token(token: str) -> Token:
     """
     try:
         address = urlsplit(f"https://{token}")
-        fields = {name: values[0] for name, values in parse_qs(address.query).items()}
+        fields = dict(parse_qsl(address.query, keep_blank_values=True))
         return Token(
             host=str(address.hostname or ""),
             action=fields["Action"],

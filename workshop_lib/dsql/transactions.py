@@ -304,7 +304,7 @@ class Session:
         executed = [one for told in group if told.kind in b"QE" for one in told.statements]
         kinds = {one.kind for one in executed if not one.refusal}
         writes = any(one.writes for one in executed)
-        transaction = self.transaction
+        transaction, was_open = self.transaction, self.is_open
         if "DDL" in kinds and self._state != b"E":
             self._cluster.schema_changes(self)
         goes_on = bool(transaction.changes and executed) and kinds != {"ROLLBACK"}
@@ -325,7 +325,9 @@ class Session:
                     await turn.aclose()  # others need not wait for the disk
                 before = list(transaction.changes)
                 code = await self._exchange(group)
-                if self._held is not None and code in MAYBE_LOST and self._state == b"E":
+                # To a transaction that has begun just now, the error is no other's commit.
+                same = was_open and self.transaction is transaction
+                if same and self._held is not None and code in MAYBE_LOST and self._state == b"E":
                     transaction.changes = before
                     self._held.clear()
                     self._cluster.let_go(self)
@@ -596,10 +598,10 @@ class Session:
             self._client.writer.write(held)
 
     def _completed(self, said: bytes, one: Statement) -> bytes:
-        if one.kind == "COMMIT":
+        if one.kind in {"COMMIT", "ROLLBACK"}:  # here: another one may begin in the same string
             doomed, used = self.transaction.doomed, self.transaction.used
             self._end_transaction()
-            if doomed and said[5:] == b"ROLLBACK\0":
+            if one.kind == "COMMIT" and doomed and said[5:] == b"ROLLBACK\0":
                 return error(doomed, "ERROR") if used else message(b"C", b"COMMIT\0")
         return message(b"C", one.tag.encode() + b"\0") if one.tag else said
 
