@@ -62,12 +62,17 @@ def test_the_published_config_is_read_unchanged_and_the_full_size_is_its(tmp_pat
         ({"scenario_1": {"iterations": "10"}}, "scenario_1.iterations"),
         ([1], "object"),
         ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named(tmp_path, content, says):
     with pytest.raises(DataError, match=says) as raised:
         read_scenario(write(tmp_path, content))
     assert "scenario.json" in str(raised.value)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    assert read_scenario(write(tmp_path, '\ufeff{"scenario_1": {}}')).scenario_1 == InsertLoad()
 
 
 def test_a_load_becomes_jobs_with_its_rows_and_a_warm_up_of_a_statement_each():

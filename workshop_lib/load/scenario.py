@@ -265,8 +265,8 @@ def _read(path: str | Path, kind: type[T]) -> T:
     known = SCENARIOS / f"{str(path).removesuffix('.json')}.json"
     file = known if known.exists() and not Path(path).exists() else Path(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # editors may add its mark
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"The scenario {path} cannot be read: {error}.") from None
     return _convert(content, kind, str(path))
 
