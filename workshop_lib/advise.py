@@ -16,6 +16,8 @@ from workshop_lib.statistics_file import MAX_NUMBER, Statistic
 CACHE, MEASURE, LEAVE = VERDICTS = ("cache it", "measure first", "leave it")
 SURE = 10.0
 """The assumed number of parameter values is trusted within this factor, either way."""
+MIN_CALLS = 10
+"""Fewer calls say nothing of how often a statement is called."""
 MONTH_S = HOURS_A_MONTH * 3_600
 MAX_ITEM_BYTES = 512 * 1024**2
 """Valkey stores no larger value."""
@@ -176,7 +178,7 @@ def advise(
         gain = None
         if not text.leave:
             gain = _gain(one, text, rate, writes, given=assumptions, prices=prices)
-        verdict, reason = _verdict(text, gain, rate, writes)
+        verdict, reason = _verdict(text, gain, one.calls, rate, writes)
         share = rate * one.mean_ms / busy if busy else 0.0
         found.append(Advice(text.text, verdict, reason, text.notes, rate, one.mean_ms, share, gain))
     found.sort(key=_rank)
@@ -202,7 +204,7 @@ def _calls_per_s(one: Statistic, assumptions: Assumptions) -> float:
             "How many days the statistics cover is not in the file: say it by --days. They count "
             "from the last pg_stat_statements_reset(), or from the start of the server."
         )
-    return one.calls / max(days, 0.001) / 86_400
+    return one.calls / days / 86_400
 
 
 def _rank(one: Advice) -> tuple[bool, float]:
@@ -251,10 +253,14 @@ def _gain(
     )
 
 
-def _verdict(text: Shape, gain: Gain | None, rate: float, writes: float) -> tuple[str, str]:
+def _verdict(
+    text: Shape, gain: Gain | None, calls: float | None, rate: float, writes: float
+) -> tuple[str, str]:
     """What to do, and why."""
     if gain is None:
         return LEAVE, text.leave
+    if calls is not None and calls < MIN_CALLS:
+        return MEASURE, f"{calls:g} calls are too few to tell how often it is called"
     if gain.needed is None:
         return LEAVE, "the database answers it as fast as a cache would"
     factor = SURE if text.parameters else 1.0

@@ -95,6 +95,7 @@ def advise(
             replace_file(page, text)
         except OSError as error:
             raise DataError(f"The page {page} cannot be written: {error.strerror}.") from None
+        click.echo(f"The page: {page}", err=True)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
     else:
