@@ -478,9 +478,9 @@ class Database:
 
         Returns:
             A row for each of the first 10,000 different statements: `query` (its text, with $1 for
-            its first parameter), `calls`,
-            `total_exec_time` (ms, as measured here: the way to the server and the wait for a
-            connection included), `rows` (of all calls) and `days` (since the database was opened).
+            its first parameter), `calls`, `total_exec_time` (ms, as measured here: the way to the
+            server and the wait for a connection included), `rows` (of all calls) and `days` (since
+            the database was opened).
 
         """
         import pandas as pd  # noqa: PLC0415 -- it takes a third of a second

@@ -163,6 +163,17 @@ def test_functions_of_one_name_share_results_and_of_another_name_do_not(source):
         cached(source, name="")
 
 
+def test_attributes_of_the_function_do_not_hide_those_of_the_cache(source, calls):
+    def price(n: int) -> int:
+        calls.append(n)
+        return n
+
+    price.key, price.stats, price.policy = 1, 2, 3  # type: ignore[attr-defined]
+    function = cached(source)(price)
+    assert [function(7), function(7), calls] == [7, 7, [7]]
+    assert function.stats().hits == 1
+
+
 def test_a_cached_function_is_pickled_by_its_name(source, monkeypatch):
     monkeypatch.setitem(globals(), "adding", cached(source)(adding))
     assert pickle.loads(pickle.dumps(adding)) is adding  # noqa: S301 -- it is our own

@@ -223,6 +223,19 @@ def test_what_takes_longer_than_the_lock_lives_is_loaded_once_and_stored(
     assert [through.stats().discarded for through in doors] == [0] * 3
 
 
+def test_a_lock_is_renewed_again_after_a_thread_could_not_be_started(source, database, monkeypatch):
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    cache = QueryCache(source, lock_seconds=0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        cache.fetch(ASK, (1,))
+    database.seconds = 0.7
+    cache.fetch(ASK, (2,))
+    assert (cache.stats().discarded, cache.fetch(ASK, (2,)).source) == (0, "cache")
+
+
 def test_a_loader_that_was_killed_is_replaced_once_when_its_lock_ends(
     ws, source, database, at_once
 ):

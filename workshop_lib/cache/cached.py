@@ -38,7 +38,7 @@ class CachedFunction(Cache, Generic[P, R]):
         while isinstance(inner, functools.partial):
             inner = inner.func
         _require_plain(inner)
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())  # its attributes could hide ours
         super().__init__(source, ttl, **behaviour)
         self._source = source
         self._function = function

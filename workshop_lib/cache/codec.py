@@ -323,8 +323,6 @@ _SCALARS: dict[type, tuple[Callable[[Any], object], Callable[[Any], object]]] = 
     time: (time.isoformat, time.fromisoformat),
     datetime: (datetime.isoformat, datetime.fromisoformat),
 }
-IMMUTABLE = frozenset({*_KEPT_AS_IS, *_SCALARS})
-"""The types of values that can be encoded and never change."""
 
 _UNPACKERS: dict[str, Callable[[Any], object]] = {
     "list": lambda parts: [_unpack(part) for part in parts],

@@ -111,9 +111,10 @@ class Renewals:
         with self._lock:
             self._held |= {token: (key, time.monotonic()) for key, token in tokens.items() if token}
             if self._held and self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="lock renewal", daemon=True)
-                with suppress(RuntimeError):  # the interpreter is ending
-                    self._thread.start()
+                thread = threading.Thread(target=self._work, name="lock renewal", daemon=True)
+                with suppress(RuntimeError):  # too many threads, or the interpreter is ending
+                    thread.start()
+                    self._thread = thread
         try:
             yield
         finally:
