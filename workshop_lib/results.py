@@ -62,7 +62,7 @@ class Measurement:
             # An integer can be too large to calculate with.
             if isinstance(number, int | float) and not abs(number) <= sys.float_info.max:
                 raise ResultError(
-                    f"A figure is {number}; only finite numbers below 1e308 can be recorded."
+                    "A figure is infinite, above 1e308, or no number: only finite ones can be kept."
                 )
 
     @property
