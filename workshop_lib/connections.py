@@ -285,7 +285,7 @@ class Cursor(PlainCursor):
         sent: bytes = self.query or b""
         lower = sent.lower()
         if tag:
-            # SELECT makes a table if it has no answer, and EXPLAIN ANALYZE has one all the same.
+            # SELECT INTO returns no rows; EXPLAIN ANALYZE of CREATE TABLE AS does.
             makes = tag in {"CREATE", "EXPLAIN"} or (tag == "SELECT" and self.description is None)
             trace = tag not in QUIET_TAGS or (makes and b"temp" in lower)
         else:  # an error undoes it all, but for what a block of code has committed

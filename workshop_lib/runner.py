@@ -353,7 +353,7 @@ def _read(path: Path) -> Notebook:
 
 
 def _literals(source: str) -> dict[str, Any]:
-    """The names of a parameters cell that are assigned what a run can give, and their values."""
+    """What a parameters cell assigns, by name: literals of KINDS, and lists of them."""
     found = {}
     with suppress(SyntaxError):  # the notebook will say so when it runs
         for statement in ast.parse(source).body:

@@ -42,7 +42,7 @@ EXACT = (
     "timedelta, UUID, or a list, tuple or dict of these"
 )
 MAX_COLUMNS = 1_664
-"""Columns of one answer: PostgreSQL's limit. A decoder is kept for each sequence of types."""
+"""Columns of one answer, as PostgreSQL limits them: a decoder is kept for each list of types."""
 CHECK_LENGTH = 9
 """Of "#" and eight hexadecimal digits."""
 

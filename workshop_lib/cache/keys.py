@@ -148,7 +148,9 @@ def _plain(params: Params) -> object:
         return params
     if isinstance(params, Mapping):
         if hasattr(params, "__missing__"):
-            raise Uncacheable("A dict that makes up what it does not have cannot be part of a key.")
+            raise Uncacheable(
+                "A defaultdict cannot be part of a key: it does not hold every value."
+            )
         return {name: params[name] for name in sorted(params, key=repr)}  # found by name alone
     if isinstance(params, Sequence) and not isinstance(params, str | bytes | bytearray):
         return tuple(params)

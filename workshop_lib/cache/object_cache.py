@@ -74,7 +74,7 @@ class ObjectStorage(Storage):
                 return replace(about, columns=COLUMNS)
             ((etag, compressed),) = about.rows
             if not re.fullmatch(r"[!-~]{1,200}", str(etag)):  # it is sent to the store, in a header
-                raise ValueError("its ETag is none")
+                raise ValueError("its ETag is not one")
             body = _decompressed(body, self.max_bytes) if compressed else body
             return replace(about, columns=COLUMNS, rows=[(etag, body)])
         except Exception as error:  # forged, as the checksum fits: anything can be wrong in it
