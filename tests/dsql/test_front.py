@@ -600,6 +600,14 @@ def test_a_copy_may_be_sent_with_its_statement_while_others_write(raw, cursor, s
     assert cursor.fetchone() == (4,)
 
 
+def test_a_copy_ends_with_a_message_that_is_none_of_its(raw, schema, table):
+    client = raw().sign_in(path=schema)
+    copy, after = (wire.message(b"Q", sql) for sql in (b"COPY t FROM STDIN\0", b"SELECT 1\0"))
+    client.say(copy, wire.message(b"d", b"1\tx\n"), after)
+    assert errors_of(client.hear()) == ["COPY from stdin failed: unexpected message"]
+    assert client.kinds() == b"TDCZ"
+
+
 def test_a_newer_client_is_told_which_protocol_is_spoken(raw):
     client = raw()
     client.sign_in(version=wire.VERSION_3 + 2)

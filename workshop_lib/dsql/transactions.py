@@ -286,6 +286,8 @@ class Session:
             if kind not in b"dcfSH":
                 self._incoming = asyncio.get_running_loop().create_future()
                 self._incoming.set_result((kind, body))
+                # It ends a COPY that has not failed already; else PostgreSQL ignores this.
+                self._server.writer.write(message(b"f", b"unexpected message\0"))
                 return
             self._server.writer.write(message(kind, body))
             await self._server.writer.drain()
