@@ -55,7 +55,7 @@ REPORTED = (
     *("in_hot_standby", "integer_datetimes", "IntervalStyle", "is_superuser", "server_encoding"),
     *("server_version", "session_authorization", "standard_conforming_strings", "TimeZone"),
 )
-"""What PostgreSQL 16 tells at each sign-in (its documentation, "Asynchronous Operations")."""
+"""What PostgreSQL 16 reports at each sign-in (its documentation, "Asynchronous Operations")."""
 
 
 @dataclass

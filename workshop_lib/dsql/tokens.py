@@ -47,7 +47,7 @@ class Token:
 
     @property
     def ends(self) -> datetime:
-        """From when on it opens no connection any more, UTC."""
+        """When it expires, UTC: from then on it opens no connection."""
         return self.made + timedelta(seconds=self.life_s)
 
     @property
