@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from workshop_lib.errors import DataError
 from workshop_lib.load import InsertLoad, MixedScenario, events, monthly_payment, read_scenario
-from workshop_lib.load.scenario import insert_jobs, mixed_jobs
+from workshop_lib.load.scenario import insert_jobs, mixed_jobs, read_mixed
 from workshop_lib.load.traffic import (
     ACTIONS,
     EVENT_TYPES,
@@ -91,6 +91,12 @@ def test_a_mixed_load_has_rounds_of_all_actions_whose_reads_may_go_elsewhere():
     assert [job.number for job in jobs] == list(range(36))
     assert {job.target for job in jobs if job.action == "INSERT"} == {"writer"}
     assert {job.target for job in jobs if job.action != "INSERT"} == {"reader"}
+
+
+def test_a_mixed_load_has_no_more_messages_than_its_rows_have_ids():
+    assert read_mixed("mixed_laptop", duration_s=3_600, wait_s=0.06).rounds == 60_000
+    with pytest.raises(DataError, match="5,400,000 messages; 1,048,576 is the most"):
+        read_mixed("mixed_laptop", duration_s=3_600, wait_s=0.01)
 
 
 # --- events

@@ -26,6 +26,8 @@ Region = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]+$")]
 RunName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
 RunNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Namespace = Annotated[str, msgspec.Meta(pattern=rf"\A({NAMESPACE})?\Z")]
+# Jobs or messages of a run: the ids of their rows have room for no more.
+MAX_JOBS = 1 << 20
 # What the file of an insert load test calls them.
 IN_FILES = {
     "workers": "num_lambdas",
@@ -102,6 +104,21 @@ class MixedScenario(Checked, frozen=True):
         """How many rounds are sent: the first at once, the next after `wait_s`, and so on."""
         return max(1, round(self.duration_s / self.wait_s))
 
+    def check(self) -> None:
+        """Refuse values out of range, and more messages than a run can have.
+
+        Raises:
+            DataError: which, and what is allowed.
+
+        """
+        super().check()
+        messages = self.rounds * len(ACTIONS) * self.messages_per_batch
+        if messages > MAX_JOBS:
+            raise DataError(
+                f"This load would send {messages:,} messages; {MAX_JOBS:,} is the most. Make "
+                "duration_s or messages_per_batch smaller, or wait_s larger."
+            )
+
 
 class InsertScenario(Checked, frozen=True):
     """The file of an insert load test.
@@ -171,7 +188,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """
 
     run: RunName | RunNumber
-    number: Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
+    number: Annotated[int, msgspec.Meta(ge=0, lt=MAX_JOBS)]
     action: Action
     statements: Annotated[int, msgspec.Meta(ge=0)] = 1
     rows: Rows = 1
