@@ -204,7 +204,7 @@ def _calls_per_s(one: Statistic, assumptions: Assumptions) -> float:
             "How many days the statistics cover is not in the file: say it by --days. They count "
             "from the last pg_stat_statements_reset(), or from the start of the server."
         )
-    return one.calls / days / 86_400
+    return min(one.calls / days / 86_400, MAX_NUMBER)
 
 
 def _rank(one: Advice) -> tuple[bool, float]:
@@ -259,8 +259,6 @@ def _verdict(
     """What to do, and why."""
     if gain is None:
         return LEAVE, text.leave
-    if calls is not None and calls < MIN_CALLS:
-        return MEASURE, f"{calls:g} calls are too few to tell how often it is called"
     if gain.needed is None:
         return LEAVE, "the database answers it as fast as a cache would"
     factor = SURE if text.parameters else 1.0
@@ -271,6 +269,8 @@ def _verdict(
         if gain.most_keys < 1:
             return LEAVE, "it is called too rarely for what a hit would save"
         return LEAVE, f"users wait less only {few}, less than a tenth of {assumed}"
+    if calls is not None and calls < MIN_CALLS:
+        return MEASURE, f"{calls:g} calls are too few to tell how often it is called"
     if gain.most_keys < gain.keys * factor:
         return MEASURE, f"users wait less {few}, too near to {assumed} to tell: count them"
     if writes >= rate:
