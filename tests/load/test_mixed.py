@@ -256,21 +256,25 @@ REFUSES = {"Failed": [{"Id": str(number), "Message": "no"} for number in range(9
 
 
 @pytest.mark.parametrize(
-    ("fault", "expected"),
+    ("fault", "drain_s", "expected"),
     [
         # Refused: certainly not sent. Broken before or after the queue had them, or lost by it: not
-        # known, but what is processed has been sent.
-        (lambda *_: REFUSES, {"succeeded": 9, "dropped": 9, "unknown": 0}),
-        (lambda *_: fail(BROKEN), {"succeeded": 9, "failed": 9, "unknown": 9}),
-        (lambda *_: LOSES, {"succeeded": 9, "failed": 9, "unknown": 9}),
-        (lambda _, real, __: (real(), fail(BROKEN)), {"succeeded": 18, "failed": 0, "unknown": 0}),
+        # known, but what is processed has been sent. What will never come is not waited for long.
+        (lambda *_: REFUSES, 60, {"succeeded": 9, "dropped": 9, "unknown": 0}),
+        (lambda *_: fail(BROKEN), 6, {"succeeded": 9, "failed": 9, "unknown": 9}),
+        (lambda *_: LOSES, 6, {"succeeded": 9, "failed": 9, "unknown": 9}),
+        (
+            lambda _, real, __: (real(), fail(BROKEN)),
+            60,
+            {"succeeded": 18, "failed": 0, "unknown": 0},
+        ),
     ],
     ids=["refused", "broken", "lost", "broken afterwards"],
 )
 def test_a_request_that_breaks_leaves_it_open_whether_messages_were_sent(
-    shop, queue, here, fault, expected
+    shop, queue, here, fault, drain_s, expected
 ):
-    report = load(shop, queue, here, {"drain_s": 3.0}, send_message_batch=at_first(fault))
+    report = load(shop, queue, here, {"drain_s": drain_s}, send_message_batch=at_first(fault))
     assert {name: getattr(report, name) for name in expected} == expected
     assert report.reconciles
 
