@@ -19,7 +19,7 @@ class NothingElse:
 
 sys.meta_path.insert(0, NothingElse())
 import workshop_lib.costs, workshop_lib.measure, workshop_lib.prices
-from workshop_lib.simulate import distances, eviction, expiry, streams, theory
+from workshop_lib.simulate import distances, early_refresh, eviction, streams, theory
 print(workshop_lib.prices.load_prices().region)
 """
 

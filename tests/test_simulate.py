@@ -13,14 +13,12 @@ from hypothesis import given, settings, strategies as st
 from workshop_lib import simulate
 from workshop_lib.simulate import (
     POLICIES,
-    TtlReplay,
     adjust_ratios,
     break_even,
     che_lru_hit_ratio,
     hit_ratios,
     poisson_times,
     replay,
-    replay_ttl,
     sample_keys,
     scan_stream,
     shifting_stream,
@@ -40,7 +38,7 @@ policies = st.sampled_from(POLICIES)
 unhurried = settings(deadline=None, max_examples=40)
 
 
-@pytest.mark.parametrize("room", ["streams", "distances", "eviction", "expiry", "theory"])
+@pytest.mark.parametrize("room", ["streams", "distances", "early_refresh", "eviction", "theory"])
 def test_the_examples_in_the_docstrings_are_true(room):
     found = doctest.testmod(getattr(simulate, room))
     assert found.attempted >= 2
@@ -266,38 +264,21 @@ def histories(draw):
 
 
 @unhurried
-@given(histories(), ttls)
-def test_a_trace_with_a_ttl_is_answered_as_request_by_request(history, ttl):
-    times, keys, writes = history
-    reads = [(t, k) for t, k, w in zip(times, keys, writes, strict=True) if not w]
-    updates = {
-        key: [t for t, k, w in zip(times, keys, writes, strict=True) if w and k == key]
-        for key in set(keys)
-    }
-    expected = replay_ttl([t for t, _ in reads], [k for _, k in reads], ttl, updates=updates)
-    found = ttl_outcome(times, keys, writes, ttl)
-    assert [t for (t, _), hit in zip(reads, found.hit, strict=True) if not hit] == list(
-        expected.load_times
-    )
-    assert (found.hit.sum(), found.stale.sum()) == (expected.hits, expected.stale)
-    assert not (found.stale & ~found.hit).any()
-
-
-@unhurried
-@given(histories(), ttls)
-def test_where_a_write_deletes_the_entry_nothing_is_stale(history, ttl):
-    times, keys, writes = history
-    ends, hits = {}, []
-    for now, key, written in zip(times, keys, writes, strict=True):
-        if written:
-            ends.pop(key, None)
+@given(histories(), ttls, st.booleans())
+def test_a_trace_with_a_ttl_is_answered_as_request_by_request(history, ttl, delete_on_write):
+    held, changed, expected = {}, {}, []
+    for now, key, writes in zip(*history, strict=True):
+        if writes:
+            changed[key] = True
+            if delete_on_write:
+                held.pop(key, None)
+        elif now < held.get(key, 0):
+            expected.append((True, changed[key] and not delete_on_write))
         else:
-            hits.append(now < ends.get(key, 0))
-            if not hits[-1]:
-                ends[key] = now + ttl
-    found = ttl_outcome(times, keys, writes, ttl, delete_on_write=True)
-    assert found.hit.tolist() == hits
-    assert not found.stale.any()
+            held[key], changed[key] = now + ttl, False
+            expected.append((False, False))
+    found = ttl_outcome(*history, ttl, delete_on_write=delete_on_write)
+    assert list(zip(found.hit.tolist(), found.stale.tolist(), strict=True)) == expected
 
 
 # --- theory
@@ -325,7 +306,8 @@ def mean_of_runs(measure):
 def test_the_hit_ratio_under_a_ttl_is_within_four_standard_errors_of_the_simulation(rate, ttl):
     def simulated(seed):
         times = poisson_times(rate, 2_000 / rate, seed)
-        return replay_ttl(times, [0] * len(times), ttl).hit_ratio
+        never = np.zeros(len(times))
+        return ttl_outcome(times, never, never, ttl).hit.mean()
 
     mean, margin = mean_of_runs(simulated)
     assert margin < 0.01
@@ -337,11 +319,10 @@ def test_the_stale_share_is_within_four_standard_errors_of_the_simulation(update
     seconds = 15_000 / rate
 
     def simulated(seed):
-        times = poisson_times(rate, seconds, seed)
-        updates = {0: poisson_times(update_rate, seconds, seed + 1_000)}
-        found = replay_ttl(times, [0] * len(times), ttl, updates=updates)
-        assert found.longest_stale_s <= ttl
-        return found.stale_ratio
+        reads = [(time, False) for time in poisson_times(rate, seconds, seed)]
+        updates = [(time, True) for time in poisson_times(update_rate, seconds, seed + 1_000)]
+        times, writes = zip(*sorted(reads + updates), strict=True)
+        return ttl_outcome(times, np.zeros(len(times)), writes, ttl).stale.mean()
 
     mean, margin = mean_of_runs(simulated)
     assert margin < 0.01
@@ -359,49 +340,9 @@ def test_never_more_answers_are_stale_than_come_from_the_cache(update_rate, ttl,
 
 
 def test_a_ttl_counts_from_the_fill_and_ends_at_its_last_moment():
-    found = replay_ttl([0, 4, 9.99, 10, 15, 21], [0] * 6, ttl_s=10)
-    assert found == TtlReplay(6, 3, 0, 0.0, (0, 10, 21))
-    assert (found.misses, found.hit_ratio, found.stale_ratio) == (3, 0.5, 0)
-
-
-@pytest.mark.parametrize(
-    ("updates", "stale", "longest"),
-    [
-        ([], 0, 0),
-        ([0], 0, 0),  # the fill of the same moment saw it
-        ([3], 2, 5),
-        ([3, 7], 2, 5),  # the answer has been wrong since the first that it missed
-        ([4], 2, 4),  # an update comes before a request of the same moment
-        ([5], 1, 3),
-        ([9], 0, 0),  # nobody asked before the entry expired
-    ],
-)
-def test_an_answer_is_stale_if_an_update_came_after_its_fill(updates, stale, longest):
-    found = replay_ttl([0, 4, 8, 10, 11], [7] * 5, 10, updates={7: updates, 8: [1, 2]})
-    assert (found.stale, found.longest_stale_s) == (stale, longest)
-
-
-@unhurried
-@given(st.floats(2, 50), st.floats(0, 1), st.integers(0, 5))
-def test_a_jittered_ttl_is_never_longer_than_asked_nor_shorter_than_its_share(ttl, jitter, seed):
-    tick = 0.5
-    times = [i * tick for i in range(400)]
-    loads = replay_ttl(times, [0] * 400, ttl, jitter=jitter, seed=seed).load_times
-    gaps = [later - earlier for earlier, later in pairwise(loads)]
-    assert all(ttl * (1 - jitter) - 1e-9 <= gap < ttl + tick for gap in gaps)
-
-
-def test_keys_filled_together_expire_together_unless_jittered():
-    # 500 keys, each read twice a second for two and a half minutes
-    times = [i / 1_000 for i in range(150_000)]
-    keys = [i % 500 for i in range(150_000)]
-
-    def busiest_second(jitter):
-        loads = replay_ttl(times, keys, 60, jitter=jitter, seed=1).load_times
-        return max(Counter(math.floor(t) for t in loads if t >= 1).values())
-
-    assert busiest_second(0) == 500
-    assert busiest_second(0.5) < 50
+    reads = [0, 4, 9.99, 10, 15, 21]
+    found = ttl_outcome(reads, [0] * 6, [False] * 6, ttl_s=10)
+    assert found.hit.tolist() == [False, True, True, False, True, False]
 
 
 # --- early refresh

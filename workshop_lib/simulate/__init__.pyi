@@ -8,17 +8,13 @@ from .distances import (
     stack_distances,
     ttl_outcome,
 )
+from .early_refresh import should_refresh_early
 from .eviction import (
     POLICIES,
     Replay,
     Step,
     replay,
     steps,
-)
-from .expiry import (
-    TtlReplay,
-    replay_ttl,
-    should_refresh_early,
 )
 from .streams import (
     poisson_times,
@@ -39,14 +35,12 @@ __all__ = [
     "Replay",
     "Step",
     "TtlOutcome",
-    "TtlReplay",
     "adjust_ratios",
     "break_even",
     "che_lru_hit_ratio",
     "hit_ratios",
     "poisson_times",
     "replay",
-    "replay_ttl",
     "sample_keys",
     "scan_stream",
     "shifting_stream",
