@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import nbformat
 
 from workshop_lib.errors import ResultError
 from workshop_lib.findings import NOT_THERE, Finding, evaluate, find, statements
-from workshop_lib.notebook_format import nbformat
 from workshop_lib.paths import replace_file
 from workshop_lib.published import PublishedFigure, Study, studies
 from workshop_lib.results import Measurement, Result, format_latency, read_run

@@ -19,9 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from workshop_lib.notebook_format import nbformat
-
-# isort: split
+import nbformat
 import psutil
 import yaml
 from jupyter_core.utils import ensure_event_loop
