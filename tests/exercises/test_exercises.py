@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from workshop_lib import WorkshopError, exercise
-from workshop_lib.exercises import FOLDER, JUDGES, all_exercises
+from workshop_lib.exercises import FOLDER, all_exercises, judges
 from workshop_lib.exercises.check import Table, Wrong, define, run, vary
 from workshop_lib.exercises.engine import Exercise, Verdict
 from workshop_lib.runner import NOTEBOOKS, find_notebooks
@@ -61,7 +61,7 @@ def test_ids_are_unique_belong_to_a_notebook_and_every_judge_has_its_exercise():
     assert {known_id[:3] for known_id in ids} <= {f"{n.name[:2]}." for n in find_notebooks()}
     assert all(known.id in tomllib.loads((FOLDER / f"{known.id[:2]}.toml").read_text())
                for known in EXERCISES)  # fmt: skip
-    assert set(JUDGES) <= set(ids)
+    assert {judged for number in {one[:2] for one in ids} for judged in judges(number)} <= set(ids)
     assert set(ANSWERS) == set(ids)
 
 
@@ -307,6 +307,19 @@ def test_an_answer_that_waits_and_cannot_be_stopped_is_bounded_all_the_same():
     done.set()
     for thread in looping():
         thread.join(30)
+
+
+def test_without_threads_as_in_a_browser_an_answer_is_checked_and_bounded(monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    def double(_):
+        while True:
+            pass
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert TOY.check(solution_of(TOY)).state == "right"
+    assert "did not end" in toy(limit_s=0.1).check(double).message
 
 
 def test_an_answer_cannot_hide_what_is_wrong_with_it():

@@ -48,9 +48,11 @@ def attempt(work: Callable[[], object], limit_s: float, answer: object) -> Trial
 
     # A daemon, because code that waits in the system cannot be ended.
     worker = threading.Thread(target=run, name="exercise", daemon=True)
-    worker.start()
     try:
+        worker.start()
         worker.join(limit_s + GRACE_S)
+    except RuntimeError:  # a browser has no threads: there the watch alone keeps the limit
+        run()
     finally:  # also after an Interrupt: what goes on would slow down what the next cells measure
         watch.ends = 0.0
     if watch.raised or worker.is_alive():
