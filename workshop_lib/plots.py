@@ -12,20 +12,23 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from IPython.display import display
 from matplotlib import rc_context, rcParamsDefault
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from workshop_lib.dsql import Step
 from workshop_lib.measure import P99_SAMPLES, Moment, Samples, readable
+
+if TYPE_CHECKING:
+    from workshop_lib.dsql import Step
 
 COLOURS = ("#555555", "#AA3377", "#999933", "#332288", "#CC6677", "#888888")
 """Series that are no source of answers: a source's colour would say what it does not mean. (Of Paul
 Tol's schemes "bright" and "muted", and grey.)"""
-WARNING = "#D55E00"
+WARNING = "#BF5300"
+"""Okabe and Ito's vermilion, darkened: it also colours words."""
 STEP_WIDTH = 96
 """Characters that fit side by side in a picture of transactions."""
 LEGEND_WIDTH = 75
