@@ -6,7 +6,7 @@ import importlib.util
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from workshop_lib.paths import CHECKOUT
 
@@ -44,3 +44,43 @@ def test_pictures_keep_their_alt_texts_and_collapsed_code_stays_collapsed(tmp_pa
     (made,) = nbformat.read(tmp_path / "site" / "page.ipynb", as_version=4).cells
     assert made.metadata["mystnb"] == {"image": {"alt": "Six"}}
     assert made.metadata["tags"] == ["hide-input"]
+
+
+@pytest.mark.parametrize(
+    ("page", "lite"),
+    [
+        ("notebooks/15_count_the_cost", "../lite"),
+        ("notebooks/more/06_eviction_on_paper", "../../lite"),
+    ],
+)
+def test_a_notebook_that_runs_in_a_browser_leads_there(page, lite, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_site, "SOURCE", tmp_path)
+    target = tmp_path / f"{page}.ipynb"
+    notebook = new_notebook(cells=[new_markdown_cell("# A title")])
+    nbformat.write(notebook, tmp_path / "executed.ipynb")
+    build_site.prepare(tmp_path / "executed.ipynb", target)
+    _, link = nbformat.read(target, as_version=4).cells
+    assert f'href="{lite}/notebooks/index.html?path={target.name}"' in link.source
+
+
+def test_on_paper_cells_that_need_an_engine_go_and_sections_without_code_with_them():
+    cells = [
+        new_markdown_cell("# On paper, see [the map](README.md)"),
+        new_code_cell("from workshop_lib import costs, open_workshop"),
+        new_code_cell("ws = open_workshop()\nprices = ws.prices"),
+        new_code_cell("prices = 3"),
+        new_markdown_cell("## Clean up"),
+        new_code_cell("before = ws.inventory()"),
+        new_markdown_cell("What is left?"),
+        new_code_cell("before"),
+        new_markdown_cell("## What you found"),
+        new_code_cell("costs, prices"),
+    ]
+    found = build_site.on_paper(new_notebook(cells=cells))
+    assert [cell.source for cell in found.cells] == [
+        "# On paper, see the map",
+        "from workshop_lib import costs",
+        "prices = 3",
+        "## What you found",
+        "costs, prices",
+    ]
