@@ -1,12 +1,15 @@
 """Many rows in steps: the same rows come back, whatever is in them."""
 
 import secrets
-from datetime import UTC, date, datetime, timedelta, timezone
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 
 import psycopg2
 import pytest
 from hypothesis import given, settings, strategies as st
+
+from workshop_lib.database import Database
 
 COLUMNS = ("id", "words", "amount", "share", "day", "at", "clock", "yes", "raw", "uid", "doc")
 DDL = """
@@ -116,3 +119,42 @@ def test_what_cannot_be_stored_is_said_and_nothing_is_written(
     with pytest.raises(error, match=says):
         shared.database.insert_rows(empty, columns.split(), rows)
     assert shared.database.query(f"SELECT 1 FROM {empty}").rows == []
+
+
+EAST = timezone(timedelta(hours=2))
+GIVEN = [
+    ("timestamp", datetime(2026, 6, 30, 0, 30, 0, 500_000, EAST)),
+    ("date", datetime(2026, 6, 30, 0, 30, tzinfo=EAST)),
+    ("time", datetime(2026, 6, 30, 0, 30, tzinfo=EAST)),
+    ("text", datetime(2026, 6, 30, 0, 30, 0, 500_000, EAST)),
+    ("timestamptz", datetime(2026, 6, 30, 0, 30)),  # noqa: DTZ001 -- without a zone
+    ("text", datetime(2026, 6, 30, 0, 30, 0, 500_000)),  # noqa: DTZ001
+    ("date", datetime(2026, 6, 30, 23, 30)),  # noqa: DTZ001
+    ("time", time(0, 30, tzinfo=EAST)),
+    ("text", True),
+    ("text", b"abc"),
+]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+@pytest.mark.parametrize(("kind", "value"), GIVEN)
+def test_a_value_in_a_column_of_another_type_is_what_an_insert_makes_of_it(
+    shared, zone, kind, value
+):
+    arguments = {**shared.endpoints.database.arguments, "options": f"-c TimeZone={zone}"}
+    database = Database(replace(shared.endpoints.database, arguments=arguments), shared.namespace)
+    name, found = f"copied_{secrets.token_hex(4)}", []
+    database.query(f"CREATE TABLE {name} (id INT PRIMARY KEY, v {kind})")
+    for number, way in enumerate((
+        lambda: database.query(f"INSERT INTO {name} VALUES (0, %s)", (value,)),
+        lambda: database.insert_rows(name, ("id", "v"), [(1, value), (2, None)]),
+    )):  # fmt: skip
+        try:
+            way()
+            ask = f"SELECT v::text FROM {name} WHERE id = %s"
+            found.append(database.query(ask, (number,)).rows)
+        except psycopg2.Error as error:
+            found.append(error.pgcode)
+    database.query(f"DROP TABLE {name}")
+    database.close()
+    assert found[0] == found[1]

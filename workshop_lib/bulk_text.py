@@ -10,31 +10,33 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from workshop_lib.rows import Row, to_python
 
-PLAIN = frozenset({int, float, bool, Decimal, date, datetime, time, UUID})
-KNOWN: frozenset[type] = PLAIN | {str, bytes, dict, list, type(None)}
+PLAIN = frozenset({int, float, Decimal, date, datetime, time, UUID})
+KNOWN: frozenset[type] = PLAIN | {bool, str, bytes, dict, list, type(None)}
 SPECIAL = str.maketrans({"\\": r"\\", '"': r"\""})
 
 
-def to_arrays(rows: Sequence[Row]) -> list[str]:
-    r"""The columns of the rows as arrays.
+def to_arrays(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    r"""The columns of the rows as arrays, each with the type that they have to be read as.
+
+    It is empty where the column's own type reads them as an INSERT of the values would.
 
     >>> to_arrays([(1, 'a"b', None), (2, "", True)])
-    ['{1,2}', '{"a\\"b",""}', '{NULL,True}']
+    [('{1,2}', ''), ('{"a\\"b",""}', ''), ('{NULL,true}', '')]
 
     Raises:
         TypeError: a value of a type that has no form here.
         ValueError: rows of different lengths, or a text that PostgreSQL cannot hold.
 
     """
-    return [f"{{{','.join(_write(column))}}}" for column in zip(*rows, strict=True)]
+    return [_to_array(column) for column in zip(*rows, strict=True)]
 
 
-def _write(column: Sequence[object]) -> Iterable[str]:
+def _to_array(column: Sequence[Any]) -> tuple[str, str]:
     kinds = set(map(type, column))
     if not kinds <= KNOWN:
         column = list(map(to_python, column))
@@ -42,11 +44,21 @@ def _write(column: Sequence[object]) -> Iterable[str]:
     if unknown := kinds - KNOWN:
         known = ", ".join(sorted(kind.__name__ for kind in KNOWN))
         raise TypeError(f"{unknown.pop().__name__} cannot be stored in bulk. What can: {known}.")
-    if kinds <= PLAIN:
-        return map(str, column)
+    return f"{{{','.join(_write(column, kinds))}}}", _read_as(column, kinds)
+
+
+def _read_as(column: Sequence[Any], kinds: set[type]) -> str:
+    """The type of values that would lose their zone, or become a text, in a column of another."""
+    if datetime in kinds:
+        zoned = any(isinstance(value, datetime) and value.tzinfo is not None for value in column)
+        return "timestamptz" if zoned else "timestamp"
+    return "bytea" if bytes in kinds else ""
+
+
+def _write(column: Sequence[Any], kinds: set[type]) -> Iterable[str]:
     if kinds == {str}:
-        return _quote(cast("Sequence[str]", column))
-    return map(_write_one, column)
+        return _quote(column)
+    return map(str if kinds <= PLAIN else _write_one, column)
 
 
 def _write_one(value: Any) -> str:
@@ -54,7 +66,7 @@ def _write_one(value: Any) -> str:
         return "NULL"
     if isinstance(value, bytes):
         value = rf"\x{value.hex()}"
-    elif isinstance(value, dict | list):
+    elif isinstance(value, bool | dict | list):
         value = json.dumps(value, allow_nan=False)
     return _quote([str(value)])[0]
 

@@ -37,8 +37,9 @@ T = TypeVar("T")
 Query = str | sql.Composable
 
 PLACEHOLDER = re.compile(r"%(?:%|s|\(\w+\)s)")
-MAX_STATEMENTS = 10_000
-"""How many different statements are counted one by one."""
+STATEMENT_ROOM = 10_000_000
+STATEMENT_SIZE = 1_000
+"""Bytes for the statements that are counted one by one, and of one of them beside its text."""
 CONFLICT_ATTEMPTS = 30
 CONFLICT_S = 60.0
 """How long a transaction is tried at least, seconds. Where 16 write one row without a pause, on
@@ -136,6 +137,7 @@ class Database:
         self._limits = (pool_min, pool_max, pool_timeout_s)
         self._counts = Counter[str]()
         self._calls: dict[str, _Calls] = {}
+        self._room = STATEMENT_ROOM
         self._opened = time.monotonic()
         self._begin()
         forks.tell_child(self)
@@ -322,15 +324,18 @@ class Database:
         with self.connection() as connection, connection.cursor() as cursor:
             cursor.execute(COLUMN_TYPES, (target.as_string(connection),))
             types = dict(cursor.fetchall())
-        arrays = [sql.SQL(f"%s::{types.get(name, 'text')}[]") for name in columns]
-        names = map(sql.Identifier, columns)
-        comma = sql.SQL(", ")
-        statement = sql.SQL(
-            "INSERT INTO {} ({}) SELECT * FROM unnest({}) ON CONFLICT DO NOTHING"
-        ).format(target, comma.join(names), comma.join(arrays))
+        names = sql.SQL(", ").join(map(sql.Identifier, columns))
 
         def insert(batch: list[Row], cursor: Cursor) -> int:
-            cursor.execute(statement, to_arrays(batch))
+            arrays = to_arrays(batch)
+            casts = [
+                sql.SQL(f"%s::{read_as or types.get(name, 'text')}[]")
+                for name, (_, read_as) in zip(columns, arrays, strict=True)
+            ]
+            statement = sql.SQL(
+                "INSERT INTO {} ({}) SELECT * FROM unnest({}) ON CONFLICT DO NOTHING"
+            ).format(target, names, sql.SQL(", ").join(casts))
+            cursor.execute(statement, [array for array, _ in arrays])
             return cursor.rowcount
 
         new, stream = 0, iter(rows)
@@ -477,10 +482,10 @@ class Database:
         """What `query` has run so far, as `workshop advise` reads it from a CSV file.
 
         Returns:
-            A row for each of the first 10,000 different statements: `query` (its text, with $1 for
-            its first parameter), `calls`, `total_exec_time` (ms, as measured here: the way to the
-            server and the wait for a connection included), `rows` (of all calls) and `days` (since
-            the database was opened).
+            A row for each of the first 10,000 different statements, and for fewer if they are long:
+            `query` (its text, with $1 for its first parameter), `calls`, `total_exec_time` (ms, as
+            measured here: the way to the server and the wait for a connection included), `rows` (of
+            all calls) and `days` (since the database was opened).
 
         """
         import pandas as pd  # noqa: PLC0415 -- it takes a third of a second
@@ -501,8 +506,13 @@ class Database:
     def _note(self, text: str, seconds: float, rows: int) -> None:
         with self._counts_lock:
             self._counts["queries"] += 1
-            known = len(self._calls) < MAX_STATEMENTS or text in self._calls
-            one = self._calls.setdefault(text, _Calls()) if known else _Calls()
+            one = self._calls.get(text)
+            if one is None:
+                size = STATEMENT_SIZE + len(text)
+                if self._room < size:
+                    return
+                self._room -= size
+                one = self._calls[text] = _Calls()
             one.calls += 1
             one.seconds += seconds
             one.rows += rows

@@ -245,6 +245,22 @@ def test_a_loader_that_was_killed_is_replaced_once_when_its_lock_ends(
     assert (database.queries, through.read(), through.stats().hits) == (1, "old", 1)
 
 
+@pytest.mark.parametrize("plant", ["no end", "a far one", "no text"])
+@every_door
+def test_a_lock_that_is_none_of_ours_holds_nobody_up_for_longer_than_a_load(
+    ws, source, database, door, plant
+):
+    through = door(source, lock_seconds=0.1, load_seconds=0.2)
+    lock = keys.lock_key(through.key)
+    if plant == "no text":
+        ws.valkey.rpush(lock, "theirs")
+    else:
+        ws.valkey.set(lock, "theirs", px=None if plant == "no end" else 900_000)
+    assert [through.read() for _ in range(3)] == ["old"] * 3
+    # Had it waited for `wait_seconds`, it would not have stored what it loaded.
+    assert (database.queries, through.stats().hits, ws.valkey.exists(lock)) == (1, 2, 0)
+
+
 def test_without_single_flight_each_request_loads_and_stores_and_no_thread_renews_a_lock(
     source, database, at_once
 ):

@@ -78,10 +78,10 @@ def test_after_an_interrupt_at_any_line_each_caller_gets_its_own_answers(ws, cli
         try:
             ask(one, ("ECHO", "first"), ("ECHO", "second"))
         except KeyboardInterrupt:
-            return True
+            pass
         finally:
             sys.settrace(None)
-        return False
+        return next(lines) > line  # also if a destructor swallowed it
 
     for line in itertools.count(1):
         interrupted = interrupted_at(line)

@@ -203,3 +203,26 @@ def test_a_hostile_record_is_counted_as_corrupt_and_read_anew(ws, source, spoilt
     assert things.get_fields(1, ["v"]) == {"v": 1}
     assert things.get(1) == right
     assert things.stats().corrupt == 1
+
+
+@pytest.mark.parametrize("fields", [1, 20_000], ids=["one large field", "many fields"])
+def test_of_a_hash_of_any_size_no_more_is_received_than_a_record_has(source, fields) -> None:
+    things = RecordCache(source, "thing")
+    reads = (
+        lambda: things.get(1),
+        lambda: things.get_fields(1, ["id", "v"]),
+        lambda: things.get_many([1])[1],
+    )
+    for read in reads:
+        planted = {f"{n}": b"0" * (10_000_000 // fields) for n in range(fields)}
+        source.valkey.hset(things.key(1), mapping=planted | {"v": planted["0"]})
+        del planted
+        tracemalloc.start()
+        try:
+            assert read() == {"id": 1, "v": 1}
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 2_000_000
+        things.invalidate(1)
+    assert things.stats().corrupt == len(reads)

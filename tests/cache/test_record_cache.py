@@ -136,8 +136,10 @@ def test_only_the_fields_asked_for_travel(ws, orders, commands):
         "nothing": None,
         "seen": datetime(2026, 6, 30, 12, 34, 56, 789000, tzinfo=UTC),
     })  # fmt: skip
-    assert [words for _, words in heard] == [
-        ["HMGET", orders.key(1), "@", "price", "nothing", "seen"]
+    assert [words[:1] for speaker, words in heard if speaker != "lua"] == [["EVAL"]]
+    assert [words for speaker, words in heard if speaker == "lua"] == [
+        ["HLEN", orders.key(1)],
+        ["HMGET", orders.key(1), "@", "price", "nothing", "seen"],
     ]
     assert orders.get_fields(1, []) == {}
     assert (orders.stats().hits, orders.stats().misses) == (2, 1)
@@ -156,6 +158,17 @@ def test_a_field_that_the_record_has_not_got_is_a_key_error(ws, orders, cached_b
         orders.get(1)
     with pytest.raises(KeyError, match="colour"):
         orders.get_fields(1, ["name", "colour"])
+
+
+@pytest.mark.parametrize("names", ["name", b"name", ["name", 1], None, 7])
+def test_what_is_no_list_of_names_or_keys_is_refused(ws, orders, names):
+    orders.get(1)
+    with pytest.raises(TypeError, match=r"Fields are a list of texts, as in \['name'\]"):
+        orders.get_fields(1, names)
+    assert orders.get_fields(1, (name for name in ["name"])) == {"name": "García"}
+    for key in ("12", b"12"):
+        with pytest.raises(TypeError, match="Keys are a list"):
+            orders.get_many(key)
 
 
 # --- many records ---

@@ -78,6 +78,10 @@ def test_rules_are_removed_without_a_trace_and_installed_again(workshop, cursor)
 def test_rules_of_another_version_are_replaced(workshop, cursor):
     assert workshop("rules", "install").exit_code == 0
     cursor.execute("CREATE TABLE IF NOT EXISTS older (id INT)")
+    cursor.execute("SELECT dsql_rules.note_job('INDEX_BUILD', 'older')")
+    cursor.execute(
+        "CREATE VIEW of_jobs AS SELECT object_name, sys.current_session_id() FROM sys.jobs"
+    )
     cursor.execute(
         "DROP EVENT TRIGGER dsql_rules_before; DROP EVENT TRIGGER dsql_rules_after;"
         "DROP FUNCTION dsql_rules.noted(text) CASCADE;"
@@ -88,6 +92,9 @@ def test_rules_of_another_version_are_replaced(workshop, cursor):
     cursor.execute("SET workshop.dsql_rules = 'on'")
     with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
         cursor.execute("TRUNCATE older")
+    cursor.execute("SELECT object_name FROM of_jobs")
+    assert ("older",) in cursor.fetchall()
+    cursor.execute("DROP VIEW of_jobs")
 
 
 def test_the_setting_decides_for_our_connections(workshop, cursor):

@@ -38,7 +38,7 @@ def query_key(namespace: str, sql: str, params: Params = None, *, scope: str = "
     # Only the ends are stripped: white space within may belong to a literal, as in 'New  York'.
     text = sql.strip()
     identity = _canonical((scope, text, _plain(params)))
-    return f"{_prefix(namespace)}:{_QUERY}:{_slug(text)}:{_digest(identity)}"
+    return f"{_prefix(namespace)}:{_QUERY}:{_slug(text[:1_000])}:{_digest(identity)}"
 
 
 def call_key(namespace: str, function: str, arguments: object, *, scope: object = "") -> str:
@@ -103,11 +103,17 @@ def tag_keys(namespace: str, tags: Iterable[str]) -> list[str]:
 
     Raises ValueError for a bad namespace, TypeError for what is no list of texts.
     """
-    is_list = isinstance(tags, Iterable) and not isinstance(tags, str)
-    names = list(tags) if is_list else []
-    if not is_list or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"Tags are a list of texts, as in ['orders'], and {tags!r} is not.")
+    names = texts(tags, "Tags", "orders")
     return [f"{_prefix(namespace)}:{_TAG}:{_part(name)}" for name in names]
+
+
+def texts(given: Iterable[str], what: str, example: str) -> list[str]:
+    """Return a list of texts. Raises TypeError for what is none, such as one text alone."""
+    is_list = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    names = list(given) if is_list else []
+    if not is_list or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{what} are a list of texts, as in [{example!r}], and {given!r} is not.")
+    return names
 
 
 def match_all(namespace: str) -> str:

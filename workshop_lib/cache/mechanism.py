@@ -270,6 +270,9 @@ class Mechanism:
             if time.monotonic() > deadline:
                 # Without the lock an invalidation meanwhile goes unnoticed: nothing is stored.
                 return load()
+            if pause == POLL_S:  # the first time: the lock may be none that anybody will release
+                most_ms = max(self._lock_ms, round(self.policy.load_seconds * 1000))
+                self.attempt(self.storage.limit_lock, key, self._lock_ms, most_ms)
             time.sleep(pause)
             pause = min(pause * 1.2, POLL_MAX_S)
         return filled[key]

@@ -177,10 +177,11 @@ class ObjectCache(Cache):
         A pipeline without a transaction: on a cluster the keys are in different slots.
 
         Raises:
+            TypeError: the names are not a list of texts.
             ServiceUnreachableError: as `get`.
 
         """
-        places = {name: self.key(name) for name in names}
+        places = {name: self.key(name) for name in keys.texts(names, "Names", "photo.jpg")}
         hits = self._mechanism.fetch_many(places.values())
         missing = [name for name, key in places.items() if key not in hits]
         with ThreadPoolExecutor(AT_ONCE) as threads:  # none of them begins without work

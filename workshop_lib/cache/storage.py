@@ -37,6 +37,12 @@ _IF_HELD = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3))
 """
+# A lock without an end is none of ours; nor does one of ours live longer than a load may take.
+_LIMIT = """
+local left = redis.call('PTTL', KEYS[1])
+if left ~= -1 and left <= tonumber(ARGV[2]) then return 0 end
+return redis.call('PEXPIRE', KEYS[1], left == -1 and ARGV[1] or ARGV[2])
+"""
 
 
 class Storage:
@@ -134,6 +140,17 @@ class Storage:
     def renew(self, key: str, token: str, lock_ms: int) -> bool:
         """Prolong the lock, if it is still this token's. Returns whether it was."""
         return self.run(_IF_HELD, [lock_key(key)], token, "PEXPIRE", lock_ms)
+
+    def limit_lock(self, key: str, lock_ms: int, most_ms: int) -> bool:
+        """Give a lock that has no end one, and a nearer one to a lock that would live too long.
+
+        Args:
+            key: of the entry.
+            lock_ms: how long the first is left.
+            most_ms: how long the second is left.
+
+        """
+        return self.run(_LIMIT, [lock_key(key)], lock_ms, most_ms)
 
     def release(self, key: str, token: str) -> bool:
         """Give the lock back, if it is still this token's. Returns whether it was."""

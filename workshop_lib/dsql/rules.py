@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from psycopg2.errors import DependentObjectsStillExist, InvalidFunctionDefinition
-from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import connection as Connection, cursor as Cursor
 
 from workshop_lib.errors import SettingsError
 
@@ -45,7 +45,7 @@ def install_rules(connection: Connection) -> None:
         try:
             cursor.execute(SAFE_PATH + RULES.read_text())
         except InvalidFunctionDefinition:  # another version's: a function has other parameters
-            remove_rules(connection)
+            _remove_functions(cursor)  # and nothing that holds rows, nor what views may use
             cursor.execute(SAFE_PATH + RULES.read_text())
 
 
@@ -57,11 +57,15 @@ def remove_rules(connection: Connection) -> None:
 
     """
     with connection.cursor() as cursor:
-        for name in ("dsql_rules_before", "dsql_rules_after"):
-            cursor.execute(f"DROP EVENT TRIGGER IF EXISTS {name}")
-        cursor.execute("DROP SCHEMA IF EXISTS dsql_rules CASCADE")
+        _remove_functions(cursor)
         cursor.execute("DROP TABLE IF EXISTS sys.jobs CASCADE")
-        cursor.execute("DROP PROCEDURE IF EXISTS sys.wait_for_job(text) CASCADE")
         cursor.execute("DROP FUNCTION IF EXISTS sys.current_session_id() CASCADE")
         with contextlib.suppress(DependentObjectsStillExist):
             cursor.execute("DROP SCHEMA IF EXISTS sys")
+
+
+def _remove_functions(cursor: Cursor) -> None:
+    for name in ("dsql_rules_before", "dsql_rules_after"):
+        cursor.execute(f"DROP EVENT TRIGGER IF EXISTS {name}")
+    cursor.execute("DROP SCHEMA IF EXISTS dsql_rules CASCADE")
+    cursor.execute("DROP PROCEDURE IF EXISTS sys.wait_for_job(text) CASCADE")

@@ -264,7 +264,8 @@ class Session:
                 (portal, _) = texts(body, 1)
                 return Message(kind, body, [self._portals.get(portal, Statement(""))])
             case b"C":
-                self._prepared.pop(body[1:-1] if body[:1] == b"S" else b"", None)
+                closed = self._prepared if body[:1] == b"S" else self._portals
+                closed.pop(body[1:-1], None)
                 return Message(kind, body, [])
             case b"S" | b"F" | b"D" | b"H":
                 return Message(kind, body, [])
@@ -346,6 +347,7 @@ class Session:
         transaction = self.transaction
         if self._state == b"I":
             self._end_transaction()
+            self._portals.clear()
         if not self.is_open:
             return
         transaction.used |= any(one.kind not in {"BEGIN", "SET"} for one in executed)
