@@ -161,6 +161,19 @@ def test_what_it_was_asked_is_a_file_that_advise_reads(pool):
     assert 0 < series.days < 1
 
 
+def test_what_it_was_asked_is_kept_within_bounds(make, monkeypatch):
+    monkeypatch.setattr(module, "STATEMENT_ROOM", 5_000)
+    pool = make()
+    for number in range(3):
+        pool.query(f"SELECT {number}")
+        pool.query(f"SELECT {number} -- {'long' * 1_000}")
+        pool.query("SELECT 0")
+    found = pool.statements()
+    assert list(found["query"]) == ["SELECT 0", "SELECT 1", "SELECT 2"]
+    assert list(found["calls"]) == [4, 1, 1]
+    assert pool.stats().queries == 9
+
+
 def test_a_refused_statement_is_the_database_s_own_error_and_costs_no_connection(pool):
     for _ in range(3):
         with pytest.raises(psycopg2.errors.UndefinedTable, match="no_such_table"):

@@ -571,6 +571,19 @@ def test_a_flush_after_each_message_is_no_hindrance(raw, cursor, schema, table):
     assert do("COMMIT") == ["change conflicts with another transaction (OC000)"]
 
 
+def test_a_statement_stays_prepared_when_what_it_was_bound_to_is_closed(raw, cursor, schema, table):
+    cursor.execute("INSERT INTO t VALUES (1, '-')")
+    client = raw().sign_in(path=schema)
+    answers(client, wire.message(b"Q", b"BEGIN\0"))
+    update, close = parse("UPDATE t SET v = v || 'a' WHERE n = 1"), wire.message(b"C", b"P\0")
+    for told in (update, b""):
+        assert answers(client, told, bind(), EXECUTE, close, SYNC) == [b"UPDATE 1"]
+        cursor.execute("INSERT INTO t SELECT max(n) + 1 FROM t")
+    assert answers(client, wire.message(b"Q", b"COMMIT\0")) == [b"COMMIT"]
+    cursor.execute("SELECT v FROM t WHERE n = 1")
+    assert cursor.fetchone() == ("-aa",)
+
+
 def test_rows_are_fetched_in_parts_or_the_transaction_has_lost(raw, cursor, schema, table):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
     client = raw().sign_in(path=schema)
