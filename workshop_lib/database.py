@@ -537,7 +537,7 @@ def _commit(connection: Connection) -> None:
         with connection.cursor() as cursor:
             try:
                 cursor.execute("COMMIT")
-            except psycopg2.OperationalError as error:
+            except psycopg2.Error as error:
                 if connection.closed:
                     raise TransactionError(
                         "The connection to the database broke during COMMIT: whether the "

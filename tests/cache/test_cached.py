@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import types
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import date
 from decimal import Decimal
@@ -119,6 +120,13 @@ def adding(n: object) -> Callable[[int], Any]:
     return price
 
 
+def added(scale: Scale, x: int) -> int:
+    return scale.factor + x
+
+
+Scale.added = added  # type: ignore[attr-defined]
+
+
 def logged(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any) -> Any:
@@ -206,6 +214,10 @@ async def both() -> AsyncIterator[int]:
 REFUSED = {
     "method": (Scale(2).scaled, "Scale.scaled is part of a class"),
     "built-in method": ({}.get, "dict.get is part of a class"),
+    "method by assignment": (Scale(2).added, "part of a class"),
+    "made method": (types.MethodType(adding(1), 2), "part of a class"),
+    "no parameters known": (max, "parameters of <built-in function max>"),
+    "cached in memory": (functools.lru_cache(adding(1)), "a function of your own that calls it"),
     "partial of a method": (functools.partial(Scale(2).scaled, 1), "part of a class"),
     "class method": (classmethod(Scale.get), "part of a class"),
     "static method": (staticmethod(Scale.get), "part of a class"),

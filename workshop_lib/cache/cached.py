@@ -43,7 +43,7 @@ class CachedFunction(Cache, Generic[P, R]):
         self._source = source
         self._function = function
         # A wrapper's own: what it makes of its arguments only it knows.
-        self._signature = inspect.signature(function, follow_wrapped=False)
+        self._signature = _signature(function)
         self._name = name or f"{inner.__module__}.{inner.__qualname__}".removeprefix("None.")
         # Whether two functions do the same cannot be told from outside, so none shares results
         # with another of the same module and name: not a closure, not a cell that was run again.
@@ -121,7 +121,8 @@ def _require_plain(function: Any) -> None:
     name = getattr(function, "__qualname__", None)
     if isinstance(function, CachedFunction):
         raise TypeError(f"{name} is cached already. Leave one @cached out.")
-    if name is not None and "." in name.rpartition("<locals>.")[2]:  # by its class's name
+    in_class = name is not None and "." in name.rpartition("<locals>.")[2]
+    if name is not None and (in_class or inspect.ismethod(function)):
         raise TypeError(_no_method(name))
     if name is None or inspect.isclass(function) or not callable(function):
         raise TypeError(f"{function!r} is not a function. Decorate one that returns plain values.")
@@ -132,6 +133,16 @@ def _require_plain(function: Any) -> None:
             "plain function that returns the values, as a list, and call it from async code with "
             "asyncio.to_thread."
         )
+
+
+def _signature(function: Any) -> inspect.Signature:
+    try:
+        return inspect.signature(function, follow_wrapped=False)
+    except ValueError:
+        raise TypeError(
+            f"Python does not know the parameters of {function!r}, so no key can be made of its "
+            "arguments. Decorate a function of your own that calls it."
+        ) from None
 
 
 def _no_method(name: str) -> str:
