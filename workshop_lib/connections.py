@@ -165,7 +165,7 @@ class Connection(PlainConnection):
         """
         open_ = {TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_INERROR}
         if self.get_transaction_status() in open_:
-            with suppress(psycopg2.Error), self.cursor() as cursor:
+            with suppress(psycopg2.Error), self.cursor(cursor_factory=Cursor) as cursor:
                 cursor.execute("ROLLBACK")  # rollback() knows of no BEGIN that was a statement
         if self.closed or self.changed or self._state() != self._as_new:
             return False

@@ -362,8 +362,8 @@ class Database:
         What you change in its session (SET, LISTEN, temporary tables, …) or in psycopg2's object
         is for you alone: the next borrower gets another connection. So is a connection that you
         close, or whose block an Interrupt ends. Two things escape notice: a setting such as
-        `search_path` that a function or procedure of yours changes in its body, and whatever is
-        done by a cursor that was made without `connection.cursor()`, such as
+        `search_path` that a function, procedure or view of yours changes in its body, and whatever
+        is done by a cursor that was made without `connection.cursor()`, such as
         `psycopg2.extensions.cursor(connection)`. Close the connection after either.
 
         Args:

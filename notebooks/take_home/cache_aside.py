@@ -47,8 +47,8 @@ def decode(text):
 
 def cache_key(sql, params=None, prefix="app"):
     """The same key for the same question; never the same for two."""
-    if isinstance(params, dict):
-        params = sorted(params.items())
+    params = sorted(params.items()) if isinstance(params, dict) else params
+    json.dumps(params, default=pack)  # refuses what repr does not show, such as an array
     digest = hashlib.sha256(repr((sql, params)).encode()).hexdigest()
     return f"{prefix}:{{{digest[:32]}}}"
 

@@ -6,9 +6,11 @@ import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import numpy as np
 import psycopg2
 import pytest
 import redis
+from psycopg2.extras import Json
 
 from workshop_lib.runner import NOTEBOOKS
 
@@ -81,6 +83,16 @@ def test_each_question_has_an_answer_of_its_own(taken, fetch):
     assert fetch("SELECT %(a)s, %(b)s", {"a": 1, "b": 2}) == [(1, 2)]
     assert fetch("SELECT %(a)s, %(b)s", {"b": 2, "a": 1}) == [(1, 2)]
     assert taken.counts == {"misses": 4, "hits": 1}
+
+
+@pytest.mark.parametrize(
+    "make", [Json, lambda n: memoryview(bytes([n])), lambda n: np.full(2_000, n)]
+)
+def test_what_two_parameters_do_not_tell_apart_is_refused(taken, fetch, make):
+    for value in (1, 2):
+        with pytest.raises(TypeError, match="cannot be cached yet"):
+            fetch("SELECT %s", (make(value),))
+    assert taken.counts == {}
 
 
 def test_an_empty_answer_is_kept(taken, fetch):
