@@ -56,6 +56,8 @@ def transaction(free, connect, timeout_s=5, max_age_s=2400):
         if not usable(connection, expires):
             connection, expires = connect(), time.monotonic() + max_age_s * random.uniform(0.8, 1)
         yield connection.cursor()
+        if connection.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INERROR:
+            raise RuntimeError("an error of the database was caught: COMMIT would save nothing")
         connection.commit()
     except BaseException:
         if connection and not connection.closed:  # else the next user gets a new one

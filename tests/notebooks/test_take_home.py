@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 import nbformat
@@ -138,6 +139,22 @@ def test_a_change_is_undone_after_an_error_and_the_pool_is_whole(ws, service):
     with module.transaction(pool, connect, timeout_s=1) as cursor:
         assert increment(cursor) == 1
     assert ws.database.query("SELECT n FROM taken_home")[0][0] == 1
+
+
+def test_a_caught_error_is_no_commit(ws, service):
+    module, connect = service
+    begin = partial(module.transaction, module.new_pool(1), connect)
+
+    def work(cursor):
+        increment(cursor)
+        with suppress(psycopg2.errors.UniqueViolation):
+            cursor.execute("INSERT INTO taken_home VALUES (1, 1)")
+        return "saved"
+
+    with pytest.raises(RuntimeError, match="COMMIT would save nothing"):
+        module.run_transaction(begin, work)
+    assert ws.database.query("SELECT n FROM taken_home")[0][0] == 0
+    assert module.run_transaction(begin, increment) == 1
 
 
 def test_a_connection_that_cannot_be_opened_leaves_its_place_free(service):

@@ -154,7 +154,8 @@ class RecordCache(Cache):
     """Rows of one table by primary key, each kept as a hash.
 
     Its key reads like `workshop:v3:db~3f2a91bc07de:planet:3`, where `db~…` says which database.
-    A row that does not exist is kept, too, for `absent_ttl` seconds.
+    A row that does not exist is kept, too, for `absent_ttl` seconds. Use keys of the type that the
+    column has: the record of "3" is another entry than that of 3, and stays if that is invalidated.
 
     Args:
         source: an open workshop.
