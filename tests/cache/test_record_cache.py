@@ -138,7 +138,6 @@ def test_only_the_fields_asked_for_travel(ws, orders, commands):
     })  # fmt: skip
     assert [words[:1] for speaker, words in heard if speaker != "lua"] == [["EVAL"]]
     assert [words for speaker, words in heard if speaker == "lua"] == [
-        ["HLEN", orders.key(1)],
         ["HMGET", orders.key(1), "@", "price", "nothing", "seen"],
     ]
     assert orders.get_fields(1, []) == {}

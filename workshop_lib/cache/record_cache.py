@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from msgspec.structs import replace
+from redis import Redis
 
 from workshop_lib.cache import codec, keys
 from workshop_lib.cache.base import Cache
@@ -24,19 +25,22 @@ from workshop_lib.cache.connection import Command, ask
 from workshop_lib.cache.storage import Packed, Storage
 
 Record = dict[str, object]
-Pairs = Iterable[tuple[bytes, bytes]]
 ABOUT = b"@"
 BATCH = 1_000
 """Records that `get_many` reads, and loads, at a time."""
 
 # Under a record's key another program may keep a hash of any size. It is sent as one text, and only
-# where all of it can be a record; not at all where a field that was asked for is not there.
+# where all of it can be a record.
 _READ = """
-if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[2]) then return 'too large' end
-local parts = redis.call(ARGV[3], KEYS[1], unpack(ARGV, 4))
+if redis.call('HLEN', KEYS[1]) > {fields} then return 'too large' end
+local text = table.concat(redis.call('HGETALL', KEYS[1]), '\\0')
+return #text <= {bytes} and text or 'too large'
+"""
+_READ_SOME = """
+local parts = redis.call('HMGET', KEYS[1], unpack(ARGV))
 for i = 1, #parts do if not parts[i] then return '' end end
 local text = table.concat(parts, '\\0')
-return #text <= tonumber(ARGV[1]) and text or 'too large'
+return #text <= {bytes} and text or 'too large'
 """
 _SEPARATOR = b"\0"
 """In no name of PostgreSQL's, and in JSON only escaped."""
@@ -84,6 +88,12 @@ class HashStorage(Storage):
 
     complete_script = _COMPLETE
 
+    def __init__(self, valkey: Redis, max_bytes: int) -> None:
+        super().__init__(valkey, max_bytes)
+        # Separators are at most as many bytes as what is between them.
+        limits = {"fields": codec.MAX_COLUMNS + 1, "bytes": 2 * max_bytes}
+        self._read, self._read_some = _READ.format(**limits), _READ_SOME.format(**limits)
+
     def pack(self, entry: Entry) -> Packed:
         """Fields and values by turns. No record: no columns."""
         if not entry.rows:
@@ -95,15 +105,18 @@ class HashStorage(Storage):
 
     def unpack(self, packed: Packed) -> Entry:
         """As Storage's."""
-        return _entry(_by_turns(packed), sum(map(len, packed)))
+        size = sum(map(len, packed))
+        return _entry(zip(packed[::2], packed[1::2], strict=True), size, size)
 
     def command(self, key: str) -> Command:
         """What asks for all fields, but for no more than an entry can have."""
-        return self._read(key, "HGETALL")
+        return ("EVAL", self._read, 1, key)
 
     def parse(self, value: bytes) -> Entry:
         """As Storage's."""
-        return _entry(_by_turns(value.split(_SEPARATOR)), self.max_bytes)
+        parts = value.split(_SEPARATOR)
+        size = len(value) + 1 - len(parts)
+        return _entry(zip(parts[::2], parts[1::2], strict=True), size, self.max_bytes)
 
     def update(self, key: str, changes: Record) -> bool:
         """Change some fields of a hash that has them. Returns whether it was there."""
@@ -112,32 +125,28 @@ class HashStorage(Storage):
 
     def get_fields(self, key: str, names: Sequence[str]) -> Entry | None:
         """An entry of these columns only; None if one of them is not there, or is not ours."""
-        (found,) = ask(self.valkey, self._read(key, "HMGET", ABOUT, *names))
+        (found,) = ask(self.valkey, ("EVAL", self._read_some, 1, key, ABOUT, *names))
         with suppress(CorruptEntry):
             if found and isinstance(found, bytes):  # no error, as the key holds something else
                 asked = (ABOUT, *map(str.encode, names))
                 pairs = zip(asked, found.split(_SEPARATOR), strict=True)
-                return _entry(pairs, self.max_bytes, names)
+                return _entry(pairs, len(found) - len(names), self.max_bytes, names)
         return None
 
-    def _read(self, key: str, *words: Any) -> Command:
-        # Separators are at most as many bytes as what is between them.
-        return ("EVAL", _READ, 1, key, 2 * self.max_bytes, codec.MAX_COLUMNS + 1, *words)
 
-
-def _by_turns(parts: Sequence[bytes]) -> Pairs:
-    return zip(parts[::2], parts[1::2], strict=True)
-
-
-def _entry(pairs: Pairs, max_bytes: int, names: Sequence[str] | None = None) -> Entry:
+def _entry(
+    pairs: Iterable[tuple[bytes, bytes]],
+    size: int,
+    max_bytes: int,
+    names: Sequence[str] | None = None,
+) -> Entry:
     """Return the entry in the fields and values of a hash, or its columns of these names.
 
     Raises CorruptEntry, and nothing else.
     """
     try:
-        fields = dict(pairs)
-        size = sum(map(len, fields)) + sum(map(len, fields.values()))
         codec.check_size(size, max_bytes)
+        fields = dict(pairs)
         head = codec.decode_head(fields[ABOUT])
         if len(set(head.columns)) < len(head.columns):  # one large field, read a thousand times
             raise CorruptEntry("A column is named twice.")
