@@ -202,6 +202,29 @@ def test_keys_that_only_the_database_finds_equal_find_their_records(ws, orders):
     ws.database.query("DROP TABLE codes")
 
 
+def test_what_is_found_by_another_key_than_its_own_is_answered_and_not_kept(ws, orders):
+    """For invalidating it would not find it."""
+    others: tuple[object, ...] = ("2", Decimal(2), 2.0)
+
+    def names():
+        found = [orders.get(2)["name"], *(orders.get(one)["name"] for one in others)]
+        return found + [orders.get_many([one])[one]["name"] for one in others]
+
+    assert names() == [""] * 7
+    ws.database.query('UPDATE "order" SET name = %s WHERE id = 2', ("new",))
+    orders.invalidate(2)
+    assert names() == ["new"] * 7
+    for one in ("7", Decimal(7)):
+        assert [orders.get(one), orders.get_many([one])[one]] == [None, None]
+    ws.database.query('INSERT INTO "order" (id) VALUES (7)')
+    for one in ("7", Decimal(7)):
+        assert [orders.get(one)["id"], orders.get_many([one])[one]["id"]] == [7, 7]
+    ws.database.query('UPDATE "order" SET name = %s WHERE id = 2', ("",))
+    ws.database.query('DELETE FROM "order" WHERE id = 7')
+    assert orders.stats().uncacheable == 2 * 6 + 2 * 2 + 2 * 2
+    assert not list(ws.valkey.scan_iter(f"{ws.namespace}:lock:*"))
+
+
 def test_many_that_another_request_is_loading_are_waited_for(ws, orders, at_once):
     answers = at_once(4, lambda: orders.get_many(range(50)))
     assert {str(answer) for answer in answers} == {str(orders.get_many(range(50)))}

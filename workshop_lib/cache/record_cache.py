@@ -23,6 +23,7 @@ from workshop_lib.cache.base import Cache
 from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable, encode_value
 from workshop_lib.cache.connection import Command, ask
 from workshop_lib.cache.storage import Packed, Storage
+from workshop_lib.rows import Row, Rows
 
 Record = dict[str, object]
 ABOUT = b"@"
@@ -83,6 +84,10 @@ class Fetch:
     seconds: float
 
 
+class FoundByAnother(Entry, frozen=True):
+    """A row whose own key is not the one that it was asked by, or the absence of such a row."""
+
+
 class HashStorage(Storage):
     """Each entry is one hash: a field for each column, and one about the entry itself."""
 
@@ -96,6 +101,8 @@ class HashStorage(Storage):
 
     def pack(self, entry: Entry) -> Packed:
         """Fields and values by turns. No record: no columns."""
+        if isinstance(entry, FoundByAnother):
+            raise Uncacheable("Its key is another one.")
         if not entry.rows:
             return (ABOUT, codec.encode_head(replace(entry, columns=())))
         packed = [ABOUT, codec.encode_head(entry)]
@@ -163,8 +170,9 @@ class RecordCache(Cache):
     """Rows of one table by primary key, each kept as a hash.
 
     Its key reads like `workshop:v3:db~3f2a91bc07de:planet:3`, where `db~…` says which database.
-    A row that does not exist is kept, too, for `absent_ttl` seconds. Use keys of the type that the
-    column has: the record of "3" is another entry than that of 3, and stays if that is invalidated.
+    A row that does not exist is kept, too, for `absent_ttl` seconds. Ask by the key that the row
+    has: what the database finds by another one, such as "3" in a column of integers, is answered
+    and not kept, as invalidating 3 would not remove it.
 
     Args:
         source: an open workshop.
@@ -200,6 +208,7 @@ class RecordCache(Cache):
         self._select = f'SELECT * FROM "{table}" WHERE "{key}" = %s'  # noqa: S608
         self._select_all = f'SELECT * FROM "{table}" WHERE "{key}" IN %s'  # noqa: S608
         self._key = key
+        self._type: type | None = None  # of the keys, once a row has shown it
 
     def get(self, primary_key: object) -> Record | None:
         """The record, from the cache if it is there, else from the database; None if none exists.
@@ -305,7 +314,7 @@ class RecordCache(Cache):
 
     def _load(self, primary_key: object) -> Entry:
         found = self._source.database.query(self._select, (primary_key,))
-        return Entry(found.columns, found.rows, found.seconds, time.time())
+        return self._entry(primary_key, found, found.rows, found.seconds)
 
     def _load_many(
         self, primary_keys: dict[str, object], wanted: Collection[str]
@@ -313,18 +322,31 @@ class RecordCache(Cache):
         """An entry for each key, by one SELECT where that can be told apart by the keys found."""
         asked = {primary_keys[key] for key in wanted}
         found = self._source.database.query(self._select_all, (tuple(asked),))
-        place = found.columns.index(self._key)
-        rows = {row[place]: row for row in found.rows}
-        seconds, now = found.seconds / len(asked), time.time()
+        own = self._own_keys(found, found.rows)
+        rows = dict(zip(map(repr, own), found.rows, strict=True))
         # A database may find a key equal that Python does not: "3" and 3, "a" and "A".
-        is_sure = {type(key) for key in (*asked, *rows)} in ({int}, {UUID})
+        is_sure = set(map(type, (*asked, *own))) in ({int}, {UUID})
 
         def entry(one: object) -> Entry:
-            if one in rows or is_sure:
-                return Entry(found.columns, [rows[one]] if one in rows else [], seconds, now)
-            return self._load(one)
+            row = rows.get(repr(one))
+            if row is None and not is_sure:
+                return self._load(one)
+            return self._entry(one, found, [row] if row else [], found.seconds / len(asked))
 
         return {key: entry(primary_keys[key]) for key in wanted}
+
+    def _entry(self, asked: object, found: Rows, rows: list[Row], seconds: float) -> Entry:
+        """The entry of the row that was found by a key, if there is one."""
+        own = self._own_keys(found, rows)
+        if own:
+            self._type = type(own[0])
+        is_own = self._type in {None, type(asked)} and all(repr(one) == repr(asked) for one in own)
+        made = Entry if is_own else FoundByAnother
+        return made(found.columns, rows, seconds, time.time())
+
+    def _own_keys(self, found: Rows, rows: list[Row]) -> list[object]:
+        place = found.columns.index(self._key)
+        return [row[place] for row in rows]
 
 
 def _record(entry: Entry) -> Record | None:
