@@ -287,6 +287,13 @@ def test_a_put_that_cannot_be_stored_takes_the_older_record_away(ws, source, val
     assert getattr(things.stats(), counted) == 1
 
 
+def test_a_put_of_another_record_is_not_kept(ws, orders):
+    for key in (1, "2"):
+        orders.get(key)
+        orders.put(key, {"id": 2, "name": "new"})
+        assert ws.valkey.exists(orders.key(key)) == 0
+
+
 def test_an_update_changes_its_fields_and_neither_the_others_nor_the_ttl(ws, orders):
     before = orders.get(1)
     ws.valkey.pexpire(orders.key(1), 9_000)

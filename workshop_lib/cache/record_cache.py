@@ -170,9 +170,9 @@ class RecordCache(Cache):
     """Rows of one table by primary key, each kept as a hash.
 
     Its key reads like `workshop:v3:db~3f2a91bc07de:planet:3`, where `db~…` says which database.
-    A row that does not exist is kept, too, for `absent_ttl` seconds. Ask by the key that the row
-    has: what the database finds by another one, such as "3" in a column of integers, is answered
-    and not kept, as invalidating 3 would not remove it.
+    A row that does not exist is kept, too, for `absent_ttl` seconds. Read, write and invalidate by
+    the key that the row has: what the database finds by another one, such as "3" in a column of
+    integers, is answered and not kept, as invalidating 3 would not remove it.
 
     Args:
         source: an open workshop.
@@ -279,7 +279,9 @@ class RecordCache(Cache):
         """
         if not record or not all(isinstance(name, str) for name in record):
             raise TypeError(f"{record!r} is not a record. Pass a dict with a name for each column.")
-        entry = Entry(tuple(record), [tuple(record.values())], 0.0, time.time())
+        is_own = repr(record.get(self._key, primary_key)) == repr(primary_key)
+        made = Entry if is_own else FoundByAnother
+        entry = made(tuple(record), [tuple(record.values())], 0.0, time.time())
         self._mechanism.put(self.key(primary_key), entry)
 
     def update(self, primary_key: object, **changes: object) -> bool:
