@@ -169,6 +169,8 @@ class Database:
             with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
                 cursor.execute("SELECT system_identifier FROM pg_control_system()")
                 ((found,),) = cursor.fetchall()
+        except psycopg2.OperationalError as error:
+            raise _unreachable(self.endpoint, error) from None
         except psycopg2.Error:  # a server that does not say: known by who talks to it
             found = platform.node()
         return f"@{found}"

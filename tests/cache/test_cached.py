@@ -14,6 +14,7 @@ import pytest
 
 from workshop_lib.cache.cached import CachedFunction, cached
 from workshop_lib.cache.stats import CacheStats
+from workshop_lib.errors import ServiceUnreachableError, WorkshopError
 
 
 @pytest.fixture
@@ -185,6 +186,31 @@ def test_attributes_of_the_function_do_not_hide_those_of_the_cache(source, calls
 def test_a_cached_function_is_pickled_by_its_name(source, monkeypatch):
     monkeypatch.setitem(globals(), "adding", cached(source)(adding))
     assert pickle.loads(pickle.dumps(adding)) is adding  # noqa: S301 -- it is our own
+
+
+def test_results_belong_to_their_database_and_to_none_while_that_is_not_known(source, parts):
+    class Away:
+        @property
+        def identity(self) -> str:
+            raise ServiceUnreachableError("not there")
+
+    class WithoutDatabase(type(source)):
+        @property
+        def database(self) -> object:
+            raise WorkshopError("no database")
+
+        @database.setter
+        def database(self, _: object) -> None: ...
+
+    here, away, none = (
+        cached(made(database, source.valkey, source.namespace), name="rate")(adding(n))
+        for n, (made, database) in enumerate([
+            (parts, source.database), (parts, Away()), (WithoutDatabase, None),
+        ])
+    )  # fmt: skip
+    assert [here(1), none(1), here(1), none(1)] == [[1, 0], [1, 2]] * 2
+    with pytest.raises(ServiceUnreachableError):
+        away(1)
 
 
 # --- what is no plain function

@@ -23,6 +23,7 @@ class CachedFunction(Cache, Generic[P, R]):
 
     Raises:
         TypeError: an argument whose type cannot be part of a key; convert it first.
+        ServiceUnreachableError: a server of your own, asked once which it is, did not answer.
 
     """
 
@@ -73,9 +74,11 @@ class CachedFunction(Cache, Generic[P, R]):
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         try:
-            place = self._source.database.identity
-        except WorkshopError:  # there is no database, as in some sandboxes
+            database = self._source.database
+        except WorkshopError:  # there is none, as in some sandboxes
             place = ""
+        else:
+            place = database.identity
         scope = (place, self._salt)
         return keys.call_key(self._namespace, self._name, dict(bound.arguments), scope=scope)
 
