@@ -176,6 +176,20 @@ def test_of_a_value_under_a_tag_s_key_no_more_is_read_than_a_version_has(source,
     assert peak < 4_000_000
 
 
+@pytest.mark.parametrize(
+    "plant",
+    [lambda valkey, tag: valkey.rpush(tag, "x"), lambda valkey, tag: valkey.set(tag, "")],
+    ids=["a list", "nothing"],
+)
+def test_a_tag_that_holds_no_version_gets_one_and_entries_are_kept_again(source, plant):
+    cache = QueryCache(source)
+    plant(source.valkey, f"{source.namespace}:v3:tag:t")
+    found = [cache.fetch("SELECT 1", tags=["t"]).source for _ in range(3)]
+    assert found == ["database", "database", "cache"]
+    cache.invalidate_tag("t")
+    assert cache.fetch("SELECT 1", tags=["t"]).source == "database"
+
+
 ABOUT = {
     "created_at": 0,
     "cost_seconds": 0,

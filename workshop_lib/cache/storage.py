@@ -127,6 +127,10 @@ class Storage:
             commands.append(self.command(key))
         answers = ask(self.valkey, *commands)
         tagged, locked = answers[: 3 * len(tags)], answers[3 * len(tags) :: 2]
+        # What another program keeps under a tag's key is no version: the next load makes one.
+        spoilt = [tag for tag, found in zip(tags, tagged[2::3], strict=True) if not _is_set(found)]
+        if spoilt:
+            ask(self.valkey, *[("UNLINK", tag) for tag in spoilt])
         for error in (*tagged, *locked):
             if isinstance(error, ResponseError):
                 raise error
@@ -237,6 +241,10 @@ class Storage:
 def _ask_tag(tag: str) -> Command:
     """What asks for a tag's version, but for no more, whatever another program keeps there."""
     return ("GETRANGE", tag, 0, VERSION_BYTES - 1)
+
+
+def _is_set(version: object) -> bool:
+    return isinstance(version, bytes) and version != b""
 
 
 def _texts(tags: Iterable[str], versions: Iterable[object]) -> dict[str, str]:
