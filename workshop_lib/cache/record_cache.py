@@ -113,7 +113,7 @@ class HashStorage(Storage):
     def unpack(self, packed: Packed) -> Entry:
         """As Storage's."""
         size = sum(map(len, packed))
-        return _entry(zip(packed[::2], packed[1::2], strict=True), size, size)
+        return _entry(_by_turns(packed), size, size)
 
     def command(self, key: str) -> Command:
         """What asks for all fields, but for no more than an entry can have."""
@@ -122,8 +122,7 @@ class HashStorage(Storage):
     def parse(self, value: bytes) -> Entry:
         """As Storage's."""
         parts = value.split(_SEPARATOR)
-        size = len(value) + 1 - len(parts)
-        return _entry(zip(parts[::2], parts[1::2], strict=True), size, self.max_bytes)
+        return _entry(_by_turns(parts), len(value) + 1 - len(parts), self.max_bytes)
 
     def update(self, key: str, changes: Record) -> bool:
         """Change some fields of a hash that has them. Returns whether it was there."""
@@ -139,6 +138,11 @@ class HashStorage(Storage):
                 pairs = zip(asked, found.split(_SEPARATOR), strict=True)
                 return _entry(pairs, len(found) - len(names), self.max_bytes, names)
         return None
+
+
+def _by_turns(parts: Iterable[bytes]) -> Iterable[tuple[bytes, bytes]]:
+    following = iter(parts)
+    return zip(following, following, strict=True)
 
 
 def _entry(
