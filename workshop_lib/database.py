@@ -241,13 +241,15 @@ class Database:
         Raises:
             psycopg2.Error: any other database error, or the conflict of the last attempt.
             TransactionError: `work` ended the transaction itself; or the connection broke during
-                COMMIT, and whether it was committed is not known.
+                COMMIT, and whether it was committed is not known. (Nor is it after an Interrupt
+                that came at that moment.)
             TypeError: `work` returned a cursor, a generator or a coroutine, which would read on
                 after COMMIT. Nothing was committed.
 
         """
-        end, outside = time.monotonic() + CONFLICT_S, sys.exception()
-        for number in count(1):
+        end, outside, number = time.monotonic() + CONFLICT_S, sys.exception(), 0
+        while True:
+            number += 1
             try:
                 answer = self._attempt(work)
             except Exception as error:
@@ -262,7 +264,6 @@ class Database:
             # Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog).
             longest = min(CONFLICT_WAIT_MAX_S, CONFLICT_WAIT_S * 2 ** min(number, 20))
             time.sleep(random.random() * longest)
-        raise AssertionError("unreachable")
 
     def _attempt(self, work: Callable[[Cursor], T]) -> T:
         with self.connection() as connection, connection.cursor() as cursor:

@@ -95,8 +95,8 @@ class HashStorage(Storage):
 
     def __init__(self, valkey: Redis, max_bytes: int) -> None:
         super().__init__(valkey, max_bytes)
-        # Separators are at most as many bytes as what is between them.
-        limits = {"fields": codec.MAX_COLUMNS + 1, "bytes": 2 * max_bytes}
+        fields = codec.MAX_COLUMNS + 1
+        limits = {"fields": fields, "bytes": max_bytes + 2 * fields}  # and separators
         self._read, self._read_some = _READ.format(**limits), _READ_SOME.format(**limits)
 
     def pack(self, entry: Entry) -> Packed:
