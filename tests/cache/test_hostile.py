@@ -228,7 +228,7 @@ def test_of_a_hash_of_any_size_no_more_is_received_than_a_record_has(source, fie
         lambda: things.get_many([1])[1],
     )
     for read in reads:
-        planted = {f"{n}": b"0" * (10_000_000 // fields) for n in range(fields)}
+        planted = {f"{n}": b"0" * (4_000_000 // fields) for n in range(fields)}
         source.valkey.hset(things.key(1), mapping=planted | {"v": planted["0"]})
         del planted
         tracemalloc.start()
