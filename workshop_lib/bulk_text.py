@@ -17,6 +17,7 @@ from workshop_lib.rows import Row, to_python
 
 PLAIN = frozenset({int, float, Decimal, date, datetime, time, UUID})
 KNOWN: frozenset[type] = PLAIN | {bool, str, bytes, dict, list, type(None)}
+TRUTH = {True: "true", False: "false"}
 SPECIAL = str.maketrans({"\\": r"\\", '"': r"\""})
 
 
@@ -58,6 +59,8 @@ def _read_as(column: Sequence[Any], kinds: set[type]) -> str:
 def _write(column: Sequence[Any], kinds: set[type]) -> Iterable[str]:
     if kinds == {str}:
         return _quote(column)
+    if kinds == {bool}:
+        return map(TRUTH.__getitem__, column)
     return map(str if kinds <= PLAIN else _write_one, column)
 
 
@@ -66,7 +69,9 @@ def _write_one(value: Any) -> str:
         return "NULL"
     if isinstance(value, bytes):
         value = rf"\x{value.hex()}"
-    elif isinstance(value, bool | dict | list):
+    elif isinstance(value, bool):
+        value = TRUTH[value]
+    elif isinstance(value, dict | list):
         value = json.dumps(value, allow_nan=False)
     return _quote([str(value)])[0]
 

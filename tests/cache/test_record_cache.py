@@ -292,6 +292,9 @@ def test_a_put_of_another_record_is_not_kept(ws, orders):
         orders.get(key)
         orders.put(key, {"id": 2, "name": "new"})
         assert ws.valkey.exists(orders.key(key)) == 0
+    orders.get(1)
+    assert orders.update(1, id=2) is False
+    assert ws.valkey.exists(orders.key(1)) == 0
 
 
 def test_an_update_changes_its_fields_and_neither_the_others_nor_the_ttl(ws, orders):

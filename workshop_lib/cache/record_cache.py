@@ -283,8 +283,7 @@ class RecordCache(Cache):
         """
         if not record or not all(isinstance(name, str) for name in record):
             raise TypeError(f"{record!r} is not a record. Pass a dict with a name for each column.")
-        is_own = repr(record.get(self._key, primary_key)) == repr(primary_key)
-        made = Entry if is_own else FoundByAnother
+        made = Entry if self._is_of(primary_key, record) else FoundByAnother
         entry = made(tuple(record), [tuple(record.values())], 0.0, time.time())
         self._mechanism.put(self.key(primary_key), entry)
 
@@ -302,12 +301,12 @@ class RecordCache(Cache):
             ServiceUnreachableError: as `put`.
 
         """
-        key = self.key(primary_key)
+        key, updated = self.key(primary_key), None
         try:
-            updated = self._mechanism.attempt(self._storage.update, key, changes)
+            if self._is_of(primary_key, changes):
+                updated = self._mechanism.attempt(self._storage.update, key, changes)
         except Uncacheable:
             self._mechanism.counters.add(uncacheable=1)
-            updated = None
         if updated is None:  # or readers would see the old values for a whole TTL
             self._mechanism.invalidate(key)
         return bool(updated)
@@ -317,6 +316,9 @@ class RecordCache(Cache):
         source = self._source
         scope = source.database.identity
         return keys.record_key(source.namespace, self._table, primary_key, scope=scope)
+
+    def _is_of(self, primary_key: object, record: Record) -> bool:
+        return repr(record.get(self._key, primary_key)) == repr(primary_key)
 
     def _load(self, primary_key: object) -> Entry:
         found = self._source.database.query(self._select, (primary_key,))
