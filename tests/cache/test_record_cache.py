@@ -11,6 +11,7 @@ from decimal import Decimal
 import psycopg2
 import pytest
 
+from workshop_lib.cache import keys
 from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.cache.stats import CacheStats
 
@@ -231,6 +232,17 @@ def test_many_that_another_request_is_loading_are_waited_for(ws, orders, at_once
     assert answers[0][1]["id"] == 1
     stats = orders.stats()
     assert stats.misses - stats.coalesced == 50
+
+
+def test_many_locks_that_nobody_releases_are_waited_for_together(ws, source):
+    things = RecordCache(source, "thing", lock_seconds=1.0)
+    for n in range(100):
+        ws.valkey.set(keys.lock_key(things.key(n)), "theirs")
+    found = things.get_many(range(100))
+    assert [record["id"] for record in found.values()] == [*range(100)]
+    # One after another they would have lived for 100 s.
+    assert things.stats().misses == 100
+    assert not list(ws.valkey.scan_iter(f"{ws.namespace}:lock:*"))
 
 
 # --- what another program has spoilt ---

@@ -163,6 +163,8 @@ class Mechanism:
             self.counters.add(stale=len(stale))
             return {**hits, **dict(zip(missing, stale, strict=True))}
         self.counters.add(misses=len(loaded))
+        if left_out := [key for key in missing if key not in loaded]:
+            self._limit_locks(left_out)
         return {**hits, **loaded}
 
     # --- writers
@@ -270,9 +272,8 @@ class Mechanism:
             if time.monotonic() > deadline:
                 # Without the lock an invalidation meanwhile goes unnoticed: nothing is stored.
                 return load()
-            if pause == POLL_S:  # the first time: the lock may be none that anybody will release
-                most_ms = max(self._lock_ms, round(self.policy.load_seconds * 1000))
-                self.attempt(self.storage.limit_lock, key, self._lock_ms, most_ms)
+            if pause == POLL_S:  # the first time
+                self._limit_locks([key])
             time.sleep(pause)
             pause = min(pause * 1.2, POLL_MAX_S)
         return filled[key]
@@ -318,6 +319,11 @@ class Mechanism:
     def _renew(self, key: str, token: str) -> bool:
         """Prolong a lock. Returns whether to go on: also after a failure, which may be brief."""
         return self.attempt(self.storage.renew, key, token, self._lock_ms) is not False
+
+    def _limit_locks(self, keys: Collection[str]) -> None:
+        """See to it that locks that are waited for end: they may be none that anybody releases."""
+        most_ms = max(self._lock_ms, round(self.policy.load_seconds * 1000))
+        self.attempt(self.storage.limit_locks, keys, self._lock_ms, most_ms)
 
     def _release(self, tokens: Tokens) -> None:
         for key, token in tokens.items():

@@ -145,16 +145,16 @@ class Storage:
         """Prolong the lock, if it is still this token's. Returns whether it was."""
         return self.run(_IF_HELD, [lock_key(key)], token, "PEXPIRE", lock_ms)
 
-    def limit_lock(self, key: str, lock_ms: int, most_ms: int) -> bool:
-        """Give a lock that has no end one, and a nearer one to a lock that would live too long.
+    def limit_locks(self, keys: Iterable[str], lock_ms: int, most_ms: int) -> None:
+        """Give locks that have no end one, and a nearer one to those that would live too long.
 
         Args:
-            key: of the entry.
-            lock_ms: how long the first is left.
-            most_ms: how long the second is left.
+            keys: of the entries.
+            lock_ms: how long the first are left.
+            most_ms: how long the second are left.
 
         """
-        return self.run(_LIMIT, [lock_key(key)], lock_ms, most_ms)
+        do(self.valkey, *[("EVAL", _LIMIT, 1, lock_key(key), lock_ms, most_ms) for key in keys])
 
     def release(self, key: str, token: str) -> bool:
         """Give the lock back, if it is still this token's. Returns whether it was."""
