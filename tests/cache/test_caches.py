@@ -212,10 +212,10 @@ def test_a_loader_that_hangs_keeps_others_waiting_for_a_while_only(source, datab
 def test_what_takes_longer_than_the_lock_lives_is_loaded_once_and_stored(
     source, database, at_once, door
 ):
-    database.seconds = 1.2
+    database.seconds = 1.6
     if door is function_door:
         door = lambda source, **behaviour: function_door(source, name="slow", **behaviour)  # noqa: E731
-    doors = [door(source, lock_seconds=0.5) for _ in range(3)]  # each knows its own threads
+    doors = [door(source, lock_seconds=1.0) for _ in range(3)]  # each knows its own threads
     turns = itertools.cycle(doors)
     assert at_once(30, lambda: next(turns).read()) == ["old"] * 30
     assert database.queries == 1
