@@ -302,12 +302,13 @@ def test_the_list_says_what_was_run_and_solved_and_the_page_shows_it(
     course.note_solved("02.1")  # not in a notebook
     assert course.solved() == set()
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    for exercise in ("02.1", "02.2"):
+    for exercise in ("02.1", "02.2", "05.1"):
         course.note_solved(exercise)
     found = results.Result("02_cache_a_query", "workshop")
     results.write_json(place / "02_cache_a_query.json", found.to_json())
     lines = workshop("list").output.splitlines()
     (line,) = [line for line in lines if line.startswith("02 ")]
     assert "run, 2 of" in line
+    assert [line[:2] for line in lines if "solved" in line] == ["02", "05"]  # not more/05
     assert workshop("report").output.startswith("The page: ")
     assert "02_cache_a_query" in (place / "index.html").read_text()

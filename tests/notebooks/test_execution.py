@@ -132,6 +132,7 @@ EXACTLY = {
         "rows_changed_in_steps": 7_000, "transactions_for_large_write": 3,
         "migration_codes": "0A000 42P01",
     },
+    "08_how_large_a_step": {"done_at_once": 0},
     "09_conflicts_and_retry": {
         "duel_codes": "Bob: 40001", "reader_passed": True, "definition_code": "40001",
         "committed_jitter": 12, "arrived_jitter": 12,  # 4 writers × 3
@@ -191,6 +192,11 @@ LARGER = [
     ("06_choose_an_eviction_policy", "hits_after_allkeys_lru", "hits_after_noeviction"),
     ("06_choose_an_eviction_policy", "hits_calm_allkeys_lru", "hits_scanned_allkeys_lru"),
     ("06_choose_an_eviction_policy", "lfu_gain_by_scan", 0),
+    # While one load runs, six more reads arrive on average.
+    ("05_refresh_before_the_end", "loads_expire", "loads_lock"),
+    ("05_refresh_before_the_end", "waited_lock", "waited_stale"),
+    ("05_refresh_before_the_end", "waited_early", "waited_stale"),
+    ("05_refresh_before_the_end", "loads_beta_6", "loads_beta_2"),
     ("06_eviction_on_paper", "hits_scan_lfu", "hits_scan_lru"),
     ("06_eviction_on_paper", "hits_moving_lru", "hits_moving_lfu"),
     ("06_eviction_on_paper", "hits_ranked_ttls", "hits_equal_ttls"),
@@ -198,6 +204,9 @@ LARGER = [
     ("07_stay_up_under_stress", "queries_processes_each_for_itself", 2),
     ("07_stay_up_under_stress", "errors_database_plain", 0),
     ("07_stay_up_under_stress", "stale_database_stale_if_error", 0),
+    # Small steps pay for their transactions, large ones for their conflicts.
+    ("08_how_large_a_step", "cost_20", "cost_50"),
+    ("08_how_large_a_step", "cost_150", "cost_50"),
     ("09_conflicts_and_retry", "modelled_attempts_at_once", "modelled_attempts_jitter"),
     # A query over a new connection is a connection and a query; one over a pool is a query.
     ("10_compare_cold_warm_pooled", "new_connection_p50", "pooled_p50"),
@@ -207,6 +216,9 @@ LARGER = [
     ("11_compare_s3_and_cache", "cache_speed_up", 1),
     ("11_compare_s3_and_cache", "hit_ratio_most_requests_per_byte", "hit_ratio_most_requests"),
     ("11_compare_s3_and_cache", "hit_ratio_most_requests_per_byte", "hit_ratio_smallest"),
+    ("11_compress_or_not", "memory_rows_0", "memory_rows_1"),
+    ("11_compress_or_not", "break_even_rows", "break_even_one_row"),
+    ("11_compress_or_not", "break_even_rows", "break_even_photo"),
     ("12_load_inserts", "gain_100_rows", 2),
     ("12_load_inserts", "copy_rate", "rate_1_rows"),
     ("12_load_inserts", "round_trips_executemany", 10),  # of 20 rows

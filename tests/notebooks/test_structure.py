@@ -207,8 +207,9 @@ def test_what_is_not_optional_takes_five_hours_at_most():
 
 def test_the_map_of_the_course_lists_every_notebook_with_its_minutes():
     rows = (NOTEBOOKS / "README.md").read_text().splitlines()
-    for path in COURSE:
+    for path in PATHS:
         notebook = nbformat.read(path, as_version=4)
         title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
-        row = f"| [{title}]({path.name}) | {notebook.metadata.workshop.minutes} |"
+        link = f"[{title}]({path.relative_to(NOTEBOOKS).as_posix()})"
+        row = f"| {link} | {notebook.metadata.workshop.minutes} |"
         assert sum(line.startswith(row) for line in rows) == 1, row
