@@ -59,7 +59,7 @@ def progress(notebooks: Iterable[Path]) -> list[Progress]:
     done = solved()
     found = []
     for notebook in notebooks:
-        number = "" if notebook.parent.name == "more" else notebook.stem[:2]  # there are none there
+        number = "" if notebook.parent.name == "more" else notebook.stem[:2]  # more/ has none
         ids = {one.id for one in all_exercises() if one.id.startswith(f"{number}.")}
         run = (FILE.parent / f"{notebook.stem}.json").exists()
         found.append(Progress(run, len(ids & done), len(ids)))
