@@ -192,7 +192,7 @@ LARGER = [
     ("06_choose_an_eviction_policy", "hits_after_allkeys_lru", "hits_after_noeviction"),
     ("06_choose_an_eviction_policy", "hits_calm_allkeys_lru", "hits_scanned_allkeys_lru"),
     ("06_choose_an_eviction_policy", "lfu_gain_by_scan", 0),
-    # While one load runs, six more reads arrive on average.
+    # While one load runs, five more reads arrive on average.
     ("05_refresh_before_the_end", "loads_expire", "loads_lock"),
     ("05_refresh_before_the_end", "waited_lock", "waited_stale"),
     ("05_refresh_before_the_end", "waited_early", "waited_stale"),
