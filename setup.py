@@ -6,8 +6,8 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-FOLDERS = ("cloudformation", "data", "notebooks")
-LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*", "my_*", "*-Copy*", "[!01]*.ipynb")
+FOLDERS = ("cloudformation", "data", "docs", "notebooks")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*", "images", "my_*", "*-Copy*", "[!01]*.ipynb")
 
 
 class BuildWithFiles(build_py):

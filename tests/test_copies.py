@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from workshop_lib.paths import CHECKOUT, MARK
+
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?!\w+:|#)([^)#\s]+\.\w+)(?:#[^)\s]*)?\)")
+"""A Markdown link to another file: its path."""
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +68,35 @@ def test_the_wheel_runs_notebooks_in_a_folder_of_the_learners_own(workshop):
     delivered = {path.name for path in (CHECKOUT / "notebooks").rglob("*.*") if path.is_file()}
     laid_out = {path.name for path in (workshop.home / "notebooks").rglob("*.*") if path.is_file()}
     assert laid_out == {name for name in delivered if not name.endswith(".pyc")}
+    again = workshop("notebook", "reset", "05").stdout
+    assert "Copied" in done.stdout
+    assert "Copied" not in again
+
+
+def test_links_in_the_copies_lead_to_files_that_are_there(workshop):
+    workshop("notebook", "reset", "05")
+    pages = [page for kind in ("ipynb", "md") for page in workshop.home.rglob(f"*.{kind}")]
+    assert {page.parent.name for page in pages} == {"notebooks", "more", "docs"}
+    for page in pages:
+        for link in LINK.findall(page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} leads to {link}"
+
+
+def test_to_look_at_the_list_writes_nothing(workshop):
+    listed = workshop("list")
+    assert "05 · Expire and refresh" in listed.stdout
+    assert list(workshop.home.parent.iterdir()) == []
+
+
+def test_what_commands_left_there_before_is_no_obstacle(workshop):
+    setup = ("setup", "--no-check", "--region", "us-east-1", "--stack", "mine")
+    assert workshop(*setup).returncode == 0
+    (workshop.home / "results").mkdir()
+    assert workshop("notebook", "reset", "05").returncode == 0
 
 
 def test_what_a_learner_has_changed_stays_and_what_is_untouched_is_brought_up_to_date(workshop):
-    assert workshop("list").returncode == 0
+    assert workshop("notebook", "reset", "05").returncode == 0
     changed = workshop.home / "notebooks" / "05_expire_and_refresh.ipynb"
     old = workshop.home / "notebooks" / "02_cache_a_query.ipynb"
     mine = changed.read_text().replace("How old may an answer be?", "How old?")
@@ -80,15 +109,16 @@ def test_what_a_learner_has_changed_stays_and_what_is_untouched_is_brought_up_to
     old.write_text("older")
     (workshop.home / MARK).write_text(json.dumps(mark))
 
-    done = workshop("list", folder=changed.parent)
+    done = workshop("notebook", "reset", "03", folder=changed.parent)
 
     assert "Kept as you changed it: notebooks/05_expire_and_refresh.ipynb" in done.stderr
     assert "02_cache" not in done.stderr
+    assert "Copied 1 notebook " in done.stdout
     assert (changed.read_text(), old.read_text()) == (mine, newest)
 
 
 def test_a_notebook_is_put_back_and_the_learners_own_is_kept_beside_it(workshop):
-    workshop("list")
+    workshop("notebook", "reset", "05")
     notebook = workshop.home / "notebooks" / "05_expire_and_refresh.ipynb"
     delivered = notebook.read_text()
     notebook.write_text(delivered.replace("How old may an answer be?", "How old?"))
@@ -107,7 +137,7 @@ def test_a_notebook_is_put_back_and_the_learners_own_is_kept_beside_it(workshop)
 def test_a_folder_with_other_things_in_it_is_left_alone(workshop):
     workshop.home.mkdir()
     (workshop.home / "mine.txt").write_text("mine")
-    done = workshop("list")
+    done = workshop("lab")
     assert done.returncode == 1
     assert "is not empty and was not made by the workshop" in done.stderr
     assert [path.name for path in workshop.home.iterdir()] == ["mine.txt"]

@@ -22,7 +22,7 @@ from workshop_lib.aws_commands import aws
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
 from workshop_lib.options import INTERRUPTED, a_folder, as_json, yes
-from workshop_lib.paths import HOME, NOTEBOOKS, PACKAGE, RESULTS, display_path
+from workshop_lib.paths import FILES, HOME, NOTEBOOKS, PACKAGE, RESULTS, display_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -261,8 +261,8 @@ def list_notebooks() -> None:
     from workshop_lib import runner
     from workshop_lib.course import progress
 
-    _lay_out()
-    found = runner.find_notebooks()
+    # Without copies yet, those of the package: to look is no reason to write.
+    found = runner.find_notebooks(NOTEBOOKS if NOTEBOOKS.exists() else FILES / "notebooks")
     for notebook, done in zip(found, progress(one.path for one in found), strict=True):
         solved = f"{done.solved} of {done.exercises} exercises solved" if done.solved else ""
         note = ", ".join(filter(None, ["run" if done.run else "", solved]))
@@ -325,7 +325,8 @@ def status() -> None:
         click.echo(f"The local engines are not running (their state: {found.folder}).")
         return
     _show_engines(found.engines)
-    click.echo(f"used by: {', '.join(map(str, found.users)) or 'no one; they stop by themselves'}")
+    users = ", ".join(map(str, found.users)) or "no open workshop; they stop by themselves"
+    click.echo(f"used by: {users}")
     for user, engines in found.sandboxes:
         click.echo(f"\nthe sandbox of {user}:")
         _show_engines(engines)
@@ -354,11 +355,14 @@ def reset(yes: bool, local: bool) -> None:
     """
     from workshop_lib.namespaces import wipe_namespace
     from workshop_lib.services.local import reset as reset_engines
-    from workshop_lib.services.state_folder import state_folder
 
-    settings = _settings()
-    own = "" if local else settings.uses_external
-    folder, name = state_folder(settings.workshop_state_dir), settings.workshop_namespace
+    own, name, folder = "", "", _state_folder()
+    try:
+        if not local:
+            settings = _settings()
+            own, name = settings.uses_external, settings.workshop_namespace
+    except WorkshopError as error:  # the local engines can be reset all the same
+        click.echo(f"{error} Services of your own are left alone.", err=True)
     others = f"schema, keys and objects named {name!r} in {own}; and " if own else ""
     what = f"{others}the local engines and their data in {folder.path}"
     if not yes:
@@ -471,10 +475,15 @@ def _show_engines(engines: Iterable[EngineState]) -> None:
 
 
 def _lay_out() -> None:
-    """Outside a clone, have the notebooks in the learner's folder; say what was kept."""
+    """Outside a clone, have the notebooks in the learner's folder; say what was copied and kept."""
     from workshop_lib.copies import lay_out
 
-    for name in lay_out():
+    new, kept = lay_out()
+    if new:
+        count = sum(name.endswith(".ipynb") for name in new)
+        said = f"{count} notebook{'s' * (count != 1)} and {len(new) - count} other files"
+        click.echo(f"Copied {said} to {HOME}.")
+    for name in kept:
         click.echo(
             f"Kept as you changed it: {name}. There is a newer one: `workshop notebook reset`.",
             err=True,
@@ -488,15 +497,11 @@ def _settings(**overrides: str) -> Settings:
 
 
 def _state_folder() -> StateFolder:
-    """The state folder, even if another setting is not usable: stopping must always work."""
+    """The state folder, whatever the other settings are: stopping must always work."""
     from workshop_lib.services.state_folder import state_folder
+    from workshop_lib.settings import state_dir
 
-    try:
-        return state_folder(_settings().workshop_state_dir)
-    except WorkshopError as error:
-        click.echo(f"({error})", err=True)
-        named = os.environ.get("WORKSHOP_STATE_DIR")
-        return state_folder(Path(named) if named else None)
+    return state_folder(state_dir())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -12,43 +12,53 @@ from pathlib import Path
 from workshop_lib.errors import WorkshopError
 from workshop_lib.paths import FILES, HOME, IN_CHECKOUT, MARK, replace_file
 
+DELIVERED = (
+    "notebooks/**/*.*", "docs/*.md", "data/prices.toml", "data/traffic.toml", "data/scenarios/*",
+)  # fmt: skip
+"""What a learner's folder gets: the notebooks, and what they, the pages and errors lead to."""
+OWN = {"build", "results", "workshop.toml"}
+"""What commands write into the learner's folder, perhaps before the notebooks are in it."""
 
-def lay_out() -> list[str]:
-    """Copy the delivered notebooks into the learner's folder; in a clone there is nothing to do.
+
+def lay_out() -> tuple[list[str], list[str]]:
+    """Copy what was delivered into the learner's folder; in a clone there is nothing to do.
 
     A file that is as it was copied gives way to a newer one. A file that was changed stays.
 
     Returns:
-        The names of changed files of which the package has a newer version.
+        The names of the files that were copied, and of changed ones that have a newer version.
 
     Raises:
         WorkshopError: the folder cannot be written, or is in other use.
 
     """
     if IN_CHECKOUT:
-        return []
-    copied, kept = _copied(), []
-    if not copied and HOME.exists() and any(HOME.iterdir()):
+        return [], []
+    copied, new, kept = _copied(), list[str](), list[str]()
+    if not copied and HOME.exists() and {path.name for path in HOME.iterdir()} - OWN:
         raise WorkshopError(
             f"The folder {HOME} is not empty and was not made by the workshop. Go to another "
             "folder and run the command there."
         )
     try:
-        for source in sorted((FILES / "notebooks").rglob("*")):
+        for source in sorted(path for pattern in DELIVERED for path in FILES.glob(pattern)):
             if source.is_dir() or "__pycache__" in source.parts:
                 continue
             name = source.relative_to(FILES).as_posix()
             place, delivered = HOME / name, _digest(source)
-            if place.exists() and _digest(place) not in {copied.get(name), delivered}:
+            present = _digest(place) if place.exists() else None
+            if present not in {None, delivered, copied.get(name)}:
                 kept += [name] if copied.get(name) != delivered else []
                 continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, place)
+            if present != delivered:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, place)
+                new.append(name)
             copied[name] = delivered
         replace_file(HOME / MARK, json.dumps(copied, indent=1))
     except OSError as error:
         raise WorkshopError(f"The notebooks cannot be copied to {HOME}: {error}.") from None
-    return kept
+    return new, kept
 
 
 def reset_notebook(path: Path) -> Path | None:

@@ -122,6 +122,7 @@ def _write(path: Path, document: tomlkit.TOMLDocument, values: Mapping[str, str]
         document.remove(name)
     try:
         if changes:
+            path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, tomlkit.dumps(document), 0o600)
     except OSError as error:
         raise SettingsError(

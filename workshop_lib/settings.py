@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -238,6 +239,14 @@ def _stack_outputs(given: Mapping[str, Any]) -> dict[str, str]:
     outputs = read_outputs(str(stack.workshop_stack), stack.aws_region)
     urls = {name: [given.get(url) for url in _INSTEAD.get(name, ())] for name in outputs}
     return {n: v for n, v in outputs.items() if all(_leads_to(url, v) for url in urls[n])}
+
+
+def state_dir() -> Path | None:
+    """WORKSHOP_STATE_DIR alone, also where another setting is not usable."""
+    named: Any = os.environ.get("WORKSHOP_STATE_DIR")
+    with suppress(SettingsError):
+        named = named or _file_values().get("workshop_state_dir")
+    return Path(named) if named and isinstance(named, str) else None
 
 
 def config_file() -> Path:

@@ -55,20 +55,32 @@ def test_the_published_config_is_read_unchanged_and_the_full_size_is_its(tmp_pat
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"num_lambda": 5}, r"num_lambda.*data/scenarios/"),
-        ({"scenario_1": {"workers": 5}}, "workers.*scenario_1"),
-        ({"event_type": "CarStolen"}, "CarStolen.*Events are CarCreated, .*Mixed"),
-        ({"scenario_2": {"rows_per_batch": 3_001}}, "<= 3000"),
-        ({"scenario_1": {"iterations": "10"}}, "scenario_1.iterations"),
-        ([1], "object"),
-        ("{", "cannot be read"),
-        ("[" * 100_000, "cannot be read"),
+        ({"scenario1": {}}, r"it has no 'scenario1'; did you mean scenario_1\?"),
+        ({"scenario_1": {"workers": 5}}, "scenario_1 has no 'workers'; there are num_lambdas, "),
+        ({"event_type": "CarStolen"}, 'event_type is "CarStolen"; it must be one of CarCreated, '),
+        ({"scenario_2": {"rows_per_batch": 3_001}}, "rows_per_batch is 3001; .* from 1 to 3,000"),
+        ({"scenario_1": {"iterations": "10"}}, 'scenario_1.iterations is "10"; .*whole number'),
+        ({"scenario_1": 5}, "scenario_1 is 5; it must be an object with num_lambdas, .*, or null"),
+        ({"scenario_1": {"time_limit_s": 0}}, "must be a number above 0 and at most 3,600"),
+        ({"region": "Ohio"}, 'region is "Ohio"; it must be an AWS Region, such as us-east-1, or'),
+        ({"lambda_function_name": 5}, "must be a text, or null"),
+        ({"warm_up_invocations": 10**400}, "warm_up_invocations is 1000"),
+        ([1], r"it is \[1\]; it must be an object with "),
+        ("{", "not JSON: .*line 1 column 2"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
-def test_what_is_wrong_in_the_file_is_named(tmp_path, content, says):
+def test_what_is_wrong_in_the_file_is_named_with_what_is_allowed(tmp_path, content, says):
     with pytest.raises(DataError, match=says) as raised:
         read_scenario(write(tmp_path, content))
     assert "scenario.json" in str(raised.value)
+
+
+def test_where_there_is_no_file_it_is_said_which_scenarios_there_are(tmp_path):
+    with pytest.raises(DataError, match=r"no scenario nope: .*data/scenarios are .*, mixed_laptop"):
+        read_scenario("nope")
+    with pytest.raises(DataError, match=f"{tmp_path} cannot be read: Is a directory"):
+        read_mixed(tmp_path)
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
@@ -76,7 +88,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
 
 
 def test_a_load_becomes_jobs_with_its_rows_and_a_warm_up_of_a_statement_each():
-    with pytest.raises(DataError, match="<= 3000"):
+    with pytest.raises(DataError, match=r"This load is not usable: rows is 3001; .* to 3,000"):
         InsertLoad(rows=3_001).check()
     load = InsertLoad(workers=2, iterations=3, statements=4, rows=5, warm_up=3)
     assert sum(job.planned for job in insert_jobs(load, "run")) == load.planned == 120

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
-from workshop_lib.load.traffic import ACTIONS, EVENT_TYPES, MAX_STATEMENTS, Action, EventType
-from workshop_lib.paths import FILES
+from workshop_lib.load.traffic import ACTIONS, MAX_STATEMENTS, Action, EventType
+from workshop_lib.paths import FILES, display_path
 from workshop_lib.settings import NAMESPACE
 
 T = TypeVar("T", bound="Checked")
@@ -22,7 +25,12 @@ Statements = Annotated[int, msgspec.Meta(ge=1, le=MAX_STATEMENTS)]
 WarmUp = Annotated[int, msgspec.Meta(ge=0, le=1_000)]
 ThinkMs = Annotated[float, msgspec.Meta(ge=0, le=60_000)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3_600)]
-Region = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]+$")]
+Region = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]+$", description="an AWS Region, such as us-east-1"
+    ),
+]
 RunName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
 RunNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Namespace = Annotated[str, msgspec.Meta(pattern=rf"\A({NAMESPACE})?\Z")]
@@ -46,7 +54,7 @@ class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             DataError: one is out of range; the text names it and says what is allowed.
 
         """
-        _convert(msgspec.to_builtins(self), type(self), "this load")
+        _convert(msgspec.to_builtins(self), type(self), "This load")
 
 
 class InsertLoad(Checked, frozen=True, rename=IN_FILES):
@@ -283,8 +291,16 @@ def _read(path: str | Path, kind: type[T]) -> T:
     file = known if known.exists() and not Path(path).exists() else Path(path)
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))  # editors may add its mark
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"The scenario {path} cannot be read: {error}.") from None
+    except FileNotFoundError:
+        names = ", ".join(sorted(known.stem for known in SCENARIOS.glob("*.json")))
+        raise DataError(
+            f"There is no scenario {path}: no such file, and those in {display_path(SCENARIOS)} "
+            f"are {names}."
+        ) from None
+    except OSError as error:
+        raise DataError(f"The scenario {path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"The scenario {path} is not JSON: {error}.") from None
     return _convert(content, kind, str(path))
 
 
@@ -301,8 +317,44 @@ def _convert(content: Any, kind: type[T], origin: str) -> T:
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        known = f" Events are {', '.join(EVENT_TYPES)}." if "enum" in str(error) else ""
-        raise DataError(
-            f"Not usable, {origin}: {error}.{known} The files in data/scenarios/ show what a "
-            "scenario may hold."
-        ) from None
+        raise DataError(f"{origin} is not usable: {_problem(error, content, kind)}") from None
+
+
+def _problem(error: msgspec.ValidationError, content: Any, kind: type[Checked]) -> str:
+    """What msgspec refused, as a sentence. Its text says where; the types say what is allowed."""
+    what, _, place = str(error).partition(" - at `$.")
+    place = place.removesuffix("`")
+    info: Any = inspect.type_info(kind)
+    for name in filter(None, place.split(".")):
+        content, info = content[name], _fields(info)[name]
+    if unknown := re.search("unknown field `(.*)`", what):
+        names = list(_fields(info))
+        near = difflib.get_close_matches(unknown[1], names, 1)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
+        return f"{place or 'it'} has no {unknown[1]!r}; {meant}"
+    own = next((name for name, in_file in IN_FILES.items() if place == in_file), place)
+    return f"{own or 'it'} is {json.dumps(content)[:60]}; it must be {_allowed(info)}."
+
+
+def _fields(info: Any) -> dict[str, Any]:
+    """The types of an object's values, by the names that they have in a file."""
+    (found,) = (one for one in getattr(info, "types", [info]) if hasattr(one, "fields"))
+    return {field.encode_name: field.type for field in found.fields}
+
+
+def _allowed(info: Any) -> str:
+    """What a type takes, in words."""
+    match info:
+        case inspect.Metadata(extra_json_schema={"description": said}):
+            return str(said)
+        case inspect.UnionType():
+            return ", or ".join(map(_allowed, info.types))
+        case inspect.LiteralType():
+            return f"one of {', '.join(map(str, info.values))}"
+        case inspect.IntType() | inspect.FloatType():
+            kind = "a whole number" if isinstance(info, inspect.IntType) else "a number"
+            low = f"above {info.gt:,g} and at most" if info.ge is None else f"from {info.ge:,g} to"
+            return f"{kind} {low} {info.le:,}"
+        case inspect.StructType():
+            return f"an object with {', '.join(_fields(info))}"
+    return {"BoolType": "true or false", "NoneType": "null"}.get(type(info).__name__, "a text")
