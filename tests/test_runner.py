@@ -78,6 +78,12 @@ def test_an_unknown_notebook_is_refused_with_the_known_ones(name, meant):
     )
 
 
+def test_a_notebook_beyond_the_course_is_listed_as_it_is_asked_for():
+    beyond = replace(notebook("02_again"), path=Path("notebooks/more/02_again.ipynb"))
+    with pytest.raises(RunError, match=r"  02_cache\n  more/02_again$"):
+        runner.choose(["03"], [*FOUND, beyond])
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"<<<<<<< HEAD\n{}", b'{"cells": [', b"{}", b"null", b"\xff\xfe{", "folder"]
 )
@@ -92,6 +98,18 @@ def test_a_file_that_is_no_notebook_is_named_and_keeps_no_other_from_being_found
     broken, other = runner.find_notebooks(tmp_path)
     assert str(file) in broken.broken
     assert (other.title, other.broken) == ("Whole", "")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"quick": [1]}, {"ranges": {"rows": 5}}, {"minutes": "many"}, [7], 5],
+)
+def test_metadata_that_make_no_sense_concern_their_own_notebook_only(tmp_path, told):
+    nbformat.write(new_notebook(metadata={"workshop": told}), tmp_path / "00_odd.ipynb")
+    nbformat.write(new_notebook(), tmp_path / "01_whole.ipynb")
+    odd, other = runner.find_notebooks(tmp_path)
+    assert "`workshop` in its metadata: Expected" in odd.broken
+    assert other.broken == ""
 
 
 def test_the_notebooks_beyond_the_course_are_found_after_those_of_the_course(tmp_path):

@@ -80,12 +80,17 @@ class Comparison:
     def summary(self) -> str:
         """What can be said of all of it, in one line."""
         known = sum(pair.low is not None for pair in self.pairs)
-        apart = sum(pair.apart for pair in self.pairs)
+        apart = sorted((p for p in self.pairs if p.apart), key=_distance, reverse=True)
         if not self.pairs:
             return "Nothing can be compared."
         if apart:
-            return f"{apart} of {known} figures with an interval differ by more than chance."
-        return f"No difference that these runs can show, in {known} figures with an interval."
+            first = apart[0]
+            most = f"{first.notebook[:2]} {first.name} ({first.ratio:.3g} times the first)"
+            verb = "differs" if len(apart) == 1 else "differ"
+            return (
+                f"{len(apart)} of {known} figures {verb} by more than chance, most of all {most}."
+            )
+        return f"No difference that these two runs can show, in {known} figures."
 
     def __str__(self) -> str:
         """The summary, then what is telling, in lines of at most 100 characters."""
@@ -143,6 +148,11 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
     labels = (display_path(places[0]), display_path(places[1]))
     notes = list(dict.fromkeys(services + machines))
     return Comparison(labels, judged, allowed, allowed_as, refused, notes)
+
+
+def _distance(pair: Pair) -> float:
+    """How far the two figures of a pair lie apart, either way."""
+    return abs(math.log(pair.ratio or 1))
 
 
 def _find(run: str | Path) -> Path:

@@ -17,8 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
+import msgspec
 import nbformat
 import psutil
 import yaml
@@ -43,9 +44,17 @@ MAX_FOLDER_BYTES = 55
 """Of the path that temporary files are in, for kernels' sockets to be made there: the name of a
 Unix socket has 103 bytes at most on macOS, 107 on Linux."""
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-METADATA = ("minutes", "quick", "ranges", "seconds", "measures_load")
-"""What a notebook's metadata say of it, below `workshop`."""
 SCRATCH = f"workshop-{os.getuid()}-"
+
+
+class Metadata(TypedDict, total=False):
+    """What a notebook's metadata say of it, below `workshop`; see `Notebook`."""
+
+    minutes: int
+    quick: dict[str, Any]
+    ranges: dict[str, dict[str, int | float]]
+    seconds: float
+    measures_load: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,11 @@ class Notebook:
     def number(self) -> str:
         """Its short name: "06", or "more/06" beyond the course."""
         return _number(self.path)
+
+    @property
+    def full_name(self) -> str:
+        """Its name with the folder that tells it from one of the course."""
+        return f"{self.number}{self.name[2:]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +154,7 @@ def _meant(name: str, found: list[Notebook], originals: list[Notebook]) -> list[
         number = _number(Path(name).with_name(f"{int(wanted):02d}_"))
         match = [n for n in originals if n.number == number]
     if not match:
-        names = [n.name for n in found]
+        names = [n.full_name for n in found]
         near = [n for n in names if wanted and wanted in n]
         near += difflib.get_close_matches(wanted, names, 1)
         meant = f" Did you mean {near[0]}?" if near else ""
@@ -167,7 +181,9 @@ def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, 
             raise RunError(f"{word!r} is not of the form NAME=VALUE.")
         takers = [notebook for notebook in chosen if name in notebook.parameters]
         if not takers:
-            known = "\n  ".join(f"{n.name}: {', '.join(n.parameters) or '(none)'}" for n in chosen)
+            known = "\n  ".join(
+                f"{n.full_name}: {', '.join(n.parameters) or '(none)'}" for n in chosen
+            )
             raise RunError(f"No chosen notebook has a parameter {name!r}. They have:\n  {known}")
         for notebook in takers:
             default = notebook.parameters[name]
@@ -338,14 +354,15 @@ def _read(path: Path) -> Notebook:
         title = next((text for text in headings if text.startswith("# ")), f"# {path.stem}")
         tagged = (c for c in content.cells if "parameters" in c.metadata.get("tags", ()))
         parameters = _literals(next((cell.source for cell in tagged), ""))
-        told = content.metadata.get("workshop", {})
-        known = {name: told[name] for name in METADATA if name in told}
+        known = msgspec.convert(content.metadata.get("workshop", {}), Metadata)
         return Notebook(path, path.stem, title.splitlines()[0][2:], parameters, **known)
     except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others can run
         said, name = redact(error)[:200], display_path(path)
+        if isinstance(error, msgspec.ValidationError):
+            said = f"`workshop` in its metadata: {said}."
         why = (
             f"{name} is not a notebook that can be read: {said} If a merge left its marks in "
-            f"it, resolve the conflict; `git checkout {name}` has the committed one back."
+            "it, resolve the conflict; `workshop notebook reset` puts the delivered one back."
         )
         return Notebook(path, path.stem, path.stem, broken=why)
 
