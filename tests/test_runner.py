@@ -260,7 +260,7 @@ CELLS = {
         new_code_cell(OPEN.format("00_passes") + "print(words, answers[-1].source, ws.namespace)"),
     ],
     "01_fails": [
-        new_code_cell("before = 1"),
+        new_code_cell("from pathlib import Path\nbefore = Path({!r}).write_text('valkey_ttl = 5')"),
         new_markdown_cell("# A notebook that fails"),
         new_code_cell("# the culprit\nbefore / 0"),
         new_code_cell("raise RuntimeError('never reached')"),
@@ -269,7 +269,10 @@ CELLS = {
         new_code_cell(OPEN.format("another name")),
         new_code_cell(f"import os\nos.kill(os.getpid(), {signal.SIGKILL:d})"),
     ],
-    "04_loads": [new_code_cell("assert True")],
+    "04_loads": [
+        new_code_cell("from workshop_lib.settings import load_settings"),
+        new_code_cell("assert load_settings().values.valkey_ttl == 30"),
+    ],
 }
 TOLD = {
     "00_passes": {"quick": {"rows": 2, "words": "quick"}, "minutes": 3},
@@ -282,17 +285,26 @@ KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 @pytest.fixture(scope="module")
 def done(shared, tmp_path_factory):
-    """Notebooks of which one passes, one fails, and one's kernel is killed, two at a time."""
+    """Notebooks of which one passes, one fails, and one's kernel is killed, two at a time.
+
+    The one that fails changes the settings file.
+    """
     folder = tmp_path_factory.mktemp("my notebooks")
+    settings = folder / "workshop.toml"
     for name, cells in CELLS.items():
         about = {"workshop": TOLD.get(name, {}), "kernelspec": KERNEL}
         content = new_notebook(cells=cells, metadata=about)
+        content.cells[0].source = content.cells[0].source.replace("{!r}", repr(str(settings)))
         nbformat.write(content, folder / f"{name}.ipynb")
     (folder / "03_broken.ipynb").write_text("this is no notebook at all")
     (folder / "not_numbered.ipynb").write_text("this is no notebook at all")
-    outcomes, page = runner.run(
-        parameters=["words=a=b"], workers=2, out=folder / "out", notebooks=folder
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKSHOP_CONFIG", str(settings))
+        settings.touch()
+        outcomes, page = runner.run(
+            parameters=["words=a=b"], workers=2, out=folder / "out", notebooks=folder
+        )
+    assert settings.read_text() == "valkey_ttl = 5"
     results = {f.stem: json.loads(f.read_text("utf-8")) for f in page.parent.glob("*.json")}
     return outcomes, results, page.parent
 

@@ -34,6 +34,7 @@ from workshop_lib.paths import NOTEBOOKS, RESULTS, display_path
 from workshop_lib.report import export, write_report
 from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
 from workshop_lib.services.state_folder import cache_folder
+from workshop_lib.settings import fixed_file
 
 MORE = "more"
 """The folder, below the notebooks, of those beyond the course."""
@@ -240,7 +241,8 @@ def run(
 ) -> tuple[list[Result], Path]:
     """Run notebooks and leave their results in a folder.
 
-    Everything that can be wrong with the request is found before anything starts.
+    Everything that can be wrong with the request is found before anything starts. What is changed
+    in the settings file meanwhile does not concern it.
 
     Args:
         names: which; all if empty.
@@ -285,23 +287,24 @@ def run(
     count = f"{len(jobs)} notebook{'s' * (len(jobs) != 1)}, {size} size"
     at_once = min(workers, len(jobs))
     say(f"{count}{f', {at_once} at a time' * (at_once > 1)}, into {display_path(folder)}")
-    prepare()
-    for job in jobs:  # what an earlier run left there is not this one's
-        for ending in (".json", ".ipynb", ".html"):
-            job.file(ending).unlink(missing_ok=True)
     results: dict[str, Result] = {}
-    try:
-        for result in _run_all(jobs, workers, folder / "kernels.log"):
-            results[result.notebook] = result
-            say(describe(result))
-    except KeyboardInterrupt:
-        why = CellError(0, "", "The run was interrupted before this had finished.")
-        for job in jobs:
-            if job.notebook.name not in results:
-                _keep(job, ok=False, error=why, interrupted=True, workers=workers)
-        raise
-    finally:
-        page = write_report(folder)
+    with _scratch_folder() as scratch, fixed_file(Path(scratch)):
+        prepare()
+        for job in jobs:  # what an earlier run left there is not this one's
+            for ending in (".json", ".ipynb", ".html"):
+                job.file(ending).unlink(missing_ok=True)
+        try:
+            for result in _run_all(jobs, workers, folder / "kernels.log", scratch):
+                results[result.notebook] = result
+                say(describe(result))
+        except KeyboardInterrupt:
+            why = CellError(0, "", "The run was interrupted before this had finished.")
+            for job in jobs:
+                if job.notebook.name not in results:
+                    _keep(job, ok=False, error=why, interrupted=True, workers=workers)
+            raise
+        finally:
+            page = write_report(folder)
     if folder.parent == RESULTS:
         _point_latest_to(folder)
     return [results[notebook.name] for notebook in chosen], page
@@ -384,7 +387,7 @@ def _literals(source: str) -> dict[str, Any]:
 # --- running ---
 
 
-def _run_all(jobs: list[Job], workers: int, log: Path) -> Iterator[Result]:
+def _run_all(jobs: list[Job], workers: int, log: Path, scratch: str) -> Iterator[Result]:
     """Run notebooks in threads, which only wait: each notebook's kernel is a process.
 
     Of several at a time the longest begin first, as one that began last would run on alone; those
@@ -394,7 +397,7 @@ def _run_all(jobs: list[Job], workers: int, log: Path) -> Iterator[Result]:
     beside.sort(key=lambda job: -job.notebook.seconds)
     batches = [beside, *([job] for job in jobs if job not in beside)]
     logging.getLogger("papermill").addHandler(logging.NullHandler())  # results say all of it
-    with _scratch_folder() as scratch, log.open("ab") as errors:
+    with log.open("ab") as errors:
         for batch in filter(None, batches):
             at_once = min(workers, len(batch))
             with ThreadPoolExecutor(at_once) as pool:

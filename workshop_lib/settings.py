@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -239,6 +239,25 @@ def _stack_outputs(given: Mapping[str, Any]) -> dict[str, str]:
     outputs = read_outputs(str(stack.workshop_stack), stack.aws_region)
     urls = {name: [given.get(url) for url in _INSTEAD.get(name, ())] for name in outputs}
     return {n: v for n, v in outputs.items() if all(_leads_to(url, v) for url in urls[n])}
+
+
+@contextmanager
+def fixed_file(folder: Path) -> Iterator[None]:
+    """Have this process, and what it starts, read the settings file as it is now, from a copy.
+
+    Args:
+        folder: for the copy. It has to be closed to others, as there may be passwords in it.
+
+    """
+    copy, file, before = folder / "workshop.toml", config_file(), os.environ.get("WORKSHOP_CONFIG")
+    copy.write_bytes(file.read_bytes() if file.exists() else b"")
+    os.environ["WORKSHOP_CONFIG"] = str(copy)
+    try:
+        yield
+    finally:
+        del os.environ["WORKSHOP_CONFIG"]
+        if before is not None:
+            os.environ["WORKSHOP_CONFIG"] = before
 
 
 def state_dir() -> Path | None:
