@@ -119,7 +119,7 @@ def run(workers: int | None, out: Path | None, **request: Any) -> None:
         except KeyboardInterrupt:
             kept = f"What had finished is in {display_path(folder)}."
             some = any(not result.interrupted for result in read_run(folder).values())
-            click.echo(f"Interrupted. {kept if some else 'No notebook had finished.'}", err=True)
+            click.echo(kept if some else "No notebook had finished.", err=True)
             sys.exit(INTERRUPTED)
     failed = sum(not result.ok for result in results)
     latest = RESULTS / "latest" / "index.html"

@@ -124,7 +124,8 @@ def one_interrupt(*, times: int = 1, last: bool = True) -> Iterator[None]:
 
     Args:
         times: how many are heard; 0 for what must be finished.
-        last: the process ends after this, and after an interrupt it hears none even then.
+        last: the process ends after this, which is said, and after an interrupt it hears none even
+            then.
 
     """
     heard = 0
@@ -133,6 +134,9 @@ def one_interrupt(*, times: int = 1, last: bool = True) -> Iterator[None]:
     def hear(number: int, frame: FrameType | None) -> None:
         nonlocal heard
         heard += 1
+        if heard == times and last:
+            with suppress(OSError):
+                os.write(2, b"Interrupted. What it made is being deleted; that can take a while.\n")
         if heard <= times:
             before[number](number, frame)
 
