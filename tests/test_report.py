@@ -102,7 +102,7 @@ def test_the_page_says(page):
     for said in (
         "2 of 3 notebooks passed · quick size · 2026-11-29 10:00 UTC",
         "Does every query gain from a cache? The report came 9 times faster from the cache, ",
-        "a lookup by primary key with no measurable difference. 95 % interval 8 to 10 times, n",
+        "key with no measurable difference. 9 times: 95 % interval 8 to 10 times, n",
         # Beside published figures; nothing divides them.
         "pooled, database 5 to 10 ms 300 µs 290 to 310 µs 40 any",
         "cold, database 200 to 300 ms – – –",
@@ -144,7 +144,7 @@ def test_of_a_whole_run_the_sentences_with_an_interval_are_at_the_top(tmp_path):
         "A hit was 3 times faster than the query: 100 µs from the cache, 300 µs from the database "
         "over a pooled connection. "
         "Against a new connection for each query it would look like 70 times. "
-        "95 % interval 2.76 to 3.26 times, n = 40."
+        "3 times: 95 % interval 2.76 to 3.26 times, n = 40."
     ) in top
 
 
@@ -186,6 +186,29 @@ def test_an_executed_notebook_s_page_shows_all_and_loads_nothing_from_elsewhere(
     assert not any(exported.values("script", "src") + exported.values("link", "href"))
     assert all(str(src).startswith("data:") for src in exported.values("img", "src"))
     assert re.findall(r"import\(|@import|url\([\"']?(?:https?:)?//", exported.source) == []
+
+
+def test_what_was_done_in_jupyterlab_has_its_title_and_picture_and_no_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("workshop_lib.report.NOTEBOOKS", tmp_path / "notebooks")
+    (tmp_path / "notebooks").mkdir()
+    image = {"data": {"image/png": PNG}, "metadata": {"image/png": {"alt": "Times"}}}
+    cells = [
+        new_markdown_cell("# 03 · Is it worth it?"),
+        new_code_cell("show()", outputs=[new_output("display_data", **image)]),
+    ]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / f"{QUERY}.ipynb")
+    results = tmp_path / "interactive"
+    for name, figures in ((QUERY, FIGURES), (RATIO, HIT)):
+        write_json(results / f"{name}.json", Result(name, measurements=figures).to_json())
+    page = page_of(results)
+    assert "2 notebooks run in JupyterLab · 20" in page.text
+    assert "03 · Is it worth it? run in JupyterLab on 20" in page.text
+    assert "A hit was 3 times faster" in page.top  # as with all that is not quick
+    assert page.values("img", "alt") == ["Times", "Times"]
+    assert (results / f"{QUERY}.png").read_bytes() == b64decode(PNG)
+    assert "The saved notebook has no picture" in page.text
+    assert "0.0 s" not in page.text
+    assert "passed" not in page.text
 
 
 # --- what is missing or damaged ---

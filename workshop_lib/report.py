@@ -15,9 +15,9 @@ import nbformat
 
 from workshop_lib.errors import ResultError
 from workshop_lib.findings import NOT_THERE, Finding, evaluate, find, statements
-from workshop_lib.paths import replace_file
+from workshop_lib.paths import NOTEBOOKS, replace_file
 from workshop_lib.published import PublishedFigure, Study, studies
-from workshop_lib.results import Measurement, Result, format_latency, read_run
+from workshop_lib.results import INTERACTIVE, Measurement, Result, format_latency, read_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_HEADLINES = 5
@@ -31,6 +31,7 @@ class Section:
 
     Attributes:
         result: as its file holds it.
+        title: its heading.
         page: whether it was exported as a page.
         picture: its most telling plot, which is a file of its own as well: PNG in base64.
         alt: what the picture shows, in words.
@@ -39,6 +40,7 @@ class Section:
     """
 
     result: Result
+    title: str
     page: bool
     picture: str = ""
     alt: str = ""
@@ -94,21 +96,35 @@ def export(executed: Path) -> None:
     replace_file(executed.with_suffix(".html"), body)
 
 
+def heading(notebook: Any) -> str:
+    """A notebook's title; empty if it has none."""
+    texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    found = next((text for text in texts if text.startswith("# ")), "# ")
+    return str(found.splitlines()[0][2:])
+
+
 def _section(place: Path, result: Result) -> Section:
-    executed, picture, alt, problem = place.with_suffix(".ipynb"), "", "", ""
+    executed, page = place.with_suffix(".ipynb"), place.with_suffix(".html").exists()
+    if result.size == INTERACTIVE:  # it is where the learner runs and saves it
+        executed = next(NOTEBOOKS.rglob(executed.name), executed)
+    title, picture, alt, problem = result.title or place.name, "", "", ""
     try:
         if executed.exists():
-            picture, alt = _picture(executed)
+            notebook = nbformat.read(executed, as_version=4)
+            title = result.title or heading(notebook) or place.name
+            picture, alt = _picture(notebook)
+            if picture:
+                place.with_suffix(".png").write_bytes(b64decode(picture))
     except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others have theirs
         problem = f"{type(error).__name__}: {error}"
-    return Section(result, place.with_suffix(".html").exists(), picture, alt, problem)
+    return Section(result, title, page, picture, alt, problem)
 
 
-def _picture(executed: Path) -> tuple[str, str]:
+def _picture(executed: Any) -> tuple[str, str]:
     """The picture of the cell with the tag "headline", or the first, and what it shows."""
     drawn = [
         (HEADLINE in cell.metadata.get("tags", ()), output)
-        for cell in nbformat.read(executed, as_version=4).cells
+        for cell in executed.cells
         for output in cell.get("outputs", ())
         if "image/png" in output.get("data", {})
     ]
@@ -116,14 +132,14 @@ def _picture(executed: Path) -> tuple[str, str]:
         return "", ""
     _, output = max(drawn, key=lambda one: one[0])
     png = "".join(output.data["image/png"].split())
-    executed.with_suffix(".png").write_bytes(b64decode(png))
     return png, output.metadata.get("image/png", {}).get("alt", "a plot")
 
 
 def _is_headline(found: Finding, results: Mapping[str, Result]) -> bool:
     """Whether its figure has an interval, and can be trusted at the size of its run."""
-    sizes = {"quick", results[found.statement.notebook].size}
-    return bool(found.figure and found.figure.interval) and found.statement.headline in sizes
+    quick = results[found.statement.notebook].size == "quick"
+    known = found.figure and found.figure.interval
+    return bool(known) and found.statement.headline in ({"quick"} if quick else {"quick", "full"})
 
 
 def beside(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from workshop_lib.services import Endpoint
 
 FORMAT = 1
+INTERACTIVE = "interactive"
+"""The size of what a person runs: whatever the parameters are, at first those of "full"."""
 PACKAGES = ("psycopg2-binary", "redis", "boto3", "msgspec", "pandas", "matplotlib", "papermill")
 SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
 Value = int | float | str | bool
@@ -170,7 +172,7 @@ class Result:
     services: dict[str, dict[str, str | bool | None]] = field(default_factory=dict)
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     parameters: dict[str, Any] = field(default_factory=dict)
-    size: str = "interactive"
+    size: str = INTERACTIVE
     latencies: list[dict[str, float]] = field(default_factory=list)
     measurements: dict[str, Measurement] = field(default_factory=dict)
     title: str = ""

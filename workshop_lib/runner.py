@@ -31,7 +31,7 @@ from workshop_lib.errors import RunError, WorkshopError, redact
 from workshop_lib.kernel_client import HeadlessKernelManager
 from workshop_lib.namespaces import abandoned_namespaces, new_run, wipe_namespace
 from workshop_lib.paths import NOTEBOOKS, RESULTS, display_path
-from workshop_lib.report import export, write_report
+from workshop_lib.report import export, heading, write_report
 from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
 from workshop_lib.services.state_folder import cache_folder
 from workshop_lib.settings import fixed_file
@@ -353,12 +353,10 @@ def _number(path: Path) -> str:
 def _read(path: Path) -> Notebook:
     try:
         content = nbformat.read(path, as_version=4)
-        headings = (c.source for c in content.cells if c.cell_type == "markdown")
-        title = next((text for text in headings if text.startswith("# ")), f"# {path.stem}")
         tagged = (c for c in content.cells if "parameters" in c.metadata.get("tags", ()))
         parameters = _literals(next((cell.source for cell in tagged), ""))
         known = msgspec.convert(content.metadata.get("workshop", {}), Metadata)
-        return Notebook(path, path.stem, title.splitlines()[0][2:], parameters, **known)
+        return Notebook(path, path.stem, heading(content) or path.stem, parameters, **known)
     except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others can run
         said, name = redact(error)[:200], display_path(path)
         if isinstance(error, msgspec.ValidationError):

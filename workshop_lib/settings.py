@@ -143,6 +143,11 @@ class Settings(BaseSettings):
         return self.valkey_url or self.redis_url
 
     @property
+    def cache_setting(self) -> str:
+        """Which of the two that is."""
+        return "VALKEY_URL" if self.valkey_url else "REDIS_URL"
+
+    @property
     def uses_external(self) -> str:
         """The services that are not the local engines', for display; empty if all are local."""
         external = {

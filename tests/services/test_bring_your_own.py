@@ -153,6 +153,8 @@ STORE = "AWS_ENDPOINT_URL_S3 is not an address; its form is http://host:port"
         ("VALKEY_URL", "redis://:12/S3CRET@h", CACHE),
         ("VALKEY_URL", "unix:///tmp/valkey.sock", "Unix sockets cannot be used"),
         ("VALKEY_URL", "redis://h/0?timeout=5", "option timeout of VALKEY_URL cannot be used"),
+        ("REDIS_URL", "redis://h/0?timeout=5", "option timeout of REDIS_URL cannot be used"),
+        ("REDIS_URL", "ftp://h", "REDIS_URL is not a cache address"),
         ("VALKEY_URL", "redis://h/0?decode_responses=S3CRET", "leave it out"),
         ("VALKEY_URL", "redis://h/0?socket_timeout=S3CRET", CACHE),
         ("VALKEY_URL", "redis://h/S3CRET", CACHE),

@@ -46,8 +46,8 @@ def cache_config(**place: Any) -> dict[str, Any]:
     }
 
 
-def parse_cache_url(url: str) -> dict[str, Any]:
-    """Arguments of redis.Redis for this address; "host", "port" and "ssl" among them.
+def parse_cache_url(url: str, setting: str) -> dict[str, Any]:
+    """Arguments of redis.Redis for this setting's address; "host", "port" and "ssl" among them.
 
     Raises:
         SettingsError: it is malformed, or has an option that is unknown or unusable. The text
@@ -63,14 +63,14 @@ def parse_cache_url(url: str) -> dict[str, Any]:
         int(place.path.strip("/") or 0)
     except ValueError:
         raise SettingsError(
-            "VALKEY_URL is not a cache address. Its form is redis://:password@host:port/0 "
+            f"{setting} is not a cache address. Its form is redis://:password@host:port/0 "
             "(rediss:// for TLS; Unix sockets cannot be used), perhaps with options and their "
             f"numbers; {ESCAPES}"
         ) from None
     options.pop("connection_class", None)
     if unknown := options.keys() - OPTIONS:
         raise SettingsError(
-            f"The option {min(unknown)} of VALKEY_URL cannot be used here; leave it out. Known "
+            f"The option {min(unknown)} of {setting} cannot be used here; leave it out. Known "
             f"ones: {', '.join(sorted(OPTIONS))}."
         )
     return {"host": "localhost", "port": 6379, **options, "ssl": place.scheme == "rediss"}

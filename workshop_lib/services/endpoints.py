@@ -427,13 +427,14 @@ def external_cache(settings: Settings) -> CacheEndpoint | None:
         return CacheEndpoint(label, host, 6379, arguments, setting, aws=True, tls=True)
     if not settings.cache_url:
         return None
-    found = services.clients.parse_cache_url(settings.cache_url.get_secret_value())
+    url, setting = settings.cache_url.get_secret_value(), settings.cache_setting
+    found = services.clients.parse_cache_url(url, setting)
     return CacheEndpoint(
-        "Valkey of your own (VALKEY_URL)",
+        f"Valkey of your own ({setting})",
         found["host"],
         found["port"],
         services.clients.cache_config(**found),
-        setting="VALKEY_URL",
+        setting=setting,
         tls=found["ssl"] and found.get("ssl_cert_reqs") != "none",
     )
 
