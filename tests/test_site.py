@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -32,6 +34,13 @@ def test_links_lead_to_a_page_or_to_the_repository_if_one_is_known(
     monkeypatch.setattr(build_site, "REPOSITORY", repository)
     monkeypatch.setattr(build_site, "ADDRESS", f"https://github.com/{repository}")
     assert build_site.relink(link, build_site.SOURCE / "docs") == (becomes or link)
+
+
+def test_a_run_that_lacks_a_notebook_is_refused_before_anything_is_installed(tmp_path):
+    words = [sys.executable, build_site.__file__, "--check", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert ".ipynb. `make run" in done.stderr
 
 
 def test_pictures_keep_their_alt_texts_and_collapsed_code_stays_collapsed(tmp_path):
