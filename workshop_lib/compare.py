@@ -83,6 +83,8 @@ class Comparison:
         apart = sorted((p for p in self.pairs if p.apart), key=_distance, reverse=True)
         if not self.pairs:
             return "Nothing can be compared."
+        if not known:
+            return "No figure has an interval: these runs cannot tell a change from chance."
         if apart:
             first = apart[0]
             most = f"{first.notebook[:2]} {first.name} ({first.ratio:.3g} times the first)"
@@ -91,6 +93,15 @@ class Comparison:
                 f"{len(apart)} of {known} figures {verb} by more than chance, most of all {most}."
             )
         return f"No difference that these two runs can show, in {known} figures."
+
+    @property
+    def telling(self) -> list[Pair]:
+        """Pairs with an interval, and counts, texts and truth values that changed."""
+        values = [(pair, pair.first.value, pair.second.value) for pair in self.pairs]
+        return [
+            pair for pair, first, second in values
+            if pair.low is not None or (not isinstance(first, float) and first != second)
+        ]  # fmt: skip
 
     def __str__(self) -> str:
         """The summary, then what is telling, in lines of at most 100 characters."""
