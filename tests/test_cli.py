@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from workshop_lib.cli import main
 from workshop_lib.dataset import list_objects
 from workshop_lib.namespaces import wipe_namespace
 from workshop_lib.paths import CHECKOUT, display_path
+from workshop_lib.services import local
 from workshop_lib.services.state_folder import StateFolder
 
 
@@ -90,23 +92,62 @@ def test_a_request_that_makes_no_sense_is_refused_and_nothing_is_started(
     assert "The local engines are not running" in workshop("status").output
 
 
-@pytest.mark.parametrize("command", ["env", "lab", "reset", "run", "check", "status", "stop"])
-def test_an_unusable_setting_is_one_clear_message_and_status_and_stop_work(
-    workshop, nowhere, monkeypatch, command
-):
+@pytest.mark.parametrize("command", ["env", "lab", "run", "check"])
+def test_an_unusable_setting_is_one_clear_message(workshop, nowhere, monkeypatch, command):
     monkeypatch.setenv("VALKEY_TTL", "soon")
     done = workshop(command)
     wrong = "A setting is not usable. VALKEY_TTL='soon' (from environment): it must be a number."
     assert wrong in done.output
-    if command in {"status", "stop"}:
-        assert (done.exit_code, "running" in done.output) == (0, True)
-    elif command == "check":
+    if command == "check":
         assert done.exit_code == 1
         assert "✗ Settings" in done.output
         assert "– Everything else" in done.output
     else:
         assert (done.exit_code, done.output) == (1, f"Error: {wrong}\n")
     assert not nowhere.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("AWS_ENDPOINT_URL_S3", "http://h:1"), ("WORKSHOP_CONFIG", "none"), ("VALKEY_TLL", "5")],
+)
+def test_whatever_the_settings_are_one_can_look_stop_and_reset(
+    workshop, nowhere, monkeypatch, name, value
+):
+    monkeypatch.setenv(name, value)
+    for words in ("--help", "list", "status", "stop"):
+        done = workshop(words)
+        assert (done.exit_code, name in done.output) == (0, False)
+    StateFolder(nowhere).prepare()
+    done = workshop("reset", "--yes")
+    assert (done.exit_code, name in done.output) == (0, True)
+    assert "Services of your own are left alone." in done.output
+    assert not any(nowhere.iterdir())
+
+
+def test_stop_finds_the_state_folder_of_a_file_in_which_something_else_is_wrong(
+    workshop, nowhere, monkeypatch, tmp_path
+):
+    monkeypatch.delenv("WORKSHOP_STATE_DIR")
+    monkeypatch.setenv("WORKSHOP_CONFIG", str(tmp_path / "workshop.toml"))
+    (tmp_path / "workshop.toml").write_text(f"colour = 1\nworkshop_state_dir = '{nowhere}'")
+    assert f"(their state: {nowhere})" in workshop("status").output
+
+
+def test_a_state_folder_may_have_any_letters_in_any_locale(tmp_path):
+    folder = tmp_path / "état"
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "WORKSHOP_STATE_DIR": str(folder),
+    }
+    command = [sys.executable, "-m", "workshop_lib", "check", "--json"]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        local.reset(StateFolder(folder))
 
 
 def test_a_terminal_without_some_characters_is_shown_the_others(nowhere, monkeypatch):

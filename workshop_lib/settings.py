@@ -128,7 +128,10 @@ class Settings(BaseSettings):
                     raise ValueError(f"both {name.upper()} and {url.upper()} are set; unset one")
         for name, needed in _NEEDS.items():
             if getattr(self, name) and not getattr(self, needed):
-                raise ValueError(f"{name.upper()} is set, so {needed.upper()} is needed too")
+                raise ValueError(
+                    f"{name.upper()} is set, so {needed.upper()} is needed too: set it, or leave "
+                    f"{name.upper()} out"
+                )
         for name, pattern in ("dsql_endpoint", _CLUSTER), ("queue_url", _QUEUE):
             found = re.fullmatch(pattern, _text(getattr(self, name)))
             if found and found[1] != self.aws_region:
