@@ -77,7 +77,7 @@ def test_what_is_wrong_in_the_file_is_named_with_what_is_allowed(tmp_path, conte
 
 
 def test_where_there_is_no_file_it_is_said_which_scenarios_there_are(tmp_path):
-    with pytest.raises(DataError, match=r"no scenario nope: .*data/scenarios are .*, mixed_laptop"):
+    with pytest.raises(DataError, match=r"no scenario nope: .*own are .*, mixed_laptop"):
         read_scenario("nope")
     with pytest.raises(DataError, match=f"{tmp_path} cannot be read: Is a directory"):
         read_mixed(tmp_path)

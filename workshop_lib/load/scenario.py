@@ -14,7 +14,7 @@ from msgspec import inspect
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
 from workshop_lib.load.traffic import ACTIONS, MAX_STATEMENTS, Action, EventType
-from workshop_lib.paths import FILES, display_path
+from workshop_lib.paths import FILES
 from workshop_lib.settings import NAMESPACE
 
 T = TypeVar("T", bound="Checked")
@@ -294,8 +294,7 @@ def _read(path: str | Path, kind: type[T]) -> T:
     except FileNotFoundError:
         names = ", ".join(sorted(known.stem for known in SCENARIOS.glob("*.json")))
         raise DataError(
-            f"There is no scenario {path}: no such file, and those in {display_path(SCENARIOS)} "
-            f"are {names}."
+            f"There is no scenario {path}: no such file, and the workshop's own are {names}."
         ) from None
     except OSError as error:
         raise DataError(f"The scenario {path} cannot be read: {error.strerror}.") from None
