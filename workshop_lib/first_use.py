@@ -11,7 +11,7 @@ import tomlkit
 from pydantic import SecretStr
 
 from workshop_lib.errors import SettingsError, redact
-from workshop_lib.paths import display_path, replace_file
+from workshop_lib.paths import HOME, display_path, replace_file
 from workshop_lib.settings import check_values, config_file
 
 QUESTIONS = {
@@ -122,7 +122,8 @@ def _write(path: Path, document: tomlkit.TOMLDocument, values: Mapping[str, str]
         document.remove(name)
     try:
         if changes:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.parent == HOME:
+                HOME.mkdir(exist_ok=True)
             replace_file(path, tomlkit.dumps(document), 0o600)
     except OSError as error:
         raise SettingsError(
