@@ -351,5 +351,5 @@ def test_the_list_says_what_was_run_and_solved_and_the_page_shows_it(
     (line,) = [line for line in lines if line.startswith("02 ")]
     assert "run, 2 of" in line
     assert [line[:2] for line in lines if "solved" in line] == ["02", "05"]  # not more/05
-    assert workshop("report").output.startswith("The page: ")
+    assert workshop("report").output.startswith("The page of what you did in JupyterLab: ")
     assert "02_cache_a_query" in (place / "index.html").read_text()

@@ -310,7 +310,8 @@ def report(folder: Path | None, show: bool) -> None:
             "folder of results."
         )
     page = write_report(folder)
-    click.echo(f"The page: {display_path(page)}")
+    of = " of what you did in JupyterLab" if folder == own else ""
+    click.echo(f"The page{of}: {display_path(page)}")
     if show:
         click.launch(str(page))
 

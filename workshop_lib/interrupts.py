@@ -136,7 +136,7 @@ def one_interrupt(*, times: int = 1, last: bool = True) -> Iterator[None]:
         heard += 1
         if heard == times and last:
             with suppress(OSError):
-                os.write(2, b"Interrupted. What it made is being deleted; that can take a while.\n")
+                os.write(2, b"Interrupted. Clearing up, which can take a while ...\n")
         if heard <= times:
             before[number](number, frame)
 
