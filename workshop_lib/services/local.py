@@ -141,9 +141,7 @@ class Attachment:
         self._connection = connection
         self._released = False
         self._lock = threading.Lock()
-        # As this process writes paths: a locale may know ASCII only. The supervisor's are in UTF-8.
-        path = os.fsdecode(str(opened.folder).encode("utf-8", "surrogateescape"))
-        self.folder = StateFolder(Path(path))
+        self.folder = StateFolder(opened.folder)
         self.secrets = self.folder.secrets()
         self.engines = {engine.name: engine for engine in opened.engines}
         self._keeper = None
