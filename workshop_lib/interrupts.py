@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache
+from itertools import count
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -128,12 +129,11 @@ def one_interrupt(*, times: int = 1, last: bool = True) -> Iterator[None]:
             then.
 
     """
-    heard = 0
+    numbers = count(1)  # of the interrupts; the next may come while one is answered
     before: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     def hear(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        heard += 1
+        heard = next(numbers)
         if heard == times and last:
             with suppress(OSError):
                 os.write(2, b"Interrupted. Clearing up, which can take a while ...\n")
@@ -148,6 +148,7 @@ def one_interrupt(*, times: int = 1, last: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
+        any_heard = next(numbers) > 1
         for changed, old in before.items():
             # Ignored, and not by a function of ours: Python takes those away before it ends.
-            signal.signal(changed, signal.SIG_IGN if last and heard else old)
+            signal.signal(changed, signal.SIG_IGN if last and any_heard else old)
