@@ -104,8 +104,7 @@ def test_what_is_not_begun_in_time_is_not_done(alone, shop):
         ({"run": "r", "action": "EVENTS"}, "number"),
         (job(rows=3_001), "<= 3000"),
         (job(run="a/b"), "regex"),
-        (job(run=7), "a run with a name"),
-        (job(run=7, action="INSERT", statements=1_001), "more than 1,000"),
+        (job(action="INSERT", statements=1_001), "more than 1,000"),
         (job(namespace='a"; DROP'), r"not a job.*namespace"),
     ],
 )
@@ -237,7 +236,7 @@ def lost(_):
 
 def test_rows_that_cannot_be_counted_are_said_to_be_unknown(shop, here, monkeypatch):
     rows = SimpleNamespace(count=lambda _: fail(ServiceUnreachableError("No answer.")))
-    monkeypatch.setattr(runs, "rows_of", lambda *_, **__: rows)
+    monkeypatch.setattr(runs, "measured_rows", lambda _: rows)
     stored = insert(shop.database, here, workers=2, iterations=3)
     assert (stored.succeeded, stored.unknown, stored.in_table) == (6, 0, None)
     assert not stored.reconciles
@@ -265,7 +264,7 @@ def test_rows_that_are_committed_after_their_worker_was_lost_are_counted(shop, h
     here.spoil = lost
     seen = iter([0, 1, 4, 4])
     rows = SimpleNamespace(count=lambda _: next(seen))
-    monkeypatch.setattr(runs, "rows_of", lambda *_, **__: rows)
+    monkeypatch.setattr(runs, "measured_rows", lambda _: rows)
     monkeypatch.setattr(runs, "SETTLED_S", 0.0)
     report = insert(shop.database, here, workers=1, iterations=4)
     assert (report.succeeded, report.failed) == (4, 0)

@@ -184,7 +184,7 @@ def mixed(
             click.echo(f"How long statements take is in CloudWatch, too: {metrics}")
             processes = at_once or PROCESSES
             driver = None if by_function else ws.load_workers(processes, metrics=True)
-            test.runs.append(run := api.new_number())
+            test.runs.append(run := api.new_run())
             queue = api.Queue(ws.sqs, *urls)
             report = run_mixed(ws.database, queue, scenario, driver, run=run)
             delete_queues(ws.sqs, ws.messaging, ws.namespace)
@@ -195,13 +195,13 @@ def mixed(
 @load.command()
 @click.argument("run", required=False)
 def clean(run: str | None) -> None:
-    """Delete the rows of one load test (RUN: its name or number), or of all.
+    """Delete the rows of one load test (RUN: its name), or of all.
 
     From the tables business_events and transactions, whose other rows stay.
     """
     from workshop_lib.settings import load_settings
 
-    left, there, found = 0, 0, api.rows_named(run)
+    left, there, found = 0, 0, api.rows_of(run)
     with _workshop(load_settings().values) as ws:
         for rows in found:
             before = rows.count(ws.database)
@@ -255,7 +255,7 @@ class _Test:
         self.folder, self.on_aws = ready_folder(out), is_on_aws(self.settings)
         self.function_mb = None if self.on_aws else api.FUNCTION_MB
         self.table_rows, self.cleared = 0, True
-        self.runs: list[str | int] = []
+        self.runs: list[str] = []
         self.reports: dict[str, api.LoadReport] = {}
         self.costs: dict[str, Cost] = {}
 
@@ -315,7 +315,7 @@ class _Test:
             path = api.save_reports(self.reports, self.folder, self.costs)
             click.echo(f"Results: {display_path(path)}")
 
-    def _clear(self, database: Database, run: str | int) -> None:
+    def _clear(self, database: Database, run: str) -> None:
         import psycopg2
 
         later = f"`workshop load clean {run}` deletes them."

@@ -48,7 +48,7 @@ class LoadReport:
     """What came of a load, counted in `unit`: planned = succeeded + failed + dropped.
 
     Attributes:
-        run: its name or number: the ids of its rows begin with it, or follow from it.
+        run: its name, from which the ids of its rows follow.
         load: what was asked for.
         driver: who did it.
         here: whether processes on this machine did, whose processors they take.
@@ -67,16 +67,13 @@ class LoadReport:
         jobs: a row for each job or message: the numbers of `Done`.
         errors: the first few, in words.
         interrupted: Ctrl-C or Interrupt ended it early.
-        by_others: a function processed the queue by itself; then `redelivered` and `executions` are
-            not known.
-        redelivered: of a mixed load: deliveries beyond the first of a message.
-        executions: of a mixed load: when a worker was given messages (`at`), how long it took
-            (`seconds`), how many (`messages`).
+        redelivered: of a mixed load: deliveries beyond the first of a message; None if a function
+            processed the queue by itself.
         depth: of a mixed load: how many messages were `waiting` and `processed`, and when (`at`).
 
     """
 
-    run: str | int
+    run: str
     load: InsertLoad | MixedScenario
     driver: str
     here: bool
@@ -93,9 +90,7 @@ class LoadReport:
     jobs: pd.DataFrame
     errors: tuple[str, ...] = ()
     interrupted: bool = False
-    by_others: bool = False
     redelivered: int | None = None
-    executions: pd.DataFrame = field(default_factory=pd.DataFrame)
     depth: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
@@ -244,7 +239,6 @@ def make_report(
         calls=pd.DataFrame(calls, columns=["action", "seconds"]),
         jobs=jobs.drop(columns=["calls", "errors"]),
         errors=tuple([*said, *errors][:FIRST_ERRORS]),
-        by_others=driver is None,
         **more,
     )
 

@@ -24,7 +24,6 @@ ThinkMs = Annotated[float, msgspec.Meta(ge=0, le=60_000)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3_600)]
 Region = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]+$")]
 RunName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
-RunNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Namespace = Annotated[str, msgspec.Meta(pattern=rf"\A({NAMESPACE})?\Z")]
 # Jobs or messages of a run: the ids of their rows have room for no more.
 MAX_JOBS = 1 << 20
@@ -173,7 +172,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """What a worker is asked to do, by a driver or by a message of the queue, as JSON carries it.
 
     Attributes:
-        run: the name of an insert load, or the number of a mixed load; ids of rows follow from it.
+        run: its name, from which ids of rows follow.
         number: of the job in its run.
         action: EVENTS inserts into `business_events`; the others are those of a mixed load.
         statements: how many to run, each in a transaction of its own; 0: connect, and answer.
@@ -187,7 +186,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     """
 
-    run: RunName | RunNumber
+    run: RunName
     number: Annotated[int, msgspec.Meta(ge=0, lt=MAX_JOBS)]
     action: Action
     statements: Annotated[int, msgspec.Meta(ge=0)] = 1
@@ -200,10 +199,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     namespace: Namespace = ""
 
     def __post_init__(self) -> None:
-        inserts_events = self.action == "EVENTS"
-        if inserts_events != isinstance(self.run, str):
-            raise ValueError("EVENTS have a run with a name, the other actions one with a number")
-        if not inserts_events and self.planned > MAX_STATEMENTS:
+        if self.action != "EVENTS" and self.planned > MAX_STATEMENTS:
             raise ValueError(f"more than {MAX_STATEMENTS:,} statements")
 
     @property
@@ -234,7 +230,7 @@ def insert_jobs(load: InsertLoad, run: str, *, warm_up: bool = False) -> list[Jo
     ]
 
 
-def mixed_jobs(scenario: MixedScenario, run: int, namespace: str = "") -> list[list[Job]]:
+def mixed_jobs(scenario: MixedScenario, run: str, namespace: str = "") -> list[list[Job]]:
     """The messages of each round of a mixed load."""
     actions = [action for action in ACTIONS for _ in range(scenario.messages_per_batch)]
     return [
