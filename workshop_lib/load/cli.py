@@ -263,12 +263,9 @@ class _Test:
         """A driver for a Lambda function, whose memory is paid for."""
         from workshop_lib.services.endpoints import external_region
 
-        region, namespace = (
-            region or external_region(self.settings),
-            self.settings.workshop_namespace,
-        )
-        driver = api.LambdaWorkers(name, at_once, region=region, namespace=namespace)
-        driver.prepare()
+        place: Any = {"region": region or external_region(self.settings)}
+        namespace = self.settings.workshop_namespace
+        driver = api.LambdaWorkers(name, at_once, namespace=namespace, **place)
         self.function_mb = driver.memory_mb or api.FUNCTION_MB
         return driver
 
@@ -319,13 +316,12 @@ class _Test:
         import psycopg2
 
         later = f"`workshop load clean {run}` deletes them."
+        if self.keep:
+            click.echo(f"The rows of run {run} are kept. {later}")
+            return
         try:
-            if self.keep:
-                kept = api.count_rows(database, run)
-                click.echo(f"{kept:,} rows are kept, of run {run}. {later}")
-            else:
-                deleted = api.delete_rows(database, run)
-                click.echo(f"{deleted:,} rows of run {run} deleted, a warm-up's among them")
+            deleted = api.delete_rows(database, run)
+            click.echo(f"{deleted:,} rows of run {run} deleted, a warm-up's among them")
         except (WorkshopError, psycopg2.Error) as error:
             self.cleared = False
             click.echo(

@@ -200,7 +200,7 @@ class LocalWorkers(Driver):
                 process.start()
             for process in self._processes:
                 process.get_ready()
-        except (OSError, NoAnswerError) as error:
+        except NoAnswerError as error:
             raise WorkshopError(
                 f"Not all of {self.at_once} worker processes could start: {error}"
             ) from None
@@ -219,8 +219,6 @@ class LocalWorkers(Driver):
             if self.stopped.is_set():  # after the start: `close` ends what it finds
                 raise NoAnswerError("interrupted")
             return process.ask(event, limit_s)
-        except OSError as error:
-            raise NoAnswerError(f"No worker process could be started: {error}.") from None
         finally:
             self._idle.put(process)
 
@@ -239,18 +237,26 @@ class _Process:
         self._program: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, unless it runs."""
+        """Start it, unless it runs.
+
+        Raises:
+            NoAnswerError: this machine starts no more.
+
+        """
         if self._program and self._program.poll() is None:
             return
-        self._pipe, theirs = Pipe()
-        with theirs:
-            self._program = subprocess.Popen(
-                # -P: what lies in the current folder is not imported.
-                [sys.executable, "-P", "-m", "workshop_lib.load.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C in a terminal does not reach it
-            )
+        try:
+            self._pipe, theirs = Pipe()
+            with theirs:
+                self._program = subprocess.Popen(
+                    # -P: what lies in the current folder is not imported.
+                    [sys.executable, "-P", "-m", "workshop_lib.load.worker", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    process_group=0,  # Ctrl-C in a terminal does not reach it
+                )
+        except OSError as error:
+            raise NoAnswerError(f"No worker process could be started: {error}.") from None
         with suppress(OSError):  # it has ended, which the first question finds out
             self._pipe.send((self._config, os.getpid()))
         self._ready = False
@@ -306,8 +312,13 @@ class LambdaWorkers(Driver):
         region: where it is; None for the one that boto3 is configured for.
         namespace: whose tables jobs are for; empty for the function's own.
 
+    Attributes:
+        memory_mb: of the function.
+        reader: the host of its endpoint for reads; empty if it has no other.
+
     Raises:
-        WorkshopError: the number is out of range, or AWS's clients are configured wrongly.
+        WorkshopError: the number is out of range, AWS's clients are configured wrongly, the
+            function does not answer, or it is no load worker.
 
     """
 
@@ -337,14 +348,6 @@ class LambdaWorkers(Driver):
             self._lambda = boto3.Session().client("lambda", config=config, region_name=region)
         except BotoCoreError as error:
             raise WorkshopError(f"{self.label} cannot be called. {error_help(error)}") from None
-
-    def prepare(self) -> None:
-        """Have one execution say what the function is: its `memory_mb`, and where its `reader` is.
-
-        Raises:
-            WorkshopError: the function does not answer, or is no load worker.
-
-        """
         try:
             found = msgspec.convert(self.do(msgspec.to_builtins(PING), READY_S), Done)
         except (NoAnswerError, msgspec.ValidationError) as error:
@@ -391,9 +394,7 @@ def open_workers(ws: Workshop, at_once: int, *, metrics: bool) -> LocalWorkers |
     """
     function, region = ws.settings.load_function, ws.endpoints.aws_region
     if function:
-        workers = LambdaWorkers(function, at_once, region=region, namespace=ws.namespace)
-        workers.prepare()
-        return workers
+        return LambdaWorkers(function, at_once, region=region, namespace=ws.namespace)
     messaging = ws.messaging if metrics else None
     config = ClientConfig(ws.database.endpoint, ws.namespace, ws.endpoints.reader, messaging)
     return LocalWorkers(config, at_once)

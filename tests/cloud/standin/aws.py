@@ -1,7 +1,7 @@
 """AWS's own services as a client meets them: TLS under their names, keys, permissions, errors.
 
-moto answers, in memory. In front of it is what moto leaves out: whose key signed, whether the
-session has ended, and whether policies allow what is asked.
+moto answers, in memory. In front of it is what moto leaves out: whose key signed, and whether
+policies allow what is asked.
 """
 
 from __future__ import annotations
@@ -123,8 +123,6 @@ def _fault(identity: Identity | None, service: str, asked: Asked) -> tuple[int, 
     if identity is None:
         says = "The security token included in the request is invalid."
         return 403, "InvalidClientTokenId", says
-    if identity.expired:
-        return 400, "ExpiredToken", "The security token included in the request is expired"
     if asked.action in NEEDS_NONE or identity.may(asked.action, asked.resource, **asked.conditions):
         return None
     who = f"arn:aws:sts::{ACCOUNT}:assumed-role/workshop/session"

@@ -73,7 +73,7 @@ class Server(InThread):
         if self.asleep:
             self.asleep -= 1
             return "waking up cluster"
-        known = {one.key: one for one in self.account.identities.values() if not one.expired}
+        known = {one.key: one for one in self.account.identities.values()}
         keys = {key: one.secret for key, one in known.items()}
         place = {"hosts": self.hosts, "region": self.region}
         if found := objection(token, user=user, keys=keys, **place):
