@@ -175,19 +175,6 @@ def endpoints(aws):
 
 
 @pytest.fixture
-def without(aws):
-    """An identity with the notebooks' policy, without some of its statements."""
-
-    def make(*sids):
-        mine = [one for one in aws.policy() if one["Sid"] not in sids]
-        assert len(mine) == len(aws.policy()) - len(sids)
-        aws.let("limited", "ASIALIMITED", mine, role=aws.outputs["NotebookRoleArn"])
-        return "limited"
-
-    return make
-
-
-@pytest.fixture
 def silent_port():
     """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -212,21 +199,6 @@ def test_without_credentials_each_line_says_how_to_sign_in(check, endpoints, sil
     asked = {"AWS identity", "Object store is writable", "Queue answers", "Metrics can be read"}
     assert failed.keys() >= asked
     assert all("aws sso login" in said for said in failed.values())
-
-
-@pytest.mark.parametrize(
-    ("sid", "names", "action"),
-    [
-        ("ReadTheOutputs", "Settings", "cloudformation:DescribeStacks"),
-        ("SignInToTheDatabase", "Database answers", "dsql:DbConnectAdmin"),
-        ("UseTheBucket", "Object store is writable", "s3:PutObject"),
-        ("ReadMetrics", "Metrics", "cloudwatch:GetMetricData"),
-    ],
-)
-def test_a_missing_permission_is_named(check, without, sid, names, action):
-    name, said = only(check(without(sid)))
-    assert name.startswith(names)
-    assert action in said
 
 
 def test_a_bucket_elsewhere_and_a_queue_without_dead_letters_are_not_what_is_needed(aws, check):

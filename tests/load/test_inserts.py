@@ -24,12 +24,14 @@ from workshop_lib.load import (
     delete_rows,
     drivers,
     events,
+    load_cost,
     report as reports,
     run as runs,
     run_inserts,
     save_reports,
 )
 from workshop_lib.load.worker import Done, Worker
+from workshop_lib.prices import load_prices
 from workshop_lib.services.processes import wait_until
 
 
@@ -317,3 +319,12 @@ def test_the_load_generator_was_the_limit_if_it_took_the_time_that_there_was(
     report = reports.make_report(Here(alone), InsertLoad(), [done] * 40, 40, **how)
     assert report.limited_by == limited_by
     assert ("the load generator was the limit" in str(report)) is (limited_by == "generator")
+
+
+def test_a_function_s_time_is_paid_for_by_its_memory(alone):
+    done = Done(number=0, planned=1, success_count=1, duration_ms=60_000.0)
+    report = reports.make_report(Here(alone), InsertLoad(), [done], 1, run="r", seconds=1.0)
+    prices = load_prices()
+    for memory, usd in ((1_024, 60 * prices.lambda_gb_second), (None, 0.0)):
+        cost = load_cost(report, prices, function_mb=memory)
+        assert cost.items["functions", "time"] == pytest.approx(usd)

@@ -123,14 +123,6 @@ def test_a_seed_makes_complete_rows_of_its_kind_and_the_same_ones_again(kind):
         assert set(names) == {kind}
 
 
-def test_a_loan_runs_for_one_of_four_terms_and_is_amortised():
-    loans = [json.loads(row[5]) for row in make("LoanCreated", 200)]
-    assert {loan["term_months"] for loan in loans} == set(TERMS_MONTHS)
-    for loan in loans:
-        paid = Decimal(loan["monthly_payment"]) * loan["term_months"]
-        assert paid > Decimal(loan["loan_amount"])
-
-
 @given(st.integers(5_000, 60_000), st.integers(1, 1_200), st.sampled_from(TERMS_MONTHS))
 def test_the_payments_pay_the_loan_off(principal, basis_points, months):
     rate = Decimal(basis_points) / 100

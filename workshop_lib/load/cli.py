@@ -148,7 +148,7 @@ def mixed(
     report of what was done so far; the rows are deleted anyway.
     """
     from workshop_lib.interrupts import one_interrupt
-    from workshop_lib.queues import delete_queues, describe_queue
+    from workshop_lib.queues import delete_queues
 
     run_mixed = api.run_mixed  # imported before an interrupt can meet the import
     with one_interrupt():
@@ -177,10 +177,9 @@ def mixed(
             ws.load_table("type")
             test.table_rows = ws.load_table("transactions").rows
             urls = ws.open_queue("load", visibility_timeout_s=30, max_receives=3)
-            given = f": {describe_queue(ws.sqs, ws.messaging)}" if queue_url else ""
             metrics = api.metrics_namespace(ws.namespace)
             who = f"the function {function}" if by_function else "processes on this machine"
-            click.echo(f"Queue: {ws.messaging.label}{given}\nProcessed by {who}")
+            click.echo(f"Queue: {ws.messaging.label}\nProcessed by {who}")
             click.echo(f"How long statements take is in CloudWatch, too: {metrics}")
             processes = at_once or PROCESSES
             driver = None if by_function else ws.load_workers(processes, metrics=True)

@@ -29,7 +29,7 @@ BUSY_MACHINE = 0.5
 RANKS = {"median": 50, "p95": 95, "p99": 99}
 COUNTS = ("planned", "succeeded", "failed", "dropped", "unknown")
 AS_IT_IS = ("run", "driver", "seconds", "throughput", "reconciles", "retries",
-            "cpu_seconds", "cpu_share", "limited_by", "interrupted", "redelivered", "in_table",
+            "cpu_share", "limited_by", "interrupted", "redelivered", "in_table",
             "errors")  # fmt: skip
 # Memory of the stack's load function: the template's FunctionMemory.
 FUNCTION_MB = 512
@@ -124,14 +124,9 @@ class LoadReport:
         return int(self.jobs.retries.sum())
 
     @property
-    def cpu_seconds(self) -> float:
-        """Processor time of the workers themselves."""
-        return float(self.jobs.cpu_ms.sum()) / 1e3
-
-    @property
     def cpu_share(self) -> float:
         """Share of their time for which workers computed: near 1, they never waited."""
-        return self.cpu_seconds * 1e3 / (float(self.jobs.duration_ms.sum()) or math.inf)
+        return float(self.jobs.cpu_ms.sum() / (self.jobs.duration_ms.sum() or math.inf))
 
     @property
     def limited_by(self) -> str:
@@ -141,8 +136,9 @@ class LoadReport:
         (executions of a function have a machine each): then the figures are the load test's own
         limit; else "database".
         """
-        available = self.seconds * (psutil.cpu_count() or 1) if self.here else math.inf
-        busy = self.cpu_share > BUSY_WORKER or self.cpu_seconds > BUSY_MACHINE * available
+        available_ms = 1e3 * self.seconds * (psutil.cpu_count() or 1) if self.here else math.inf
+        machine = self.jobs.cpu_ms.sum() > BUSY_MACHINE * available_ms
+        busy = machine or self.cpu_share > BUSY_WORKER
         return "generator" if busy else "database"
 
     def by_action(self) -> pd.DataFrame:

@@ -61,7 +61,7 @@ class Cache(InThread):
             assert wait_until(lambda: _answers(client), 30)
             client.execute_command("CLUSTER ADDSLOTSRANGE", 0, SLOTS - 1)
             assert wait_until(lambda: client.cluster("info")["cluster_state"] == "ok", 30)
-        self._tls = tls
+        self._tls, self._tasks = tls, set()
         super().__init__(self._relay_all)
 
     def client(self) -> redis.Redis:
@@ -78,6 +78,8 @@ class Cache(InThread):
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take TLS off, and sign in in the client's place: serverless caches ask no password."""
+        self._tasks.add(task := asyncio.current_task())  # asyncio itself does not hold it
+        task.add_done_callback(self._tasks.discard)
         behind_reader, behind = await asyncio.open_connection(HOST, self._behind)
         behind.write(f"AUTH {self._password}\r\n".encode())
         await behind_reader.readline()
