@@ -251,9 +251,9 @@ class Function(Here):
 
     memory_mb, reader = 1_024, "elsewhere"
 
-    def __init__(self, worker, name, at_once, *, region=None, namespace=""):
+    def __init__(self, worker, name, at_once, *, region):
         super().__init__(worker)
-        self.asked = (name, region, namespace, at_once)
+        self.asked = (name, region, at_once)
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_every_key_of_the_file_has_its_effect_and_every_option_wins_over_it(func
     # The memory that is paid for is the function's.
     assert "It cost about" in said
     assert "with 1,024 MB" in said
-    assert functions[0].asked == ("of-the-file", "us-west-2", "workshop", 6)
+    assert functions[0].asked == ("of-the-file", "us-west-2", 6)
     common = {"event_type": "LoanCreated", "warm_up": 2, "time_limit_s": 60.0}
     assert one == {**OWN["scenario_1"], "rows_per_batch": 1, **common}
     assert two == {**OWN["scenario_2"], **common}
@@ -312,7 +312,7 @@ def test_every_key_of_the_file_has_its_effect_and_every_option_wins_over_it(func
     numbers = ("--num-lambdas", 2, "--iterations", 2, "--count", 2, "--warm-up", 1)
     place = ("--function-name", "mine", "--region", "eu-north-1", "--at-once", 1)
     _, (one, two) = run_inserts(*numbers, *place, "--event-type", "Mixed")
-    assert functions[1].asked == ("mine", "eu-north-1", "workshop", 1)
+    assert functions[1].asked == ("mine", "eu-north-1", 1)
     changed = {"num_lambdas": 2, "iterations": 2, "event_type": "Mixed", "warm_up": 1}
     assert one == {**changed, "inserts_per_iteration": 2, "rows_per_batch": 1, "time_limit_s": 60.0}
     assert two == {**changed, "inserts_per_iteration": 1, "rows_per_batch": 2, "time_limit_s": 60.0}

@@ -128,7 +128,7 @@ def on_aws(shop, service, monkeypatch):
 
 @pytest.fixture
 def driver(shop, service):
-    with LambdaWorkers(service.name, 2, region="us-east-1", namespace=shop.namespace) as driver:
+    with LambdaWorkers(service.name, 2, region="us-east-1") as driver:
         yield driver
 
 

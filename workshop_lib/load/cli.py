@@ -262,9 +262,8 @@ class _Test:
         """A driver for a Lambda function, whose memory is paid for."""
         from workshop_lib.services.endpoints import external_region
 
-        place: Any = {"region": region or external_region(self.settings)}
-        namespace = self.settings.workshop_namespace
-        driver = api.LambdaWorkers(name, at_once, namespace=namespace, **place)
+        region = region or external_region(self.settings)
+        driver = api.LambdaWorkers(name, at_once, region=region)
         self.function_mb = driver.memory_mb or api.FUNCTION_MB
         return driver
 

@@ -310,7 +310,6 @@ class LambdaWorkers(Driver):
         function_name: or its ARN.
         at_once: invocations at the same time, 1 to 1,000.
         region: where it is; None for the one that boto3 is configured for.
-        namespace: whose tables jobs are for; empty for the function's own.
 
     Attributes:
         memory_mb: of the function.
@@ -325,16 +324,11 @@ class LambdaWorkers(Driver):
     here = False
 
     def __init__(
-        self,
-        function_name: str,
-        at_once: int = MAX_EXECUTIONS,
-        *,
-        region: str | None = None,
-        namespace: str = "",
+        self, function_name: str, at_once: int = MAX_EXECUTIONS, *, region: str | None = None
     ) -> None:
         place = f"of the AWS Lambda function {function_name}"
         super().__init__(at_once, MAX_EXECUTIONS, ("execution", "executions"), place)
-        self._function, self._namespace = function_name, namespace
+        self._function = function_name
         config = Config(
             connect_timeout=5,
             # Giving up before the function has ended, or trying again, would run the job twice.
@@ -364,8 +358,6 @@ class LambdaWorkers(Driver):
             NoAnswerError: it could not be invoked, or failed.
 
         """
-        if "Records" not in event and not event.get("namespace"):
-            event = {**event, "namespace": self._namespace}
         payload, until = json.dumps(event).encode(), time.monotonic() + limit_s
         while not self.stopped.is_set():
             try:
@@ -392,9 +384,8 @@ def open_workers(ws: Workshop, at_once: int, *, metrics: bool) -> LocalWorkers |
         WorkshopError: the number is out of range, or they did not all start.
 
     """
-    function, region = ws.settings.load_function, ws.endpoints.aws_region
-    if function:
-        return LambdaWorkers(function, at_once, region=region, namespace=ws.namespace)
+    if function := ws.settings.load_function:
+        return LambdaWorkers(function, at_once, region=ws.endpoints.aws_region)
     messaging = ws.messaging if metrics else None
     config = ClientConfig(ws.database.endpoint, ws.namespace, ws.endpoints.reader, messaging)
     return LocalWorkers(config, at_once)

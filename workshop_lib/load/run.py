@@ -69,11 +69,11 @@ def run_inserts(
     create_schema(database)
     create_table(database, "business_events")
     run = _unused(database, run)
-    warm_up = insert_jobs(load, run, warm_up=True)
+    warm_up = insert_jobs(load, run, database.schema, warm_up=True)
     if warm_up and run_jobs(driver, warm_up, load.time_limit_s)[1]:
         delete_rows(database, run)
         raise KeyboardInterrupt
-    jobs = insert_jobs(load, run)
+    jobs = insert_jobs(load, run, database.schema)
     began = time.perf_counter()
     with progress_bar(load.planned if progress else 0, "insert") as bar:
         share = jobs[0].planned

@@ -213,7 +213,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         return f"{self.run}/{'warm-up-' if self.warm_up else ''}{self.number:05d}"
 
 
-def insert_jobs(load: InsertLoad, run: str, *, warm_up: bool = False) -> list[Job]:
+def insert_jobs(
+    load: InsertLoad, run: str, namespace: str = "", *, warm_up: bool = False
+) -> list[Job]:
     """The jobs of an insert load, or of its warm-up: a statement each."""
     return [
         Job(
@@ -225,6 +227,7 @@ def insert_jobs(load: InsertLoad, run: str, *, warm_up: bool = False) -> list[Jo
             event_type=load.event_type,
             warm_up=warm_up,
             time_limit_s=load.time_limit_s,
+            namespace=namespace,
         )
         for number in range(load.warm_up if warm_up else load.workers)
     ]
