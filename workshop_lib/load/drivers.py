@@ -99,10 +99,7 @@ class Driver(AbstractContextManager["Driver"]):
 
 
 def run_jobs(
-    driver: Driver,
-    jobs: Sequence[Job],
-    limit_s: float,
-    progress: Callable[[], object] = lambda: None,
+    driver: Driver, jobs: Sequence[Job], progress: Callable[[], object] = lambda: None
 ) -> tuple[list[Done], bool]:
     """Run all jobs, as many at once as the driver takes; Ctrl-C ends it early.
 
@@ -111,8 +108,7 @@ def run_jobs(
 
     Args:
         driver: who runs them.
-        jobs: what to run.
-        limit_s: a job's own time limit; it is given up 30 seconds after that.
+        jobs: what to run; each is given up 30 seconds after its own time limit.
         progress: called at the end of each job.
 
     Returns:
@@ -125,7 +121,7 @@ def run_jobs(
 
     def work(number: int) -> None:
         if not driver.stopped.wait(rate.reserve(math.inf)[1]):
-            found[number] = _run_job(driver, jobs[number], limit_s + GRACE_S)
+            found[number] = _run_job(driver, jobs[number])
 
     with one_interrupt(last=False), ThreadPoolExecutor(driver.at_once, "load job") as threads:
         try:
@@ -143,10 +139,11 @@ def run_jobs(
     return found, interrupted
 
 
-def _run_job(driver: Driver, job: Job, limit_s: float) -> Done:
+def _run_job(driver: Driver, job: Job) -> Done:
     began, done = time.perf_counter(), Done(number=job.number, planned=job.planned, state="lost")
     try:
-        done = msgspec.convert(driver.do(msgspec.to_builtins(job), limit_s), Done)
+        answer = driver.do(msgspec.to_builtins(job), job.time_limit_s + GRACE_S)
+        done = msgspec.convert(answer, Done)
     except msgspec.ValidationError as wrong:
         done.note(f"This is not the answer of a load worker: {wrong}. Is another function called?")
     except NoAnswerError as error:

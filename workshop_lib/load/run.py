@@ -70,14 +70,14 @@ def run_inserts(
     create_table(database, "business_events")
     run = _unused(database, run)
     warm_up = insert_jobs(load, run, database.schema, warm_up=True)
-    if warm_up and run_jobs(driver, warm_up, load.time_limit_s)[1]:
+    if warm_up and run_jobs(driver, warm_up)[1]:
         delete_rows(database, run)
         raise KeyboardInterrupt
     jobs = insert_jobs(load, run, database.schema)
     began = time.perf_counter()
     with progress_bar(load.planned if progress else 0, "insert") as bar:
         share = jobs[0].planned
-        done, interrupted = run_jobs(driver, jobs, load.time_limit_s, lambda: bar.update(share))
+        done, interrupted = run_jobs(driver, jobs, lambda: bar.update(share))
     seconds = time.perf_counter() - began
     in_table, said = _count_settled(database, run, done)
     return make_report(
