@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from helpers import SOON_S, Here, fail
+from helpers import SOON_S, Here, fail, worker_processes
 
 from workshop_lib import load as load_module
 from workshop_lib.cli import main
@@ -259,7 +259,7 @@ class Function(Here):
 @pytest.fixture
 def functions(shared, alone, monkeypatch, tmp_path):
     """The settings of a stack, whose database and queue are the local ones; its functions."""
-    made = []
+    made, before = [], worker_processes()
 
     def function(*how, **more):
         made.append(Function(alone, *how, **more))
@@ -270,7 +270,10 @@ def functions(shared, alone, monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "_workshop", lambda _: nullcontext(shared))
     monkeypatch.setattr(load_module, "LambdaWorkers", function, raising=False)
     monkeypatch.chdir(tmp_path)
-    return made
+    yield made
+    for process in worker_processes():  # which the open workshop would keep
+        if process not in before:
+            process.kill()
 
 
 OWN = {
