@@ -356,7 +356,12 @@ class Database:
 
     def create_schema(self) -> None:
         """Create the schema, if it is not there yet."""
-        self.create(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(self.schema)))
+        # Asked first: psycopg2 decodes the notice that it is there already, and loses an Interrupt
+        # that comes at that moment.
+        if not self.query("SELECT 1 FROM pg_namespace WHERE nspname = %s", (self.schema,)).rows:
+            self.create(
+                sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(self.schema))
+            )
 
     @contextlib.contextmanager
     def connection(self, *, read_only: bool = False) -> Iterator[Connection]:

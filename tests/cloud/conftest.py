@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,9 +22,9 @@ TESTS = Path(__file__).parent.parent
 # The last one for `cloud`: moto files classes under the second part of their module's name.
 sys.path += [str(TESTS / "cloud" / "standin"), str(TESTS / "load"), str(TESTS)]
 from aws import ACCOUNT  # noqa: E402
-from lambda_runtime import HERE as ARCHITECTURE  # noqa: E402
 from stand_in import StandIn  # noqa: E402
 
+ARCHITECTURE = {"aarch64": "arm64"}.get(platform.machine(), "x86_64")
 PYTHON = min(RUNNING, "3.13")
 """The newest that the template knows, if this one is newer."""
 HERE = "us-east-1"

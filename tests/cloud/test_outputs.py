@@ -39,7 +39,7 @@ def stack(aws_environment, cloud):
     read_outputs.cache_clear()
 
 
-def test_the_outputs_are_settings_that_say_where_they_come_from(stack):
+def test_the_outputs_are_settings_that_say_where_they_come_from_and_give_way(stack, monkeypatch):
     loaded = load_settings()
     settings = loaded.values
     assert settings.dsql_endpoint == OUTPUTS["DSQLClusterEndpoint"]
@@ -50,15 +50,16 @@ def test_the_outputs_are_settings_that_say_where_they_come_from(stack):
     assert settings.workshop_namespace == "ours"
     assert loaded.sources["bucket_name"] == "stack mine"
     assert loaded.sources["aws_region"] == "environment"
-
-
-def test_settings_win_over_the_outputs(stack, monkeypatch):
     monkeypatch.setenv("WORKSHOP_NAMESPACE", "mine")
     own = {"database_url": "postgresql://u:p@127.0.0.1/d", "valkey_url": "redis://127.0.0.1"}
     found = load_settings(bucket_name="other", load_function="", **own).values
     assert (found.bucket_name, found.workshop_namespace) == ("other", "mine")
     assert (found.dsql_endpoint, found.valkey_endpoint) == (None, None)
     assert found.queue_url
+    # The Region may come from boto3's own configuration.
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    assert load_settings().values.aws_region == "us-east-1"
 
 
 def test_addresses_that_the_workshop_printed_leave_the_stacks_services_in_their_place(stack):
@@ -68,12 +69,6 @@ def test_addresses_that_the_workshop_printed_leave_the_stacks_services_in_their_
     ).values
     assert found.dsql_endpoint == OUTPUTS["DSQLClusterEndpoint"]
     assert found.valkey_endpoint == OUTPUTS["ValkeyEndpoint"]
-
-
-def test_the_region_may_come_from_boto3s_own_configuration(stack, monkeypatch):
-    monkeypatch.delenv("AWS_REGION")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    assert load_settings().values.aws_region == "us-east-1"
 
 
 @pytest.mark.parametrize(

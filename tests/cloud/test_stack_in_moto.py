@@ -1,11 +1,9 @@
 """The workshop's stack, made and changed in moto: no account, no network, every resource."""
 
 import base64
-import io
 import json
 import re
 import sys
-import zipfile
 from datetime import datetime, timedelta
 from types import ModuleType, SimpleNamespace
 
@@ -23,40 +21,8 @@ def ec2(cloud):
     return cloud.client("ec2")
 
 
-@pytest.fixture
-def with_function(cloud):
-    """Deploy a stack, and once more with the function's code; returns the outputs."""
-
-    def deploy(**given):
-        bucket = cloud.deploy("workshop", **given)["BucketName"]
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w") as archive:
-            archive.writestr("workshop_lib/load/worker.py", "def handler(event, context): ...")
-        cloud.client("s3").put_object(Bucket=bucket, Key="setup/1.zip", Body=packed.getvalue())
-        return cloud.deploy("workshop", CodeKey="setup/1.zip", **given)
-
-    return deploy
-
-
 def groups(ec2, *ids):
     return ec2.describe_security_groups(GroupIds=ids)["SecurityGroups"]
-
-
-def test_the_outputs_lead_to_what_is_there(cloud, ec2):
-    found = cloud.deploy("workshop")
-    ids = [found["PrivateSubnet1Id"], found["PrivateSubnet2Id"]]
-    subnets = ec2.describe_subnets(SubnetIds=ids)["Subnets"]
-    assert [one["CidrBlock"] for one in subnets] == ["10.0.0.0/22", "10.0.4.0/22"]
-    assert len({one["AvailabilityZone"] for one in subnets}) == 2
-    both = groups(ec2, found["NotebookSecurityGroupId"], found["ValkeySecurityGroupId"])
-    assert {one["VpcId"] for one in [*subnets, *both]} == {found["VPCId"]}
-    (cluster,) = cloud.client("dsql").list_clusters()["clusters"]
-    assert found["DSQLClusterArn"] == cluster["arn"]
-    queues = set(cloud.client("sqs").list_queues()["QueueUrls"])
-    assert queues == {found["QueueUrl"], found["DeadLetterQueueUrl"]}
-    assert cloud.client("iam").get_policy(PolicyArn=found["NotebookPolicyArn"])
-    board = cloud.client("cloudwatch").get_dashboard(DashboardName=found["DashboardName"])
-    assert "${" not in board["DashboardBody"]
 
 
 def test_nothing_reaches_the_host_which_knows_its_stack_and_bucket(cloud, ec2):
@@ -70,14 +36,20 @@ def test_nothing_reaches_the_host_which_knows_its_stack_and_bucket(cloud, ec2):
     assert script.startswith("#!/bin/bash\n")
     assert re.search(r"^export WORKSHOP_STACK=workshop #", script, re.MULTILINE)
     assert f"s3://{found['BucketName']}/setup/workshop.tar.gz" in script
+    board = cloud.client("cloudwatch").get_dashboard(DashboardName=found["DashboardName"])
+    assert "${" not in board["DashboardBody"]
 
 
-def test_the_function_comes_with_its_code_and_its_queue(cloud, with_function):
-    found = with_function(FunctionTimeout="60")
-    made = cloud.client("lambda").get_function(FunctionName=found["LoadFunctionName"])
-    function = made["Configuration"]
+def test_the_function_comes_with_its_code_and_its_queue(cloud):
+    bucket = cloud.deploy("workshop")["BucketName"]
+    cloud.client("s3").put_object(Bucket=bucket, Key="setup/1.zip", Body=b"code")
+    given = {"CodeKey": "setup/1.zip", "FunctionTimeout": "60"}
+    found = cloud.deploy("workshop", **given)
+    named = {"FunctionName": found["LoadFunctionName"]}
+    function = cloud.client("lambda").get_function(**named)["Configuration"]
     assert (function["Handler"], function["Runtime"]) == (HANDLER, "python3.12")
-    assert function["Environment"]["Variables"] == {
+    told = function["Environment"]["Variables"]
+    assert told == {
         "DSQL_ENDPOINT": found["DSQLClusterEndpoint"],
         "DATABASE_NAME": "postgres",
         "IAM_USERNAME": "workshop",
@@ -97,18 +69,11 @@ def test_the_function_comes_with_its_code_and_its_queue(cloud, with_function):
     assert mapping["EventSourceArn"] == queue["QueueArn"]
     assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
     assert int(mapping["ScalingConfig"]["MaximumConcurrency"]) == 5  # a new account has ten
-
-
-def test_the_function_reads_elsewhere_and_publishes_no_metrics_where_it_is_told_so(
-    cloud, ec2, with_function
-):
+    # It reads elsewhere, and publishes no metrics, where it is told so.
     reader = f"{'r' * 26}.dsql.{THERE}.on.aws"
-    found = with_function(MetricsEndpoint="none", ReadEndpoint=reader, HostType="none")
-    made = cloud.client("lambda").get_function(FunctionName=found["LoadFunctionName"])
-    variables = made["Configuration"]["Environment"]["Variables"]
-    assert ("QUEUE_URL" in variables, variables["DSQL_READ_ENDPOINT"]) == (False, reader)
-    endpoints = ec2.describe_vpc_endpoints()["VpcEndpoints"]
-    assert not [one for one in endpoints if one["ServiceName"].endswith("monitoring")]
+    cloud.deploy("workshop", **given, MetricsEndpoint="none", ReadEndpoint=reader)
+    told = cloud.client("lambda").get_function(**named)["Configuration"]["Environment"]["Variables"]
+    assert ("QUEUE_URL" in told, told["DSQL_READ_ENDPOINT"]) == (False, reader)
 
 
 def test_a_stack_fits_into_a_network_that_is_there(cloud, ec2):

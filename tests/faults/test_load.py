@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import psutil
 import pytest
 
@@ -39,17 +40,16 @@ def test_workers_killed_between_two_jobs_are_replaced_and_one_that_hangs_is_give
         for worker in workers:
             worker.kill()
         assert wait_until(lambda: all(map(has_ended, workers)), SOON_S)
-        found, _ = run_jobs(two, [PING] * 4, NEVER_S)
+        found, _ = run_jobs(two, [PING] * 4)
         assert [one.state for one in found] == ["answered"] * 4
         two.prepare()
         for worker in set(psutil.Process().children()) - before - workers:
             worker.suspend()
         began = time.monotonic()
         monkeypatch.setattr(drivers, "GRACE_S", 0.3)
-        stuck, _ = run_jobs(two, [PING] * 2, 0.2)
+        stuck, _ = run_jobs(two, [msgspec.structs.replace(PING, time_limit_s=0.2)] * 2)
         assert all("given up" in one.errors[0] for one in stuck)
-        monkeypatch.setattr(drivers, "GRACE_S", NEVER_S)
-        again, _ = run_jobs(two, [PING] * 4, 0.2)
+        again, _ = run_jobs(two, [PING] * 4)
         assert [one.state for one in again] == ["answered"] * 4
         assert time.monotonic() - began < NEVER_S
     assert wait_until(lambda: set(psutil.Process().children()) <= before, SOON_S)

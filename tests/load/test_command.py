@@ -6,25 +6,21 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
-import msgspec
 import pytest
 from click.testing import CliRunner
-from helpers import SOON_S, Here, fail
+from helpers import SOON_S, Here, fail, worker_processes
 
 from workshop_lib import load as load_module
 from workshop_lib.cli import main
 from workshop_lib.database import Database
 from workshop_lib.dataset import create_schema, create_table
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.load import FUNCTION_MB, InsertScenario, MixedScenario, cli, worker
-from workshop_lib.load.report import make_report
-from workshop_lib.load.scenario import IN_FILES
+from workshop_lib.load import InsertScenario, cli
 from workshop_lib.load.traffic import FIRST_ID, row_id
-from workshop_lib.paths import CHECKOUT
 from workshop_lib.services.processes import wait_until
 
 ON_AWS = {
@@ -97,7 +93,7 @@ def test_rows_that_cannot_be_deleted_are_named_with_what_deletes_them(rows, tmp_
 def test_a_mixed_load_goes_through_the_queue_and_leaves_nothing(ws, rows, tmp_path):
     done = load(
         "mixed", "--duration", 0.2, "--wait", 0.1, "--messages", 2, "--statements", 3,
-        "--at-once", 1, "--out", tmp_path,
+        "--think", 1, "--at-once", 1, "--out", tmp_path,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     for says in ("emulation", "12 of 12 messages", "\n12 rows of run", "would cost about"):
@@ -105,6 +101,10 @@ def test_a_mixed_load_goes_through_the_queue_and_leaves_nothing(ws, rows, tmp_pa
     (path,) = tmp_path.glob("results_*.json")
     found = json.loads(path.read_text())["scenarios"]["mixed"]
     assert found["messages"]["succeeded"] == 12
+    assert found["load"] == {
+        "duration_s": 0.2, "wait_s": 0.1, "messages_per_batch": 2, "statements_per_message": 3,
+        "think_ms": 1.0, "reads_elsewhere": False, "drain_s": 30.0,
+    }  # fmt: skip
     assert set(found["by_action_ms"]) == {"SELECT", "INSERT", "SELECT2"}
     assert found["cost_usd"] > 0
     assert ws.sqs.list_queues(QueueNamePrefix="workshop-").get("QueueUrls", []) == []
@@ -119,13 +119,13 @@ def test_all_that_load_tests_left_is_cleaned_up_and_nothing_else(ws, rows):
     own.query(
         "INSERT INTO transactions (id, type, date, quantity, price) VALUES "
         "(-5, 1, now(), 1, 1), (%s, 1, now(), 1, 1), (%s, 1, now(), 1, 1)",
-        (row_id(0, 0), row_id(7, 3)),
+        (row_id("a", 0), row_id("b", 3)),
     )
     own.query(
         "INSERT INTO business_events SELECT 'r/00000/' || n, 'e', 'e', now(), now(), '{}' "
         "FROM generate_series(1, 20) n"
     )
-    assert "transactions: 1 rows before, 1 deleted, 0 left" in load("clean", "7").output
+    assert "transactions: 1 rows before, 1 deleted, 0 left" in load("clean", "b").output
     done = load("clean")
     assert done.exit_code == 0
     assert "business_events: 20 rows before, 20 deleted, 0 left" in done.output
@@ -213,12 +213,10 @@ def test_ctrl_c_while_workers_start_is_a_line(rows, tmp_path, after):
     [
         (["inserts", "--count", 5_000], "rows is 5000; it must be a whole number from 1 to 3,000"),
         (["inserts", "--config", "nowhere.json"], "There is no scenario nowhere.json"),
-        (["inserts", "--workers", 0], "workers is 0; it must be a whole number from 1 to"),
-        (["inserts", "--warm-up", -1], "warm_up is -1; it must be a whole number from 0 to 1,000"),
         (["inserts", "--scenario", 3], "'3' is not one of"),
+        (["inserts", "--region", "eu-west-1"], "no Lambda function that would be there"),
         (["inserts", "--function-name", "foo"], "no function can reach a database on this machine"),
         (["mixed", "--duration", 0], "duration_s is 0.0; it must be a number above 0"),
-        (["mixed", "--messages", 0], "messages_per_batch is 0; it must be a whole number"),
         (["mixed", "--function-name", "foo"], "DSQL_ENDPOINT is needed"),
         (["mixed", "--reads-elsewhere"], "DSQL_READ_ENDPOINT is not set"),
     ],
@@ -235,73 +233,49 @@ def test_what_cannot_be_is_refused_before_anything_starts(words, says, tmp_path,
 
 def test_the_package_is_built_by_one_command(tmp_path, monkeypatch):
     asked = []
-
-    def build(path, *, architecture, python):
-        asked.append((path, architecture, python))
-
-    monkeypatch.setattr("workshop_lib.lambda_package.build_package", build)
-    out = tmp_path / "worker.zip"
-    done = load("package", "--architecture", "x86_64", "--python", "3.13", "--out", out)
-    load("package", "--out", out)
-    assert asked == [(out, "x86_64", "3.13"), (out, "arm64", "3.12")]  # as the template has it
+    monkeypatch.setattr(
+        "workshop_lib.lambda_package.build_package", lambda *_, **how: asked.append(how)
+    )
+    out = ("package", "--out", tmp_path / "worker.zip")
+    done = load(*out, "--architecture", "x86_64", "--python", "3.13")
+    load(*out)  # as the template has it
+    assert asked == [
+        {"architecture": "x86_64", "python": "3.13"}, {"architecture": "arm64", "python": "3.12"},
+    ]  # fmt: skip
     assert "workshop_lib.load.worker.handler" in done.output
 
 
-# --- the effect of each option and each key of a file
+# --- on AWS
 
 
 class Function(Here):
-    """A Lambda function that says what it is, and does nothing."""
+    """A Lambda function whose one worker is in this process."""
 
     memory_mb, reader = 1_024, "elsewhere"
 
-    def __init__(self, name, at_once, *, region=None, namespace=""):
-        super().__init__(None)
-        self.name, self.region, self.namespace = name, region, namespace
-        self.at_once, self.here = at_once, False
+    def __init__(self, worker, name, at_once, *, region):
+        super().__init__(worker)
+        self.asked = (name, region, at_once)
 
 
 @pytest.fixture
-def inserts(monkeypatch, tmp_path):
-    """Runs `load inserts` with a database on AWS; nothing is started."""
-    seen = SimpleNamespace()
-    for name in ("AWS_REGION", "DSQL_ENDPOINT"):
-        monkeypatch.setenv(name, ON_AWS[name])
+def functions(shared, alone, monkeypatch, tmp_path):
+    """The settings of a stack, whose database and queue are the local ones; its functions."""
+    made, before = [], worker_processes()
 
     def function(*how, **more):
-        seen.functions.append(Function(*how, **more))
-        return seen.functions[-1]
+        made.append(Function(alone, *how, **more))
+        return made[-1]
 
-    def processes(at_once):
-        seen.processes = at_once
-        return Function("processes", at_once)
-
-    def run(_, load, driver, *, run):
-        seen.loads.append(load)
-        rows = load.planned
-        done = worker.Done(number=0, planned=rows, success_count=rows, duration_ms=60_000.0)
-        return make_report(driver, load, [done], rows, run=run, seconds=1.0)
-
-    def end(test, _):
-        seen.kept, seen.folder, seen.costs = test.keep, test.folder, test.costs
-
-    place = SimpleNamespace(database=SimpleNamespace(label="none"))
-    ws = SimpleNamespace(database=None, endpoints=place, load_workers=processes)
-    monkeypatch.setattr(cli, "_workshop", lambda _: nullcontext(ws))
+    for name, value in ON_AWS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli, "_workshop", lambda _: nullcontext(shared))
     monkeypatch.setattr(load_module, "LambdaWorkers", function, raising=False)
-    monkeypatch.setattr(load_module, "run_inserts", run, raising=False)
-    monkeypatch.setattr(cli._Test, "_end", end)
     monkeypatch.chdir(tmp_path)
-
-    def invoke(*words, config=None, name="own.json"):
-        if config is not None:
-            Path(name).write_text(json.dumps(config))
-            words += ("--config", name) if name == "own.json" else ()
-        seen.loads, seen.functions, seen.processes, seen.costs = [], [], None, {}
-        seen.said = load("inserts", *words)
-        return seen
-
-    return invoke
+    yield made
+    for process in worker_processes():  # which the open workshop would keep
+        if process not in before:
+            process.kill()
 
 
 OWN = {
@@ -311,146 +285,72 @@ OWN = {
     "scenario_2": {
         "num_lambdas": 6, "iterations": 7, "inserts_per_iteration": 1, "rows_per_batch": 8,
     },
-    "warm_up_invocations": 9,
+    "warm_up_invocations": 2,
     "event_type": "LoanCreated",
 }  # fmt: skip
-NO_FUNCTION = {k: v for k, v in OWN.items() if k not in {"lambda_function_name", "region"}}
-EFFECTS = {
-    "config": ([], lambda f: f.loads[0].workers == 3),
-    "which": (["--scenario", 2], lambda f: [s.rows for s in f.loads] == [8]),
-    "workers": (["--num-lambdas", 2], lambda f: {s.workers for s in f.loads} == {2}),
-    "iterations": (["--iterations", 2], lambda f: {s.iterations for s in f.loads} == {2}),
-    "count": (["--count", 2], lambda f: [s.statements * s.rows for s in f.loads] == [2, 2]),
-    "event_type": (["--event-type", "Mixed"], lambda f: f.loads[0].event_type == "Mixed"),
-    "warm_up": (["--warm-up", 2], lambda f: {s.warm_up for s in f.loads} == {2}),
-    "no_warm_up": (["--no-warm-up"], lambda f: {s.warm_up for s in f.loads} == {0}),
-    "function_name": (["--function-name", "mine"], lambda f: f.functions[0].name == "mine"),
-    "region": (["--region", "eu-north-1"], lambda f: f.functions[0].region == "eu-north-1"),
-    "at_once": (["--at-once", 2], lambda f: f.functions[0].at_once == 2),
-    "keep": (["--keep"], lambda f: f.kept is True),
-    "out": (["--out", "there"], lambda f: f.folder.name == "there"),
-}  # fmt: skip
 
 
-def test_every_key_of_the_file_has_its_effect_and_every_option_wins_over_it(inserts):
+def run_inserts(*words):
+    """What a load test says, and the loads that its results file has."""
+    out = Path(tempfile.mkdtemp(dir="."))
+    done = load("inserts", *words, "--out", out)
+    assert done.exit_code == 0, done.output
+    (path,) = out.glob("*.json")
+    scenarios = json.loads(path.read_text())["scenarios"].values()
+    return done.output, [one["load"] for one in scenarios]
+
+
+def test_every_key_of_the_file_has_its_effect_and_every_option_wins_over_it(functions):
     # As config.json where the command is run, it is found by itself, and that is said.
-    other = inserts(config={"foo": 1}, name="config.json").said.output
-    assert re.search(r"config\.json in this folder(.|\n)*'foo'", other)
-    found = inserts(config=OWN, name="config.json")
-    assert found.said.exit_code == 0, found.said.output
-    (function,) = found.functions
-    assert (function.name, function.region) == ("of-the-file", "us-west-2")
-    assert function.namespace == "workshop"
-    one, two = found.loads
-    assert (one.workers, one.iterations, one.statements, one.rows) == (3, 4, 5, 1)
-    assert (two.workers, two.iterations, two.statements, two.rows) == (6, 7, 1, 8)
-    assert {one.warm_up, two.warm_up} == {9}
-    assert {one.event_type, two.event_type} == {"LoanCreated"}
-    # The file above leaves none out, and the options below neither.
+    Path("config.json").write_text(json.dumps(OWN))
+    said, (one, two) = run_inserts()
+    assert "config.json in this folder" in said
+    # The memory that is paid for is the function's.
+    assert "It cost about" in said
+    assert "with 1,024 MB" in said
+    assert functions[0].asked == ("of-the-file", "us-west-2", 6)
+    common = {"event_type": "LoanCreated", "warm_up": 2, "time_limit_s": 60.0}
+    assert one == {**OWN["scenario_1"], "rows_per_batch": 1, **common}
+    assert two == {**OWN["scenario_2"], **common}
+    # The file above leaves none out.
     assert set(OWN) == set(InsertScenario.__struct_fields__)
-    assert set(OWN["scenario_2"]) == {"iterations", *IN_FILES.values()}
-    options = {p.name for p in main.commands["load"].commands["inserts"].params}
-    assert options == set(EFFECTS) - {"no_warm_up"}
-    for name, (words, effect) in EFFECTS.items():
-        found = inserts(*words, config=OWN)
-        assert found.said.exit_code == 0, (name, found.said.output)
-        assert effect(found), name
-    (function,) = inserts("--function-name", "mine", config=NO_FUNCTION).functions
-    assert (function.name, function.region) == ("mine", "us-east-1")
-    found = inserts("--function-name", "", config=OWN)
-    assert (found.functions, found.processes) == ([], 4)
-
-
-@pytest.mark.parametrize(
-    ("words", "config", "says"),
-    [
-        (["--region", "eu-west-1"], NO_FUNCTION, "no Lambda function that would be there"),
-        ([], {**NO_FUNCTION, "region": "eu-west-1"}, "no Lambda function that would be there"),
-        (["--function-name", "", "--region", "eu-west-1"], OWN, "no Lambda function"),
-        ([], {**OWN, "region": "mars"}, "must be an AWS Region"),
-        ([], {**OWN, "lambda_function_name": 7}, "lambda_function_name"),
-        ([], {**OWN, "functon": "f"}, "it has no 'functon'; there are lambda_function_name"),
-        ([], {}, "no scenario_1 or scenario_2"),
-        (["--scenario", 2], {"scenario_1": {"num_lambdas": 1}}, "no scenario_2"),
-    ],
-)
-def test_what_would_have_no_effect_is_refused(inserts, words, config, says):
-    found = inserts(*words, config=config)
-    assert found.said.exit_code == 1
-    assert says in found.said.output
-    assert found.loads == []
-
-
-def test_the_memory_that_is_paid_for_is_the_function_s(inserts):
-    found = inserts("--scenario", 1, config=OWN)
-    assert "It cost about" in found.said.output
-    assert "with 1,024 MB" in found.said.output
-    # 60 s × 1 GB, at the price of a GB-second.
-    cost = found.costs["individual inserts"].items
-    assert cost["functions", "time"] == pytest.approx(60 * 0.0000133334)
-    # Processes that write to AWS pay for no function.
-    said = inserts("--scenario", 1, config=NO_FUNCTION).said.output
+    numbers = ("--num-lambdas", 2, "--iterations", 2, "--count", 2, "--warm-up", 1)
+    place = ("--function-name", "mine", "--region", "eu-north-1", "--at-once", 1)
+    _, (one, two) = run_inserts(*numbers, *place, "--event-type", "Mixed")
+    assert functions[1].asked == ("mine", "eu-north-1", 1)
+    changed = {"num_lambdas": 2, "iterations": 2, "event_type": "Mixed", "warm_up": 1}
+    assert one == {**changed, "inserts_per_iteration": 2, "rows_per_batch": 1, "time_limit_s": 60.0}
+    assert two == {**changed, "inserts_per_iteration": 1, "rows_per_batch": 2, "time_limit_s": 60.0}
+    # By processes, which pay for no function.
+    said, (one,) = run_inserts("--function-name", "", "--scenario", 2, "--no-warm-up")
+    assert (len(functions), one["warm_up"], one["rows_per_batch"]) == (2, 0, 8)
     assert "functions" not in said.split("It cost about")[1]
-    template = (CHECKOUT / "cloudformation" / "workshop.yaml").read_text()
-    (default,) = re.findall(
-        r"^  FunctionMemory:\n(?:    .*\n)*?    Default: (\d+)$", template, re.MULTILINE
-    )
-    assert int(default) == FUNCTION_MB
+    refused = load("inserts", "--function-name", "", "--region", "eu-west-1")
+    assert "no Lambda function that would be there" in refused.output
 
 
-@pytest.fixture
-def as_on_aws(shared, monkeypatch):
-    """The settings of a stack, whose queue and database are the local ones."""
-    for name, value in ON_AWS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(cli, "_workshop", lambda _: nullcontext(shared))
-    monkeypatch.setattr(load_module, "LambdaWorkers", Function, raising=False)
-    monkeypatch.setattr("workshop_lib.queues.describe_queue", lambda *_: "about 0 messages")
-    return monkeypatch
-
-
-def test_a_queue_that_a_function_processes_is_left_to_it_unless_told_otherwise(as_on_aws, tmp_path):
-    path = tmp_path / "short.json"
-    short = {"duration_s": 0.2, "wait_s": 0.1, "messages_per_batch": 1}
-    words = ("mixed", "--config", path, "--out", tmp_path / "out")
-    path.write_text(json.dumps(short | {"drain_s": 1}))
-    done = load(*words)  # the emulated queue is mapped to nothing
+def test_a_queue_that_a_function_processes_is_left_to_it_unless_told_otherwise(
+    functions, monkeypatch
+):
+    short = {"duration_s": 0.2, "wait_s": 0.1, "messages_per_batch": 1, "drain_s": 1}
+    Path("short.json").write_text(json.dumps(short))
+    words = ("mixed", "--config", "short.json", "--out", "out")
+    done = load(*words, "--reads-elsewhere")  # the emulated queue is mapped to nothing
     assert done.exit_code == 1
-    for says in ("by the function our-load", "Nothing processed a message", "about 0 messages",
+    for says in ("by the function our-load", "Nothing processed a message",
                  "CloudWatch, too: CacheAsideWorkshop/", "with 1,024 MB"):  # fmt: skip
         assert says in done.output
+    (path,) = Path("out").glob("*.json")
+    asked = json.loads(path.read_text())["scenarios"]["mixed"]["load"]
+    usual = {"statements_per_message": 5, "think_ms": 0.0}
+    assert asked == {**short, **usual, "reads_elsewhere": True}
     assert "--at-once is for processes" in load(*words, "--at-once", 2).output
-    path.write_text(json.dumps(short | {"drain_s": 60}))
+    Path("short.json").write_text(json.dumps(short | {"drain_s": 60}))
     done = load(*words, "--function-name", "", "--at-once", 1)
     assert done.exit_code == 0, done.output
     assert "6 of 6 messages" in done.output
-    as_on_aws.setattr(Function, "reader", "")
+    monkeypatch.setattr(Function, "reader", "")
     done = load(*words, "--reads-elsewhere")
     assert (done.exit_code, "our-load knows no other endpoint" in done.output) == (1, True)
-    as_on_aws.delenv("QUEUE_URL")
+    monkeypatch.delenv("QUEUE_URL")
     assert "set QUEUE_URL" in load(*words, "--function-name", "our-load").output
-
-
-def test_the_options_and_keys_of_a_mixed_load_have_their_effect(as_on_aws, tmp_path):
-    """The load itself is not run."""
-    asked = []
-
-    def run_mixed(_database, _queue, scenario, _driver, *, run):
-        asked.append(scenario)
-        raise KeyboardInterrupt
-
-    as_on_aws.setattr(load_module, "run_mixed", run_mixed, raising=False)
-    own = {
-        "duration_s": 3.0, "wait_s": 1.5, "messages_per_batch": 4, "statements_per_message": 6,
-        "think_ms": 7.0, "reads_elsewhere": False, "drain_s": 8.0,
-    }  # fmt: skip
-    path = tmp_path / "own.json"
-    path.write_text(json.dumps(own))
-    two = ["--duration", 2, "--wait", 2, "--messages", 2, "--statements", 2, "--think", 2]
-    for words in ([], two, ["--reads-elsewhere"]):
-        load("mixed", *words, "--config", path, "--out", tmp_path)
-    found, changed, elsewhere = map(msgspec.to_builtins, asked)
-    assert set(own) == set(MixedScenario.__struct_fields__)
-    assert found == own
-    assert changed == {**dict.fromkeys(own, 2), "reads_elsewhere": False, "drain_s": 8.0}
-    assert elsewhere == own | {"reads_elsewhere": True}

@@ -1,26 +1,23 @@
 """The load worker as a Lambda function: its package, and the load tests that it does."""
 
 import json
-import signal
 import subprocess
 import sys
-import sysconfig
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from pathlib import Path
 from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
-from helpers import records
-from lambda_runtime import EventSourceMapping, LambdaService
+from helpers import fail, records
+from lambda_service import EventSourceMapping, LambdaService
 
 from workshop_lib import lambda_package
 from workshop_lib.errors import SettingsError, WorkshopError
-from workshop_lib.lambda_package import HANDLER, build_package
+from workshop_lib.lambda_package import build_package
 from workshop_lib.load import (
+    ClientConfig,
     InsertLoad,
     LambdaWorkers,
     MixedScenario,
@@ -33,11 +30,8 @@ from workshop_lib.load import (
     run_mixed,
     worker,
 )
-from workshop_lib.paths import PACKAGE
 from workshop_lib.services import exports
 from workshop_lib.services.processes import wait_until
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Lambda's runtime is for Linux")
 
 WAIT_S = 60
 CLUSTER = "abc.dsql.us-east-1.on.aws"
@@ -95,64 +89,47 @@ def test_a_package_that_cannot_be_is_refused_in_words_and_not_written(tmp_path, 
 # --- the function
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    """A folder for the package, in which everything is that is installed here."""
-    folder = tmp_path_factory.mktemp("task")
-    for path in [PACKAGE, *Path(sysconfig.get_path("purelib")).iterdir()]:
-        (folder / path.name).symlink_to(path)
-    return folder
+@pytest.fixture
+def service(shop, monkeypatch):
+    """A function of two execution environments, for a namespace that is not ours."""
+    free = SimpleQueue()
+    config = ClientConfig(shop.database.endpoint, "of_the_stack", messaging=shop.messaging)
+    workers = [worker.Worker(config) for _ in range(2)]
+    for one in workers:
+        free.put(one)
 
+    def call(event):
+        one = free.get_nowait()
+        try:
+            return one.do(event)
+        finally:
+            free.put(one)
 
-@pytest.fixture(scope="module")
-def service(shop, task, tmp_path_factory):
-    """A function of a stack: told where everything is, and a namespace that is not ours."""
-    messaging = shop.messaging.arguments
-    settings = {
-        "DATABASE_URL": exports(shop.settings, shop.endpoints)["DATABASE_URL"],
-        "QUEUE_URL": QUEUE,
-        "WORKSHOP_NAMESPACE": "of_the_stack",
-        # The queue of that name is the emulation's.
-        "AWS_ENDPOINT_URL_SQS": messaging["endpoint_url"],
-        "AWS_ENDPOINT_URL_CLOUDWATCH": messaging["endpoint_url"],
-        "AWS_ACCESS_KEY_ID": messaging["aws_access_key_id"],
-        "AWS_SECRET_ACCESS_KEY": messaging["aws_secret_access_key"],
-        "PYTHONPYCACHEPREFIX": "",
-    }
-    function = LambdaService(task, tmp_path_factory.mktemp("function"), settings, handler=HANDLER)
+    function = LambdaService(call)
+    for name, value in (KEYS | {"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", function.url)
     yield function
     function.close()
-    sys.stdout.write(function.logs())
-    assert list(function.scratch.iterdir()) == []
+    for one in workers:
+        one.close()
 
 
 @pytest.fixture
 def on_aws(shop, service, monkeypatch):
     """The workshop as on AWS: there is a function, and it processes the queue."""
-    for name, value in (KEYS | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", service.url)
     changed = shop.settings.model_copy(
         update={"load_function": service.name, "queue_url": QUEUE, "aws_region": "us-east-1"}
     )
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr(shop, "settings", changed)
     return shop
 
 
 @pytest.fixture
-def call(shop, service, monkeypatch):
-    """Makes drivers that call the function, which is changed for that."""
-    for name, value in (KEYS | {"AWS_ENDPOINT_URL_LAMBDA": service.url}).items():
-        monkeypatch.setenv(name, value)
-    with ExitStack() as stack:
-
-        def make(name=service.name, **changes):
-            for key, value in changes.items():
-                monkeypatch.setattr(service, key, value)
-            driver = LambdaWorkers(name, 2, region="us-east-1", namespace=shop.namespace)
-            return stack.enter_context(driver)
-
-        yield make
+def driver(shop, service):
+    with LambdaWorkers(service.name, 2, region="us-east-1") as driver:
+        yield driver
 
 
 def insert(shop, driver, **what):
@@ -163,19 +140,16 @@ def insert(shop, driver, **what):
     return report
 
 
-def test_the_function_s_executions_are_the_workers(on_aws, service):
+def test_the_function_s_executions_are_the_workers(on_aws):
     workers = on_aws.load_workers(2)
     assert isinstance(workers, LambdaWorkers)
     assert workers.label == "2 executions of the AWS Lambda function load-worker"
+    assert workers.memory_mb == 512
     report = insert(on_aws, workers, workers=4, iterations=3, statements=2, rows=5, warm_up=1)
     # In our schema, and not in the stack's.
     assert (report.succeeded, report.in_table, report.successful) == (120, 120, 4)
-    assert set(report.jobs.memory_mb) == {512}
-    assert len(service.environments) <= 2
-    assert workers.do(PING | {"run": "hand", "statements": 2}, WAIT_S)["success_count"] == 2
-    assert delete_rows(on_aws.database, "hand") == 2
     batch = records(
-        *({"run": 1, "number": 0, "action": action, "namespace": on_aws.namespace}
+        *({"run": "hand", "number": 0, "action": action, "namespace": on_aws.namespace}
           for action in ("SELECT", "DANCE"))
     )  # fmt: skip
     answer = workers.do(batch, WAIT_S)
@@ -195,7 +169,6 @@ def test_the_function_processes_the_queue_and_its_metrics_are_ours(on_aws, servi
     finally:
         mapping.close()
     assert report.reconciles
-    assert report.by_others
     assert (report.planned, report.succeeded, report.failed, report.dropped) == (12, 12, 0, 0)
     assert report.in_table == report.rows == 12
     assert (report.redelivered, report.errors) == (None, ())
@@ -217,13 +190,10 @@ def test_the_handler_reads_from_the_endpoint_that_its_environment_names(shop, mo
     worker._worker.close()
 
 
-def test_a_function_that_is_not_there_or_has_no_handler_says_so(on_aws, call, monkeypatch):
+def test_a_function_that_is_not_there_or_cannot_be_called_says_so(on_aws, monkeypatch):
     on_aws.settings = on_aws.settings.model_copy(update={"load_function": "nobody"})
     with pytest.raises(WorkshopError, match=r"not found.*LOAD_FUNCTION.*load_function=\"\""):
         on_aws.load_workers(2)
-    said = r"The function nobody gave no answer.*not found"
-    with pytest.raises(WorkshopError, match=said):
-        call("nobody").do(PING, 5)
     for at_once in (0, 1_001, "2"):
         with pytest.raises(WorkshopError, match="from 1 to 1,000"):
             LambdaWorkers("f", at_once, region="us-east-1")
@@ -232,85 +202,60 @@ def test_a_function_that_is_not_there_or_has_no_handler_says_so(on_aws, call, mo
         LambdaWorkers("f", 1)
 
 
-def test_what_is_no_job_comes_back_as_the_worker_s_own_words(shop, call):
-    def spoil(event):
-        if event["number"] == 1:
-            event["action"] = "DANCE"
-
-    report = insert(shop, call(on_event=spoil), workers=2, iterations=4)
+def test_what_is_no_job_comes_back_as_the_worker_s_own_words(shop, driver, service):
+    call = service.function
+    dance = {"action": "DANCE"}
+    service.function = lambda event: call(event | (dance if event["number"] == 1 else {}))
+    report = insert(shop, driver, workers=2, iterations=4)
     assert (report.succeeded, report.failed, report.successful) == (4, 4, 1)
     assert report.errors[0].startswith(
         "The function load-worker failed: This is not a job for a load worker: "
     )
 
 
-@pytest.mark.parametrize(
-    ("number", "says"),
-    [
-        (signal.SIGKILL, "Runtime exited with error: signal: SIGKILL"),
-        (signal.SIGSTOP, "Task timed out after 5.00 seconds"),
-    ],
-    ids=["killed", "hangs"],
-)
-def test_one_that_is_killed_or_hangs_leaves_a_report_that_reconciles(
-    shop, call, service, number, says
-):
-    """And the other begins nothing that the function's time limit would cut."""
-    runs = SimpleQueue()
+def test_one_that_ends_in_mid_work_leaves_a_report_that_reconciles(shop, driver, service):
+    """As where it is killed, or reaches its time limit: some of its rows are in the table."""
+    call = service.function
 
-    def hurt():
-        while (run := runs.get(timeout=WAIT_S)) == "ping":
-            pass
-        like = f"{run}/00001/%"
-        stored = "SELECT count(*) FROM business_events WHERE id LIKE %s"
-        assert wait_until(lambda: list(shop.database.query(stored, (like,))) > [(0,)], WAIT_S)
-        (one,) = [e for e in service.working() if e.event["number"] == 1]
-        one.process.send_signal(number)
+    def end(event):
+        if event["number"] == 1:
+            call(event | {"statements": 3})
+            fail(RuntimeError("Task timed out after 5.00 seconds"))
+        return call(event)
 
-    hurting = threading.Thread(target=hurt)
-    hurting.start()
-    driver = call(timeout_s=5, on_event=lambda event: runs.put(event["run"]))
-    report = insert(shop, driver, workers=2, iterations=1_000_000)
-    hurting.join()
-    assert says in report.errors[0]
+    service.function = end
+    report = insert(shop, driver, workers=2, iterations=10)
+    assert "Task timed out after 5.00 seconds" in report.errors[0]
     assert sorted(report.jobs.state) == ["answered", "lost"]
-    assert report.succeeded == report.in_table > 0
-    assert report.failed > 0
-    # The next invocation gets a new environment.
-    assert insert(shop, driver, workers=2, iterations=2).succeeded == 4
+    assert (report.succeeded, report.failed, report.in_table) == (13, 7, 13)
 
 
 def test_an_interrupt_lets_functions_that_have_begun_end_and_begins_no_more(
-    shop, call, service, interrupt
+    shop, driver, service, interrupt
 ):
     def press():
-        assert wait_until(lambda: len(service.working()) == 2, WAIT_S)
+        assert wait_until(lambda: len(service.working) == 2, WAIT_S)
         interrupt()
 
     interrupter = threading.Thread(target=press)
-    driver = call()
-    driver.prepare()
-    calls = service.calls
     interrupter.start()
     report = insert(shop, driver, workers=5, iterations=100_000, time_limit_s=1.5)
     interrupter.join()
     assert report.interrupted
     assert report.failed == 0
-    assert service.calls - calls - 1 == (report.jobs.state == "answered").sum() == 2
-    assert not service.working()
+    assert service.calls - 1 == (report.jobs.state == "answered").sum() == 2
+    assert not service.working
 
 
 def test_an_invocation_for_which_there_is_no_room_is_tried_again_and_given_up_in_time(
-    call, service, monkeypatch
+    driver, service, monkeypatch
 ):
     monkeypatch.setattr(drivers, "THROTTLED_S", 0.1)
-    for one in service.environments:
-        one.end()
-    go_on = threading.Event()
-    driver = call(most=1, on_event=lambda _: go_on.wait(WAIT_S))
+    call, go_on = service.function, threading.Event()
+    service.most, service.function = 1, lambda event: go_on.wait(WAIT_S) and call(event)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(driver.do, PING, WAIT_S)
-        assert wait_until(service.working, WAIT_S)
+        assert wait_until(lambda: service.working, WAIT_S)
         with pytest.raises(WorkshopError, match=r"TooManyRequestsException.*Rate Exceeded"):
             driver.do(PING, 0.5)
         calls = service.calls

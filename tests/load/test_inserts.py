@@ -24,12 +24,14 @@ from workshop_lib.load import (
     delete_rows,
     drivers,
     events,
+    load_cost,
     report as reports,
     run as runs,
     run_inserts,
     save_reports,
 )
 from workshop_lib.load.worker import Done, Worker
+from workshop_lib.prices import load_prices
 from workshop_lib.services.processes import wait_until
 
 
@@ -104,8 +106,7 @@ def test_what_is_not_begun_in_time_is_not_done(alone, shop):
         ({"run": "r", "action": "EVENTS"}, "number"),
         (job(rows=3_001), "<= 3000"),
         (job(run="a/b"), "regex"),
-        (job(run=7), "a run with a name"),
-        (job(run=7, action="INSERT", statements=1_001), "more than 1,000"),
+        (job(action="INSERT", statements=1_001), "more than 1,000"),
         (job(namespace='a"; DROP'), r"not a job.*namespace"),
     ],
 )
@@ -237,7 +238,7 @@ def lost(_):
 
 def test_rows_that_cannot_be_counted_are_said_to_be_unknown(shop, here, monkeypatch):
     rows = SimpleNamespace(count=lambda _: fail(ServiceUnreachableError("No answer.")))
-    monkeypatch.setattr(runs, "rows_of", lambda *_, **__: rows)
+    monkeypatch.setattr(runs, "measured_rows", lambda _: rows)
     stored = insert(shop.database, here, workers=2, iterations=3)
     assert (stored.succeeded, stored.unknown, stored.in_table) == (6, 0, None)
     assert not stored.reconciles
@@ -265,7 +266,7 @@ def test_rows_that_are_committed_after_their_worker_was_lost_are_counted(shop, h
     here.spoil = lost
     seen = iter([0, 1, 4, 4])
     rows = SimpleNamespace(count=lambda _: next(seen))
-    monkeypatch.setattr(runs, "rows_of", lambda *_, **__: rows)
+    monkeypatch.setattr(runs, "measured_rows", lambda _: rows)
     monkeypatch.setattr(runs, "SETTLED_S", 0.0)
     report = insert(shop.database, here, workers=1, iterations=4)
     assert (report.succeeded, report.failed) == (4, 0)
@@ -318,3 +319,12 @@ def test_the_load_generator_was_the_limit_if_it_took_the_time_that_there_was(
     report = reports.make_report(Here(alone), InsertLoad(), [done] * 40, 40, **how)
     assert report.limited_by == limited_by
     assert ("the load generator was the limit" in str(report)) is (limited_by == "generator")
+
+
+def test_a_function_s_time_is_paid_for_by_its_memory(alone):
+    done = Done(number=0, planned=1, success_count=1, duration_ms=60_000.0)
+    report = reports.make_report(Here(alone), InsertLoad(), [done], 1, run="r", seconds=1.0)
+    prices = load_prices()
+    for memory, usd in ((1_024, 60 * prices.lambda_gb_second), (None, 0.0)):
+        cost = load_cost(report, prices, function_mb=memory)
+        assert cost.items["functions", "time"] == pytest.approx(usd)

@@ -78,7 +78,7 @@ PING = {"run": "ping", "number": 0, "action": "EVENTS", "statements": 0}
 
 
 def message(**changes):
-    return {"run": 1, "number": 0, "action": "INSERT", "statements": 3} | changes
+    return {"run": "by-hand", "number": 0, "action": "INSERT", "statements": 3} | changes
 
 
 # --- the worker
@@ -89,9 +89,9 @@ def test_each_message_is_processed_by_itself_and_twice_stores_its_rows_once(
 ):
     monkeypatch.setitem(traffic.STATEMENTS, "SELECT2", "SELECT no_such_column FROM transactions")
     batch = records(
-        message(run=21),
-        message(run=21, number=1, action="SELECT2"),
-        message(run=21, number=2, action="SELECT", statements=2),
+        message(run="m21"),
+        message(run="m21", number=1, action="SELECT2"),
+        message(run="m21", number=2, action="SELECT", statements=2),
         "no JSON",
         message(action="DROP"),
         message(statements=-1),
@@ -103,21 +103,21 @@ def test_each_message_is_processed_by_itself_and_twice_stores_its_rows_once(
     assert done == [(0, 3, 0), (1, 0, 3), (2, 2, 0)]
     assert "no_such_column" in first["done"][1]["errors"][0]
     assert again["batchItemFailures"] == first["batchItemFailures"]
-    assert delete_rows(shop.database, 21) == 3
+    assert delete_rows(shop.database, "m21") == 3
 
 
 def test_messages_that_there_is_no_time_for_go_back_to_the_queue(shop, alone):
-    answer = alone.do(records(message(run=24)), until=time.monotonic() + 0.5)
+    answer = alone.do(records(message(run="m24")), until=time.monotonic() + 0.5)
     assert answer["batchItemFailures"] == [{"itemIdentifier": "m0"}]
-    assert count_rows(shop.database, 24) == 0
+    assert count_rows(shop.database, "m24") == 0
 
 
 def test_think_time_is_outside_the_duration(shop, alone):
     began = time.perf_counter()
-    answer = alone.do(records(message(run=25, think_ms=100.0)))
+    answer = alone.do(records(message(run="m25", think_ms=100.0)))
     took = time.perf_counter() - began
     assert took - sum(us for _, us in answer["done"][0]["calls"]) / 1e6 > 0.3
-    delete_rows(shop.database, 25)
+    delete_rows(shop.database, "m25")
 
 
 def test_reads_go_to_the_endpoint_for_reads_and_nowhere_else_if_there_is_none(
@@ -125,8 +125,8 @@ def test_reads_go_to_the_endpoint_for_reads_and_nowhere_else_if_there_is_none(
 ):
     # Another endpoint of the same data: here the same server, of which connections are counted.
     one = Worker(replace(config, reader=config.database))
-    read = message(run=26, number=1, action="SELECT", target="reader")
-    answer = one.do(records(message(run=26), read))
+    read = message(run="m26", number=1, action="SELECT", target="reader")
+    answer = one.do(records(message(run="m26"), read))
     assert answer["batchItemFailures"] == []
     assert one.reader.database.stats().connections == 1
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256")
@@ -136,15 +136,15 @@ def test_reads_go_to_the_endpoint_for_reads_and_nowhere_else_if_there_is_none(
     answer = alone.do(records(read))
     assert answer["batchItemFailures"] == [{"itemIdentifier": "m0"}]
     assert "DSQL_READ_ENDPOINT" in answer["done"][0]["errors"][0]
-    delete_rows(shop.database, 26)
+    delete_rows(shop.database, "m26")
 
 
 def test_lost_metrics_are_said_and_fail_nothing(shop, alone, monkeypatch):
     monkeypatch.setattr(alone.cloudwatch, "put_metric_data", lambda **_: fail(THROTTLED))
-    answer = alone.do(records(message(run=27)))
+    answer = alone.do(records(message(run="m27")))
     assert answer["batchItemFailures"] == []
     assert "slower" in answer["done"][0]["errors"][0]
-    delete_rows(shop.database, 27)
+    delete_rows(shop.database, "m27")
 
 
 def test_a_worker_keeps_the_connections_of_one_namespace(shop):
@@ -171,7 +171,6 @@ def test_every_message_is_processed_and_every_statement_is_in_the_metrics(shop, 
     counted = report.by_action().statements
     assert dict(counted) == {"SELECT": 12, "INSERT": 12, "SELECT2": 12}
     assert report.rows == report.in_table == 12
-    assert report.executions.messages.sum() >= 18
     assert (report.depth.waiting + report.depth.processed).max() > 6
     found = shop.cloudwatch.list_metrics(Namespace=metrics_namespace(shop.namespace))
     assert {one["MetricName"] for one in found["Metrics"]} == {"COMPLETIONS", "DURATION"}

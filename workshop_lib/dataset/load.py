@@ -110,7 +110,10 @@ def create_table(database: Database, name: str) -> None:
         DataError: the workshop has no table of that name.
 
     """
-    database.create(sql.SQL(find_table(name).ddl))
+    ddl = sql.SQL(find_table(name).ddl)
+    there = "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = %s"
+    if not database.query(there, (database.schema, name)).rows:
+        database.create(ddl)
 
 
 def load_table(database: Database, name: str, sizes: Sizes | None = None) -> Loaded:

@@ -1,10 +1,6 @@
 # What of the load tests others use; `__init__.py` imports each name on first use.
 
-from .drivers import (
-    MAX_EXECUTIONS as MAX_EXECUTIONS,
-    LambdaWorkers as LambdaWorkers,
-    LocalWorkers as LocalWorkers,
-)
+from .drivers import LambdaWorkers as LambdaWorkers, LocalWorkers as LocalWorkers
 from .report import (
     EVENT_BYTES as EVENT_BYTES,
     FUNCTION_MB as FUNCTION_MB,
@@ -14,10 +10,9 @@ from .report import (
     load_cost as load_cost,
     save_reports as save_reports,
 )
-from .rows import count_rows as count_rows, delete_rows as delete_rows, rows_named as rows_named
+from .rows import count_rows as count_rows, delete_rows as delete_rows, rows_of as rows_of
 from .run import (
     Queue as Queue,
-    new_number as new_number,
     new_run as new_run,
     run_inserts as run_inserts,
     run_mixed as run_mixed,
@@ -40,7 +35,6 @@ from .worker import (
 __all__ = [
     "EVENT_BYTES",
     "FUNCTION_MB",
-    "MAX_EXECUTIONS",
     "STATEMENTS",
     "ClientConfig",
     "InsertLoad",
@@ -60,11 +54,10 @@ __all__ = [
     "load_cost",
     "metrics_namespace",
     "monthly_payment",
-    "new_number",
     "new_run",
     "read_mixed",
     "read_scenario",
-    "rows_named",
+    "rows_of",
     "run_inserts",
     "run_mixed",
     "save_reports",

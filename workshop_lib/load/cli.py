@@ -148,7 +148,7 @@ def mixed(
     report of what was done so far; the rows are deleted anyway.
     """
     from workshop_lib.interrupts import one_interrupt
-    from workshop_lib.queues import delete_queues, describe_queue
+    from workshop_lib.queues import delete_queues
 
     run_mixed = api.run_mixed  # imported before an interrupt can meet the import
     with one_interrupt():
@@ -177,14 +177,13 @@ def mixed(
             ws.load_table("type")
             test.table_rows = ws.load_table("transactions").rows
             urls = ws.open_queue("load", visibility_timeout_s=30, max_receives=3)
-            given = f": {describe_queue(ws.sqs, ws.messaging)}" if queue_url else ""
             metrics = api.metrics_namespace(ws.namespace)
             who = f"the function {function}" if by_function else "processes on this machine"
-            click.echo(f"Queue: {ws.messaging.label}{given}\nProcessed by {who}")
+            click.echo(f"Queue: {ws.messaging.label}\nProcessed by {who}")
             click.echo(f"How long statements take is in CloudWatch, too: {metrics}")
             processes = at_once or PROCESSES
             driver = None if by_function else ws.load_workers(processes, metrics=True)
-            test.runs.append(run := api.new_number())
+            test.runs.append(run := api.new_run())
             queue = api.Queue(ws.sqs, *urls)
             report = run_mixed(ws.database, queue, scenario, driver, run=run)
             delete_queues(ws.sqs, ws.messaging, ws.namespace)
@@ -195,13 +194,13 @@ def mixed(
 @load.command()
 @click.argument("run", required=False)
 def clean(run: str | None) -> None:
-    """Delete the rows of one load test (RUN: its name or number), or of all.
+    """Delete the rows of one load test (RUN: its name), or of all.
 
     From the tables business_events and transactions, whose other rows stay.
     """
     from workshop_lib.settings import load_settings
 
-    left, there, found = 0, 0, api.rows_named(run)
+    left, there, found = 0, 0, api.rows_of(run)
     with _workshop(load_settings().values) as ws:
         for rows in found:
             before = rows.count(ws.database)
@@ -255,7 +254,7 @@ class _Test:
         self.folder, self.on_aws = ready_folder(out), is_on_aws(self.settings)
         self.function_mb = None if self.on_aws else api.FUNCTION_MB
         self.table_rows, self.cleared = 0, True
-        self.runs: list[str | int] = []
+        self.runs: list[str] = []
         self.reports: dict[str, api.LoadReport] = {}
         self.costs: dict[str, Cost] = {}
 
@@ -263,12 +262,8 @@ class _Test:
         """A driver for a Lambda function, whose memory is paid for."""
         from workshop_lib.services.endpoints import external_region
 
-        region, namespace = (
-            region or external_region(self.settings),
-            self.settings.workshop_namespace,
-        )
-        driver = api.LambdaWorkers(name, at_once, region=region, namespace=namespace)
-        driver.prepare()
+        region = region or external_region(self.settings)
+        driver = api.LambdaWorkers(name, at_once, region=region)
         self.function_mb = driver.memory_mb or api.FUNCTION_MB
         return driver
 
@@ -315,17 +310,16 @@ class _Test:
             path = api.save_reports(self.reports, self.folder, self.costs)
             click.echo(f"Results: {display_path(path)}")
 
-    def _clear(self, database: Database, run: str | int) -> None:
+    def _clear(self, database: Database, run: str) -> None:
         import psycopg2
 
         later = f"`workshop load clean {run}` deletes them."
+        if self.keep:
+            click.echo(f"The rows of run {run} are kept. {later}")
+            return
         try:
-            if self.keep:
-                kept = api.count_rows(database, run)
-                click.echo(f"{kept:,} rows are kept, of run {run}. {later}")
-            else:
-                deleted = api.delete_rows(database, run)
-                click.echo(f"{deleted:,} rows of run {run} deleted, a warm-up's among them")
+            deleted = api.delete_rows(database, run)
+            click.echo(f"{deleted:,} rows of run {run} deleted, a warm-up's among them")
         except (WorkshopError, psycopg2.Error) as error:
             self.cleared = False
             click.echo(

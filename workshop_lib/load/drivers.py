@@ -99,10 +99,7 @@ class Driver(AbstractContextManager["Driver"]):
 
 
 def run_jobs(
-    driver: Driver,
-    jobs: Sequence[Job],
-    limit_s: float,
-    progress: Callable[[], object] = lambda: None,
+    driver: Driver, jobs: Sequence[Job], progress: Callable[[], object] = lambda: None
 ) -> tuple[list[Done], bool]:
     """Run all jobs, as many at once as the driver takes; Ctrl-C ends it early.
 
@@ -111,8 +108,7 @@ def run_jobs(
 
     Args:
         driver: who runs them.
-        jobs: what to run.
-        limit_s: a job's own time limit; it is given up 30 seconds after that.
+        jobs: what to run; each is given up 30 seconds after its own time limit.
         progress: called at the end of each job.
 
     Returns:
@@ -125,7 +121,7 @@ def run_jobs(
 
     def work(number: int) -> None:
         if not driver.stopped.wait(rate.reserve(math.inf)[1]):
-            found[number] = _run_job(driver, jobs[number], limit_s + GRACE_S)
+            found[number] = _run_job(driver, jobs[number])
 
     with one_interrupt(last=False), ThreadPoolExecutor(driver.at_once, "load job") as threads:
         try:
@@ -143,10 +139,11 @@ def run_jobs(
     return found, interrupted
 
 
-def _run_job(driver: Driver, job: Job, limit_s: float) -> Done:
+def _run_job(driver: Driver, job: Job) -> Done:
     began, done = time.perf_counter(), Done(number=job.number, planned=job.planned, state="lost")
     try:
-        done = msgspec.convert(driver.do(msgspec.to_builtins(job), limit_s), Done)
+        answer = driver.do(msgspec.to_builtins(job), job.time_limit_s + GRACE_S)
+        done = msgspec.convert(answer, Done)
     except msgspec.ValidationError as wrong:
         done.note(f"This is not the answer of a load worker: {wrong}. Is another function called?")
     except NoAnswerError as error:
@@ -200,7 +197,7 @@ class LocalWorkers(Driver):
                 process.start()
             for process in self._processes:
                 process.get_ready()
-        except (OSError, NoAnswerError) as error:
+        except NoAnswerError as error:
             raise WorkshopError(
                 f"Not all of {self.at_once} worker processes could start: {error}"
             ) from None
@@ -219,8 +216,6 @@ class LocalWorkers(Driver):
             if self.stopped.is_set():  # after the start: `close` ends what it finds
                 raise NoAnswerError("interrupted")
             return process.ask(event, limit_s)
-        except OSError as error:
-            raise NoAnswerError(f"No worker process could be started: {error}.") from None
         finally:
             self._idle.put(process)
 
@@ -239,18 +234,26 @@ class _Process:
         self._program: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, unless it runs."""
+        """Start it, unless it runs.
+
+        Raises:
+            NoAnswerError: this machine starts no more.
+
+        """
         if self._program and self._program.poll() is None:
             return
-        self._pipe, theirs = Pipe()
-        with theirs:
-            self._program = subprocess.Popen(
-                # -P: what lies in the current folder is not imported.
-                [sys.executable, "-P", "-m", "workshop_lib.load.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C in a terminal does not reach it
-            )
+        try:
+            self._pipe, theirs = Pipe()
+            with theirs:
+                self._program = subprocess.Popen(
+                    # -P: what lies in the current folder is not imported.
+                    [sys.executable, "-P", "-m", "workshop_lib.load.worker", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    process_group=0,  # Ctrl-C in a terminal does not reach it
+                )
+        except OSError as error:
+            raise NoAnswerError(f"No worker process could be started: {error}.") from None
         with suppress(OSError):  # it has ended, which the first question finds out
             self._pipe.send((self._config, os.getpid()))
         self._ready = False
@@ -304,26 +307,25 @@ class LambdaWorkers(Driver):
         function_name: or its ARN.
         at_once: invocations at the same time, 1 to 1,000.
         region: where it is; None for the one that boto3 is configured for.
-        namespace: whose tables jobs are for; empty for the function's own.
+
+    Attributes:
+        memory_mb: of the function.
+        reader: the host of its endpoint for reads; empty if it has no other.
 
     Raises:
-        WorkshopError: the number is out of range, or AWS's clients are configured wrongly.
+        WorkshopError: the number is out of range, AWS's clients are configured wrongly, the
+            function does not answer, or it is no load worker.
 
     """
 
     here = False
 
     def __init__(
-        self,
-        function_name: str,
-        at_once: int = MAX_EXECUTIONS,
-        *,
-        region: str | None = None,
-        namespace: str = "",
+        self, function_name: str, at_once: int = MAX_EXECUTIONS, *, region: str | None = None
     ) -> None:
         place = f"of the AWS Lambda function {function_name}"
         super().__init__(at_once, MAX_EXECUTIONS, ("execution", "executions"), place)
-        self._function, self._namespace = function_name, namespace
+        self._function = function_name
         config = Config(
             connect_timeout=5,
             # Giving up before the function has ended, or trying again, would run the job twice.
@@ -337,14 +339,6 @@ class LambdaWorkers(Driver):
             self._lambda = boto3.Session().client("lambda", config=config, region_name=region)
         except BotoCoreError as error:
             raise WorkshopError(f"{self.label} cannot be called. {error_help(error)}") from None
-
-    def prepare(self) -> None:
-        """Have one execution say what the function is: its `memory_mb`, and where its `reader` is.
-
-        Raises:
-            WorkshopError: the function does not answer, or is no load worker.
-
-        """
         try:
             found = msgspec.convert(self.do(msgspec.to_builtins(PING), READY_S), Done)
         except (NoAnswerError, msgspec.ValidationError) as error:
@@ -361,8 +355,6 @@ class LambdaWorkers(Driver):
             NoAnswerError: it could not be invoked, or failed.
 
         """
-        if "Records" not in event and not event.get("namespace"):
-            event = {**event, "namespace": self._namespace}
         payload, until = json.dumps(event).encode(), time.monotonic() + limit_s
         while not self.stopped.is_set():
             try:
@@ -389,11 +381,8 @@ def open_workers(ws: Workshop, at_once: int, *, metrics: bool) -> LocalWorkers |
         WorkshopError: the number is out of range, or they did not all start.
 
     """
-    function, region = ws.settings.load_function, ws.endpoints.aws_region
-    if function:
-        workers = LambdaWorkers(function, at_once, region=region, namespace=ws.namespace)
-        workers.prepare()
-        return workers
+    if function := ws.settings.load_function:
+        return LambdaWorkers(function, at_once, region=ws.endpoints.aws_region)
     messaging = ws.messaging if metrics else None
     config = ClientConfig(ws.database.endpoint, ws.namespace, ws.endpoints.reader, messaging)
     return LocalWorkers(config, at_once)

@@ -29,7 +29,7 @@ BUSY_MACHINE = 0.5
 RANKS = {"median": 50, "p95": 95, "p99": 99}
 COUNTS = ("planned", "succeeded", "failed", "dropped", "unknown")
 AS_IT_IS = ("run", "driver", "seconds", "throughput", "reconciles", "retries",
-            "cpu_seconds", "cpu_share", "limited_by", "interrupted", "redelivered", "in_table",
+            "cpu_share", "limited_by", "interrupted", "redelivered", "in_table",
             "errors")  # fmt: skip
 # Memory of the stack's load function: the template's FunctionMemory.
 FUNCTION_MB = 512
@@ -48,7 +48,7 @@ class LoadReport:
     """What came of a load, counted in `unit`: planned = succeeded + failed + dropped.
 
     Attributes:
-        run: its name or number: the ids of its rows begin with it, or follow from it.
+        run: its name, from which the ids of its rows follow.
         load: what was asked for.
         driver: who did it.
         here: whether processes on this machine did, whose processors they take.
@@ -67,16 +67,13 @@ class LoadReport:
         jobs: a row for each job or message: the numbers of `Done`.
         errors: the first few, in words.
         interrupted: Ctrl-C or Interrupt ended it early.
-        by_others: a function processed the queue by itself; then `redelivered` and `executions` are
-            not known.
-        redelivered: of a mixed load: deliveries beyond the first of a message.
-        executions: of a mixed load: when a worker was given messages (`at`), how long it took
-            (`seconds`), how many (`messages`).
+        redelivered: of a mixed load: deliveries beyond the first of a message; None if a function
+            processed the queue by itself.
         depth: of a mixed load: how many messages were `waiting` and `processed`, and when (`at`).
 
     """
 
-    run: str | int
+    run: str
     load: InsertLoad | MixedScenario
     driver: str
     here: bool
@@ -93,9 +90,7 @@ class LoadReport:
     jobs: pd.DataFrame
     errors: tuple[str, ...] = ()
     interrupted: bool = False
-    by_others: bool = False
     redelivered: int | None = None
-    executions: pd.DataFrame = field(default_factory=pd.DataFrame)
     depth: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
@@ -129,14 +124,9 @@ class LoadReport:
         return int(self.jobs.retries.sum())
 
     @property
-    def cpu_seconds(self) -> float:
-        """Processor time of the workers themselves."""
-        return float(self.jobs.cpu_ms.sum()) / 1e3
-
-    @property
     def cpu_share(self) -> float:
         """Share of their time for which workers computed: near 1, they never waited."""
-        return self.cpu_seconds * 1e3 / (float(self.jobs.duration_ms.sum()) or math.inf)
+        return float(self.jobs.cpu_ms.sum() / (self.jobs.duration_ms.sum() or math.inf))
 
     @property
     def limited_by(self) -> str:
@@ -146,8 +136,9 @@ class LoadReport:
         (executions of a function have a machine each): then the figures are the load test's own
         limit; else "database".
         """
-        available = self.seconds * (psutil.cpu_count() or 1) if self.here else math.inf
-        busy = self.cpu_share > BUSY_WORKER or self.cpu_seconds > BUSY_MACHINE * available
+        available_ms = 1e3 * self.seconds * (psutil.cpu_count() or 1) if self.here else math.inf
+        machine = self.jobs.cpu_ms.sum() > BUSY_MACHINE * available_ms
+        busy = machine or self.cpu_share > BUSY_WORKER
         return "generator" if busy else "database"
 
     def by_action(self) -> pd.DataFrame:
@@ -244,7 +235,6 @@ def make_report(
         calls=pd.DataFrame(calls, columns=["action", "seconds"]),
         jobs=jobs.drop(columns=["calls", "errors"]),
         errors=tuple([*said, *errors][:FIRST_ERRORS]),
-        by_others=driver is None,
         **more,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psycopg2
@@ -11,10 +12,9 @@ from psycopg2.extensions import cursor as Cursor
 from workshop_lib.database import Database
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
-from workshop_lib.load.traffic import FIRST_ID, MAX_STATEMENTS, row_id
+from workshop_lib.load.traffic import FIRST_ID, IDS_PER_RUN, MAX_STATEMENTS, row_id
 
-# A run's number is below this.
-MAX_RUNS = 1 << 32
+BETWEEN = "id >= %s AND id < %s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,14 @@ class LoadRows:
             return 0
 
     def delete(self, database: Database) -> int:
-        """Delete them, in transactions that Aurora DSQL accepts. Returns how many."""
-        chosen = self._sql("SELECT id")
+        """Delete them, if there is the table, in transactions that Aurora DSQL accepts.
+
+        Returns:
+            How many.
+
+        """
         statement = sql.SQL("DELETE FROM {} WHERE id IN ({} ORDER BY id LIMIT %s)").format(
-            sql.Identifier(self.table), chosen
+            sql.Identifier(self.table), self._sql("SELECT id")
         )
 
         def delete(cursor: Cursor) -> int:
@@ -51,40 +55,20 @@ class LoadRows:
             return cursor.rowcount
 
         deleted = 0
-        while gone := database.run_transaction(delete):
-            deleted += gone
+        with suppress(psycopg2.errors.UndefinedTable):
+            while gone := database.run_transaction(delete):
+                deleted += gone
         return deleted
 
     def _sql(self, select: str) -> sql.Composed:
         return sql.SQL(f"{select} FROM {{}} WHERE {self.where}").format(sql.Identifier(self.table))
 
 
-def rows_of(run: str | int, *, measured: bool = False) -> LoadRows:
-    """The rows of a run: of an insert load by its name, of a mixed load by its number.
-
-    Args:
-        run: its name or number.
-        measured: without those of an insert load's warm-up.
+def rows_of(run: str | None) -> list[LoadRows]:
+    """The rows of a run in each table, those of a warm-up among them; None: of all runs.
 
     Raises:
         DataError: this cannot be the name of a run.
-
-    """
-    between = "id >= %s AND id < %s"
-    if isinstance(run, int):
-        return LoadRows("transactions", between, (row_id(run, 0), row_id(run + 1, 0)))
-    if not run or "/" in run:
-        raise DataError(f"{run!r} is not the name of a run. A report has it: report.run.")
-    # "0" follows "/", and ":" follows "9": a worker's number comes next, or "warm-up-".
-    end = f"{run}/:" if measured else f"{run}0"
-    return LoadRows("business_events", between, (f"{run}/", end))
-
-
-def rows_named(run: str | None) -> list[LoadRows]:
-    """The rows of the run with this name or number, in either table; None: of all runs.
-
-    Raises:
-        DataError: this can be neither.
 
     """
     if run is None:  # nothing else writes events; other transactions have lower ids
@@ -92,25 +76,36 @@ def rows_named(run: str | None) -> list[LoadRows]:
             LoadRows("business_events", "id LIKE %s", ("%/%",)),
             LoadRows("transactions", "id >= %s", (FIRST_ID,)),
         ]
-    number = [rows_of(int(run))] if run.isdecimal() and int(run) < MAX_RUNS else []
-    return [rows_of(run), *number]
+    if not run or "/" in run:
+        raise DataError(f"{run!r} is not the name of a run. A report has it: report.run.")
+    return [  # "0" follows "/"
+        LoadRows("business_events", BETWEEN, (f"{run}/", f"{run}0")),
+        LoadRows("transactions", BETWEEN, (row_id(run, 0), row_id(run, IDS_PER_RUN))),
+    ]
 
 
-def count_rows(database: Database, run: str | int) -> int:
-    """How many rows of a run are in the table, a warm-up's among them."""
-    return rows_of(run).count(database)
+def measured_rows(run: str) -> LoadRows:
+    """The rows of an insert load without its warm-up's."""
+    # ":" follows "9": a worker's number comes after the "/", or "warm-up-".
+    return LoadRows("business_events", BETWEEN, (f"{run}/", f"{run}/:"))
 
 
-def delete_rows(database: Database, run: str | int) -> int:
+def count_rows(database: Database, run: str) -> int:
+    """How many rows of a run are in the tables, a warm-up's among them."""
+    return sum(rows.count(database) for rows in rows_of(run))
+
+
+def delete_rows(database: Database, run: str) -> int:
     """Delete the rows of a run, in transactions that Aurora DSQL accepts. Returns how many."""
-    return rows_of(run).delete(database)
+    return sum(rows.delete(database) for rows in rows_of(run))
 
 
-def count_by_message(database: Database, run: int) -> dict[int, int]:
+def count_by_message(database: Database, run: str) -> dict[int, int]:
     """How many rows of a mixed load each message has in the table, by its number."""
+    first, end = row_id(run, 0), row_id(run, IDS_PER_RUN)
     rows = database.query(
         "SELECT (id - %s) / %s AS message, count(*) FROM transactions "
         "WHERE id >= %s AND id < %s GROUP BY 1",
-        (row_id(run, 0), MAX_STATEMENTS, *rows_of(run).values),
+        (first, MAX_STATEMENTS, first, end),
     )
     return {int(str(message)): int(str(number)) for message, number in rows}

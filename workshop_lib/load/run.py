@@ -23,7 +23,7 @@ from workshop_lib.errors import DataError, WorkshopError, redact
 from workshop_lib.interrupts import one_interrupt
 from workshop_lib.load.drivers import Driver, run_jobs
 from workshop_lib.load.report import BATCH, FIRST_ERRORS, LoadReport, make_report
-from workshop_lib.load.rows import count_by_message, count_rows, delete_rows, rows_of
+from workshop_lib.load.rows import count_by_message, count_rows, delete_rows, measured_rows
 from workshop_lib.load.scenario import InsertLoad, Job, MixedScenario, insert_jobs, mixed_jobs
 from workshop_lib.load.worker import Done
 from workshop_lib.progress import progress_bar
@@ -68,21 +68,16 @@ def run_inserts(
     load.check()
     create_schema(database)
     create_table(database, "business_events")
-    run = run or new_run()
-    if there := count_rows(database, run):
-        raise DataError(
-            f"There are {there:,} rows of a run {run} already, which would be counted with this "
-            f"one's. Give it another name, or delete them: load.delete_rows(ws.database, {run!r})."
-        )
-    warm_up = insert_jobs(load, run, warm_up=True)
-    if warm_up and run_jobs(driver, warm_up, load.time_limit_s)[1]:
+    run = _unused(database, run)
+    warm_up = insert_jobs(load, run, database.schema, warm_up=True)
+    if warm_up and run_jobs(driver, warm_up)[1]:
         delete_rows(database, run)
         raise KeyboardInterrupt
-    jobs = insert_jobs(load, run)
+    jobs = insert_jobs(load, run, database.schema)
     began = time.perf_counter()
     with progress_bar(load.planned if progress else 0, "insert") as bar:
         share = jobs[0].planned
-        done, interrupted = run_jobs(driver, jobs, load.time_limit_s, lambda: bar.update(share))
+        done, interrupted = run_jobs(driver, jobs, lambda: bar.update(share))
     seconds = time.perf_counter() - began
     in_table, said = _count_settled(database, run, done)
     return make_report(
@@ -91,8 +86,23 @@ def run_inserts(
 
 
 def new_run() -> str:
-    """A name for an insert load: when it began, and a few digits against another at that time."""
+    """A name for a run: when it began, and a few digits against another at that time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _unused(database: Database, run: str) -> str:
+    """This name, or a new one if it is empty.
+
+    Raises:
+        DataError: there are rows of such a run already.
+
+    """
+    if run and (there := count_rows(database, run)):
+        raise DataError(
+            f"There are {there:,} rows of a run {run} already, which would be counted with this "
+            f"one's. Give it another name, or delete them: load.delete_rows(ws.database, {run!r})."
+        )
+    return run or new_run()
 
 
 def _count_settled(
@@ -102,7 +112,7 @@ def _count_settled(
 
     A worker that ended may have left a statement under way: then until their number stays the same.
     """
-    rows, before = rows_of(run, measured=True), -1
+    rows, before = measured_rows(run), -1
     settled = all(one.state in {"answered", "not begun"} for one in done)
     try:
         while (found := rows.count(database)) != before and not settled:
@@ -134,7 +144,7 @@ def run_mixed(
     scenario: MixedScenario,
     driver: Driver | None,
     *,
-    run: int | None = None,
+    run: str = "",
 ) -> LoadReport:
     """Send a mixed load through a queue and have it processed.
 
@@ -154,23 +164,18 @@ def run_mixed(
         queue: an empty one.
         scenario: what to send.
         driver: whose workers process it; None if a function does.
-        run: its number; a new one if there is none.
+        run: its name; a new one if there is none.
 
     Returns:
         The report; also after an Interrupt, of what had been done by then.
 
     Raises:
-        DataError: a value of the scenario is out of range.
+        DataError: a value of the scenario is out of range, or there are rows of such a run already.
         WorkshopError: the queue holds other messages, or does not answer.
 
     """
     scenario.check()
-    return _MixedRun(database, queue, scenario, driver, new_number() if run is None else run).run()
-
-
-def new_number() -> int:
-    """A number for a mixed load: the ids of its rows follow from it."""
-    return secrets.randbits(31)
+    return _MixedRun(database, queue, scenario, driver, _unused(database, run)).run()
 
 
 @dataclass
@@ -178,7 +183,7 @@ class _MixedRun:
     """A mixed load under way. Threads share it: each only adds to it, or replaces a value.
 
     Attributes:
-        database, queue, scenario, driver, number: as in `run_mixed`.
+        database, queue, scenario, driver, name: as in `run_mixed`.
         state: of each message: "not begun", "sent" (for sure, or perhaps: the request broke),
             "deleted" (processed, and out of the queue) or "dead" (in the dead-letter queue).
         done: the records of messages that were processed.
@@ -190,17 +195,16 @@ class _MixedRun:
     queue: Queue
     scenario: MixedScenario
     driver: Driver | None
-    number: int
+    name: str
 
     def __post_init__(self) -> None:
         self.each = self.scenario.statements_per_message
-        self.rounds = mixed_jobs(self.scenario, self.number, self.database.schema)
+        self.rounds = mixed_jobs(self.scenario, self.name, self.database.schema)
         self.jobs = {job.number: job for jobs in self.rounds for job in jobs}
         self.inserts = {number for number, job in self.jobs.items() if job.action == "INSERT"}
         self.state = dict.fromkeys(self.jobs, "not begun")
         self.done: dict[int, Done] = {}
         self.delivered: list[int] = []
-        self.executions: list[tuple[float, float, int]] = []
         self.depth: list[tuple[float, int, int]] = []
         self.errors: list[str] = []
         self.stop = threading.Event()
@@ -274,7 +278,6 @@ class _MixedRun:
         assert self.driver is not None  # noqa: S101 -- there are no pollers without
         records = [{"messageId": m["MessageId"], "body": m["Body"]} for m in messages]
         self.delivered.extend(self._ours(messages))
-        began = time.perf_counter()
         try:
             answer = self.driver.do({"Records": records}, self.limit_s)
             failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
@@ -282,7 +285,6 @@ class _MixedRun:
         except Exception as error:  # noqa: BLE001 -- whatever it was, they come again
             self._note(error)
             return
-        self.executions.append((began - self.started, time.perf_counter() - began, len(messages)))
         for one in done:
             for said in one.errors:
                 self._note(said)
@@ -362,7 +364,7 @@ class _MixedRun:
     def _count(self) -> dict[int, int] | None:
         """How many rows each message has in the table; None if they cannot be counted."""
         try:
-            return count_by_message(self.database, self.number)
+            return count_by_message(self.database, self.name)
         except (WorkshopError, psycopg2.Error) as error:
             self._note(error)
             return None
@@ -396,10 +398,9 @@ class _MixedRun:
             self.errors,
             each=self.each,
             rows=sum(self.done[number].stored for number in self.inserts),
-            run=self.number,
+            run=self.name,
             redelivered=len(self.delivered) - len(set(self.delivered)) if self.driver else None,
             seconds=seconds,
-            executions=pd.DataFrame(sorted(self.executions), columns=["at", "seconds", "messages"]),
             depth=pd.DataFrame(self.depth, columns=["at", "waiting", "processed"]),
             interrupted=interrupted,
         )

@@ -32,7 +32,6 @@ Region = Annotated[
     ),
 ]
 RunName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
-RunNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Namespace = Annotated[str, msgspec.Meta(pattern=rf"\A({NAMESPACE})?\Z")]
 # Jobs or messages of a run: the ids of their rows have room for no more.
 MAX_JOBS = 1 << 20
@@ -181,7 +180,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """What a worker is asked to do, by a driver or by a message of the queue, as JSON carries it.
 
     Attributes:
-        run: the name of an insert load, or the number of a mixed load; ids of rows follow from it.
+        run: its name, from which ids of rows follow.
         number: of the job in its run.
         action: EVENTS inserts into `business_events`; the others are those of a mixed load.
         statements: how many to run, each in a transaction of its own; 0: connect, and answer.
@@ -195,7 +194,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     """
 
-    run: RunName | RunNumber
+    run: RunName
     number: Annotated[int, msgspec.Meta(ge=0, lt=MAX_JOBS)]
     action: Action
     statements: Annotated[int, msgspec.Meta(ge=0)] = 1
@@ -208,10 +207,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     namespace: Namespace = ""
 
     def __post_init__(self) -> None:
-        inserts_events = self.action == "EVENTS"
-        if inserts_events != isinstance(self.run, str):
-            raise ValueError("EVENTS have a run with a name, the other actions one with a number")
-        if not inserts_events and self.planned > MAX_STATEMENTS:
+        if self.action != "EVENTS" and self.planned > MAX_STATEMENTS:
             raise ValueError(f"more than {MAX_STATEMENTS:,} statements")
 
     @property
@@ -225,7 +221,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         return f"{self.run}/{'warm-up-' if self.warm_up else ''}{self.number:05d}"
 
 
-def insert_jobs(load: InsertLoad, run: str, *, warm_up: bool = False) -> list[Job]:
+def insert_jobs(
+    load: InsertLoad, run: str, namespace: str = "", *, warm_up: bool = False
+) -> list[Job]:
     """The jobs of an insert load, or of its warm-up: a statement each."""
     return [
         Job(
@@ -237,12 +235,13 @@ def insert_jobs(load: InsertLoad, run: str, *, warm_up: bool = False) -> list[Jo
             event_type=load.event_type,
             warm_up=warm_up,
             time_limit_s=load.time_limit_s,
+            namespace=namespace,
         )
         for number in range(load.warm_up if warm_up else load.workers)
     ]
 
 
-def mixed_jobs(scenario: MixedScenario, run: int, namespace: str = "") -> list[list[Job]]:
+def mixed_jobs(scenario: MixedScenario, run: str, namespace: str = "") -> list[list[Job]]:
     """The messages of each round of a mixed load."""
     actions = [action for action in ACTIONS for _ in range(scenario.messages_per_batch)]
     return [

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, Literal, TypeAlias, get_args
+from zlib import crc32
 
 from workshop_lib.errors import DataError
 
@@ -162,7 +163,7 @@ def statement_of(action: Action, rows: int = 1) -> str:
     )
 
 
-def values_of(action: Action, rng: random.Random, run: int, number: int) -> Values:
+def values_of(action: Action, rng: random.Random, run: str, number: int) -> Values:
     """Values for a statement.
 
     Args:
@@ -180,10 +181,12 @@ def values_of(action: Action, rng: random.Random, run: int, number: int) -> Valu
     return (row_id(run, number), rng.randint(1, 10), _day(rng), rng.randint(1, 1_000), price)
 
 
-def row_id(run: int, number: int) -> int:
-    """The id of a run's row: below 2**63, as BIGINT holds it.
+def row_id(run: str, number: int) -> int:
+    """The id of a run's row, which has a number where other ids have the run's name.
 
-    >>> row_id(0, 5) - FIRST_ID, row_id(1, 0) - row_id(0, 0) == IDS_PER_RUN
+    It is below 2**63, as BIGINT holds it.
+
+    >>> row_id("a", 5) - row_id("a", 0), FIRST_ID <= row_id("a", 0) < 2**63
     (5, True)
     """
-    return FIRST_ID + run * IDS_PER_RUN + number
+    return FIRST_ID + (crc32(run.encode()) >> 1) * IDS_PER_RUN + number

@@ -359,10 +359,9 @@ class Worker:
 
 def _values(job: Job, step: int, rng: random.Random) -> Sequence[Any]:
     """Values for a statement; the same ids whenever the statement of this number is sent."""
-    if isinstance(job.run, int):
-        return traffic.values_of(
-            job.action, rng, job.run, job.number * traffic.MAX_STATEMENTS + step
-        )
+    if job.action != "EVENTS":
+        number = job.number * traffic.MAX_STATEMENTS + step
+        return traffic.values_of(job.action, rng, job.run, number)
     ids = (f"{job.place}/{step:07d}/{row:04d}" for row in range(job.rows))
     rows = traffic.events(job.event_type, ids, rng, datetime.now(UTC))
     return [value for row in rows for value in row]

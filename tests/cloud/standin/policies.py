@@ -15,7 +15,6 @@ class Identity:
         key, secret: of the signature.
         statements: of its policies; None for an administrator.
         role: its ARN, by which a database knows it.
-        expired: its session has ended.
         used: the actions that it was allowed, such as "s3:GetObject".
 
     """
@@ -24,7 +23,6 @@ class Identity:
     secret: str
     statements: list[dict[str, Any]] | None = None
     role: str = ""
-    expired: bool = False
     used: set[str] = field(default_factory=set)
 
     def may(self, action: str, resource: str, **conditions: str) -> bool:

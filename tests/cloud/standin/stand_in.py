@@ -1,9 +1,9 @@
 """A stand-in for AWS on this machine: everything the workshop's stack has, under AWS's own names.
 
-Real: PostgreSQL (which keeps DSQL's rules), Valkey in cluster mode, the function run by AWS's own
-runtime client, TLS with certificates that are verified, tokens whose signature is checked, policies
-that are evaluated. Emulated by moto: the other services. The package notices nothing of it, and
-takes the same path as on AWS.
+Real: PostgreSQL (which keeps DSQL's rules), Valkey in cluster mode, the function's zip, TLS with
+certificates that are verified, tokens whose signature is checked, policies that are evaluated.
+Emulated by moto: the other services. The package notices nothing of it, and takes the same path as
+on AWS.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from __future__ import annotations
 import ast
 import json
 import os
-import random
 import runpy
 import ssl
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import boto3
 import pytest
 import trustme
-from aws import Account, Handler
+from aws import Account
 from botocore.config import Config
 from dsql import Server as Dsql
 from elasticache import Cache
-from lambda_runtime import EventSourceMapping, LambdaService, serve, unpack
+from function import Environments
+from lambda_service import EventSourceMapping, LambdaService, serve
 from policies import Identity
 
 NAMES_FOLDER = Path(__file__).parent / "names"
@@ -51,7 +51,6 @@ class StandIn:
 
     Attributes:
         outputs: of the stack, by name; empty before `deploy`.
-        zones: which zones offer which endpoint service, a letter each; different every time.
 
     """
 
@@ -65,29 +64,16 @@ class StandIn:
         self._names = folder / "names.json"
         self._places: dict[str, int] = {}
         patch = self._stack.enter_context(pytest.MonkeyPatch.context())
-        resources = _prepare_moto(patch)
+        _prepare_moto(patch)
         self.account = Account()
         self.let("admin", "AKIASTANDINADMIN")
         regional = [f"*.{name.format(one)}" for one in (REGION, OTHER_REGION) for name in NAMES]
-        handler = type("Handler", (Handler,), {"account": self.account})
-        server = serve(handler, self.certificate("localhost", "iam.amazonaws.com", *regional))
+        certificate = self.certificate("localhost", "iam.amazonaws.com", *regional)
+        server = serve(self.account.answer, certificate)
         self._stack.callback(server.server_close)
         self._stack.callback(server.shutdown)
         self._port = server.server_port
         self.lead("*:443", self._port)
-        self.zones = self._draw_zones()
-        patch.setattr(resources, "ZONES", self.zones)
-
-    def _draw_zones(self) -> dict[str, str]:
-        """Two zones have every service and the host's type; of the others each has something."""
-        wanted = {"Filters": [{"Name": "instance-type", "Values": ["t4g.small"]}]}
-        ask = self.client("ec2").describe_instance_type_offerings
-        found = ask(LocationType="availability-zone", **wanted)["InstanceTypeOfferings"]
-        all_of_it = random.sample([one["Location"][-1] for one in found], 2)
-        others = [letter for letter in "abcdef" if letter not in all_of_it]
-        random.shuffle(others)
-        some = {"dsql-fnh4": others[:1], "elasticache": others[1:2], "monitoring": others[2:]}
-        return {name: "".join([*all_of_it, *letters]) for name, letters in some.items()}
 
     def deploy(self, *options: str) -> None:
         """Make the stack as an administrator does, and start what is in it.
@@ -121,18 +107,14 @@ class StandIn:
         place = {"Bucket": self.outputs["BucketName"], "Prefix": "setup/load-worker"}
         s3 = self.client("s3")
         (code,) = s3.list_objects_v2(**place)["Contents"]
-        packed = self.folder / "function.zip"
+        packed, task = self.folder / "function.zip", self.folder / "task"
         s3.download_file(place["Bucket"], code["Key"], str(packed))
-        self.function = self.account.function = LambdaService(
-            unpack(packed, self.folder / "task"),
-            self.folder,
-            {**self._to_know("function"), **made["Environment"]["Variables"]},
-            handler=made["Handler"],
-            timeout_s=made["Timeout"],
-            most=4,
-            paths=[NAMES_FOLDER],
-            name=name,
-        )
+        zipfile.ZipFile(packed).extractall(task)
+        variables = {**self._to_know("function"), **made["Environment"]["Variables"]}
+        paths = (NAMES_FOLDER, task)
+        self.environments = Environments(made["Handler"], made["Timeout"], variables, paths)
+        self._stack.callback(self.environments.close)
+        self.function = self.account.function = LambdaService(self.environments, name, most=4)
         self._stack.callback(self.function.close)
         sqs = self.client("sqs", who="function")
         self.mapping = EventSourceMapping(self.function, sqs, self.outputs["QueueUrl"])
@@ -237,8 +219,7 @@ class StandIn:
         self.lead(pattern, before)
 
 
-def _prepare_moto(patch: pytest.MonkeyPatch) -> ModuleType:
-    """Returns the resources that are emulated beside moto's."""
+def _prepare_moto(patch: pytest.MonkeyPatch) -> None:
     from cloud import moto_resources
     from moto.core.model_instances import reset_model_data
     from moto.sqs.models import Queue
@@ -249,4 +230,3 @@ def _prepare_moto(patch: pytest.MonkeyPatch) -> ModuleType:
     # moto would hand messages to functions by itself, in Docker.
     none = property(lambda _: {}, lambda *_: None)
     patch.setattr(Queue, "lambda_event_source_mappings", none, raising=False)
-    return moto_resources
