@@ -129,7 +129,7 @@ def test_a_notebook_is_put_back_and_the_learners_own_is_kept_beside_it(workshop)
     assert notebook.read_text() == delivered
     assert "How old?" in aside.read_text()
     listed = workshop("list", folder=workshop.home).stdout
-    assert listed.count("05 · ") == 1
+    assert listed.count("\n05 · ") == 1
     again = workshop("notebook", "reset", "05", folder=workshop.home)
     assert "Nothing was changed in it" in again.stdout
 
