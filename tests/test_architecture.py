@@ -164,3 +164,13 @@ def modules_after(program: str) -> set[str]:
 def test_the_list_of_names_for_notebooks_is_complete_and_loads():
     for name in workshop_lib.__all__:
         assert getattr(workshop_lib, name) is not None
+
+
+def test_what_is_delivered_is_found_from_the_installed_package_as_well_as_from_a_clone():
+    names = {
+        file
+        for file in files()
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.Name) and node.id == "CHECKOUT"
+    }
+    assert names == {"aws.py", "paths.py"}  # the former asks git about the clone

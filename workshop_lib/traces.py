@@ -21,10 +21,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from workshop_lib.errors import DataError
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import FILES
 from workshop_lib.simulate import sample_keys, zipf_stream
 
-FILE = CHECKOUT / "data" / "traffic.toml"
+FILE = FILES / "data" / "traffic.toml"
 MAX_REQUESTS = 20_000_000
 MAX_LINE = 1 << 24
 """Characters."""
