@@ -27,7 +27,7 @@ import psycopg2
 from workshop_lib.errors import WorkshopError
 from workshop_lib.services import Endpoints, local, resolve
 from workshop_lib.services.processes import wait_until
-from workshop_lib.services.state_folder import StateFolder
+from workshop_lib.services.state_folder import StateFolder, state_folder
 from workshop_lib.settings import load_settings
 
 CLIENT = """
@@ -39,7 +39,7 @@ settings = load_settings().values
 print("opening", flush=True)
 if sys.argv[1] == "sandbox":
     folder = state_folder(settings.workshop_state_dir)
-    held = local.open_group(folder, ["postgres", "valkey"], settings)
+    held = local.attach(folder, ["postgres", "valkey"], settings, sandbox=True)
 else:
     held = resolve(settings)
 print("open", flush=True)
@@ -222,8 +222,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="drill-") as place:
-        folder = StateFolder(Path(place).resolve() / "state")
-        os.environ |= {"WORKSHOP_STATE_DIR": str(folder.path), "WORKSHOP_LINGER_SECONDS": "0"}
+        folder = state_folder(Path(place))
+        os.environ |= {"WORKSHOP_STATE_DIR": place, "WORKSHOP_LINGER_SECONDS": "0"}
         try:
             run(given.rounds, given.seed, folder)
         finally:

@@ -29,7 +29,7 @@ import psycopg2
 
 from workshop_lib.services.local import attach, reset
 from workshop_lib.services.local_dsql import open_cluster
-from workshop_lib.services.state_folder import StateFolder
+from workshop_lib.services.state_folder import state_folder
 from workshop_lib.settings import load_settings
 
 LISTS = Path("dsql-lint/tests/common/mod.rs")
@@ -195,7 +195,7 @@ def main() -> None:
     """Replay what the clone has, or measure."""
     clone = Path(sys.argv[1])
     with tempfile.TemporaryDirectory() as state:
-        settings, folder = load_settings(workshop_state_dir=state).values, StateFolder(Path(state))
+        settings, folder = load_settings(workshop_state_dir=state).values, state_folder(Path(state))
         cluster, held = open_cluster(settings), attach(folder, ["postgres"], settings)
         try:
             if sys.argv[1] == "costs":

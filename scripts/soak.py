@@ -47,7 +47,7 @@ from workshop_lib.database import Cursor
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.sandbox import Sandbox
 from workshop_lib.services import local
-from workshop_lib.services.state_folder import StateFolder
+from workshop_lib.services.state_folder import NAME, StateFolder, state_folder
 
 IDS = 500
 OBJECTS = 50
@@ -229,7 +229,8 @@ class Soak:
             "threads": here.num_threads(),
             "processes": len(engines),
             "files in the temporary folder": sum(
-                not entry.name.startswith("state") for entry in os.scandir(tempfile.gettempdir())
+                not entry.name.startswith(("state", NAME))
+                for entry in os.scandir(tempfile.gettempdir())
             ),
         }
 
@@ -373,28 +374,27 @@ def main() -> int:
     # All in one folder, that all processes below know: what is left there is seen.
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
         tempfile.tempdir = place
-        folder = Path(place).resolve() / "state"
         (Path(place) / "state.toml").write_text("")
         os.environ |= {
             "TMPDIR": place,
-            "WORKSHOP_STATE_DIR": str(folder),
+            "WORKSHOP_STATE_DIR": place,
             "WORKSHOP_CONFIG": str(Path(place) / "state.toml"),
             "WORKSHOP_LINGER_SECONDS": "0",
             "TQDM_DISABLE": "1",
         }
+        folder = state_folder(Path(place))
         code = _soak(folder, given)
         if given.rounds:
             try:
-                drill.run(given.rounds, given.seed, StateFolder(folder))
+                drill.run(given.rounds, given.seed, folder)
             finally:
-                local.reset(StateFolder(folder))
+                local.reset(folder)
         return code
 
 
-def _soak(path: Path, given: argparse.Namespace) -> int:
-    folder = StateFolder(path)
+def _soak(folder: StateFolder, given: argparse.Namespace) -> int:
     try:
-        workshop = open_workshop("soak", workshop_result_file=path.parent / "state.json")
+        workshop = open_workshop("soak", workshop_result_file=folder.path.parent / "state.json")
         box = workshop.sandbox(database=True)
         soak = Soak(workshop, box)
         soak.prepare()

@@ -15,7 +15,7 @@ from botocore.loaders import JSONFileLoader
 
 from workshop_lib import Workshop, open_workshop
 from workshop_lib.services import local
-from workshop_lib.services.state_folder import StateFolder
+from workshop_lib.services.state_folder import StateFolder, state_folder
 from workshop_lib.settings import Settings
 
 # jsonschema, which nbformat imports, checks no URIs without them: reading their grammars takes each
@@ -76,14 +76,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
     """A state folder for this session: the learner's own engines and settings are left alone."""
-    folder = StateFolder(tmp_path_factory.mktemp("state with a space").resolve())
+    folder = state_folder(tmp_path_factory.mktemp("state with a space"))
     settings = tmp_path_factory.mktemp("settings") / "none.toml"
     settings.write_text("")
     before = dict(os.environ)
     for name in FOREIGN:
         os.environ.pop(name, None)
     os.environ |= {
-        "WORKSHOP_STATE_DIR": str(folder.path),
+        "WORKSHOP_STATE_DIR": str(folder.path.parent),
         "WORKSHOP_LINGER_SECONDS": "0",
         "WORKSHOP_CONFIG": str(settings),
         "TQDM_DISABLE": "1",

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg2
 import pytest
@@ -21,7 +20,7 @@ from workshop_lib.dataset import list_objects
 from workshop_lib.namespaces import wipe_namespace
 from workshop_lib.paths import CHECKOUT, display_path
 from workshop_lib.services import local
-from workshop_lib.services.state_folder import StateFolder
+from workshop_lib.services.state_folder import StateFolder, state_folder
 
 
 @pytest.fixture
@@ -39,11 +38,10 @@ def workshop() -> Iterator:
 
 
 @pytest.fixture
-def nowhere(tmp_path, monkeypatch) -> Path:
+def nowhere(tmp_path, monkeypatch) -> StateFolder:
     """A state folder in which nothing has been started."""
-    folder = tmp_path / "state"
-    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(folder))
-    return folder
+    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(tmp_path / "state"))
+    return state_folder(tmp_path / "state")
 
 
 def test_every_command_explains_itself_and_starts_nothing(workshop, nowhere):
@@ -54,7 +52,7 @@ def test_every_command_explains_itself_and_starts_nothing(workshop, nowhere):
         assert done.exit_code == 0
         assert done.output.startswith(f"Usage: workshop {' '.join(words)}".rstrip())
     assert workshop("-h").output == workshop("--help").output
-    assert not nowhere.exists()
+    assert not nowhere.path.parent.exists()
 
 
 def test_a_full_disk_is_one_sentence(workshop, nowhere, monkeypatch):
@@ -88,7 +86,7 @@ def test_a_request_that_makes_no_sense_is_refused_and_nothing_is_started(
     assert done.exit_code in {1, 2}
     assert said in done.output
     assert "Traceback" not in done.output
-    assert not nowhere.exists()
+    assert not nowhere.path.parent.exists()
     assert "The local engines are not running" in workshop("status").output
 
 
@@ -104,7 +102,7 @@ def test_an_unusable_setting_is_one_clear_message(workshop, nowhere, monkeypatch
         assert "– Everything else" in done.output
     else:
         assert (done.exit_code, done.output) == (1, f"Error: {wrong}\n")
-    assert not nowhere.exists()
+    assert not nowhere.path.parent.exists()
 
 
 @pytest.mark.parametrize(
@@ -118,11 +116,11 @@ def test_whatever_the_settings_are_one_can_look_stop_and_reset(
     for words in ("--help", "list", "status", "stop"):
         done = workshop(words)
         assert (done.exit_code, name in done.output) == (0, False)
-    StateFolder(nowhere).prepare()
+    nowhere.prepare()
     done = workshop("reset", "--yes")
     assert (done.exit_code, name in done.output) == (0, True)
     assert "Services of your own are left alone." in done.output
-    assert not any(nowhere.iterdir())
+    assert not nowhere.path.exists()
 
 
 def test_stop_finds_the_state_folder_of_a_file_in_which_something_else_is_wrong(
@@ -130,8 +128,8 @@ def test_stop_finds_the_state_folder_of_a_file_in_which_something_else_is_wrong(
 ):
     monkeypatch.delenv("WORKSHOP_STATE_DIR")
     monkeypatch.setenv("WORKSHOP_CONFIG", str(tmp_path / "workshop.toml"))
-    (tmp_path / "workshop.toml").write_text(f"colour = 1\nworkshop_state_dir = '{nowhere}'")
-    assert f"(their state: {nowhere})" in workshop("status").output
+    (tmp_path / "workshop.toml").write_text(f"colour = 1\nworkshop_state_dir = '{nowhere.path.parent}'")
+    assert f"(their state: {nowhere.path})" in workshop("status").output
 
 
 def test_folders_may_have_any_letters_in_any_locale(tmp_path):
@@ -147,7 +145,7 @@ def test_folders_may_have_any_letters_in_any_locale(tmp_path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
-        local.reset(StateFolder(folder))
+        local.reset(state_folder(folder))
 
 
 def test_a_terminal_without_some_characters_is_shown_the_others(nowhere, monkeypatch):
@@ -184,25 +182,25 @@ def test_status_shows_engines_with_their_ports_and_who_uses_them(ws, workshop):
 
 def test_where_nothing_was_started_nothing_is_and_that_is_no_error(workshop, nowhere):
     for words, said in {
-        ("status",): f"The local engines are not running (their state: {nowhere}).\n",
+        ("status",): f"The local engines are not running (their state: {nowhere.path}).\n",
         ("stop",): "No local engines were running.\n",
         ("reset", "--yes"): "There was nothing to reset.\n",
     }.items():
         done = workshop(*words)
         assert (done.exit_code, done.output) == (0, said)
-    assert not nowhere.exists()
+    assert not nowhere.path.parent.exists()
 
 
 def test_reset_asks_first_and_then_deletes_the_state(workshop, nowhere):
-    StateFolder(nowhere).prepare()
-    secrets = StateFolder(nowhere).secrets()
+    nowhere.prepare()
+    secrets = nowhere.secrets()
     asked = workshop("reset")
     assert asked.exit_code == 1
-    assert f"Delete the local engines and their data in {nowhere}?" in asked.output
-    assert StateFolder(nowhere).secrets() == secrets
+    assert f"Delete the local engines and their data in {nowhere.path}?" in asked.output
+    assert nowhere.secrets() == secrets
     assert workshop("reset", "--yes").output.startswith("Reset.")
-    StateFolder(nowhere).prepare()
-    assert StateFolder(nowhere).secrets() != secrets
+    nowhere.prepare()
+    assert nowhere.secrets() != secrets
 
 
 @pytest.fixture

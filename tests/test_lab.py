@@ -18,7 +18,7 @@ import requests
 
 from workshop_lib.services import local
 from workshop_lib.services.processes import wait_until
-from workshop_lib.services.state_folder import StateFolder
+from workshop_lib.services.state_folder import state_folder
 
 START_S = 60
 
@@ -72,7 +72,7 @@ def lab(tmp_path) -> Iterator[Lab]:
         try:
             lab.process.wait(30)
         finally:
-            local.reset(StateFolder((tmp_path / "state").resolve()))
+            local.reset(state_folder(tmp_path / "state"))
 
 
 def ask(server: dict[str, str], path: str, method: str = "GET") -> requests.Response:

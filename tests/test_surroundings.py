@@ -13,7 +13,7 @@ import pytest
 
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import local
-from workshop_lib.services.state_folder import StateFolder
+from workshop_lib.services.state_folder import NAME, state_folder
 
 NOWHERE = "http://127.0.0.1:9"
 ODD = "a b'\"\\ $HOME `x` #é 日本\nc"
@@ -149,8 +149,8 @@ def test_the_local_engines_answer_alike_in_any_shell_and_home(home, hostile):
 
 
 def test_the_engines_that_a_hostile_shell_started_serve_a_clean_one(tmp_path):
-    folder = StateFolder(tmp_path / "state")
-    own = {"WORKSHOP_STATE_DIR": str(folder.path), "WORKSHOP_LINGER_SECONDS": "60"}
+    folder = state_folder(tmp_path)
+    own = {"WORKSHOP_STATE_DIR": str(tmp_path), "WORKSHOP_LINGER_SECONDS": "60"}
     hostile = {"PGSSLMODE": "require", "PGSERVICE": "nosuch", "LC_ALL": "nonsense", **PROXIES}
     code = (
         "from workshop_lib import open_workshop; ws = open_workshop('a');"
@@ -180,9 +180,9 @@ def test_any_name_of_a_folder_will_do(tmp_path):
     file.parent.mkdir()
     try:
         found = ask(code, **own, WORKSHOP_RESULT_FILE=str(file))
-        assert found.endswith("c/state/valkey")
+        assert found.endswith(f"c/state/{NAME}/valkey")
     finally:
-        local.reset(StateFolder(place / "state"))
+        local.reset(state_folder(place / "state"))
 
 
 def test_a_run_is_not_held_up_by_a_long_name_of_the_folder_for_temporary_files(tmp_path):

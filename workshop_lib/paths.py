@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 
+import platformdirs
+
+APPLICATION = "cache-aside-workshop"
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent
 """The clone that the package is imported from; of an installed package, `site-packages`."""
@@ -30,7 +34,7 @@ def _home() -> Path:
         return CHECKOUT
     here = _here()
     marked = (folder for folder in (here, *here.parents) if (folder / MARK).is_file())
-    return next(marked, here / "cache-aside-workshop")
+    return next(marked, here / APPLICATION)
 
 
 HOME = _home()
@@ -43,6 +47,23 @@ def display_path(path: Path) -> str:
     """A path as it is written from the current folder, if that is `HOME` and it lies in there."""
     here = path.is_relative_to(HOME) and _here() == HOME
     return str(path.relative_to(HOME) if here else path)
+
+
+def cache_folder(name: str) -> Path:
+    """A folder for files that only save time, shared by all checkouts of this user; made."""
+    folder = platformdirs.user_cache_path(APPLICATION) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no home, or a read-only one
+        # Not at a fixed path, where another user could have put a folder first.
+        return Path(_temporary_cache().name)
+    return folder
+
+
+@cache
+def _temporary_cache() -> tempfile.TemporaryDirectory[str]:
+    """One folder that ends with this process."""
+    return tempfile.TemporaryDirectory(prefix=f"{APPLICATION}-", ignore_cleanup_errors=True)
 
 
 def replace_file(path: Path, text: str, mode: int = 0o644) -> None:

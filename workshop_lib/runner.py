@@ -30,10 +30,9 @@ from traitlets.config import Config
 from workshop_lib.errors import RunError, WorkshopError, redact
 from workshop_lib.kernel_client import HeadlessKernelManager
 from workshop_lib.namespaces import abandoned_namespaces, new_run, wipe_namespace
-from workshop_lib.paths import NOTEBOOKS, RESULTS, display_path
+from workshop_lib.paths import NOTEBOOKS, RESULTS, cache_folder, display_path
 from workshop_lib.report import export, heading, write_report
 from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
-from workshop_lib.services.state_folder import cache_folder
 from workshop_lib.settings import fixed_file
 
 MORE = "more"

@@ -19,7 +19,7 @@ from workshop_lib.services.endpoints import (
     embedded_cache,
     embedded_database,
 )
-from workshop_lib.services.local import open_group
+from workshop_lib.services.local import attach
 from workshop_lib.services.state_folder import state_folder
 from workshop_lib.settings import Settings
 
@@ -59,10 +59,11 @@ class Sandbox:
         self.namespace = settings.workshop_namespace
         self.default_ttl = settings.valkey_ttl
         names = ["valkey" if n == 0 else f"valkey-{n + 1}" for n in range(caches)]
-        self._engines = open_group(
+        self._engines = attach(
             state_folder(settings.workshop_state_dir),
             [*(["postgres"] if database else []), *names],
             settings,
+            sandbox=True,
         )
         endpoints = [_own(embedded_cache(self._engines, name)) for name in names]
         self._cache = endpoints[0]

@@ -20,7 +20,7 @@ from workshop_lib.paths import CHECKOUT
 from workshop_lib.runner import find_notebooks
 from workshop_lib.services import local
 from workshop_lib.services.processes import wait_until
-from workshop_lib.services.state_folder import StateFolder
+from workshop_lib.services.state_folder import state_folder
 
 sys.path.append(str(Path(__file__).parent))
 from lab_page import Lab
@@ -73,7 +73,7 @@ def checkout(chromium, tmp_path_factory) -> Path:
 def lab(checkout) -> Iterator[Lab]:
     """A running `workshop lab`; of all its processes none is left afterwards."""
     own = checkout.parent
-    folder = StateFolder((own / "state").resolve())
+    folder = state_folder(own)
     for name, values in SETTINGS.items():
         file = own / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def lab(checkout) -> Iterator[Lab]:
     environment = {
         **os.environ,
         "PYTHONPATH": str(checkout),
-        "WORKSHOP_STATE_DIR": str(folder.path),
+        "WORKSHOP_STATE_DIR": str(own),
         "WORKSHOP_LINGER_SECONDS": "600",
         "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
         "JUPYTER_CONFIG_DIR": str(own / "config"),

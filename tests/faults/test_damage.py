@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from workshop_lib.cli import main
 from workshop_lib.errors import EngineError
 from workshop_lib.services import local, resolve
-from workshop_lib.services.state_folder import MARK, StateFolder, remove
+from workshop_lib.services.state_folder import StateFolder, remove, state_folder
 from workshop_lib.settings import load_settings
 
 Damage = Callable[[Path], object]
@@ -49,7 +49,6 @@ HARMLESS: list[tuple[str, Damage]] = [
     ("ports.json", partial(write, b'{"postgres": "x", "valkey": -1, "s3": 99999}')),
     ("secrets.json", halve_secrets),
     ("lock", make_folder),
-    (MARK, remove),
     ("data/postmaster.pid", partial(write, b"1\n/\n")),
     ("data.new", make_folder),
 ]
@@ -88,8 +87,8 @@ def nothing_left(drill) -> Iterator[None]:
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateFolder]:
     """A folder as the workshop leaves it, without the time that engines take."""
-    folder = StateFolder(tmp_path / "state")
-    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(folder.path))
+    folder = state_folder(tmp_path)
+    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(tmp_path))
     folder.prepare()
     folder.secrets()
     with folder.locked():
@@ -112,9 +111,9 @@ def test_status_and_stop_cope_with_any_damage_and_reset_helps(made, what, damage
 @pytest.fixture(scope="module")
 def worn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
     """A folder in which engines have run."""
-    folder = StateFolder(tmp_path_factory.mktemp("worn").resolve())
+    folder = state_folder(tmp_path_factory.mktemp("worn"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKSHOP_STATE_DIR", str(folder.path))
+        patch.setenv("WORKSHOP_STATE_DIR", str(folder.path.parent))
         open_and_stop()
         yield folder
     local.reset(folder)
@@ -122,7 +121,7 @@ def worn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
 
 def open_and_stop() -> None:
     resolve(load_settings().values).release()
-    local.stop(StateFolder(load_settings().values.workshop_state_dir))
+    local.stop(state_folder(load_settings().values.workshop_state_dir))
 
 
 def test_opening_recovers_from_small_damage(worn):
@@ -154,42 +153,23 @@ def test_opening_says_that_larger_damage_takes_a_reset(worn, tmp_path, what, dam
 # --- what a reset leaves alone ---
 
 
-def test_reset_leaves_the_folder_that_was_named_and_the_users_own_files_in_it(made):
-    (made.path / "notes.json").write_text("mine")
-    (made.path / "results").mkdir()
-    for _ in range(2):
-        command("reset", "--yes")
-    kept = {path.name for path in made.path.iterdir()}
-    assert kept == {"notes.json", "results", MARK}
-    made.prepare()  # it can be used again
-    (made.path / "notes.json").unlink()
-    (made.path / "results").rmdir()
-    command("reset", "--yes")
-    assert list(made.path.iterdir()) == []
-
-
-def test_reset_follows_no_link_out_of_its_folder(tmp_path, monkeypatch):
+def test_reset_leaves_the_folder_that_was_named_with_all_that_is_the_users_and_follows_no_link(
+    tmp_path, monkeypatch
+):
     (tmp_path / "mine").mkdir(mode=0o750)
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
     monkeypatch.setenv("WORKSHOP_STATE_DIR", str(tmp_path / "link"))
-    folder = StateFolder(tmp_path / "real")
+    folder = state_folder(tmp_path / "mine")
     folder.prepare()
     for name in ("objects", "sandboxes", "logs/elsewhere"):
         (folder.path / name).symlink_to(tmp_path / "mine")
     command("reset", "--yes")
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert list((tmp_path / "mine").iterdir()) == [tmp_path / "mine" / "thesis.txt"]
     assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o750
-    assert list((tmp_path / "real").iterdir()) == []
-
-
-def test_a_folder_with_some_names_of_ours_and_no_mark_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(tmp_path))
-    for name in ("logs", "objects", "postgres"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "secrets.json").write_text("{}")
+    folder.path.symlink_to(tmp_path / "mine")
     assert command("reset", "--yes").output == "There was nothing to reset.\n"
-    assert len(list(tmp_path.iterdir())) == 4
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("words", [["stop"], ["reset", "--yes"]])

@@ -36,7 +36,6 @@ from workshop_lib.services.state_folder import StateFolder, state_folder
 from workshop_lib.settings import load_settings
 
 SOON_S = 30.0
-OPENERS = {"shared": local.attach, "sandbox": local.open_group}
 OPEN = """
     import os, sys, time
     from workshop_lib.services import local
@@ -44,11 +43,12 @@ OPEN = """
     from workshop_lib.settings import load_settings
     settings = load_settings().values
     print("opening", flush=True)
-    held = local.{opener}(state_folder(settings.workshop_state_dir), {names}, settings)
+    folder = state_folder(settings.workshop_state_dir)
+    held = local.attach(folder, {names}, settings, sandbox={sandbox})
     print(*(engine.port for engine in held.engines.values()), flush=True)
 """
 SLEEP = "time.sleep(600)"
-both = pytest.mark.parametrize("kind", OPENERS)
+both = pytest.mark.parametrize("kind", ["shared", "sandbox"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,17 +61,17 @@ def nothing_left(drill) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateFolder]:
     """A state folder that these tests may treat as badly as they like."""
-    folder = StateFolder(tmp_path_factory.mktemp("rough handling").resolve() / "state")
+    folder = state_folder(tmp_path_factory.mktemp("rough handling"))
     yield folder
     local.reset(folder)
-    assert list(folder.path.iterdir()) == []
+    assert list(folder.path.parent.iterdir()) == []
     assert not folder.postgres_data.exists()
 
 
 @pytest.fixture
 def folder(home: StateFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateFolder]:
     """The folder, chosen by the environment; afterwards no process or sandbox of it is left."""
-    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(home.path))
+    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(home.path.parent))
     yield home
     let_go()
     local.stop(home)
@@ -85,7 +85,7 @@ def attach(*names: str, kind: str = "shared", idle_s: float = 0.0) -> Attachment
     """Open engines from this process; the fixture releases them."""
     settings = load_settings(workshop_linger_seconds=idle_s).values
     folder = state_folder(settings.workshop_state_dir)
-    _held.append(OPENERS[kind](folder, names or ("valkey",), settings))
+    _held.append(local.attach(folder, names or ("valkey",), settings, sandbox=kind == "sandbox"))
     return _held[-1]
 
 
@@ -99,7 +99,7 @@ def another(
     then: str = "", *, kind: str = "shared", names: tuple[str, ...] = ("valkey",)
 ) -> Iterator[subprocess.Popen[str]]:
     """Another process that opens engines, says their ports, and then does what it is told."""
-    code = OPEN.format(opener=OPENERS[kind].__name__, names=names)
+    code = OPEN.format(names=names, sandbox=kind == "sandbox")
     words = [sys.executable, "-c", textwrap.dedent(code) + then]
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
@@ -366,7 +366,7 @@ def test_an_engine_that_keeps_dying_is_reported_and_can_be_asked_for_again(folde
     while (before := pids(folder)["valkey"]) != 0:
         os.kill(before, signal.SIGKILL)
         assert wait_until(ended_or_new, SOON_S)
-    assert "It died 5 times" in states(folder)["valkey"].message
+    assert "it died 5 times" in states(folder)["valkey"].message
     assert client(attach()).ping() is True
 
 
@@ -525,7 +525,7 @@ def test_a_port_that_was_taken_meanwhile_is_given_up(folder):
 def test_where_an_engine_does_not_start_nothing_is_left(folder, kind):
     settings = load_settings().values.model_copy(update={"workshop_cache_mb": -1})
     with pytest.raises(EngineError, match=r"valkey did not start: the end of its log"):
-        OPENERS[kind](folder, ["postgres", "valkey"], settings)
+        local.attach(folder, ["postgres", "valkey"], settings, sandbox=kind == "sandbox")
     assert gone(folder)
 
 
@@ -536,7 +536,7 @@ def test_an_opening_that_is_interrupted_leaves_nothing_and_one_that_cannot_be_sa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(local, "_receive", interrupted)
+        patch.setattr(local, "_ask", interrupted)
         with pytest.raises(KeyboardInterrupt):
             attach()
     assert gone(folder)
@@ -576,23 +576,10 @@ def test_each_checkout_has_a_folder_outside_of_it_and_one_that_cannot_be_used_is
 
 
 def test_resets_at_once_leave_nothing_and_nothing_comes_of_a_folder_that_is_not_there(tmp_path):
+    folder = state_folder(tmp_path)
     for end in (local.stop, local.reset):
-        assert end(StateFolder(tmp_path / "nothing")) is False
-    folder = StateFolder(tmp_path / "state")
+        assert end(folder) is False
     folder.prepare()
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(local.reset, [folder] * 4))
-    assert list(tmp_path.iterdir()) == [folder.path]
-    assert list(folder.path.iterdir()) == []
-
-
-def test_a_folder_that_the_workshop_did_not_make_is_never_used_changed_or_deleted(tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    tmp_path.chmod(0o755)
-    stranger = StateFolder(tmp_path)
-    with pytest.raises(EngineError, match="was not made by the workshop"):
-        stranger.prepare()
-    assert local.reset(stranger) is False
-    assert local.stop(stranger) is False
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
-    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert list(tmp_path.iterdir()) == []

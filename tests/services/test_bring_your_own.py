@@ -14,7 +14,7 @@ from workshop_lib import QueryCache, open_workshop
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
 from workshop_lib.services import exports, local, resolve
 from workshop_lib.services.endpoints import external_cache, external_database
-from workshop_lib.services.state_folder import StateFolder
+from workshop_lib.services.state_folder import state_folder
 from workshop_lib.settings import load_settings
 
 
@@ -58,8 +58,8 @@ def test_all_three_of_your_own_are_used_and_what_is_not_the_workshops_stays(own,
 
 
 def test_one_service_of_your_own_leaves_the_others_local(ws, tmp_path, monkeypatch):
-    folder = StateFolder(tmp_path / "own")
-    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(folder.path))
+    folder = state_folder(tmp_path)
+    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(tmp_path))
     monkeypatch.setenv("REDIS_URL", exports(ws.settings, ws.endpoints)["VALKEY_URL"])
     endpoints = resolve(load_settings().values)
     try:

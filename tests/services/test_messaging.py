@@ -22,7 +22,7 @@ from workshop_lib.namespaces import wipe_namespace
 from workshop_lib.queues import messaging_error
 from workshop_lib.services import local, resolve_messaging, running_messaging
 from workshop_lib.services.processes import wait_until
-from workshop_lib.services.state_folder import StateFolder
+from workshop_lib.services.state_folder import StateFolder, state_folder
 from workshop_lib.settings import load_settings
 
 QUEUE = "https://sqs.us-east-1.amazonaws.com/123456789012/load-test"
@@ -32,7 +32,7 @@ LABEL = "local emulation of SQS and CloudWatch (moto, in memory, signatures not 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Iterator[StateFolder]:
     """This file's own state folder, in which no emulation runs at first."""
-    folder = StateFolder(tmp_path_factory.mktemp("messaging").resolve())
+    folder = state_folder(tmp_path_factory.mktemp("messaging"))
     yield folder
     local.reset(folder)
 
@@ -40,7 +40,7 @@ def home(tmp_path_factory) -> Iterator[StateFolder]:
 @pytest.fixture
 def workshops(home, tmp_path, monkeypatch):
     """Opens workshops in that folder, each with its own namespace; closes them all."""
-    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(home.path))
+    monkeypatch.setenv("WORKSHOP_STATE_DIR", str(home.path.parent))
     opened: list[Workshop] = []
 
     def open_one(**settings) -> Workshop:

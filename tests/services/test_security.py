@@ -14,10 +14,10 @@ import pytest
 import redis
 
 from workshop_lib.errors import EngineError
-from workshop_lib.paths import CHECKOUT
+from workshop_lib.paths import CHECKOUT, cache_folder
 from workshop_lib.services import local
 from workshop_lib.services.engines import HOST
-from workshop_lib.services.state_folder import StateFolder, cache_folder
+from workshop_lib.services.state_folder import StateFolder
 
 HARMLESS = {"PATH", "LC_ALL", "TZ", "HOME", "RCLONE_AUTH_KEY", "WORKSHOP_ACCESS_KEY"}
 HARMLESS |= {"__CF_USER_TEXT_ENCODING"}  # macOS adds it
@@ -61,7 +61,7 @@ def test_other_users_cannot_enter_the_state_folder_or_read_a_file_that_matters(
 ):
     assert state.path.stat().st_mode & 0o777 == 0o700
     assert state.postgres_data.stat().st_mode & 0o777 == 0o700
-    empty = {".made-by-cache-aside-workshop", "lock", "supervisor.log"}
+    empty = {"lock", "supervisor.log"}
     files = [file for file in state.path.rglob("*") if file.is_file() and file.name not in empty]
     assert [file.name for file in files if file.stat().st_mode & 0o077] == []
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)

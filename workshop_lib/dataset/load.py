@@ -25,10 +25,9 @@ from workshop_lib.dataset import schema
 from workshop_lib.dataset.schema import Table, find_table
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
-from workshop_lib.paths import FILES
+from workshop_lib.paths import FILES, cache_folder
 from workshop_lib.progress import progress_bar
 from workshop_lib.rows import Row
-from workshop_lib.services.state_folder import cache_folder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -46,9 +46,8 @@ class Engine(ABC):
     """One server process and what the supervisor may do with it.
 
     Attributes:
-        ready: it has answered since it was started last.
-        wanted: it is to run; should it die, it is started again.
-        failure: why it does not run although it is wanted, and is not tried again.
+        up: it has come up and is to run: should it die, it is started again.
+        failure: why it did not come up.
         deaths: how often it has died since it was last asked for.
         cache_mb: how much memory a cache may take, MiB.
 
@@ -63,8 +62,7 @@ class Engine(ABC):
         self.log = folder.logs / f"{self.name}.log"
         self.process: psutil.Popen | None = None
         self.port = 0
-        self.ready = False
-        self.wanted = False
+        self.up = False
         self.failure = ""
         self.deaths = 0
         self.cache_mb = 64
@@ -76,7 +74,7 @@ class Engine(ABC):
             EngineError: it did not come up; the text ends with the last lines of its log.
 
         """
-        self.ready = False
+        self.stop()
         self.prepare()
         for attempt in range(PORT_ATTEMPTS):
             self.port = _free_port(preferred_port if attempt == 0 else 0)
@@ -92,10 +90,10 @@ class Engine(ABC):
                     start_new_session=True,
                     **self.identity(),
                 )
-            wait_until(lambda: not self.running or self.answers(), START_S)
-            if self.running and self.answers():
+            wait_until(lambda: not self._runs or self.answers(), START_S)
+            if self._runs and self.answers():
                 self.after_start()
-                self.ready = True
+                self.up = True
                 return
             self.stop()
             if "in use" not in log_tail(self.log):
@@ -103,31 +101,33 @@ class Engine(ABC):
         raise EngineError(f"the end of its log ({self.log}) is\n{log_tail(self.log)}")
 
     @property
-    def running(self) -> bool:
+    def _runs(self) -> bool:
         """Whether the process lives; reaps it if it does not."""
         return self.process is not None and self.process.poll() is None
 
     @property
+    def pid(self) -> int:
+        """Of the server that is up, else 0."""
+        return self.process.pid if self.up and self.process and self._runs else 0
+
+    @property
     def died(self) -> bool:
-        """Whether it ran, should still, and does not."""
-        return self.wanted and not self.failure and self.process is not None and not self.running
+        """Whether it was up, should still be, and is not."""
+        return self.up and not self._runs
 
     def state(self) -> EngineState:
         """What to say of it."""
-        if self.failure:
-            return EngineState(self.name, "failed", message=self.failure)
-        port = self.port if self.wanted else 0
-        if self.ready and self.running and self.process:
-            return EngineState(self.name, "up", port, self.process.pid, self.emulated)
-        return EngineState(self.name, "down", port)
+        port = self.port if self.pid else 0
+        return EngineState(self.name, port, self.pid, self.emulated, self.failure)
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send its process a signal, if there is one."""
-        if self.process is not None and self.running:
+        """Send the server a signal, if it is up."""
+        if self.pid and self.process:
             self.process.send_signal(number)
 
     def stop(self) -> None:
-        """End the process politely, then firmly."""
+        """End the process politely, then firmly; it stays down."""
+        self.up, self.failure = False, ""
         if self.process is not None:
             end_processes([self.process], patience_s=STOP_S)
             with contextlib.suppress(psutil.TimeoutExpired):

@@ -1,25 +1,24 @@
 """Attach to this checkout's local engines, starting them if need be; list, stop and delete them.
 
-Also what a client and the supervisor say to each other. A client connects and authenticates, sends
-a `Request` and gets a `Status` or the EngineError to raise. While the supervisor works, it sends
-None now and then, so that a client can tell a slow one from a stuck one.
+Also what a client and the supervisor say to each other. Once they know that they are what they seem
+to be, the client sends `Request`s. Each is answered by a `Status`, or by the EngineError to raise.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from workshop_lib import forks
 from workshop_lib.errors import EngineError
@@ -32,10 +31,15 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 MAX_WORD = 100
 """The longest word by which a client and a supervisor know each other, bytes."""
+MAX_CALLERS = 128
+"""Connections that may wait for the supervisor at a time."""
 SILENCE_S = 3.0
-"""A supervisor that says nothing for so long is stuck."""
+"""A supervisor that does not say that it is there within this time is stuck."""
 SUPERVISOR_S = 20.0
-"""How long a new supervisor may take until its first word, seconds."""
+"""How long a new one may take to say so, seconds."""
+ANSWER_S = 90.0
+"""How long it may take to do what it is asked: engines are started one after another."""
+ATTEMPTS = 3
 STOPPING_S = 10.0
 RELEASE_S = 4.0
 """How long releasing waits; the supervisor goes on by itself if it needs longer."""
@@ -46,20 +50,23 @@ class EngineState:
     """What the supervisor says of one engine.
 
     Attributes:
-        status: "up", "down" (not asked for, or about to come) or "failed".
-        port: where it is, or will be again; 0 if it is not asked for.
-        pid: of the running server, else 0.
+        port: where it is; 0 if it is not up.
+        pid: of the server, else 0.
         emulated: an emulation stands in for the real server.
         message: why it failed.
 
     """
 
     name: str
-    status: str
-    port: int = 0
-    pid: int = 0
-    emulated: bool = False
-    message: str = ""
+    port: int
+    pid: int
+    emulated: bool
+    message: str
+
+    @property
+    def status(self) -> str:
+        """It is "up", "down" (stopped, or about to come) or "failed"."""
+        return "up" if self.pid else "failed" if self.message else "down"
 
 
 class User(NamedTuple):
@@ -124,33 +131,30 @@ class Attachment:
     It ends with `release`, or with this process. A forked child has no part in it.
 
     Args:
-        connection: on which the supervisor has answered.
-        opened: its answer.
-        take_again: connects anew if the supervisor is killed; None if the engines go with it.
+        home: the state folder.
+        request: what is wanted of its supervisor.
 
     Attributes:
-        folder: where they keep their state.
+        folder: where the engines keep their state: the same folder, or a sandbox's in it.
         engines: by name; those that were asked for are up.
         secrets: their passwords.
 
     """
 
-    def __init__(
-        self, connection: Connection, opened: Status, take_again: Callable[[], Connection] | None
-    ) -> None:
-        self._connection = connection
+    def __init__(self, home: StateFolder, request: Request) -> None:
+        self._home, self._request = home, request
+        self._connection, opened = _open(home, request)
         self._released = False
         self._lock = threading.Lock()
         self.folder = StateFolder(opened.folder)
         self.secrets = self.folder.secrets()
         self.engines = {engine.name: engine for engine in opened.engines}
-        self._keeper = None
-        if take_again:
-            self._keeper = threading.Thread(target=self._keep, args=[take_again], daemon=True)
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        if request.do == "attach":  # a sandbox ends with the supervisor
             self._keeper.start()
         forks.tell_child(self)
 
-    def _keep(self, take_again: Callable[[], Connection]) -> None:
+    def _keep(self) -> None:
         """Take the lease again whenever the supervisor is killed, until `release`."""
         with contextlib.suppress(EngineError):
             while not self._released:
@@ -160,7 +164,7 @@ class Attachment:
                 except (EOFError, OSError):
                     self._connection.close()
                     if not self._released:
-                        self._connection = take_again()
+                        self._connection, _ = _open(self._home, self._request)
         self._connection.close()
 
     def release(self) -> None:
@@ -173,12 +177,12 @@ class Attachment:
         self._released = True
         with contextlib.suppress(OSError):
             self._connection.send(Request("release"))
-            if not self._keeper:
+            if self._keeper.ident is None:
                 self._connection.poll(RELEASE_S)
-        if self._keeper:
-            self._keeper.join(RELEASE_S)
-        else:
+        if self._keeper.ident is None:
             self._connection.close()
+        else:
+            self._keeper.join(RELEASE_S)
 
     def tell(self, what: str, engine: str) -> None:
         """Have an engine of a sandbox started, stopped, frozen or thawed.
@@ -193,8 +197,7 @@ class Attachment:
         """
         try:
             with self._lock:
-                self._connection.send(Request(what, (engine,)))
-                _receive(self._connection)
+                _ask(self._connection, Request(what, (engine,)))
         except (EOFError, OSError):
             raise EngineError(
                 "This sandbox is closed, and its engines have ended. Run the cell that opens it "
@@ -207,43 +210,36 @@ class Attachment:
         self._connection.close()
 
 
-def attach(folder: StateFolder, names: Iterable[str], settings: Settings) -> Attachment:
+def attach(
+    folder: StateFolder, names: Iterable[str], settings: Settings, *, sandbox: bool = False
+) -> Attachment:
     """Have these engines running and keep them so until `release`.
 
     Args:
-        folder: whose engines.
-        names: of "postgres", "valkey", "s3", "aws", "dsql".
-        settings: for the cache's memory and the idle time.
+        folder: whose engines, or in whose sandboxes they keep their state.
+        names: of "postgres", "valkey", "s3", "aws", "dsql"; further ones of a kind end in a number,
+            such as "valkey-2".
+        settings: for the caches' memory and the idle time.
+        sandbox: engines for this process alone: they end when it releases them, or ends.
 
     Raises:
         EngineError: an engine did not come up, or the state folder cannot be used.
 
     """
-    return _open(folder, "attach", names, settings)
-
-
-def open_group(folder: StateFolder, names: Iterable[str], settings: Settings) -> Attachment:
-    """Start engines for this process alone: they end when it releases them, or ends.
-
-    Args:
-        folder: in whose sandboxes they keep their state.
-        names: "postgres", "valkey", and further ones of a kind such as "valkey-2".
-        settings: for the caches' memory.
-
-    Raises:
-        EngineError: as `attach`; nothing is left of them.
-
-    """
-    return _open(folder, "sandbox", names, settings)
+    folder.prepare()
+    do, idle_s = ("sandbox", 0.0) if sandbox else ("attach", settings.workshop_linger_seconds)
+    return Attachment(
+        folder, Request(do, tuple(names), _user(), settings.workshop_cache_mb, idle_s)
+    )
 
 
 def status(folder: StateFolder) -> Status:
     """What runs now and who uses it. Starts nothing."""
-    if not (answered := _ask(folder.read(folder.address_file), Request("status"))):
-        return Status(folder.path)
-    connection, found = answered
-    connection.close()
-    return found
+    with contextlib.suppress(EOFError, OSError):
+        if connection := _connect(folder, SILENCE_S):
+            with connection:
+                return _ask(connection, Request("status"))
+    return Status(folder.path)
 
 
 def stop(folder: StateFolder) -> bool:
@@ -294,67 +290,62 @@ def wait_gone(folder: StateFolder, seconds: float = 20.0) -> bool:
     return wait_until(lambda: not any(folder.processes()), seconds, step_s=0.1)
 
 
-def _open(folder: StateFolder, do: str, names: Iterable[str], settings: Settings) -> Attachment:
-    shared = do == "attach"
-    idle_s = settings.workshop_linger_seconds if shared else 0.0
-    request = Request(do, tuple(names), _user(), settings.workshop_cache_mb, idle_s)
-    folder.prepare()
-    connection, opened = _find(folder, request)
-    again = (lambda: _find(folder, request)[0]) if shared else None
-    try:
-        with folder.usable():
-            return Attachment(connection, opened, again)
-    except BaseException:
-        connection.close()
-        raise
-
-
-def _find(folder: StateFolder, request: Request) -> tuple[Connection, Status]:
-    """A connection to the supervisor, which is started if need be, and its answer."""
-    address = folder.read(folder.address_file)
-    if answered := _ask(address, request):
-        return answered
-    with folder.locked():
-        # Another process may have started a new one; else the old one cannot be reached.
-        present = folder.read(folder.address_file)
-        answered = _ask(present, request) if present != address else None
-        return answered or _start_supervisor(folder, request)
-
-
-def _ask(address: dict[str, Any], request: Request) -> tuple[Connection, Status] | None:
-    """A connection to the supervisor and its answer; None if it is not there, or stuck.
+def _open(folder: StateFolder, request: Request) -> tuple[Connection, Status]:
+    """A connection to the supervisor, which is started if need be, and its answer.
 
     Raises:
-        EngineError: the supervisor refuses.
+        EngineError: it refuses, or does not come up.
 
     """
+    for _ in range(ATTEMPTS):
+        with folder.locked():
+            connection = _connect(folder, SILENCE_S) or _start_supervisor(folder)
+        # An error: it has just ended, or is stuck.
+        with contextlib.ExitStack() as on_error, contextlib.suppress(EOFError, OSError):
+            if connection:
+                on_error.enter_context(connection)
+                answer = _ask(connection, request)
+                on_error.pop_all()
+                return connection, answer
+    log = folder.supervisor_log
+    raise EngineError(
+        "The local engines' supervisor did not start, or ended at once. The end of its log "
+        f"({log}):\n{log_tail(log)}"
+    )
+
+
+def _connect(folder: StateFolder, patience_s: float) -> Connection | None:
+    """A connection to the supervisor; None if it is not there, or stuck."""
+    address = folder.read(folder.address_file)
     try:
         token, proof = address["token"].encode(), address["proof"].encode()
-        with socket.create_connection((HOST, address["port"]), SILENCE_S) as plain:
-            plain.settimeout(None)
-            connection = Connection(plain.detach())
+        connection: Connection = Client((HOST, address["port"]))
         connection.send_bytes(token)
         # Another program may have its port by now: what that says is not unpickled.
-        if connection.poll(SILENCE_S) and connection.recv_bytes(MAX_WORD) == proof:
-            return _converse(connection, request)
+        if connection.poll(patience_s) and connection.recv_bytes(MAX_WORD) == proof:
+            return connection
         connection.close()
-    except EngineError:
-        raise
     except Exception:  # noqa: BLE001 -- the file may be damaged, and a stranger says anything
         return None
     return None
 
 
-def _start_supervisor(folder: StateFolder, request: Request) -> tuple[Connection, Status]:
-    """Start a supervisor, after the end of one that is stuck, and ask it."""
+def _start_supervisor(folder: StateFolder) -> Connection | None:
+    """Start a supervisor, after the end of one that is stuck, and connect; None if it fails.
+
+    It inherits the socket, at which clients can wait from now on.
+    """
     _end_all(folder, signal.SIGKILL)
     folder.secrets()
-    log_file = folder.logs / "supervisor.log"
-    ours, theirs = Pipe()
-    with log_file.open("wb") as log, theirs:
+    with (
+        socket.create_server((HOST, 0), backlog=MAX_CALLERS) as listener,
+        folder.supervisor_log.open("wb") as log,
+    ):
+        words = {name: secrets.token_hex(20) for name in ("token", "proof")}
+        folder.write(folder.address_file, {"port": listener.getsockname()[1], **words})
         process = subprocess.Popen(
-            [sys.executable, "-m", SUPERVISOR, str(folder.path), str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-m", SUPERVISOR, str(folder.path), str(listener.fileno())],
+            pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -365,48 +356,26 @@ def _start_supervisor(folder: StateFolder, request: Request) -> tuple[Connection
         )
     # It may outlive this process; if it does not, its end has to be noted.
     threading.Thread(target=process.wait, name="supervisor", daemon=True).start()
-    try:
-        return _converse(ours, request, SUPERVISOR_S)
-    except (EOFError, OSError):
-        raise EngineError(
-            f"The local engines' supervisor did not start, or ended at once. The end of its log "
-            f"({log_file}):\n{log_tail(log_file)}"
-        ) from None
+    return _connect(folder, SUPERVISOR_S)
 
 
-def _converse(
-    connection: Connection, request: Request, patience_s: float = SILENCE_S
-) -> tuple[Connection, Status]:
-    """Send the first request. Returns the connection, which is closed on an error, and the answer.
+def _ask(connection: Connection, request: Request) -> Status:
+    """Ask the supervisor.
 
     Raises:
-        EngineError, EOFError, OSError: as `_receive`.
+        EngineError: it refuses.
+        EOFError, OSError: it is gone, told to end, or stuck.
 
     """
-    with contextlib.ExitStack() as on_error:
-        on_error.enter_context(connection)
-        connection.send(request)
-        answer = _receive(connection, patience_s)
-        on_error.pop_all()
-    return connection, answer
-
-
-def _receive(connection: Connection, patience_s: float = SILENCE_S) -> Status:
-    """Wait for an answer.
-
-    Raises:
-        EngineError: the supervisor refuses.
-        EOFError, OSError: it is gone, or has been silent for too long.
-
-    """
-    while connection.poll(patience_s):
-        answer: Status | EngineError | None = connection.recv()
-        if isinstance(answer, EngineError):
-            raise answer
-        if answer is not None:
-            return answer
-        patience_s = SILENCE_S
-    raise TimeoutError("the supervisor is silent")
+    connection.send(request)
+    if not connection.poll(ANSWER_S):
+        raise TimeoutError("the supervisor is silent")
+    answer: Status | EngineError | None = connection.recv()
+    if answer is None:
+        raise EOFError
+    if isinstance(answer, EngineError):
+        raise answer
+    return answer
 
 
 def _end_all(folder: StateFolder, number: signal.Signals) -> bool:

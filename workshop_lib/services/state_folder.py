@@ -1,4 +1,7 @@
-"""The state folder of the local engines: where it is, who owns it, its passwords, its end."""
+"""The state folder of the local engines: where it is, its passwords, its processes, its end.
+
+Everything in it is the workshop's: below a folder that the user names it is one of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,13 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,11 @@ import platformdirs
 from filelock import FileLock
 
 from workshop_lib.errors import EngineError
-from workshop_lib.paths import HOME
+from workshop_lib.paths import APPLICATION, HOME
 from workshop_lib.services.processes import Found, end_processes, find_processes
 
-APPLICATION = "cache-aside-workshop"
-MARK = ".made-by-cache-aside-workshop"
-"""The file that tells a state folder from any other folder."""
-MADE = re.compile(
-    r"lock|logs|postgres(\.new)?|valkey|objects|rclone|dsql|sandboxes"
-    r"|\.(config|cache|local|aws|moto)"  # the folder is the engines' home
-    r"|(supervisor|ports|secrets)\.json\w{0,8}"
-)
-"""The names of what the workshop writes into a state folder; anything else is the user's."""
+NAME = f"{APPLICATION}-engines"
+"""The state folder's name in a folder that the user has named."""
 ROOT_BASE = Path("/var/lib") / APPLICATION
 """Where root keeps state: its home is closed to the user that PostgreSQL has to run as."""
 LOCK_WAIT_S = 60.0
@@ -57,8 +52,13 @@ class StateFolder:
 
     @property
     def logs(self) -> Path:
-        """The engines' and the supervisor's output."""
+        """The engines' output, and the supervisor's."""
         return self.path / "logs"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """The supervisor's output."""
+        return self.logs / "supervisor.log"
 
     @property
     def certificate(self) -> Path:
@@ -82,39 +82,30 @@ class StateFolder:
 
     @property
     def ours(self) -> bool:
-        """Whether the workshop made it: only then is anything in it changed or deleted.
-
-        The mark says so; should that have been deleted, the rest does.
-        """
+        """Whether it is there, and this user's: only then is anything in it changed or deleted."""
         try:
-            names = {entry.name for entry in self.path.iterdir()}
+            found = self.path.lstat()
         except OSError:
             return False
-        return MARK in names or {"lock", "logs", "secrets.json"} <= names
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
     def prepare(self) -> None:
         """Create the folder, closed to others.
 
         Raises:
-            EngineError: the disk refuses it, or the folder is in other use or another user's.
+            EngineError: the disk refuses it, or it is another user's.
 
         """
         with self.usable():
-            if self.path.exists() and not self.ours and any(self.path.iterdir()):
-                raise EngineError(
-                    f"The folder {self.path} is not empty and was not made by the workshop. "
-                    "Name a new or an empty one in WORKSHOP_STATE_DIR."
-                )
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self.path.stat().st_uid != os.geteuid():
+            if not self.ours:
                 raise EngineError(
                     f"The state folder {self.path} belongs to another user. "
-                    "Name one of your own in WORKSHOP_STATE_DIR."
+                    "Name a folder of your own in WORKSHOP_STATE_DIR."
                 )
             self.path.chmod(0o700)
             if not any(self.path.iterdir()):
                 self.delete_data()  # root's, of a state folder that was deleted by hand
-            (self.path / MARK).touch()
             self.logs.mkdir(mode=0o700, exist_ok=True)
 
     def new_sandbox(self) -> StateFolder:
@@ -217,53 +208,27 @@ class StateFolder:
         remove(data.with_name(f"{data.name}.new"))
 
     def delete(self) -> None:
-        """Remove everything that this folder's engines ever wrote, and nothing else.
-
-        A folder that the user named stays, empty: it may have been there before.
+        """Remove everything that this folder's engines ever wrote.
 
         Raises:
             OSError: something cannot be removed.
 
         """
         self.delete_data()
-        for path in self.path.iterdir():
-            if MADE.fullmatch(path.name):
-                remove(path)
-        # A stranger's file keeps the folder, which stays marked: it can be used again.
-        if [path.name for path in self.path.iterdir()] in ([MARK], []):
-            remove(self.path / MARK)
-            if self.path.parent == _base():
-                self.path.rmdir()
+        remove(self.path)
 
 
 def state_folder(chosen: Path | None) -> StateFolder:
-    """The state folder of this checkout, or the chosen one. Nothing is created."""
-    if chosen is not None:
-        # Not Path.expanduser, which refuses the name of a user who does not exist.
-        return StateFolder(Path(os.path.expanduser(chosen)).resolve())  # noqa: PTH111
-    return StateFolder(_base() / _short_hash(HOME))
+    """The state folder of this checkout, or the one in the chosen folder. Nothing is created."""
+    if chosen is None:
+        return StateFolder(_base() / _short_hash(HOME))
+    # Not Path.expanduser, which refuses the name of a user who does not exist.
+    return StateFolder(Path(os.path.expanduser(chosen)).resolve() / NAME)  # noqa: PTH111
 
 
 def _base() -> Path:
     """The parent of the state folders of this user's checkouts."""
     return ROOT_BASE if os.geteuid() == 0 else platformdirs.user_state_path(APPLICATION)
-
-
-def cache_folder(name: str) -> Path:
-    """A folder for files that only save time, shared by all checkouts of this user; made."""
-    folder = platformdirs.user_cache_path(APPLICATION) / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # no home, or a read-only one
-        # Not at a fixed path, where another user could have put a folder first.
-        return Path(_temporary_cache().name)
-    return folder
-
-
-@cache
-def _temporary_cache() -> tempfile.TemporaryDirectory[str]:
-    """One folder that ends with this process."""
-    return tempfile.TemporaryDirectory(prefix=f"{APPLICATION}-", ignore_cleanup_errors=True)
 
 
 def remove(path: Path) -> None:

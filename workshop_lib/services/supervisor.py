@@ -3,8 +3,7 @@
 A client connects to it, says which engines it needs, and gets their ports. The connection is the
 lease: it ends with the client, however that ends. A sandbox is a group of engines that ends with
 the connection that opened it. The supervisor leaves when no client is connected and all idle times
-have passed. Run as a program:
-`python -m workshop_lib.services.supervisor STATE_FOLDER CONNECTION`.
+have passed. Run as a program: `python -m workshop_lib.services.supervisor STATE_FOLDER SOCKET`.
 """
 
 from __future__ import annotations
@@ -12,37 +11,28 @@ from __future__ import annotations
 import contextlib
 import hmac
 import os
-import secrets
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from workshop_lib.errors import EngineError
 from workshop_lib.services.engines import Engine, make_engine
-from workshop_lib.services.local import (
-    HOST,
-    MAX_WORD,
-    EngineState,
-    Request,
-    Status,
-    User,
-)
+from workshop_lib.services.local import MAX_WORD, EngineState, Request, Status, User
 from workshop_lib.services.processes import wait_until
 from workshop_lib.services.state_folder import StateFolder, remove
 
 LOOK_S = 0.1
 """How often the supervisor looks after its engines."""
-ALIVE_S = 0.5
-"""How often a client that waits for an answer is told that it is on its way."""
+FIRST_S = 5.0
+"""How long it waits for its first client, which may have been killed."""
 SILENT_S = 6.0
 """How long an engine that runs may take to answer."""
-MAX_CALLERS = 128
-"""Connections that may wait for the supervisor at a time."""
 RESTARTS = 5
 """An engine that dies more often than this is reported as failed instead of restarted."""
 
@@ -57,10 +47,10 @@ class Group:
         self.ended = False
 
     def start(self, names: tuple[str, ...], cache_mb: int) -> None:
-        """Have these engines run.
+        """Have these engines run and answer.
 
         Raises:
-            EngineError: one did not come up.
+            EngineError: one did not come up, or runs and is silent.
 
         """
         with self.lock:
@@ -68,27 +58,17 @@ class Group:
                 engine = self.engines.setdefault(name, make_engine(name, self.folder))
                 engine.cache_mb, engine.deaths = cache_mb or engine.cache_mb, 0
                 self._start(engine)
-
-    def open(self, names: tuple[str, ...], cache_mb: int) -> None:
-        """Have these engines run and answer.
-
-        Raises:
-            EngineError: one did not come up, or runs and is silent.
-
-        """
-        self.start(names, cache_mb)
         for engine in map(self.engines.__getitem__, names):
-            if not wait_until(lambda e=engine: e.state().pid and e.admits(), SILENT_S):  # type: ignore[misc]
+            if not wait_until(lambda e=engine: e.pid and e.admits(), SILENT_S):  # type: ignore[misc]
                 raise EngineError(
                     engine.failure
-                    or f"{engine.name} runs (pid {engine.state().pid}) but has not answered for "
+                    or f"{engine.name} runs (pid {engine.pid}) but has not answered for "
                     f"{SILENT_S:.0f} s. `workshop stop` ends it; the next opening starts it again."
                 )
 
     def stop(self, name: str) -> None:
         """Stop an engine; it stays stopped."""
         with self.lock:
-            self.engines[name].wanted = False
             self.engines[name].stop()
 
     def mend(self) -> None:
@@ -97,11 +77,8 @@ class Group:
             try:
                 for engine in filter(lambda one: one.died, self.engines.values()):
                     engine.deaths += 1
-                    if engine.deaths > RESTARTS:
-                        engine.failure = f"It died {RESTARTS} times; see {engine.log}."
-                    else:
-                        with contextlib.suppress(EngineError):  # the engine knows why
-                            self._start(engine)
+                    with contextlib.suppress(EngineError):  # the engine knows why
+                        self._start(engine)
             finally:
                 self.lock.release()
 
@@ -120,11 +97,12 @@ class Group:
         """Start an engine that does not run: at the port it had before, if that is free."""
         if self.ended:
             raise EngineError("The local engines were stopped while they were starting.")
-        engine.wanted, engine.failure = True, ""
-        if engine.running:
+        if engine.pid:
             return
         ports = self.folder.read(self.folder.ports_file)
         try:
+            if engine.deaths > RESTARTS:
+                raise EngineError(f"it died {RESTARTS} times; see {engine.log}")
             engine.start(engine.port or ports.get(engine.name))
         except Exception as error:  # noqa: BLE001 -- whatever it is, the other engines go on
             engine.stop()
@@ -148,56 +126,57 @@ class Lease:
 
     def do(self, request: Request) -> Status | EngineError:
         """Do what the client asks. Returns how the engines are then, or what went wrong."""
+        group, name = self.group, request.engines[0]
         try:
             match request.do:
                 case "stop":
-                    self.group.stop(request.engines[0])
+                    group.stop(name)
                 case "freeze":
-                    self.group.engines[request.engines[0]].send_signal(signal.SIGSTOP)
+                    group.engines[name].send_signal(signal.SIGSTOP)
                 case "thaw":
-                    self.group.engines[request.engines[0]].send_signal(signal.SIGCONT)
-                case "start":
-                    self.group.start(request.engines, request.cache_mb)
+                    group.engines[name].send_signal(signal.SIGCONT)
+                case "sandbox":
+                    with group.folder.usable():
+                        group = self.group = Group(group.folder.new_sandbox())
+                    group.start(request.engines, request.cache_mb)
                 case _:
-                    self.group.open(request.engines, request.cache_mb)
+                    group.start(request.engines, request.cache_mb)
         except EngineError as error:
             self.idle_s = 0.0  # no reason to stay for what did not come up
             return EngineError(str(error))
-        return Status(self.group.folder.path, os.getpid(), self.group.states())
+        return Status(group.folder.path, os.getpid(), group.states())
 
 
 class Supervisor:
-    """A loop that looks after the engines; a thread for each connection."""
+    """A loop that looks after the engines; a thread for each connection.
 
-    def __init__(self, folder: StateFolder) -> None:
+    Args:
+        folder: whose engines.
+        listener: where clients connect.
+
+    """
+
+    def __init__(self, folder: StateFolder, listener: socket.socket) -> None:
         self.folder = folder
+        self.listener = listener
+        self.address = folder.read(folder.address_file)
         self.shared = Group(folder)
         self.lock = threading.Lock()
         self.leases: list[Lease] = []
         self.stays_until = 0.0
+        self.used = threading.Event()
         self.leaving = False
         self.told_to_end = threading.Event()
-        self.listener = Listener((HOST, 0), backlog=MAX_CALLERS)
-        self.token, self.proof = secrets.token_hex(20), secrets.token_hex(20)
 
-    def run(self, first: Connection) -> None:
-        """Serve until told to end, or until no client is left.
-
-        Args:
-            first: a connection to the client that started the supervisor.
-
-        """
+    def run(self) -> None:
+        """Serve until told to end, or until no client is left."""
         signal.signal(signal.SIGTERM, lambda *_: self.told_to_end.set())
-        address = {"port": self.listener.address[1], "token": self.token, "proof": self.proof}
-        self.folder.write(self.folder.address_file, address)
-        request = first.recv()
-        _run(self._serve, self._new_lease(first, request), request)
         _run(self._accept)
+        self.used.wait(FIRST_S)
         while not self._leaves():
             for group in self._groups():
                 group.mend()
             self.told_to_end.wait(LOOK_S)
-        remove(self.folder.address_file)
         for lease in self.leases:
             with contextlib.suppress(OSError):
                 lease.connection.send(None)  # else clients believe that it was killed, and reopen
@@ -208,6 +187,8 @@ class Supervisor:
         with self.lock:
             unused = not self.leases and time.monotonic() > self.stays_until
             self.leaving = self.told_to_end.is_set() or unused
+            if self.leaving:
+                remove(self.folder.address_file)
             return self.leaving
 
     def _groups(self) -> set[Group]:
@@ -218,56 +199,41 @@ class Supervisor:
         while True:
             # A full disk, no more processes or threads: better luck next time.
             with contextlib.suppress(OSError, RuntimeError):
-                _run(self._greet, self.listener.accept())
+                accepted, _ = self.listener.accept()
+                _run(self._serve, Connection(accepted.detach()))
 
-    def _greet(self, connection: Connection) -> None:
-        """Serve a client that knows the token."""
+    def _serve(self, connection: Connection) -> None:
+        """Answer a client that knows the token, for as long as it is there."""
         with connection, contextlib.suppress(OSError, EOFError):
-            if not hmac.compare_digest(connection.recv_bytes(MAX_WORD), self.token.encode()):
+            token, proof = (self.address[name].encode() for name in ("token", "proof"))
+            if not hmac.compare_digest(connection.recv_bytes(MAX_WORD), token):
                 return
-            connection.send_bytes(self.proof.encode())
+            connection.send_bytes(proof)
             request = connection.recv()
             if request.do == "status":
                 connection.send(self._status())
                 return
+            lease = self._new_lease(connection, request)
             try:
-                lease = self._new_lease(connection, request)
-            except EngineError as error:
-                connection.send(error)
-            else:
-                self._serve(lease, request)
+                while request.do != "release":
+                    connection.send(lease.do(request))
+                    request = connection.recv()
+            finally:
+                self._end(lease)
 
     def _new_lease(self, connection: Connection, request: Request) -> Lease:
         """Note who is there from now on.
 
         Raises:
-            EngineError: a sandbox's folder cannot be made.
             EOFError: this process is about to leave; the client turns to the next one.
 
         """
-        with self.lock, self.folder.usable():
+        with self.lock:
             if self.leaving:
                 raise EOFError
-            group = self.shared
-            if request.do == "sandbox":
-                group = Group(self.folder.new_sandbox())
-            self.leases.append(Lease(connection, request.user, request.idle_s, group))
+            self.used.set()
+            self.leases.append(Lease(connection, request.user, request.idle_s, self.shared))
             return self.leases[-1]
-
-    def _serve(self, lease: Lease, request: Request) -> None:
-        """Answer a client's requests for as long as it is there."""
-        with lease.connection as connection, contextlib.suppress(OSError, EOFError):
-            try:
-                while request.do != "release":
-                    answers: list[Status | EngineError] = []
-                    work = _run(lambda: answers.append(lease.do(request)))  # noqa: B023 -- waited for
-                    while work.is_alive():
-                        connection.send(None)  # this process is not stuck
-                        work.join(ALIVE_S)
-                    connection.send(answers[0])
-                    request = connection.recv()
-            finally:
-                self._end(lease)
 
     def _end(self, lease: Lease) -> None:
         if lease.group is not self.shared:
@@ -300,17 +266,17 @@ def _run(function: Callable[..., object], *arguments: object) -> threading.Threa
 def main() -> None:
     """Supervise the engines of the folder, and end them also if the supervisor is killed.
 
-    The command line names the folder, and the descriptor of the connection to the first client.
+    The command line names the folder, and the descriptor of the socket at which clients connect.
     """
     os.umask(0o077)
-    folder, first = StateFolder(Path(sys.argv[1])), Connection(int(sys.argv[2]))
+    folder, listener = StateFolder(Path(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
     if supervisor := os.fork():
         # The watchdog: it waits for the supervisor's end, however it comes.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        first.close()
+        listener.close()
         os.waitpid(supervisor, 0)
     else:
-        Supervisor(folder).run(first)
+        Supervisor(folder, listener).run()
     folder.clear()
 
 
