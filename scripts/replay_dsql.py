@@ -27,8 +27,8 @@ from typing import Any
 
 import psycopg2
 
+from workshop_lib.services import resolve_cluster
 from workshop_lib.services.local import attach, reset
-from workshop_lib.services.local_dsql import open_cluster
 from workshop_lib.services.state_folder import state_folder
 from workshop_lib.settings import load_settings
 
@@ -196,7 +196,7 @@ def main() -> None:
     clone = Path(sys.argv[1])
     with tempfile.TemporaryDirectory() as state:
         settings, folder = load_settings(workshop_state_dir=state).values, state_folder(Path(state))
-        cluster, held = open_cluster(settings), attach(folder, ["postgres"], settings)
+        (cluster, release), held = resolve_cluster(settings), attach(folder, ["postgres"], settings)
         try:
             if sys.argv[1] == "costs":
                 server = {
@@ -206,15 +206,15 @@ def main() -> None:
                     "password": held.secrets["admin"],
                     "dbname": "postgres",
                 }
-                measure({"server": server, "local DSQL": cluster.arguments()})
+                measure({"server": server, "local DSQL": cluster.login()})
                 return
             replay = replay_lists if (clone / LISTS).exists() else replay_record
-            with contextlib.closing(psycopg2.connect(**cluster.arguments())) as connection:
+            with contextlib.closing(psycopg2.connect(**cluster.login())) as connection:
                 connection.autocommit = True
                 print(dict(replay(clone, connection.cursor())))
         finally:
             held.release()
-            cluster.release()
+            release()
             reset(folder)
 
 

@@ -27,8 +27,8 @@ from workshop_lib.paths import FILES, HOME, NOTEBOOKS, PACKAGE, RESULTS, display
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from workshop_lib.services import DatabaseEndpoint
     from workshop_lib.services.local import EngineState
-    from workshop_lib.services.local_dsql import LocalCluster
     from workshop_lib.services.state_folder import StateFolder
     from workshop_lib.settings import Settings
 
@@ -42,6 +42,8 @@ main()
 """JupyterLab, which heeds Ctrl-C in a terminal only: elsewhere it would leave its token's file."""
 PRINTED_S = 3600
 """How long a token that is printed opens connections, seconds."""
+PLACE = ("host", "hostaddr", "port", "user", "dbname", "sslmode", "sslrootcert")
+"""Of what libpq is told about the local Aurora DSQL, what is printed."""
 
 
 class _Commands(click.Group):
@@ -392,7 +394,8 @@ def env() -> None:
         if endpoints.database.embedded:
             try:
                 with _local_dsql() as cluster:
-                    found["LOCAL_DSQL_URL"] = cluster.url(PRINTED_S)
+                    url = services.database_url(cluster, settings, PRINTED_S)
+                    found["LOCAL_DSQL_URL"] = url
             except WorkshopError as error:
                 click.echo(f"LOCAL_DSQL_URL is left out. {error}", err=True)
     finally:
@@ -415,7 +418,8 @@ def dsql(user: str, seconds: int) -> None:
     from psycopg2.extensions import make_dsn
 
     with _local_dsql() as cluster:
-        token, place = cluster.token(user, seconds), cluster.place(user)
+        login = cluster.login(user, seconds)
+    token, place = login["password"], {name: login[name] for name in PLACE}
     given = ", ".join(f"{name}={value!r}" for name, value in place.items())
     for name, value in place.items():
         click.echo(f"{name:<12} {value}")
@@ -457,15 +461,15 @@ def rules(what: str) -> None:
 
 
 @contextmanager
-def _local_dsql() -> Iterator[LocalCluster]:
+def _local_dsql() -> Iterator[DatabaseEndpoint]:
     """The local Aurora DSQL; as long as it is held, it does not stop."""
-    from workshop_lib.services.local_dsql import open_cluster
+    from workshop_lib.services import resolve_cluster
 
-    cluster = open_cluster(_settings())
+    cluster, release = resolve_cluster(_settings())
     try:
         yield cluster
     finally:
-        cluster.release()
+        release()
 
 
 def _show_engines(engines: Iterable[EngineState]) -> None:

@@ -15,7 +15,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -33,8 +32,16 @@ from workshop_lib.results import (
     format_value,
     write_json,
 )
-from workshop_lib.services import Endpoints, MessagingEndpoint, resolve, resolve_messaging
-from workshop_lib.services.client_config import isolate_aws, plain_session
+from workshop_lib.services import (
+    DatabaseEndpoint,
+    Endpoints,
+    MessagingEndpoint,
+    resolve,
+    resolve_cluster,
+    resolve_messaging,
+    signer,
+)
+from workshop_lib.services.client_config import isolate_aws
 from workshop_lib.services.clients import cache_client, greet_cache, steer
 from workshop_lib.services.latency_proxy import LatencyProxy
 from workshop_lib.settings import LoadedSettings, load_settings
@@ -47,13 +54,7 @@ if TYPE_CHECKING:
     from workshop_lib.load.drivers import LambdaWorkers, LocalWorkers
     from workshop_lib.measure import Samples
     from workshop_lib.sandbox import Sandbox
-    from workshop_lib.services.local_dsql import LocalCluster
 
-STAND_IN_SIGNING = {
-    "region_name": "us-east-1",
-    "aws_access_key_id": "stand-in",
-    "aws_secret_access_key": "stand-in",
-}
 MAX_CACHES = 16
 MAX_TIMEOUT_S = 60.0
 _open: dict[str, Workshop] = {}
@@ -147,11 +148,9 @@ class Workshop:
             EngineError: the local Aurora DSQL did not start.
 
         """
-        endpoint = self.endpoints.database
-        if endpoint.embedded and not direct:
-            return self._cluster.arguments(user)
-        arguments = {**endpoint.arguments, **self._route("database")}
-        return {**arguments, **({"password": endpoint.token()} if endpoint.token else {})}
+        if self.endpoints.database.embedded and not direct:
+            return self._cluster.login(user)
+        return {**self.endpoints.database.login(), **self._route("database")}
 
     def cache_arguments(self) -> dict[str, Any]:
         """What redis.Redis needs to reach the cache, with the latency that is set now."""
@@ -172,11 +171,9 @@ class Workshop:
         return {"host": host, "port": port}
 
     @cached_property
-    def _cluster(self) -> LocalCluster:
-        from workshop_lib.services.local_dsql import open_cluster
-
-        cluster = open_cluster(self.settings)
-        self._exit.callback(cluster.release)
+    def _cluster(self) -> DatabaseEndpoint:
+        cluster, release = resolve_cluster(self.settings)
+        self._exit.callback(release)
         return cluster
 
     def play(self, script: Iterable[Sequence[Any]]) -> list[Step]:
@@ -214,13 +211,7 @@ class Workshop:
         of your own with stand-in credentials: what those sign has the form of a token and opens
         nothing.
         """
-        from workshop_lib.services.local_dsql import local_signing
-
-        if self.endpoints.database.embedded:
-            return plain_session().client("dsql", **local_signing(self.settings))
-        signing = self.endpoints.database.signing
-        session = boto3.Session() if signing else plain_session()
-        return session.client("dsql", **(signing or STAND_IN_SIGNING))
+        return signer(self.endpoints.database.signing)
 
     def load_workers(
         self,

@@ -8,7 +8,7 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
-from workshop_lib.services.local_dsql import open_cluster
+from workshop_lib.services import resolve_cluster
 from workshop_lib.settings import load_settings
 
 sys.path.append(str(Path(__file__).parent))  # the model of the rules is no part of the package
@@ -17,9 +17,9 @@ sys.path.append(str(Path(__file__).parent))  # the model of the rules is no part
 @pytest.fixture(scope="module")
 def cluster(shared):
     """The local Aurora DSQL."""
-    found = open_cluster(load_settings().values)
+    found, release = resolve_cluster(load_settings().values)
     yield found
-    found.release()
+    release()
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def connect(cluster):
 
     def sign_in(**changes):
         user = changes.get("user", "admin")
-        given = {**cluster.arguments(user), **changes}
+        given = {**cluster.login(user), **changes}
         connection = psycopg2.connect(**{k: v for k, v in given.items() if v is not None})
         opened.append(connection)
         connection.autocommit = True
@@ -344,7 +344,7 @@ class Raw:
     """A client that says what it likes."""
 
     def __init__(self, cluster):
-        tls = ssl.create_default_context(cafile=cluster.certificate)
+        tls = ssl.create_default_context(cafile=cluster.arguments["sslrootcert"])
         tls.set_alpn_protocols(["postgresql"])
         plain = socket.create_connection(("127.0.0.1", cluster.port), timeout=30)
         self.socket = tls.wrap_socket(plain, server_hostname=CLUSTER_NAMES[0])

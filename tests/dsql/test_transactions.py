@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from transaction_model import Table
 
 from workshop_lib.database import Database
-from workshop_lib.services import DatabaseEndpoint
 
 FAILURES = {
     "OC000": ("40001", "change conflicts with another transaction (OC000)"),
@@ -114,7 +113,7 @@ def connect(cluster, schema):
     with contextlib.ExitStack() as stack:
 
         def sign_in(user="admin"):
-            arguments = {**cluster.arguments(user), "options": f"-c search_path={schema}"}
+            arguments = {**cluster.login(user), "options": f"-c search_path={schema}"}
             connection = psycopg2.connect(**arguments)
             stack.callback(connection.close)
             connection.autocommit = True
@@ -340,9 +339,7 @@ def test_a_role_with_few_rights_may_lose(connect, cursor, table, schema):
 
 
 def test_sixteen_writers_of_one_counter_lose_no_step(cluster, cursor, table, schema):
-    place = {name: value for name, value in cluster.arguments().items() if name != "password"}
-    endpoint = DatabaseEndpoint("local", cluster.host, cluster.port, place, token=cluster.token)
-    database = Database(endpoint, schema)
+    database = Database(cluster, schema)
     cursor.execute("UPDATE t SET v = '0' WHERE n = 1")
 
     def add(mine):

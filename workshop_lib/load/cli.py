@@ -260,10 +260,7 @@ class _Test:
 
     def function(self, name: str, at_once: int, region: str | None = None) -> api.LambdaWorkers:
         """A driver for a Lambda function, whose memory is paid for."""
-        from workshop_lib.services.endpoints import external_region
-
-        region = region or external_region(self.settings)
-        driver = api.LambdaWorkers(name, at_once, region=region)
+        driver = api.LambdaWorkers(name, at_once, region=region or self.settings.aws_region)
         self.function_mb = driver.memory_mb or api.FUNCTION_MB
         return driver
 

@@ -4,7 +4,6 @@ from . import (
     clients as clients,
     error_help as error_help,
     local as local,
-    local_dsql as local_dsql,
     state_folder as state_folder,
 )
 from .endpoints import (
@@ -14,9 +13,12 @@ from .endpoints import (
     Endpoints as Endpoints,
     MessagingEndpoint as MessagingEndpoint,
     StoreEndpoint as StoreEndpoint,
+    database_url as database_url,
     exports as exports,
     resolve as resolve,
+    resolve_cluster as resolve_cluster,
     resolve_messaging as resolve_messaging,
     running_messaging as running_messaging,
     session as session,
+    signer as signer,
 )

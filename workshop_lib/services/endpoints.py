@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -18,8 +18,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from psycopg2.extensions import parse_dsn
 
 from workshop_lib import services  # its modules, each on first use: to read an error takes few
+from workshop_lib.dsql import CLUSTER_NAMES, CLUSTER_REGION
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
-from workshop_lib.services.client_config import ca_bundle, isolate_libpq
+from workshop_lib.services.client_config import ca_bundle, isolate_libpq, plain_session
 
 if TYPE_CHECKING:
     from workshop_lib.services.local import Attachment
@@ -85,16 +86,18 @@ class DatabaseEndpoint(Endpoint):
     Attributes:
         dsql_rules: connections keep Aurora DSQL's rules, on a server that does not by itself.
         token: makes a fresh password for each connection; None where there are no tokens.
-        signing: arguments of a boto3 client by which tokens are made by hand; empty where the
-            server knows none.
+        signing: arguments of a boto3 client by which tokens are made by hand: for your own
+            server, which knows none, of one whose tokens open nothing.
 
     """
 
     kind = "database"
 
     dsql_rules: bool = False
-    token: Callable[[], str] | None = field(default=None, repr=False)
-    signing: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    token: TokenMaker | None = field(default=None, repr=False)
+    signing: Mapping[str, Any] = field(
+        default_factory=lambda: _signing("stand-in", "stand-in"), repr=False
+    )
 
     @property
     def identity(self) -> str:
@@ -105,6 +108,19 @@ class DatabaseEndpoint(Endpoint):
         """
         user, name = (self.arguments.get(part, "") for part in ("user", "dbname"))
         return f"{user}@{self.engine or self.address}/{name}"
+
+    def login(self, user: str = "", life_s: int = TOKEN_LIFE_S) -> dict[str, Any]:
+        """Arguments of psycopg2.connect, with a fresh token where there are tokens.
+
+        Args:
+            user: as whom, where there are tokens; without it as the user of the settings.
+            life_s: how long the token opens connections, at most a week, seconds.
+
+        """
+        if not self.token:
+            return dict(self.arguments)
+        token = self.token(user, life_s)
+        return {**self.arguments, "user": user or self.token.user, "password": token}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +225,24 @@ def session(settings: Settings) -> Iterator[Endpoints]:
         services.local.wait_gone(services.state_folder.state_folder(settings.workshop_state_dir))
 
 
+def resolve_cluster(settings: Settings) -> tuple[DatabaseEndpoint, Release]:
+    """Find the local Aurora DSQL, starting it and the local PostgreSQL if need be.
+
+    Returns:
+        Where it is, and what to call when done with it.
+
+    Raises:
+        EngineError: it did not start, or cannot run on this machine.
+
+    """
+    held = _attach(settings, ["postgres", "dsql"])
+    place = {"host": CLUSTER_NAMES[0], "hostaddr": HOST, "port": held.engines["dsql"].port}
+    login = {"user": "admin", "dbname": "postgres", "sslrootcert": str(held.folder.certificate)}
+    signing = _signing(held.secrets["s3_key"], held.secrets["s3_secret"])
+    cluster = _dsql("local Aurora DSQL", {**place, **login}, signing)
+    return replace(cluster, embedded=True, emulated=True), held.release
+
+
 def resolve_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release]:
     """Find the queues and metrics, starting the emulation if it is needed.
 
@@ -245,7 +279,7 @@ def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:
     """
     store = endpoints.store.arguments
     found = {
-        "DATABASE_URL": _database_url(endpoints.database, settings),
+        "DATABASE_URL": database_url(endpoints.database, settings),
         "VALKEY_URL": _valkey_url(endpoints.cache, settings),
         "AWS_ENDPOINT_URL_S3": store.get("endpoint_url"),
         "BUCKET_NAME": endpoints.store.bucket,
@@ -258,14 +292,20 @@ def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _database_url(endpoint: DatabaseEndpoint, settings: Settings) -> str:
-    """The address that was given, or one with the workshop's schema first."""
-    given = endpoint.arguments
+def database_url(endpoint: DatabaseEndpoint, settings: Settings, life_s: int = TOKEN_LIFE_S) -> str:
+    """The address that was given, or one with the workshop's schema first.
+
+    Args:
+        endpoint: of the database.
+        settings: in which an address may be given.
+        life_s: how long a token in it opens connections, seconds.
+
+    """
     if settings.database_url and not endpoint.embedded:
         return settings.database_url.get_secret_value()
-    password = endpoint.token() if endpoint.token else given["password"]
-    login = f"{quote(given['user'], safe='')}:{quote(password, safe='')}"
-    options = {name: given[name] for name in ("sslmode", "sslrootcert") if given[name]}
+    given = endpoint.login(life_s=life_s)
+    login = f"{quote(given['user'], safe='')}:{quote(given['password'], safe='')}"
+    options = {n: given[n] for n in ("sslmode", "sslrootcert", "hostaddr") if given[n]}
     options["options"] = f"-csearch_path={settings.workshop_namespace}"
     place = f"{endpoint.address}/{quote(given['dbname'], safe='')}"
     return f"postgresql://{login}@{place}?{urlencode(options, quote_via=quote)}"
@@ -315,6 +355,7 @@ def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint
         engine=_engine_name(password),
         embedded=True,
         dsql_rules=rules != "off",
+        signing=_signing(held.secrets["s3_key"], held.secrets["s3_secret"]),
     )
 
 
@@ -373,7 +414,7 @@ def external_database(settings: Settings) -> DatabaseEndpoint | None:
 
     """
     if settings.dsql_endpoint:
-        return _dsql(settings, settings.dsql_endpoint, str(settings.aws_region))
+        return _cluster_of(settings, settings.dsql_endpoint, str(settings.aws_region))
     if not settings.database_url:
         return None
     try:
@@ -409,7 +450,8 @@ def external_reader(settings: Settings) -> DatabaseEndpoint | None:
     if not settings.dsql_read_endpoint:
         return None
     # Perhaps the other end of a cluster over two Regions: a token is for one of them.
-    return _dsql(settings, settings.dsql_read_endpoint, settings.dsql_read_endpoint.split(".")[2])
+    region = settings.dsql_read_endpoint.split(".")[2]
+    return _cluster_of(settings, settings.dsql_read_endpoint, region)
 
 
 def external_cache(settings: Settings) -> CacheEndpoint | None:
@@ -450,7 +492,8 @@ def external_store(settings: Settings) -> StoreEndpoint | None:
         return None
     url, region = settings.aws_endpoint_url_s3, settings.aws_region or LOCAL_REGION
     if not url:
-        return _on_aws(StoreEndpoint, "s3", region, _AMAZON_S3, bucket=settings.bucket_name)
+        how = {"setting": "BUCKET_NAME or AWS_REGION", "bucket": settings.bucket_name}
+        return _on_aws(StoreEndpoint, "Amazon S3", "s3", region, _AMAZON_S3, **how)
     try:
         place = urlsplit(url)
         port = place.port or (443 if place.scheme == "https" else 80)
@@ -476,25 +519,19 @@ def external_messaging(settings: Settings) -> MessagingEndpoint | None:
     """Where the settings say that the queue is; None if it is the emulation's."""
     if settings.queue_url is None:
         return None
-    queue = settings.queue_url.get_secret_value()
-    return _on_aws(MessagingEndpoint, "sqs", str(settings.aws_region), _QUEUES, queue_url=queue)
+    url = settings.queue_url.get_secret_value()
+    how = {"setting": "QUEUE_URL or AWS_REGION", "queue_url": url}
+    name, region = "Amazon SQS and CloudWatch", str(settings.aws_region)
+    return _on_aws(MessagingEndpoint, name, "sqs", region, _QUEUES, **how)
 
 
-def _on_aws(kind: type[E], service: str, region: str, config: dict[str, Any], **more: str) -> E:
+def _on_aws(
+    kind: type[E], name: str, service: str, region: str, config: dict[str, Any], **how: Any
+) -> E:
     """A service that boto3 finds by its Region."""
-    name, setting = {
-        "s3": ("Amazon S3", "BUCKET_NAME or AWS_REGION"),
-        "sqs": ("Amazon SQS and CloudWatch", "QUEUE_URL or AWS_REGION"),
-    }[service]
     place = f"{service}.{region}.amazonaws.com"
     arguments = {"region_name": region, "config": _config(**config)}
-    how: dict[str, Any] = {"setting": setting, "aws": True, "tls": True, **more}
-    return kind(f"{name} in {region}", place, 443, arguments, **how)
-
-
-def external_region(settings: Settings) -> str | None:
-    """The Region of the services on AWS, where the settings name one."""
-    return settings.aws_region
+    return kind(f"{name} in {region}", place, 443, arguments, aws=True, tls=True, **how)
 
 
 def is_on_aws(settings: Settings) -> bool:
@@ -502,36 +539,60 @@ def is_on_aws(settings: Settings) -> bool:
     return settings.dsql_endpoint is not None
 
 
-def _dsql(settings: Settings, host: str, region: str) -> DatabaseEndpoint:
-    user, port = settings.iam_username, settings.aurora_dsql_port
-    login = {"host": host, "port": port, "user": user, "dbname": settings.database_name}
+def _cluster_of(settings: Settings, host: str, region: str) -> DatabaseEndpoint:
+    login = {"user": settings.iam_username, "dbname": settings.database_name}
+    place = {"host": host, "port": settings.aurora_dsql_port, "sslrootcert": ca_bundle()}
+    cluster = _dsql(f"Aurora DSQL in {region}", {**place, **login}, {"region_name": region})
+    return replace(cluster, setting="DSQL_ENDPOINT", aws=True)
+
+
+def _dsql(label: str, login: dict[str, Any], signing: dict[str, Any]) -> DatabaseEndpoint:
+    """A cluster: where it is and as whom to sign in, and who signs tokens for it."""
     # A token is sent as it is, within TLS.
-    tls = {"sslmode": "verify-full", "sslrootcert": ca_bundle(), "require_auth": "password"}
+    tls = {"sslmode": "verify-full", "require_auth": "password", "connect_timeout": CONNECT_S}
     return DatabaseEndpoint(
-        f"Aurora DSQL in {region}",
-        host,
-        port,
-        {**isolate_libpq(), **login, **tls, "connect_timeout": CONNECT_S},
-        "DSQL_ENDPOINT",
-        aws=True,
+        label,
+        login["host"],
+        login["port"],
+        {**isolate_libpq(), **login, **tls},
         tls=True,
-        token=TokenMaker(host, region, user),
-        signing={"region_name": region},
+        token=TokenMaker(login["host"], login["user"], signing),
+        signing=signing,
     )
+
+
+def _signing(key: str, secret: str) -> dict[str, str]:
+    """Arguments of a boto3 client of the local Aurora DSQL, or of none."""
+    return {
+        "region_name": CLUSTER_REGION,
+        "aws_access_key_id": key,
+        "aws_secret_access_key": secret,
+    }
 
 
 @dataclass(frozen=True)
 class TokenMaker:
-    """Signs a new password when called. It can travel to another process, as a client cannot."""
+    """Signs new passwords of Aurora DSQL, without asking AWS.
+
+    It can travel to another process, as a client cannot.
+
+    Attributes:
+        host: of the cluster.
+        user: as whom to sign in: `admin`, or a role that may log in.
+        signing: arguments of the boto3 client that signs.
+
+    """
 
     host: str
-    region: str
-    user: str = "admin"
+    user: str
+    signing: Mapping[str, Any] = field(repr=False)
 
-    def __call__(self) -> str:
-        """The password, good for `TOKEN_LIFE_S` seconds."""
+    def __call__(self, user: str = "", life_s: int = TOKEN_LIFE_S) -> str:
+        """A password for this user, or another one, that opens connections for so long."""
+        kind = "connect_admin" if (user or self.user) == "admin" else "connect"
         try:
-            return make_token(self._client, self.host, self.region, self.user)
+            make = getattr(self._client, f"generate_db_{kind}_auth_token")
+            return str(make(self.host, self.signing["region_name"], ExpiresIn=life_s))
         except (BotoCoreError, ClientError) as error:  # the latter where a role is to be assumed
             raise ServiceUnreachableError(
                 "No sign-in token for Aurora DSQL could be made: "
@@ -541,27 +602,18 @@ class TokenMaker:
     @cached_property
     def _client(self) -> Any:
         """Kept: building one takes 40 ms."""
-        import boto3  # noqa: PLC0415 -- a fifth of a second that local engines need not spend
+        return signer(self.signing)
 
-        return boto3.Session().client("dsql", region_name=self.region)
-
-    def __reduce__(self) -> tuple[type[TokenMaker], tuple[str, str, str]]:
-        return TokenMaker, (self.host, self.region, self.user)
+    def __reduce__(self) -> tuple[type[TokenMaker], tuple[str, str, Mapping[str, Any]]]:
+        return TokenMaker, (self.host, self.user, self.signing)
 
 
-def make_token(signer: Any, host: str, region: str, user: str, life_s: int = TOKEN_LIFE_S) -> str:
-    """A password of Aurora DSQL for a user, signed without asking AWS.
+def signer(signing: Mapping[str, Any]) -> Any:
+    """A boto3 client that makes sign-in tokens: with the keys that it is given, or yours on AWS."""
+    import boto3  # noqa: PLC0415 -- a fifth of a second that local engines need not spend
 
-    Args:
-        signer: a boto3 client of "dsql".
-        host, region: of the cluster.
-        user: `admin`, or a role that may log in.
-        life_s: how long it opens connections, at most a week, seconds.
-
-    """
-    kind = "connect_admin" if user == "admin" else "connect"
-    make = getattr(signer, f"generate_db_{kind}_auth_token")
-    return str(make(host, region, ExpiresIn=life_s))
+    session = plain_session() if "aws_access_key_id" in signing else boto3.Session()
+    return session.client("dsql", **signing)
 
 
 def _config(*, total_max_attempts: int = 2, **more: Any) -> Config:
