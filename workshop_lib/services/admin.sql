@@ -1,4 +1,5 @@
 -- What the role that notebooks use should have, and what it should not. In braces: its password.
+DO $$ BEGIN CREATE ROLE admin; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
 ALTER ROLE admin LOGIN CREATEROLE NOSUPERUSER NOCREATEDB NOREPLICATION NOBYPASSRLS
     CONNECTION LIMIT -1 VALID UNTIL 'infinity' PASSWORD {};
 ALTER ROLE admin RESET ALL;

@@ -35,7 +35,6 @@ from workshop_lib.services.state_folder import ROOT_BASE, StateFolder, log_tail,
 START_S = 30.0
 STOP_S = 2.5
 """While it recovers from a crash, PostgreSQL may not end at all; killed, it recovers later."""
-PORT_ATTEMPTS = 3
 CONF = Path(__file__).with_name("postgresql.conf")
 ADMIN = Path(__file__).with_name("admin.sql")
 OWNER = "workshop_owner"
@@ -76,8 +75,8 @@ class Engine(ABC):
         """
         self.stop()
         self.prepare()
-        for attempt in range(PORT_ATTEMPTS):
-            self.port = _free_port(preferred_port if attempt == 0 else 0)
+        for port in (preferred_port, 0):
+            self.port = _free_port(port)
             with self.log.open("wb") as log:
                 self.process = psutil.Popen(
                     self.command(),
@@ -139,6 +138,11 @@ class Engine(ABC):
 
     def after_start(self) -> None:  # noqa: B027 -- most engines need nothing
         """Set up inside the running server whatever the workshop needs."""
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a program that prepares or tells something, in the server's place."""
+        how = {"env": self.environment(), "cwd": "/", **self.identity()}
+        return subprocess.run(words, capture_output=True, check=False, text=True, **how)
 
     def identity(self) -> dict[str, Any]:
         """Popen arguments for running as another user."""
@@ -205,16 +209,7 @@ class Postgres(Engine):
         words = ["-D", str(draft / "data"), "-U", OWNER, f"--pwfile={password}"]
         words += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions"]
         # The system writes it to disk soon enough; waiting for that can take seconds.
-        words.append("--no-sync")
-        done = subprocess.run(
-            [str(_postgres_programs() / "initdb"), *words],
-            env=self.environment(),
-            cwd="/",
-            capture_output=True,
-            check=False,
-            text=True,
-            **self.identity(),
-        )
+        done = self.run(str(_postgres_programs() / "initdb"), *words, "--no-sync")
         if done.returncode != 0:
             raise EngineError(f"initdb could not create {data}:\n{done.stdout}{done.stderr}")
         (draft / "data").rename(data)
@@ -265,9 +260,6 @@ class Postgres(Engine):
                     "DROP SCHEMA IF EXISTS dsql_rules, sys CASCADE"
                 )
                 install_rules(cursor.connection)
-            cursor.execute("SELECT FROM pg_roles WHERE rolname = 'admin'")
-            if cursor.fetchone() is None:
-                cursor.execute("CREATE ROLE admin")
             self._set_up_admin(cursor)
 
     def _set_up_admin(self, cursor: psycopg2.extensions.cursor) -> None:
@@ -344,11 +336,8 @@ class ObjectStore(Engine):
 
     def prepare(self) -> None:
         """Find out whether the real store's binary runs on this machine."""
-        version = [str(self.program), "version"]
         try:
-            subprocess.run(
-                version, env=self.environment(), cwd="/", capture_output=True, check=True
-            )
+            self.run(str(self.program), "version").check_returncode()
         except (OSError, subprocess.SubprocessError):
             self.emulated = True
 

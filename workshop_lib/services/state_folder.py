@@ -198,8 +198,7 @@ class StateFolder:
     def delete_sandbox(self) -> None:
         """Delete what this sandbox wrote. What cannot be deleted now is tried again later."""
         with contextlib.suppress(OSError):
-            self.delete_data()
-            remove(self.path)
+            self.delete()
 
     def delete_data(self) -> None:
         """Delete PostgreSQL's data, and what a first start that was killed has left beside it."""
