@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from workshop_lib import check_deployment, checks
-from workshop_lib.services import diagnose
 from workshop_lib.services.endpoints import CacheEndpoint
 
 
@@ -73,9 +72,9 @@ def test_a_service_that_hangs_is_called_off_after_its_limit(ws, monkeypatch):
 def test_an_unknown_name_is_told_from_a_closed_port():
     unknown = CacheEndpoint("a cache", "no-such-host.invalid", 1, {})
     with pytest.raises(OSError, match=r"[Nn]ame"):
-        diagnose.look_up(unknown)
+        checks.look_up(unknown)
     with pytest.raises(ConnectionRefusedError):
-        diagnose.knock(CacheEndpoint("a cache", "127.0.0.1", 9, {}))
+        checks.knock(CacheEndpoint("a cache", "127.0.0.1", 9, {}))
 
 
 def test_the_table_in_a_notebook_escapes_what_servers_say_and_shows_commands_as_code():

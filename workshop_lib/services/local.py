@@ -158,14 +158,14 @@ class Attachment:
         """Take the lease again whenever the supervisor is killed, until `release`."""
         with contextlib.suppress(EngineError):
             while not self._released:
-                try:
-                    self._connection.recv()
-                    break  # the supervisor was told to end
-                except (EOFError, OSError):
-                    self._connection.close()
-                    if not self._released:
-                        self._connection, _ = _open(self._home, self._request)
-        self._connection.close()
+                with contextlib.suppress(EOFError, OSError):
+                    self._connection.recv()  # nothing is said, until it ends
+                self._connection.close()
+                # One that was told to end has deleted its address.
+                if self._released or not self._home.address_file.exists():
+                    return
+                self._connection, _ = _open(self._home, self._request)
+            self._connection.close()
 
     def release(self) -> None:
         """Release the engines, and wait until the supervisor knows. Twice is harmless.
@@ -259,7 +259,7 @@ def reset(folder: StateFolder) -> bool:
     """Stop the engines and delete their data, passwords and logs.
 
     Returns:
-        Whether there were any; what the workshop did not make is left alone.
+        Whether there were any.
 
     Raises:
         EngineError: they could not be stopped or deleted.
@@ -364,15 +364,13 @@ def _ask(connection: Connection, request: Request) -> Status:
 
     Raises:
         EngineError: it refuses.
-        EOFError, OSError: it is gone, told to end, or stuck.
+        EOFError, OSError: it is gone, or stuck.
 
     """
     connection.send(request)
     if not connection.poll(ANSWER_S):
         raise TimeoutError("the supervisor is silent")
-    answer: Status | EngineError | None = connection.recv()
-    if answer is None:
-        raise EOFError
+    answer: Status | EngineError = connection.recv()
     if isinstance(answer, EngineError):
         raise answer
     return answer
@@ -383,9 +381,10 @@ def _end_all(folder: StateFolder, number: signal.Signals) -> bool:
 
     SIGTERM ends its users' leases as well; if it is killed, they take them again from the next one.
     """
+    if number == signal.SIGTERM:
+        remove(folder.address_file)
     found = folder.processes()
     end_processes(found.supervisors, number, STOPPING_S)
-    remove(folder.address_file)
     folder.clear()
     return any(found)
 

@@ -162,6 +162,8 @@ class StateFolder:
         draft = Path(f"{file}{secrets.token_hex(4)}")
         draft.touch(mode=0o600)
         draft.write_text(json.dumps(content))
+        if file.is_dir():
+            remove(file)
         draft.replace(file)
 
     def secrets(self) -> dict[str, str]:

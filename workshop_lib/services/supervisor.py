@@ -33,6 +33,7 @@ FIRST_S = 5.0
 """How long it waits for its first client, which may have been killed."""
 SILENT_S = 6.0
 """How long an engine that runs may take to answer."""
+SIGNALS = {"freeze": signal.SIGSTOP, "thaw": signal.SIGCONT}
 RESTARTS = 5
 """An engine that dies more often than this is reported as failed instead of restarted."""
 
@@ -44,7 +45,6 @@ class Group:
         self.folder = folder
         self.engines: dict[str, Engine] = {}
         self.lock = threading.Lock()
-        self.ended = False
 
     def start(self, names: tuple[str, ...], cache_mb: int) -> None:
         """Have these engines run and answer.
@@ -83,8 +83,7 @@ class Group:
                 self.lock.release()
 
     def end(self) -> None:
-        """Stop all engines, for good."""
-        self.ended = True
+        """Stop all engines."""
         with self.lock:
             for engine in self.engines.values():
                 engine.stop()
@@ -95,8 +94,6 @@ class Group:
 
     def _start(self, engine: Engine) -> None:
         """Start an engine that does not run: at the port it had before, if that is free."""
-        if self.ended:
-            raise EngineError("The local engines were stopped while they were starting.")
         if engine.pid:
             return
         ports = self.folder.read(self.folder.ports_file)
@@ -119,7 +116,6 @@ class Group:
 class Lease:
     """What one connection holds."""
 
-    connection: Connection
     user: User
     idle_s: float
     group: Group
@@ -131,10 +127,8 @@ class Lease:
             match request.do:
                 case "stop":
                     group.stop(name)
-                case "freeze":
-                    group.engines[name].send_signal(signal.SIGSTOP)
-                case "thaw":
-                    group.engines[name].send_signal(signal.SIGCONT)
+                case "freeze" | "thaw" as what:
+                    group.engines[name].send_signal(SIGNALS[what])
                 case "sandbox":
                     with group.folder.usable():
                         group = self.group = Group(group.folder.new_sandbox())
@@ -143,7 +137,7 @@ class Lease:
                     group.start(request.engines, request.cache_mb)
         except EngineError as error:
             self.idle_s = 0.0  # no reason to stay for what did not come up
-            return EngineError(str(error))
+            return error
         return Status(group.folder.path, os.getpid(), group.states())
 
 
@@ -177,9 +171,6 @@ class Supervisor:
             for group in self._groups():
                 group.mend()
             self.told_to_end.wait(LOOK_S)
-        for lease in self.leases:
-            with contextlib.suppress(OSError):
-                lease.connection.send(None)  # else clients believe that it was killed, and reopen
         for group in self._groups():
             group.end()  # they are its children: PID 1 does not reap them in every container
 
@@ -188,7 +179,7 @@ class Supervisor:
             unused = not self.leases and time.monotonic() > self.stays_until
             self.leaving = self.told_to_end.is_set() or unused
             if self.leaving:
-                remove(self.folder.address_file)
+                remove(self.folder.address_file)  # else clients believe that it was killed
             return self.leaving
 
     def _groups(self) -> set[Group]:
@@ -213,7 +204,7 @@ class Supervisor:
             if request.do == "status":
                 connection.send(self._status())
                 return
-            lease = self._new_lease(connection, request)
+            lease = self._new_lease(request)
             try:
                 while request.do != "release":
                     connection.send(lease.do(request))
@@ -221,7 +212,7 @@ class Supervisor:
             finally:
                 self._end(lease)
 
-    def _new_lease(self, connection: Connection, request: Request) -> Lease:
+    def _new_lease(self, request: Request) -> Lease:
         """Note who is there from now on.
 
         Raises:
@@ -232,7 +223,7 @@ class Supervisor:
             if self.leaving:
                 raise EOFError
             self.used.set()
-            self.leases.append(Lease(connection, request.user, request.idle_s, self.shared))
+            self.leases.append(Lease(request.user, request.idle_s, self.shared))
             return self.leases[-1]
 
     def _end(self, lease: Lease) -> None:
