@@ -138,23 +138,17 @@ def by_four(ws, way):
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_four_workers_get_their_own_answers_every_time(opened, way):
-    for _ in range(3 if way is by_query else 1):
-        assert by_four(opened, way) == [n * 10 for n in QUESTIONS]
-        opened.clear_cache()
-    still_well(opened)
+def test_four_workers_get_their_own_answers_while_other_threads_hold_connections_and_ask(
+    opened, way
+):
+    enough = threading.Event()
 
-
-@pytest.mark.parametrize("way", [by_transaction, by_store])
-def test_and_while_other_threads_of_the_parent_hold_connections_and_ask(opened, way):
-    enough, wrong = threading.Event(), []
-
-    def go_on(worker):
-        n = worker
+    def go_on(n):
+        wrong = []
         while not enough.is_set():
-            if way(opened, n % 40) != n % 40 * 10:
-                wrong.append(n)
+            wrong += [n] * (way(opened, n % 40) != n % 40 * 10)
             n += 7
+        return wrong
 
     with ThreadPoolExecutor(3) as threads, opened.database.connection() as held:
         busy = [threads.submit(go_on, n) for n in range(3)]
@@ -162,12 +156,12 @@ def test_and_while_other_threads_of_the_parent_hold_connections_and_ask(opened, 
             assert by_four(opened, way) == [n * 10 for n in QUESTIONS]
         finally:
             enough.set()
-        for one in busy:
-            one.result(LIMIT_S)
+        assert [one.result(LIMIT_S) for one in busy] == [[], [], []]
         with held.cursor() as cursor:
             cursor.execute("SELECT 7")
             assert cursor.fetchone() == (7,)
-    assert wrong == []
+    opened.clear_cache()
+    still_well(opened)
 
 
 # --- what cannot be used says so ---

@@ -6,6 +6,7 @@ from workshop_lib.errors import SettingsError
 from workshop_lib.settings import Settings, load_settings
 
 CACHE = "a.serverless.us-east-1.cache.amazonaws.com"
+QUEUE = "https://sqs.us-east-1.amazonaws.com/123456789012/load-test"
 CLUSTER, ELSEWHERE = "abc.dsql.us-east-1.on.aws", "abc.dsql-x1.eu-west-1.on.aws"
 
 
@@ -69,6 +70,13 @@ def test_argument_wins_over_environment_wins_over_file(given, tmp_path):
             {"VALKEY_ENDPOINT": CACHE, "REDIS_URL": "redis://127.0.0.1"},
             "both VALKEY_ENDPOINT and REDIS_URL are set",
         ),
+        ({"QUEUE_URL": "load-test", "AWS_REGION": "us-east-1"}, "<12 digits>/<name>"),
+        ({"QUEUE_URL": f"{QUEUE}.fifo", "AWS_REGION": "us-east-1"}, "<12 digits>/<name>"),
+        ({"QUEUE_URL": QUEUE}, "AWS_REGION is needed"),
+        (
+            {"QUEUE_URL": QUEUE, "AWS_REGION": "eu-west-1"},
+            "QUEUE_URL is in us-east-1, AWS_REGION is eu-west-1",
+        ),
         ({"WORKSHOP_LINGER_SECOND": "5"}, "Did you mean WORKSHOP_LINGER_SECONDS?"),
         ({"VALKEY_TLL": "5"}, "Did you mean VALKEY_TTL?"),
     ],
@@ -78,6 +86,7 @@ def test_a_bad_value_or_name_is_refused_with_the_reason(given, variables, said):
     with pytest.raises(SettingsError) as refused:
         load_settings()
     assert said in str(refused.value)
+    assert "123456789012" not in str(refused.value)
 
 
 def test_what_is_pasted_along_with_a_name_is_taken_off(given):
@@ -106,8 +115,11 @@ def test_a_file_that_is_not_usable_is_refused(given, tmp_path, text, said):
 
 def test_secrets_are_masked_wherever_settings_are_shown(given):
     given(DATABASE_URL="postgresql://me:hush-hush@127.0.0.1/db")
+    given(QUEUE_URL=QUEUE, AWS_REGION="us-east-1")
     loaded = load_settings()
-    assert "hush-hush" not in repr(loaded) + repr(loaded.origins()) + loaded._repr_html_()
+    shown = repr(loaded) + repr(loaded.origins()) + loaded._repr_html_()
+    assert "hush-hush" not in shown
+    assert "123456789012" not in shown
     assert {name: value for name, value, *_ in loaded.origins()}["DATABASE_URL"] == "*" * 10
     given(VALKEY_TTL="x")
     with pytest.raises(SettingsError) as refused:
