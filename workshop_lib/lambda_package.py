@@ -19,7 +19,7 @@ MACHINES = {"x86_64": "x86_64", "arm64": "aarch64"}
 # What the handler imports. Lambda has boto3 already, but not the tested version.
 REQUIREMENTS = (
     "boto3", "certifi", "filelock", "lazy-loader", "msgspec", "platformdirs", "psutil",
-    "psycopg2-binary", "pydantic-settings", "redis[hiredis]",
+    "psycopg2-binary", "pydantic", "redis[hiredis]",
 )  # fmt: skip
 LEFT_OUT = ("/bin/", "/__pycache__/", ".dist-info/", "/tests/", "workshop_lib/files/")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,14 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 
 from workshop_lib.errors import SettingsError
 from workshop_lib.paths import HOME
@@ -67,13 +61,8 @@ Function = Annotated[str, _form("[A-Za-z0-9_-]{1,64}", "my-function")]
 Namespace = Annotated[str, _form(NAMESPACE, "my_namespace")]
 
 
-class Settings(BaseSettings):
-    """Every setting with its form and default. `VALKEY_TTL` elsewhere is `valkey_ttl` here.
-
-    Made of the values that it is given, and no others: `load_settings` collects them.
-    """
-
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True)
+class Settings(BaseModel, frozen=True, extra="forbid"):
+    """Every setting with its form and default. `VALKEY_TTL` elsewhere is `valkey_ttl` here."""
 
     aws_region: Region | None = Field(None, description="AWS Region of the services")
     workshop_stack: Stack | None = Field(None, description="a stack whose outputs are settings")
@@ -160,13 +149,6 @@ class Settings(BaseSettings):
         }
         return ", ".join(name for name, setting in external.items() if setting)
 
-    @classmethod
-    def settings_customise_sources(
-        cls, *_: Any, **sources: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """No source but the arguments."""
-        return (sources["init_settings"],)
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
@@ -204,7 +186,7 @@ def load_settings(**overrides: object) -> LoadedSettings:
     _refuse_misspelt_variables()
     origins = {
         f"file {config_file()}": _file_values(),
-        "environment": EnvSettingsSource(Settings)(),
+        "environment": _environment(),
         "argument": {k: None if v == "" else v for k, v in overrides.items() if v is not None},
     }
     given = {name: value for values in origins.values() for name, value in values.items()}
@@ -281,6 +263,12 @@ def config_file() -> Path:
     return Path(os.environ.get("WORKSHOP_CONFIG") or HOME / "workshop.toml")
 
 
+def _environment() -> dict[str, str]:
+    """The variables that are settings; an empty one counts as unset."""
+    given = {name.lower(): value for name, value in os.environ.items() if value}
+    return {name: given[name] for name in Settings.model_fields if name in given}
+
+
 def _file_values() -> dict[str, Any]:
     path = config_file()
     if os.environ.get("WORKSHOP_CONFIG") and (path.is_dir() or not path.exists()):
@@ -288,7 +276,7 @@ def _file_values() -> dict[str, Any]:
             f"WORKSHOP_CONFIG names {path}, which does not exist as a file. Correct or unset it."
         )
     try:
-        return TomlConfigSettingsSource(Settings, path).toml_data
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:  # among these: not TOML, not UTF-8
         raise SettingsError(f"The settings file {path} cannot be read: {error}.") from None
 
