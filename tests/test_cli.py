@@ -128,7 +128,9 @@ def test_stop_finds_the_state_folder_of_a_file_in_which_something_else_is_wrong(
 ):
     monkeypatch.delenv("WORKSHOP_STATE_DIR")
     monkeypatch.setenv("WORKSHOP_CONFIG", str(tmp_path / "workshop.toml"))
-    (tmp_path / "workshop.toml").write_text(f"colour = 1\nworkshop_state_dir = '{nowhere.path.parent}'")
+    (tmp_path / "workshop.toml").write_text(
+        f"colour = 1\nworkshop_state_dir = '{nowhere.path.parent}'"
+    )
     assert f"(their state: {nowhere.path})" in workshop("status").output
 
 

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,9 @@ def proxies() -> list[psutil.Process]:
     """The latency proxies that this process has running."""
     found = []
     for child in psutil.Process().children():
-        try:
+        with suppress(psutil.Error):  # it has just ended
             if "workshop_lib.services.latency_proxy" in child.cmdline():
                 found.append(child)
-        except psutil.Error:  # it has just ended
-            pass
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
+from click.testing import CliRunner, Result
 
 from workshop_lib import Workshop
+from workshop_lib.cli import main
 from workshop_lib.services.processes import is_alive, wait_until
 
 SOON_S = 30.0
@@ -47,6 +50,21 @@ def look_around(workshop: Workshop, folder: Path) -> Around:
         "keys": Counter(workshop.valkey.scan_iter()),
         "temporary files": Counter(path.name for path in folder.iterdir()),
     }
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Result]:
+    """Runs the command in this process: it never ends in a traceback."""
+
+    def run(*words: str) -> Result:
+        before = signal.getsignal(signal.SIGTERM)
+        done = CliRunner().invoke(main, list(words), prog_name="workshop")
+        signal.signal(signal.SIGTERM, before)
+        assert isinstance(done.exception, SystemExit | None), done.exception
+        assert "Traceback" not in done.output
+        return done
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from workshop_lib.cli import main
 from workshop_lib.errors import EngineError
 from workshop_lib.services import local, resolve
 from workshop_lib.services.state_folder import StateFolder, remove, state_folder
@@ -68,15 +65,6 @@ def damage_it(folder: StateFolder, what: str, damage: Damage) -> None:
     damage(folder.path / what if data == what else Path(f"{folder.postgres_data}{data}"))
 
 
-def command(*words: str) -> Result:
-    before = signal.getsignal(signal.SIGTERM)
-    done = CliRunner().invoke(main, list(words), prog_name="workshop")
-    signal.signal(signal.SIGTERM, before)
-    assert isinstance(done.exception, SystemExit | None), done.exception
-    assert "Traceback" not in done.output
-    return done
-
-
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left(drill) -> Iterator[None]:
     """What may be left is looked for after the last test."""
@@ -99,7 +87,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateFolde
 
 
 @pytest.mark.parametrize(("what", "damage"), HARMLESS + HARMFUL)
-def test_status_and_stop_cope_with_any_damage_and_reset_helps(made, what, damage):
+def test_status_and_stop_cope_with_any_damage_and_reset_helps(made, command, what, damage):
     damage_it(made, what, damage)
     for word in ("status", "stop"):
         assert command(word).exit_code == 0
@@ -154,7 +142,7 @@ def test_opening_says_that_larger_damage_takes_a_reset(worn, tmp_path, what, dam
 
 
 def test_reset_leaves_the_folder_that_was_named_with_all_that_is_the_users_and_follows_no_link(
-    tmp_path, monkeypatch
+    command, tmp_path, monkeypatch
 ):
     (tmp_path / "mine").mkdir(mode=0o750)
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -173,7 +161,7 @@ def test_reset_leaves_the_folder_that_was_named_with_all_that_is_the_users_and_f
 
 
 @pytest.mark.parametrize("words", [["stop"], ["reset", "--yes"]])
-def test_a_disk_that_cannot_be_written_is_one_sentence(made, monkeypatch, words):
+def test_a_disk_that_cannot_be_written_is_one_sentence(made, command, monkeypatch, words):
     def refuse(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 

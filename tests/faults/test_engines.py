@@ -21,10 +21,8 @@ import psycopg2
 import pytest
 import redis
 from botocore.exceptions import ClientError
-from click.testing import CliRunner
 from psycopg2.extras import wait_select
 
-from workshop_lib.cli import main
 from workshop_lib.errors import EngineError
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import local, resolve
@@ -153,16 +151,6 @@ def ports(held: Attachment) -> list[int]:
     return [engine.port for engine in held.engines.values()]
 
 
-def workshop(*words: str) -> str:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        done = CliRunner().invoke(main, list(words), prog_name="workshop")
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
 # --- what they are ---
 
 
@@ -231,7 +219,7 @@ def test_they_end_with_their_last_user(folder, kind, end):
     assert gone(folder)
 
 
-def test_a_sandbox_belongs_to_one_process_and_ends_alone(folder):
+def test_a_sandbox_belongs_to_one_process_and_ends_alone(folder, command):
     shared, box = attach("valkey"), attach("valkey", "valkey-2", kind="sandbox")
     with another(SLEEP, kind="sandbox") as process:
         process.stdout.readline()
@@ -239,7 +227,7 @@ def test_a_sandbox_belongs_to_one_process_and_ends_alone(folder):
         assert [user.pid for user, _ in status.sandboxes] == [os.getpid(), process.pid]
         everything = [*status.engines, *(e for _, engines in status.sandboxes for e in engines)]
         assert len({engine.pid for engine in everything}) == 4
-        assert str(process.pid) in workshop("status")
+        assert str(process.pid) in command("status").output
     assert wait_until(lambda: len(folder.sandboxes) == 1, SOON_S)
     box.release()
     assert wait_until(lambda: folder.sandboxes == [], SOON_S)
@@ -248,7 +236,7 @@ def test_a_sandbox_belongs_to_one_process_and_ends_alone(folder):
         box.tell("start", "valkey")
 
 
-def test_they_stay_idle_as_long_as_any_user_asked_for(folder, monkeypatch):
+def test_they_stay_idle_as_long_as_any_user_asked_for(folder, command, monkeypatch):
     for idle_s, then in (("600", ""), ("500", SLEEP)):  # it ends, and is killed
         monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", idle_s)
         with another(then) as process:
@@ -258,16 +246,16 @@ def test_they_stay_idle_as_long_as_any_user_asked_for(folder, monkeypatch):
     assert 500 < local.status(folder).idle_s < 600
     assert local.wait_gone(folder, 0.0) is False
     assert pids(folder) == before
-    assert workshop("stop") == "The local engines are stopped.\n"
-    assert workshop("stop") == "No local engines were running.\n"
+    assert command("stop").output == "The local engines are stopped.\n"
+    assert command("stop").output == "No local engines were running.\n"
     attach(idle_s=0.5).release()
     attach(idle_s=0.2).release()
     assert gone(folder)
 
 
-def test_a_command_that_started_them_leaves_none(folder, monkeypatch):
+def test_a_command_that_started_them_leaves_none(folder, command, monkeypatch):
     monkeypatch.setenv("WORKSHOP_LINGER_SECONDS", "600")
-    workshop("check")
+    assert command("check").exit_code == 0
     assert not any(folder.processes())
 
 
