@@ -74,13 +74,8 @@ class Sandbox:
         forks.tell_child(self)
         self._database = None
         if database:
-            self._database = Database(
-                _own(embedded_database(self._engines, settings.dsql_rules)),
-                self.namespace,
-                pool_min=settings.dsql_pool_min,
-                pool_max=settings.dsql_pool_max,
-                pool_timeout_s=settings.dsql_pool_timeout,
-            )
+            endpoint = _own(embedded_database(self._engines, settings.dsql_rules))
+            self._database = Database(endpoint, self.namespace, **settings.pool)
             try:
                 dataset.create_schema(self._database)
             except BaseException:

@@ -140,6 +140,12 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         return "VALKEY_URL" if self.valkey_url else "REDIS_URL"
 
     @property
+    def pool(self) -> dict[str, Any]:
+        """Of `Database`, the arguments about its connections."""
+        low, high = self.dsql_pool_min, self.dsql_pool_max
+        return {"pool_min": low, "pool_max": high, "pool_timeout_s": self.dsql_pool_timeout}
+
+    @property
     def uses_external(self) -> str:
         """The services that are not the local engines', for display; empty if all are local."""
         external = {

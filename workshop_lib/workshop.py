@@ -86,13 +86,7 @@ class Workshop:
         self.namespace = self.settings.workshop_namespace
         self.object_prefix = f"{self.namespace}/"
         self.default_ttl = self.settings.valkey_ttl
-        self.database = Database(
-            endpoints.database,
-            self.namespace,
-            pool_min=self.settings.dsql_pool_min,
-            pool_max=self.settings.dsql_pool_max,
-            pool_timeout_s=self.settings.dsql_pool_timeout,
-        )
+        self.database = Database(endpoints.database, self.namespace, **self.settings.pool)
         self._proxies = {
             "database": LatencyProxy("database", endpoints.database, self.database.reroute),
             "cache": LatencyProxy("cache", endpoints.cache),
@@ -508,13 +502,10 @@ class Workshop:
         n, (low, high) = len(samples), samples.interval(50)
         interval = (low * 1e6, high * 1e6) if n >= FEWEST_FOR_INTERVAL else None
         self.record(f"{name}_p50", samples.median * 1e6, "µs", n, interval)
-        for percent in (95, 99) if n >= P99_SAMPLES else (95,):
-            self.record(f"{name}_p{percent}", samples.percentile(percent) * 1e6, "µs", n)
-        for what, seconds in (
-            ("mean", samples.mean),
-            ("min", min(samples.seconds)),
-            ("max", max(samples.seconds)),
-        ):
+        percents = (95, 99) if n >= P99_SAMPLES else (95,)
+        figures = {f"p{percent}": samples.percentile(percent) for percent in percents}
+        figures |= {"mean": samples.mean, "min": min(samples.seconds), "max": max(samples.seconds)}
+        for what, seconds in figures.items():
             self.record(f"{name}_{what}", seconds * 1e6, "µs", n)
 
     def summary(self, pattern: str = "") -> pd.DataFrame:

@@ -103,9 +103,8 @@ def greet_cache(valkey: redis.Redis, endpoint: CacheEndpoint) -> str:
     try:
         info: Any = valkey.info("server")
     except redis.RedisError as error:
-        about = "No answer from the cache"
-        if isinstance(error, redis.AuthenticationError):
-            about = "Refused by the cache"
+        refused = isinstance(error, redis.AuthenticationError)
+        about = "Refused by the cache" if refused else "No answer from the cache"
         raise ServiceUnreachableError(
             f"{about} at {endpoint.address} ({endpoint.label}): {error_help(error, endpoint)}"
         ) from None

@@ -372,11 +372,10 @@ class CloudEmulation(Engine):
     kind = "aws"
     emulated = True
 
-    program = Path(__file__).with_name("cloud_emulation.py")
-
     def command(self) -> list[str]:
         """Not with -m: importing our package would take longer than moto does."""
-        return [sys.executable, "-P", str(self.program), str(self.port)]
+        program = Path(__file__).with_name("cloud_emulation.py")
+        return [sys.executable, "-P", str(program), str(self.port)]
 
     def environment(self) -> dict[str, str]:
         """Add the one access key that it takes."""
@@ -394,8 +393,6 @@ class Dsql(Engine):
 
     kind = "dsql"
     emulated = True
-
-    program = "workshop_lib.dsql.front"
 
     def prepare(self) -> None:
         """Make its certificate, once. The authority's key is not kept, so there is no second one.
@@ -425,7 +422,8 @@ class Dsql(Engine):
 
     def command(self) -> list[str]:
         """It reads secrets from the state folder itself."""
-        return [sys.executable, "-P", "-m", self.program, str(self.folder.path), str(self.port)]
+        program = ["-P", "-m", "workshop_lib.dsql.front"]
+        return [sys.executable, *program, str(self.folder.path), str(self.port)]
 
     def probe(self) -> tuple[bytes, bytes]:
         """PostgreSQL's SSLRequest: it takes TLS."""

@@ -25,6 +25,8 @@ from workshop_lib.errors import EngineError, WorkshopError
 if TYPE_CHECKING:
     from workshop_lib.services.endpoints import Endpoint
 
+Reroute = Callable[[str, int], object]
+
 HOST = "127.0.0.1"
 MAX_S = 0.4
 """Farther, and connecting would take longer than the clients wait. Round the globe it is 0.3."""
@@ -50,10 +52,7 @@ class LatencyProxy:
     """
 
     def __init__(
-        self,
-        service: str,
-        endpoint: Endpoint,
-        reroute: Callable[[str, int], object] = lambda *_: None,
+        self, service: str, endpoint: Endpoint, reroute: Reroute = lambda *_: None
     ) -> None:
         self.service = service
         self.endpoint = endpoint

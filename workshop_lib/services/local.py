@@ -307,10 +307,11 @@ def _open(folder: StateFolder, request: Request) -> tuple[Connection, Status]:
                 answer = _ask(connection, request)
                 on_error.pop_all()
                 return connection, answer
-    log = folder.supervisor_log
+    with folder.usable():
+        log, said = folder.supervisor_log, log_tail(folder.supervisor_log)
     raise EngineError(
         "The local engines' supervisor did not start, or ended at once. The end of its log "
-        f"({log}):\n{log_tail(log)}"
+        f"({log}):\n{said}"
     )
 
 

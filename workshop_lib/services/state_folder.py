@@ -247,10 +247,7 @@ def remove(path: Path) -> None:
 
 def log_tail(file: Path, lines: int = 12) -> str:
     """The last lines of a log, for an error message."""
-    try:
-        return "\n".join(file.read_text(errors="replace").splitlines()[-lines:])
-    except OSError:
-        return "(no log)"
+    return "\n".join(file.read_text(errors="replace").splitlines()[-lines:])
 
 
 def _short_hash(path: Path) -> str:
