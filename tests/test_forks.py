@@ -62,20 +62,18 @@ def opened(tmp_path_factory) -> Iterator[Workshop]:
 def in_child(work: Callable[[], object]) -> object:
     """What a forked child finds; an error of it is raised here."""
     reader, writer = FORK.Pipe(duplex=False)
-    pid = os.fork()
-    if pid == 0:
+
+    def tell() -> None:
         try:
-            try:
-                said = work()
-            except BaseException as error:  # noqa: BLE001 -- told to the parent
-                said = error
-            writer.send(said)
-        finally:
-            os._exit(0)
-    writer.close()
+            writer.send(work())
+        except BaseException as error:  # noqa: BLE001 -- told to the parent
+            writer.send(error)
+
+    child = FORK.Process(target=tell)
+    child.start()
     assert reader.poll(LIMIT_S), "the child hangs"
     found = reader.recv()
-    os.waitpid(pid, 0)
+    child.join()
     if isinstance(found, BaseException):
         raise found
     return found

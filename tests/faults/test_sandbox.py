@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,31 +41,28 @@ def nothing_left(drill) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def workshops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Workshop]]:
+def workshops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Workshop]]:
     """Opens workshops with a namespace of their own."""
-    opened: list[Workshop] = []
+    with ExitStack() as stack:
 
-    def one(name: str = "sandboxes", **settings: Any) -> Workshop:
-        namespace = f"test_{secrets.token_hex(4)}"
-        results = tmp_path_factory.mktemp("result") / "sandboxes.json"
-        settings = {"dsql_pool_min": 2, "dsql_pool_timeout": 60.0, **settings}
-        opened.append(
-            open_workshop(
-                name, workshop_namespace=namespace, workshop_result_file=results, **settings
+        def one(name: str) -> Workshop:
+            workshop = open_workshop(
+                name,
+                workshop_namespace=f"test_{secrets.token_hex(4)}",
+                workshop_result_file=tmp_path_factory.mktemp("result") / "sandboxes.json",
+                dsql_pool_min=2,
+                dsql_pool_timeout=60.0,
             )
-        )
-        return opened[-1]
+            stack.callback(wipe_namespace, workshop.namespace)
+            return stack.enter_context(closing(workshop))
 
-    yield one
-    for workshop in opened:
-        workshop.close()
-        wipe_namespace(workshop.namespace)
+        yield one
 
 
 @pytest.fixture(scope="module")
 def own(workshops) -> Workshop:
     """A workshop with the sandbox that most tests share."""
-    return workshops()
+    return workshops("sandboxes")
 
 
 @pytest.fixture(scope="module")

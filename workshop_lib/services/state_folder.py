@@ -30,6 +30,7 @@ NAME = f"{APPLICATION}-engines"
 """The state folder's name in a folder that the user has named."""
 ROOT_BASE = Path("/var/lib") / APPLICATION
 """Where root keeps state: its home is closed to the user that PostgreSQL has to run as."""
+LOCK = "lock"
 LOCK_WAIT_S = 60.0
 SECRETS = ("owner", "admin", "valkey", "s3_key", "s3_secret")
 
@@ -124,7 +125,7 @@ class StateFolder:
             EngineError: another process held it for too long, or the disk refuses something.
 
         """
-        file = self.path / "lock"
+        file = self.path / LOCK
         with self.usable():
             if file.is_dir() or file.is_symlink():
                 remove(file)
@@ -216,7 +217,11 @@ class StateFolder:
 
         """
         self.delete_data()
-        remove(self.path)
+        for path in self.path.iterdir():
+            if path.name != LOCK:
+                remove(path)
+        with contextlib.suppress(OSError):  # another process may be about to take the lock
+            remove(self.path)
 
 
 def state_folder(chosen: Path | None) -> StateFolder:
