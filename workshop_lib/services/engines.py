@@ -310,7 +310,6 @@ class Valkey(Engine):
         folder = self.folder.path / self.name
         folder.mkdir(mode=0o700, exist_ok=True)
         config = folder / "valkey.conf"
-        config.touch(mode=0o600)
         # Every byte escaped, so that no quote, backslash or line end in it needs care.
         place = "".join(f"\\x{byte:02x}" for byte in os.fsencode(folder))
         config.write_text(
@@ -416,7 +415,6 @@ class Dsql(Engine):
         authority = trustme.CA(organization_name="cache workshop, local Aurora DSQL")
         made = authority.issue_cert(*CLUSTER_NAMES, HOST)
         key.parent.mkdir(mode=0o700, exist_ok=True)
-        key.touch(mode=0o600)
         made.private_key_and_cert_chain_pem.write_to_path(key)
         authority.cert_pem.write_to_path(certificate)
 

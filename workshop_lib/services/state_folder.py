@@ -23,7 +23,7 @@ import platformdirs
 from filelock import FileLock
 
 from workshop_lib.errors import EngineError
-from workshop_lib.paths import APPLICATION, HOME
+from workshop_lib.paths import APPLICATION, HOME, replace_file
 from workshop_lib.services.processes import Found, end_processes, find_processes
 
 NAME = f"{APPLICATION}-engines"
@@ -160,12 +160,9 @@ class StateFolder:
 
     def write(self, file: Path, content: dict[str, Any]) -> None:
         """Replace a file in one step, readable by its owner only."""
-        draft = Path(f"{file}{secrets.token_hex(4)}")
-        draft.touch(mode=0o600)
-        draft.write_text(json.dumps(content))
         if file.is_dir():
             remove(file)
-        draft.replace(file)
+        replace_file(file, json.dumps(content), 0o600)
 
     def secrets(self) -> dict[str, str]:
         """The passwords of this folder's engines, made on first use; never shown or logged."""

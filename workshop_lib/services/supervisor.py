@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -165,7 +164,7 @@ class Supervisor:
     def run(self) -> None:
         """Serve until told to end, or until no client is left."""
         signal.signal(signal.SIGTERM, lambda *_: self.told_to_end.set())
-        _run(self._accept)
+        threading.Thread(target=self._accept, daemon=True).start()
         self.used.wait(FIRST_S)
         while not self._leaves():
             for group in self._groups():
@@ -191,7 +190,8 @@ class Supervisor:
             # A full disk, no more processes or threads: better luck next time.
             with contextlib.suppress(OSError, RuntimeError):
                 accepted, _ = self.listener.accept()
-                _run(self._serve, Connection(accepted.detach()))
+                connection = Connection(accepted.detach())
+                threading.Thread(target=self._serve, args=[connection], daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
         """Answer a client that knows the token, for as long as it is there."""
@@ -246,12 +246,6 @@ class Supervisor:
             tuple((one.user, one.group.states()) for one in leases if one.group is not self.shared),
             max(0.0, self.stays_until - time.monotonic()),
         )
-
-
-def _run(function: Callable[..., object], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=function, args=arguments, daemon=True)
-    thread.start()
-    return thread
 
 
 def main() -> None:
