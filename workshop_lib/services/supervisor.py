@@ -28,8 +28,8 @@ from workshop_lib.services.state_folder import StateFolder, remove
 
 LOOK_S = 0.1
 """How often the supervisor looks after its engines."""
-FIRST_S = 5.0
-"""How long it waits for its first client, which may have been killed."""
+FIRST_S = 1.0
+"""How long it stays for its first client, which was there before it, and may have been killed."""
 SILENT_S = 6.0
 """How long an engine that runs may take to answer."""
 SIGNALS = {"freeze": signal.SIGSTOP, "thaw": signal.SIGCONT}
@@ -157,7 +157,6 @@ class Supervisor:
         self.lock = threading.Lock()
         self.leases: list[Lease] = []
         self.stays_until = 0.0
-        self.used = threading.Event()
         self.leaving = False
         self.told_to_end = threading.Event()
 
@@ -165,7 +164,7 @@ class Supervisor:
         """Serve until told to end, or until no client is left."""
         signal.signal(signal.SIGTERM, lambda *_: self.told_to_end.set())
         threading.Thread(target=self._accept, daemon=True).start()
-        self.used.wait(FIRST_S)
+        self.told_to_end.wait(FIRST_S)
         while not self._leaves():
             for group in self._groups():
                 group.mend()
@@ -222,7 +221,6 @@ class Supervisor:
         with self.lock:
             if self.leaving:
                 raise EOFError
-            self.used.set()
             self.leases.append(Lease(request.user, request.idle_s, self.shared))
             return self.leases[-1]
 
