@@ -396,15 +396,6 @@ def test_orphans_that_no_file_mentions_are_found_and_ended(folder, then):
     assert folder.sandboxes == []
 
 
-def test_without_its_watchdog_a_supervisor_goes_on_and_ends_all_that_it_started(folder):
-    held = attach("postgres", idle_s=0.3)
-    supervisor(folder).parent().kill()
-    assert query(attach("postgres"), "SELECT 1") == [(1,)]
-    held.release()
-    let_go()
-    assert gone(folder)
-
-
 @pytest.mark.parametrize("how", ["frozen", "its file is damaged"])
 def test_a_supervisor_that_is_out_of_reach_is_replaced(folder, how):
     held = attach("postgres", "valkey")
