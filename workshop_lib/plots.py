@@ -166,6 +166,7 @@ def requests(seconds: Sequence[float], sources: Sequence[str], title: str) -> Fi
     Args:
         seconds: of each request.
         sources: "database", "cache" or "store", one for each request.
+            Named on the axis if each occurs once.
         title: of the picture.
 
     """
