@@ -252,6 +252,10 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     # What Lab's terminals and kernels start is this environment's: `workshop`, python, pip.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment = {**os.environ, "PATH": path, "JUPYTER_PREFER_ENV_PATH": "1"}
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 -- there may be no home
+        own = HOME / "build" / "jupyter"
+        for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+            environment.setdefault(name, str(own / name.lower()))
     # JupyterLab takes the place of this process: nothing stands between it and who ends it.
     command = [sys.executable, "-c", JUPYTERLAB, *words, *jupyter_options]
     os.execve(sys.executable, command, environment)  # noqa: S606 -- no shell is wanted

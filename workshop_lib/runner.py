@@ -493,6 +493,7 @@ def _kernel_environment(job: Job, place: str) -> dict[str, str]:
         "IPYTHONDIR": place,
         "JUPYTER_RUNTIME_DIR": place,
         "PYTHONSTARTUP": "",
+        "PYTHONUTF8": str(sys.flags.utf8_mode),  # as this process was started, else names differ
         "TQDM_DISABLE": "1",
         # matplotlib's font list takes seconds to build: it is kept from run to run, here; there is
         # no personal configuration in there.
