@@ -72,6 +72,7 @@ def write_report(folder: Path) -> Path:
         results=results,
         findings=findings,
         headlines=[f for f in findings if _is_headline(f, results)][:MAX_HEADLINES],
+        sources=sorted((s.notebook[:2], s.headline == "full") for s in statements() if s.headline),
         services=_services(results.values()),
         studies=studies(),
         beside={name: beside(study, results) for name, study in studies().items()},

@@ -24,6 +24,7 @@ import nbformat
 import psutil
 import yaml
 from jupyter_core.utils import ensure_event_loop
+from nbclient.exceptions import DeadKernelError
 from papermill import PapermillExecutionError, execute_notebook
 from traitlets.config import Config
 
@@ -331,7 +332,8 @@ def describe(result: Result) -> str:
     """One line for a success; for a failure also the cell, its code and its error."""
     lines = [f"{'✓' if result.ok else '✗'} {result.notebook:<28} {result.seconds:6.1f} s"]
     if error := result.error:
-        lines.append(f"  cell {error.cell}: {error.error}")
+        where = f"cell {error.cell}: " if error.cell else ""
+        lines.append(f"  {where}{error.error}")
         lines += [f"    | {row}" for row in error.source.splitlines()]
     return "\n".join([*lines, *(f"  {why}" for why in result.left_undone)])
 
@@ -464,7 +466,10 @@ def _execute(job: Job, place: str, errors: BinaryIO) -> CellError | None:
         # Counted in the notebook as it is on disk, without the cell of this run's parameters.
         cell = failed.cell_index + (not job.parameters)
         return CellError(cell, failed.source, f"{failed.ename}: {failed.evalue}")
-    except Exception as failed:  # noqa: BLE001 -- a dead kernel, a full disk: report it
+    except DeadKernelError:
+        why = "Its kernel was ended from outside, perhaps because memory ran out. Run it again."
+        return CellError(0, "", why)
+    except Exception as failed:  # noqa: BLE001 -- such as a full disk: report it
         return CellError(0, "", f"{type(failed).__name__}: {failed}")
     return None
 

@@ -205,6 +205,16 @@ def test_what_is_not_optional_takes_five_hours_at_most():
     assert sum(notebook.metadata.workshop.minutes for notebook in notebooks) <= MOST_MINUTES
 
 
+def test_the_pictures_for_the_projector_are_in_their_notebooks():
+    page = (NOTEBOOKS.parent / "docs" / "for-instructors.md").read_text()
+    pictures = re.findall(r"^\| (\d\d) \| \*(.+?)\* \|", page, re.MULTILINE)
+    assert pictures
+    for number, title in pictures:
+        (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
+        drawn = [c.source for c in code(nbformat.read(path, as_version=4)) if "plots." in c.source]
+        assert any(title in source for source in drawn), title
+
+
 def test_the_map_of_the_course_lists_every_notebook_with_its_minutes():
     rows = (NOTEBOOKS / "README.md").read_text().splitlines()
     for path in PATHS:
