@@ -21,7 +21,8 @@ class BuildWithFiles(build_py):
             shutil.rmtree(place, ignore_errors=True)  # of an earlier build
             for folder in FOLDERS:
                 shutil.copytree(folder, place / folder, ignore=LEFT_OUT)
-            shutil.copyfile("constraints.txt", place / "constraints.txt")
+            for name in ("constraints.txt", "SECURITY.md"):
+                shutil.copyfile(name, place / name)
 
 
 setup(cmdclass={"build_py": BuildWithFiles})

@@ -76,7 +76,7 @@ def test_the_wheel_runs_notebooks_in_a_folder_of_the_learners_own(workshop):
 def test_links_in_the_copies_lead_to_files_that_are_there(workshop):
     workshop("notebook", "reset", "05")
     pages = [page for kind in ("ipynb", "md") for page in workshop.home.rglob(f"*.{kind}")]
-    assert {page.parent.name for page in pages} == {"notebooks", "more", "docs"}
+    assert {page.parent.name for page in pages} == {workshop.home.name, "notebooks", "more", "docs"}
     for page in pages:
         for link in LINK.findall(page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name} leads to {link}"

@@ -14,6 +14,7 @@ from workshop_lib.paths import FILES, HOME, IN_CHECKOUT, MARK, replace_file
 
 DELIVERED = (
     "notebooks/**/*.*", "docs/*.md", "data/prices.toml", "data/traffic.toml", "data/scenarios/*",
+    "constraints.txt", "SECURITY.md",
 )  # fmt: skip
 """What a learner's folder gets: the notebooks, and what they, the pages and errors lead to."""
 OWN = {"build", "results", "workshop.toml"}
