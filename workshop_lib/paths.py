@@ -7,8 +7,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import platformdirs
-
 APPLICATION = "cache-aside-workshop"
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent
@@ -51,6 +49,8 @@ def display_path(path: Path) -> str:
 
 def cache_folder(name: str) -> Path:
     """A folder for files that only save time, shared by all checkouts of this user; made."""
+    import platformdirs  # noqa: PLC0415 -- a lesson on paper, in a browser, does without
+
     folder = platformdirs.user_cache_path(APPLICATION) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
