@@ -40,7 +40,7 @@ def test_a_shown_picture_is_a_png_with_a_text_for_those_who_cannot_see_it(shown)
     # JupyterLab keeps the text on its pages only where it is part of the HTML.
     source = f"data:image/png;base64,{data['image/png']}"
     alt = "Hits &quot;fast&quot;, misses &lt;slow&gt;."
-    assert data["text/html"] == f'<img alt="{alt}" src="{source}">'
+    assert f'<img alt="{alt}" src="{source}"' in data["text/html"]
 
 
 def contrast(colour):

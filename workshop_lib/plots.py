@@ -63,6 +63,11 @@ BESIDE: dict[str, Any] = {
     "frameon": False, "fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1, 1)
 }  # fmt: skip
 """A legend to the right of a panel."""
+DARK = (
+    '<style>[data-jp-theme-light="false"] .workshop-picture, .dark .workshop-picture '
+    "{ filter: invert(0.93) hue-rotate(180deg) }</style>"
+)
+"""JupyterLab's dark theme, and that of the site, show a picture light on dark; hues stay."""
 NOTE = "note"
 Grid = Literal["x", "y", "both"]
 _notes: dict[object, str] = {}
@@ -113,7 +118,8 @@ class _Picture:
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, Any]]:
         png = base64.b64encode(self.png).decode()
-        page = f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{png}">'
+        image = f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{png}"'
+        page = f'{DARK}{image} class="workshop-picture">'
         return {"image/png": png, "text/html": page}, {"image/png": {"alt": self.alt}}
 
     def __repr__(self) -> str:
