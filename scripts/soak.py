@@ -102,7 +102,7 @@ class Soak:
     def __init__(self, workshop: Workshop, box: Sandbox) -> None:
         self.box = box
         self.query = QueryCache(box, TTL_S, jitter=0.1)
-        self.record = RecordCache(box, "thing", ttl=TTL_S, absent_ttl=TTL_S / 2, jitter=0.1)
+        self.record = RecordCache(box, "thing", ttl=TTL_S, empty_ttl=TTL_S / 2, jitter=0.1)
         source = SimpleNamespace(
             objects=workshop.objects, valkey=box.valkey, namespace=box.namespace
         )

@@ -20,7 +20,6 @@ METHODS = (
 INNER = {
     "Database": {"reroute", "identity", "create", "create_schema"},
     "ObjectStore": {"identity"},
-    "QueryCache": {"ttl"},
     "Sandbox": {"database", "describe"},
     "Workshop": {"greet"},
 }

@@ -10,7 +10,7 @@ from . import (
 )
 from .cache.cached import cached
 from .cache.object_cache import ObjectAnswer, ObjectCache
-from .cache.query_cache import Answer, EntryInfo, QueryCache
+from .cache.query_cache import Answer, QueryCache
 from .cache.record_cache import RecordCache
 from .cache.stats import CacheStats
 from .checks import check_deployment
@@ -60,7 +60,6 @@ __all__ = [
     "CacheStats",
     "ConcurrentReads",
     "Database",
-    "EntryInfo",
     "Loaded",
     "Moment",
     "ObjectAnswer",

@@ -70,7 +70,7 @@ def test_a_reader_s_memory_is_bounded_by_the_limit(data: bytes) -> None:
     assert len(data) <= LIMIT
     tracemalloc.start()
     try:
-        decode(data, LIMIT)
+        decode(data)
     except CorruptEntry:
         pass
     finally:
@@ -86,7 +86,7 @@ def test_memory_of_many_entries_is_bounded_as_that_of_one() -> None:
     try:
         for n in range(40):
             with pytest.raises(CorruptEntry):
-                decode(forged(*[(kind, "[]") for kind in [*types[:n], "str", *types[n:]]]), LIMIT)
+                decode(forged(*[(kind, "[]") for kind in [*types[:n], "str", *types[n:]]]))
         kept = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
@@ -97,32 +97,24 @@ def test_colliding_keys_take_no_quadratic_time() -> None:
     data = forged(("mixed", dict_of([*COLLIDING])))
     started = time.process_time()
     with pytest.raises(CorruptEntry):
-        decode(data, len(data))
+        decode(data)
     assert time.process_time() - started < 5.0  # without the check: minutes
     keys = [UUID(text) for _, text in COLLIDING[:100]]
     with pytest.raises(Uncacheable, match="same hash"):
         encode(Entry(("it",), [(dict.fromkeys(keys),)], 0.0, 0.0))
 
 
-def test_an_entry_as_large_as_the_limit_is_read_and_a_larger_one_is_corrupt() -> None:
-    entry = Entry(("it",), [(str(n) * 10,) for n in range(500)], 0.0, 0.0)
-    data = encode(entry)
-    assert decode(data, len(data)).rows == entry.rows
-    for read in (decode, ObjectStorage(None, LIMIT, 10).decode):
-        with pytest.raises(CorruptEntry, match="more than an entry may have"):
-            read(data, len(data) - 1)
-
-
 def test_what_is_larger_than_the_limit_unpacked_is_neither_packed_nor_unpacked() -> None:
     body = b"the same text" * 10_000
     entry = Entry(("etag", "body"), [("e", body)], 0.0, 0.0)
-    exact, less = (ObjectStorage(None, limit, 10) for limit in (len(body), len(body) - 1))
-    packed = exact.encode(entry)
+    exact, less = (ObjectStorage(None, limit) for limit in (len(body), len(body) - 1))
+    exact.compress_above = less.compress_above = 10
+    (packed,) = exact.pack(entry)
     assert len(packed) < len(body) / 20
-    assert exact.decode(packed, len(packed)).rows == entry.rows
-    assert len(less.encode(entry)) > len(body)  # it says that it is too large
+    assert exact.parse(packed).rows == entry.rows
+    assert len(less.pack(entry)[0]) > len(body)  # it says that it is too large
     with pytest.raises(CorruptEntry):
-        less.decode(packed, len(packed))
+        less.parse(packed)
 
 
 # --- at the caches
@@ -174,20 +166,6 @@ def test_of_a_value_under_a_tag_s_key_no_more_is_read_than_a_version_has(source,
         tracemalloc.stop()
         source.valkey.delete(tag)
     assert peak < 4_000_000
-
-
-@pytest.mark.parametrize(
-    "plant",
-    [lambda valkey, tag: valkey.rpush(tag, "x"), lambda valkey, tag: valkey.set(tag, "")],
-    ids=["a list", "nothing"],
-)
-def test_a_tag_that_holds_no_version_gets_one_and_entries_are_kept_again(source, plant):
-    cache = QueryCache(source)
-    plant(source.valkey, f"{source.namespace}:v3:tag:t")
-    found = [cache.fetch("SELECT 1", tags=["t"]).source for _ in range(3)]
-    assert found == ["database", "database", "cache"]
-    cache.invalidate_tag("t")
-    assert cache.fetch("SELECT 1", tags=["t"]).source == "database"
 
 
 ABOUT = {

@@ -69,7 +69,7 @@ class Side:
         source = parts(database, valkey, "race")
         queries = QueryCache(source, ttl=60)
         records = RecordCache(source, "thing", ttl=60)
-        loads = Mechanism(storage(valkey), Policy(ttl=60))
+        loads = Mechanism(storage(valkey, 1_000), Policy(ttl=60))
         function = cached(source, ttl=60, name="v")(
             lambda kind: database.query("", (kind,)).rows[0][1]
         )
@@ -231,7 +231,7 @@ def test_a_reader_who_comes_between_storing_and_landing_sees_what_was_invalidate
                 assert go_on.wait(20)
             return done
 
-    cache = Mechanism(Held(ws.valkey), Policy(ttl=60))
+    cache = Mechanism(Held(ws.valkey, 1_000), Policy(ttl=60))
     key = f"{ws.namespace}:v3:x:1"
 
     def read() -> object:

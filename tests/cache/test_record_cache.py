@@ -39,7 +39,7 @@ def table(shared) -> Iterator[None]:
 @pytest.fixture
 def orders(ws, table) -> RecordCache:
     """Records of a table whose name is one of SQL's own words."""
-    return RecordCache(ws, "order", ttl=30, absent_ttl=5)
+    return RecordCache(ws, "order", ttl=30, empty_ttl=5)
 
 
 @contextmanager

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-from redis import Redis
 
 from workshop_lib.cache.mechanism import Mechanism
 from workshop_lib.cache.policy import Policy
@@ -20,7 +17,7 @@ class Cache:
         source: an open workshop, or another object with a `valkey` (a redis.Redis), a `namespace`
             and a `default_ttl` (seconds), and what the cache asks on a miss.
         ttl: time to live of an entry, seconds; VALKEY_TTL if left out.
-        storage: how entries are stored, made from a client and the size of the largest in bytes.
+        storage: how entries are stored.
         behaviour: the other attributes of Policy by name.
 
     Raises:
@@ -33,7 +30,7 @@ class Cache:
         self,
         source: Any,
         ttl: float | None = None,
-        storage: Callable[[Redis, int], Storage] = Storage,
+        storage: type[Storage] = Storage,
         **behaviour: Any,
     ) -> None:
         require_workshop(source, f"{type(self).__name__}(ws, …)")

@@ -44,7 +44,7 @@ class CachedFunction(Cache, Generic[P, R]):
         self._source = source
         self._function = function
         # A wrapper's own: what it makes of its arguments only it knows.
-        self._signature = _signature(function)
+        self._signature = inspect.signature(function, follow_wrapped=False)
         self._name = name or f"{inner.__module__}.{inner.__qualname__}".removeprefix("None.")
         # Whether two functions do the same cannot be told from outside, so none shares results
         # with another of the same module and name: not a closure, not a cell that was run again.
@@ -136,16 +136,6 @@ def _require_plain(function: Any) -> None:
             "plain function that returns the values, as a list, and call it from async code with "
             "asyncio.to_thread."
         )
-
-
-def _signature(function: Any) -> inspect.Signature:
-    try:
-        return inspect.signature(function, follow_wrapped=False)
-    except ValueError:
-        raise TypeError(
-            f"Python does not know the parameters of {function!r}, so no key can be made of its "
-            "arguments. Decorate a function of your own that calls it."
-        ) from None
 
 
 def _no_method(name: str) -> str:

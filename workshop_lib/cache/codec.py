@@ -10,7 +10,7 @@ is a list of its type's name and its parts, as in `["Decimal","12.50"]`. The ent
 CRC-32 of everything before it.
 
 Why not pickle? Anyone who can write to the cache could run code in every reader. For the same
-reason decoding is bounded: whatever the bytes are, it takes at most 200 times `max_bytes` of memory
+reason decoding is bounded: whatever the bytes are, it takes at most 200 times their size in memory
 (a row of one small value takes about 70 bytes, and may be written as two), and linear time.
 """
 
@@ -31,8 +31,6 @@ import msgspec
 
 MAX_DEPTH = 64
 """Levels of list, tuple and dict in one value; a value that contains itself has no end."""
-MAX_BYTES = 1_000_000
-"""Size of the largest entry that is read, unless a caller says otherwise."""
 MAX_TIME = 1e10
 """Seconds, also of Unix time: in the year 2286."""
 MAX_SAME_HASH = 32
@@ -111,13 +109,12 @@ def encode(entry: Entry) -> bytes:
     return seal(encode_lines(entry))
 
 
-def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Entry:
+def decode(data: bytes) -> Entry:
     """Return the answer in the bytes, equal in types and values to what `encode` was given.
 
-    Raises CorruptEntry, and nothing else, for bytes that `encode` did not make, and for more than
-    `max_bytes` of them.
+    Raises CorruptEntry, and nothing else, for bytes that `encode` did not make.
     """
-    head, _, values = unseal(data, max_bytes).partition(b"\n")
+    head, _, values = unseal(data).partition(b"\n")
     return decode_lines(head, values, len(data))
 
 
@@ -161,19 +158,12 @@ def seal(text: bytes) -> bytes:
     return text + b"#%08x" % zlib.crc32(text)
 
 
-def unseal(data: bytes, max_bytes: int = MAX_BYTES) -> bytes:
-    """Return the bytes that `seal` was given. Raises CorruptEntry, also for more than so many."""
-    check_size(len(data), max_bytes)
+def unseal(data: bytes) -> bytes:
+    """Return the bytes that `seal` was given. Raises CorruptEntry."""
     text = data[:-CHECK_LENGTH]
     if seal(text) != data:
         raise CorruptEntry("The checksum does not fit the bytes before it.")
     return text
-
-
-def check_size(size: int, max_bytes: int) -> None:
-    """Raise CorruptEntry for more bytes than an entry may have: no cache stores so many."""
-    if size > max_bytes:
-        raise CorruptEntry(f"{size:,} bytes are more than an entry may have here: {max_bytes:,}.")
 
 
 # --- single values

@@ -16,7 +16,7 @@ import copy
 import random
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -109,7 +109,7 @@ class Mechanism:
         started = time.perf_counter()
         (found,) = self._look_up([key], tags)
         if found is not None:
-            if _is_fresh(found):
+            if is_fresh(found):
                 entry = self._refresh_if_due(key, found, load, tags)
                 self.counters.add(hits=1, bytes_read=found.size)
                 return Fetched(entry, "cache", time.perf_counter() - started)
@@ -119,7 +119,7 @@ class Mechanism:
             share = self._load_for_threads if self.policy.single_flight else self._load_for_all
             entry = share(key, load, tags)
         except self.policy.stale_on:
-            if found is None or not _is_fresh(found, self.policy.stale_if_error):
+            if found is None or not is_fresh(found, self.policy.stale_if_error):
                 raise
             self.counters.add(stale=1)
             return Fetched(found, "stale", time.perf_counter() - started)
@@ -128,36 +128,27 @@ class Mechanism:
         source = "renewed" if is_renewed else "database"
         return Fetched(entry, source, time.perf_counter() - started)
 
-    def fetch_part(self, read: Callable[..., Entry | None], *args: Any) -> Entry | None:
-        """A part of an entry that `read` finds in the cache; None if that cannot be served."""
-        part = self.attempt(read, *args)
-        if part is None or not _is_fresh(part):
-            return None
-        self.counters.add(hits=1, bytes_read=part.size)
-        return part
-
-    def fetch_many(self, keys: Iterable[str], load: LoadMany | None = None) -> dict[str, Entry]:
+    def fetch_many(self, keys: Collection[str], load: LoadMany) -> dict[str, Entry]:
         """The entries under many keys; those that are not there are loaded at once, and stored.
 
         What another request is loading is left out.
 
         Args:
             keys: where they are kept.
-            load: asks the source for some of them. None: what is not there is left out.
+            load: asks the source for some of them.
 
         """
-        keys = list(keys)
         found = dict(zip(keys, self._look_up(keys), strict=True))
-        hits = {key: entry for key, entry in found.items() if entry and _is_fresh(entry)}
+        hits = {key: entry for key, entry in found.items() if entry and is_fresh(entry)}
         self.counters.add(hits=len(hits), bytes_read=sum(entry.size for entry in hits.values()))
         missing = [key for key in keys if key not in hits]
-        if load is None or not missing:
+        if not missing:
             return hits
         try:
             loaded = self._fill(missing, load)
         except self.policy.stale_on:
             grace_s, kept = self.policy.stale_if_error, [found[key] for key in missing]
-            stale = [entry for entry in kept if entry and _is_fresh(entry, grace_s)]
+            stale = [entry for entry in kept if entry and is_fresh(entry, grace_s)]
             if len(stale) < len(missing):
                 raise
             self.counters.add(stale=len(stale))
@@ -294,14 +285,13 @@ class Mechanism:
         """
         is_single = self.policy.single_flight
         wanted = {key: secrets.token_hex(8) for key in keys} if is_single else {}
-        tag_ms = self.policy.max_ttl_ms
         # The tags' versions are from before the load, as they may be invalidated during it.
-        acquired = self.attempt(self.storage.acquire, wanted, self._lock_ms, tags, tag_ms)
+        acquired = self.attempt(self.storage.acquire, wanted, self._lock_ms, tags)
         if acquired is None:
             return {} if over_fresh else load(keys)
         held, found, versions = acquired
         held = held if is_single else dict.fromkeys(keys, "")
-        stored = {} if over_fresh else {key: one for key, one in found.items() if _is_fresh(one)}
+        stored = {} if over_fresh else {key: one for key, one in found.items() if is_fresh(one)}
         self._release({key: held.pop(key) for key in stored.keys() & held.keys()})
         size = sum(entry.size for entry in stored.values())
         self.counters.add(coalesced=len(stored), bytes_read=size)
@@ -323,7 +313,7 @@ class Mechanism:
     def _limit_locks(self, keys: Collection[str]) -> None:
         """See to it that locks that are waited for end: they may be none that anybody releases."""
         most_ms = max(self._lock_ms, round(self.policy.load_seconds * 1000))
-        self.attempt(self.storage.limit_locks, keys, self._lock_ms, most_ms)
+        self.attempt(self.storage.limit_locks, keys, most_ms)
 
     def _release(self, tokens: Tokens) -> None:
         for key, token in tokens.items():
@@ -416,7 +406,7 @@ class Mechanism:
             ) from None
 
 
-def _is_fresh(entry: Entry, beyond_s: float = 0.0) -> bool:
+def is_fresh(entry: Entry, beyond_s: float = 0.0) -> bool:
     """Whether its TTL has not ended, or not longer ago than that."""
     return entry.fresh_until is None or time.time() < entry.fresh_until + beyond_s
 

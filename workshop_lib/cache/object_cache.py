@@ -9,15 +9,12 @@ from __future__ import annotations
 import re
 import time
 import zlib
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import Any
 
 from msgspec.structs import replace
-from redis import Redis
 
 from workshop_lib.cache import keys
 from workshop_lib.cache.base import Cache
@@ -31,12 +28,10 @@ from workshop_lib.cache.codec import (
 )
 from workshop_lib.cache.connection import do
 from workshop_lib.cache.mechanism import Fetched
-from workshop_lib.cache.storage import Storage
+from workshop_lib.cache.storage import Packed, Storage
 
 COLUMNS = ("etag", "body")
 _ABOUT = ("etag", "compressed")
-AT_ONCE = 8
-"""Objects that `get_many` loads at the same time."""
 ZLIB_LEVEL = 1
 """The fastest: a cache is asked for speed, and higher levels win few bytes for much time."""
 
@@ -44,32 +39,31 @@ ZLIB_LEVEL = 1
 class ObjectStorage(Storage):
     """Each entry is one string, with the object's bytes as they are or as zlib compressed them.
 
-    Args:
-        valkey: the client.
-        max_bytes: no larger entry is read, and no larger body is compressed or decompressed, so
-            that a few bytes cannot fill a reader's memory.
+    No body above `max_bytes` is compressed or decompressed, so that a few bytes cannot fill a
+    reader's memory.
+
+    Attributes:
         compress_above: size from which on a body is compressed, bytes, unless that makes it larger.
 
     """
 
-    def __init__(self, valkey: Redis, max_bytes: int, compress_above: float) -> None:
-        super().__init__(valkey, max_bytes)
-        self._compress_above = compress_above
+    compress_above: float = inf
 
-    def encode(self, entry: Entry) -> bytes:
-        """The stored string of an entry of COLUMNS, with one row or none."""
+    def pack(self, entry: Entry) -> Packed:
+        """The stored form of an entry of COLUMNS, with one row or none."""
         body, compressed = _body(entry) or b"", False
-        if self._compress_above < len(body) <= self.max_bytes:
+        if self.compress_above < len(body) <= self.max_bytes:
             smaller = zlib.compress(body, ZLIB_LEVEL)
             compressed, body = len(smaller) < len(body), min(body, smaller, key=len)
         rows = [(_etag(entry), compressed)] if entry.rows else []
-        return seal(b"%b\n%b" % (encode_lines(replace(entry, columns=_ABOUT, rows=rows)), body))
+        about = encode_lines(replace(entry, columns=_ABOUT, rows=rows))
+        return (seal(b"%b\n%b" % (about, body)),)
 
-    def decode(self, data: bytes, max_bytes: int) -> Entry:
-        """The reverse, for at most so many bytes. Raises CorruptEntry."""
+    def unpack(self, packed: Packed) -> Entry:
+        """As Storage's."""
         try:
-            head, values, body = unseal(data, max_bytes).split(b"\n", 2)
-            about = decode_lines(head, values, len(data))
+            head, values, body = unseal(packed[0]).split(b"\n", 2)
+            about = decode_lines(head, values, len(packed[0]))
             if not about.rows:
                 return replace(about, columns=COLUMNS)
             ((etag, compressed),) = about.rows
@@ -90,12 +84,12 @@ def _decompressed(body: bytes, limit: int) -> bytes:
     return plain
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class ObjectAnswer:
     """An object and where it came from.
 
     Attributes:
-        body: its bytes; None if there is no such object.
+        body: its bytes, which may be many and are not shown; None if there is no such object.
         etag: names this content; empty if there is no object.
         source: "cache"; "store" (read just now, whole); "renewed" (the store was asked, and said
             that the kept one is still right); "stale" (older than its TTL, because the store did
@@ -105,26 +99,21 @@ class ObjectAnswer:
 
     """
 
-    body: bytes | None
+    body: bytes | None = field(repr=False)
     etag: str
     source: str
     seconds: float
     cost_seconds: float
 
-    def __repr__(self) -> str:  # without the body, which may be large
-        what = "no object" if self.body is None else f"{len(self.body):,} bytes"
-        return f"<{what}, from: {self.source}, {self.seconds * 1e3:.3f} ms>"
-
 
 class ObjectCache(Cache):
     """Objects, kept in Valkey under bucket and name.
 
-    What is not there is kept, too (`missing_ttl`). When the cache is down, the store answers.
+    What is not there is kept, too (`empty_ttl`). When the cache is down, the store answers.
 
     Args:
         source: an open workshop; its `objects` is asked on a miss, an ObjectStore.
         ttl: time to live of an entry, seconds; VALKEY_TTL if left out.
-        missing_ttl: the same for "there is no such object"; as `ttl` if left out.
         compress_above: size from which on bodies are compressed, bytes; None for never.
         behaviour: the other attributes of Policy by name. With `keep_seconds`, an entry beyond its
             TTL is renewed if the store says that it has not changed, and no body travels. Entries
@@ -135,21 +124,18 @@ class ObjectCache(Cache):
 
     """
 
+    _storage: ObjectStorage
+
     def __init__(
         self,
         source: Any,
         ttl: float | None = None,
         *,
-        missing_ttl: float | None = None,
         compress_above: int | None = 1_024,
         **behaviour: Any,
     ) -> None:
-        above = inf if compress_above is None else compress_above
-        if not (isinstance(above, int | float) and above >= 0):
-            raise ValueError(f"compress_above is {compress_above!r}; it must be 0 or more, or None")
-
-        storage = partial(ObjectStorage, compress_above=above)
-        super().__init__(source, ttl, storage, empty_ttl=missing_ttl, **behaviour)
+        super().__init__(source, ttl, ObjectStorage, **behaviour)
+        self._storage.compress_above = inf if compress_above is None else compress_above
         self._store = source.objects
 
     def get(self, name: str) -> bytes | None:
@@ -170,25 +156,6 @@ class ObjectCache(Cache):
             renew=partial(self._renewed, name),
         )
         return _answer(fetched)
-
-    def get_many(self, names: Iterable[str]) -> dict[str, bytes | None]:
-        """Many objects: one round trip for all that are in the cache, then the missing ones.
-
-        A pipeline without a transaction: on a cluster the keys are in different slots.
-
-        Raises:
-            TypeError: the names are not a list of texts.
-            ServiceUnreachableError: as `get`.
-
-        """
-        places = {name: self.key(name) for name in keys.texts(names, "Names", "photo.jpg")}
-        hits = self._mechanism.fetch_many(places.values())
-        missing = [name for name, key in places.items() if key not in hits]
-        with ThreadPoolExecutor(AT_ONCE) as threads:  # none of them begins without work
-            loaded = dict(zip(missing, threads.map(self.get, missing), strict=True))
-        return {
-            name: _body(hits[key]) if key in hits else loaded[name] for name, key in places.items()
-        }
 
     def put(self, name: str, body: bytes) -> None:
         """Write an object to the store, then through to the cache.

@@ -40,27 +40,6 @@ class Answer(Rows):
     cost_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class EntryInfo:
-    """What is stored for a query.
-
-    Attributes:
-        size: bytes of the stored value.
-        ttl_seconds: until the server removes it.
-        age_seconds: since it was filled.
-        rows: in the stored result.
-        cost_seconds: what the database query took when it was filled.
-
-    """
-
-    key: str
-    size: int
-    ttl_seconds: float
-    age_seconds: float
-    rows: int
-    cost_seconds: float
-
-
 class QueryCache(Cache):
     """Results of queries, kept in Valkey under the statement and its parameters.
 
@@ -85,11 +64,6 @@ class QueryCache(Cache):
         super().__init__(source, ttl, **behaviour)
         self._database = source.database
 
-    @property
-    def ttl(self) -> float:
-        """Time to live of an entry, seconds."""
-        return self.policy.ttl
-
     def fetch(self, statement: str, params: Params = None, tags: Iterable[str] = ()) -> Answer:
         """The statement's result, from the cache if it is there, else from the database.
 
@@ -98,7 +72,8 @@ class QueryCache(Cache):
             params: the values for them. With one of a type that no key can stand for, the database
                 is asked each time, and `stats().uncacheable` counts it.
             tags: names under which `invalidate_tag` finds the entry if this fetch fills it, for
-                example of tables. An entry that is not filed under all of them is not taken.
+                example of tables. Give the same at each fetch of a statement: an entry that is
+                filed under others is not taken.
 
         Raises:
             psycopg2.Error: the database refused the statement. Errors are never cached.
@@ -124,21 +99,6 @@ class QueryCache(Cache):
         """
         return keys.query_key(self._namespace, statement, params, scope=self._database.identity)
 
-    def inspect(self, statement: str, params: Params = None) -> EntryInfo | None:
-        """What is stored for a statement; None if nothing that can be read. Counts nothing.
-
-        Raises:
-            redis.RedisError: the cache gave no answer.
-
-        """
-        key = self.key(statement, params)
-        (entry,), _ = self._storage.read([key])
-        if entry is None:
-            return None
-        (ttl_ms,) = do(self._storage.valkey, ("PTTL", key))
-        age_s, ttl_s = time.time() - entry.created_at, max(0, ttl_ms) / 1000
-        return EntryInfo(key, entry.size, ttl_s, age_s, len(entry.rows), entry.cost_seconds)
-
     def invalidate_tag(self, tag: str) -> None:
         """Invalidate all entries that were filled under a tag, in one short command.
 
@@ -148,15 +108,6 @@ class QueryCache(Cache):
         """
         (key,) = keys.tag_keys(self._namespace, [tag])
         self._mechanism.invalidate_tag(key)
-
-    def clear(self) -> int:
-        """Remove this namespace's keys and no others, found with SCAN. Returns how many.
-
-        Raises:
-            redis.RedisError: the cache gave no answer.
-
-        """
-        return clear_namespace(self._storage.valkey, self._namespace)
 
     def _load(self, statement: str, params: Params) -> Entry:
         try:

@@ -22,6 +22,7 @@ from workshop_lib.cache import codec, keys
 from workshop_lib.cache.base import Cache
 from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable, encode_value
 from workshop_lib.cache.connection import Command, ask
+from workshop_lib.cache.mechanism import is_fresh
 from workshop_lib.cache.storage import Packed, Storage
 from workshop_lib.rows import Row, Rows
 
@@ -31,28 +32,21 @@ BATCH = 1_000
 """Records that `get_many` reads, and loads, at a time."""
 
 # Under a record's key another program may keep a hash of any size. It is sent as one text, and only
-# where all of it can be a record.
+# where that can be a record; of some fields, only where all are there (else `concat` fails).
 _READ = """
-if redis.call('HLEN', KEYS[1]) > {fields} then return 'too large' end
-local text = table.concat(redis.call('HGETALL', KEYS[1]), '\\0')
-return #text <= {bytes} and text or 'too large'
-"""
-_READ_SOME = """
-local parts = redis.call('HMGET', KEYS[1], unpack(ARGV))
-for i = 1, #parts do if not parts[i] then return '' end end
+local parts
+if ARGV[1] then
+  parts = redis.call('HMGET', KEYS[1], unpack(ARGV))
+elseif redis.call('HLEN', KEYS[1]) <= {fields} then
+  parts = redis.call('HGETALL', KEYS[1])
+else
+  return 'too large'
+end
 local text = table.concat(parts, '\\0')
 return #text <= {bytes} and text or 'too large'
 """
 _SEPARATOR = b"\0"
 """In no name of PostgreSQL's, and in JSON only escaped."""
-_COMPLETE = """
-if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], unpack(ARGV, 3))
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-redis.call('DEL', KEYS[2])
-return 1
-"""
 # Only a hash that has these fields is updated: one made of the changed fields alone would pass for
 # whole. One without them says "no such record", or is from before a column was added: it goes.
 _UPDATE = """
@@ -91,13 +85,10 @@ class FoundByAnother(Entry, frozen=True):
 class HashStorage(Storage):
     """Each entry is one hash: a field for each column, and one about the entry itself."""
 
-    complete_script = _COMPLETE
-
     def __init__(self, valkey: Redis, max_bytes: int) -> None:
         super().__init__(valkey, max_bytes)
         fields = codec.MAX_COLUMNS + 1
-        limits = {"fields": fields, "bytes": max_bytes + 2 * fields}  # and separators
-        self._read, self._read_some = _READ.format(**limits), _READ_SOME.format(**limits)
+        self._read = _READ.format(fields=fields, bytes=max_bytes + 2 * fields)  # and separators
 
     def pack(self, entry: Entry) -> Packed:
         """Fields and values by turns. No record: no columns."""
@@ -112,8 +103,7 @@ class HashStorage(Storage):
 
     def unpack(self, packed: Packed) -> Entry:
         """As Storage's."""
-        size = sum(map(len, packed))
-        return _entry(_by_turns(packed), size, size)
+        return _entry(packed[::2], packed[1::2])
 
     def command(self, key: str) -> Command:
         """What asks for all fields, but for no more than an entry can have."""
@@ -122,7 +112,7 @@ class HashStorage(Storage):
     def parse(self, value: bytes) -> Entry:
         """As Storage's."""
         parts = value.split(_SEPARATOR)
-        return _entry(_by_turns(parts), len(value) + 1 - len(parts), self.max_bytes)
+        return _entry(parts[::2], parts[1::2], size=len(value))
 
     def update(self, key: str, changes: Record) -> bool:
         """Change some fields of a hash that has them. Returns whether it was there."""
@@ -131,41 +121,35 @@ class HashStorage(Storage):
 
     def get_fields(self, key: str, names: Sequence[str]) -> Entry | None:
         """An entry of these columns only; None if one of them is not there, or is not ours."""
-        (found,) = ask(self.valkey, ("EVAL", self._read_some, 1, key, ABOUT, *names))
+        (found,) = ask(self.valkey, ("EVAL", self._read, 1, key, ABOUT, *names))
         with suppress(CorruptEntry):
-            if found and isinstance(found, bytes):  # no error, as the key holds something else
-                asked = (ABOUT, *map(str.encode, names))
-                pairs = zip(asked, found.split(_SEPARATOR), strict=True)
-                return _entry(pairs, len(found) - len(names), self.max_bytes, names)
+            if isinstance(found, bytes):  # no error: a field is missing, or there is no hash
+                asked = [ABOUT, *map(str.encode, names)]
+                return _entry(asked, found.split(_SEPARATOR), names, size=len(found))
         return None
 
 
-def _by_turns(parts: Iterable[bytes]) -> Iterable[tuple[bytes, bytes]]:
-    following = iter(parts)
-    return zip(following, following, strict=True)
-
-
 def _entry(
-    pairs: Iterable[tuple[bytes, bytes]],
-    size: int,
-    max_bytes: int,
-    names: Sequence[str] | None = None,
+    names: Iterable[bytes],
+    values: Iterable[bytes],
+    columns: Sequence[str] = (),
+    *,
+    size: int = 0,
 ) -> Entry:
-    """Return the entry in the fields and values of a hash, or its columns of these names.
+    """Return the entry in the fields of a hash, or these columns of it.
 
     Raises CorruptEntry, and nothing else.
     """
     try:
-        codec.check_size(size, max_bytes)
-        fields = dict(pairs)
+        fields = dict(zip(names, values, strict=True))
         head = codec.decode_head(fields[ABOUT])
         if len(set(head.columns)) < len(head.columns):  # one large field, read a thousand times
             raise CorruptEntry("A column is named twice.")
         if not head.columns:
             return head.entry((), [], size)
-        columns = head.columns if names is None else names
-        values = codec.decode_values([fields[name.encode()] for name in columns])
-        return head.entry(columns, [tuple(values)], size)
+        columns = columns or head.columns
+        row = codec.decode_values([fields[name.encode()] for name in columns])
+        return head.entry(columns, [tuple(row)], size)
     except Exception as error:
         raise CorruptEntry(f"The hash is not a record of ours: {error}.") from error
 
@@ -174,7 +158,7 @@ class RecordCache(Cache):
     """Rows of one table by primary key, each kept as a hash.
 
     Its key reads like `workshop:v3:db~3f2a91bc07de:planet:3`, where `db~…` says which database.
-    A row that does not exist is kept, too, for `absent_ttl` seconds. Read, write and invalidate by
+    A row that does not exist is kept, too, for `empty_ttl` seconds. Read, write and invalidate by
     the key that the row has: what the database finds by another one, such as "3" in a column of
     integers, is answered and not kept, as invalidating 3 would not remove it.
 
@@ -183,8 +167,8 @@ class RecordCache(Cache):
         table: its name.
         key: its primary key column.
         ttl: time to live of a record, seconds; VALKEY_TTL if left out.
-        absent_ttl: time to live of "there is no such record", seconds; the TTL if left out.
-        behaviour: the other attributes of Policy by name, for example jitter=0.1.
+        behaviour: the other attributes of Policy by name, for example jitter=0.1, or empty_ttl=5
+            for "there is no such record".
 
     Raises:
         ValueError: a name that is not a plain SQL name, or a number out of its range.
@@ -199,10 +183,9 @@ class RecordCache(Cache):
         table: str,
         key: str = "id",
         ttl: float | None = None,
-        absent_ttl: float | None = None,
         **behaviour: Any,
     ) -> None:
-        super().__init__(source, ttl, HashStorage, empty_ttl=absent_ttl, **behaviour)
+        super().__init__(source, ttl, HashStorage, **behaviour)
         for name in (table, key):
             if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", str(name)):
                 raise ValueError(f"{name!r} is not a plain SQL name (small letters, digits and _)")
@@ -238,9 +221,10 @@ class RecordCache(Cache):
 
         """
         key, names = self.key(primary_key), keys.texts(names, "Fields", "name")
-        kept = self._mechanism.fetch_part(self._storage.get_fields, key, names)
-        if kept is not None:
-            return _record(kept)
+        part = self._mechanism.attempt(self._storage.get_fields, key, names)
+        if part is not None and is_fresh(part):
+            self._mechanism.counters.add(hits=1, bytes_read=part.size)
+            return _record(part)
         whole = self.get(primary_key)
         return None if whole is None else {name: whole[name] for name in names}
 

@@ -16,32 +16,32 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from workshop_lib.cache import codec
-from workshop_lib.cache.codec import MAX_BYTES, CorruptEntry, Entry
+from workshop_lib.cache.codec import CorruptEntry, Entry
 from workshop_lib.cache.connection import Command, ask, do
 from workshop_lib.cache.keys import lock_key
 
 Packed = Sequence[bytes]
-"""An encoded entry, as the last arguments of the script that stores it."""
-MIN_TAG_MS = 86_400_000
-"""A tag's version is kept for at least a day after the last load under it."""
+"""An encoded entry: one string, or the fields and values of a hash by turns."""
+TAG_MS = 30 * 86_400_000
+"""How long after the last load under it a tag's version is kept."""
 VERSION_BYTES = 16
 
 # A script touches one entry and its lock, which are in the same slot of a cluster.
 _COMPLETE = """
 if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])
+if ARGV[4] then
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+else
+  redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])
+end
 redis.call('DEL', KEYS[2])
 return 1
 """
 _IF_HELD = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3))
-"""
-# A lock without an end is none of ours; nor does one of ours live longer than a load may take.
-_LIMIT = """
-local left = redis.call('PTTL', KEYS[1])
-if left ~= -1 and left <= tonumber(ARGV[2]) then return 0 end
-return redis.call('PEXPIRE', KEYS[1], left == -1 and ARGV[1] or ARGV[2])
 """
 
 
@@ -54,37 +54,29 @@ class Storage:
 
     """
 
-    complete_script = _COMPLETE
-
-    def __init__(self, valkey: Redis, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, valkey: Redis, max_bytes: int) -> None:
         self.valkey: Any = valkey
         self.max_bytes = max_bytes
 
     # --- an entry's form
 
-    def encode(self, entry: Entry) -> bytes:
-        """The stored string of an entry. Raises Uncacheable."""
-        return codec.encode(entry)
-
-    def decode(self, data: bytes, max_bytes: int) -> Entry:
-        """The reverse, for at most so many bytes. Raises CorruptEntry."""
-        return codec.decode(data, max_bytes)
-
     def pack(self, entry: Entry) -> Packed:
         """The stored form of an entry. Raises Uncacheable."""
-        return (self.encode(entry),)
+        return (codec.encode(entry),)
 
     def unpack(self, packed: Packed) -> Entry:
-        """A copy of the entry that was packed, of which no part is shared."""
-        return self.decode(packed[0], len(packed[0]))  # it may be too large to store
+        """A copy of the entry that was packed, of which no part is shared. Raises CorruptEntry."""
+        return codec.decode(packed[0])
 
     def command(self, key: str) -> Command:
-        """What asks for the value of a key, but for no more than an entry can have."""
+        """What asks for the value of a key, but for little more than an entry can have."""
         return ("GETRANGE", key, 0, self.max_bytes)
 
-    def parse(self, value: Any) -> Entry:
+    def parse(self, value: bytes) -> Entry:
         """The entry in a value that is not empty. Raises CorruptEntry."""
-        return self.decode(value, self.max_bytes)
+        if len(value) > self.max_bytes:
+            raise CorruptEntry(f"More than {self.max_bytes:,} bytes: none of ours has so many.")
+        return self.unpack((value,))
 
     # --- read
 
@@ -93,17 +85,17 @@ class Storage:
     ) -> tuple[list[Entry | None], int]:
         """The valid entries under some keys, and how many values could not be read.
 
-        An entry that is not filed under all of `tags` is not valid: to invalidate one of them would
-        not have invalidated the entry. With the right tags this takes one round trip.
+        An entry that is filed under other tags is not valid: to invalidate one of these would not
+        have invalidated the entry.
         """
         answers = ask(self.valkey, *map(self.command, keys), *map(_ask_tag, tags))
         n = len(keys)
-        return self._entries(answers[:n], tags, answers[n:])
+        return self._entries(answers[:n], _versions(tags, answers[n:]))
 
     # --- lock
 
     def acquire(
-        self, tokens: Mapping[str, str], lock_ms: int, tags: Collection[str], tag_ms: int
+        self, tokens: Mapping[str, str], lock_ms: int, tags: Collection[str]
     ) -> tuple[dict[str, str], dict[str, Entry], dict[str, str]]:
         """Take the locks that are free, in one round trip.
 
@@ -111,50 +103,41 @@ class Storage:
             tokens: one for each entry's key.
             lock_ms: how long the locks live.
             tags: keys of the tags that the entries will be filed under.
-            tag_ms: how long an entry may live that carries them.
 
         Returns:
             The tokens of the locks that were free and the valid entries that there are, both by
             key, and the tags' versions, made if need be.
 
         """
-        commands, kept = list[Command](), max(tag_ms, MIN_TAG_MS)
+        commands = list[Command]()
         for tag in tags:
-            commands.append(("SET", tag, secrets.token_hex(VERSION_BYTES // 2), "NX", "PX", kept))
-            commands += [("PEXPIRE", tag, kept), _ask_tag(tag)]
+            version = secrets.token_hex(VERSION_BYTES // 2)
+            commands.append(("SET", tag, version, "NX", "PX", TAG_MS))
+            commands += [("PEXPIRE", tag, TAG_MS), _ask_tag(tag)]
         for key, token in tokens.items():
             commands.append(("SET", lock_key(key), token, "NX", "PX", lock_ms))
             commands.append(self.command(key))
         answers = ask(self.valkey, *commands)
-        tagged, locked = answers[: 3 * len(tags)], answers[3 * len(tags) :: 2]
-        # What another program keeps under a tag's key is no version: the next load makes one.
-        spoilt = [tag for tag, found in zip(tags, tagged[2::3], strict=True) if not _is_set(found)]
-        if spoilt:
-            ask(self.valkey, *[("UNLINK", tag) for tag in spoilt])
+        n = 3 * len(tags)
+        tagged, locked = answers[:n], answers[n::2]
         for error in (*tagged, *locked):
             if isinstance(error, ResponseError):
                 raise error
-        entries, _ = self._entries(answers[3 * len(tags) + 1 :: 2], tags, tagged[2::3])
+        versions = _versions(tags, tagged[2::3])
+        entries, _ = self._entries(answers[n + 1 :: 2], versions)
         held = {
             key: token for (key, token), free in zip(tokens.items(), locked, strict=True) if free
         }
         found = {key: entry for key, entry in zip(tokens, entries, strict=True) if entry}
-        return held, found, _texts(tags, tagged[2::3])
+        return held, found, versions
 
     def renew(self, key: str, token: str, lock_ms: int) -> bool:
         """Prolong the lock, if it is still this token's. Returns whether it was."""
         return self.run(_IF_HELD, [lock_key(key)], token, "PEXPIRE", lock_ms)
 
-    def limit_locks(self, keys: Iterable[str], lock_ms: int, most_ms: int) -> None:
-        """Give locks that have no end one, and a nearer one to those that would live too long.
-
-        Args:
-            keys: of the entries.
-            lock_ms: how long the first are left.
-            most_ms: how long the second are left.
-
-        """
-        do(self.valkey, *[("EVAL", _LIMIT, 1, lock_key(key), lock_ms, most_ms) for key in keys])
+    def limit_locks(self, keys: Iterable[str], lock_ms: int) -> None:
+        """Give the locks of these entries an end, if they have none or a later one."""
+        do(self.valkey, *[("PEXPIRE", lock_key(key), lock_ms, "LT") for key in keys])
 
     def release(self, key: str, token: str) -> bool:
         """Give the lock back, if it is still this token's. Returns whether it was."""
@@ -176,7 +159,7 @@ class Storage:
         """
         # With its TTL in one step: there is no moment without one.
         commands = [
-            ("EVAL", self.complete_script, 2, key, lock_key(key), token, ttl_ms, *packed)
+            ("EVAL", _COMPLETE, 2, key, lock_key(key), token, ttl_ms, *packed)
             for key, (token, packed, ttl_ms) in writes.items()
         ]
         return list(map(bool, do(self.valkey, *commands)))
@@ -199,32 +182,21 @@ class Storage:
         return bool(do(self.valkey, ("EVAL", script, len(keys), *keys, *arguments))[0])
 
     def _entries(
-        self, answers: Iterable[Any], tags: Collection[str], versions: Iterable[object]
+        self, answers: Iterable[Any], versions: Mapping[str, str]
     ) -> tuple[list[Entry | None], int]:
         """The valid entries in the server's answers, and how many of these are not entries."""
         entries, corrupt = list[Entry | None](), 0
         for answer in answers:
             try:
-                entries.append(self._entry(answer))
+                entry = self._entry(answer)
             except CorruptEntry:
-                entries.append(None)
-                corrupt += 1
-        if not tags and not any(entry and entry.tags for entry in entries):
-            return entries, corrupt
-        current = _texts(tags, versions)
-        filed = {tag for entry in entries if entry for tag in entry.tags}
-        if unknown := filed - current.keys():
-            asked = ask(self.valkey, *map(_ask_tag, unknown))
-            current |= _texts(unknown, asked)
-
-        def is_valid(entry: Entry) -> bool:
-            is_filed = entry.tags.keys() >= set(tags)
-            return is_filed and all(v and current[tag] == v for tag, v in entry.tags.items())
-
-        return [entry if entry and is_valid(entry) else None for entry in entries], corrupt
+                entry, corrupt = None, corrupt + 1
+            is_valid = entry and entry.tags == versions and all(versions.values())
+            entries.append(entry if is_valid else None)
+        return entries, corrupt
 
     def _entry(self, answer: Any) -> Entry | None:
-        """The entry in a server's answer; its tags are not asked about.
+        """The entry in a server's answer.
 
         Raises:
             CorruptEntry: it is none of ours.
@@ -243,13 +215,9 @@ def _ask_tag(tag: str) -> Command:
     return ("GETRANGE", tag, 0, VERSION_BYTES - 1)
 
 
-def _is_set(version: object) -> bool:
-    return isinstance(version, bytes) and version != b""
-
-
-def _texts(tags: Iterable[str], versions: Iterable[object]) -> dict[str, str]:
+def _versions(tags: Iterable[str], answers: Iterable[object]) -> dict[str, str]:
     """Versions by tag. A tag without one, or that is none of ours, has "": no entry is valid."""
     return {
-        tag: version.decode("latin-1") if isinstance(version, bytes) else ""
-        for tag, version in zip(tags, versions, strict=True)
+        tag: answer.decode("latin-1") if isinstance(answer, bytes) else ""
+        for tag, answer in zip(tags, answers, strict=True)
     }
