@@ -349,9 +349,8 @@ def say_error(error: BaseException | None) -> str:
         return "nothing"
     text = "".join(traceback.format_exception_only(error)).partition("\n")[0].rstrip(".")
     text = text.replace("`", "'")  # it stands in back-ticks
-    if not hasattr(error, "pgcode"):
-        return text
-    return f"{text} (SQLSTATE {error.pgcode})" if error.pgcode else f"{text} (no SQLSTATE)"
+    code = getattr(error, "pgcode", None)
+    return f"{text} (SQLSTATE {code})" if code else text
 
 
 class _Text(string.Formatter):

@@ -21,7 +21,7 @@ GREETINGS = {"HELLO", "AUTH", "CLIENT", "SELECT", "PING"}
 
 @contextmanager
 def watched(
-    ws: Any, trips: Trips, most: float = math.inf, before: Callable[[list[str]], object] = id
+    ws: Any, trips: Trips, most: float = math.inf, before: Callable[[], object] = int
 ) -> Iterator[Redis]:
     """A client that notes its round trips; its connection breaks after `most` commands.
 
@@ -32,7 +32,7 @@ def watched(
         ws: the open workshop.
         trips: where each round trip is noted.
         most: so many commands arrive.
-        before: called before each round trip, with the names of its commands.
+        before: called before each round trip.
 
     """
     client = Redis(**{**ws.endpoints.cache.arguments, "retry": Retry(NoBackoff(), 0)})
@@ -53,7 +53,7 @@ def watched(
             sent = commands[: int(min(left, len(commands)))]
             left -= len(sent)
             if sent:
-                before(names)
+                before()
                 trips.append(names[: len(sent)])
                 super().send_packed_command(self.pack_commands(sent), check_health)
             if len(sent) < len(commands):
