@@ -64,8 +64,8 @@ def keep(valkey, key, rows, ttl):
     """Keep rows for `ttl` seconds, if the cache takes them."""
     try:
         valkey.set(key, encode(rows), px=int(ttl * 1000))
-    except Exception:  # the caller has its answer
-        counts["faults"] += 1
+    except Exception as error:  # the caller has its answer
+        counts.update(["faults", f"not kept: {error}"])
 
 
 def fetch(valkey, connection, sql, params=None, ttl=30, prefix="app"):
@@ -176,5 +176,5 @@ def hand_over(valkey, key, token, rows, ttl):
             except TypeError:  # no rows, or a type that cannot be cached
                 release(valkey, f"{key}:lease", token)
                 raise
-    except Exception:  # the caller has its answer, or the error of its query
-        counts["faults"] += 1
+    except Exception as error:  # the caller has its answer, or the error of its query
+        counts.update(["faults", f"not kept: {error}"])
