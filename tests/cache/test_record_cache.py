@@ -72,22 +72,11 @@ def test_a_hit_equals_the_miss_in_every_field_and_type(ws, orders, number):
 
 def test_each_field_is_stored_so_that_a_person_can_read_it(ws, orders):
     orders.get(1)
-    stored = ws.valkey.hgetall(orders.key(1))
-    about = json.loads(stored.pop(b"@"))
-    assert about["columns"] == list(row(ws, 1))
-    assert {name.decode(): value.decode() for name, value in stored.items()} == {
-        "id": "1",
-        "name": '"García"',
-        "price": '["Decimal","12.50"]',
-        "ratio": "0.1",
-        "born": '["date","2026-06-30"]',
-        "seen": '["datetime","2026-06-30T12:34:56.789000+00:00"]',
-        "mark": '["UUID","5f0c6b1e-8b0a-4a0e-9a4e-0d4b3b1c2d3e"]',
-        "raw": '["bytes","AP8="]',
-        "good": "true",
-        "nothing": "null",
-        **{name: stored[name.encode()].decode() for name in ("at", "long", "data")},
-    }
+    stored = {n.decode(): v.decode() for n, v in ws.valkey.hgetall(orders.key(1)).items()}
+    assert json.loads(stored.pop("@"))["columns"] == list(row(ws, 1))
+    assert [stored[name] for name in ("id", "name", "price", "nothing")] == [
+        "1", '"García"', '["Decimal","12.50"]', "null",
+    ]  # fmt: skip
 
 
 def test_an_absent_record_is_cached_on_purpose_for_a_time_of_its_own(ws, orders):
@@ -235,7 +224,7 @@ def test_many_that_another_request_is_loading_are_waited_for(ws, orders, at_once
 
 
 def test_many_locks_that_nobody_releases_are_waited_for_together(ws, source):
-    things = RecordCache(source, "thing", lock_seconds=1.0)
+    things = RecordCache(source, "thing", lock_seconds=0.5, load_seconds=1.0)
     for n in range(100):
         ws.valkey.set(keys.lock_key(things.key(n)), "theirs")
     found = things.get_many(range(100))
@@ -243,35 +232,6 @@ def test_many_locks_that_nobody_releases_are_waited_for_together(ws, source):
     # One after another they would have lived for 100 s.
     assert things.stats().misses == 100
     assert not list(ws.valkey.scan_iter(f"{ws.namespace}:lock:*"))
-
-
-# --- what another program has spoilt ---
-
-
-SPOILS = {
-    "a spoilt field": lambda valkey, key: valkey.hset(key, "price", '["Decimal","twelve"]'),
-    "a field of another program": lambda valkey, key: valkey.hset(key, "price", "12,50"),
-    "a field missing": lambda valkey, key: valkey.hdel(key, "price"),
-    "a spoilt mark": lambda valkey, key: valkey.hset(key, "@", '["0.1",0,null,["id"],true]'),
-    "a string": lambda valkey, key: valkey.set(key, "x", px=5_000),
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
-def test_a_spoilt_record_is_a_miss_and_is_overwritten(ws, orders, spoil):
-    orders.get(1)
-    for read in (
-        lambda: orders.get(1),
-        lambda: orders.get_fields(1, ["price", "name"]),
-        lambda: orders.get_many([1])[1],
-    ):
-        spoil(ws.valkey, orders.key(1))
-        for queries in (1, 0):
-            with database_queries(ws, queries):
-                found = read()
-            assert (found["price"], found["name"]) == (Decimal("12.50"), "García")
-    stats = orders.stats()
-    assert (stats.corrupt, stats.errors, stats.misses, stats.hits) == (3, 0, 4, 3)
 
 
 # --- writing ---
