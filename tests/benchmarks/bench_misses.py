@@ -1,7 +1,7 @@
 """What a miss costs beside the database's answer, which is at hand here.
 
 The baseline looks, writes JSON and stores; so does cachelib, with pickle. dogpile.cache makes the
-threads of a process wait for one of them, or with its lock in Valkey the processes too, as we do.
+threads of a process wait for one of them; we make the processes wait, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def source(ws):
 
 
 @pytest.fixture
-def miss(ws, region, locking_region, shelf):
+def miss(ws, region, shelf):
     """How the baseline and the peers fill themselves, and what makes all of them forget."""
     key = f"{ws.namespace}:plain"
 
@@ -49,9 +49,6 @@ def miss(ws, region, locking_region, shelf):
         return {
             "GET + orjson.dumps + SET": lambda: plain(rows),
             "dogpile.cache": lambda: region.get_or_create("value", lambda: rows.rows),
-            "dogpile.cache + lock": lambda: locking_region.get_or_create(
-                "value", lambda: rows.rows
-            ),
             "cachelib": lambda: cachelib(rows),
         }
 

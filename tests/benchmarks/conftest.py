@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import psutil
 import pytest
@@ -20,8 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from workshop_lib.measure import percentile, percentile_interval, readable, time_shuffled
-from workshop_lib.paths import CHECKOUT
-from workshop_lib.results import Measurement, Result, write_json
 from workshop_lib.rows import Rows
 from workshop_lib.services import local
 
@@ -194,18 +191,6 @@ def region(ws) -> CacheRegion:
 
 
 @pytest.fixture
-def locking_region(ws) -> CacheRegion:
-    """dogpile.cache with a lock among processes, in Valkey."""
-    arguments = {
-        "connection_pool": ws.valkey.connection_pool,
-        "distributed_lock": True,
-        "thread_local_lock": False,
-    }
-    made = make_region(key_mangler=lambda key: f"{ws.namespace}:locking:{key}")
-    return made.configure("dogpile.cache.redis", expiration_time=TTL_S, arguments=arguments)
-
-
-@pytest.fixture
 def shelf(ws) -> RedisCache:
     """cachelib as it comes: pickle, and no lock."""
     return RedisCache(ws.valkey, default_timeout=TTL_S, key_prefix=f"{ws.namespace}:cachelib:")
@@ -219,7 +204,6 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     with console.capture() as printed:
         console.print(table_of(measured))
     terminalreporter.write_line(f"\n{printed.get()}")
-    terminalreporter.write_line(f"Kept in {keep(measured)}")
 
 
 def table_of(measured: Sequence[Line]) -> Table:
@@ -232,12 +216,3 @@ def table_of(measured: Sequence[Line]) -> Table:
         figures = (f"{one.ratio:.3g}", f"{low:.3g} – {high:.3g}", goal, one.verdict)
         table.add_row(one.what, one.ours, one.baseline, one.peers, *figures)
     return table
-
-
-def keep(measured: Sequence[Line]) -> str:
-    """Write the ratios as JSON. Returns where."""
-    ratios = {one.what: Measurement(one.ratio, "", one.rounds, *one.interval) for one in measured}
-    result = Result("benchmarks", measurements=ratios)
-    file = f"results/benchmarks/{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
-    write_json(CHECKOUT / file, result.to_json())
-    return file
