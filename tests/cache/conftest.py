@@ -200,6 +200,19 @@ def commands(ws) -> Callable[[], Any]:
 
 
 @pytest.fixture
+def database_queries(ws) -> Callable[[int], Any]:
+    """Within such a `with`, the workshop's database is asked so many times."""
+
+    @contextmanager
+    def expect(expected: int) -> Iterator[None]:
+        before = ws.database.stats().queries
+        yield
+        assert ws.database.stats().queries - before == expected
+
+    return expect
+
+
+@pytest.fixture
 def round_trips(monkeypatch) -> Callable[[], Any]:
     """One item for each command or pipeline that this process sends within a `with`."""
     line = redis.connection.AbstractConnection

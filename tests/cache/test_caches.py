@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 from redis.crc import key_slot
 from redis.exceptions import TimeoutError as Slow
 
+from tests.cache.doors import ASK, DOORS, Door, every_door, every_way, query_door
 from workshop_lib.cache import breaker, keys, mechanism
 from workshop_lib.cache.cached import cached
 from workshop_lib.cache.object_cache import ObjectCache
@@ -27,78 +27,8 @@ from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.cache.single_flight import Flights
 from workshop_lib.errors import ServiceUnreachableError
 
-ASK = "SELECT v"
 SOON = 20.0
 """Far more than anything here takes, far less than a lock that is forgotten would take, seconds."""
-
-
-@dataclass
-class Door:
-    """One of the caches, as a reader and a writer of one value see it."""
-
-    cache: Any
-    read: Callable[[], Any]
-    key: str
-    changes: dict[str, Callable[[Any], object]]
-    """How a writer tells the cache, after its commit, of the value it wrote."""
-
-    def stats(self) -> Any:
-        return self.cache.stats()
-
-
-def query_door(source: Any, **behaviour: Any) -> Door:
-    cache = QueryCache(source, **behaviour)
-    changes = {
-        "invalidate": lambda _: cache.invalidate(ASK),
-        "invalidate_tag": lambda _: cache.invalidate_tag("things"),
-    }
-    read = lambda: cache.fetch(ASK, tags=["things"]).rows[0][1]  # noqa: E731
-    return Door(cache, read, cache.key(ASK), changes)
-
-
-def record_door(source: Any, **behaviour: Any) -> Door:
-    cache = RecordCache(source, "thing", **behaviour)
-    changes = {
-        "invalidate": lambda _: cache.invalidate(3),
-        "put": lambda value: cache.put(3, {"id": 3, "v": value}),
-        "update": lambda value: cache.update(3, v=value),
-    }
-    return Door(cache, lambda: cache.fetch(3).record["v"], cache.key(3), changes)
-
-
-def many_door(source: Any, **behaviour: Any) -> Door:
-    door = record_door(source, **behaviour)
-    return Door(door.cache, lambda: door.cache.get_many([3])[3]["v"], door.key, door.changes)
-
-
-def object_door(source: Any, **behaviour: Any) -> Door:
-    cache = ObjectCache(source, **behaviour)
-    changes = {
-        "invalidate": lambda _: cache.invalidate("thing"),
-        "put": lambda value: cache.put("thing", value.encode()),
-        "delete": lambda _: cache.delete("thing"),
-    }
-    return Door(cache, lambda: cache.get("thing").decode(), cache.key("thing"), changes)
-
-
-def function_door(source: Any, **behaviour: Any) -> Door:
-    function = cached(source, **behaviour)(lambda _: source.database.query(ASK).rows[0][1])
-    changes = {"invalidate": lambda _: function.invalidate(3)}
-    return Door(function, lambda: function(3), function.key(3), changes)
-
-
-DOORS = {
-    "query": query_door,
-    "record": record_door,
-    "many": many_door,
-    "object": object_door,
-    "function": function_door,
-}
-WAYS = [("query", "invalidate"), ("query", "invalidate_tag"), ("record", "invalidate"),
-        ("record", "put"), ("record", "update"), ("many", "put"), ("object", "put"),
-        ("object", "delete"), ("function", "invalidate")]  # fmt: skip
-every_door = pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
-every_way = pytest.mark.parametrize(("door", "way"), WAYS, ids=lambda part: part)
 
 
 @pytest.fixture
@@ -213,8 +143,6 @@ def test_what_takes_longer_than_the_lock_lives_is_loaded_once_and_stored(
     source, database, at_once, door
 ):
     database.seconds = 1.6
-    if door is function_door:
-        door = lambda source, **behaviour: function_door(source, name="slow", **behaviour)  # noqa: E731
     doors = [door(source, lock_seconds=1.0) for _ in range(3)]  # each knows its own threads
     turns = itertools.cycle(doors)
     assert at_once(30, lambda: next(turns).read()) == ["old"] * 30

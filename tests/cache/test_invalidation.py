@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import pytest
@@ -21,15 +22,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from workshop_lib.cache.cached import cached
+from tests.cache.doors import DOORS, WAYS, Door, fields_door
 from workshop_lib.cache.codec import Entry
 from workshop_lib.cache.mechanism import Mechanism
 from workshop_lib.cache.policy import Policy
-from workshop_lib.cache.query_cache import QueryCache
-from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.cache.storage import Storage
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.rows import Rows
 from workshop_lib.services.engines import Valkey
 
 RACE_S = float(os.environ.get("RACE_SECONDS", "0.8"))
@@ -38,89 +36,34 @@ BACK_S = 20.0
 """How long a writer goes on trying to reach the cache."""
 
 
-class Versions:
-    """A database with one growing number per kind of cache; reading takes a moment."""
-
-    identity = "versions"
-
-    def __init__(self) -> None:
-        self.committed: Counter[str] = Counter()
-
-    def query(self, statement: str, params: Any = None, *, read_only: bool = False) -> Rows:
-        del statement, read_only
-        value = self.committed[params[0]]
-        time.sleep(random.random() * 0.004)
-        return Rows(("id", "v"), [(params[0], value)], 0.0)
+def doors(source: Any) -> dict[str, Door]:
+    """What one process has: for every way to tell a cache, a value of its own."""
+    made = {f"{door} {way}": (DOORS[door], way) for door, way in WAYS}
+    made["fields update"] = fields_door, "update"
+    return {kind: open_(source, n, ttl=60) for n, (kind, (open_, _)) in enumerate(made.items())}
 
 
-class HeldOpen(Storage):
-    """A storage that answers late: what was stored can be invalidated before its loader knows."""
-
-    def complete(self, *arguments: Any) -> bool:
-        done = super().complete(*arguments)
-        time.sleep(random.random() * 0.004)
-        return done
-
-
-class Side:
-    """What one process has: caches of every kind over the same server and database."""
-
-    def __init__(self, parts: Any, database: Versions, valkey: Any, storage: type) -> None:
-        source = parts(database, valkey, "race")
-        queries = QueryCache(source, ttl=60)
-        records = RecordCache(source, "thing", ttl=60)
-        loads = Mechanism(storage(valkey, 1_000), Policy(ttl=60))
-        function = cached(source, ttl=60, name="v")(
-            lambda kind: database.query("", (kind,)).rows[0][1]
-        )
-
-        def load() -> Entry:
-            rows = database.query("", ("mechanism",))
-            return Entry(rows.columns, rows.rows, 0.0, time.time())
-
-        self.read: dict[str, Callable[[], int]] = {
-            "query": lambda: queries.fetch("SELECT v", ("query",)).rows[0][1],
-            "tag": lambda: queries.fetch("SELECT v", ("tag",), tags=["t", "u"]).rows[0][1],
-            "record": lambda: records.get("record")["v"],
-            "fields": lambda: records.get_fields("fields", ["v"])["v"],
-            "many": lambda: records.get_many(["many", "record"])["many"]["v"],
-            "put": lambda: records.get("put")["v"],
-            "function": lambda: function("function"),
-            "mechanism": lambda: loads.fetch("race:v3:x:1", load).entry.rows[0][1],
-        }
-        self.tell: dict[str, Callable[[int], Any]] = {
-            "query": lambda _: queries.invalidate("SELECT v", ("query",)),
-            "tag": lambda _: queries.invalidate_tag("t"),
-            "record": lambda _: records.invalidate("record"),
-            "fields": lambda v: records.update("fields", v=v),
-            "many": lambda _: records.invalidate("many"),
-            "put": lambda v: records.put("put", {"id": "put", "v": v}),
-            "function": lambda _: function.invalidate("function"),
-            "mechanism": lambda _: loads.invalidate("race:v3:x:1"),
-        }
-
-
-def race(sides: list[Side], database: Versions, trouble: Callable[[], None]) -> Counter[str]:
+def race(sides: list[dict[str, Door]], database: Any, trouble: Callable[[], None]) -> Counter[str]:
     """Let readers and one writer per kind run, with trouble; returns how many reads there were."""
-    end, told, reads = time.monotonic() + RACE_S, Counter[str](), Counter[str]()
-    old: list[tuple[str, int, int]] = []
+    end, reads = time.monotonic() + RACE_S, Counter[str]()
+    told = dict.fromkeys(sides[0], "")
+    commits, committing = count(1), threading.Lock()
+    old: list[tuple[str, str, str]] = []
 
     def goes_on() -> bool:
         """For the time that was chosen; on a busy machine, until everybody has had a turn."""
         late = time.monotonic() - end
-        told_all = all(told[kind] > 0 for kind in sides[0].tell)
-        return late < 0 or (
-            late < 30 and not (told_all and all(reads[kind] for kind in sides[0].read))
-        )
+        all_had_a_turn = all(told[kind] and reads[kind] for kind in told)
+        return late < 0 or (late < 30 and not all_had_a_turn)
 
     def write(kind: str) -> None:
         while goes_on():
-            database.committed[kind] += 1
-            value = database.committed[kind]
+            with committing:
+                value = database.value = f"{next(commits):09d}"
             give_up = time.monotonic() + BACK_S
             while True:
                 try:
-                    random.choice(sides).tell[kind](value)
+                    random.choice(sides)[kind].changes[kind.split()[1]](value)
                     break
                 except ServiceUnreachableError:
                     assert time.monotonic() < give_up
@@ -129,11 +72,11 @@ def race(sides: list[Side], database: Versions, trouble: Callable[[], None]) -> 
             time.sleep(random.random() * 0.01)
 
     def read(number: int) -> None:
-        side, kinds = sides[number % len(sides)], list(sides[0].read)
+        side = sides[number % len(sides)]
         while goes_on():
-            kind = random.choice(kinds)
+            kind = random.choice(list(side))
             floor = told[kind]
-            value = side.read[kind]()
+            value = side[kind].read()
             reads[kind] += 1
             if value < floor:
                 old.append((kind, floor, value))
@@ -143,13 +86,13 @@ def race(sides: list[Side], database: Versions, trouble: Callable[[], None]) -> 
             trouble()
 
     with ThreadPoolExecutor(64) as pool:
-        jobs = [pool.submit(write, kind) for kind in sides[0].tell]
+        jobs = [pool.submit(write, kind) for kind in told]
         jobs += [pool.submit(read, n) for n in range(READERS * len(sides))]
         jobs.append(pool.submit(disturb))
         for job in jobs:
             job.result()
     assert old == []
-    assert all(told[kind] > 0 for kind in sides[0].tell)
+    assert all(told.values())
     return reads
 
 
@@ -210,12 +153,14 @@ TROUBLES = (well, paused, dropping, full, gone)
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
-def test_after_an_invalidation_no_reader_sees_an_older_value(engine, client, parts, rest, trouble):
+def test_after_an_invalidation_no_reader_sees_an_older_value(
+    engine, client, parts, database, rest, trouble
+):
     rest(0.02)
-    database, server = Versions(), client()
-    sides = [Side(parts, database, client(), HeldOpen) for _ in range(2)]
+    database.value, database.seconds, server = "", 0.002, client()
+    sides = [doors(parts(database, client(), "race")) for _ in range(2)]
     reads = race(sides, database, lambda: trouble(engine, server))
-    assert all(reads[kind] > 0 for kind in sides[0].read)
+    assert all(reads[kind] for kind in sides[0])
     print(f"{sum(reads.values()):,} reads checked")  # noqa: T201 -- for who has it run for long
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -42,13 +41,6 @@ def orders(ws, table) -> RecordCache:
     return RecordCache(ws, "order", ttl=30, empty_ttl=5)
 
 
-@contextmanager
-def database_queries(ws, expected: int) -> Iterator[None]:
-    before = ws.database.stats().queries
-    yield
-    assert ws.database.stats().queries - before == expected
-
-
 def row(ws, number: int) -> dict[str, object]:
     (found,) = ws.database.query('SELECT * FROM "order" WHERE id = %s', (number,)).as_dicts()
     return found
@@ -62,8 +54,8 @@ def exactly(record: dict[str, object]) -> list[tuple[str, type, str]]:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_a_hit_equals_the_miss_in_every_field_and_type(ws, orders, number):
-    with database_queries(ws, 1):
+def test_a_hit_equals_the_miss_in_every_field_and_type(ws, orders, number, database_queries):
+    with database_queries(1):
         miss, hit = orders.fetch(number), orders.fetch(number)
     assert (miss.source, hit.source) == ("database", "cache")
     assert len(miss.record) == 13
@@ -79,8 +71,8 @@ def test_each_field_is_stored_so_that_a_person_can_read_it(ws, orders):
     ]  # fmt: skip
 
 
-def test_an_absent_record_is_cached_on_purpose_for_a_time_of_its_own(ws, orders):
-    with database_queries(ws, 1):
+def test_an_absent_record_is_cached_on_purpose_for_a_time_of_its_own(ws, orders, database_queries):
+    with database_queries(1):
         answers = [orders.fetch(999) for _ in range(5)]
     assert [a.record for a in answers] == [None] * 5
     assert [a.source for a in answers] == ["database"] + ["cache"] * 4
@@ -117,9 +109,9 @@ def test_a_primary_key_never_becomes_part_of_the_statement(ws, orders):
 # --- some fields ---
 
 
-def test_only_the_fields_asked_for_travel(ws, orders, commands):
+def test_only_the_fields_asked_for_travel(ws, orders, commands, database_queries):
     orders.get(1)
-    with commands() as heard, database_queries(ws, 0):
+    with commands() as heard, database_queries(0):
         found = orders.get_fields(1, ["price", "nothing", "seen"])
     assert exactly(found) == exactly({
         "price": Decimal("12.50"),
@@ -134,8 +126,10 @@ def test_only_the_fields_asked_for_travel(ws, orders, commands):
     assert (orders.stats().hits, orders.stats().misses) == (2, 1)
 
 
-def test_fields_of_a_record_that_is_not_cached_are_loaded_with_the_whole(ws, orders):
-    with database_queries(ws, 1):
+def test_fields_of_a_record_that_is_not_cached_are_loaded_with_the_whole(
+    ws, orders, database_queries
+):
+    with database_queries(1):
         assert orders.get_fields(3, ["name"]) == {"name": "a:b"}
         assert orders.get(3)["price"] == Decimal("1.0")
     assert (orders.stats().misses, orders.stats().hits) == (1, 1)
@@ -163,13 +157,15 @@ def test_what_is_no_list_of_names_or_keys_is_refused(ws, orders, names):
 # --- many records ---
 
 
-def test_missing_records_take_one_select_and_three_round_trips(ws, orders, round_trips):
+def test_missing_records_take_one_select_and_three_round_trips(
+    ws, orders, round_trips, database_queries
+):
     orders.get(1)
-    with database_queries(ws, 1), round_trips() as sent:
+    with database_queries(1), round_trips() as sent:
         found = orders.get_many(range(200))
     assert [number for number, record in found.items() if record] == [1, 2, 3, 4]
     assert len(sent) == 3
-    with database_queries(ws, 0), round_trips() as sent:
+    with database_queries(0), round_trips() as sent:
         assert str(orders.get_many(range(200))) == str(found)  # a NaN equals nothing
     assert len(sent) == 1
     stats = orders.stats()
@@ -269,10 +265,12 @@ def test_a_put_of_another_record_is_not_kept(ws, orders):
     assert ws.valkey.exists(orders.key(1)) == 0
 
 
-def test_an_update_changes_its_fields_and_neither_the_others_nor_the_ttl(ws, orders):
+def test_an_update_changes_its_fields_and_neither_the_others_nor_the_ttl(
+    ws, orders, database_queries
+):
     before = orders.get(1)
     ws.valkey.pexpire(orders.key(1), 9_000)
-    with database_queries(ws, 0):
+    with database_queries(0):
         assert orders.update(1, price=Decimal("13.00"), nothing="now something") is True
         after = orders.fetch(1)
     assert after.source == "cache"

@@ -121,14 +121,12 @@ def cached(
 
 def _require_plain(function: Any) -> None:
     """Refuse what gives no result that could be stored when it is called."""
-    name = getattr(function, "__qualname__", None)
-    if isinstance(function, CachedFunction):
-        raise TypeError(f"{name} is cached already. Leave one @cached out.")
-    in_class = name is not None and "." in name.rpartition("<locals>.")[2]
-    if name is not None and (in_class or inspect.ismethod(function)):
-        raise TypeError(_no_method(name))
-    if name is None or inspect.isclass(function) or not callable(function):
+    plain = (inspect.isfunction, inspect.isbuiltin, inspect.ismethod)
+    if not any(is_kind(function) for is_kind in plain):
         raise TypeError(f"{function!r} is not a function. Decorate one that returns plain values.")
+    name = function.__qualname__
+    if inspect.ismethod(function) or "." in name.rpartition("<locals>.")[2]:
+        raise TypeError(_no_method(name))
     kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
     if any(is_kind(function) for is_kind in kinds):
         raise TypeError(

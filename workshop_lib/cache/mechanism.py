@@ -420,7 +420,5 @@ def _raise_copy(error: Exception, _: Load) -> NoReturn:
     try:
         twin = copy.copy(error)
     except Exception:  # noqa: BLE001 -- its class can refuse in any way
-        twin = error
-    if twin is error or type(twin) is not type(error):
-        raise error
+        raise error from None
     raise twin from error
