@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,6 +152,24 @@ def engine(tmp_path) -> Iterator[Valkey]:
     server.start(0)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def engine_client(engine) -> Iterator[Callable[[float], redis.Redis]]:
+    """Makes clients of that server, which wait so many seconds for an answer."""
+    with ExitStack() as made:
+
+        def make(timeout_s: float) -> redis.Redis:
+            client = redis.Redis(
+                port=engine.port,
+                password=engine.folder.secrets()["valkey"],
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+            )
+            return made.enter_context(client)
+
+        yield make
 
 
 @pytest.fixture

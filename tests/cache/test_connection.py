@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -92,8 +90,8 @@ def test_after_an_interrupt_at_any_line_each_caller_gets_its_own_answers(ws, cli
 
 
 @pytest.mark.parametrize("how", ["killed", "restarted"])
-def test_a_connection_that_was_closed_while_idle_costs_no_answer(engine, how):
-    one = redis.Redis(port=engine.port, password=engine.folder.secrets()["valkey"], retry=NEVER)
+def test_a_connection_that_was_closed_while_idle_costs_no_answer(engine, engine_client, how):
+    one = engine_client(5)
     before = session(one)
     if how == "killed":
         one.client_kill_filter(_id=before, skipme=True)
@@ -103,16 +101,12 @@ def test_a_connection_that_was_closed_while_idle_costs_no_answer(engine, how):
         engine.start(engine.port)
     assert ask(one, ("ECHO", "x"), ("ECHO", "y")) == [b"x", b"y"]
     assert ask(one, ("ECHO", "z")) == [b"z"]
-    one.close()
 
 
-def test_silence_is_waited_for_once_and_its_late_answer_is_dropped(engine, round_trips):
-    one = redis.Redis(
-        port=engine.port,
-        password=engine.folder.secrets()["valkey"],
-        socket_timeout=0.3,
-        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-    )
+def test_silence_is_waited_for_once_and_its_late_answer_is_dropped(
+    engine, engine_client, round_trips
+):
+    one = engine_client(0.3)
     ask(one, ("PING",))
     os.kill(engine.process.pid, signal.SIGSTOP)
     try:
@@ -124,7 +118,6 @@ def test_silence_is_waited_for_once_and_its_late_answer_is_dropped(engine, round
     time.sleep(0.05)
     one.connection_pool.set_retry(Retry(NoBackoff(), 20))  # while it wakes
     assert ask(one, ("ECHO", "next")) == [b"next"]
-    one.close()
 
 
 def test_a_thousand_threads_leave_few_connections_and_a_client_that_is_closed_none(ws, client):
@@ -144,24 +137,6 @@ def test_a_thousand_threads_leave_few_connections_and_a_client_that_is_closed_no
     before = open_connections(ws)
     silent.close()
     assert wait_until(lambda: open_connections(ws) < before, 20)
-
-
-def test_a_forked_child_has_a_connection_of_its_own(ws, client):
-    one = client()
-    here = session(one)
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside other threads
-        child = os.fork()
-    if child == 0:
-        with contextlib.suppress(BaseException):
-            os.write(writer, f"{session(one)} {session(one)}".encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    there, again = map(int, os.read(reader, 100).split())
-    os.close(reader)
-    os.close(writer)
-    assert there == again != here == session(one)
 
 
 def test_a_pool_of_one_connection_is_left_to_the_client(ws, client):

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
@@ -19,13 +19,8 @@ from typing import Any
 
 import pytest
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from tests.cache.doors import DOORS, WAYS, Door, fields_door
-from workshop_lib.cache.codec import Entry
-from workshop_lib.cache.mechanism import Mechanism
-from workshop_lib.cache.policy import Policy
 from workshop_lib.cache.storage import Storage
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.services.engines import Valkey
@@ -96,27 +91,6 @@ def race(sides: list[dict[str, Door]], database: Any, trouble: Callable[[], None
     return reads
 
 
-@pytest.fixture
-def client(engine: Valkey) -> Iterator[Callable[[], redis.Redis]]:
-    made: list[redis.Redis] = []
-
-    def make() -> redis.Redis:
-        made.append(
-            redis.Redis(
-                port=engine.port,
-                password=engine.folder.secrets()["valkey"],
-                socket_timeout=0.05,
-                socket_connect_timeout=0.05,
-                retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-            )
-        )
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
 def well(engine: Valkey, _: redis.Redis) -> None:
     del engine
     time.sleep(0.05)
@@ -154,42 +128,38 @@ TROUBLES = (well, paused, dropping, full, gone)
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
 def test_after_an_invalidation_no_reader_sees_an_older_value(
-    engine, client, parts, database, rest, trouble
+    engine, engine_client, parts, database, rest, trouble
 ):
     rest(0.02)
-    database.value, database.seconds, server = "", 0.002, client()
-    sides = [doors(parts(database, client(), "race")) for _ in range(2)]
+    database.value, database.seconds, server = "", 0.002, engine_client(0.05)
+    sides = [doors(parts(database, engine_client(0.05), "race")) for _ in range(2)]
     reads = race(sides, database, lambda: trouble(engine, server))
     assert all(reads[kind] for kind in sides[0])
     print(f"{sum(reads.values()):,} reads checked")  # noqa: T201 -- for who has it run for long
 
 
-def test_a_reader_who_comes_between_storing_and_landing_sees_what_was_invalidated_then(ws):
+def test_a_reader_who_comes_between_storing_and_landing_sees_what_was_invalidated_then(
+    source, database, monkeypatch
+):
     """The moment in which a loader has stored, and the threads of its process do not know yet."""
-    stored, go_on, value = threading.Event(), threading.Event(), [1]
+    stored, go_on, complete = threading.Event(), threading.Event(), Storage.complete
 
-    class Held(Storage):
-        def complete(self, *arguments: Any) -> bool:
-            done = super().complete(*arguments)
-            if not stored.is_set():
-                stored.set()
-                assert go_on.wait(20)
-            return done
+    def held(*arguments: Any) -> Any:
+        done = complete(*arguments)
+        if not stored.is_set():
+            stored.set()
+            assert go_on.wait(20)
+        return done
 
-    cache = Mechanism(Held(ws.valkey, 1_000), Policy(ttl=60))
-    key = f"{ws.namespace}:v3:x:1"
-
-    def read() -> object:
-        rows: list[tuple[object, ...]] = [(value[0],)]
-        return cache.fetch(key, lambda: Entry(("v",), rows, 0.0, 0.0)).entry.rows[0][0]
-
+    monkeypatch.setattr(Storage, "complete", held)
+    through = DOORS["query"](source)
     with ThreadPoolExecutor(2) as pool:
-        loader = pool.submit(read)
+        loader = pool.submit(through.read)
         assert stored.wait(20)
-        value[0] = 2
-        cache.invalidate(key)
-        later = pool.submit(read)
+        database.value = 2
+        through.changes["invalidate"](2)
+        later = pool.submit(through.read)
         time.sleep(0.05)
         go_on.set()
         assert (loader.result(20), later.result(20)) == (1, 2)
-    assert read() == 2
+    assert through.read() == 2
