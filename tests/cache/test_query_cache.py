@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import psycopg2
 import pytest
 from psycopg2 import sql
 
@@ -154,6 +155,20 @@ def test_clearing_removes_this_namespace_s_keys_and_no_others_in_few_round_trips
 def test_a_statement_that_is_no_text_is_refused_with_what_to_do(ws, statement):
     with pytest.raises(TypeError, match="Pass its text"):
         QueryCache(ws).fetch(statement)
+
+
+def test_a_statement_that_writes_is_refused_each_time(ws, cache):
+    ws.database.query("CREATE TABLE counted (n int)")
+    ws.database.query("INSERT INTO counted VALUES (0)")
+    for statement in (
+        "DELETE FROM counted",
+        "WITH u AS (UPDATE counted SET n = n + 1 RETURNING n) SELECT * FROM u",
+    ):
+        for _ in range(2):
+            with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+                cache.fetch(statement)
+    assert ws.database.query("SELECT n FROM counted").rows == [(0,)]
+    ws.database.query("DROP TABLE counted")
 
 
 @pytest.mark.parametrize("statement", ["SET TIME ZONE 'UTC'", "BEGIN", "DO 'BEGIN END'"])

@@ -19,8 +19,6 @@ from workshop_lib.rows import Params, Rows
 
 BATCH = 5_000
 """Keys looked through, and removed, in one round trip: a millisecond of the server's time."""
-WRITES = "25006"
-"""The SQLSTATE of a statement that writes in a transaction that may only read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +74,10 @@ class QueryCache(Cache):
                 filed under others is not taken.
 
         Raises:
-            psycopg2.Error: the database refused the statement. Errors are never cached.
+            psycopg2.Error: the database refused the statement, for example as it writes
+                (psycopg2.errors.ReadOnlySqlTransaction). Errors are never cached.
             TypeError: params are neither a sequence nor a mapping, or a tag is not a str.
-            ValueError: the statement writes, or asks for nothing: it must be run every time.
+            ValueError: the statement asks for nothing, or could leave the read-only transaction.
 
         """
         try:
@@ -110,16 +109,7 @@ class QueryCache(Cache):
         self._mechanism.invalidate_tag(key)
 
     def _load(self, statement: str, params: Params) -> Entry:
-        try:
-            found = self._database.query(statement, params, read_only=True)
-        except Exception as error:
-            if getattr(error, "pgcode", None) != WRITES:
-                raise
-            raise ValueError(
-                f"This statement writes ({str(error).strip()}), so its result cannot be cached: it "
-                "would not be run again. Send it with database.query or run_transaction, and "
-                "invalidate what it changes."
-            ) from None
+        found = self._database.query(statement, params, read_only=True)
         return Entry(found.columns, found.rows, found.seconds, time.time())
 
 
