@@ -10,11 +10,11 @@ import re
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from msgspec.structs import replace
 from redis import Redis
 
@@ -62,8 +62,7 @@ return 1
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(msgspec.Struct, frozen=True):
     """A record and where it came from.
 
     Attributes:
