@@ -76,14 +76,14 @@ class Exercise:
     note_solved: Callable[[str], None] = field(default=lambda _: None, compare=False)
     _stages: Iterator[int] = field(default_factory=itertools.count, init=False, compare=False)
 
-    def check(self, answer: object, ws: Workshop | None = None) -> Verdict:
+    def check(self, answer: object = None, ws: Workshop | None = None) -> Verdict:
         """Try the answer. Whatever the answer does, a verdict comes back within the limit."""
         table, name = self.table, self.table.function
         if _is_untouched(answer):
             return Verdict(
                 "untouched",
-                f"Put your code in place of `...` in `{name}`, run that cell, then this one "
-                f'again. For a start: `exercise("{self.id}").hint()`',
+                f"Put your code in place of `...` in `{name}`, run that cell, then "
+                f'`exercise("{self.id}").check({name})`. For a start: `exercise("{self.id}").hint()`',
             )
         if table.needs_workshop and ws is None:
             usage = f'exercise("{self.id}").check({name}, ws)'
