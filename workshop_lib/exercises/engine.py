@@ -83,7 +83,8 @@ class Exercise:
             return Verdict(
                 "untouched",
                 f"Put your code in place of `...` in `{name}`, run that cell, then "
-                f'`exercise("{self.id}").check({name})`. For a start: `exercise("{self.id}").hint()`',
+                f'`exercise("{self.id}").check({name})`. For a start: '
+                f'`exercise("{self.id}").hint()`',
             )
         if table.needs_workshop and ws is None:
             usage = f'exercise("{self.id}").check({name}, ws)'
