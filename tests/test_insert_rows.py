@@ -9,6 +9,7 @@ import psycopg2
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from workshop_lib import database as module
 from workshop_lib.database import Database
 
 COLUMNS = ("id", "words", "amount", "share", "day", "at", "clock", "yes", "raw", "uid", "doc")
@@ -86,16 +87,17 @@ def test_rows_go_in_once_by_transactions_of_at_most_3000_and_none_for_no_rows(sh
     assert sizes == [(1_000,), (3_000,), (3_000,)]
     assert database.insert_rows(empty, ("id", "words"), [(5, "other"), (7_001, "new")]) == 1
     assert database.query(f"SELECT words FROM {empty} WHERE id = 5").rows == [("row 5",)]
-    with pytest.raises(ValueError, match="rows_per_transaction is 0"):
-        database.insert_rows(empty, ("id",), [(1,)], rows_per_transaction=0)
 
 
-def test_input_is_taken_as_it_comes_and_what_was_committed_before_an_error_stays(shared, empty):
+def test_input_is_taken_as_it_comes_and_what_was_committed_before_an_error_stays(
+    shared, empty, monkeypatch
+):
+    monkeypatch.setattr(module, "MAX_ROWS_PER_TRANSACTION", 5)
     taken, most = [], []
     rows = ((n if n < 17 else "x",) for n in range(20) if taken.append(n) is None)
     with pytest.raises(psycopg2.errors.InvalidTextRepresentation):
         shared.database.insert_rows(
-            empty, ("id",), rows, rows_per_transaction=5, progress=lambda _: most.append(len(taken))
+            empty, ("id",), rows, progress=lambda _: most.append(len(taken))
         )
     assert most == [5, 10, 15]
     found = shared.database.query(f"SELECT id FROM {empty} ORDER BY id")

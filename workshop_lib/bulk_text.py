@@ -1,13 +1,9 @@
-"""Columns of rows as arrays in PostgreSQL's text form (pure).
-
-The values of a column are of one type nearly always: one pass in C then does for all of them what a
-choice for each value would take several times as long for.
-"""
+"""Columns of rows as arrays in PostgreSQL's text form (pure)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -15,10 +11,25 @@ from uuid import UUID
 
 from workshop_lib.rows import Row, to_python
 
-PLAIN = frozenset({int, float, Decimal, date, datetime, time, UUID})
-KNOWN: frozenset[type] = PLAIN | {bool, str, bytes, dict, list, type(None)}
-TRUTH = {True: "true", False: "false"}
-SPECIAL = str.maketrans({"\\": r"\\", '"': r"\""})
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", r"\\").replace('"', r"\"")
+    return f'"{escaped}"'
+
+
+def _document(value: dict[str, Any] | list[Any]) -> str:
+    return _quote(json.dumps(value, allow_nan=False))
+
+
+WRITE: dict[type, Callable[[Any], str]] = {
+    **dict.fromkeys((int, float, Decimal, date, datetime, time, UUID), str),
+    bool: {True: "true", False: "false"}.__getitem__,
+    bytes: lambda value: rf'"\\x{value.hex()}"',
+    str: _quote,
+    **dict.fromkeys((dict, list), _document),
+    type(None): lambda _: "NULL",
+}
+"""How values are written, by their type."""
 
 
 def to_arrays(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -39,13 +50,16 @@ def to_arrays(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _to_array(column: Sequence[Any]) -> tuple[str, str]:
     kinds = set(map(type, column))
-    if not kinds <= KNOWN:
+    if not kinds <= WRITE.keys():
         column = list(map(to_python, column))
         kinds = set(map(type, column))
-    if unknown := kinds - KNOWN:
-        known = ", ".join(sorted(kind.__name__ for kind in KNOWN))
+    if unknown := kinds - WRITE.keys():
+        known = ", ".join(sorted(kind.__name__ for kind in WRITE))
         raise TypeError(f"{unknown.pop().__name__} cannot be stored in bulk. What can: {known}.")
-    return f"{{{','.join(_write(column, kinds))}}}", _read_as(column, kinds)
+    array = ",".join([WRITE[type(value)](value) for value in column])
+    if "\0" in array:
+        raise ValueError("PostgreSQL cannot hold a text with a NUL (0x00) character.")
+    return f"{{{array}}}", _read_as(column, kinds)
 
 
 def _read_as(column: Sequence[Any], kinds: set[type]) -> str:
@@ -54,32 +68,3 @@ def _read_as(column: Sequence[Any], kinds: set[type]) -> str:
         zoned = any(isinstance(value, datetime) and value.tzinfo is not None for value in column)
         return "timestamptz" if zoned else "timestamp"
     return "bytea" if bytes in kinds else ""
-
-
-def _write(column: Sequence[Any], kinds: set[type]) -> Iterable[str]:
-    if kinds == {str}:
-        return _quote(column)
-    if kinds == {bool}:
-        return map(TRUTH.__getitem__, column)
-    return map(str if kinds <= PLAIN else _write_one, column)
-
-
-def _write_one(value: Any) -> str:
-    if value is None:
-        return "NULL"
-    if isinstance(value, bytes):
-        value = rf"\x{value.hex()}"
-    elif isinstance(value, bool):
-        value = TRUTH[value]
-    elif isinstance(value, dict | list):
-        value = json.dumps(value, allow_nan=False)
-    return _quote([str(value)])[0]
-
-
-def _quote(texts: Sequence[str]) -> list[str]:
-    together = "".join(texts)
-    if "\0" in together:
-        raise ValueError("PostgreSQL cannot hold a text with a NUL (0x00) character.")
-    if "\\" in together or '"' in together:
-        texts = [text.translate(SPECIAL) for text in texts]
-    return [f'"{text}"' for text in texts]

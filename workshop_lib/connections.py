@@ -9,14 +9,15 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 import psycopg2
 from psycopg2.extensions import (
+    TRANSACTION_STATUS_IDLE,
     TRANSACTION_STATUS_INERROR,
     TRANSACTION_STATUS_INTRANS,
     adapt,
@@ -37,36 +38,31 @@ ABORTED = "25P02"
 """in_failed_sql_transaction: of what follows an error, not the error itself."""
 QUIET_TAGS = frozenset(
     (
-        *("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "FETCH", "SHOW", "EXPLAIN"),
-        *("CREATE", "ALTER", "DROP", "COMMENT", "GRANT", "REVOKE", "TRUNCATE", "ANALYZE", "VACUUM"),
-        *("REINDEX", "REFRESH", "LOCK", "BEGIN", "START", "COMMIT", "ROLLBACK", "SAVEPOINT"),
-        "RELEASE",
+        *("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "SHOW"),
+        *("BEGIN", "START", "COMMIT", "ROLLBACK"),
+        "",  # an error, which undoes what it belongs to
     )
 )
 """Command tags, as the server answers, of statements that leave nothing in the session."""
-TRACES = (
-    *(b"set_config", b"pg_advisory", b"pg_try_advisory", b"setseed", b"pg_temp", b"pg_settings"),
-    b'u&"',
-)
-"""Parts of names of functions and tables that do; and escaped names."""
+TRACES = (b"set_config", b"pg_advisory", b"pg_try_advisory", b"setseed", b"pg_settings")
+"""Parts of names of functions and tables that do."""
 REPORTED = (
     *("DateStyle", "IntervalStyle", "TimeZone", "client_encoding", "standard_conforming_strings"),
     *("session_authorization", "is_superuser", "application_name", "default_transaction_read_only"),
 )
 """Settings of which the server reports each change."""
-ENDING = ("COMMIT", "ROLLBACK", "PREPARE", "END", "ABORT")
 ENDED = (
-    "{} would end the transaction of run_transaction, which commits by itself when `work` returns, "
-    "and undoes everything when `work` raises an error."
+    "{} the transaction of run_transaction, which commits by itself when `work` returns, and "
+    "undoes everything when `work` raises an error."
 )
 SURPLUS_S = 60.0
 """How long more connections than `keep` stay after a surge, seconds: the next surge needs them
 again, and a server takes only so many new ones."""
 MAX_HOLDERS = 5
 """How many of the threads that hold connections a time-out names."""
-FOREIGN = {"numpy": ("generic", "ndarray"), "pandas": ("NaT", "NA")}
-"""Kinds of values, by module, that psycopg2 would write as Python shows them: np.float64(1.5)."""
-_adapted: set[str] = set()
+_foreign = {("numpy", "generic"), ("numpy", "ndarray"), ("pandas", "NaT"), ("pandas", "NA")}
+"""Values and kinds of them, by module, that psycopg2 would write as Python shows them, such as
+np.float64(1.5), until they are adapted."""
 
 
 class Connection(PlainConnection):
@@ -118,7 +114,7 @@ class Connection(PlainConnection):
     def _end(self, how: Callable[[], None]) -> None:
         self.check()
         if self.working:
-            raise TransactionError(ENDED.format(f"`{how.__name__}`"))
+            raise TransactionError(ENDED.format(f"`{how.__name__}` would end"))
         interruptible(self, how)
 
     def _after_fork(self) -> None:
@@ -194,7 +190,7 @@ class Connection(PlainConnection):
             self.note_state()
 
     def commands(self, sent: bytes) -> list[str] | None:
-        """What the statements in a string are, such as SELECT and COMMIT, by PostgreSQL's parser.
+        """What the statements in a string are, such as SelectStmt, by PostgreSQL's parser.
 
         None if that is not known: the parser is not installed (there is none for Macs with Intel's
         processors), does not take the text, or would read its quotation marks in another way.
@@ -209,16 +205,7 @@ class Connection(PlainConnection):
             found = pgparse.parse(sent.decode(encodings[self.encoding]))
         except Exception:  # noqa: BLE001 -- the server is the one to complain of the text
             return None
-        return [_command(one["stmt"]) for one in found]
-
-
-def _command(parsed: dict[str, dict[str, Any]]) -> str:
-    ((kind, node),) = parsed.items()
-    if kind == "TransactionStmt":
-        return str(node["kind"]).removeprefix("TRANS_STMT_")
-    if kind == "PrepareStmt":  # PREPARE alone is PREPARE TRANSACTION
-        return "PREPARE AS"
-    return kind.removesuffix("Stmt").upper()
+        return [next(iter(one["stmt"])) for one in found]
 
 
 class Cursor(PlainCursor):
@@ -226,86 +213,67 @@ class Cursor(PlainCursor):
 
     connection: Connection
 
-    def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 -- psycopg2's name
+    def execute(self, *args: Any, **kwargs: Any) -> None:
         """As psycopg2's.
 
         Raises:
-            TransactionError: `work` of run_transaction would end its transaction.
+            TransactionError: it ended the transaction of run_transaction.
             psycopg2.Error: as psycopg2's.
 
         """
-        adapt_foreign_values()
-        if self.connection.working:
-            query, vars = self.mogrify(query, vars), None  # noqa: A001
-            self._refuse_to_end(query)
-        self._send(super().execute, query, vars)
+        self._send(super().execute, *args, **kwargs)
 
-    def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
+    def executemany(self, *args: Any, **kwargs: Any) -> None:
         """As psycopg2's."""
-        adapt_foreign_values()
-        if self.connection.working:
-            self._refuse_to_end(self.mogrify(query))
-        self._send(super().executemany, query, vars_list)
+        self._send(super().executemany, *args, **kwargs)
 
-    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
+    def copy_expert(self, *args: Any, **kwargs: Any) -> None:
         """As psycopg2's."""
-        self._send(super().copy_expert, sql, file, size)
+        self._send(super().copy_expert, *args, **kwargs)
 
     def copy_from(self, *args: Any, **kwargs: Any) -> None:
         """As psycopg2's."""
-        self._send(partial(super().copy_from, *args, **kwargs))
+        self._send(super().copy_from, *args, **kwargs)
 
     def copy_to(self, *args: Any, **kwargs: Any) -> None:
         """As psycopg2's."""
-        self._send(partial(super().copy_to, *args, **kwargs))
+        self._send(super().copy_to, *args, **kwargs)
 
     def callproc(self, *args: Any) -> Any:
         """As psycopg2's."""
-        self.connection.changed = True
         return self._send(super().callproc, *args)
 
-    def _send(self, call: Callable[..., T], *args: Any) -> T:
+    def _send(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call what sends something to the server, and note the outcome."""
         connection = self.connection
         connection.check()
+        adapt_foreign_values()
         tag = ""
         try:
-            answer = interruptible(connection, call, *args)
-            tag = self.statusmessage or "COPY"  # of which psycopg2 keeps no tag
-            return answer
+            answer = interruptible(connection, call, *args, **kwargs)
+            tag = (self.statusmessage or "COPY").partition(" ")[0]  # psycopg2 keeps none of COPY's
         except psycopg2.Error as error:
             if error.pgcode != ABORTED:
                 connection.failed = error
             raise
         finally:
-            connection.changed |= self._may_leave_a_trace(tag.partition(" ")[0])
+            connection.changed |= self._may_leave_a_trace(tag)
+        if connection.working and (
+            connection.get_transaction_status() == TRANSACTION_STATUS_IDLE or tag == "COMMIT"
+        ):
+            raise TransactionError(ENDED.format(f"{tag} ended"))
+        return answer
 
     def _may_leave_a_trace(self, tag: str) -> bool:
         """Whether something of what was sent may be left in the session; if in doubt, yes."""
-        sent: bytes = self.query or b""
-        lower = sent.lower()
-        if tag:
-            # SELECT INTO returns no rows; EXPLAIN ANALYZE of CREATE TABLE AS does.
-            makes = tag in {"CREATE", "EXPLAIN"} or (tag == "SELECT" and self.description is None)
-            trace = tag not in QUIET_TAGS or (makes and b"temp" in lower)
-        else:  # an error undoes it all, but for what a block of code has committed
-            trace = b"commit" in lower and lower != b"commit"
-        if trace or any(name in lower for name in TRACES):
+        sent: bytes = (self.query or b"").lower()
+        # A SELECT without columns made a table (INTO), perhaps a temporary one.
+        makes = tag == "SELECT" and self.description is None
+        if makes or tag not in QUIET_TAGS or any(name in sent for name in TRACES):
             return True
-        # The tag is that of the last of several statements.
-        several = b";" in lower.rstrip(b" \t\n\r\f\v;")
-        return several and len(self.connection.commands(sent) or ()) != 1
-
-    def _refuse_to_end(self, sent: bytes) -> None:
-        upper = sent.upper()
-        if any(word.encode() in upper for word in ENDING):
-            found = self.connection.commands(sent)
-            if found is None:  # what this overlooks is noticed when `work` is over
-                parts = [part.split() for part in upper.decode("latin-1").split(";")]
-                # ROLLBACK TO a savepoint ends nothing.
-                found = [part[0] for part in parts if part and "TO" not in part[1:3]]
-            if ends := set(ENDING).intersection(found):
-                raise TransactionError(ENDED.format(min(ends)))
+        # The tag is that of the last of several; and what code committed, no later error undoes.
+        several = b";" in sent.rstrip(b" \t\n\r\f\v;")
+        return several and (not tag or len(self.connection.commands(sent) or ()) != 1)
 
 
 @cache
@@ -322,15 +290,12 @@ def adapt_foreign_values() -> None:
     Not before: importing them takes longer than all the rest. psycopg2 keeps adapters for the
     whole process.
     """
-    for name, kinds in FOREIGN.items():
-        module = sys.modules.get(name)
-        if name not in _adapted and all(hasattr(module, kind) for kind in kinds):
-            for found in (getattr(module, kind) for kind in kinds):
-                register_adapter(
-                    found if isinstance(found, type) else type(found),
-                    lambda value: adapt(to_python(value)),
-                )
-            _adapted.add(name)
+    for module, name in tuple(_foreign):
+        found = getattr(sys.modules.get(module), name, None)
+        if found is not None:
+            kind = found if isinstance(found, type) else type(found)
+            register_adapter(kind, lambda value: adapt(to_python(value)))
+            _foreign.discard((module, name))
 
 
 class Lease:
@@ -368,12 +333,9 @@ class Pool:
             Exception: as `connect`.
 
         """
-        end = time.monotonic() + self._timeout_s
         with self._lock:  # not the Condition: an Interrupt may come between its own lines
-            while len(self._leases) >= self._limit:
-                if time.monotonic() > end:
-                    raise PoolTimeoutError(self._used_up())
-                self._returned.wait(end - time.monotonic())
+            if not self._returned.wait_for(self._has_room, self._timeout_s):
+                raise PoolTimeoutError(self._used_up())
             self._leases.add(lease)
         while lease.connection is None:
             with self._lock:
@@ -409,6 +371,9 @@ class Pool:
             self._idle.clear()
         for connection, _ in idle:
             connection.close()
+
+    def _has_room(self) -> bool:
+        return len(self._leases) < self._limit
 
     def _used_up(self) -> str:
         """What happened, who has the connections, and what to do."""

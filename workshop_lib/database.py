@@ -37,9 +37,9 @@ T = TypeVar("T")
 Query = str | sql.Composable
 
 PLACEHOLDER = re.compile(r"%(?:%|s|\(\w+\)s)")
-STATEMENT_ROOM = 10_000_000
-STATEMENT_SIZE = 1_000
-"""Bytes for the statements that are counted one by one, and of one of them beside its text."""
+MAX_STATEMENTS = 1_000
+MAX_STATEMENT_LENGTH = 10_000
+"""How many different statements are counted one by one, and how long they may be, characters."""
 CONFLICT_ATTEMPTS = 30
 CONFLICT_S = 60.0
 """How long a transaction is tried at least, seconds. Where 16 write one row without a pause, on
@@ -49,18 +49,13 @@ CONFLICT_WAIT_MAX_S = 1.0
 COMING_UP_S = 30.0
 """How long a server that says that it is starting may take until it lets us in, seconds. Aurora
 DSQL says so of a cluster that has been idle for a while."""
-AWAY_S = 2.0
-"""How long a restart of the local engine may take, seconds."""
-KNOCK_S = 0.05
 COMING_UP = (
     *("starting up", "in recovery mode", "not yet accepting connections"),
     "waking up cluster",
 )
-AWAY = (
-    *("Connection refused", "shutting down"),
-    # A proxy before the server cannot refuse, only hang up.
-    *("closed the connection unexpectedly", "Connection reset by peer"),
-)
+AWAY_S = 2.0
+"""How long a restart of the local engine may take, seconds. Elsewhere silence is final."""
+KNOCK_S = 0.05
 RECYCLE_S = dsql.CONNECTION_LIFE_S * 5 / 6
 RECYCLE_JITTER = 0.2
 """A connection is replaced at this age, or up to this share earlier: not all at the same moment."""
@@ -73,11 +68,8 @@ SELECT to_regnamespace('dsql_rules') IS NOT NULL, set_config('workshop.dsql_rule
        set_config('lock_timeout', %s || 's', false)
 """
 COLUMN_TYPES = """
-SELECT a.attname, quote_ident(n.nspname) || '.' || quote_ident(t.typname)
-  FROM pg_attribute a
-  JOIN pg_type t ON t.oid = a.atttypid
-  JOIN pg_namespace n ON n.oid = t.typnamespace
- WHERE a.attrelid = %s::regclass AND a.attnum > 0
+SELECT attname, format_type(atttypid, -1)
+  FROM pg_attribute WHERE attrelid = quote_ident(%s)::regclass AND attnum > 0
 """
 
 
@@ -97,15 +89,6 @@ class DatabaseStats:
     transactions: int = 0
     conflicts: int = 0
     connections: int = 0
-
-
-@dataclass(slots=True)
-class _Calls:
-    """What the calls of one statement add up to."""
-
-    calls: int = 0
-    seconds: float = 0.0
-    rows: int = 0
 
 
 class Database:
@@ -136,8 +119,7 @@ class Database:
         self.schema = schema
         self._limits = (pool_min, pool_max, pool_timeout_s)
         self._counts = Counter[str]()
-        self._calls: dict[str, _Calls] = {}
-        self._room = STATEMENT_ROOM
+        self._calls: dict[str, tuple[int, float, int]] = {}
         self._opened = time.monotonic()
         self._begin()
         forks.tell_child(self)
@@ -160,11 +142,9 @@ class Database:
                 answer: its address alone may be another database on another machine.
 
         """
-        return f"{self.endpoint.identity}/{self.schema}{self._system_identifier()}"
-
-    def _system_identifier(self) -> str:
+        known = f"{self.endpoint.identity}/{self.schema}"
         if self.endpoint.engine or self.endpoint.aws:
-            return ""
+            return known
         try:
             with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
                 cursor.execute("SELECT system_identifier FROM pg_control_system()")
@@ -173,7 +153,7 @@ class Database:
             raise _unreachable(self.endpoint, error) from None
         except psycopg2.Error:  # a server that does not say: known by who talks to it
             found = platform.node()
-        return f"@{found}"
+        return f"{known}@{found}"
 
     def query(self, statement: Query, params: Params = None, *, read_only: bool = False) -> Rows:
         """Run one statement in a transaction of its own.
@@ -200,7 +180,7 @@ class Database:
             try:
                 if read_only:  # what is checked is what is sent
                     sent: bytes = cursor.mogrify(statement, params)
-                    _check_read_only(sent, connection.commands(sent))
+                    _check_read_only(sent, connection)
                     cursor.execute(sent)
                 else:
                     cursor.execute(statement, params)
@@ -278,8 +258,6 @@ class Database:
             finally:
                 connection.working = False
             if isinstance(answer, Iterator | AsyncIterator | Awaitable):
-                with contextlib.suppress(AttributeError):
-                    answer.close()  # type: ignore[union-attr]  # a coroutine complains otherwise
                 raise TypeError(
                     f"`work` returned an object of type {type(answer).__name__}, which would go on "
                     "after COMMIT. Nothing was committed. Return what it gives, such as "
@@ -294,7 +272,6 @@ class Database:
         columns: Sequence[str],
         rows: Iterable[Row],
         *,
-        rows_per_transaction: int = MAX_ROWS_PER_TRANSACTION,
         progress: Callable[[int], object] = lambda _: None,
     ) -> int:
         """Insert many rows in transactions that DSQL accepts; rows that exist already stay.
@@ -307,26 +284,17 @@ class Database:
             table: its name, unqualified.
             columns: the names of the columns that `rows` holds.
             rows: one tuple a row.
-            rows_per_transaction: at most 3,000, DSQL's limit.
             progress: called with the number of rows dealt with after each transaction.
 
         Returns:
             How many rows are new.
 
         Raises:
-            ValueError: rows_per_transaction below 1.
             TypeError: a value of a type that cannot be stored in bulk; text, numbers, dates and
                 times, truth values, bytes, UUID, dict and list (as JSON) and None can.
 
         """
-        if rows_per_transaction < 1:
-            raise ValueError(
-                f"rows_per_transaction is {rows_per_transaction}; it must be 1 or more"
-            )
-        target = sql.Identifier(table)
-        with self.connection() as connection, connection.cursor() as cursor:
-            cursor.execute(COLUMN_TYPES, (target.as_string(connection),))
-            types = dict(cursor.fetchall())
+        types = {name: kind for name, kind in self.query(COLUMN_TYPES, (table,))}  # noqa: C416
         names = sql.SQL(", ").join(map(sql.Identifier, columns))
 
         def insert(batch: list[Row], cursor: Cursor) -> int:
@@ -337,31 +305,30 @@ class Database:
             ]
             statement = sql.SQL(
                 "INSERT INTO {} ({}) SELECT * FROM unnest({}) ON CONFLICT DO NOTHING"
-            ).format(target, names, sql.SQL(", ").join(casts))
+            ).format(sql.Identifier(table), names, sql.SQL(", ").join(casts))
             cursor.execute(statement, [array for array, _ in arrays])
             return cursor.rowcount
 
         new, stream = 0, iter(rows)
-        while batch := list(islice(stream, min(rows_per_transaction, MAX_ROWS_PER_TRANSACTION))):
+        while batch := list(islice(stream, MAX_ROWS_PER_TRANSACTION)):
             new += self.run_transaction(partial(insert, batch))
             progress(len(batch))
         return new
 
     def create(self, statement: Query) -> None:
         """Run a CREATE … IF NOT EXISTS; of two at once, both may find nothing, and one fails."""
-        try:
-            self.query(statement)
-        except (errors.UniqueViolation, errors.DuplicateTable, errors.DuplicateSchema):
+        with contextlib.suppress(
+            errors.UniqueViolation, errors.DuplicateTable, errors.DuplicateSchema
+        ):
             self.query(statement)
 
     def create_schema(self) -> None:
         """Create the schema, if it is not there yet."""
-        # Asked first: psycopg2 decodes the notice that it is there already, and loses an Interrupt
-        # that comes at that moment.
+        # Asked first: DDL ends the open transactions of others on Aurora DSQL, and psycopg2 loses
+        # an Interrupt that comes while it decodes the notice that it is there already.
         if not self.query("SELECT 1 FROM pg_namespace WHERE nspname = %s", (self.schema,)).rows:
-            self.create(
-                sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(self.schema))
-            )
+            name = sql.Identifier(self.schema)
+            self.create(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(name))
 
     @contextlib.contextmanager
     def connection(self, *, read_only: bool = False) -> Iterator[Connection]:
@@ -385,7 +352,7 @@ class Database:
         pool, lease, fit = self._pool, Lease(), False
         try:  # an Interrupt may come at any line of this
             connection = pool.take(lease)
-            self._set_read_only(connection, wanted=read_only)
+            connection.set_read_only(wanted=read_only)
             yield connection
             fit = True
         except Exception:
@@ -394,12 +361,6 @@ class Database:
         finally:
             if not getattr(lease.connection, "inherited", False):  # else all of it is the parent's
                 pool.give(lease, fit=fit)
-
-    def _set_read_only(self, connection: Connection, *, wanted: bool) -> None:
-        try:
-            connection.set_read_only(wanted=wanted)
-        except psycopg2.OperationalError as error:  # the server has just gone away
-            raise _unreachable(self.endpoint, error) from None
 
     def connect(self) -> Connection:
         """A new psycopg2 connection of the caller's own, in autocommit mode, outside the pool.
@@ -414,21 +375,15 @@ class Database:
         while True:
             try:
                 opened = self._open()
-                break
+                self._count("connections")
+                return opened
             except psycopg2.OperationalError as error:
-                if time.monotonic() - started >= self._patience_s(str(error)):
+                patience_s = AWAY_S if self.endpoint.embedded else 0.0
+                if any(part in str(error) for part in COMING_UP):
+                    patience_s = COMING_UP_S
+                if time.monotonic() - started >= patience_s:
                     raise _unreachable(self.endpoint, error) from None
             time.sleep(KNOCK_S)
-        self._count("connections")
-        return opened
-
-    def _patience_s(self, said: str) -> float:
-        """How long to try again a connection that was refused with this text."""
-        if any(part in said for part in COMING_UP):
-            return COMING_UP_S
-        # Only the local engine is restarted within moments: elsewhere silence is final.
-        away = self.endpoint.embedded and any(part in said for part in AWAY)
-        return AWAY_S if away else 0.0
 
     def _open(self) -> Connection:
         arguments: dict[str, Any] = dict(self.endpoint.arguments)
@@ -452,7 +407,6 @@ class Database:
         opened.autocommit = True
         # psycopg2 gives memoryview and str for these two; rows should hold bytes and UUID.
         psycopg2.extensions.register_type(BYTES, opened)
-        psycopg2.extensions.register_type(BYTES_ARRAY, opened)
         register_uuid(conn_or_curs=opened)
         with opened.cursor() as cursor:
             cursor.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(self.schema)))
@@ -490,7 +444,7 @@ class Database:
         """What `query` has run so far, as `workshop advise` reads it from a CSV file.
 
         Returns:
-            A row for each of the first 10,000 different statements, and for fewer if they are long:
+            A row for each of the first 1,000 different statements of up to 10,000 characters:
             `query` (its text, with $1 for its first parameter), `calls`, `total_exec_time` (ms, as
             measured here: the way to the server and the wait for a connection included), `rows` (of
             all calls) and `days` (since the database was opened).
@@ -501,8 +455,8 @@ class Database:
         days = (time.monotonic() - self._opened) / 86_400
         with self._counts_lock:
             found = [
-                (_numbered(text), one.calls, 1e3 * one.seconds, one.rows, days)
-                for text, one in self._calls.items()
+                (_numbered(text), calls, 1e3 * seconds, rows, days)
+                for text, (calls, seconds, rows) in self._calls.items()
             ]
         return pd.DataFrame(found, columns=["query", "calls", "total_exec_time", "rows", "days"])
 
@@ -514,16 +468,10 @@ class Database:
     def _note(self, text: str, seconds: float, rows: int) -> None:
         with self._counts_lock:
             self._counts["queries"] += 1
-            one = self._calls.get(text)
-            if one is None:
-                size = STATEMENT_SIZE + len(text)
-                if self._room < size:
-                    return
-                self._room -= size
-                one = self._calls[text] = _Calls()
-            one.calls += 1
-            one.seconds += seconds
-            one.rows += rows
+            is_new = len(self._calls) < MAX_STATEMENTS and len(text) <= MAX_STATEMENT_LENGTH
+            if is_new or text in self._calls:
+                calls, total, found = self._calls.get(text, (0, 0.0, 0))
+                self._calls[text] = calls + 1, total + seconds, found + rows
 
     def _count(self, what: str) -> None:
         with self._counts_lock:
@@ -562,21 +510,18 @@ def _commit(connection: Connection) -> None:
         )
 
 
-def _check_read_only(sent: bytes, commands: Sequence[str] | None) -> None:
+def _check_read_only(sent: bytes, connection: Connection) -> None:
     """Refuse what could leave a read-only transaction; what writes in it the database refuses."""
-    if commands is None:  # if in doubt, it could
+    commands = connection.commands(sent)
+    if commands is None:  # not known: each semicolon may end one, and each word begin one
         text = sent.decode("utf-8", "replace")
         commands = [part for part in text.split(";") if part.strip()]
-        commands += {"DO", "CALL"}.intersection(re.findall(r"\w+", text.upper()))
-    if {"DO", "CALL"}.intersection(commands):
+        commands += re.findall(r"\b(?:DO|CALL)\b", text.upper())
+    if len(commands) > 1 or {"DoStmt", "CallStmt"}.intersection(commands):
         raise ValueError(
-            "DO and CALL run code that may end the read-only transaction and write in another one. "
-            "Ask for what you need by a SELECT, or use database.query without read_only."
-        )
-    if len(commands) > 1:
-        raise ValueError(
-            "There are several statements in one string. In a cache, and with read_only=True, it "
-            "must be one: the second could end the read-only transaction. Run them one by one."
+            "In a cache, and with read_only=True, there must be one statement in the string, and "
+            "not DO or CALL: a second one, or the code they run, could end the read-only "
+            "transaction and write in another one. Use database.query without read_only for those."
         )
 
 
@@ -600,4 +545,3 @@ def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreach
 
 
 BYTES = psycopg2.extensions.new_type((17,), "WORKSHOP_BYTES", _to_bytes)
-BYTES_ARRAY = psycopg2.extensions.new_array_type((1001,), "WORKSHOP_BYTES[]", BYTES)

@@ -30,11 +30,9 @@ CONNECT_S = 2
 AGAIN_S = 0.1
 GIVE_UP_S = 2.0
 """After so long without an end, seconds, the connection is broken off: the server is silent."""
-_raised = 0
-"""How many interrupts `one_interrupt` has heard."""
 
 
-def interruptible(connection: Any, call: Callable[..., T], *args: Any) -> T:
+def interruptible(connection: Any, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Do something that waits for a database, and have an Interrupt end it.
 
     Args:
@@ -43,18 +41,15 @@ def interruptible(connection: Any, call: Callable[..., T], *args: Any) -> T:
 
     """
     if threading.get_ident() != threading.main_thread().ident:
-        return call(*args)
+        return call(*args, **kwargs)
     watch = _watch()
     if watch.waiting is not None:
-        return call(*args)
+        return call(*args, **kwargs)
     try:  # the Interrupt may come at any line of this
         before = signal.set_wakeup_fd(watch.fileno, warn_on_full_buffer=False)
         watch.before = before if before != watch.fileno else watch.before
-        watch.waiting, so_far = [connection], _raised
-        answer = call(*args)
-        if _raised != so_far:  # psycopg2 loses what is raised while it reads the server's notices
-            raise KeyboardInterrupt
-        return answer
+        watch.waiting = [connection]
+        return call(*args, **kwargs)
     finally:
         watch.waiting = None
         signal.set_wakeup_fd(watch.before)
@@ -138,13 +133,11 @@ def one_interrupt(*, times: int = 1, last: bool = True) -> Iterator[None]:
     before: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     def hear(number: int, frame: FrameType | None) -> None:
-        global _raised  # noqa: PLW0603 -- a signal's handler has no other way to tell
         heard = next(numbers)
         if heard == times and last:
             with suppress(OSError):
                 os.write(2, b"Interrupted. Clearing up, which can take a while ...\n")
         if heard <= times:
-            _raised += 1
             before[number](number, frame)
 
     for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():

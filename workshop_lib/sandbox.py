@@ -77,7 +77,7 @@ class Sandbox:
             endpoint = _own(embedded_database(self._engines, settings.dsql_rules))
             self._database = Database(endpoint, self.namespace, **settings.pool)
             try:
-                dataset.create_schema(self._database)
+                self._database.create_schema()
             except BaseException:
                 self.close()
                 raise

@@ -62,7 +62,7 @@ def pgbench(ws, tmp_path):
 def test_a_worker_inserts_at_no_less_than_seven_tenths_of_pgbench_s_rate(
     ws, pgbench, judge, compare
 ):
-    dataset.create_schema(ws.database)
+    ws.database.create_schema()
     dataset.create_table(ws.database, "business_events")
     load = InsertLoad(workers=CLIENTS, iterations=STATEMENTS)
     seconds = {"ours": [], "pgbench": []}

@@ -17,7 +17,7 @@ from helpers import SOON_S, Here, fail, worker_processes
 from workshop_lib import load as load_module
 from workshop_lib.cli import main
 from workshop_lib.database import Database
-from workshop_lib.dataset import create_schema, create_table
+from workshop_lib.dataset import create_table
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.load import InsertScenario, cli
 from workshop_lib.load.traffic import FIRST_ID, row_id
@@ -113,7 +113,7 @@ def test_a_mixed_load_goes_through_the_queue_and_leaves_nothing(ws, rows, tmp_pa
 
 def test_all_that_load_tests_left_is_cleaned_up_and_nothing_else(ws, rows):
     own = Database(ws.database.endpoint, "workshop", pool_min=1)
-    create_schema(own)
+    own.create_schema()
     for table in ("type", "transactions", "business_events"):
         create_table(own, table)
     own.query(

@@ -4,7 +4,6 @@ from .load import (
     Loaded as Loaded,
     Sizes as Sizes,
     count_tables as count_tables,
-    create_schema as create_schema,
     create_table as create_table,
     drop_everything as drop_everything,
     ensure_table as ensure_table,

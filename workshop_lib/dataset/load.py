@@ -50,6 +50,9 @@ class Sizes:
         users, orders, transactions: rows.
         objects: objects in the bucket.
 
+    Raises:
+        DataError: a size is out of range; the text says which and what is allowed.
+
     """
 
     seed: int = 42
@@ -58,13 +61,7 @@ class Sizes:
     transactions: int = 7_000
     objects: int = 200
 
-    def check(self) -> None:
-        """Refuse what cannot be built.
-
-        Raises:
-            DataError: a size is out of range; the text says which and what is allowed.
-
-        """
+    def __post_init__(self) -> None:
         for name, most in LIMITS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value <= most:
@@ -97,11 +94,6 @@ class Loaded:
 Source = Callable[[], Iterable[Row]]
 
 
-def create_schema(database: Database) -> None:
-    """Create the database schema that holds the workshop's tables."""
-    database.create_schema()
-
-
 def create_table(database: Database, name: str) -> None:
     """Create one of the workshop's tables if it is not there yet.
 
@@ -109,10 +101,9 @@ def create_table(database: Database, name: str) -> None:
         DataError: the workshop has no table of that name.
 
     """
-    ddl = sql.SQL(find_table(name).ddl)
-    there = "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = %s"
-    if not database.query(there, (database.schema, name)).rows:
-        database.create(ddl)
+    table = find_table(name)
+    if name not in list_tables(database):
+        database.create(table.ddl)
 
 
 def load_table(database: Database, name: str, sizes: Sizes | None = None) -> Loaded:
@@ -124,13 +115,11 @@ def load_table(database: Database, name: str, sizes: Sizes | None = None) -> Loa
         sizes: rows and seed; the workshop's defaults if left out.
 
     Raises:
-        DataError: an unknown table, or a size out of range.
+        DataError: an unknown table.
 
     """
-    sizes = sizes or Sizes()
-    sizes.check()
     table = find_table(name)
-    recipe, count, source = _recipe(name, sizes)
+    recipe, count, source = _recipe(name, sizes or Sizes())
     create_table(database, LOADED)
     create_table(database, name)
     started = time.perf_counter()
@@ -160,11 +149,10 @@ def load_objects(s3: Any, bucket: str, prefix: str, sizes: Sizes | None = None) 
         sizes: number of objects and seed.
 
     Raises:
-        DataError: a size out of range, or another load has not finished for minutes.
+        DataError: another load has not finished for minutes.
 
     """
     sizes = sizes or Sizes()
-    sizes.check()
     from workshop_lib.dataset import generators  # noqa: PLC0415 -- numpy, which only loading needs
 
     started = time.perf_counter()

@@ -18,7 +18,7 @@ import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.database import Database
-from workshop_lib.dataset import create_schema, create_table
+from workshop_lib.dataset import create_table
 from workshop_lib.errors import DataError, WorkshopError, redact
 from workshop_lib.interrupts import one_interrupt
 from workshop_lib.load.drivers import Driver, run_jobs
@@ -66,7 +66,7 @@ def run_inserts(
 
     """
     load.check()
-    create_schema(database)
+    database.create_schema()
     create_table(database, "business_events")
     run = _unused(database, run)
     warm_up = insert_jobs(load, run, database.schema, warm_up=True)
