@@ -1,14 +1,12 @@
 """Queries, transactions that run again, and connections that come back as they were."""
 
 import contextlib
-import io
 import os
 import random
 import re
 import secrets
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,6 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from itertools import count
 from uuid import UUID
 
 import numpy as np
@@ -88,17 +85,6 @@ def reader(ws, make, request) -> Database:
 def no_waits(monkeypatch):
     for name in ("CONFLICT_S", "CONFLICT_WAIT_S", "CONFLICT_WAIT_MAX_S"):
         monkeypatch.setattr(module, name, 0)
-
-
-def increment(table):
-    """Read and write in two statements, as an application does."""
-
-    def work(cursor):
-        cursor.execute(f"SELECT n FROM {table} WHERE id = 1")
-        (n,) = cursor.fetchone()
-        cursor.execute(f"UPDATE {table} SET n = %s WHERE id = 1", (n + 1,))
-
-    return work
 
 
 def value(database, table) -> object:
@@ -178,17 +164,12 @@ UTC_NOON = datetime(2026, 6, 30, 12, tzinfo=UTC)
 VALUES = [
     ("float8", np.float64("nan"), float("nan")),
     ("float8", pd.Series([1, 2, 4]).mean(), 7 / 3),
-    ("float8", np.longdouble(1.5), 1.5),
     ("int8", np.uint8(200), 200),
     ("bool", np.bool_(True), True),
     ("text", np.str_("it's"), "it's"),
-    ("bytea", np.bytes_(b"\x00'"), b"\x00'"),
-    ("date", np.datetime64("2026-06-30"), date(2026, 6, 30)),
     ("timestamp", np.datetime64("2026-06-30T12:00:00.000001", "ns"), NOON),
     ("interval", np.timedelta64(90_000, "ns"), timedelta(microseconds=90)),
-    ("timestamp", pd.Timestamp("2026-06-30 12:00:00.000001"), NOON),
     ("timestamptz", pd.Timestamp("2026-06-30 12:00", tz="UTC"), UTC_NOON),
-    ("interval", pd.Timedelta(hours=25), timedelta(hours=25)),
     *(("timestamp", absent, None) for absent in (np.datetime64("NaT"), pd.NaT, pd.NA)),
     ("float8[]", np.array([0.5, 1.5]), [0.5, 1.5]),
     ("int8[]", [np.int64(1), 2], [1, 2]),
@@ -201,19 +182,8 @@ def test_a_value_of_numpy_or_pandas_is_what_it_is_in_python(ws):
         ((found, same),) = ws.database.query(ask, {"a": given, "b": python}).rows
         assert same, type(given)
         assert found == python or str(found) == str(python) == "nan", type(given)
-    name, columns = f"t_{secrets.token_hex(4)}", ("id", "f", "t", "s")
-    ws.database.query(f"CREATE TABLE {name} (id int PRIMARY KEY, f float8, t timestamp, s text)")
-    rows = [
-        (np.int64(1), np.float64(1.5), pd.Timestamp(NOON), np.str_("a\tb")),
-        (np.int64(2), pd.NA, pd.NaT, None),
-    ]
-    assert ws.database.insert_rows(name, columns, rows) == 2
-    found = ws.database.query(f"SELECT id, f, t, s FROM {name} ORDER BY id").rows
-    assert found == [(1, 1.5, NOON, "a\tb"), (2, None, None, None)]
-    ws.database.query(f"DROP TABLE {name}")
-    for number in (np.complex128(1), np.clongdouble(1)):
-        with pytest.raises(psycopg2.ProgrammingError, match="complex"):
-            ws.database.query("SELECT %s", (number,))
+    with pytest.raises(psycopg2.ProgrammingError, match="complex"):
+        ws.database.query("SELECT %s", (np.complex128(1),))
 
 
 # --- queries that only read ---
@@ -231,11 +201,6 @@ def writers(make, table) -> Iterator[str]:
             f"AS 'UPDATE {table} SET n = n + 1 RETURNING n'"
         ),
         (
-            f"CREATE FUNCTION {schema}.leave() RETURNS int LANGUAGE plpgsql AS $$ BEGIN "
-            f"PERFORM set_config('transaction_read_only', 'off', true); "
-            f"UPDATE {table} SET n = n + 1; RETURN 1; END $$"
-        ),
-        (
             f"CREATE FUNCTION {schema}.leave_later() RETURNS text LANGUAGE sql "
             "AS $$ SELECT set_config('default_transaction_read_only', 'off', false) $$"
         ),
@@ -246,24 +211,18 @@ def writers(make, table) -> Iterator[str]:
 
 
 WRITING = [
-    "INSERT INTO {t} VALUES (2, 20)",
     "UPDATE {t} SET n = 7 RETURNING n",
-    "DELETE FROM {t}",
     "WITH u AS (UPDATE {t} SET n = n + 1 RETURNING n) SELECT * FROM u",
     "SELECT * FROM {w}.add() WHERE '%%' <> ''",
     "SELECT nextval('{w}.numbers')",
     "SELECT * FROM {t} FOR UPDATE",
     "SELECT * INTO copied FROM {t}",
-    "CREATE TABLE copied AS SELECT * FROM {t}",
     "DROP TABLE {t}",
     "/* a read? */ -- ; no\nDELETE FROM {t};",
 ]
 LEAVING = [
     "SELECT 1; DELETE FROM {t}",
-    "SELECT 1; COMMIT; BEGIN READ WRITE; DELETE FROM {t}; COMMIT",
-    "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE; DELETE FROM {t}",
     "SET transaction_read_only = off; DELETE FROM {t}",
-    "DO $$ BEGIN COMMIT; SET TRANSACTION READ WRITE; DELETE FROM {t}; END $$",
     "/* x */ do $$ BEGIN COMMIT; SET TRANSACTION READ WRITE; DELETE FROM {t}; END $$",
     "CALL anything()",
 ]
@@ -288,13 +247,10 @@ OPENING = [
     "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
     "SET default_transaction_read_only = off",
     "BEGIN READ WRITE",
-    "COMMIT",
-    "RESET ALL",
     "DISCARD ALL",
     "SELECT set_config('transaction_read_only', 'off', true)",
     "SELECT set_config('default_transaction_read_only', 'off', false)",
     "SELECT {w}.leave_later()",
-    "SELECT {w}.leave()",
     "PREPARE delete_it AS DELETE FROM {t}",
     "EXECUTE delete_it",
 ]
@@ -317,7 +273,7 @@ def test_reading_and_writing_take_turns_on_one_connection(reader, table):
 
     for write in (
         lambda: reader.query(f"UPDATE {table} SET n = n + 1"),
-        lambda: reader.run_transaction(increment(table)),
+        lambda: by_transaction(reader, f"UPDATE {table} SET n = n + 1"),
         lambda: by_connection(reader, f"UPDATE {table} SET n = n + 1"),
         lambda: reader.insert_rows(table, ("id", "n"), [(2, 2)]),
     ):
@@ -420,15 +376,8 @@ def test_an_error_that_the_work_swallowed_is_raised_and_nothing_is_stored(reader
         reader.run_transaction(
             lambda c: swallow("SELECT 1 / 0")(psycopg2.extensions.cursor(c.connection))
         )
-    with pytest.raises(psycopg2.errors.InvalidTextRepresentation):
-        reader.run_transaction(partial(swallow_copying, table))
     assert reader.stats().transactions == 0
     assert reader.query(f"SELECT * FROM {table}").rows == [(1, 0)]
-
-
-def swallow_copying(table, cursor):
-    with contextlib.suppress(psycopg2.Error):
-        cursor.copy_from(io.StringIO("two\t2\n"), table)
 
 
 def test_an_error_undone_by_a_savepoint_is_none(plain, table):
@@ -549,37 +498,25 @@ def test_work_that_would_go_on_after_its_commit_is_refused(pool, work):
     assert pool.stats().transactions == 0
 
 
-def test_a_connection_that_breaks_during_commit_is_neither_success_nor_tried_again(
-    ws, plain, table
-):
-    """A deferred constraint waits in COMMIT for a lock that another session holds."""
-    plain.query(
-        f"CREATE FUNCTION {table}_slow() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$"
-    )
-    plain.query(
-        f"CREATE CONSTRAINT TRIGGER slow AFTER UPDATE ON {table} DEFERRABLE INITIALLY DEFERRED "
-        f"FOR EACH ROW EXECUTE FUNCTION {table}_slow()"
-    )
+def test_a_connection_that_breaks_during_commit_is_neither_success_nor_tried_again(plain, table):
     attempts = []
+    plain.query(
+        f"CREATE FUNCTION {table}_end() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(60); RETURN NULL; END $$"
+    )
+    plain.query(
+        f"CREATE CONSTRAINT TRIGGER ends AFTER UPDATE ON {table} DEFERRABLE INITIALLY DEFERRED "
+        f"FOR EACH ROW EXECUTE FUNCTION {table}_end()"
+    )
 
     def work(cursor):
-        attempts.append(cursor.connection.info.backend_pid)
+        attempts.append(1)
         cursor.execute(f"UPDATE {table} SET n = 1")
 
-    sleeps = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND pid = %s"
-    with ThreadPoolExecutor(1) as thread:
-        outcome = thread.submit(plain.run_transaction, work)
-        assert wait_until(
-            lambda: attempts and ws.database.query(sleeps, (attempts[0],))[0] == (1,), SOON_S
-        )
-        ws.database.query(END, (attempts[0],))
-        with pytest.raises(TransactionError, match="not known"):
-            outcome.result(SOON_S)
-    assert len(attempts) == 1
-    assert plain.stats().transactions == 0
-    plain.query(f"DROP TRIGGER slow ON {table}")
-    plain.query(f"DROP FUNCTION {table}_slow()")
+    with pytest.raises(TransactionError, match="not known"):
+        plain.run_transaction(work)
+    assert (len(attempts), plain.stats().transactions) == (1, 0)
+    plain.query(f"DROP FUNCTION {table}_end() CASCADE")
 
 
 # --- what a borrowed connection is like, and how it comes back ---
@@ -622,14 +559,12 @@ SELECT current_setting('statement_timeout'), current_setting('enable_seqscan'),
 """
 CHANGES = [
     "SET statement_timeout = '5ms'",
-    "/* quick */ set enable_seqscan = off",
     "SET search_path = pg_catalog",
     "SET TIME ZONE 'Asia/Tokyo'",
     "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
     "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
     "SELECT set_config('statement_timeout', '7ms', false)",
     "SELECT * FROM moved_to_tokyo",
-    "EXPLAIN ANALYZE TABLE moved_to_tokyo",
     "UPDATE pg_settings SET setting = '9ms' WHERE name = 'statement_timeout'",
     "SELECT 1; SET statement_timeout = '8ms'; SELECT ';'",
     "PREPARE p AS SELECT 1",
@@ -638,11 +573,9 @@ CHANGES = [
     "SELECT 1 AS a INTO TEMP t",
     "EXPLAIN ANALYZE CREATE TEMP TABLE t AS SELECT 1",
     "CREATE TABLE pg_temp.t (a int)",
-    "CREATE TEMP VIEW v AS SELECT 1",
     "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT",
     "LISTEN news",
     "RESET ALL",
-    "DISCARD ALL",
 ]
 
 
@@ -846,12 +779,9 @@ def test_a_local_engine_that_stays_away_points_to_workshop_status(ws, make, monk
             make(arguments=arguments).query("SELECT 1")
 
 
-@pytest.mark.parametrize(
-    ("said", "times"),
-    [("unable to accept connection, waking up cluster", 3), ("the database system is starting", 1)],
-)
-def test_a_server_that_says_that_it_is_coming_up_is_asked_again(make, monkeypatch, said, times):
-    refusals, connect = [f"FATAL:  {said} up"] * times, psycopg2.connect
+@pytest.mark.parametrize("said", ["waking up cluster", "the database system is starting up"])
+def test_a_server_that_says_that_it_is_coming_up_is_asked_again(make, monkeypatch, said):
+    refusals, connect = [f"FATAL:  {said}"] * 3, psycopg2.connect
 
     def refuse_at_first(**arguments):
         if refusals:
@@ -860,8 +790,7 @@ def test_a_server_that_says_that_it_is_coming_up_is_asked_again(make, monkeypatc
 
     monkeypatch.setattr(psycopg2, "connect", refuse_at_first)
     assert make(embedded=False).query("SELECT 1").rows == [(1,)]
-    assert refusals == []
-    refusals.append(f"FATAL:  {said} up")
+    refusals.append(f"FATAL:  {said}")
     monkeypatch.setattr(module, "COMING_UP_S", 0)
     with pytest.raises(ServiceUnreachableError, match="up"):
         make(embedded=False).query("SELECT 1")
@@ -878,29 +807,20 @@ RUNNING = (
 @pytest.fixture
 def interrupt(ws) -> Iterator[Callable[[str], None]]:
     """Sends this process a SIGINT, as Jupyter does, once a statement with this mark runs."""
-    watchers = []
 
     def send(mark):
-        def wait_and_send():
-            wait_until(lambda: ws.database.query(RUNNING, (f"%{mark}%",)).rows != [(0,)], SOON_S)
-            os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: ws.database.query(RUNNING, (f"%{mark}%",)).rows != [(0,)], SOON_S)
+        os.kill(os.getpid(), signal.SIGINT)
 
-        watchers.append(threading.Thread(target=wait_and_send))
-        watchers[-1].start()
-
-    yield send
-    for watcher in watchers:
-        watcher.join()
+    with ThreadPoolExecutor(1) as thread:
+        yield partial(thread.submit, send)
 
 
 @every_way
-@pytest.mark.parametrize("statement", ["SELECT pg_sleep(60)", "LOCK TABLE {t}"])
 def test_an_interrupt_ends_what_the_main_thread_waits_for_here_and_there(
-    ws, plain, table, interrupt, way, statement
+    ws, plain, table, interrupt, way
 ):
     mark = f"mark_{secrets.token_hex(4)}"
-    if "LOCK" in statement and way is not by_transaction:
-        statement = "UPDATE {t} SET n = 1"
     with contextlib.closing(ws.connect()) as other, ThreadPoolExecutor(1) as thread:
         other.autocommit = False
         with other.cursor() as cursor:
@@ -908,7 +828,7 @@ def test_an_interrupt_ends_what_the_main_thread_waits_for_here_and_there(
         beside = thread.submit(ws.database.query, "SELECT pg_sleep(0.5)")
         interrupt(mark)
         with pytest.raises(KeyboardInterrupt):
-            way(plain, f"/* {mark} */ {statement.format(t=table)}")
+            way(plain, f"/* {mark} */ UPDATE {table} SET n = 1")
         assert wait_until(lambda: ws.database.query(RUNNING, (f"%{mark}%",)).rows == [(0,)], SOON_S)
         assert plain.query("SELECT 1").rows == [(1,)]
         assert len(beside.result(SOON_S).rows) == 1
@@ -916,9 +836,7 @@ def test_an_interrupt_ends_what_the_main_thread_waits_for_here_and_there(
     assert value(ws.database, table) == 0
 
 
-def test_interrupts_at_any_moment_leave_right_answers_and_later_interrupts_their_effect(
-    plain, interrupt
-):
+def test_interrupts_at_any_moment_leave_right_answers_and_later_interrupts_their_effect(plain):
     before = signal.set_wakeup_fd(-1)
     hit = 0
     for n in range(20):
@@ -936,44 +854,17 @@ def test_interrupts_at_any_moment_leave_right_answers_and_later_interrupts_their
         assert plain.query("SELECT %s::int", (-n,)).rows == [(-n,)]
         assert signal.set_wakeup_fd(before) == before
     assert hit == 20
-    mark = f"mark_{secrets.token_hex(4)}"
-    interrupt(mark)
-    with pytest.raises(KeyboardInterrupt):
-        plain.query(f"/* {mark} */ SELECT pg_sleep(60)")
 
 
-INTERRUPTED = {"connection", "is_usable", "set_read_only"}
-"""Functions by name: what an Interrupt may hit between asking for a connection and having it."""
+@pytest.mark.parametrize("where", ["is_usable", "set_read_only", "is_clean"])
+def test_an_interrupt_before_or_after_a_query_costs_no_place_in_the_pool(pool, monkeypatch, where):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
 
-
-def test_an_interrupt_on_the_way_to_a_connection_costs_no_place_in_the_pool(pool):
-    """Also while its traceback is kept, as Jupyter keeps the last one."""
-    tracebacks: list[KeyboardInterrupt] = []
-
-    def interrupt_at(number):
-        left = number
-
-        def trace(frame, event, _):
-            nonlocal left
-            ours = frame.f_code.co_name in INTERRUPTED and not frame.f_locals.get("fit")
-            if event == "line" and ours:
-                left -= 1
-                if left == 0:
-                    raise KeyboardInterrupt
-            return trace
-
-        return trace
-
-    for number in count(1):
-        before = sys.gettrace()
-        sys.settrace(interrupt_at(number))
-        try:
-            pool.query("SELECT 1", read_only=bool(number % 2))
-        except KeyboardInterrupt as error:
-            tracebacks.append(error)
-        else:
-            break
-        finally:
-            sys.settrace(before)
-        assert pool.query("SELECT 1").rows == [(1,)]
-    assert len(tracebacks) > 10
+    pool.query("SELECT 1")
+    with monkeypatch.context() as patched:
+        patched.setattr(connections.Connection, where, interrupted)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            pool.query("SELECT 1", read_only=True)
+    assert pool.query("SELECT 1").rows == [(1,)]
+    assert kept  # as Jupyter keeps the last error: its traceback holds what the query held

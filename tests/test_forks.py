@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from workshop_lib import QueryCache, RecordCache, Workshop, cached, open_workshop
+from workshop_lib import QueryCache, Workshop, cached, open_workshop
 from workshop_lib.errors import ServiceUnreachableError, WorkshopError
 from workshop_lib.namespaces import wipe
 
@@ -47,7 +47,6 @@ def opened(tmp_path_factory) -> Iterator[Workshop]:
     workshop.valkey.ping()
     workshop.objects.put("ten", b"10")
     CACHES["query"] = QueryCache(workshop)
-    CACHES["record"] = RecordCache(workshop, "tens")
 
     @cached(workshop)
     def tenfold(number):
@@ -95,14 +94,6 @@ def by_query(ws, n):
     return ws.database.query("SELECT %s * 10", (n,))[0][0]
 
 
-def by_transaction(ws, n):
-    def work(cursor):
-        cursor.execute("SELECT ten FROM tens WHERE id = %s", (n,))
-        return cursor.fetchone()[0]
-
-    return ws.database.run_transaction(work)
-
-
 def by_store(ws, n):
     return int(ws.objects.get("ten").body) * n
 
@@ -111,13 +102,11 @@ CACHES = {}
 """Made before the fork, as a notebook makes them."""
 WAYS = {
     "query": by_query,
-    "transaction": by_transaction,
     "store": by_store,
     "cache": lambda ws, n: int(ws.valkey.echo(str(n * 10))),
     "a cached query": lambda _, n: (
         CACHES["query"].fetch("SELECT ten FROM tens WHERE id = %s", (n,)).rows[0][0]
     ),
-    "a cached record": lambda _, n: CACHES["record"].get(n)["ten"],
     "a cached function": lambda _, n: CACHES["function"](n),
 }
 _asked: tuple[Workshop, Callable] | None = None

@@ -5,6 +5,8 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 
+import numpy as np
+import pandas as pd
 import psycopg2
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -102,6 +104,16 @@ def test_input_is_taken_as_it_comes_and_what_was_committed_before_an_error_stays
     assert most == [5, 10, 15]
     found = shared.database.query(f"SELECT id FROM {empty} ORDER BY id")
     assert [id_ for (id_,) in found] == [*range(15)]
+
+
+def test_values_of_numpy_and_pandas_go_in_as_those_of_python(shared, empty):
+    rows = [
+        (np.int64(1), np.str_("a\tb"), np.float64(1.5), pd.Timestamp(0, tz="UTC")),
+        (np.int64(2), pd.NA, None, pd.NaT),
+    ]
+    assert shared.database.insert_rows(empty, ("id", "words", "share", "at"), rows) == 2
+    found = shared.database.query(f"SELECT id, words, share, at FROM {empty} ORDER BY id").rows
+    assert found == [(1, "a\tb", 1.5, datetime(1970, 1, 1, tzinfo=UTC)), (2, None, None, None)]
 
 
 @pytest.mark.parametrize(

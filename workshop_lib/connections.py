@@ -18,8 +18,6 @@ from weakref import WeakSet
 import psycopg2
 from psycopg2.extensions import (
     TRANSACTION_STATUS_IDLE,
-    TRANSACTION_STATUS_INERROR,
-    TRANSACTION_STATUS_INTRANS,
     adapt,
     connection as PlainConnection,
     cursor as PlainCursor,
@@ -159,8 +157,7 @@ class Connection(PlainConnection):
         By what was done through its cursors, by psycopg2's settings, and by what the server
         reports of the session without being asked.
         """
-        open_ = {TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_INERROR}
-        if self.get_transaction_status() in open_:
+        if self.get_transaction_status() != TRANSACTION_STATUS_IDLE:
             with suppress(psycopg2.Error), self.cursor(cursor_factory=Cursor) as cursor:
                 cursor.execute("ROLLBACK")  # rollback() knows of no BEGIN that was a statement
         if self.closed or self.changed or self._state() != self._as_new:

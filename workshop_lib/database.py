@@ -407,6 +407,7 @@ class Database:
         opened.autocommit = True
         # psycopg2 gives memoryview and str for these two; rows should hold bytes and UUID.
         psycopg2.extensions.register_type(BYTES, opened)
+        psycopg2.extensions.register_type(BYTES_ARRAY, opened)
         register_uuid(conn_or_curs=opened)
         with opened.cursor() as cursor:
             cursor.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(self.schema)))
@@ -545,3 +546,4 @@ def _unreachable(endpoint: DatabaseEndpoint, error: Exception) -> ServiceUnreach
 
 
 BYTES = psycopg2.extensions.new_type((17,), "WORKSHOP_BYTES", _to_bytes)
+BYTES_ARRAY = psycopg2.extensions.new_array_type((1001,), "WORKSHOP_BYTES[]", BYTES)

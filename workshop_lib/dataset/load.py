@@ -157,8 +157,16 @@ def load_objects(s3: Any, bucket: str, prefix: str, sizes: Sizes | None = None) 
 
     started = time.perf_counter()
     wanted = {prefix + name: body for name, body in generators.objects(sizes.objects, sizes.seed)}
-    with _one_load_at_a_time():
-        new, removed = _put_exactly(s3, bucket, prefix, wanted)
+    # Amazon S3 replaces an object in one step. A store on local disk may not: of two concurrent
+    # writes of one object, one fails, and a reader finds no object meanwhile.
+    try:
+        with FileLock(cache_folder("locks") / "objects", timeout=LOAD_WAIT_S):
+            new, removed = _put_exactly(s3, bucket, prefix, wanted)
+    except Timeout:
+        raise DataError(
+            f"Another load of objects has not finished within {LOAD_WAIT_S:.0f} s. Interrupt it, "
+            "or wait for it; then load again."
+        ) from None
     return Loaded("objects", len(wanted), new, removed, 0, time.perf_counter() - started)
 
 
@@ -168,8 +176,12 @@ def _put_exactly(s3: Any, bucket: str, prefix: str, wanted: dict[str, bytes]) ->
     surplus = present - wanted.keys()
 
     def put(key: str) -> int:
-        if key in present and _body(s3, bucket, key) == wanted[key]:
-            return 0
+        with contextlib.suppress(s3.exceptions.NoSuchKey):  # deleted since it was listed
+            if (
+                key in present
+                and s3.get_object(Bucket=bucket, Key=key)["Body"].read() == wanted[key]
+            ):
+                return 0
         s3.put_object(Bucket=bucket, Key=key, Body=wanted[key])
         return 1
 
@@ -183,23 +195,6 @@ def _put_exactly(s3: Any, bucket: str, prefix: str, wanted: dict[str, bytes]) ->
             bar.update()
         list(pool.map(lambda key: s3.delete_object(Bucket=bucket, Key=key), surplus))
     return new, len(surplus)
-
-
-@contextlib.contextmanager
-def _one_load_at_a_time() -> Iterator[None]:
-    """Take turns with this user's other loads of objects.
-
-    Amazon S3 replaces an object in one step. A store on local disk may not: of two concurrent
-    writes of one object, one fails, and a reader finds no object meanwhile.
-    """
-    try:
-        with FileLock(cache_folder("locks") / "objects", timeout=LOAD_WAIT_S):
-            yield
-    except Timeout:
-        raise DataError(
-            f"Another load of objects has not finished within {LOAD_WAIT_S:.0f} s. Interrupt it, "
-            "or wait for it; then load again."
-        ) from None
 
 
 def list_objects(s3: Any, bucket: str, prefix: str) -> Iterator[str]:
@@ -337,14 +332,6 @@ def _note(database: Database, table: Table, recipe: str, rows: int, *, complete:
 def _count(database: Database, table: Table) -> int:
     found = database.query(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table.name)))
     return int(str(found[0][0]))
-
-
-def _body(s3: Any, bucket: str, key: str) -> bytes | None:
-    """An object; None if it has been deleted since it was listed."""
-    try:
-        return bytes(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
-    except s3.exceptions.NoSuchKey:
-        return None
 
 
 def _from_csv(file: str) -> Iterator[Row]:
