@@ -43,8 +43,6 @@ def interruptible(connection: Any, call: Callable[..., T], *args: Any, **kwargs:
     if threading.get_ident() != threading.main_thread().ident:
         return call(*args, **kwargs)
     watch = _watch()
-    if watch.waiting is not None:
-        return call(*args, **kwargs)
     try:  # the Interrupt may come at any line of this
         before = signal.set_wakeup_fd(watch.fileno, warn_on_full_buffer=False)
         watch.before = before if before != watch.fileno else watch.before
