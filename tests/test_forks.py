@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import threading
@@ -198,10 +197,6 @@ def exit_by_system(ws):
     sys.exit(0)
 
 
-def exit_by_signal(ws):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def exit_after_closing(ws):
     ws.close()
     sys.exit(0)
@@ -213,12 +208,7 @@ def exit_after_opening_another(ws):
     sys.exit(0)
 
 
-ENDS = [
-    exit_by_system,
-    exit_by_signal,
-    exit_after_closing,
-    exit_after_opening_another,
-]
+ENDS = [exit_by_system, exit_after_closing, exit_after_opening_another]
 SCRIPT = """
 import os, sys, time, warnings
 warnings.simplefilter("ignore", DeprecationWarning)

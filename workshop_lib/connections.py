@@ -36,8 +36,8 @@ ABORTED = "25P02"
 """in_failed_sql_transaction: of what follows an error, not the error itself."""
 QUIET_TAGS = frozenset(
     (
-        *("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "SHOW"),
-        *("BEGIN", "START", "COMMIT", "ROLLBACK"),
+        *("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "SHOW", "LOCK"),
+        *("BEGIN", "START", "SAVEPOINT", "RELEASE", "COMMIT", "ROLLBACK"),
         "",  # an error, which undoes what it belongs to
     )
 )

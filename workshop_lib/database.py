@@ -49,9 +49,8 @@ CONFLICT_WAIT_MAX_S = 1.0
 COMING_UP_S = 30.0
 """How long a server that says that it is starting may take until it lets us in, seconds. Aurora
 DSQL says so of a cluster that has been idle for a while."""
-COMING_UP = (
-    *("starting up", "in recovery mode", "not yet accepting connections"),
-    "waking up cluster",
+COMING_UP = re.compile(
+    "starting up|in recovery mode|not yet accepting connections|waking up cluster"
 )
 AWAY_S = 2.0
 """How long a restart of the local engine may take, seconds. Elsewhere silence is final."""
@@ -378,9 +377,8 @@ class Database:
                 self._count("connections")
                 return opened
             except psycopg2.OperationalError as error:
-                patience_s = AWAY_S if self.endpoint.embedded else 0.0
-                if any(part in str(error) for part in COMING_UP):
-                    patience_s = COMING_UP_S
+                away_s = AWAY_S if self.endpoint.embedded else 0.0
+                patience_s = COMING_UP_S if COMING_UP.search(str(error)) else away_s
                 if time.monotonic() - started >= patience_s:
                     raise _unreachable(self.endpoint, error) from None
             time.sleep(KNOCK_S)

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -100,14 +101,13 @@ class ObjectStore:
         body = as_bytes(body)
         with self._said():
             # Asked first: the local store would delete what is below the name, and then refuse.
-            if self.endpoint.embedded and (below := self._below(name)):
-                raise _not_beside(name, below)
-            try:
-                return str(self.s3.put_object(**self._place(name), Body=body)["ETag"])
-            except ClientError:
-                if self.endpoint.embedded and (above := self._above(name)):
-                    raise _not_beside(name, above) from None
-                raise
+            if self.endpoint.embedded and (other := self._in_the_way(name)):
+                raise DataError(
+                    f"{name!r} cannot be stored beside {other!r}: the local store keeps objects as "
+                    "files, and one name cannot be a file and a folder. Amazon S3 takes both; "
+                    "choose another name."
+                )
+            return str(self.s3.put_object(**self._place(name), Body=body)["ETag"])
 
     def delete(self, name: str) -> None:
         """Delete an object; it is no error if there is none.
@@ -134,18 +134,14 @@ class ObjectStore:
                 raise
         return StoredObject(body, str(answer["ETag"]), time.perf_counter() - started)
 
-    def _below(self, name: str) -> str:
-        """An object whose name goes on after a slash, if there is one."""
+    def _in_the_way(self, name: str) -> str:
+        """An object whose name goes on after a slash, or is this one's up to a slash, if any."""
         place = self._place(f"{name}/")
-        found = self.s3.list_objects_v2(Bucket=place["Bucket"], Prefix=place["Key"], MaxKeys=1)
-        keys = [str(one["Key"]) for one in found.get("Contents", ())]
-        return keys[0].removeprefix(self.prefix) if keys else ""
-
-    def _above(self, name: str) -> str:
-        """An object whose name is this one's up to a slash, if there is one."""
+        listed = self.s3.list_objects_v2(Bucket=place["Bucket"], Prefix=place["Key"], MaxKeys=1)
+        below = [str(one["Key"]).removeprefix(self.prefix) for one in listed.get("Contents", ())]
         parts = name.split("/")
-        names = ("/".join(parts[:count]) for count in range(1, len(parts)))
-        return next((one for one in names if one and self.get(one) is not None), "")
+        above = ("/".join(parts[:count]) for count in range(1, len(parts)))
+        return next(chain(below, (one for one in above if one and self.get(one) is not None)), "")
 
     def _place(self, name: str) -> dict[str, str]:
         return {"Bucket": self.endpoint.bucket, "Key": self.prefix + name}
@@ -157,13 +153,6 @@ class ObjectStore:
             yield
         except (ClientError, BotoCoreError) as error:
             raise store_error(error, self.endpoint) from None
-
-
-def _not_beside(name: str, other: str) -> DataError:
-    return DataError(
-        f"{name!r} cannot be stored beside {other!r}: the local store keeps objects as files, and "
-        "one name cannot be a file and a folder. Amazon S3 takes both; choose another name."
-    )
 
 
 def store_error(error: Exception, endpoint: StoreEndpoint) -> ServiceUnreachableError:
