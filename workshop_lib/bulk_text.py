@@ -17,16 +17,12 @@ def _quote(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _document(value: dict[str, Any] | list[Any]) -> str:
-    return _quote(json.dumps(value, allow_nan=False))
-
-
 WRITE: dict[type, Callable[[Any], str]] = {
     **dict.fromkeys((int, float, Decimal, date, datetime, time, UUID), str),
     bool: {True: "true", False: "false"}.__getitem__,
     bytes: lambda value: rf'"\\x{value.hex()}"',
     str: _quote,
-    **dict.fromkeys((dict, list), _document),
+    **dict.fromkeys((dict, list), lambda value: _quote(json.dumps(value, allow_nan=False))),
     type(None): lambda _: "NULL",
 }
 """How values are written, by their type."""

@@ -219,9 +219,10 @@ class Database:
 
         Raises:
             psycopg2.Error: any other database error, or the conflict of the last attempt.
-            TransactionError: `work` ended the transaction itself; or the connection broke during
-                COMMIT, and whether it was committed is not known. (Nor is it after an Interrupt
-                that came at that moment.)
+            TransactionError: `work` ended the transaction itself (unless the same string begins
+                another one, which escapes notice); or the connection broke during COMMIT, and
+                whether it was committed is not known. (Nor is it after an Interrupt that came at
+                that moment.)
             TypeError: `work` returned a cursor, a generator or a coroutine, which would read on
                 after COMMIT. Nothing was committed.
 
@@ -323,8 +324,8 @@ class Database:
 
     def create_schema(self) -> None:
         """Create the schema, if it is not there yet."""
-        # Asked first: DDL ends the open transactions of others on Aurora DSQL, and psycopg2 loses
-        # an Interrupt that comes while it decodes the notice that it is there already.
+        # Asked first: DDL ends the open transactions of others on Aurora DSQL, and a notice that
+        # it is there already may lose an Interrupt (interrupts.py).
         if not self.query("SELECT 1 FROM pg_namespace WHERE nspname = %s", (self.schema,)).rows:
             name = sql.Identifier(self.schema)
             self.create(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(name))

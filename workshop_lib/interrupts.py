@@ -3,6 +3,9 @@
 psycopg2 waits in C, where Python handles no signal. The signal's number does arrive at a file
 descriptor (signal.set_wakeup_fd), and a thread that listens there has the server cancel the
 statement. It is listened to only while the main thread waits for a connection of the workshop's.
+
+psycopg2 loses an Interrupt that comes in the moment in which it decodes a notice of the server,
+such as that a table is there already. What the workshop itself creates it therefore asks for first.
 """
 
 from __future__ import annotations
