@@ -592,12 +592,13 @@ ON_THE_OBJECT = [
     lambda c: c.set_client_encoding("LATIN1"),
     lambda c: register_type(psycopg2.extensions.new_type((23,), "NONE", lambda *_: 0), c),
     lambda c: c.reset(),
+    lambda c: c.cursor().callproc("set_config", ["statement_timeout", "5ms", False]),
     lambda c: setattr(c, "autocommit", False),
     lambda c: c.close(),
 ]
 
 
-def test_after_a_change_of_psycopg2_s_object_the_next_user_gets_a_new_connection(plain):
+def test_after_a_change_by_psycopg2_s_methods_the_next_user_gets_a_new_connection(plain):
     for number, change in enumerate(ON_THE_OBJECT, start=2):
         with plain.connection() as connection:
             change(connection)

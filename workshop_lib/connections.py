@@ -95,11 +95,8 @@ class Connection(PlainConnection):
     ) -> Any:
         """As psycopg2's; also one of another kind, such as RealDictCursor, tells what it does."""
         self.check()
-        made = super().cursor(
-            name, _watched(cursor_factory or self.cursor_factory), *args, **kwargs
-        )
-        self.changed |= not isinstance(made, Cursor)
-        return made
+        kind = _watched(cursor_factory or self.cursor_factory)
+        return super().cursor(name, kind, *args, **kwargs)
 
     def commit(self) -> None:
         """As psycopg2's."""
@@ -274,11 +271,9 @@ class Cursor(PlainCursor):
 
 
 @cache
-def _watched(factory: Any) -> Any:
+def _watched(kind: type[PlainCursor]) -> type[Cursor]:
     """The same kind of cursor, which tells its connection what it does."""
-    if not isinstance(factory, type) or issubclass(factory, Cursor):
-        return factory
-    return type(factory.__name__, (Cursor, factory), {})
+    return kind if issubclass(kind, Cursor) else type(kind.__name__, (Cursor, kind), {})
 
 
 def adapt_foreign_values() -> None:
@@ -364,8 +359,7 @@ class Pool:
         """Close the idle connections now, and the borrowed ones on their return."""
         self._closed = True
         with self._lock:
-            idle = list(self._idle)
-            self._idle.clear()
+            idle, self._idle = self._idle, deque()
         for connection, _ in idle:
             connection.close()
 
