@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from workshop_lib import QueryCache, Workshop, cached, open_workshop
+from workshop_lib import QueryCache, RecordCache, Workshop, cached, open_workshop
 from workshop_lib.errors import ServiceUnreachableError, WorkshopError
 from workshop_lib.namespaces import wipe
 
@@ -46,6 +46,7 @@ def opened(tmp_path_factory) -> Iterator[Workshop]:
     workshop.valkey.ping()
     workshop.objects.put("ten", b"10")
     CACHES["query"] = QueryCache(workshop)
+    CACHES["record"] = RecordCache(workshop, "tens")
 
     @cached(workshop)
     def tenfold(number):
@@ -106,6 +107,7 @@ WAYS = {
     "a cached query": lambda _, n: (
         CACHES["query"].fetch("SELECT ten FROM tens WHERE id = %s", (n,)).rows[0][0]
     ),
+    "a cached record": lambda _, n: CACHES["record"].get(n)["ten"],
     "a cached function": lambda _, n: CACHES["function"](n),
 }
 _asked: tuple[Workshop, Callable] | None = None
