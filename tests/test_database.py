@@ -435,18 +435,17 @@ def test_an_error_is_no_conflict_because_the_caller_handles_one(reader, no_waits
     assert reader.stats().conflicts == 0
 
 
-METHODS = [
+ENDS = [
+    lambda c: c.execute("COMMIT"),
+    lambda c: c.execute("/* x */ rollback"),
+    lambda c: c.execute("SELECT ';'; COMMIT; BEGIN"),
+    lambda c: c.execute(sql.SQL("END")),
+    lambda c: c.execute("ROLLBACK AND CHAIN; SELECT 1 AS to"),
+    lambda c: another(c, RealDictCursor).execute(b"ABORT"),
+    lambda c: another(c, psycopg2.extensions.cursor).execute("ROLLBACK"),
     lambda c: c.connection.commit(),
     lambda c: c.connection.rollback(),
     lambda c: c.connection.__exit__(None, None, None),
-]
-STATEMENTS = [
-    lambda c: c.execute("COMMIT"),
-    lambda c: c.execute("/* x */ rollback"),
-    lambda c: c.execute("SELECT 1; END"),
-    lambda c: c.execute("COMMIT AND CHAIN"),
-    lambda c: another(c, RealDictCursor).execute("ABORT"),
-    lambda c: another(c, psycopg2.extensions.cursor).execute("ROLLBACK"),
 ]
 
 
@@ -455,7 +454,7 @@ def another(cursor, kind):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_work_that_ends_its_own_transaction_is_no_success(plain, table, first):
+def test_work_that_ends_its_own_transaction_is_refused_and_stores_nothing(plain, table, first):
     def insert(cursor):
         cursor.execute(f"INSERT INTO {table} VALUES (2, 2)")
 
@@ -463,14 +462,20 @@ def test_work_that_ends_its_own_transaction_is_no_success(plain, table, first):
         for step in (end, insert) if first else (insert, end):
             step(cursor)
 
-    for end in (*STATEMENTS, *METHODS):
-        plain.query(f"DELETE FROM {table} WHERE id = 2")
-        with pytest.raises(TransactionError, match=r"end(ed)? the transaction"):
+    for number, end in enumerate(ENDS):
+        with pytest.raises(TransactionError, match=r"end the transaction"):
             plain.run_transaction(partial(work, end))
+        assert plain.query(f"SELECT id FROM {table}").rows == [(1,)], number
         assert plain.stats().transactions == 0
         assert state_of(plain) == (True, TRANSACTION_STATUS_IDLE)
-    # What is a method of psycopg2's is not even done: nothing is stored.
-    assert plain.query(f"SELECT id FROM {table}").rows == [(1,)]
+
+
+def test_without_the_parser_work_that_ended_its_transaction_is_still_no_success(plain, monkeypatch):
+    monkeypatch.setattr(connections.Connection, "commands", lambda *_: None)
+    for end in ("COMMIT", "ROLLBACK", "SELECT 1; END"):
+        with pytest.raises(TransactionError, match=r"ended the transaction"):
+            plain.run_transaction(lambda cursor, end=end: cursor.execute(end))
+    assert plain.stats().transactions == 0
 
 
 def test_psycopg2_s_autocommit_ends_no_transaction_of_ours(reader, table):

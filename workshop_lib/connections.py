@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
@@ -49,6 +50,8 @@ REPORTED = (
     *("session_authorization", "is_superuser", "application_name", "default_transaction_read_only"),
 )
 """Settings of which the server reports each change."""
+ENDING_WORD = re.compile(rb"commit|rollback|prepare|end|abort", re.IGNORECASE)
+ENDING = {"TRANS_STMT_COMMIT", "TRANS_STMT_ROLLBACK", "TRANS_STMT_PREPARE"}
 ENDED = (
     "{} the transaction of run_transaction, which commits by itself when `work` returns, and "
     "undoes everything when `work` raises an error."
@@ -184,7 +187,7 @@ class Connection(PlainConnection):
             self.note_state()
 
     def commands(self, sent: bytes) -> list[str] | None:
-        """What the statements in a string are, such as SelectStmt, by PostgreSQL's parser.
+        """What the statements in a string are, such as SelectStmt or TRANS_STMT_COMMIT, as parsed.
 
         None if that is not known: the parser is not installed (there is none for Macs with Intel's
         processors), does not take the text, or would read its quotation marks in another way.
@@ -199,7 +202,8 @@ class Connection(PlainConnection):
             found = pgparse.parse(sent.decode(encodings[self.encoding]))
         except Exception:  # noqa: BLE001 -- the server is the one to complain of the text
             return None
-        return [next(iter(one["stmt"])) for one in found]
+        parsed = (next(iter(one["stmt"].items())) for one in found)
+        return [node["kind"] if kind == "TransactionStmt" else kind for kind, node in parsed]
 
 
 class Cursor(PlainCursor):
@@ -207,19 +211,23 @@ class Cursor(PlainCursor):
 
     connection: Connection
 
-    def execute(self, *args: Any, **kwargs: Any) -> None:
+    def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 -- psycopg2's name
         """As psycopg2's.
 
         Raises:
-            TransactionError: it ended the transaction of run_transaction.
+            TransactionError: it would end the transaction of run_transaction, or has ended it.
             psycopg2.Error: as psycopg2's.
 
         """
-        self._send(super().execute, *args, **kwargs)
+        if self.connection.working:
+            self._refuse_to_end(self.mogrify(query, vars))
+        self._send(super().execute, query, vars)
 
-    def executemany(self, *args: Any, **kwargs: Any) -> None:
+    def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
         """As psycopg2's."""
-        self._send(super().executemany, *args, **kwargs)
+        if self.connection.working:
+            self._refuse_to_end(self.mogrify(query))
+        self._send(super().executemany, query, vars_list)
 
     def copy_expert(self, *args: Any, **kwargs: Any) -> None:
         """As psycopg2's."""
@@ -257,6 +265,15 @@ class Cursor(PlainCursor):
         ):
             raise TransactionError(ENDED.format(f"{tag} ended"))
         return answer
+
+    def _refuse_to_end(self, sent: bytes) -> None:
+        """Refuse what would end `work`'s transaction, so that nothing of it is stored.
+
+        Where the parser cannot tell, it is noticed once it has run.
+        """
+        found = (self.connection.commands(sent) or ()) if ENDING_WORD.search(sent) else ()
+        if ENDING.intersection(found):
+            raise TransactionError(ENDED.format("This would end"))
 
     def _may_leave_a_trace(self, tag: str) -> bool:
         """Whether something of what was sent may be left in the session; if in doubt, yes."""

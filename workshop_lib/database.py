@@ -219,10 +219,9 @@ class Database:
 
         Raises:
             psycopg2.Error: any other database error, or the conflict of the last attempt.
-            TransactionError: `work` ended the transaction itself (unless the same string begins
-                another one, which escapes notice); or the connection broke during COMMIT, and
-                whether it was committed is not known. (Nor is it after an Interrupt that came at
-                that moment.)
+            TransactionError: `work` would end the transaction itself (where there is no parser, it
+                has ended it); or the connection broke during COMMIT, and whether it was committed
+                is not known. (Nor is it after an Interrupt that came at that moment.)
             TypeError: `work` returned a cursor, a generator or a coroutine, which would read on
                 after COMMIT. Nothing was committed.
 

@@ -33,6 +33,8 @@ CONNECT_S = 2
 AGAIN_S = 0.1
 GIVE_UP_S = 2.0
 """After so long without an end, seconds, the connection is broken off: the server is silent."""
+_raised = 0
+"""How many interrupts `one_interrupt` has heard."""
 
 
 def interruptible(connection: Any, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -49,8 +51,11 @@ def interruptible(connection: Any, call: Callable[..., T], *args: Any, **kwargs:
     try:  # the Interrupt may come at any line of this
         before = signal.set_wakeup_fd(watch.fileno, warn_on_full_buffer=False)
         watch.before = before if before != watch.fileno else watch.before
-        watch.waiting = [connection]
-        return call(*args, **kwargs)
+        watch.waiting, so_far = [connection], _raised
+        answer = call(*args, **kwargs)
+        if _raised != so_far:  # lost (see above), and a command hears no second one
+            raise KeyboardInterrupt
+        return answer
     finally:
         watch.waiting = None
         signal.set_wakeup_fd(watch.before)
@@ -134,11 +139,13 @@ def one_interrupt(*, times: int = 1, last: bool = True) -> Iterator[None]:
     before: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     def hear(number: int, frame: FrameType | None) -> None:
+        global _raised  # noqa: PLW0603 -- a signal's handler has no other way to tell
         heard = next(numbers)
         if heard == times and last:
             with suppress(OSError):
                 os.write(2, b"Interrupted. Clearing up, which can take a while ...\n")
         if heard <= times:
+            _raised += 1
             before[number](number, frame)
 
     for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
