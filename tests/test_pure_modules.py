@@ -47,7 +47,7 @@ def run(program: str, allowed: set[str]) -> tuple[str, str]:
 def test_simulations_measurement_and_bills_need_nothing_but_pandas():
     program = """
 import workshop_lib.costs, workshop_lib.measure, workshop_lib.prices
-from workshop_lib.simulate import distances, early_refresh, eviction, streams, theory
+from workshop_lib.simulate import distances, eviction, streams, theory
 print(workshop_lib.prices.load_prices().region)
 """
     assert run(program, PANDAS | {"lazy_loader"}) == ("us-east-1\n", "")

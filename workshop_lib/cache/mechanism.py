@@ -31,7 +31,7 @@ from workshop_lib.cache.stats import Counters
 from workshop_lib.cache.storage import Packed, Storage
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.forks import tell_child
-from workshop_lib.simulate.early_refresh import should_refresh_early
+from workshop_lib.simulate.theory import should_refresh_early
 
 T = TypeVar("T")
 Load = Callable[[], Entry]

@@ -8,7 +8,6 @@ from .distances import (
     stack_distances,
     ttl_outcome,
 )
-from .early_refresh import should_refresh_early
 from .eviction import (
     POLICIES,
     Replay,
@@ -26,6 +25,7 @@ from .streams import (
 from .theory import (
     break_even,
     che_lru_hit_ratio,
+    should_refresh_early,
     stale_share,
     ttl_hit_ratio,
 )

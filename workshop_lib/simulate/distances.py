@@ -48,15 +48,15 @@ def stack_distances(keys: ArrayLike, key_bytes: ArrayLike | None = None) -> NDAr
     numbers = np.asarray(keys, dtype=np.int32)
     last = _last_requests(numbers)
     again = np.flatnonzero(last >= 0).astype(np.int32)
-    weights = None if key_bytes is None else np.asarray(key_bytes, np.uint32)[numbers]
-    ranks = _ranks(last[again], len(numbers))
-    lower = _earlier_and_lower(ranks, None if weights is None else weights[again])
-    each = np.ones(len(numbers), np.uint32) if weights is None else weights
+    if key_bytes is None:
+        weights = np.ones(len(numbers), np.uint32)
+    else:
+        weights = np.asarray(key_bytes, np.uint32)[numbers]
     distances = np.zeros(len(numbers), np.int64)
-    distances[again] = lower
-    distances[again] += np.cumsum(np.where(last < 0, each, 0), dtype=np.int64)[again]
-    distances[again] -= np.cumsum(each, dtype=np.int64)[last[again]]
-    distances[again] += each[again]
+    distances[again] = _weight_below(_ranks(last[again], len(numbers)), weights[again])
+    distances[again] += np.cumsum(np.where(last < 0, weights, 0), dtype=np.int64)[again]
+    distances[again] -= np.cumsum(weights, dtype=np.int64)[last[again]]
+    distances[again] += weights[again]
     return distances
 
 
@@ -174,29 +174,26 @@ def _ranks(places: NDArray[np.int32], end: int) -> NDArray[np.uint32]:
     return (np.cumsum(there, dtype=np.uint32) - np.uint32(1))[places]
 
 
-def _earlier_and_lower(ranks: NDArray[np.uint32], weights: Ints | None) -> Any:
-    """For each of the ranks 0 to n - 1, how many earlier ones are lower, or their weight.
+def _weight_below(ranks: NDArray[np.uint32], weights: Ints) -> NDArray[np.int64]:
+    """For each of the ranks 0 to n - 1, how much the earlier ones that are lower weigh together.
 
     Level by level, the ranks stand in blocks of those that differ in their lowest bits only, each
     block in its old order. Of two ranks, the highest bit in which they differ says which is lower:
     in that level they are in one block, and one has the bit.
     """
-    found = np.zeros(len(ranks), np.uint32 if weights is None else np.int64)
+    found = np.zeros(len(ranks), np.int64)
     left, half = ranks, 1 << max(len(ranks) - 1, 0).bit_length() >> 1
     while half:
         upper = (left & np.uint32(half)) != 0
         places = np.flatnonzero(upper)
         # Each block but the last has `half` of either kind.
         block = np.arange(len(places)) // half
-        if weights is None:
-            found[left[upper]] += (places - np.arange(len(places)) - block * half).astype(np.uint32)
-        else:
-            sums = np.cumsum(np.where(upper, 0, weights), dtype=np.int64)
-            found[left[upper]] += sums[places] - np.append(0, sums[2 * half - 1 :: 2 * half])[block]
-            weights = _part(weights, upper, half)
-        left = _part(left, upper, half)
+        sums = np.cumsum(np.where(upper, 0, weights), dtype=np.int64)
+        found[left[upper]] += sums[places] - np.append(0, sums[2 * half - 1 :: 2 * half])[block]
+        left, weights = _part(left, upper, half), _part(weights, upper, half)
         half //= 2
-    return found[ranks]
+    below: NDArray[np.int64] = found[ranks]
+    return below
 
 
 def _part(values: Any, upper: NDArray[np.bool_], half: int) -> Any:

@@ -19,12 +19,11 @@ from __future__ import annotations
 import random
 from bisect import insort
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
-POLICIES = ("belady", "fifo", "lfu", "lru", "random", "sampled-lru")
 SAMPLES = 5
 POOL = 16
 
@@ -34,22 +33,13 @@ class Replay:
     """How a stream of requests fared.
 
     Attributes:
-        policy: one of `POLICIES`.
         requests: how many there were.
         hits: how many found their key in the cache.
-        evictions: entries that had to make room.
 
     """
 
-    policy: str
     requests: int
     hits: int
-    evictions: int
-
-    @property
-    def misses(self) -> int:
-        """Requests that had to ask the database, the first one for each key included."""
-        return self.requests - self.hits
 
     @property
     def hit_ratio(self) -> float:
@@ -81,15 +71,10 @@ def replay(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) 
         ValueError: a capacity below 1, or an unknown policy.
 
     >>> replay([1, 2, 1, 3, 1], capacity=2, policy="lru")
-    Replay(policy='lru', requests=5, hits=2, evictions=1)
+    Replay(requests=5, hits=2)
     """
-    hits = evictions = 0
-    for hit, evicted in steps(stream, capacity, policy, seed=seed):
-        if hit:
-            hits += 1
-        elif evicted is not None:
-            evictions += 1
-    return Replay(policy, len(stream), hits, evictions)
+    hits = sum(step is HIT for step in steps(stream, capacity, policy, seed=seed))
+    return Replay(len(stream), hits)
 
 
 def steps(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) -> Iterator[Step]:
@@ -104,27 +89,11 @@ def steps(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) -
     >>> [step.evicted for step in steps([1, 2, 1, 3], capacity=2, policy="fifo")]
     [None, None, None, 1]
     """
-    _require_room(capacity)
-    return _walk(stream, capacity, _choose(policy, stream, seed))
-
-
-class _Order(Protocol):
-    """In which order a policy parts with its keys; told of each request once, by `used` or `add`.
-
-    `evict` is only called when there are keys, and always followed by `add`.
-    """
-
-    def used(self, key: int) -> None: ...
-    def add(self, key: int) -> None: ...
-    def evict(self) -> int: ...
-
-
-def _require_room(capacity: int) -> None:
     if capacity < 1:
         raise ValueError(f"a cache holds at least 1 entry; a capacity of {capacity} is too small")
-
-
-def _walk(stream: Sequence[int], capacity: int, order: _Order) -> Iterator[Step]:
+    if policy not in POLICIES:
+        raise ValueError(f"no policy is called {policy!r}; there are {', '.join(POLICIES)}")
+    order = POLICIES[policy](stream, random.Random(seed))
     held: set[int] = set()
     for key in stream:
         if key in held:
@@ -142,21 +111,15 @@ def _walk(stream: Sequence[int], capacity: int, order: _Order) -> Iterator[Step]
             yield Step(False, evicted)
 
 
-def _choose(policy: str, stream: Sequence[int], seed: int) -> _Order:
-    match policy:
-        case "belady":
-            return _Belady(stream)
-        case "fifo":
-            return _Fifo()
-        case "lfu":
-            return _Lfu()
-        case "lru":
-            return _Lru()
-        case "random":
-            return _Random(random.Random(seed))
-        case "sampled-lru":
-            return _SampledLru(random.Random(seed))
-    raise ValueError(f"no policy is called {policy!r}; there are {', '.join(POLICIES)}")
+class _Order(Protocol):
+    """In which order a policy parts with its keys; told of each request once, by `used` or `add`.
+
+    `evict` is only called when there are keys, and always followed by `add`.
+    """
+
+    def used(self, key: int) -> None: ...
+    def add(self, key: int) -> None: ...
+    def evict(self) -> int: ...
 
 
 class _Belady:
@@ -218,8 +181,8 @@ class _Lfu:
 
     def used(self, key: int) -> None:
         uses = self._uses[key]
-        self._leave(key, uses)
-        if uses == self._fewest and uses not in self._queues:
+        del self._queues[uses][key]
+        if uses == self._fewest and not self._queues[uses]:
             self._fewest += 1
         self._join(key, uses + 1)
 
@@ -228,8 +191,7 @@ class _Lfu:
         self._join(key, 1)
 
     def evict(self) -> int:
-        key = next(iter(self._queues[self._fewest]))
-        self._leave(key, self._fewest)
+        key = self._queues[self._fewest].popitem(last=False)[0]
         del self._uses[key]
         return key
 
@@ -237,44 +199,40 @@ class _Lfu:
         self._uses[key] = uses
         self._queues[uses][key] = None
 
-    def _leave(self, key: int, uses: int) -> None:
-        queue = self._queues[uses]
-        del queue[key]
-        if not queue:
-            del self._queues[uses]
-
 
 class _Random:
-    """A list; the last one takes the place of the one drawn."""
+    """A list in which the last key takes the place of the one that goes."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._keys: list[int] = []
+        self._place: dict[int, int] = {}
 
     def used(self, key: int) -> None:
         pass
 
     def add(self, key: int) -> None:
+        self._place[key] = len(self._keys)
         self._keys.append(key)
 
     def evict(self) -> int:
-        at = self._rng.randrange(len(self._keys))
-        last = self._keys.pop()
-        if at == len(self._keys):
-            return last
-        evicted, self._keys[at] = self._keys[at], last
-        return evicted
+        return self._remove(self._rng.choice(self._keys))
+
+    def _remove(self, key: int) -> int:
+        place, last = self._place.pop(key), self._keys.pop()
+        if last != key:
+            self._keys[place] = last
+            self._place[last] = place
+        return key
 
 
-class _SampledLru:
-    """Entries with the time of their last use, and a pool of (idle when looked at, key)."""
+class _SampledLru(_Random):
+    """Such a list, the time of each key's last use, and a pool of (idle when looked at, key)."""
 
     def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
+        super().__init__(rng)
         self._now = 0
         self._last_use: dict[int, int] = {}
-        self._keys: list[int] = []
-        self._place: dict[int, int] = {}
         self._pool: list[tuple[int, int]] = []
 
     def used(self, key: int) -> None:
@@ -283,8 +241,7 @@ class _SampledLru:
 
     def add(self, key: int) -> None:
         self.used(key)
-        self._place[key] = len(self._keys)
-        self._keys.append(key)
+        super().add(key)
 
     def evict(self) -> int:
         while True:
@@ -293,9 +250,8 @@ class _SampledLru:
                 # As in Valkey, what was seen is not looked at again: the key may have been used
                 # since, and only one that is gone is passed over.
                 key = self._pool.pop()[1]
-                if key in self._last_use:
-                    self._remove(key)
-                    return key
+                if self._last_use.pop(key, None):
+                    return self._remove(key)
 
     def _look_at_some(self) -> None:
         for key in self._rng.sample(self._keys, min(SAMPLES, len(self._keys))):
@@ -303,9 +259,12 @@ class _SampledLru:
             if len(self._pool) > POOL:
                 del self._pool[0]
 
-    def _remove(self, key: int) -> None:
-        del self._last_use[key]
-        place, last = self._place.pop(key), self._keys.pop()
-        if last != key:
-            self._keys[place] = last
-            self._place[last] = place
+
+POLICIES: dict[str, Callable[[Sequence[int], random.Random], _Order]] = {
+    "belady": lambda stream, _: _Belady(stream),
+    "fifo": lambda *_: _Fifo(),
+    "lfu": lambda *_: _Lfu(),
+    "lru": lambda *_: _Lru(),
+    "random": lambda _, rng: _Random(rng),
+    "sampled-lru": lambda _, rng: _SampledLru(rng),
+}

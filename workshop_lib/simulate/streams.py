@@ -21,15 +21,13 @@ def zipf_probabilities(keys: int, exponent: float) -> list[float]:
         One probability a key; together they are 1.
 
     Raises:
-        ValueError: no keys, or an exponent below 0.
+        ValueError: no keys.
 
     >>> [round(p, 3) for p in zipf_probabilities(3, 1.0)]
     [0.545, 0.273, 0.182]
     """
     if keys < 1:
         raise ValueError(f"requests need at least 1 key to ask for; {keys} is too few")
-    if not exponent >= 0:
-        raise ValueError(f"a Zipf exponent is 0 (all keys alike) or more; {exponent} is not")
     weights = np.arange(1, keys + 1, dtype=float) ** -exponent
     shares: list[float] = (weights / weights.sum()).tolist()
     return shares
@@ -42,7 +40,7 @@ def zipf_stream(requests: int, keys: int, exponent: float = 1.0, seed: int = 0) 
         As many key numbers as requests, each from 0 (the hottest) to keys - 1.
 
     Raises:
-        ValueError: requests below 0, no keys, or an exponent below 0.
+        ValueError: requests below 0, or no keys.
 
     >>> zipf_stream(8, keys=100, exponent=1.0, seed=1)
     [7, 77, 0, 76, 2, 4, 40, 4]
@@ -69,14 +67,9 @@ def scan_stream(
     Returns:
         As many key numbers as requests.
 
-    Raises:
-        ValueError: as for `zipf_stream`, or a share outside 0 to 1.
-
     >>> scan_stream(7, keys=5, share=1.0)
     [4, 3, 2, 1, 0, 4, 3]
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"the scan's share lies between 0 and 1; {share} does not")
     rng = np.random.default_rng(seed)
     stream = _zipf(requests, keys, exponent, rng)
     scanned = rng.random(requests) < share
@@ -96,14 +89,9 @@ def shifting_stream(
     Returns:
         As many key numbers as requests; within a period they are as likely as in `zipf_stream`.
 
-    Raises:
-        ValueError: as for `zipf_stream`, or a period below 1.
-
     >>> shifting_stream(6, keys=10, exponent=50, period=2)
     [0, 0, 6, 6, 2, 2]
     """
-    if period < 1:
-        raise ValueError(f"the hot set stays for at least 1 request; a period of {period} is less")
     ranks = _zipf(requests, keys, exponent, np.random.default_rng(seed))
     turns = np.arange(requests) // period
     stream: list[int] = ((ranks + turns * max(round(GOLDEN * keys), 1)) % keys).tolist()
@@ -120,14 +108,9 @@ def poisson_times(rate_per_s: float, seconds: float, seed: int = 0) -> list[floa
     Returns:
         Ascending times in seconds, from 0 up to `seconds`; about rate_per_s · seconds of them.
 
-    Raises:
-        ValueError: a rate or a duration below 0.
-
     >>> [round(t, 1) for t in poisson_times(0.5, seconds=10)]
     [6.1, 8.1, 9.1]
     """
-    if not (rate_per_s >= 0 and seconds >= 0):
-        raise ValueError(f"a rate and a duration are not negative: {rate_per_s}/s, {seconds} s")
     rng = np.random.default_rng(seed)
     times: list[float] = np.sort(rng.random(rng.poisson(rate_per_s * seconds)) * seconds).tolist()
     return times
@@ -135,8 +118,6 @@ def poisson_times(rate_per_s: float, seconds: float, seed: int = 0) -> list[floa
 
 def _zipf(requests: int, keys: int, exponent: float, rng: np.random.Generator) -> NDArray[np.int64]:
     """The ranks drawn, by inversion of the distribution function."""
-    if requests < 0:
-        raise ValueError(f"a stream has 0 requests or more; {requests} is not")
     up_to = np.cumsum(zipf_probabilities(keys, exponent))
     drawn = np.searchsorted(up_to, rng.random(requests), side="right")
     return np.minimum(drawn, keys - 1)  # rounding may leave the last sum just below 1

@@ -1,11 +1,9 @@
-"""What hit ratio and what staleness to expect, by formula, when requests are independent."""
+"""Formulas for hit ratio, staleness, break-even and early refresh (pure)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import numpy as np
 
 
 def che_lru_hit_ratio(probabilities: Sequence[float], capacity: int) -> float:
@@ -18,24 +16,16 @@ def che_lru_hit_ratio(probabilities: Sequence[float], capacity: int) -> float:
 
     Args:
         probabilities: how likely a request is for each key; together 1.
-        capacity: in entries.
-
-    Raises:
-        ValueError: probabilities that are negative or do not add up to 1, or a capacity below 1.
+        capacity: in entries, 1 at least.
 
     >>> round(che_lru_hit_ratio([0.25] * 4, capacity=2), 3)
     0.5
     """
-    p = np.asarray(probabilities, dtype=float)
-    if capacity < 1:
-        raise ValueError(f"a cache holds at least 1 entry; a capacity of {capacity} is too small")
-    if not (np.all(p >= 0) and math.isclose(p.sum(), 1, abs_tol=1e-6)):
-        raise ValueError(f"probabilities are not negative and add up to 1, not to {p.sum():.6g}")
-    if capacity >= np.count_nonzero(p):
+    if capacity >= sum(p > 0 for p in probabilities):
         return 1.0
 
     def held(t: float) -> float:
-        return float(-np.expm1(-p * t).sum())
+        return -sum(math.expm1(-p * t) for p in probabilities)
 
     low, high = 0.0, float(capacity)
     while held(high) < capacity:
@@ -43,7 +33,7 @@ def che_lru_hit_ratio(probabilities: Sequence[float], capacity: int) -> float:
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if held(middle) < capacity else (low, middle)
-    return float(-(p * np.expm1(-p * high)).sum())
+    return -sum(p * math.expm1(-p * high) for p in probabilities)
 
 
 def ttl_hit_ratio(rate_per_s: float, ttl_s: float) -> float:
@@ -53,13 +43,9 @@ def ttl_hit_ratio(rate_per_s: float, ttl_s: float) -> float:
     the hits of the next T seconds, λT on average; then the entry is gone until the next request
     fills it again (Jung, Berger and Balakrishnan 2003). Nothing is evicted.
 
-    Raises:
-        ValueError: a rate or a TTL below 0.
-
     >>> ttl_hit_ratio(rate_per_s=0.3, ttl_s=30)
     0.9
     """
-    _not_negative(rate_per_s=rate_per_s, ttl_s=ttl_s)
     return rate_per_s * ttl_s / (1 + rate_per_s * ttl_s)
 
 
@@ -80,13 +66,9 @@ def stale_share(update_rate_per_s: float, ttl_s: float, request_rate_per_s: floa
     theorem, Ross, "Stochastic Processes", 1996, section 3.6). With rare updates it is about
     μT/2 · λT/(1 + λT), because an answer from the cache is T/2 seconds old on average.
 
-    Raises:
-        ValueError: a rate or the TTL below 0.
-
     >>> round(stale_share(update_rate_per_s=1 / 60, ttl_s=30, request_rate_per_s=1.0), 3)
     0.206
     """
-    _not_negative(update_rate_per_s=update_rate_per_s, request_rate_per_s=request_rate_per_s)
     x = update_rate_per_s * ttl_s
     # Of the answers from the cache; the first terms of the series where the formula would lose
     # its digits to 1 - 1.
@@ -108,17 +90,34 @@ def break_even(hit: float, fill: float, database: float) -> float | None:
     Returns:
         The ratio; None if a hit is no faster than the database, so that no ratio is enough.
 
-    Raises:
-        ValueError: a time is negative.
-
     >>> break_even(hit=1, fill=1, database=9)
     0.2
     """
-    _not_negative(hit=hit, fill=fill, database=database)
     return None if hit >= database else (hit + fill) / (database + fill)
 
 
-def _not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name} is 0 or more; {value} is not")
+def should_refresh_early(
+    now: float, expires_at: float, cost_s: float, beta: float, rng_uniform: float
+) -> bool:
+    """Whether this reader should load again before the entry expires, so that others need not wait.
+
+    XFetch (Vattani, Chierichetti and Lowenstein 2015): yes if
+
+        now - cost_s · beta · ln(u) >= expires_at
+
+    The subtracted term is an exponentially distributed head start of cost_s · beta on average. Each
+    reader decides alone; the closer the end, the surer it is that one of them says yes.
+
+    Args:
+        now: seconds, on the clock of `expires_at`.
+        expires_at: when the entry expires.
+        cost_s: how long a load takes; the longer, the earlier.
+        beta: 1 is the paper's choice; more is earlier, 0 is never before the end.
+        rng_uniform: u, drawn anew for each request, uniform in (0, 1]: `1 - random.random()`.
+
+    >>> should_refresh_early(now=98, expires_at=100, cost_s=1, beta=1, rng_uniform=0.5)
+    False
+    >>> should_refresh_early(now=98, expires_at=100, cost_s=1, beta=1, rng_uniform=0.1)
+    True
+    """
+    return now - cost_s * beta * math.log(rng_uniform) >= expires_at
