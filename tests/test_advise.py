@@ -1,12 +1,10 @@
 """What a cache is worth, by hand-worked cases; and the command that says it."""
 
 import json
-import re
 import signal
 import sys
 from collections.abc import Iterator
 from datetime import date
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -20,9 +18,7 @@ from workshop_lib.advise import (
     VERDICTS,
     Assumptions,
     advise,
-    figure,
 )
-from workshop_lib.advise_command import HOW
 from workshop_lib.cli import main
 from workshop_lib.costs import Prices
 from workshop_lib.errors import DataError
@@ -37,7 +33,6 @@ EASY = Assumptions(ttl_s=60, distinct=100, days=1, cache_ms=1, network_ms=1, row
 DAY = 86_400
 MONTH = 730 * 3_600
 DOCS = CHECKOUT / "docs" / "for-my-service.md"
-BAD = "<script>alert(1)</script>"
 
 
 def only(statistic, assumptions=EASY, *others):
@@ -62,7 +57,6 @@ def test_a_statement_without_parameters_is_one_key():
     assert gain.requests_usd == pytest.approx(requests)
     assert gain.usd == pytest.approx(MONTH * 60 / 61 * 0.06 * 8 / 1e6 - requests)
     assert gain.cached_gb == pytest.approx(60 / 61 * 1_000 / 1e9)
-    assert gain.needed_alone is None  # all its DPU cost 1.26 USD, and memory alone 7.30
     assert gain.stale == 0
 
 
@@ -130,12 +124,6 @@ def test_reasons_to_leave_a_read():
     assert quick.gain.needed is None
 
 
-def test_a_statement_that_writes_has_no_gain_and_its_reason():
-    one = only(Statistic("DELETE FROM t", 9.0, calls=DAY))
-    assert (one.verdict, one.gain) == (LEAVE, None)
-    assert "writes" in one.reason
-
-
 def test_a_table_that_is_written_more_often_than_it_is_read_is_looked_at_first():
     read = Statistic("SELECT count(*) FROM shop.t", 9.0, calls=DAY)
     # One write in a TTL of 60 s: of 60 hits in a cycle of 61 answers, 1/e are stale.
@@ -148,9 +136,10 @@ def test_a_table_that_is_written_more_often_than_it_is_read_is_looked_at_first()
     assert (other.verdict, other.gain.stale) == (CACHE, 0)
 
 
-def test_parameters_that_can_make_every_call_unique_are_counted_first():
-    one = only(Statistic("SELECT * FROM t WHERE at > $1", 500.0, calls=10 * DAY))
-    assert (one.verdict, "every call unique" in one.reason) == (MEASURE, True)
+def test_what_can_be_unique_in_each_call_and_what_asks_for_the_time_is_measured_first():
+    for condition, why in (("at > $1", "may be unique"), ("at = now()", "asks for the time")):
+        one = only(Statistic(f"SELECT * FROM t WHERE {condition}", 500.0, calls=10 * DAY))
+        assert (one.verdict, why in one.reason) == (MEASURE, True)
 
 
 def test_the_ranking_is_by_waiting_and_what_to_leave_is_last_by_time():
@@ -169,26 +158,11 @@ def test_the_ranking_is_by_waiting_and_what_to_leave_is_last_by_time():
 def test_calls_of_a_plan_are_assumed_and_days_must_be_known():
     plan = Statistic("TABLE a", 9.0, dpu=0.1)
     assert only(plan, Assumptions(calls_per_s=7)).calls_per_s == 7
-    assert "a plan is one run" in advise([plan], EASY, PRICES).cannot_tell[0]
     counted = Statistic("TABLE a", 9.0, calls=DAY, days=2)
     assert only(counted, Assumptions()).calls_per_s == 0.5
     assert only(counted, EASY).calls_per_s == 1  # what is said wins
     with pytest.raises(DataError, match="--days"):
         advise([Statistic("TABLE a", 9.0, calls=DAY)], Assumptions(), PRICES)
-
-
-def test_the_largest_numbers_that_a_file_may_hold_do_not_break_it():
-    wide = Assumptions(*[1e12] * 7)
-    given = [Statistic(f"TABLE t{n}", 1e12, 1e12, 1e12, 1e12, 1e-6) for n in range(3)]
-    given += [Statistic(f"SELECT * FROM t WHERE a{n} = $1", 0, 0, 0, 1e12) for n in range(3)]
-    for assumptions in (wide, Assumptions(*[1e-6] * 7), Assumptions(days=1)):
-        json.dumps(advise(given, assumptions, PRICES).to_json(), allow_nan=False)
-
-
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e13])
-def test_an_assumption_out_of_range_is_refused(value):
-    with pytest.raises(ValueError, match=r"^ttl_s is .*; it must be from"):
-        Assumptions(ttl_s=value)
 
 
 # --- the command ---
@@ -214,8 +188,9 @@ def workshop(tmp_path, monkeypatch) -> Iterator:
 FILE = f"""query,calls,mean_ms,rows,dpu,days
 SELECT count(*) FROM t,{DAY},9,{DAY},0.06,1
 SELECT * FROM t WHERE id = $1,{DAY},9,{DAY},0.06,1
-SELECT '{BAD}' FROM t WHERE at > $1,{DAY},900,{DAY},0.06,1
-"UPDATE t SET note = $1 -- {BAD}",60,9,60,0.06,1
+SELECT * FROM t WHERE at > $1 AND pin = '1234',{DAY},900,{DAY},0.06,1
+"UPDATE t SET note = $1 -- {"long " * 40}",60,9,60,0.06,1
+TABLE u,{1000 * DAY},9,1,,1
 <insufficient privilege>,5,1,5,,1
 """
 
@@ -226,8 +201,9 @@ def test_the_terminal_shows_all_verdicts_the_assumptions_and_what_the_file_canno
     for kind in VERDICTS:
         assert f"\n{kind.upper()}\n" in done.output
     for said in (
-        "Statements: 4. To cache: 1; to measure first: 2; to leave: 1.",
+        "Statements: 5. To cache: 2; to measure first: 2; to leave: 1.",
         "whose text the file hides: 1.",
+        "Hit ratio: over 0.999 expected",  # below one, and not shown as one
         "--distinct 50: different",
         "--ttl 30: seconds",
         "--region-prices: us-east-1",
@@ -235,18 +211,8 @@ def test_the_terminal_shows_all_verdicts_the_assumptions_and_what_the_file_canno
         "THE FILE CANNOT TELL",
     ):
         assert said in done.output, said
-    assert max(map(len, done.output.splitlines())) <= 100
-
-
-def test_a_hit_ratio_below_one_is_not_shown_as_one(workshop):
-    done = workshop(f"query,calls,mean_ms,days\nTABLE t,{1000 * DAY},9,1\n")
-    assert "Hit ratio: over 0.999 expected" in done.output
-
-
-def test_a_statement_is_shown_without_its_values(workshop):
-    done = workshop("query,calls,mean_ms,days\nSELECT * FROM t WHERE pin = '1234',86400,9,1\n")
-    assert "pin = $1" in done.output
     assert "1234" not in done.output
+    assert max(map(len, done.output.splitlines())) <= 100
 
 
 def test_only_the_first_of_a_kind_are_shown_and_the_rest_is_counted(workshop):
@@ -259,70 +225,33 @@ def test_only_the_first_of_a_kind_are_shown_and_the_rest_is_counted(workshop):
     assert " 2. " not in done.output
 
 
-def test_json_is_the_advice_and_nothing_else(workshop):
-    done = workshop(FILE, "--json")
-    found = json.loads(done.output)
+def test_json_is_the_advice_and_nothing_else_also_from_windows(workshop):
+    found = json.loads(workshop("\ufeff" + FILE.replace("\n", "\r\n"), "--json").output)
     statistics, hidden = parse(FILE)
     again = advise(statistics, Assumptions(), load_prices(), hidden).to_json()
     assert found == json.loads(json.dumps(again))
     assert (found["hidden"], found["assumptions"]["ttl_s"]) == (1, 60)
-    assert {one["verdict"] for one in found["statements"]} == set(VERDICTS)
 
 
 def test_other_prices_change_what_it_saves(workshop, tmp_path):
     text = (CHECKOUT / "data" / "prices.toml").read_text()
-    old = next(re.finditer(r"\[dsql_million_dpu\]\nusd = ([\d.]+)", text))
-    (tmp_path / "mine.toml").write_text(text.replace(old[0], "[dsql_million_dpu]\nusd = 800.0"))
+    dearer = text.replace("[dsql_million_dpu]\nusd = 8.00", "[dsql_million_dpu]\nusd = 800.0")
+    (tmp_path / "mine.toml").write_text(dearer)
+    file = FILE.replace(",,", ",0,")
     usual, dear = (
-        json.loads(workshop(FILE, "--json", *words).output)["total"]
+        json.loads(workshop(file, "--json", *words).output)["total"]
         for words in ((), ("--region-prices", "mine.toml"))
     )
-    factor = 800 / float(old[1])
     costs = usual["requests_usd"]
-    assert dear["usd"] + costs == pytest.approx(factor * (usual["usd"] + costs))
-
-
-class Tags(HTMLParser):
-    """Collects a page's tags, and their depth at its end."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.open = set(), []
-
-    def handle_starttag(self, tag, attrs):  # noqa: ARG002 -- as HTMLParser calls it
-        self.seen.add(tag)
-        if tag not in {"meta", "br"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def test_the_page_has_every_statement_escaped_and_needs_nothing_from_elsewhere(workshop, tmp_path):
-    done = workshop(FILE, "--page", "advice.html")
-    assert done.exit_code == 0
-    page = (tmp_path / "advice.html").read_text()
-    tags = Tags()
-    tags.feed(page)
-    assert tags.open == []
-    assert tags.seen & {"script", "img", "link", "iframe"} == set()
-    assert BAD not in page
-    assert "&lt;script&gt;alert" in page
-    assert "Content-Security-Policy" in page
-    for text in ("Cache it", "Measure first", "Leave it", "Assumed", "cannot tell", "count(*)"):
-        assert text in page
+    assert dear["usd"] + costs == pytest.approx(100 * (usual["usd"] + costs))
 
 
 @pytest.mark.parametrize(
     ("text", "words", "said"),
     [
-        (b"", (), "statements.csv: Its first line names no column query"),
-        (b"\xff\xfeq\x00", (), "statements.csv is not text in UTF-8"),
+        (b"", (), "It is no CSV"),
+        (b"\xff\xfeq\x00", (), "names no column query"),
         (b"query,calls,mean_ms\nTABLE a,1,1\n", (), "say it by --days"),
-        (b"query,calls,mean_ms\nTABLE a,1,x\n", (), "must be a number"),
-        (b"query,calls,mean_ms\nTABLE a,1,1\n", ("--days", "-1"), "days is -1.0; it must be"),
-        (b"query,calls,mean_ms\nTABLE a,1,1\n", ("--ttl", "nan"), "--ttl is nan; it must be"),
-        (FILE.encode(), ("--page", "no/such/folder.html"), "cannot be written: No such file"),
         (FILE.encode(), ("--region-prices", "none.toml"), "The prices in none.toml cannot be read"),
     ],
 )
@@ -334,34 +263,25 @@ def test_what_cannot_be_done_is_one_sentence(workshop, text, words, said):
     assert len(done.output.splitlines()) == 1
 
 
-def test_a_file_that_is_not_there_is_one_sentence(workshop):
-    done = CliRunner().invoke(main, ["advise", "nowhere.csv"])
-    assert (done.exit_code, done.output) == (
-        1,
-        "Error: nowhere.csv cannot be read: No such file or directory.\n",
-    )
+def test_a_file_that_is_not_there_and_an_assumption_out_of_range_are_refused_by_name(workshop):
+    assert "'nowhere.csv'" in CliRunner().invoke(main, ["advise", "nowhere.csv"]).output
+    assert "Invalid value for '--ttl': 0.0" in workshop(FILE, "--ttl", "0").output
 
 
 def test_without_the_parser_it_is_one_sentence(workshop, monkeypatch):
     for name in ("advise", "sql_shape", "statistics_file"):
-        monkeypatch.delitem(sys.modules, f"workshop_lib.{name}")
+        monkeypatch.delitem(sys.modules, f"workshop_lib.{name}", raising=False)
+        monkeypatch.delattr(f"workshop_lib.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "pgparse", None)
     done = workshop(FILE)
     assert done.output.startswith("Error: The package pgparse is not installed")
     assert len(done.output.splitlines()) == 1
 
 
-def test_a_file_with_a_byte_order_mark_or_windows_lines_is_read(workshop):
-    assert workshop("\ufeff" + FILE.replace("\n", "\r\n")).exit_code == 0
-
-
-def test_without_a_file_it_shows_the_statements_to_copy_which_the_docs_have_as_well(workshop):
+def test_without_a_file_it_says_how_to_make_one():
     done = CliRunner().invoke(main, ["advise"])
-    assert done.output == f"{HOW.strip()}\n"
-    page = DOCS.read_text()
-    copies = [line for line in HOW.splitlines() if line.startswith("\\copy")]
-    assert len(copies) == 2
-    assert [line for line in copies if line not in page] == []
+    assert "\\copy (SELECT query, calls, total_exec_time" in done.output
+    assert "Read the answer" not in done.output
 
 
 def test_the_example_in_the_docs_is_what_the_command_makes(workshop):
@@ -370,7 +290,3 @@ def test_the_example_in_the_docs_is_what_the_command_makes(workshop):
     shown = page.partition("```text\n")[2].partition("```")[0]
     made = workshop(given).output.partition("\nASSUMED")[0]
     assert shown == made
-
-
-def test_a_number_has_three_digits_that_count():
-    assert [figure(x) for x in (0, 0.01234, 12.34, 1234567)] == ["0", "0.0123", "12.3", "1,230,000"]

@@ -28,10 +28,10 @@ time=2.973..4.482 rows=120 loops=1)
 """
 
 
-def table(*rows, delimiter=","):
+def table(*rows):
     """The text of a CSV file."""
     out = io.StringIO()
-    csv.writer(out, delimiter=delimiter).writerows(rows)
+    csv.writer(out).writerows(rows)
     return out.getvalue()
 
 
@@ -49,9 +49,8 @@ def table(*rows, delimiter=","):
          [7, "t", QUERY, 10, 25, 99, 30]),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_the_columns_of_every_version_mean_the_same(columns, values, delimiter):
-    (found,), hidden = parse(table(columns.split(","), values, delimiter=delimiter))
+def test_the_columns_of_every_version_mean_the_same(columns, values):
+    (found,), hidden = parse(table(columns.split(","), values))
     assert (found, hidden) == (Statistic(QUERY, 2.5, rows=3.0, calls=10), 0)
 
 
@@ -87,32 +86,26 @@ def test_a_statement_may_be_longer_than_csv_usually_takes():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "names no column query and no calls and no mean_exec_time"),
-        ("\n\n", "names no column query"),
+        ("", "It is no CSV"),
         ("query,calls\n", "names no column mean_exec_time"),
         ("calls,mean_ms\n1,2\n", "names no column query"),
-        ("# my report\nquery,calls,mean_ms\n", "names no column query"),
+        ("query;calls;mean_ms\nTABLE a;1;1\n", "names no column query and no calls"),
+        ("# my report\nquery,calls,mean_ms\n", "more values than its first line"),
         ("query,calls,mean_ms\n", "No statement in it can be read"),
         (f"query,calls,mean_ms\n{HIDDEN},1,1\n", "sign in as a member of pg_read_all_stats"),
-        ("query,calls,mean_ms\nTABLE a,1\n", "line 2 has 2 values for 3 columns"),
-        ("query,calls,mean_ms\nSELECT a, b,1,1\n", "line 2 has 4 values for 3 columns"),
-        ('query,calls,mean_ms\n"TABLE a,1,1\n', "Line 2 is not CSV: unexpected end of data"),
-        ('query,calls,mean_ms\n"TABLE\n"a",1,1\n', "Line 3 is not CSV"),
-        ("query,calls,mean_ms\nTABLE a,x,1\n", "line 2 has calls = 'x'; it must be a number"),
-        ("query,calls,mean_ms\nTABLE a,nan,1\n", "calls = 'nan'"),
+        ("query,calls,mean_ms\nTABLE a,1\n", "has no time"),
+        ("query,calls,mean_ms\nSELECT a, b,1,1\n", "more values than its first line"),
+        ("query,calls,mean_ms\nTABLE a,1,1\nSELECT a, b,1,1\n", "Expected 3 fields in line 3"),
+        ('query,calls,mean_ms\n"TABLE a,1,1\n', "It is no CSV"),
+        ("query,calls,mean_ms\nTABLE a,x,1\n", "calls = 'x'; it must be a number"),
         ("query,calls,mean_ms\nTABLE a,1,-1\n", "mean_ms = '-1'"),
-        ("query,calls,mean_ms\nTABLE a,1e13,1\n", "calls = '1e13'"),
         ("query,calls,mean_ms\nTABLE a,1,inf\n", "mean_ms = 'inf'"),
-        ("query;calls;mean_ms\nTABLE a;1;2,5\n", "mean_ms = '2,5'"),
-        ("query,calls,mean_ms\nTABLE a,,1\n", "line 2 has no calls"),
-        ("query,calls,mean_ms\nTABLE a,1,\n", "line 2 has no time"),
-        ("query,calls,mean_ms\nTABLE a\0,1,1\n", "it is no text"),
-        (PLAN.replace("EXPLAIN", "-- EXPLAIN"), "line 2 comes without its statement"),
+        (PLAN.replace("EXPLAIN", "-- EXPLAIN"), "comes without its statement"),
         (PLAN.partition(" Statement DPU")[0], "no `Statement DPU Estimate` in the plan of"),
         (PLAN.partition(" Statement DPU")[0] + PLAN, "no `Statement DPU Estimate` in the plan of"),
     ],
 )
-def test_a_broken_file_is_one_sentence_that_names_the_place(text, said):
+def test_a_broken_file_is_one_sentence_that_says_what_is_wrong(text, said):
     with pytest.raises(DataError) as caught:
         parse(text)
     assert said in str(caught.value)
@@ -139,7 +132,7 @@ def test_a_plan_costs_at_least_what_a_transaction_does():
          "SELECT *\nFROM t WHERE id = $1"),
         ("EXPLAIN ANALYZE VERBOSE INSERT INTO t VALUES (1, 'a')", "INSERT INTO t VALUES ($1, $2)"),
         ("SET x = 1;\n\n  EXPLAIN ANALYZE VERBOSE TABLE t;", "TABLE t"),
-        ("EXPLAIN ANALYZE VERBOSE what is this", "EXPLAIN ANALYZE VERBOSE what is this"),
+        ("EXPLAIN ANALYZE VERBOSE what is this", "what is this"),
     ],
 )  # fmt: skip
 def test_the_statement_before_a_plan_has_parameters_for_its_values(asked, query):

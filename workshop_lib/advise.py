@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from workshop_lib.costs import HOURS_A_MONTH, Prices, Workload, monthly_cost, paying_hit_ratio
+from workshop_lib.costs import HOURS_A_MONTH, Prices, Workload, monthly_cost
 from workshop_lib.errors import DataError
 from workshop_lib.simulate.theory import break_even, stale_share, ttl_hit_ratio
 from workshop_lib.sql_shape import Shape, shape
-from workshop_lib.statistics_file import MAX_NUMBER, Statistic
+from workshop_lib.statistics_file import Statistic
 
 CACHE, MEASURE, LEAVE = VERDICTS = ("cache it", "measure first", "leave it")
 SURE = 10.0
@@ -25,19 +25,16 @@ MAX_ITEM_BYTES = 512 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What the statistics do not say. All above 0.
+    """What the statistics do not say; all above 0.
 
     Attributes:
         ttl_s: how long an answer may be used, seconds.
         distinct: how many different parameter values a statement sees, all equally often.
-        days: that the statistics cover, 0.001 at least; None: the file says it.
+        days: that the statistics cover; None: the file says it.
         calls_per_s: of a statement whose file does not tell how often it is called.
         cache_ms: of a look into the cache, or of filling it, the network included.
         network_ms: of the way to the database and back, which its statistics leave out.
         row_bytes: of a row of an answer.
-
-    Raises:
-        ValueError: a value out of its range; the text names it.
 
     """
 
@@ -48,12 +45,6 @@ class Assumptions:
     cache_ms: float = 0.5
     network_ms: float = 0.5
     row_bytes: float = 200.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and not 1e-6 <= value <= MAX_NUMBER:
-                raise ValueError(f"{field.name} is {value!r}; it must be from 1e-6 to 1e12")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +61,6 @@ class Gain:
         dpu: saved a month; None if the file has none.
         usd: saved a month: DPU less the cache's requests, without its memory; None as `dpu`.
         requests_usd: what the cache's requests cost a month.
-        needed_alone: the hit ratio from which on it pays for a cache of its own, in USD; None if
-            none is enough, or as `dpu`.
         cached_gb: memory of its entries.
         stale: at most this share of the answers is older than the last change: so many would be
             if each statement in the file that changes one of its tables changed all its answers.
@@ -87,7 +76,6 @@ class Gain:
     dpu: float | None
     usd: float | None
     requests_usd: float
-    needed_alone: float | None
     cached_gb: float
     stale: float
 
@@ -100,7 +88,6 @@ class Advice:
         statement: its text, without values.
         verdict: one of VERDICTS.
         reason: why.
-        notes: what to look at before.
         calls_per_s: mean over the time that the statistics cover.
         mean_ms: of the database's work for one call.
         share: of the database's time that all statements of the file took, 0 to 1.
@@ -111,7 +98,6 @@ class Advice:
     statement: str
     verdict: str
     reason: str
-    notes: tuple[str, ...]
     calls_per_s: float
     mean_ms: float
     share: float
@@ -128,7 +114,6 @@ class Report:
         hidden: how many more statements there are, whose text the file does not show.
         memory_usd: what the cache's memory costs a month, for all that is not to leave.
         region, as_of: of the prices.
-        cannot_tell: what the input leaves open, in sentences.
 
     """
 
@@ -138,7 +123,6 @@ class Report:
     memory_usd: float
     region: str
     as_of: str
-    cannot_tell: tuple[str, ...]
 
     def total(self, name: str) -> float | None:
         """The sum of an attribute of `Gain` over what is not to leave; None if one is unknown."""
@@ -180,19 +164,11 @@ def advise(
             gain = _gain(one, text, rate, writes, given=assumptions, prices=prices)
         verdict, reason = _verdict(text, gain, one.calls, rate, writes)
         share = rate * one.mean_ms / busy if busy else 0.0
-        found.append(Advice(text.text, verdict, reason, text.notes, rate, one.mean_ms, share, gain))
+        found.append(Advice(text.text, verdict, reason, rate, one.mean_ms, share, gain))
     found.sort(key=_rank)
     memory = sum(one.gain.cached_gb for one in found if one.gain and one.verdict != LEAVE)
-    bill = monthly_cost(Workload(0, cached_gb=min(memory, MAX_NUMBER), stored_gb=0), prices)
-    return Report(
-        tuple(found),
-        assumptions,
-        hidden,
-        bill.items["cache", "memory"],
-        prices.region,
-        str(prices.as_of),
-        tuple(_cannot_tell(statistics, assumptions)),
-    )
+    usd = monthly_cost(Workload(0, cached_gb=memory), prices).items["cache", "memory"]
+    return Report(tuple(found), assumptions, hidden, usd, prices.region, str(prices.as_of))
 
 
 def _calls_per_s(one: Statistic, assumptions: Assumptions) -> float:
@@ -204,7 +180,7 @@ def _calls_per_s(one: Statistic, assumptions: Assumptions) -> float:
             "How many days the statistics cover is not in the file: say it by --days. They count "
             "from the last pg_stat_statements_reset(), or from the start of the server."
         )
-    return min(one.calls / days / 86_400, MAX_NUMBER)
+    return one.calls / days / 86_400
 
 
 def _rank(one: Advice) -> tuple[bool, float]:
@@ -224,19 +200,10 @@ def _gain(
     needed = break_even(given.cache_ms, given.cache_ms, database_ms)
     cached_ms = given.cache_ms + (1 - hit_ratio) * (database_ms + given.cache_ms)
     item_bytes = min(max(1.0, one.rows) * given.row_bytes, MAX_ITEM_BYTES)
-    load = Workload(
-        reads_per_s=rate,
-        hit_ratio=hit_ratio,
-        item_bytes=item_bytes,
-        cached_gb=keys * hit_ratio * item_bytes / 1e9,
-        stored_gb=0.0,
-        read_dpu=one.dpu or 0.0,
-    )
-    before = monthly_cost(load, prices, cached=False).items["database", "reads"]
-    after = monthly_cost(load, prices).items
-    requests = after["cache", "requests"]
+    load = Workload(rate, hit_ratio=hit_ratio, item_bytes=item_bytes)
+    requests_usd = monthly_cost(load, prices).items["cache", "requests"]
     monthly = rate * MONTH_S
-    known = one.dpu is not None
+    dpu = None if one.dpu is None else monthly * hit_ratio * one.dpu
     return Gain(
         keys=keys,
         hit_ratio=hit_ratio,
@@ -244,11 +211,10 @@ def _gain(
         most_keys=rate * given.ttl_s * (1 - needed) / needed if needed else 0.0,
         waiting_s=monthly * (database_ms - cached_ms) / 1_000,
         database_s=monthly * hit_ratio * one.mean_ms / 1_000,
-        dpu=monthly * hit_ratio * one.dpu if one.dpu is not None else None,
-        usd=before - after["database", "reads"] - requests if known else None,
-        requests_usd=requests,
-        needed_alone=paying_hit_ratio(load, prices) if known else None,
-        cached_gb=load.cached_gb,
+        dpu=dpu,
+        usd=None if dpu is None else dpu * prices.dsql_million_dpu / 1e6 - requests_usd,
+        requests_usd=requests_usd,
+        cached_gb=keys * hit_ratio * item_bytes / 1e9,
         stale=stale_share(writes, given.ttl_s, rate / keys),
     )
 
@@ -263,8 +229,8 @@ def _verdict(
         return LEAVE, "the database answers it as fast as a cache would"
     factor = SURE if text.parameters else 1.0
     most = round(gain.most_keys)
-    few = f"with up to {figure(most)} different parameter value{'s' * (most != 1)}"
-    assumed = f"the {figure(gain.keys)} assumed"
+    few = f"with up to {most:,} different parameter value{'s' * (most != 1)}"
+    assumed = f"the {gain.keys:,.0f} assumed"
     if gain.most_keys < gain.keys / factor:
         if gain.most_keys < 1:
             return LEAVE, "it is called too rarely for what a hit would save"
@@ -277,44 +243,8 @@ def _verdict(
         return MEASURE, (
             "its tables are written more often than it is called: say how old an answer may be"
         )
-    if text.unique:
-        return MEASURE, "its parameters can make every call unique: count the different values"
+    if text.doubt:
+        return MEASURE, text.doubt
     if not text.parameters:
         return CACHE, "it has no parameters, so one entry answers every call"
     return CACHE, f"users wait less {few}, more than ten times {assumed}"
-
-
-def _cannot_tell(statistics: Sequence[Statistic], given: Assumptions) -> Iterator[str]:
-    """What the input leaves open, whatever it says."""
-    if any(one.calls is None for one in statistics):
-        yield (
-            f"How often: a plan is one run. A call rate of {figure(given.calls_per_s)} per second "
-            "is assumed for each statement, and that all its calls are like that run."
-        )
-    yield (
-        "When the calls came: λT/(1+λT) takes them as independent and spread over day and night. "
-        "Rushes make for a better hit ratio. A job that calls at fixed times, farther apart than "
-        "the TTL, never hits."
-    )
-    yield (
-        "Which parameters they had: the statistics count calls, not values. The assumed number of "
-        f"values is trusted within a factor of {SURE:g}; favourites among them make for a better "
-        "hit ratio. A $1 may also stand for a value that your program never changes."
-    )
-    yield (
-        "How old an answer may be, and whether a statement reads in a transaction that then "
-        "writes, where it must not be served from a cache."
-    )
-    yield (
-        "What functions, views and row-level security do; how large a row is; how long users wait "
-        "for connections and locks outside of the statement."
-    )
-
-
-def figure(value: float) -> str:
-    """A number with three digits that count.
-
-    >>> figure(1234567), figure(0.12345)
-    ('1,230,000', '0.123')
-    """
-    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import io
+import math
 import re
-import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 import pgparse
 
 from workshop_lib.errors import DataError
 from workshop_lib.sql_shape import parse_one
 
 MAX_NUMBER = 1e12
-EXECUTION = ("total_exec_time", "total_time", "total_ms", "mean_exec_time", "mean_time", "mean_ms")
+EXECUTION = ["total_exec_time", "total_time", "mean_exec_time", "mean_time", "mean_ms"]
 """Milliseconds: pg_stat_statements since version 13, before it, and ours; of all calls, or one."""
-PLANNING = ("total_plan_time", "mean_plan_time")
-DPU = ("total_dpu", "dpu")
+PLANNING = ["total_plan_time", "mean_plan_time"]
+DPU = ["total_dpu", "dpu"]
 HIDDEN = "<insufficient privilege>"
 """What pg_stat_statements shows in place of another user's statement."""
-PLAN = "QUERY PLAN"
+PLAN = re.compile(r"^ *QUERY PLAN *$", re.MULTILINE)
+EXPLAIN = re.compile(
+    r"^\s*EXPLAIN(?:\s*\([^)]*\)|(?:\s+(?:ANALYZE|VERBOSE))+)", re.IGNORECASE | re.MULTILINE
+)
 ESTIMATE = re.compile(
-    r"\s*(?P<part>[\w -]+): (?P<dpu>[\d.]+) DPU(?: \(Transaction minimum: (?P<least>[\d.]+)\))?\s*"
+    r"^(?! *Total) *[\w -]+: ([\d.]+) DPU(?: \(Transaction minimum: ([\d.]+)\))?", re.MULTILINE
 )
 """A line at the end of a plan (Aurora DSQL User Guide, "Understanding DPUs in EXPLAIN ANALYZE")."""
-TOOK = re.compile(r"\s*(?:Planning|Execution) Time: (?P<ms>[\d.]+) ms\s*")
-RETURNED = re.compile(r".*\(actual .*?rows=(?P<rows>[\d.]+).*")
-MAX_PREFIX = 8
-"""How many words EXPLAIN and its options may be."""
+TOOK = re.compile(r"^ *(?:Planning|Execution) Time: ([\d.]+) ms", re.MULTILINE)
+RETURNED = re.compile(r"\(actual .*?rows=([\d.]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,145 +63,98 @@ def parse(text: str) -> tuple[list[Statistic], int]:
         text: CSV with a line of names, or plans of Aurora DSQL as `psql -e` writes them.
 
     Raises:
-        DataError: it is neither, or a line cannot be read; the error names it.
+        DataError: it is neither, or something in it cannot be read; the error says what.
 
     """
-    if "\0" in text:
-        raise DataError("It holds bytes of 0, so it is no text. Save it as CSV, in UTF-8.")
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    names = [name.strip(' "\r').lower() for name in header.split(delimiter)]
-    if PLAN in text and not {"query", "calls"} <= set(names):
+    if PLAN.search(text):
         return list(_plans(text)), 0
-    found: dict[tuple[str, float | None], Statistic] = {}
-    hidden = 0
-    for one in _table(text, delimiter, names):
-        # A statement has a row for each user and database.
-        before = found.get((one.query, one.days))
-        found[one.query, one.days] = _sum(before, one) if before else one
-        hidden += one.query == HIDDEN
-    seen = [one for one in found.values() if one.query != HIDDEN]
-    if not seen:
+    table = _read_table(text)
+    shown = table["query"].notna() & (table["query"] != HIDDEN)
+    if not shown.any():
         raise DataError(
             "No statement in it can be read. If their texts are hidden, sign in as a member of "
             "pg_read_all_stats."
         )
-    return seen, hidden
+    return list(_sums(table[shown])), int((~shown).sum())
 
 
-def _sum(first: Statistic, second: Statistic) -> Statistic:
-    calls = (first.calls or 0.0) + (second.calls or 0.0)
-    share = (first.calls or 0.0) / calls
-    dpu = [one.dpu for one in (first, second) if one.dpu is not None]
-    return replace(
-        first,
-        mean_ms=share * first.mean_ms + (1 - share) * second.mean_ms,
-        rows=share * first.rows + (1 - share) * second.rows,
-        dpu=share * dpu[0] + (1 - share) * dpu[-1] if dpu else None,
-        calls=calls,
-    )
-
-
-def _table(text: str, delimiter: str, names: list[str]) -> Iterator[Statistic]:
-    missing = [name for name in ("query", "calls") if name not in names]
-    missing += ["mean_exec_time"] if set(names).isdisjoint(EXECUTION) else []
+def _read_table(text: str) -> pd.DataFrame:
+    """The rows of statements that were called, their numbers as numbers."""
+    try:
+        table = pd.read_csv(io.StringIO(text), dtype=str, skipinitialspace=True)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"It is no CSV: {' '.join(str(error).split())}.") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the values before for names
+        raise DataError("It has rows with more values than its first line has names.")
+    table.columns = table.columns.str.strip().str.lower()
+    missing = [name for name in ("query", "calls") if name not in table]
+    missing += ["mean_exec_time"] if table.columns.intersection(EXECUTION).empty else []
     if missing:
         raise DataError(
             f"Its first line names no column {' and no '.join(missing)}. `workshop advise` without "
-            "a file prints the statement that makes such a file."
+            "a file says how to make one."
         )
-    csv.field_size_limit(sys.maxsize)  # a statement may be longer than csv's usual 131,072
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        next(lines)
-        for values in filter(None, lines):
-            where = f"The row that ends in line {lines.line_num}"
-            if len(values) != len(names):
-                raise DataError(f"{where} has {len(values)} values for {len(names)} columns.")
-            row = dict(zip(names, values, strict=True))
-            # What a function runs is counted again in the statement that calls the function.
-            if not row.get("toplevel", "").lower().startswith("f"):
-                yield from _row(row, where)
-    except csv.Error as error:
-        raise DataError(f"Line {lines.line_num} is not CSV: {error}.") from None
+    for name in table.columns.intersection(["calls", "rows", "days", *EXECUTION, *PLANNING, *DPU]):
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        wrong = table[name].notna() & ~numbers.between(0, MAX_NUMBER)
+        if wrong.any():
+            raise DataError(
+                f"One of its rows has {name} = {table[name][wrong].iloc[0][:40]!r}; it must be a "
+                "number from 0 to 1e12, such as 12.5."
+            )
+        table[name] = numbers
+    if "toplevel" in table:  # what a function runs is counted again in its caller
+        table = table[~table["toplevel"].str.lower().str.startswith("f")]
+    return table[table["calls"] > 0]
 
 
-def _row(row: Mapping[str, str], where: str) -> Iterator[Statistic]:
-    """The statistic of a row, if it was called."""
-    calls = _number(row, "calls", where)
-    if calls is None:
-        raise DataError(f"{where} has no calls.")
-    if not calls:
-        return
+def _sums(table: pd.DataFrame) -> Iterator[Statistic]:
+    """Each statement once: in the file it has a row for each user and database."""
 
-    def mean(names: Iterable[str]) -> float | None:
-        known = ((name, _number(row, name, where)) for name in names)
-        found = ((name, value) for name, value in known if value is not None)
-        return next((v / calls if name.startswith("total") else v for name, v in found), None)
+    def total(names: list[str]) -> Any:
+        """Of all calls of each row, by the first of these columns that is there."""
+        name = next((one for one in names if one in table), None)
+        if name is None:
+            return pd.Series(math.nan, table.index)
+        return table[name] * (1 if name.startswith("total") else table["calls"])
 
-    ms = mean(EXECUTION)
-    if ms is None:
-        raise DataError(f"{where} has no time.")
-    ms += mean(PLANNING) or 0.0
-    rows = (_number(row, "rows", where) or 0.0) / calls
-    days = _number(row, "days", where)
-    yield Statistic(row["query"].strip(), ms, rows, mean(DPU), calls, days)
-
-
-def _number(row: Mapping[str, str], name: str, where: str) -> float | None:
-    text = row.get(name, "").strip()
-    try:
-        value = float(text) if text else None
-    except ValueError:
-        value = -1.0
-    if value is not None and not 0 <= value <= MAX_NUMBER:
-        raise DataError(
-            f"{where} has {name} = {text[:40]!r}; it must be a number from 0 to 1e12, such as 12.5."
-        )
-    return value
+    totals = table.assign(
+        query=table["query"].str.strip(),
+        mean_ms=total(EXECUTION) + total(PLANNING).fillna(0),
+        dpu=total(DPU),
+        **{name: table.get(name, math.nan) for name in ("rows", "days")},
+    )
+    if totals["mean_ms"].isna().any():
+        raise DataError("One of its rows has no time.")
+    by_text = totals.groupby(["query", "days"], dropna=False, sort=False)
+    sums = by_text[["mean_ms", "rows", "dpu", "calls"]].sum(min_count=1)
+    means = sums.div(sums["calls"], axis="index").assign(calls=sums["calls"])
+    for one in means.reset_index().to_dict("records"):
+        yield Statistic(**{str(name): x for name, x in one.items() if not pd.isna(x)})
 
 
 def _plans(text: str) -> Iterator[Statistic]:
     """Each plan, with the EXPLAIN that stands before it."""
-    before: list[str] = []
-    plan: dict[str, float] | None = None
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() == PLAN:
-            starts = [
-                i for i, one in enumerate(before) if one.strip().upper().startswith("EXPLAIN")
-            ]
-            if plan is not None:
-                break
-            if not starts:
-                raise DataError(
-                    f"The plan in line {number} comes without its statement, which `psql -e` "
-                    "writes before it."
-                )
-            query, plan = _explained("\n".join(before[starts[-1] :])), defaultdict(float)
-        elif plan is None:
-            before.append(line)
-        elif found := TOOK.fullmatch(line):
-            plan["ms"] += float(found["ms"])
-        elif found := ESTIMATE.fullmatch(line):
-            if found["part"].strip() == "Total":
-                yield Statistic(query, plan["ms"], plan.get("rows", 1.0), plan["dpu"])
-                before, plan = [], None
-            else:  # it is counted as a transaction of its own
-                plan["dpu"] += max(float(found["dpu"]), float(found["least"] or 0))
-        elif "rows" not in plan and (found := RETURNED.fullmatch(line)):
-            plan["rows"] = float(found["rows"])
-    if plan is not None:
-        raise DataError(
-            f"There is no `Statement DPU Estimate` in the plan of {query[:60]!r}: EXPLAIN ANALYZE "
-            "VERBOSE on Aurora DSQL ends with one."
+    before, *plans = PLAN.split(text)
+    for plan in plans:
+        _, *explained = EXPLAIN.split(before)
+        if not explained:
+            raise DataError("A plan comes without its statement, which `psql -e` writes before it.")
+        query = explained[-1].strip().removesuffix(";")
+        parts = ESTIMATE.findall(plan)
+        if not parts:
+            raise DataError(
+                f"There is no `Statement DPU Estimate` in the plan of {query[:60]!r}: EXPLAIN "
+                "ANALYZE VERBOSE on Aurora DSQL ends with one."
+            )
+        if parse_one(query):
+            query = str(pgparse.normalize(query))  # with parameters in place of its values
+        returned = RETURNED.search(plan)
+        yield Statistic(
+            query,
+            mean_ms=sum(map(float, TOOK.findall(plan))),
+            rows=float(returned[1]) if returned else 1.0,
+            # It is counted as a transaction of its own.
+            dpu=sum(max(float(dpu), float(least or 0)) for dpu, least in parts),
         )
-
-
-def _explained(text: str) -> str:
-    """The statement after EXPLAIN and its options, with parameters in place of its values."""
-    rest = text
-    for _ in range(MAX_PREFIX):
-        rest = "".join(rest.split(maxsplit=1)[1:])
-        if parse_one(rest):
-            return str(pgparse.normalize(rest)).strip().removesuffix(";")
-    return text
+        before = plan
