@@ -22,7 +22,7 @@ from workshop_lib.errors import WorkshopError
 T = TypeVar("T")
 
 CONFIDENCE = 0.95
-FEWEST_FOR_INTERVAL = 6
+MIN_FOR_INTERVAL = 6
 """Of fewer samples even smallest and largest hold the median less often than 95 times of 100: with
 n of them it is 1 - 2 / 2^n."""
 P99_SAMPLES = 500
@@ -32,7 +32,7 @@ BLOCK = 10
 BLOCKS = 30
 """So many blocks at least: from fewer, a block bootstrap gives intervals that are too narrow."""
 RESAMPLES = 400
-FEWEST_BLOCKS = 3
+MIN_BLOCKS = 3
 """Resamples of fewer blocks are nearly all alike, and their intervals far too narrow."""
 
 
@@ -99,7 +99,7 @@ class Samples:
     @property
     def _unit(self) -> int:
         """How many durations are drawn together."""
-        return self.block if len(self.seconds) >= FEWEST_BLOCKS * self.block else 1
+        return self.block if len(self.seconds) >= MIN_BLOCKS * self.block else 1
 
 
 def percentile(values: Sequence[float], q: float) -> float:
@@ -109,11 +109,9 @@ def percentile(values: Sequence[float], q: float) -> float:
     than 648 in floating point, and rounded up one too many.
 
     Raises:
-        ValueError: no values, or q not in (0, 100].
+        ValueError: q not in (0, 100].
 
     """
-    if not values:
-        raise ValueError("a percentile of no values does not exist: measure at least one")
     if not 0 < q <= 100:
         raise ValueError(f"a percentile lies in (0, 100]; {q} does not")
     return sorted(values)[math.ceil(Fraction(str(q)) * len(values) / 100) - 1]
@@ -217,40 +215,28 @@ class Moment:
         return self.at + self.seconds
 
 
-def moment(
-    call: Callable[[], str],
-    due: float | None = None,
-    *,
-    clock: Callable[[], float] = perf_counter,
-) -> Moment:
+def moment(call: Callable[[], str], due: float | None = None) -> Moment:
     """Make a call that says where its answer came from.
 
     A WorkshopError, such as a database that does not answer, is noted, not raised.
 
     Args:
         call: returns where its answer came from.
-        due: when it should have been made, by the clock; None for now. The wait counts from then:
-            a call that was held up before it could be made has waited, too.
-        clock: in seconds.
+        due: when it should have been made, by `time.perf_counter`; None for now. The wait counts
+            from then: a call that was held up before it could be made has waited, too.
 
     """
-    now = clock()
+    now = perf_counter()
     due = now if due is None else due
     at = time() - (now - due)
     try:
         source = call()
     except WorkshopError:
         source = "error"
-    return Moment(at, clock() - due, source)
+    return Moment(at, perf_counter() - due, source)
 
 
-def moments_on_schedule(
-    times: Sequence[float],
-    call: Callable[[int], str],
-    *,
-    clock: Callable[[], float] = perf_counter,
-    sleep: Callable[[float], object] = sleep,
-) -> list[Moment]:
+def moments_on_schedule(times: Sequence[float], call: Callable[[int], str]) -> list[Moment]:
     """Make one call after another as `on_schedule` does, each timed from when it was due.
 
     If one call hangs, calls that fall due in the meantime are made late. Timed from when they were
@@ -259,18 +245,15 @@ def moments_on_schedule(
     Args:
         times: when, in seconds from now, ascending.
         call: gets the number of the call, from 0; returns where its answer came from.
-        clock, sleep: in seconds.
 
     """
-    began, started = time(), clock()
-    found = []
-    for number, planned in enumerate(times):
-        due = started + planned
-        if (ahead := due - clock()) > 0:
-            sleep(ahead)
-        one = moment(lambda n=number: call(n), due, clock=clock)  # type: ignore[misc]
-        found.append(replace(one, at=began + planned))
-    return found
+    began, started = time(), perf_counter()
+
+    def one(number: int) -> Moment:
+        made = moment(lambda: call(number), started + times[number])
+        return replace(made, at=began + times[number])
+
+    return on_schedule(times, one)
 
 
 def on_schedule(times: Sequence[float], call: Callable[[int], T]) -> list[T]:
@@ -288,7 +271,7 @@ def on_schedule(times: Sequence[float], call: Callable[[int], T]) -> list[T]:
     """
     answers, started = [], perf_counter()
     for number, planned in enumerate(times):
-        ahead = planned - (perf_counter() - started)
+        ahead = started + planned - perf_counter()
         if ahead > 0:
             sleep(ahead)
         answers.append(call(number))

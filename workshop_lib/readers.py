@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -45,24 +45,6 @@ class ConcurrentReads:
     queries: int
 
 
-@dataclass(frozen=True)
-class _Clients:
-    """A cache and a database, as a cache of the package takes them. It can travel to a process."""
-
-    endpoint: DatabaseEndpoint
-    namespace: str
-    cache: Mapping[str, Any] = field(repr=False)
-    default_ttl: float
-
-    @cached_property
-    def database(self) -> Database:
-        return Database(self.endpoint, self.namespace, pool_min=1)
-
-    @cached_property
-    def valkey(self) -> redis.Redis:
-        return redis.Redis(**self.cache)
-
-
 def concurrent_reads(
     box: Sandbox,
     statement: str,
@@ -85,10 +67,8 @@ def concurrent_reads(
         WorkshopError: a process did not start or ended early.
 
     """
-    clients = _Clients(
-        box.database.endpoint, box.namespace, box.cache_arguments[0], box.default_ttl
-    )
-    question = (clients, statement, params, readers, behaviour)
+    servers = (box.database.endpoint, box.namespace, box.cache_arguments[0], box.default_ttl)
+    question = (servers, statement, params, readers, behaviour)
     # Not forked: a forked process would share the notebook's sockets and locks.
     context = multiprocessing.get_context("spawn")
     gate = context.Barrier(processes)
@@ -114,15 +94,20 @@ def _begin(gate: Any, parent: int) -> None:
 
 
 def _read(
-    clients: _Clients,
+    servers: tuple[DatabaseEndpoint, str, Mapping[str, Any], float],
     statement: str,
     params: Params,
     readers: int,
     behaviour: Mapping[str, Any],
 ) -> ConcurrentReads:
+    endpoint, namespace, cache_arguments, ttl = servers
+    database, valkey = Database(endpoint, namespace, pool_min=1), redis.Redis(**cache_arguments)
+    clients: Any = SimpleNamespace(
+        database=database, valkey=valkey, namespace=namespace, default_ttl=ttl
+    )
     cache = QueryCache(clients, **behaviour)
-    clients.database.query("SELECT 1")  # connected, so that the question alone is seen
-    clients.valkey.ping()
+    database.query("SELECT 1")  # connected, so that the question alone is seen
+    valkey.ping()
     _gate.wait(READY_S)
     due: list[float] = []
     together = threading.Barrier(readers, lambda: due.append(time.perf_counter()))
@@ -134,7 +119,4 @@ def _read(
 
     with ThreadPoolExecutor(readers) as threads:
         moments = list(threads.map(ask, range(readers)))
-    queries = clients.database.stats().queries - 1
-    clients.database.close()
-    clients.valkey.close()
-    return ConcurrentReads(moments, queries)
+    return ConcurrentReads(moments, database.stats().queries - 1)

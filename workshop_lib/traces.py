@@ -26,8 +26,7 @@ from workshop_lib.simulate import sample_keys, zipf_stream
 
 FILE = FILES / "data" / "traffic.toml"
 MAX_REQUESTS = 20_000_000
-MAX_LINE = 1 << 24
-"""Characters."""
+MAX_SECONDS = 1e15
 MAX_BYTES = 1 << 31
 UNKNOWN = -1
 OPERATIONS = {
@@ -158,13 +157,10 @@ class Preset:
     """Facts about a production cluster, from data/traffic.toml; shares are from 0 to 1.
 
     Attributes:
-        category: what it is for: storage, computation or transient data.
         miss_ratio: in production.
         key_bytes, value_bytes: mean size.
         kqps: thousand requests per second.
         mean_frequency: requests per key.
-        one_hit_wonders: share of the keys that are requested once.
-        compulsory_misses: share of the requests that are the first for their key.
         ttls: by TTL in seconds, its share of the entries.
         working_set_mb: of all keys, as if nothing expired.
         operations: their shares of the requests.
@@ -172,14 +168,11 @@ class Preset:
 
     """
 
-    category: str
     miss_ratio: float
     key_bytes: int
     value_bytes: int
     kqps: float
     mean_frequency: float
-    one_hit_wonders: float
-    compulsory_misses: float
     ttls: dict[int, float]
     working_set_mb: float
     operations: dict[str, float]
@@ -260,35 +253,32 @@ def preset_requests(name: str, requests: int, seed: int = 0) -> tuple[pd.DataFra
 
 def _requests(path: Path) -> Iterator[Request]:
     """What the lines of a file say, in its order."""
-    if not path.is_file():  # a pipe or a device may never end
-        raise DataError(f"{path}: there is no such file.")
-    parse: Parse | None = None
-    number, count = 1, 0
+    number, count, parse = 0, 0, None
     try:
-        for line in _lines(path):
-            if line.strip():
-                parse = parse or _choose(line)
-                for request in parse(line):
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for line in map(_decode, file):
+                number += 1
+                if parse is None:  # the first line says how to read the others
+                    parse, is_heading = _choose(line)
+                    if is_heading:
+                        continue
+                for request in parse(line) if line.strip() else ():
                     _require_valid(request)
                     count += 1
                     if count > MAX_REQUESTS:
                         raise ValueError(f"only {MAX_REQUESTS:,} requests fit; give a part of it")
                     yield request
-            number += 1
     except (ValueError, OSError, EOFError, zlib.error, csv.Error, msgspec.MsgspecError) as error:
-        raise DataError(f"{path}, line {number}: {error}.") from None
+        where = f", line {number}" if number else ""
+        raise DataError(f"{path}{where}: {error}.") from None
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        while line := file.readline(MAX_LINE):
-            if len(line) == MAX_LINE:
-                raise ValueError(f"it is longer than {MAX_LINE:,} bytes")
-            yield line.decode(errors="backslashreplace")
+def _decode(line: bytes) -> str:
+    return line.decode(errors="backslashreplace")
 
 
 def _require_valid(request: Request) -> None:
-    if not -1e15 < request.seconds < 1e15:
+    if not abs(request.seconds) < MAX_SECONDS:
         raise ValueError("its time is no number of seconds")
     if not UNKNOWN <= request.size < MAX_BYTES:
         raise ValueError(f"its size is not from 0 to {MAX_BYTES:,} bytes")
@@ -296,17 +286,17 @@ def _require_valid(request: Request) -> None:
         raise ValueError(f"its op {request.op[:20]!r} is none of {', '.join(KINDS)}")
 
 
-def _choose(first: str) -> Parse:
-    """How to read the lines of a file, by the first of them."""
+def _choose(first: str) -> tuple[Parse, bool]:
+    """How to read the lines of a file, by the first of them; and whether that is a heading."""
     if first.lstrip().startswith("{"):
-        return _parse_json
+        return _parse_json, False
     if MONITOR.match(first) or first.strip() == "OK":
-        return _monitor()
+        return _monitor(), first.strip() == "OK"
     if LOG_LINE.match(first):
-        return _parse_log
+        return _parse_log, False
     names = [name.strip().lower() for name in _cells(first)]
     if {"time", "key"} <= set(names):
-        return _table(names)
+        return _table(names), True
     raise ValueError(
         "this is no access log, no output of MONITOR and no JSON, and a table begins with a line "
         "of names, at least time,key"
@@ -319,27 +309,22 @@ def _cells(line: str) -> list[str]:
 
 
 def _table(names: list[str]) -> Parse:
-    """The lines of a CSV table; the first has the names."""
+    """The lines of a CSV table with these columns."""
     at = {name: place for place, name in enumerate(names)}
     time, key, size, op = at["time"], at["key"], at.get("size"), at.get("op")
-    header = True
 
     def parse(line: str) -> Iterable[Request]:
-        nonlocal header
-        if header:
-            header = False
-            return ()
         cells = _cells(line)
         if len(cells) != len(names):
             raise ValueError(f"it has {len(cells)} columns, and the first line {len(names)}")
-        return (
+        return [
             Request(
                 _seconds(cells[time]),
                 cells[key],
                 int(cells[size] or UNKNOWN) if size is not None else UNKNOWN,
                 cells[op].strip().lower() if op is not None else "read",
-            ),
-        )
+            )
+        ]
 
     return parse
 
@@ -357,19 +342,19 @@ _decoder = msgspec.json.Decoder(_Line)
 def _parse_json(line: str) -> Iterable[Request]:
     found = _decoder.decode(line)
     size = UNKNOWN if found.size is None else found.size
-    return (Request(_seconds(found.time), str(found.key), size, found.op.lower()),)
+    return [Request(_seconds(found.time), str(found.key), size, found.op.lower())]
 
 
 def _parse_log(line: str) -> Iterable[Request]:
     if not (found := LOG.match(line)):
         if LOG_LINE.match(line):  # a client that did not speak HTTP
-            return ()
+            return []
         raise ValueError("this is no line of an access log")
     at, method, key, status, size = found.groups()
     if method.lower() not in KINDS:
-        return ()
+        return []
     whole = status == "200" and method == "GET" and size != "-"
-    return (Request(_log_seconds(at), key, int(size) if whole else UNKNOWN, method.lower()),)
+    return [Request(_log_seconds(at), key, int(size) if whole else UNKNOWN, method.lower())]
 
 
 def _monitor() -> Parse:
@@ -377,15 +362,13 @@ def _monitor() -> Parse:
     asked: dict[str, set[str]] = {}
 
     def parse(line: str) -> Iterable[Request]:
-        if line.strip() == "OK":
-            return ()
         if not (found := MONITOR.match(line)):
             raise ValueError("this is no line of MONITOR")
         at, client = float(found[1]), found[2]
         command, *words = WORD.findall(line, found.end())
         op = command.lower()
         if op not in KINDS or not words:
-            return ()
+            return []
         keys, size = words if op in MANY_KEYS else words[:1], UNKNOWN
         if KINDS[op] == "fill":
             value = slice(*VALUES.get(op, (1, None)))

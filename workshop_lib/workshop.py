@@ -497,10 +497,10 @@ class Workshop:
 
     def record_samples(self, name: str, samples: Samples) -> None:
         """Keep p50 (with its interval), p95, p99, mean, minimum and maximum of samples, in µs."""
-        from workshop_lib.measure import FEWEST_FOR_INTERVAL, P99_SAMPLES
+        from workshop_lib.measure import MIN_FOR_INTERVAL, P99_SAMPLES
 
         n, (low, high) = len(samples), samples.interval(50)
-        interval = (low * 1e6, high * 1e6) if n >= FEWEST_FOR_INTERVAL else None
+        interval = (low * 1e6, high * 1e6) if n >= MIN_FOR_INTERVAL else None
         self.record(f"{name}_p50", samples.median * 1e6, "µs", n, interval)
         percents = (95, 99) if n >= P99_SAMPLES else (95,)
         figures = {f"p{percent}": samples.percentile(percent) for percent in percents}
