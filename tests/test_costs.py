@@ -7,8 +7,6 @@ import pytest
 from hypothesis import given, strategies as st
 
 from workshop_lib.costs import (
-    SERVICES,
-    Cost,
     Prices,
     Workload,
     insert_dpu,
@@ -95,12 +93,10 @@ def test_without_a_cache_only_the_source_is_charged():
     assert {service for service, _ in cost(cached=False)} == {"database"}
 
 
-def test_the_whole_and_its_sums():
+def test_the_whole_is_the_sum_of_its_services():
     found = monthly_cost(Workload(100, cached_gb=2, stored_gb=10), PRICES)
     assert found.total == pytest.approx(sum(found.by_service.values()))
-    assert list(found.by_service) == list(SERVICES)
     assert found.by_service["functions"] == 0
-    assert Cost({}).total == 0
 
 
 # --- when does it pay?
@@ -137,8 +133,6 @@ def test_the_saving_is_most_sensitive_to_what_it_is_made_of():
     assert low == pytest.approx(monthly_saving(Workload(100, 1, 0.95), PRICES))
     assert high == pytest.approx(monthly_saving(Workload(100, 1, 0.80), PRICES))
     assert "read_dpu" not in sensitivity(Workload(100, source="store"), PRICES)
-    with pytest.raises(ValueError, match="factor is 1"):
-        sensitivity(Workload(100), PRICES, factor=1)
 
 
 # --- for all workloads
@@ -168,14 +162,6 @@ def test_no_item_is_below_zero_and_more_hits_never_cost_the_source_more(workload
         assert better.by_service[what] <= found.by_service[what] * (1 + 1e-9)
 
 
-@given(workloads, st.sampled_from([f.name for f in fields(Prices) if f.type == "float"]))
-def test_a_higher_price_never_makes_it_cheaper(workload, name):
-    dearer = replace(PRICES, **{name: getattr(PRICES, name) * 2})
-    for cached in (True, False):
-        before = monthly_cost(workload, PRICES, cached=cached).total
-        assert monthly_cost(workload, dearer, cached=cached).total >= before * (1 - 1e-9)
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -195,8 +181,7 @@ def test_an_input_out_of_its_range_is_named(name, value):
 
 def test_the_prices_of_the_workshop_are_those_of_the_examples_and_have_sources():
     assert load_prices() == PRICES
-    text = FILE.read_text()
-    assert text.count("source =") == text.count("usd =") == text.count("unit =") == 12
+    assert not (price_list() == "–").any(axis=None)
 
 
 def test_old_prices_are_warned_about_and_new_ones_are_not():
@@ -207,11 +192,14 @@ def test_old_prices_are_warned_about_and_new_ones_are_not():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t.replace("usd = 8.00", "usd = -8.00"), "dsql_million_dpu .* usd = -8.0"),
-        (lambda t: t.replace("usd = 8.00", 'usd = "8"'), "dsql_million_dpu .* usd = '8'"),
-        (lambda t: t.replace("[dsql_gb_month]", "[dsql_tb_month]"), "has no dsql_gb_month"),
-        (lambda t: t + "\n[tape]\nusd = 1\n", "has tape, which nothing here is charged by"),
-        (lambda t: t.replace("as_of = 2026-10-15", 'as_of = "autumn"'), "as_of .* must be a date"),
+        (
+            lambda t: t.replace("usd = 8.00", "usd = -8.00"),
+            r"float` >= 0.0 - at .*million_dpu\.usd",
+        ),
+        (lambda t: t.replace("usd = 8.00", 'usd = "8"'), r"float`, got .* at .*million_dpu\.usd"),
+        (lambda t: t.partition("[transfer_out_gb]")[0], "missing required field `transfer_out_gb`"),
+        (lambda t: t + "\n[tape]\nusd = 1\n", "unknown field `tape`"),
+        (lambda t: t.replace("as_of = 2026-10-15", 'as_of = "autumn"'), r"date - at .*as_of"),
         (lambda t: t + "[", "cannot be read"),
     ],
 )
@@ -277,11 +265,9 @@ def test_rows_that_are_kept_are_not_deleted_and_what_leaves_aws_is_dearer():
     assert run_cost(PRICES, statements=0, rows_each=1, row_bytes=100).total == 0
 
 
-def test_the_price_list_shows_every_price_with_unit_source_and_day():
+def test_the_price_list_shows_every_price_with_the_day_on_which_it_was_checked_or_that_it_was_not():
     found = price_list()
     assert set(found.index) == {f.name for f in fields(Prices)} - {"region", "as_of"}
     assert found.loc["lambda_gb_second", "USD"] == "0.0000133334"
     assert found.loc["dsql_million_dpu", "checked"] == str(load_prices().as_of)
-    assert found.loc["s3_gb_month", "checked"] == "–"
-    assert (found["unit"] != "–").all()
-    assert (found["source"] != "–").all()
+    assert "not checked" in found.loc["s3_gb_month", "checked"]

@@ -44,13 +44,13 @@ def run(program: str, allowed: set[str]) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def test_simulations_measurement_and_bills_need_nothing_but_pandas():
+def test_simulations_measurement_and_bills_need_little_more_than_pandas():
     program = """
 import workshop_lib.costs, workshop_lib.measure, workshop_lib.prices
 from workshop_lib.simulate import distances, eviction, streams, theory
 print(workshop_lib.prices.load_prices().region)
 """
-    assert run(program, PANDAS | {"lazy_loader"}) == ("us-east-1\n", "")
+    assert run(program, PANDAS | {"lazy_loader", "msgspec"}) == ("us-east-1\n", "")
 
 
 @pytest.mark.parametrize("name", build_site.PAPER)

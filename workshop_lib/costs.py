@@ -13,18 +13,17 @@ from datetime import date
 from typing import Literal
 
 HOURS_A_MONTH = 730.0
-CACHE_LEAST_GB = 0.1
+CACHE_MIN_GB = 0.1
 """ElastiCache Serverless for Valkey charges for at least 100 MB (pricing page, autumn 2026)."""
 OLD_DAYS = 180
-KB = 1_000.0
 SERVICES = ("database", "store", "cache", "queue", "functions", "transfer")
 
 # Aurora DSQL User Guide, "How billing works" (November 2026).
-READ_DPU_BYTE, LEAST_READ_BYTES = 0.00000183105, 2_048
-WRITE_DPU_BYTE, LEAST_WRITE_BYTES, LEAST_ROW_BYTES = 0.00004883, 1_024, 128
+READ_DPU_BYTE, MIN_READ_BYTES = 0.00000183105, 2_048
+WRITE_DPU_BYTE, MIN_WRITE_BYTES, MIN_ROW_BYTES = 0.00004883, 1_024, 128
 INSERT_SECONDS, INSERT_ROW_SECONDS = 0.008, 0.0008
 """How long its query processor works in the Guide's examples: INSERT of one row, a row of 100."""
-MOST_ROWS_DELETED = 3_000
+MAX_ROWS_DELETED = 3_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +84,7 @@ class Workload:
             statement: `EXPLAIN ANALYZE VERBOSE` ends with an estimate for yours. The defaults are
             two of the User Guide's examples: a SELECT of 120 rows, and an INSERT of one row.
         function_ms, function_hit_ms: how long a Lambda function runs for a read that asks the
-            source (and for a write), and for a hit; 0 if there is none.
-        function_mb: its memory.
+            source (and for a write), and for a hit; 0 if there is none. It has 128 MB.
         other_zone: share of the cache's traffic that crosses to another Availability Zone, 0 to 1.
 
     Raises:
@@ -105,7 +103,6 @@ class Workload:
     write_dpu: float = 0.06175
     function_ms: float = 0.0
     function_hit_ms: float = 0.0
-    function_mb: float = 128.0
     other_zone: float = 0.0
 
     def __post_init__(self) -> None:
@@ -116,11 +113,6 @@ class Workload:
             most = 1.0 if field.name in {"hit_ratio", "other_zone"} else 1e12
             if field.name != "source" and not 0 <= value <= most:
                 raise ValueError(f"{field.name} is {value!r}; it must be from 0 to {most:g}")
-
-    @property
-    def ecpu(self) -> float:
-        """ElastiCache processing units of a read or a write of an item: one a KB, at least one."""
-        return max(1.0, self.item_bytes / KB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +166,10 @@ def transaction_dpu(
     >>> round(transaction_dpu(compute_seconds=0.003), 5)  # the Guide's lookup of five small rows
     0.00675
     """
-    dpu = max(bytes_read, LEAST_READ_BYTES) * READ_DPU_BYTE + compute_seconds
+    dpu = max(bytes_read, MIN_READ_BYTES) * READ_DPU_BYTE + compute_seconds
     if rows_written:
-        written = rows_written * max(row_bytes, LEAST_ROW_BYTES)
-        dpu += max(written, LEAST_WRITE_BYTES) * WRITE_DPU_BYTE
+        written = rows_written * max(row_bytes, MIN_ROW_BYTES)
+        dpu += max(written, MIN_WRITE_BYTES) * WRITE_DPU_BYTE
     return dpu
 
 
@@ -233,7 +225,7 @@ def run_cost(
     writing = statements * insert_dpu(rows_each, row_bytes)
     deleting = 0.0
     if rows and not kept:
-        steps = math.ceil(rows / MOST_ROWS_DELETED)
+        steps = math.ceil(rows / MAX_ROWS_DELETED)
         size = math.ceil(rows / steps)
         reading = transaction_dpu(bytes_read=size * row_bytes)
         deleting = steps * (reading + insert_dpu(size, row_bytes))
@@ -276,7 +268,7 @@ def monthly_cost(workload: Workload, prices: Prices, *, cached: bool = True) -> 
         items |= _cache(workload, prices, hits, misses, writes)
     busy_ms = (misses + writes) * workload.function_ms + hits * workload.function_hit_ms
     if busy_ms:
-        gb_seconds = busy_ms / 1000 * workload.function_mb / 1024
+        gb_seconds = busy_ms / 1000 * 128 / 1024
         items["functions", "invocations"] = (reads + writes) / 1e6 * prices.lambda_million_requests
         items["functions", "duration"] = gb_seconds * prices.lambda_gb_second
     return Cost(items)
@@ -301,10 +293,11 @@ def _source(
 def _cache(
     workload: Workload, prices: Prices, hits: float, misses: float, writes: float
 ) -> dict[tuple[str, str], float]:
-    # A look that finds nothing and a removal move next to no bytes: one unit each.
-    ecpu = (hits + misses) * workload.ecpu + misses + writes
+    # One unit (ECPU) a KB that a hit or a fill moves, at least one. A look that finds nothing and a
+    # removal move next to no bytes: one unit each.
+    ecpu = (hits + misses) * max(1.0, workload.item_bytes / 1_000) + misses + writes
     moved_gb = (hits + misses) * workload.item_bytes / 1e9
-    memory_gb = max(CACHE_LEAST_GB, workload.cached_gb)
+    memory_gb = max(CACHE_MIN_GB, workload.cached_gb)
     return {
         ("cache", "memory"): memory_gb * HOURS_A_MONTH * prices.cache_gb_hour,
         ("cache", "requests"): ecpu / 1e6 * prices.cache_million_ecpu,
@@ -333,38 +326,30 @@ def paying_hit_ratio(workload: Workload, prices: Prices) -> float | None:
     return max(0.0, -none / (all_hits - none))
 
 
-def sensitivity(
-    workload: Workload, prices: Prices, factor: float = 2.0
-) -> dict[str, tuple[float, float]]:
-    """What the saving becomes if one input is smaller or larger by a factor.
+def sensitivity(workload: Workload, prices: Prices) -> dict[str, tuple[float, float]]:
+    """What the saving becomes if one input is half as large, or twice.
 
     Not the hit ratio but the share of misses: that one can double.
 
     Returns:
-        By input, the monthly saving with the smaller and with the larger value, US dollars; those
-        that matter most come first.
-
-    Raises:
-        ValueError: a factor of 1 or less.
+        By input, the monthly saving with half of it and with twice as much, US dollars; those that
+        matter most come first.
 
     """
-    if not factor > 1:
-        raise ValueError(f"factor is {factor!r}; it must be above 1")
     names = ["reads_per_s", "writes_per_s", "item_bytes", "cached_gb"]
     names += ["read_dpu"] if workload.source == "database" else []
-    found = {
-        name: (
-            monthly_saving(replace(workload, **{name: getattr(workload, name) / factor}), prices),
-            monthly_saving(replace(workload, **{name: getattr(workload, name) * factor}), prices),
-        )
-        for name in names
-    }
-    misses = 1 - workload.hit_ratio
-    found["misses"] = (
-        monthly_saving(replace(workload, hit_ratio=1 - misses / factor), prices),
-        monthly_saving(replace(workload, hit_ratio=1 - min(1.0, misses * factor)), prices),
-    )
-    return dict(sorted(found.items(), key=lambda item: -abs(item[1][1] - item[1][0])))
+
+    def savings(factor: float) -> dict[str, float]:
+        changes = {name: {name: getattr(workload, name) * factor} for name in names}
+        changes["misses"] = {"hit_ratio": 1 - min(1.0, (1 - workload.hit_ratio) * factor)}
+        return {
+            name: monthly_saving(replace(workload, **change), prices)
+            for name, change in changes.items()
+        }
+
+    half, twice = savings(0.5), savings(2.0)
+    order = sorted(half, key=lambda name: -abs(twice[name] - half[name]))
+    return {name: (half[name], twice[name]) for name in order}
 
 
 def verdict(workload: Workload, prices: Prices) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import pandas as pd
 
 from workshop_lib.costs import Prices
@@ -15,29 +16,24 @@ from workshop_lib.errors import DataError
 from workshop_lib.paths import FILES
 
 FILE = FILES / "data" / "prices.toml"
+
+
+@dataclass
+class Price:
+    """One price, in US dollars; what for, whose page says so, and when it was looked up."""
+
+    usd: Annotated[float, msgspec.Meta(ge=0, lt=1e6)]
+    unit: str = "–"
+    source: str = "–"
+    checked: Any = "–"
+
+
 ABOUT = {"region": str, "as_of": date}
-
-
-def price_list(path: str | Path = FILE) -> pd.DataFrame:
-    """The prices of a file to read: a row each, with US dollars, unit, source and day of check.
-
-    Raises:
-        DataError: as `load_prices`.
-
-    """
-    load_prices(path)
-    found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    rows = {name: price for name, price in found.items() if name not in ABOUT}
-    return pd.DataFrame(
-        {
-            "USD": [f"{price['usd']:.10f}".rstrip("0").rstrip(".") for price in rows.values()],
-            **{
-                column: [str(price.get(column, "–")) for price in rows.values()]
-                for column in ("unit", "source", "checked")
-            },
-        },
-        index=list(rows),
-    )
+PriceFile = msgspec.defstruct(
+    "PriceFile",
+    [(field.name, ABOUT.get(field.name, Price)) for field in fields(Prices)],
+    forbid_unknown_fields=True,
+)
 
 
 def load_prices(path: str | Path = FILE) -> Prices:
@@ -50,24 +46,28 @@ def load_prices(path: str | Path = FILE) -> Prices:
         DataError: it cannot be read, or a price is missing, unknown, or no number of dollars.
 
     """
+    found = _read(path).items()
+    given: Any = {k: v.usd if isinstance(v, Price) else v for k, v in found}
+    return Prices(**given)
+
+
+def price_list(path: str | Path = FILE) -> pd.DataFrame:
+    """The prices of a file to read: a row each, with US dollars, unit, source and day of check.
+
+    Raises:
+        DataError: as `load_prices`.
+
+    """
+    prices = {name: price for name, price in _read(path).items() if isinstance(price, Price)}
+    table = pd.DataFrame.from_dict(prices, orient="index").astype({"checked": str})
+    table["usd"] = [f"{usd:.10f}".rstrip("0").rstrip(".") for usd in table["usd"]]
+    return table.rename(columns={"usd": "USD"})
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """What a file says: each price, and what all have in common."""
     try:
-        found: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return msgspec.structs.asdict(msgspec.convert(content, PriceFile))
+    except (OSError, ValueError) as error:  # msgspec's and tomllib's are such
         raise DataError(f"The prices in {path} cannot be read: {error}.") from None
-    wanted = [field.name for field in fields(Prices)]
-    if missing := [name for name in wanted if name not in found]:
-        raise DataError(f"{path} has no {', '.join(missing)}. data/{FILE.name} shows the form.")
-    if unknown := sorted(set(found) - set(wanted)):
-        raise DataError(f"{path} has {', '.join(unknown)}, which nothing here is charged by.")
-    return Prices(**{name: _value(name, found[name], path) for name in wanted})
-
-
-def _value(name: str, given: Any, path: str | Path) -> Any:
-    if name in ABOUT:
-        if type(given) is ABOUT[name]:
-            return given
-        raise DataError(f"{name} in {path} is {given!r}; it must be a {ABOUT[name].__name__}.")
-    usd = given.get("usd") if isinstance(given, dict) else None
-    if isinstance(usd, bool) or not isinstance(usd, int | float) or not 0 <= usd < 1e6:
-        raise DataError(f"{name} in {path} has usd = {usd!r}; it must be a number of dollars.")
-    return float(usd)

@@ -349,7 +349,8 @@ def format_cost(cost: Cost, prices: Prices, *, function_mb: float | None, on_aws
     function = f" with {function_mb:,.0f} MB" if function_mb else ""
     return (
         f"{begin} {_usd(cost.total)} USD{function}: {told}. (List prices of {prices.as_of} in "
-        f"{prices.region}, without free tiers; DPU by the User Guide's formula.)"
+        f"{prices.region}, or older where data/prices.toml says so, without free tiers; DPU by the "
+        "User Guide's formula.)"
     )
 
 
