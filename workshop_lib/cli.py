@@ -200,8 +200,7 @@ def _check(*, as_json: bool = False) -> bool:
 @main.command()
 @click.argument("first", metavar="RUN")
 @click.argument("second", metavar="RUN")
-@as_json
-def compare(first: str, second: str, as_json: bool) -> None:
+def compare(first: str, second: str) -> None:
     """Compare the figures of two runs.
 
     A RUN is a folder of results, its name below results/, or one result file. Exit code 1 if
@@ -210,7 +209,7 @@ def compare(first: str, second: str, as_json: bool) -> None:
     from workshop_lib.compare import compare_runs
 
     found = compare_runs(first, second)
-    click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if as_json else str(found))
+    click.echo(found)
     sys.exit(0 if found.pairs else 1)
 
 

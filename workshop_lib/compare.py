@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist, median
 from typing import Any
@@ -63,7 +63,6 @@ class Comparison:
         labels: where they are.
         pairs: the figures that can be compared, by notebook.
         allowed: the ratio, either way, that is put down to the runs and not to the code.
-        allowed_as: where it comes from.
         refused: what cannot be compared, by why.
         notes: differences that do not stand in the way, such as another machine: to know.
 
@@ -72,7 +71,6 @@ class Comparison:
     labels: tuple[str, str]
     pairs: list[Pair]
     allowed: float
-    allowed_as: str
     refused: dict[str, list[str]]
     notes: list[str]
 
@@ -80,19 +78,19 @@ class Comparison:
     def summary(self) -> str:
         """What can be said of all of it, in one line."""
         known = sum(pair.low is not None for pair in self.pairs)
-        apart = sorted((p for p in self.pairs if p.apart), key=_distance, reverse=True)
+        apart = [pair for pair in self.pairs if pair.apart]
         if not self.pairs:
             return "Nothing can be compared."
         if not known:
             return "No figure has an interval: these runs cannot tell a change from chance."
-        if apart:
-            first = apart[0]
-            most = f"{first.notebook[:2]} {first.name} ({first.ratio:.3g} times the first)"
-            verb = "differs" if len(apart) == 1 else "differ"
-            return (
-                f"{len(apart)} of {known} figures {verb} by more than chance, most of all {most}."
-            )
-        return f"No difference that these two runs can show, in {known} figures."
+        if not apart:
+            return f"No difference that these two runs can show, in {known} figures."
+        most = max(apart, key=lambda pair: abs(math.log(pair.ratio or 1)))
+        return (
+            f"{len(apart)} of {known} figures {'differs' if len(apart) == 1 else 'differ'} by more "
+            f"than chance, most of all {most.notebook[:2]} {most.name} ({most.ratio:.3g} times the "
+            "first)."
+        )
 
     @property
     def telling(self) -> list[Pair]:
@@ -108,11 +106,6 @@ class Comparison:
         language = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # noqa: S701 -- no HTML
         language.filters["fill"] = lambda text: textwrap.fill(text, 100, subsequent_indent="  ")
         return language.from_string(TEXT.read_text(encoding="utf-8")).render(it=self)
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON takes it."""
-        pairs = [{**asdict(pair), "apart": pair.apart} for pair in self.pairs]
-        return {"summary": self.summary, **asdict(self), "pairs": pairs}
 
 
 def compare_runs(first: str | Path, second: str | Path) -> Comparison:
@@ -155,15 +148,9 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
                 refused.setdefault(f"only in the {which} run", []).append(text)
         services += _differences(_services(ours), _services(theirs))
         machines += _differences(_machine(ours), _machine(theirs))
-    judged, allowed, allowed_as = _judge(pairs, same_services=not services)
+    judged, allowed = _judge(pairs, same_services=not services)
     labels = (display_path(places[0]), display_path(places[1]))
-    notes = list(dict.fromkeys(services + machines))
-    return Comparison(labels, judged, allowed, allowed_as, refused, notes)
-
-
-def _distance(pair: Pair) -> float:
-    """How far the two figures of a pair lie apart, either way."""
-    return abs(math.log(pair.ratio or 1))
+    return Comparison(labels, judged, allowed, refused, list(dict.fromkeys(services + machines)))
 
 
 def _find(run: str | Path) -> Path:
@@ -224,22 +211,20 @@ def _pair(notebook: str, name: str, first: Measurement, second: Measurement) -> 
         return Pair(notebook, name, first, second)
 
 
-def _judge(pairs: list[Pair], *, same_services: bool) -> tuple[list[Pair], float, str]:
-    """The pairs with their intervals, the ratio that is left to the runs, and what it is."""
-    known = [(n, math.log(p.ratio or 1), e) for n, p in enumerate(pairs) if (e := _error(p))]
-    spread, whose = USUAL_SPREAD, "two runs of the same code usually lie apart"
-    if same_services and len(known) >= MIN_FIGURES:
-        spread = median(abs(log) for _, log, _ in known) / NormalDist().inv_cdf(0.75)
-        whose = "most figures of these two runs lie apart"
-    z = NormalDist().inv_cdf(1 - 0.025 / max(len(known), 1))
-    for n, log, error in known:
-        half = math.hypot(z * error, MAX_SPREADS * spread)
-        pairs[n] = replace(pairs[n], low=math.exp(log - half), high=math.exp(log + half))
-    return (
-        pairs,
-        math.exp(MAX_SPREADS * spread),
-        f"{MAX_SPREADS} standard deviations of how far {whose}",
-    )
+def _judge(pairs: list[Pair], *, same_services: bool) -> tuple[list[Pair], float]:
+    """The pairs with their intervals, and the ratio that is left to the runs."""
+    errors = [_error(pair) for pair in pairs]
+    logs = [abs(math.log(pair.ratio or 1)) for pair, e in zip(pairs, errors, strict=True) if e]
+    spread = USUAL_SPREAD
+    if same_services and len(logs) >= MIN_FIGURES:
+        spread = median(logs) / NormalDist().inv_cdf(0.75)
+    z = NormalDist().inv_cdf(1 - 0.025 / max(len(logs), 1))
+    judged = []
+    for pair, error in zip(pairs, errors, strict=True):
+        times = math.exp(math.hypot(z * error, MAX_SPREADS * spread))
+        known = error and pair.ratio
+        judged.append(replace(pair, low=known / times, high=known * times) if known else pair)
+    return judged, math.exp(MAX_SPREADS * spread)
 
 
 def _error(pair: Pair) -> float:

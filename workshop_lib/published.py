@@ -10,7 +10,7 @@ import msgspec
 
 from workshop_lib.errors import DataError
 from workshop_lib.paths import FILES
-from workshop_lib.results import SECONDS, format_range
+from workshop_lib.results import SECONDS, Measurement
 
 FILE = FILES / "data" / "published.toml"
 
@@ -47,7 +47,7 @@ class PublishedFigure:
         return self.high * SECONDS[self.unit]
 
     def __str__(self) -> str:
-        return format_range(self.low, self.high, self.unit)
+        return Measurement(self.low, self.unit, 1, self.low, self.high).interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,13 +81,35 @@ class Measurement:
 
     @property
     def interval(self) -> str:
-        """Its interval as a person reads it; empty where it has none."""
+        """Its interval as a person reads it, the unit once if it is the same; or empty.
+
+        >>> Measurement(1, "s", 9, 0.9, 0.95).interval, Measurement(1, "s", 9, 0.95, 1.1).interval
+        ('900 to 950 ms', '950 ms to 1.1 s')
+        """
         if self.low is None or self.high is None:
             return ""
-        return format_range(self.low, self.high, self.unit)
+        first, last = (str(Measurement(end, self.unit)) for end in (self.low, self.high))
+        number, _, name = first.partition(" ")
+        if first == last:
+            return last
+        return f"{number} to {last}" if last.endswith(f" {name}") else f"{first} to {last}"
 
     def __str__(self) -> str:
-        return format_figure(self.value, self.unit)
+        """The value with its unit; a duration in the unit that a person would choose.
+
+        >>> str(Measurement(4854.6, "µs")), str(Measurement(2500, "rows"))
+        ('4.85 ms', '2,500 rows')
+        >>> [str(Measurement(1, unit)) for unit in ("queries", "rows", "rows/s", "times")]
+        ['1 query', '1 row', '1 rows/s', '1 times']
+        """
+        value, unit = self.value, self.unit
+        if unit in SECONDS and not isinstance(value, str | bool):
+            seconds = value * SECONDS[unit]
+            best = next((u for u, size in SECONDS.items() if abs(seconds) >= size), "µs")
+            return f"{format_value(value if best == unit else seconds / SECONDS[best])} {best}"
+        if value == 1 and unit != "times" and "/" not in unit:
+            unit = re.sub("ies$", "y", unit).removesuffix("s")
+        return f"{format_value(value)} {unit}".strip()
 
     def __truediv__(self, other: Measurement) -> Measurement:
         """One figure by another of the same unit: "times".
@@ -213,38 +235,6 @@ def format_value(value: Value) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else value
-
-
-def format_figure(value: Value, unit: str) -> str:
-    """A recorded value with its unit; a duration in the unit that a person would choose.
-
-    >>> format_figure(4854.6, "µs"), format_figure(2500, "rows"), format_figure(13.29, "×")
-    ('4.85 ms', '2,500 rows', '13.3 times')
-    >>> format_figure(1, "queries"), format_figure(1, "rows"), format_figure(1, "rows/s")
-    ('1 query', '1 row', '1 rows/s')
-    """
-    if unit in SECONDS and not isinstance(value, str | bool):
-        seconds = value * SECONDS[unit]
-        best = next((u for u, size in SECONDS.items() if abs(seconds) >= size), "µs")
-        return f"{format_value(value if best == unit else seconds / SECONDS[best])} {best}"
-    if unit == "×":
-        unit = "times"
-    if value == 1 and unit != "times" and "/" not in unit:
-        unit = re.sub("ies$", "y", unit).removesuffix("s")
-    return f"{format_value(value)} {unit}".strip()
-
-
-def format_range(low: Value, high: Value, unit: str) -> str:
-    """Two recorded values, from and to; their unit once, if it is the same.
-
-    >>> format_range(900, 950, "µs"), format_range(950, 1100, "µs"), format_range(2, 2, "s")
-    ('900 to 950 µs', '950 µs to 1.1 ms', '2 s')
-    """
-    first, last = format_figure(low, unit), format_figure(high, unit)
-    number, _, name = first.partition(" ")
-    if first == last:
-        return last
-    return f"{number} to {last}" if last.endswith(f" {name}") else f"{first} to {last}"
 
 
 def format_latency(latency: Mapping[str, float]) -> str:
