@@ -4,7 +4,6 @@ from dataclasses import fields, replace
 from datetime import date
 
 import pytest
-from hypothesis import given, strategies as st
 
 from workshop_lib.costs import (
     Prices,
@@ -89,14 +88,12 @@ def test_each_item_of_a_month_s_bill(workload, item, usd):
     assert cost(**workload)[item] == pytest.approx(usd, rel=1e-4)
 
 
-def test_without_a_cache_only_the_source_is_charged():
-    assert {service for service, _ in cost(cached=False)} == {"database"}
-
-
-def test_the_whole_is_the_sum_of_its_services():
-    found = monthly_cost(Workload(100, cached_gb=2, stored_gb=10), PRICES)
-    assert found.total == pytest.approx(sum(found.by_service.values()))
-    assert found.by_service["functions"] == 0
+def test_the_whole_is_the_sum_of_its_services_and_without_a_cache_that_costs_nothing():
+    workload = Workload(100, cached_gb=2, stored_gb=10)
+    for cached in (True, False):
+        found = monthly_cost(workload, PRICES, cached=cached)
+        assert found.total == pytest.approx(sum(found.by_service.values()))
+        assert bool(found.by_service["cache"]) == cached
 
 
 # --- when does it pay?
@@ -135,38 +132,13 @@ def test_the_saving_is_most_sensitive_to_what_it_is_made_of():
     assert "read_dpu" not in sensitivity(Workload(100, source="store"), PRICES)
 
 
-# --- for all workloads
-
-
-amounts = st.floats(0, 1e6)
-workloads = st.builds(
-    Workload,
-    reads_per_s=amounts,
-    writes_per_s=amounts,
-    hit_ratio=st.floats(0, 1),
-    item_bytes=amounts,
-    cached_gb=st.floats(0, 1e4),
-    stored_gb=st.floats(0, 1e4),
-    source=st.sampled_from(["database", "store"]),
-    function_ms=st.floats(0, 1e4),
-    other_zone=st.floats(0, 1),
-)
-
-
-@given(workloads)
-def test_no_item_is_below_zero_and_more_hits_never_cost_the_source_more(workload):
-    found = monthly_cost(workload, PRICES)
-    assert all(usd >= 0 for usd in found.items.values())
-    better = monthly_cost(replace(workload, hit_ratio=1.0), PRICES)
-    for what in ("database", "store"):
-        assert better.by_service[what] <= found.by_service[what] * (1 + 1e-9)
+# --- what is refused
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("hit_ratio", 1.1),
-        ("reads_per_s", -1),
         ("item_bytes", float("nan")),
         ("source", "tape"),
     ],

@@ -23,18 +23,10 @@ def test_a_result_comes_back_as_it_was_written_and_replaces_the_one_before(tmp_p
         write_json(tmp_path / "a.json" / "b.json", {})
 
 
-def test_each_latency_that_was_in_force_is_kept_once_in_order_and_none_is_no_latency():
-    kept = Result("02_cache")
-    for seconds in (0.0, 0.005, 0.0, 0.0005, 0.005):
-        kept.note_latency({"database": seconds, "cache": 0.0})
-    assert [one["database_ms"] for one in kept.latencies] == [5.0, 0.5]
-
-
 @pytest.mark.parametrize(
     ("value", "says"),
     [
         (float("nan"), "finite"),
-        (float("inf"), "finite"),
         (10**400, "finite"),
         ([1, 2], r"float\(x\) helps"),
     ],
@@ -70,13 +62,9 @@ WHOLE = Result("09_x", measurements={"p": Measurement(1.0, "s", 1, 0.5, 2.0)}).t
     ("content", "says"),
     [
         ("{", "is not a result"),
-        ("[]", "is not a result"),
-        (WHOLE | {"format": 99}, "format 1"),
         ({k: v for k, v in WHOLE.items() if k != "format"}, "format 1"),
-        (WHOLE | {"services": [1]}, r"\$.services"),
         (WHOLE | {"started": "noon"}, "noon"),
         (WHOLE | {"measurements": {"p": {"unit": "s"}}}, "value"),
-        (WHOLE | {"measurements": {"p": {"value": 1e400}}}, "finite"),
         (WHOLE | {"measurements": {"p": {"value": 1, "low": 0, "high": 10**400}}}, "finite|range"),
     ],
 )

@@ -16,7 +16,6 @@ from workshop_lib.simulate import (
     adjust_ratios,
     break_even,
     che_lru_hit_ratio,
-    hit_ratios,
     poisson_times,
     replay,
     sample_keys,
@@ -173,12 +172,6 @@ def test_belady_is_as_good_as_trying_every_eviction(trace, capacity):
 
 def curve(stream, sizes, policy):
     return [replay(stream, size, policy).hit_ratio for size in sizes]
-
-
-@unhurried
-@given(traces, st.lists(capacities, max_size=5))
-def test_the_hit_ratios_of_all_capacities_are_those_of_replaying_each(trace, sizes):
-    assert hit_ratios(stack_distances(trace), sizes).tolist() == curve(trace, sizes, "lru")
 
 
 @unhurried

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from workshop_lib.costs import HOURS_A_MONTH, Prices, Workload, monthly_cost
 from workshop_lib.errors import DataError
@@ -129,11 +128,6 @@ class Report:
         gains = [one.gain for one in self.statements if one.gain and one.verdict != LEAVE]
         found = [getattr(gain, name) for gain in gains]
         return None if None in found else float(sum(found))
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON takes it."""
-        names = ("waiting_s", "database_s", "dpu", "usd", "requests_usd", "cached_gb")
-        return {"total": {name: self.total(name) for name in names}, **asdict(self)}
 
 
 def advise(

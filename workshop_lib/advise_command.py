@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -72,7 +73,7 @@ def advise(
     statistics, hidden = statistics_file.parse(file.read())
     found = advise.advise(statistics, advise.Assumptions(**assumed), known, hidden)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
         return
     language = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # noqa: S701 -- no HTML
     language.filters |= {"figure": format_value, "fill": _fill}

@@ -138,11 +138,9 @@ def latencies(samples: Mapping[str, Samples], title: str) -> Figure:
     """
     figure, axes = _canvas(1.1 + 0.85 * len(samples), title, grid="x")
     kinds = list(dict.fromkeys(name.rpartition(", ")[2] for name in samples))
-    looks = dict(zip(kinds, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
-    if LOOKS.keys() >= looks.keys():
-        looks = LOOKS
     for line, (name, found) in enumerate(samples.items()):
-        colour, marker = looks[name.rpartition(", ")[2]]
+        kind = name.rpartition(", ")[2]
+        colour, marker = _look(kinds.index(kind), kind)
         dots = found.seconds[:: math.ceil(len(found) / MAX_DOTS)]
         # Spread over the line's height in a fixed pattern, so that none hides another.
         heights = [line - 0.28 + 0.56 * (i * 0.618 % 1) for i in range(len(dots))]
@@ -475,14 +473,11 @@ def _panels(
     columns: int = 1,
     grid: Grid = "y",
     same_y: bool = True,
-    height_ratios: Sequence[float] | None = None,
 ) -> tuple[Figure, Sequence[Any]]:
     """An empty picture. No pyplot: its figures would pile up in a long session."""
     figure = Figure(figsize=(8.2, height), layout="constrained")
     _sign(figure)
-    panels = figure.subplots(
-        rows, columns, sharex=True, sharey=same_y, squeeze=False, height_ratios=height_ratios
-    )
+    panels = figure.subplots(rows, columns, sharex=True, sharey=same_y, squeeze=False)
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis=grid, color="#dddddd", linewidth=0.7)
