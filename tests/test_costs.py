@@ -13,7 +13,6 @@ from workshop_lib.costs import (
     monthly_saving,
     paying_hit_ratio,
     run_cost,
-    sensitivity,
     transaction_dpu,
     verdict,
 )
@@ -115,21 +114,6 @@ def test_the_verdict_says_what_a_cache_saves_costs_or_would_need():
     assert f"{-monthly_saving(seldom, PRICES):,.2f} USD" in verdict(seldom, PRICES)
     needed = paying_hit_ratio(misses, PRICES)
     assert f"above {needed:.2f} it would pay for itself" in verdict(misses, PRICES)
-
-
-def test_the_saving_is_most_sensitive_to_what_it_is_made_of():
-    found = sensitivity(Workload(100, writes_per_s=1), PRICES)
-    assert next(iter(found)) in {"reads_per_s", "read_dpu"}
-    assert set(found) == {
-        "reads_per_s", "writes_per_s", "item_bytes", "cached_gb", "read_dpu", "misses",
-    }  # fmt: skip
-    low, high = found["reads_per_s"]
-    assert low == pytest.approx(monthly_saving(Workload(50, writes_per_s=1), PRICES))
-    assert high == pytest.approx(monthly_saving(Workload(200, writes_per_s=1), PRICES))
-    low, high = found["misses"]  # 10 %: 5 %, and 20 %
-    assert low == pytest.approx(monthly_saving(Workload(100, 1, 0.95), PRICES))
-    assert high == pytest.approx(monthly_saving(Workload(100, 1, 0.80), PRICES))
-    assert "read_dpu" not in sensitivity(Workload(100, source="store"), PRICES)
 
 
 # --- what is refused

@@ -326,32 +326,6 @@ def paying_hit_ratio(workload: Workload, prices: Prices) -> float | None:
     return max(0.0, -none / (all_hits - none))
 
 
-def sensitivity(workload: Workload, prices: Prices) -> dict[str, tuple[float, float]]:
-    """What the saving becomes if one input is half as large, or twice.
-
-    Not the hit ratio but the share of misses: that one can double.
-
-    Returns:
-        By input, the monthly saving with half of it and with twice as much, US dollars; those that
-        matter most come first.
-
-    """
-    names = ["reads_per_s", "writes_per_s", "item_bytes", "cached_gb"]
-    names += ["read_dpu"] if workload.source == "database" else []
-
-    def savings(factor: float) -> dict[str, float]:
-        changes = {name: {name: getattr(workload, name) * factor} for name in names}
-        changes["misses"] = {"hit_ratio": 1 - min(1.0, (1 - workload.hit_ratio) * factor)}
-        return {
-            name: monthly_saving(replace(workload, **change), prices)
-            for name, change in changes.items()
-        }
-
-    half, twice = savings(0.5), savings(2.0)
-    order = sorted(half, key=lambda name: -abs(twice[name] - half[name]))
-    return {name: (half[name], twice[name]) for name in order}
-
-
 def verdict(workload: Workload, prices: Prices) -> str:
     """Whether the cache pays for itself, in a sentence or two."""
     saving, needed = monthly_saving(workload, prices), paying_hit_ratio(workload, prices)

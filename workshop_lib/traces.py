@@ -119,15 +119,13 @@ def read_trace(path: str | Path, *, size: int = 1_000, share: float = 1.0) -> Tr
 
     Args:
         path: of the file.
-        size: bytes to assume for keys whose size the file does not tell.
-        share: of the service's keys that are in it, if it is a sample.
+        size: bytes to assume for keys whose size the file does not tell; above 0.
+        share: of the service's keys that are in it, if it is a sample; above 0 to 1.
 
     Raises:
         DataError: it cannot be read, is none of these, or is too long; the text names the line.
 
     """
-    if not (0 < share <= 1 and 0 < size < MAX_BYTES):
-        raise DataError(f"size is above 0, and share at most 1; {size} and {share} are not.")
     seconds, hashes, sizes, kinds = array("d"), array("q"), array("q"), array("B")
     codes = {"read": 0, "write": 1, "fill": 2}
     for request in _requests(Path(path)):
