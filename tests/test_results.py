@@ -62,7 +62,7 @@ WHOLE = Result("09_x", measurements={"p": Measurement(1.0, "s", 1, 0.5, 2.0)}).t
     ("content", "says"),
     [
         ("{", "is not a result"),
-        ({k: v for k, v in WHOLE.items() if k != "format"}, "format 1"),
+        ({k: v for k, v in WHOLE.items() if k != "notebook"}, "notebook"),
         (WHOLE | {"started": "noon"}, "noon"),
         (WHOLE | {"measurements": {"p": {"unit": "s"}}}, "value"),
         (WHOLE | {"measurements": {"p": {"value": 1, "low": 0, "high": 10**400}}}, "finite|range"),

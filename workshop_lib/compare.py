@@ -207,7 +207,7 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[st
 def _pair(notebook: str, name: str, first: Measurement, second: Measurement) -> Pair:
     try:
         return Pair(notebook, name, first, second, (second / first).number)
-    except (TypeError, ArithmeticError):
+    except (TypeError, ArithmeticError, ResultError):
         return Pair(notebook, name, first, second)
 
 

@@ -13,11 +13,12 @@ import jinja2
 import msgspec
 from markupsafe import Markup
 
+from workshop_lib.errors import ResultError
 from workshop_lib.paths import FILES
 from workshop_lib.results import Measurement, Result, format_value
 
 FILE = FILES / "data" / "findings.toml"
-NOT_THERE = (jinja2.UndefinedError, TypeError, ValueError, ArithmeticError)
+NOT_THERE = (jinja2.UndefinedError, TypeError, ValueError, ArithmeticError, ResultError)
 
 
 @dataclass(frozen=True, slots=True)

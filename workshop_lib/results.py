@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import re
@@ -25,7 +24,6 @@ from workshop_lib.paths import replace_file
 if TYPE_CHECKING:
     from workshop_lib.services import Endpoint
 
-FORMAT = 1
 INTERACTIVE = "interactive"
 """The size of what a person runs: whatever the parameters are, at first those of "full"."""
 PACKAGES = ("psycopg2-binary", "redis", "boto3", "msgspec", "pandas", "matplotlib", "papermill")
@@ -119,7 +117,8 @@ class Measurement:
 
         Raises:
             TypeError: a text, a truth value, or another unit.
-            ArithmeticError: a divisor of 0, or a quotient that is too large.
+            ZeroDivisionError: a divisor of 0.
+            ResultError: a quotient that is too large.
 
         """
         if self.unit != other.unit:
@@ -127,10 +126,7 @@ class Measurement:
         low = high = None
         if self.low and other.low and self.high and other.high and min(self.low, other.low) > 0:
             low, high = self.low / other.high, self.high / other.low
-        value = self.number / other.number
-        if not all(math.isfinite(number) for number in (value, low or 0, high or 0)):
-            raise OverflowError("the quotient is too large")
-        return Measurement(value, "times", min(self.n, other.n), low, high)
+        return Measurement(self.number / other.number, "times", min(self.n, other.n), low, high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +181,6 @@ class Result:
         error: where it stopped.
         left_undone: why its tables, keys and objects were not deleted, or it has no page.
         machine, versions: on what, and with which packages.
-        format: of its file.
 
     """
 
@@ -206,7 +201,6 @@ class Result:
     left_undone: list[str] = field(default_factory=list)
     machine: dict[str, str | int | None] = field(default_factory=_machine)
     versions: dict[str, str] = field(default_factory=_versions)
-    format: int = FORMAT
 
     def __post_init__(self) -> None:
         if self.started:
@@ -285,18 +279,15 @@ def read_result(path: Path) -> Result:
     """One result file.
 
     Raises:
-        ResultError: it is missing, damaged, or of another format; the text says where.
+        ResultError: it is missing or damaged; the text says where.
 
     """
     # What another machine did not note is not ours.
-    content: Any = {"started": "", "machine": {}, "versions": {}, "format": 0}
+    content: Any = {"started": "", "machine": {}, "versions": {}}
     try:
-        result = msgspec.convert(content | json.loads(path.read_text(encoding="utf-8")), Result)
+        return msgspec.convert(content | json.loads(path.read_text(encoding="utf-8")), Result)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ResultError(f"{path} is not a result: {error}.") from None
-    if result.format != FORMAT:
-        raise ResultError(f"{path} is not a result of format {FORMAT}; run the notebook again.")
-    return result
 
 
 def read_run(folder: Path) -> dict[str, Result]:
