@@ -62,8 +62,7 @@ def test_like_stands_beside_like_and_what_was_not_measured_is_left_out():
     assert found["S3, average ÷ cache, average"] == ("33.1 times", "1 times")
     assert not {"warm, database", "S3, max", "cache, max"} & found.keys()
     assert None not in {ours for _, ours in rows}
-    results["10_compare_cold_warm_pooled"].measurements["hit_p50"] = Measurement("none")
-    missing = [
-        one.subject for one, ours in beside(studies()["cold-warm-pooled"], results) if not ours
-    ]
+    del results["10_compare_cold_warm_pooled"].measurements["hit_p50"]
+    rows = beside(studies()["cold-warm-pooled"], results)
+    missing = [one.subject for one, ours in rows if not ours]
     assert missing == ["any, cache", "pooled, database ÷ any, cache"]
