@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import pgparse
 
 from workshop_lib.dsql.parse_tree import MAX_PARSED, Node, nodes
 
+Found = defaultdict[str, list[Node]]
+"""All structures of a statement, by the names that they stand under."""
 WRITES = {"InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"}
 FUNCTIONS = {
     "it has side effects, so it must reach the database": (
@@ -61,15 +64,17 @@ def shape(query: str) -> Shape:
     if statement is None:
         shown = _on_one_line(query.partition("'")[0])  # what may be a value stays hidden
         return Shape(shown, "it cannot be parsed as one statement, so nothing is known of it")
-    found = _Found(statement)
-    changes = {node["relation"]["relname"] for what, node in found.nodes if what in WRITES}
-    named = {one["ctename"] for one in found.all("CommonTableExpr")}
+    found: Found = defaultdict(list)
+    for what, node in nodes([statement]):
+        found[what].append(node)
+    changes = {node["relation"]["relname"] for kind in WRITES for node in found[kind]}
+    named = {one["ctename"] for one in found["CommonTableExpr"]}
     return Shape(
         _on_one_line(str(pgparse.normalize(query))),
         _why_not(statement, found),
         _doubt(found),
         _has_parameter(statement),
-        frozenset({one["relname"] for one in found.all("RangeVar")} - changes - named),
+        frozenset({one["relname"] for one in found["RangeVar"]} - changes - named),
         frozenset(changes),
     )
 
@@ -90,44 +95,31 @@ def _on_one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-class _Found:
-    """All structures of a statement.
-
-    Attributes:
-        nodes: each with the name that it stands under.
-        calls: the names of the functions that it calls, without their schemas.
-        values: the values that it takes from the session, such as SVFOP_CURRENT_USER.
-
-    """
-
-    def __init__(self, statement: Node) -> None:
-        self.nodes = list(nodes([statement]))
-        self.calls = {one["funcname"][-1]["String"]["sval"] for one in self.all("FuncCall")}
-        self.values = " ".join(one["op"] for one in self.all("SQLValueFunction"))
-
-    def all(self, kind: str) -> list[Node]:
-        """Those of one kind."""
-        return [node for what, node in self.nodes if what == kind]
-
-
-def _why_not(statement: Node, found: _Found) -> str:
+def _why_not(statement: Node, found: Found) -> str:
     """Why its answer cannot be cached; empty if it can."""
     (kind,) = statement
-    tables = found.all("RangeVar")
-    if any(what in WRITES or what == "intoClause" for what, _ in found.nodes):
+    calls, values = _functions(found)
+    tables = found["RangeVar"]
+    if found["intoClause"] or any(found[writing] for writing in WRITES):
         return "it writes, so it must reach the database"
     if kind != "SelectStmt":
         return f"it is no query ({kind.removesuffix('Stmt')})"
-    if found.all("LockingClause"):
+    if found["LockingClause"]:
         return "it locks rows, so it must reach the database"
     for why, functions in FUNCTIONS.items():
-        if called := sorted(found.calls.intersection(functions)):
+        if called := sorted(calls.intersection(functions)):
             return f"{why} ({called[0]}())"
-    if "USER" in found.values or "ROLE" in found.values:
+    if "USER" in values or "ROLE" in values:
         return "its answer depends on who asks: make that a parameter first (CURRENT_USER)"
     if not tables:
         return "it reads no table"
     return "it reads the catalogue, as drivers and tools do" if _is_catalogue(tables) else ""
+
+
+def _functions(found: Found) -> tuple[set[str], str]:
+    """The functions that it calls, without their schemas; and values such as CURRENT_DATE."""
+    calls = {one["funcname"][-1]["String"]["sval"] for one in found["FuncCall"]}
+    return calls, " ".join(one["op"] for one in found["SQLValueFunction"])
 
 
 def _is_catalogue(tables: Iterable[Node]) -> bool:
@@ -137,15 +129,15 @@ def _is_catalogue(tables: Iterable[Node]) -> bool:
     )
 
 
-def _doubt(found: _Found) -> str:
+def _doubt(found: Found) -> str:
     """What to find out before it is cached; empty if nothing."""
-    if found.calls & CLOCK or "TIME" in found.values or "DATE" in found.values:
+    calls, values = _functions(found)
+    if calls & CLOCK or "TIME" in values or "DATE" in values:
         return "it asks for the time: a cached answer has the time at which it was loaded"
-    compared = [
-        one for one in found.all("A_Expr")
+    compared = found["limitOffset"] + [
+        one for one in found["A_Expr"]
         if one["name"][-1]["String"]["sval"] in COMPARISONS or one["kind"] in LISTS
     ]  # fmt: skip
-    compared += [node["limitOffset"] for _, node in found.nodes if "limitOffset" in node]
     if any(map(_has_parameter, compared)):
         return (
             "each call may be unique, by a parameter that is compared by <, > or LIKE, or is a "
@@ -155,4 +147,4 @@ def _doubt(found: _Found) -> str:
 
 
 def _has_parameter(tree: Node) -> bool:
-    return any(what == "ParamRef" for what, _ in nodes(tree))
+    return any(what == "ParamRef" for what, _ in nodes([tree]))

@@ -10,7 +10,6 @@ from .distances import (
 )
 from .eviction import (
     POLICIES,
-    Replay,
     Step,
     replay,
     steps,
@@ -32,7 +31,6 @@ from .theory import (
 
 __all__ = [
     "POLICIES",
-    "Replay",
     "Step",
     "TtlOutcome",
     "adjust_ratios",

@@ -20,31 +20,11 @@ import random
 from bisect import insort
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
 SAMPLES = 5
 POOL = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """How a stream of requests fared.
-
-    Attributes:
-        requests: how many there were.
-        hits: how many found their key in the cache.
-
-    """
-
-    requests: int
-    hits: int
-
-    @property
-    def hit_ratio(self) -> float:
-        """Hits by requests, 0 to 1; 0 without requests."""
-        return self.hits / self.requests if self.requests else 0.0
 
 
 class Step(NamedTuple):
@@ -58,8 +38,8 @@ HIT = Step(hit=True, evicted=None)
 FILL = Step(hit=False, evicted=None)
 
 
-def replay(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) -> Replay:
-    """Send a stream of requests to a cache that begins empty.
+def replay(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) -> float:
+    """The hit ratio of a stream of requests that is sent to a cache that begins empty.
 
     Args:
         stream: the key number of each request.
@@ -71,10 +51,10 @@ def replay(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) 
         ValueError: a capacity below 1, or an unknown policy.
 
     >>> replay([1, 2, 1, 3, 1], capacity=2, policy="lru")
-    Replay(requests=5, hits=2)
+    0.4
     """
     hits = sum(step is HIT for step in steps(stream, capacity, policy, seed=seed))
-    return Replay(len(stream), hits)
+    return hits / len(stream) if stream else 0.0
 
 
 def steps(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) -> Iterator[Step]:
