@@ -77,18 +77,11 @@ def test_what_was_never_called_or_runs_in_a_function_is_left_out_and_hidden_text
     assert ([one.query for one in found], hidden) == (["TABLE a"], 2)
 
 
-def test_a_statement_may_be_longer_than_csv_usually_takes():
-    query = f"SELECT {'1, ' * 100_000}1"
-    (found,), _ = parse(table(["query", "calls", "mean_ms"], [query, 1, 1]))
-    assert found.query == query
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("", "It is no CSV"),
         ("query,calls\n", "names no column mean_exec_time"),
-        ("calls,mean_ms\n1,2\n", "names no column query"),
         ("query;calls;mean_ms\nTABLE a;1;1\n", "names no column query and no calls"),
         ("# my report\nquery,calls,mean_ms\n", "more values than its first line"),
         ("query,calls,mean_ms\n", "No statement in it can be read"),
@@ -98,10 +91,8 @@ def test_a_statement_may_be_longer_than_csv_usually_takes():
         ("query,calls,mean_ms\nTABLE a,1,1\nSELECT a, b,1,1\n", "Expected 3 fields in line 3"),
         ('query,calls,mean_ms\n"TABLE a,1,1\n', "It is no CSV"),
         ("query,calls,mean_ms\nTABLE a,x,1\n", "calls = 'x'; it must be a number"),
-        ("query,calls,mean_ms\nTABLE a,1,-1\n", "mean_ms = '-1'"),
         ("query,calls,mean_ms\nTABLE a,1,inf\n", "mean_ms = 'inf'"),
         (PLAN.replace("EXPLAIN", "-- EXPLAIN"), "comes without its statement"),
-        (PLAN.partition(" Statement DPU")[0], "no `Statement DPU Estimate` in the plan of"),
         (PLAN.partition(" Statement DPU")[0] + PLAN, "no `Statement DPU Estimate` in the plan of"),
     ],
 )
@@ -112,14 +103,11 @@ def test_a_broken_file_is_one_sentence_that_says_what_is_wrong(text, said):
     assert "\n" not in str(caught.value)
 
 
-def test_a_plan_of_dsql_has_its_statement_time_rows_and_dpu():
+def test_a_plan_of_dsql_has_its_statement_time_rows_and_dpu_at_least_a_transaction_s():
     (found,), hidden = parse(PLAN)
     assert (found.query, found.mean_ms, found.rows) == ("SELECT * FROM test_table", 16.0, 120)
     assert found.dpu == pytest.approx(0.05919)  # the User Guide's example, with its sum
     assert (found.calls, found.days, hidden) == (None, None, 0)
-
-
-def test_a_plan_costs_at_least_what_a_transaction_does():
     least = PLAN.replace("0.04312 DPU", "0.00100 DPU (Transaction minimum: 0.00375)")
     (found,), _ = parse(least)
     assert found.dpu == pytest.approx(0.01607 + 0.00375)

@@ -1,8 +1,6 @@
 """Traces are read from every format to the same requests, and what cannot be read is a sentence."""
 
 import gzip
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -200,21 +198,3 @@ def test_where_the_ttl_and_not_memory_set_the_hit_ratio_the_model_comes_near_the
     assert np.average(ratios, weights=list(facts.ttls.values())) == pytest.approx(
         1 - facts.miss_ratio, abs=0.1
     )
-
-
-def test_a_million_requests_take_little_memory(written):
-    lines = "".join(f"{n},key {n % 300_000}\n" for n in range(1_000_000))
-    program = (
-        "import resource, sys; from workshop_lib import traces; traces.Trace;"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        "traces.read_trace(sys.argv[1]);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(written("time,key\n" + lines))],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert int(done.stdout) * unit < 150_000_000
