@@ -10,9 +10,8 @@ from .distances import (
 )
 from .eviction import (
     POLICIES,
-    Step,
+    hits,
     replay,
-    steps,
 )
 from .streams import (
     poisson_times,
@@ -31,12 +30,12 @@ from .theory import (
 
 __all__ = [
     "POLICIES",
-    "Step",
     "TtlOutcome",
     "adjust_ratios",
     "break_even",
     "che_lru_hit_ratio",
     "hit_ratios",
+    "hits",
     "poisson_times",
     "replay",
     "sample_keys",
@@ -45,7 +44,6 @@ __all__ = [
     "should_refresh_early",
     "stack_distances",
     "stale_share",
-    "steps",
     "ttl_hit_ratio",
     "ttl_outcome",
     "zipf_probabilities",

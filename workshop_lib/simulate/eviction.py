@@ -21,21 +21,10 @@ from bisect import insort
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 SAMPLES = 5
 POOL = 16
-
-
-class Step(NamedTuple):
-    """What one request did: whether it hit, and the key evicted to make room, if any."""
-
-    hit: bool
-    evicted: int | None
-
-
-HIT = Step(hit=True, evicted=None)
-FILL = Step(hit=False, evicted=None)
 
 
 def replay(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) -> float:
@@ -53,21 +42,20 @@ def replay(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) 
     >>> replay([1, 2, 1, 3, 1], capacity=2, policy="lru")
     0.4
     """
-    hits = sum(step is HIT for step in steps(stream, capacity, policy, seed=seed))
-    return hits / len(stream) if stream else 0.0
+    return sum(hits(stream, capacity, policy, seed=seed)) / len(stream) if stream else 0.0
 
 
-def steps(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) -> Iterator[Step]:
+def hits(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) -> Iterator[bool]:
     """The same as `replay`, one request at a time.
 
     Returns:
-        An iterator of one `Step` a request.
+        Whether each request found its key in the cache.
 
     Raises:
         ValueError: a capacity below 1, or an unknown policy.
 
-    >>> [step.evicted for step in steps([1, 2, 1, 3], capacity=2, policy="fifo")]
-    [None, None, None, 1]
+    >>> list(hits([1, 2, 1, 3, 1], capacity=2, policy="fifo"))
+    [False, False, True, False, False]
     """
     if capacity < 1:
         raise ValueError(f"a cache holds at least 1 entry; a capacity of {capacity} is too small")
@@ -76,19 +64,15 @@ def steps(stream: Sequence[int], capacity: int, policy: str, *, seed: int = 0) -
     order = POLICIES[policy](stream, random.Random(seed))
     held: set[int] = set()
     for key in stream:
-        if key in held:
+        hit = key in held
+        if hit:
             order.used(key)
-            yield HIT
-        elif len(held) < capacity:
-            held.add(key)
-            order.add(key)
-            yield FILL
         else:
-            evicted = order.evict()
-            held.remove(evicted)
+            if len(held) == capacity:
+                held.remove(order.evict())
             held.add(key)
             order.add(key)
-            yield Step(False, evicted)
+        yield hit
 
 
 class _Order(Protocol):
