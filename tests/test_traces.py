@@ -167,24 +167,26 @@ def test_the_published_facts_are_those_of_the_table():
     assert list(found) == [f"cluster{n}" for n in (13, 14, 29, 45, 50, 52)]
     assert found["cluster52"].operations == {"get": 0.91, "add": 0.04, "gets": 0.02, "cas": 0.02}
     assert found["cluster29"].ttls == {3_600: 0.67, 7_200: 0.33}
-    for facts in found.values():
-        assert set(facts.operations) <= set(traces.KINDS)
-        assert 0.5 < facts.seconds / 86_400 < 3
 
 
 @pytest.mark.parametrize("name", presets())
-def test_a_preset_has_the_published_mix_sizes_and_about_as_many_first_requests(name):
+def test_a_preset_has_the_published_sizes_rate_and_about_as_many_requests_per_key(name):
     facts, n = presets()[name], 50_000
     made, share = preset_requests(name, n, seed=1)
     assert made.equals(preset_requests(name, n, seed=1)[0])
-    reads = facts.reads / (facts.reads + facts.writes)
-    assert (made["op"] == "read").mean() == pytest.approx(reads, abs=0.01)
     assert set(made["key"].str.len()) == {facts.key_bytes}
     assert set(made["size"]) == {facts.value_bytes}
-    rate = n / facts.seconds / share / (1 - facts.fills)
-    assert rate == pytest.approx(facts.kqps * 1_000, rel=0.01)
-    firsts = made["key"].nunique() / n * (1 - facts.fills)
-    assert 0.5 < firsts * facts.mean_frequency < 1.05  # chance leaves some keys out
+    # Fills are left out: adds, and at most a set for each miss.
+    least = 0.99 - max(facts.miss_ratio, facts.operations.get("add", 0))
+    assert least < n / made["time"].max() / share / facts.kqps / 1_000 < 1.01
+    # Chance leaves some keys out.
+    assert least < n / made["key"].nunique() / facts.mean_frequency < 2
+
+
+def test_a_preset_has_the_published_mix():
+    # 65 % get, of which 12.18 % miss and are filled by 7.9 of 13 % set; the rest are writes.
+    made, _ = preset_requests("cluster14", 50_000)
+    assert (made["op"] == "read").mean() == pytest.approx(0.65 / (1 - 0.1218 * 0.65), abs=0.01)
 
 
 def test_where_the_ttl_and_not_memory_set_the_hit_ratio_the_model_comes_near_the_published_one():

@@ -21,7 +21,6 @@ from workshop_lib.errors import WorkshopError
 
 T = TypeVar("T")
 
-CONFIDENCE = 0.95
 MIN_FOR_INTERVAL = 6
 """Of fewer samples even smallest and largest hold the median less often than 95 times of 100: with
 n of them it is 1 - 2 / 2^n."""
@@ -117,10 +116,8 @@ def percentile(values: Sequence[float], q: float) -> float:
     return sorted(values)[math.ceil(Fraction(str(q)) * len(values) / 100) - 1]
 
 
-def percentile_interval(
-    values: Sequence[float], q: float = 50, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
-    """An interval that holds the q-th percentile with about this confidence.
+def percentile_interval(values: Sequence[float], q: float = 50) -> tuple[float, float]:
+    """An interval that holds the q-th percentile with a confidence of about 95 %.
 
     Of n samples, the number below the true percentile is binomial; the interval's ends are the
     order statistics that far (in standard deviations, by the normal approximation) from n·q. With
@@ -132,8 +129,7 @@ def percentile_interval(
     """
     ordered = sorted(values)
     n, p = len(ordered), q / 100
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    spread = z * math.sqrt(n * p * (1 - p))
+    spread = NormalDist().inv_cdf(0.975) * math.sqrt(n * p * (1 - p))
     low = max(math.floor(n * p - spread), 1)
     high = min(math.ceil(n * p + spread) + 1, n)
     return ordered[low - 1], ordered[high - 1]

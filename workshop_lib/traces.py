@@ -176,36 +176,6 @@ class Preset:
     operations: dict[str, float]
     zipf_alpha: float
 
-    @property
-    def reads(self) -> float:
-        """Share of the requests."""
-        return sum(share for op, share in self.operations.items() if KINDS[op] == "read")
-
-    @property
-    def fills(self) -> float:
-        """Share of the requests, worked out: each add, and a set for each other miss.
-
-        What more sets there are must be writes.
-        """
-        added = self.operations.get("add", 0.0)
-        missed = self.miss_ratio * self.reads
-        return added + min(self.operations.get("set", 0.0), max(missed - added, 0.0))
-
-    @property
-    def writes(self) -> float:
-        """Share of the requests that are known to be neither reads nor fills."""
-        return sum(self.operations.values()) - self.reads - self.fills
-
-    @property
-    def keys(self) -> float:
-        """How many, worked out from their size and the working set's."""
-        return self.working_set_mb * 1e6 / (self.key_bytes + self.value_bytes)
-
-    @property
-    def seconds(self) -> float:
-        """How long it takes to request each key as often as it is, worked out from the rate."""
-        return self.keys * self.mean_frequency / (self.kqps * 1_000)
-
 
 @cache
 def presets() -> dict[str, Preset]:
@@ -237,16 +207,22 @@ def preset_requests(name: str, requests: int, seed: int = 0) -> tuple[pd.DataFra
     if name not in known or requests < 1:
         raise DataError(f"There is no {name!r} of {requests} requests, only: {', '.join(known)}.")
     facts, rng = known[name], np.random.default_rng([seed, 1])
-    keys = max(1, round(requests / facts.mean_frequency / (1 - facts.fills)))
-    reads = rng.random(requests) < facts.reads / (facts.reads + facts.writes)
+    reads = sum(share for op, share in facts.operations.items() if KINDS[op] == "read")
+    # Each add is a fill, and a set for each other miss; what more sets there are must be writes.
+    added, sets = (facts.operations.get(op, 0.0) for op in ("add", "set"))
+    fills = added + min(sets, max(facts.miss_ratio * reads - added, 0.0))
+    total_keys = facts.working_set_mb * 1e6 / (facts.key_bytes + facts.value_bytes)
+    seconds = total_keys * facts.mean_frequency / (facts.kqps * 1_000)
+    keys = max(1, round(requests / facts.mean_frequency / (1 - fills)))
+    is_read = rng.random(requests) < reads / (sum(facts.operations.values()) - fills)
     ranks = zipf_stream(requests, keys, facts.zipf_alpha, seed)
     columns = {
-        "time": np.sort(rng.random(requests) * facts.seconds).round(3),
+        "time": np.sort(rng.random(requests) * seconds).round(3),
         "key": [f"k{rank:0{facts.key_bytes - 1}}" for rank in ranks],
         "size": facts.value_bytes,
-        "op": np.where(reads, "read", "write"),
+        "op": np.where(is_read, "read", "write"),
     }
-    return pd.DataFrame(columns), keys / facts.keys
+    return pd.DataFrame(columns), keys / total_keys
 
 
 def _requests(path: Path) -> Iterator[Request]:
