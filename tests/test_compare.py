@@ -126,11 +126,10 @@ def test_what_only_one_run_has_is_not_compared_and_other_machines_are_noted(keep
     assert compare_runs(a / "02_x.json", b).pairs == found.pairs
 
 
-def test_the_same_run_twice_no_run_and_no_results_are_clear_errors(keep, tmp_path):
+def test_no_run_and_no_results_are_clear_errors(keep, tmp_path):
     a = keep("a", figures([1]))
     (tmp_path / "empty").mkdir()
     for other, says in (
-        ("a", "are the same run"),
         ("none", "There is no run"),
         ("empty", "holds no results"),
     ):

@@ -123,13 +123,11 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
         first, second: a folder of results, the name of one below results/, or one result file.
 
     Raises:
-        ResultError: there is no such run, it holds no results, or it is the same one twice.
+        ResultError: there is no such run, or it holds no results.
 
     """
     places = [_find(run).resolve() for run in (first, second)]
-    if places[0] == places[1]:
-        raise ResultError(f"{first} and {second} are the same run: there is nothing to compare.")
-    one, other = (_load(place) for place in places)
+    one, other = map(_load, places)
     pairs, services, machines = [], [], []
     refused: dict[str, list[str]] = {}
     for name in sorted({*one, *other}):
