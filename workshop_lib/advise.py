@@ -223,8 +223,8 @@ def _verdict(
         return LEAVE, "the database answers it as fast as a cache would"
     factor = SURE if text.parameters else 1.0
     most = round(gain.most_keys)
-    few = f"with up to {most:,} different parameter value{'s' * (most != 1)}"
-    assumed = f"the {gain.keys:,.0f} assumed"
+    few = f"with up to {figure(most)} different parameter value{'s' * (most != 1)}"
+    assumed = f"the {figure(gain.keys)} assumed"
     if gain.most_keys < gain.keys / factor:
         if gain.most_keys < 1:
             return LEAVE, "it is called too rarely for what a hit would save"
@@ -242,3 +242,12 @@ def _verdict(
     if not text.parameters:
         return CACHE, "it has no parameters, so one entry answers every call"
     return CACHE, f"users wait less {few}, more than ten times {assumed}"
+
+
+def figure(value: float) -> str:
+    """A number with three digits that count.
+
+    >>> figure(1234567), figure(0.12345)
+    ('1,230,000', '0.123')
+    """
+    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"

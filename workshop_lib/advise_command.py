@@ -18,7 +18,7 @@ from workshop_lib.paths import FILES
 TEMPLATE = Path(__file__).parent / "templates" / "advice.txt"
 DOCS = FILES / "docs" / "for-my-service.md"
 WIDTH = 100
-positive = click.FloatRange(1e-6, 1e12)
+positive = click.FloatRange(0, min_open=True)
 
 
 @click.command()
@@ -60,7 +60,6 @@ def advise(
     import jinja2  # noqa: PLC0415 -- slow to import, as what follows; --help does without
 
     from workshop_lib import prices  # noqa: PLC0415
-    from workshop_lib.results import format_value  # noqa: PLC0415
 
     try:
         from workshop_lib import advise, statistics_file  # noqa: PLC0415
@@ -76,7 +75,7 @@ def advise(
         click.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
         return
     language = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # noqa: S701 -- no HTML
-    language.filters |= {"figure": format_value, "fill": _fill}
+    language.filters |= {"figure": advise.figure, "fill": _fill}
     template = language.from_string(TEMPLATE.read_text(encoding="utf-8"))
     warning = known.warning(datetime.now(UTC).date())
     click.echo(template.render(it=found, verdicts=advise.VERDICTS, top=top, warning=warning))
