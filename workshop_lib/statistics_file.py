@@ -104,7 +104,7 @@ def _read_table(text: str) -> pd.DataFrame:
             )
         table[name] = numbers
     if "toplevel" in table:  # what a function runs is counted again in its caller
-        table = table[~table["toplevel"].str.lower().str.startswith("f")]
+        table = table[~table["toplevel"].str.lower().str.startswith("f", na=False)]
     return table[table["calls"] > 0]
 
 

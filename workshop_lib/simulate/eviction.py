@@ -146,8 +146,10 @@ class _Lfu:
     def used(self, key: int) -> None:
         uses = self._uses[key]
         del self._queues[uses][key]
-        if uses == self._fewest and not self._queues[uses]:
-            self._fewest += 1
+        if not self._queues[uses]:
+            del self._queues[uses]
+            if uses == self._fewest:
+                self._fewest += 1
         self._join(key, uses + 1)
 
     def add(self, key: int) -> None:
