@@ -133,8 +133,8 @@ def test_the_ranking_is_by_waiting_and_what_to_leave_is_last_by_time():
     assert [one.statement for one in found.statements] == ranked
     assert sum(one.share for one in found.statements) == pytest.approx(1)
     kept = [one.gain.waiting_s for one in found.statements[:3]]
-    assert found.total("waiting_s") == pytest.approx(sum(kept))
-    assert found.total("dpu") is None
+    assert found.total["waiting_s"] == pytest.approx(sum(kept))
+    assert found.total["dpu"] is None
     assert found.memory_usd == pytest.approx(0.1 * 730 * 0.1)
 
 

@@ -15,6 +15,7 @@ from workshop_lib.statistics_file import Statistic
 CACHE, MEASURE, LEAVE = VERDICTS = ("cache it", "measure first", "leave it")
 SURE = 10.0
 """The assumed number of parameter values is trusted within this factor, either way."""
+SUMS = ("waiting_s", "database_s", "dpu", "usd", "requests_usd", "cached_gb")
 MIN_CALLS = 10
 """Fewer calls say nothing of how often a statement is called."""
 MONTH_S = HOURS_A_MONTH * 3_600
@@ -111,6 +112,8 @@ class Report:
         statements: first what saves most of users' waiting; last what to leave, by its share.
         assumptions: what it is built on.
         hidden: how many more statements there are, whose text the file does not show.
+        total: sums of attributes of `Gain`, by name, over what is not to leave; None if one of them
+            is unknown.
         memory_usd: what the cache's memory costs a month, for all that is not to leave.
         region, as_of: of the prices.
 
@@ -119,15 +122,10 @@ class Report:
     statements: tuple[Advice, ...]
     assumptions: Assumptions
     hidden: int
+    total: dict[str, float | None]
     memory_usd: float
     region: str
     as_of: str
-
-    def total(self, name: str) -> float | None:
-        """The sum of an attribute of `Gain` over what is not to leave; None if one is unknown."""
-        gains = [one.gain for one in self.statements if one.gain and one.verdict != LEAVE]
-        found = [getattr(gain, name) for gain in gains]
-        return None if None in found else float(sum(found))
 
 
 def advise(
@@ -160,9 +158,12 @@ def advise(
         share = rate * one.mean_ms / busy if busy else 0.0
         found.append(Advice(text.text, verdict, reason, rate, one.mean_ms, share, gain))
     found.sort(key=_rank)
-    memory = sum(one.gain.cached_gb for one in found if one.gain and one.verdict != LEAVE)
-    usd = monthly_cost(Workload(0, cached_gb=memory), prices).items["cache", "memory"]
-    return Report(tuple(found), assumptions, hidden, usd, prices.region, str(prices.as_of))
+    gains = [one.gain for one in found if one.gain and one.verdict != LEAVE]
+    values = {name: [getattr(gain, name) for gain in gains] for name in SUMS}
+    total = {name: None if None in all_ else sum(all_) for name, all_ in values.items()}
+    memory = Workload(0, cached_gb=sum(gain.cached_gb for gain in gains))
+    usd = monthly_cost(memory, prices).items["cache", "memory"]
+    return Report(tuple(found), assumptions, hidden, total, usd, prices.region, str(prices.as_of))
 
 
 def _calls_per_s(one: Statistic, assumptions: Assumptions) -> float:
