@@ -205,11 +205,6 @@ class Moment:
     seconds: float
     source: str
 
-    @property
-    def end(self) -> float:
-        """When the answer was there, Unix seconds."""
-        return self.at + self.seconds
-
 
 def moment(call: Callable[[], str], due: float | None = None) -> Moment:
     """Make a call that says where its answer came from.

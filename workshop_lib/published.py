@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import msgspec
@@ -24,7 +24,6 @@ class PublishedFigure:
         low, high: from and to; equal where one figure is given.
         unit: of both.
         notebook, like: whose measurements give a figure like it, by which expression; or empty.
-        source: the document, whose it is, and whether its figures were measured or expected.
 
     """
 
@@ -34,7 +33,6 @@ class PublishedFigure:
     unit: str = "ms"
     notebook: str = ""
     like: str = ""
-    source: str = ""
 
     @property
     def low_s(self) -> float:
@@ -73,8 +71,7 @@ def published_figures(study: str) -> list[PublishedFigure]:
     known = studies()
     if study not in known:
         raise DataError(f"data/{FILE.name} has no study {study!r}, only: {', '.join(known)}.")
-    source = known[study].source
-    return [replace(one, source=source) for one in known[study].figures if one.unit in SECONDS]
+    return [one for one in known[study].figures if one.unit in SECONDS]
 
 
 @cache
