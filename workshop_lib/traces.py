@@ -230,8 +230,9 @@ def _requests(path: Path) -> Iterator[Request]:
     number, count, parse = 0, 0, None
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for line in map(_decode, file):
+            for raw in file:
                 number += 1
+                line = raw.decode(errors="backslashreplace")
                 if parse is None:  # the first line says how to read the others
                     parse, is_heading = _choose(line)
                     if is_heading:
@@ -245,10 +246,6 @@ def _requests(path: Path) -> Iterator[Request]:
     except (ValueError, OSError, EOFError, zlib.error, csv.Error, msgspec.MsgspecError) as error:
         where = f", line {number}" if number else ""
         raise DataError(f"{path}{where}: {error}.") from None
-
-
-def _decode(line: bytes) -> str:
-    return line.decode(errors="backslashreplace")
 
 
 def _require_valid(request: Request) -> None:
