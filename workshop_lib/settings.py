@@ -6,8 +6,8 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -33,6 +33,7 @@ _NEEDS = {
     "queue_url": "aws_region",
     "aws_endpoint_url_s3": "bucket_name",
 }
+_ON_AWS = ("workshop_stack", "dsql_endpoint", "valkey_endpoint", "bucket_name", "queue_url")
 _INSTEAD = {"dsql_endpoint": ["database_url"], "valkey_endpoint": ["valkey_url", "redis_url"]}
 
 
@@ -196,10 +197,15 @@ def load_settings(**overrides: object) -> LoadedSettings:
         "argument": {k: None if v == "" else v for k, v in overrides.items() if v is not None},
     }
     given = {name: value for values in origins.values() for name, value in values.items()}
+    if not any(map(given.get, _ON_AWS)):
+        try:
+            Settings(aws_region=given.get("aws_region"))
+        except ValidationError:  # another program's: nothing is asked there
+            del given["aws_region"]
     outputs = _stack_outputs(given)
     sources = {
         **dict.fromkeys(outputs, f"stack {given.get('workshop_stack')}"),
-        **{name: source for source, values in origins.items() for name in values},
+        **{n: source for source, values in origins.items() for n in values if n in given},
     }
     return LoadedSettings(check_values({**outputs, **given}, sources), sources)
 
@@ -235,25 +241,6 @@ def _stack_outputs(given: Mapping[str, Any]) -> dict[str, str]:
     outputs = read_outputs(str(stack.workshop_stack), stack.aws_region)
     urls = {name: [given.get(url) for url in _INSTEAD.get(name, ())] for name in outputs}
     return {n: v for n, v in outputs.items() if all(_leads_to(url, v) for url in urls[n])}
-
-
-@contextmanager
-def fixed_file(folder: Path) -> Iterator[None]:
-    """Have this process, and what it starts, read the settings file as it is now, from a copy.
-
-    Args:
-        folder: for the copy. It has to be closed to others, as there may be passwords in it.
-
-    """
-    copy, file, before = folder / "workshop.toml", config_file(), os.environ.get("WORKSHOP_CONFIG")
-    copy.write_bytes(file.read_bytes() if file.exists() else b"")
-    os.environ["WORKSHOP_CONFIG"] = str(copy)
-    try:
-        yield
-    finally:
-        del os.environ["WORKSHOP_CONFIG"]
-        if before is not None:
-            os.environ["WORKSHOP_CONFIG"] = before
 
 
 def state_dir() -> Path | None:
@@ -299,41 +286,21 @@ def _refuse_misspelt_variables() -> None:
             )
 
 
-PLAIN_WORDS = {
-    "float_parsing": "it must be a number",
-    "int_parsing": "it must be a whole number",
-    "int_from_float": "it must be a whole number",
-    "float_type": "it must be a number",
-    "int_type": "it must be a whole number",
-    "string_type": "it must be a text",
-    "greater_than": "it must be above {gt:g}",
-    "greater_than_equal": "it must be {ge:g} or more",
-    "less_than_equal": "it must be {le:g} or less",
-    "literal_error": "it must be {expected}",
-    "value_error": "{error}",
-}
-"""What pydantic's kinds of errors mean."""
-
-
 def _problems(error: ValidationError, sources: Mapping[str, str]) -> str:
     """Each problem with the setting's name and where its value came from."""
     lines = []
     for problem in error.errors():
-        words = PLAIN_WORDS.get(problem["type"], problem["msg"])
-        message = words.format(**problem.get("ctx", {}))
+        message = problem["msg"].removeprefix("Value error, ")
         if problem["loc"]:
             name = str(problem["loc"][0])
             if problem["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(name.lower(), Settings.model_fields, 1)
-                others = f". There are: {', '.join(Settings.model_fields)}"
-                known = f"; did you mean {near[0]}?" if near else others
-                message = f"there is no such setting{known}"
+                known = ", ".join(Settings.model_fields)
+                message = f"there is no such setting. There are: {known}"
             value = "" if name.endswith("_url") else f"={problem['input']!r}"
             shown = name if sources[name].startswith("file ") else name.upper()
             message = f"{shown}{value} (from {sources[name]}): {message}"
         lines.append(message)
-    said = "A setting is not usable. " + "; ".join(lines)
-    return said if said.endswith("?") else f"{said}."
+    return f"A setting is not usable. {'; '.join(lines)}."
 
 
 def _leads_to(url: object, endpoint: str | None) -> bool:

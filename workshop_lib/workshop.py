@@ -44,7 +44,7 @@ from workshop_lib.services import (
 from workshop_lib.services.client_config import isolate_aws
 from workshop_lib.services.clients import cache_client, greet_cache, steer
 from workshop_lib.services.latency_proxy import LatencyProxy
-from workshop_lib.settings import LoadedSettings, load_settings
+from workshop_lib.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,15 +73,14 @@ class Workshop:
         objects: this workshop's own objects in it (`get`, `put`, …).
         namespace: names the schema, and begins every cache key and object name of this workshop.
         endpoints: where the services are.
-        settings: the settings in force; `loaded.origins()` says where each came from.
+        settings: the settings in force.
         result: what has been recorded so far.
         object_prefix: what the names of this workshop's objects begin with.
 
     """
 
-    def __init__(self, loaded: LoadedSettings, endpoints: Endpoints, notebook: str) -> None:
-        self.loaded = loaded
-        self.settings = loaded.values
+    def __init__(self, settings: Settings, endpoints: Endpoints, notebook: str) -> None:
+        self.settings = settings
         self.endpoints = endpoints
         self.namespace = self.settings.workshop_namespace
         self.object_prefix = f"{self.namespace}/"
@@ -527,9 +526,15 @@ class Workshop:
 
     def inventory(self) -> dict[str, int]:
         """How many tables, cache keys and objects of this workshop there are now."""
-        from workshop_lib.namespaces import inventory
+        from workshop_lib.cache.keys import match_all
 
-        return inventory(self)
+        keys = self.valkey.scan_iter(match=match_all(self.namespace), count=500)
+        objects = dataset.list_objects(self.s3, self.bucket, self.object_prefix)
+        return {
+            "tables": len(dataset.list_tables(self.database)),
+            "keys": sum(1 for _ in keys),
+            "objects": sum(1 for _ in objects),
+        }
 
     @property
     def tables(self) -> pd.DataFrame:
@@ -548,10 +553,18 @@ class Workshop:
         Returns:
             How many tables, keys and objects there were.
 
-        """
-        from workshop_lib.namespaces import wipe
+        Raises:
+            WorkshopError: a service does not answer.
 
-        return wipe(self)
+        """
+        from workshop_lib.queues import delete_own_queues
+
+        tables = dataset.drop_everything(self.database)
+        objects = list(dataset.list_objects(self.s3, self.bucket, self.object_prefix))
+        for name in objects:
+            self.s3.delete_object(Bucket=self.bucket, Key=name)
+        delete_own_queues(self.settings)
+        return {"tables": len(tables), "keys": self.clear_cache(), "objects": len(objects)}
 
     def close(self) -> None:
         """Close all connections and let go of the local engines. Doing it twice is harmless."""
@@ -573,20 +586,6 @@ class Workshop:
             from workshop_lib import plots
 
             plots.set_note(id(self), note and f"emulated latency: {note}")
-
-    def greet(self) -> None:
-        """Make sure that all three services answer; note their versions; make schema and bucket.
-
-        Raises:
-            ServiceUnreachableError: one does not answer or refuses us.
-
-        """
-        services = self.result.services
-        version = self.database.query("SHOW server_version")[0][0]
-        services["database"]["version"] = f"PostgreSQL {version}"
-        self.database.create_schema()
-        services["cache"]["version"] = greet_cache(self.valkey, self.endpoints.cache)
-        greet_store(self.s3, self.endpoints.store)
 
 
 def open_workshop(
@@ -612,30 +611,27 @@ def open_workshop(
         ServiceUnreachableError: a service does not answer.
 
     """
-    loaded = load_settings(**settings)
+    values = load_settings(**settings).values
     if notebook in _open:
         _open.pop(notebook).close()
-    workshop = _open_with(loaded, notebook)
-    try:
-        workshop.greet()
+    endpoints = resolve(values)
+    if not (values.uses_external or values.queue_url):
+        isolate_aws()
+    with ExitStack() as on_error:
+        on_error.callback(endpoints.release)  # else the engines would be held
+        workshop = Workshop(values, endpoints, notebook)
+        on_error.callback(workshop.close)
+        services, database = workshop.result.services, workshop.database
+        version = database.query("SHOW server_version")[0][0]
+        services["database"]["version"] = f"PostgreSQL {version}"
+        database.create_schema()
+        services["cache"]["version"] = greet_cache(workshop.valkey, endpoints.cache)
+        greet_store(workshop.s3, endpoints.store)
         for name in needs:
             if name == "objects":
                 workshop.load_objects()
             else:
-                dataset.ensure_table(workshop.database, name)
-    except BaseException:
-        workshop.close()
-        raise
+                dataset.ensure_table(database, name)
+        on_error.pop_all()
     _open[notebook] = workshop
     return workshop
-
-
-def _open_with(loaded: LoadedSettings, notebook: str) -> Workshop:
-    endpoints = resolve(loaded.values)
-    if not (loaded.values.uses_external or loaded.values.queue_url):
-        isolate_aws()
-    try:
-        return Workshop(loaded, endpoints, notebook)
-    except BaseException:
-        endpoints.release()  # else the engines would be held until this process ends
-        raise
