@@ -18,7 +18,7 @@ import pytest
 
 from workshop_lib import QueryCache, RecordCache, Workshop, cached, open_workshop
 from workshop_lib.errors import ServiceUnreachableError, WorkshopError
-from workshop_lib.namespaces import wipe
+from workshop_lib.namespaces import wipe_namespace
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 FORK = multiprocessing.get_context("fork")
@@ -55,7 +55,7 @@ def opened(tmp_path_factory) -> Iterator[Workshop]:
 
     CACHES["function"] = tenfold
     yield workshop
-    wipe(workshop, of_others=True)
+    wipe_namespace(workshop.namespace)
     workshop.close()
 
 
