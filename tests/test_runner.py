@@ -144,10 +144,7 @@ def test_a_value_goes_to_every_notebook_with_that_parameter():
         ("distances=[0.1,0.1]", "Expected 2 or more different values"),
         ("distances=[0,0.5]", "Expected `float` <= 0.4"),
         ("distances=[0,.nan]", "Expected `float`"),
-        (
-            "no_such=1",
-            "No chosen notebook has a parameter 'no_such'. They have:\n  00_check: (none)",
-        ),
+        ("no_such=1", "parameter 'no_such'. They have:\n  00_check: \n  01_seed: rows, seed\n"),
     ],
 )
 def test_a_value_of_another_type_or_outside_its_range_is_refused(word, said):

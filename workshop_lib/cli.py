@@ -11,8 +11,7 @@ import signal
 import sys
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
@@ -75,7 +74,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a locale may have no ✓ or µ
             stream.reconfigure(errors="replace")
     # A plain `kill` should clean up like Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 main.add_command(load)
@@ -95,40 +94,30 @@ main.add_command(advise)
                    "processors]")  # fmt: skip
 @click.option("--out", type=a_folder,
               help="folder for the results  [default: a new one below results/]")  # fmt: skip
-def run(workers: int | None, out: Path | None, **request: Any) -> None:
+def run(workers: int | None, **request: Any) -> None:
     """Run notebooks headless.
 
     NAMES are numbers or names, such as 02, more/06 or 02_cache_a_query; without any, all run.
     """
     from workshop_lib import runner, services
     from workshop_lib.interrupts import one_interrupt
-    from workshop_lib.results import read_run
     from workshop_lib.services.endpoints import is_on_aws
 
     settings = _settings()
     if workers is None and is_on_aws(settings):
         workers = 1  # on Aurora DSQL one notebook's DDL ends the open transactions of all others
     _lay_out()
-    folder = out or runner.new_folder()
     with one_interrupt(), ExitStack() as stack:
 
         def start_engines() -> None:
             stack.enter_context(services.session(settings))
             runner.sweep()
 
-        try:
-            results, page = runner.run(
-                workers=workers, out=folder, say=click.echo, prepare=start_engines, **request
-            )
-        except KeyboardInterrupt:
-            kept = f"What had finished is in {display_path(folder)}."
-            some = any(not result.interrupted for result in read_run(folder).values())
-            click.echo(kept if some else "No notebook had finished.", err=True)
-            sys.exit(INTERRUPTED)
+        results, page = runner.run(
+            workers=workers, say=click.echo, prepare=start_engines, **request
+        )
     failed = sum(not result.ok for result in results)
-    latest = RESULTS / "latest" / "index.html"
-    shown = latest if latest.resolve() == page.resolve() else page
-    click.echo(f"{len(results) - failed} of {len(results)} passed. Report: {display_path(shown)}")
+    click.echo(f"{len(results) - failed} of {len(results)} passed. Report: {display_path(page)}")
     sys.exit(1 if failed else 0)
 
 
@@ -187,12 +176,8 @@ def _check(*, as_json: bool = False) -> bool:
         if one.advice:
             click.echo(f"    what to do: {one.advice}")
 
-    try:
-        _settings()
-        brief = {"workshop_linger_seconds": 0.0}
-    except WorkshopError:  # the check says which setting is wrong
-        brief = {}
-    report = check_deployment(on_check=(lambda _: None) if as_json else show, **brief)
+    on_check = (lambda _: None) if as_json else show
+    report = check_deployment(on_check=on_check, workshop_linger_seconds=0.0)
     local.wait_gone(_state_folder())
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
@@ -262,15 +247,17 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
 @main.command("list")
 def list_notebooks() -> None:
     """List the notebooks, and what you have run and solved in JupyterLab."""
-    from workshop_lib import runner
-    from workshop_lib.course import progress
+    from workshop_lib import course, runner
+    from workshop_lib.exercises import all_exercises
 
+    solved = course.solved()
     # Without copies yet, those of the package: to look is no reason to write.
-    found = runner.find_notebooks(NOTEBOOKS if NOTEBOOKS.exists() else FILES / "notebooks")
-    for notebook, done in zip(found, progress(one.path for one in found), strict=True):
-        solved = f"{done.solved} of {done.exercises} exercises solved" if done.solved else ""
-        note = ", ".join(filter(None, ["run" if done.run else "", solved]))
-        click.echo(f"{notebook.title:<44} {notebook.minutes:>3} min  {note}".rstrip())
+    for one in runner.find_notebooks(NOTEBOOKS if NOTEBOOKS.exists() else FILES / "notebooks"):
+        ids = {task.id for task in all_exercises() if task.id.startswith(f"{one.number}.")}
+        done = len(ids & solved)
+        note = ["run"] if (RESULTS / "interactive" / f"{one.name}.json").exists() else []
+        note += [f"{done} of {len(ids)} exercises solved"] if done else []
+        click.echo(f"{one.title:<44} {one.minutes:>3} min  {', '.join(note)}".rstrip())
 
 
 @main.group()
@@ -509,8 +496,3 @@ def _state_folder() -> StateFolder:
     if not (IN_CHECKOUT or (HOME / MARK).exists()):
         click.echo(f"No workshop is in this folder yet; this is about {HOME}.", err=True)
     return state_folder(state_dir())
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    del number, frame
-    raise KeyboardInterrupt

@@ -169,9 +169,7 @@ def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, 
             raise RunError(f"{word!r} is not of the form NAME=VALUE.")
         takers = [notebook for notebook in chosen if name in notebook.parameters]
         if not takers:
-            known = "\n  ".join(
-                f"{n.full_name}: {', '.join(n.parameters) or '(none)'}" for n in chosen
-            )
+            known = "\n  ".join(f"{n.full_name}: {', '.join(n.parameters)}" for n in chosen)
             raise RunError(f"No chosen notebook has a parameter {name!r}. They have:\n  {known}")
         for notebook in takers:
             default = notebook.parameters[name]
@@ -242,7 +240,8 @@ def run(
         workers = 2 if size == "quick" and (os.cpu_count() or 1) > 1 else 1
     chosen = choose(names, find_notebooks(notebooks))
     given = parse_parameters(parameters, chosen)
-    folder = ready_folder(out or new_folder())
+    unique = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+    folder = ready_folder(out or RESULTS / unique)
     if folder == notebooks.resolve():
         raise RunError(
             f"{display_path(folder)} has the notebooks themselves: choose another --out."
@@ -298,8 +297,7 @@ def sweep() -> int:
         if not psutil.pid_exists(int(folder.name.split("-")[2])):
             shutil.rmtree(folder, ignore_errors=True)
     found = abandoned_namespaces()
-    if found:
-        wipe_namespace(*found)
+    wipe_namespace(*found)
     return len(found)
 
 
@@ -311,11 +309,6 @@ def describe(result: Result) -> str:
         lines.append(f"  {where}{error.error}")
         lines += [f"    | {row}" for row in error.source.splitlines()]
     return "\n".join([*lines, *(f"  {why}" for why in result.left_undone)])
-
-
-def new_folder() -> Path:
-    """A folder for a run that is not there yet."""
-    return RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
 
 
 # --- reading notebooks and values ---
