@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import shlex
@@ -70,9 +69,6 @@ class _Commands(click.Group):
 @click.version_option(package_name="cache-aside-workshop", prog_name="workshop")
 def main() -> None:
     """How a cache in front of a database really behaves: run, check and control the workshop."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a locale may have no ✓ or µ
-            stream.reconfigure(errors="replace")
     # A plain `kill` should clean up like Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 

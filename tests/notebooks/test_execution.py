@@ -294,13 +294,6 @@ def test_the_larger_an_object_the_less_a_cache_gains(figures):
     assert small > large
 
 
-def test_each_result_says_how_it_came_about(executed, results):
-    for outcome in executed[1]:
-        result = results[outcome.notebook]
-        assert (result.ok, result.size) == (True, "quick")
-        assert result.measurements
-
-
 def test_the_report_finds_every_figure_and_picture_that_it_is_to_show(executed, results):
     folder, _ = executed
     missing = [find(one, results[one.notebook]).missing for one in statements()]
