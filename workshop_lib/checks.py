@@ -232,7 +232,8 @@ def _layers(endpoint: Endpoint) -> dict[str, Callable[[Endpoint], str]]:
 
 def look_up(endpoint: Endpoint) -> str:
     """Whether the name is known."""
-    number = len(_addresses(endpoint))
+    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    number = len({address[4][0] for address in found})
     return f"{number} address{'es' * (number != 1)}"
 
 
@@ -255,16 +256,9 @@ def _shake_hands(endpoint: Endpoint) -> str:
             return f"valid, {secured.version()}"
 
 
-def _addresses(endpoint: Endpoint) -> set[Any]:
-    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    return {address[4][0] for address in found}
-
-
 def _connect(endpoint: Endpoint) -> socket.socket:
-    patience = min(ANSWER_S, float(endpoint.arguments.get("connect_timeout", ANSWER_S)))
-    # Each address of a name is waited for in turn, so the wait is shared out.
-    share = max(0.5, patience / len(_addresses(endpoint)))
-    return socket.create_connection((endpoint.host, endpoint.port), timeout=share)
+    # Each address of a name is waited for in turn.
+    return socket.create_connection((endpoint.host, endpoint.port), timeout=ANSWER_S / 2)
 
 
 def _who_am_i(sts: Endpoint) -> str:
