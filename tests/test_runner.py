@@ -147,14 +147,6 @@ def test_a_value_of_another_type_or_outside_its_range_is_refused(word, said):
     assert said in str(refused.value)
 
 
-@pytest.mark.parametrize("notebook", runner.find_notebooks(), ids=lambda found: found.name)
-def test_what_a_notebook_runs_with_by_itself_lies_in_its_own_ranges(notebook):
-    for name, allowed in notebook.ranges.items():
-        assert "min" in allowed
-        for values in (notebook.parameters, notebook.quick):
-            runner.check_value(notebook, name, values.get(name, notebook.parameters[name]))
-
-
 def test_a_parameters_cell_that_is_not_all_literals_keeps_what_is(tmp_path):
     mixed = "rows = 10 * 2\nttl = 5\nnothing = None\npair = (1, 2)\nz = 1j\nnested = [[1]]"
     for number, source in enumerate([mixed, "rows = (", "%matplotlib inline"]):
