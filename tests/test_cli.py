@@ -2,11 +2,11 @@
 
 import errno
 import json
-import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 
 import psycopg2
 import pytest
@@ -18,6 +18,7 @@ from workshop_lib.cli import main
 from workshop_lib.dataset import list_objects
 from workshop_lib.namespaces import wipe_namespace
 from workshop_lib.paths import CHECKOUT, display_path
+from workshop_lib.services import exports
 from workshop_lib.services.state_folder import StateFolder, state_folder
 
 
@@ -168,9 +169,9 @@ def test_reset_asks_first_and_then_deletes_the_state(workshop, nowhere):
 
 
 @pytest.fixture
-def not_local(ws, workshop, monkeypatch, tmp_path) -> pytest.MonkeyPatch:
+def not_local(ws, monkeypatch, tmp_path) -> pytest.MonkeyPatch:
     """Settings under which the running engines are somebody's own servers."""
-    for name, value in exports(workshop, ws, monkeypatch).items():
+    for name, value in exports(ws.settings, ws.endpoints).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORKSHOP_NAMESPACE", f"{ws.namespace}_mine")
     monkeypatch.setenv("WORKSHOP_STATE_DIR", str(tmp_path / "state"))
@@ -218,27 +219,16 @@ def test_reset_says_so_in_a_message_when_a_service_cannot_be_cleared(
 # --- how to reach the services ---
 
 
-def exports(workshop, ws, monkeypatch) -> dict[str, str]:
-    """What `workshop env` prints, as a shell would understand it."""
-    monkeypatch.setenv("WORKSHOP_NAMESPACE", ws.namespace)
-    done = workshop("env")
-    assert done.exit_code == 0
-    words = [shlex.split(line) for line in done.output.splitlines()]
-    assert [word[0] for word in words] == ["export"] * len(words)
-    return dict(word[1].split("=", 1) for word in words)
-
-
 def test_env_prints_exports_that_reach_the_workshop_s_own_services(ws, workshop, monkeypatch):
-    found = exports(workshop, ws, monkeypatch)
-    script = f'{workshop("env").stdout}\nprintf %s "$BUCKET_NAME"'
+    monkeypatch.setenv("WORKSHOP_NAMESPACE", ws.namespace)
+    script = f'{workshop("env").stdout}\nprintf "%s " "$BUCKET_NAME" "$DATABASE_URL" "$VALKEY_URL"'
     shell = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
-    assert (shell.stdout, shell.stderr) == (ws.bucket, "")
-    connection = psycopg2.connect(found["DATABASE_URL"])
-    with connection.cursor() as cursor:
+    bucket, database_url, valkey_url = shell.stdout.split()
+    assert (bucket, shell.stderr) == (ws.bucket, "")
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT current_schema()")
         assert cursor.fetchone() == (ws.namespace,)
-    connection.close()
-    with redis.Redis.from_url(found["VALKEY_URL"]) as valkey:
+    with redis.Redis.from_url(valkey_url) as valkey:
         assert valkey.ping() is True
 
 
@@ -253,8 +243,8 @@ handler(ping, SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000))
 
 
 @pytest.mark.parametrize(("level", "logged"), [("", True), ("info", True), ("WARNING", False)])
-def test_the_log_level_decides_what_a_load_function_logs(ws, workshop, monkeypatch, level, logged):
-    for name, value in exports(workshop, ws, monkeypatch).items():
+def test_the_log_level_decides_what_a_load_function_logs(ws, monkeypatch, level, logged):
+    for name, value in exports(ws.settings, ws.endpoints).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOG_LEVEL", level)
     words = [sys.executable, "-c", HANDLE]
