@@ -173,7 +173,7 @@ def test_a_connection_of_the_parent_is_refused_in_the_child_and_goes_on_in_the_p
         return by_query(opened, 4)
 
     borrowed = opened.database.connection if kind == "borrowed" else None
-    with borrowed() if borrowed else contextlib.closing(opened.connect()) as held:
+    with borrowed() if borrowed else contextlib.closing(opened.database.connect()) as held:
         cursor = held.cursor()
         cursor.execute("SELECT pg_backend_pid()")
         (session,) = cursor.fetchone()

@@ -121,16 +121,12 @@ class Workshop:
             if client in vars(self):
                 vars(self)[client].close()  # its connections; it opens new ones
 
-    def connect(self) -> psycopg2.extensions.connection:
-        """A new psycopg2 connection of your own, in autocommit mode: close it when done."""
-        return self.database.connect()
-
     def database_arguments(self, user: str = "admin", *, direct: bool = False) -> dict[str, Any]:
         """What psycopg2.connect, and so any client of PostgreSQL, needs to reach Aurora DSQL.
 
         With a fresh token as the password. Where the database is the local engine, it is the local
         Aurora DSQL, which is started on first use: TLS, tokens and DSQL's dialect before the same
-        data. `database` and `connect` go to the engine directly.
+        data. `database` goes to the engine directly.
 
         Args:
             user: `admin`, or on the local engine a role that may log in.
@@ -188,7 +184,7 @@ class Workshop:
 
     def _join_play(self) -> Any:
         if not self.endpoints.database.embedded:
-            return self.connect()
+            return self.database.connect()
         connection: Any = psycopg2.connect(**self.database_arguments())
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -399,9 +395,9 @@ class Workshop:
 
         A proxy holds back each reply by the round-trip time; connecting takes one more. It is for
         this workshop's own clients (`database`, `valkey`, `s3` and all that was made with them),
-        from their next question on; other notebooks notice nothing. A connection of your own from
-        `connect()` goes the way that was in force when it was made. Every plot that is drawn
-        meanwhile says so, and the result keeps the latencies that were in force.
+        from their next question on; other notebooks notice nothing. A connection of your own
+        (`database.connect()`) goes the way that was in force when it was made. Every plot that is
+        drawn meanwhile says so, and the result keeps the latencies that were in force.
 
         Args:
             database, cache, store: the round-trip time, 0 to 0.4 seconds; 0 for none.
