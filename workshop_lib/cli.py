@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -32,9 +32,8 @@ from workshop_lib.paths import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
-    from workshop_lib.services import DatabaseEndpoint
     from workshop_lib.services.local import EngineState
     from workshop_lib.services.state_folder import StateFolder
     from workshop_lib.settings import Settings
@@ -373,18 +372,17 @@ def env() -> None:
     from workshop_lib import services
 
     settings = _settings()
-    endpoints = services.resolve(settings)
-    try:
+    with ExitStack() as held:
+        endpoints = services.resolve(settings)
+        held.callback(endpoints.release)
         found = services.exports(settings, endpoints)
         if endpoints.database.embedded:
             try:
-                with _local_dsql() as cluster:
-                    url = services.database_url(cluster, settings, PRINTED_S)
-                    found["LOCAL_DSQL_URL"] = url
+                cluster, release = services.resolve_cluster(settings)
+                held.callback(release)
+                found["LOCAL_DSQL_URL"] = services.database_url(cluster, settings, PRINTED_S)
             except WorkshopError as error:
                 click.echo(f"LOCAL_DSQL_URL is left out. {error}", err=True)
-    finally:
-        endpoints.release()
     for name, value in found.items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
@@ -402,7 +400,11 @@ def dsql(user: str, seconds: int) -> None:
     """
     from psycopg2.extensions import make_dsn
 
-    with _local_dsql() as cluster:
+    from workshop_lib.services import resolve_cluster
+
+    cluster, release = resolve_cluster(_settings())
+    with ExitStack() as held:
+        held.callback(release)
         login = cluster.login(user, seconds)
     token, place = login["password"], {name: login[name] for name in PLACE}
     for name, value in place.items():
@@ -441,18 +443,6 @@ def rules(what: str) -> None:
             "Sign in as that server's superuser."
         ) from None
     click.echo(f"The rules are {'installed' if what == 'install' else 'removed'}.")
-
-
-@contextmanager
-def _local_dsql() -> Iterator[DatabaseEndpoint]:
-    """The local Aurora DSQL; as long as it is held, it does not stop."""
-    from workshop_lib.services import resolve_cluster
-
-    cluster, release = resolve_cluster(_settings())
-    try:
-        yield cluster
-    finally:
-        release()
 
 
 def _show_engines(engines: Iterable[EngineState]) -> None:
