@@ -114,9 +114,8 @@ def test_what_is_optional_can_be_left_out(notebook):
 
 def test_a_folded_cell_only_records(notebook):
     for section in sections(notebook):
-        folded = [code for code in section.code if code not in section.shown]
-        assert all("ws.record" in code for code in folded)
-        assert not any("plots." in code or "database." in code for code in folded)
+        assert all("ws.record" in code for code in section.folded)
+        assert not any("plots." in code or "database." in code for code in section.folded)
 
 
 def test_it_opens_the_workshop_once_under_its_own_name(nodes, found):
