@@ -127,6 +127,7 @@ def test_a_value_goes_to_every_notebook_with_that_parameter():
     [
         ("rows=many", "rows=many is not possible: Expected `int`, got `str`. Its default is 10."),
         ("rows=[1", "rows=[1 is not possible"),
+        ("rows=2026-99-99", "rows=2026-99-99 is not possible"),
         ("warm=often", "Expected `bool`"),
         ("sizes=3", "Expected `array`"),
         ("rows", "'rows' is not of the form NAME=VALUE"),

@@ -47,7 +47,6 @@ from .published import published_figures
 from .readers import ConcurrentReads, concurrent_reads
 from .rows import Rows
 from .sandbox import Sandbox
-from .settings import load_settings
 from .workshop import Workshop, open_workshop
 
 __all__ = [
@@ -82,7 +81,6 @@ __all__ = [
     "exercise",
     "load",
     "load_prices",
-    "load_settings",
     "measure",
     "moment",
     "moments_on_schedule",

@@ -176,7 +176,7 @@ def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, 
             try:
                 value = text if isinstance(default, str) else yaml.safe_load(text)
                 values[notebook.name][name] = check_value(notebook, name, value)
-            except (yaml.YAMLError, msgspec.ValidationError) as error:
+            except (yaml.YAMLError, ValueError, msgspec.ValidationError) as error:
                 raise RunError(
                     f"{word} is not possible: {redact(error)}. Its default is {default!r}."
                 ) from None

@@ -63,48 +63,39 @@ Namespace = Annotated[str, _form(NAMESPACE, "my_namespace")]
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
-    """Every setting with its form and default. `VALKEY_TTL` elsewhere is `valkey_ttl` here."""
+    """Every setting with its form and default; README.md says what each is, and in which unit.
 
-    aws_region: Region | None = Field(None, description="AWS Region of the services")
-    workshop_stack: Stack | None = Field(None, description="a stack whose outputs are settings")
-    dsql_endpoint: Cluster | None = Field(None, description="Aurora DSQL cluster endpoint")
-    dsql_read_endpoint: Cluster | None = Field(
-        None, description="another one, for the reads of loads"
-    )
-    database_name: str = Field("postgres", description="database of that cluster")
-    iam_username: str = Field("admin", description="its user, as whom AWS credentials sign in")
-    aurora_dsql_port: int = Field(5432, ge=1, le=65_535, description="its port")
-    valkey_endpoint: CacheName | None = Field(None, description="ElastiCache for Valkey endpoint")
-    valkey_ttl: float = Field(30.0, gt=0, le=86_400, description="time to live of entries, seconds")
-    query: str = Field("SELECT * FROM users1", description="your own query for notebook 02")
-    dsql_pool_min: int = Field(5, ge=1, le=1_000, description="connections kept open when idle")
-    dsql_pool_max: int = Field(30, ge=1, le=1_000, description="connections opened at most")
-    dsql_pool_timeout: float = Field(
-        30.0, gt=0, le=600, description="wait for one of them, seconds"
-    )
+    `VALKEY_TTL` elsewhere is `valkey_ttl` here.
+    """
 
-    database_url: SecretStr | None = Field(None, description="a PostgreSQL of your own")
-    valkey_url: SecretStr | None = Field(None, description="a Valkey of your own")
-    redis_url: SecretStr | None = Field(None, description="the same, under its older name")
-    aws_endpoint_url_s3: str | None = Field(None, description="an S3-compatible store of your own")
-    bucket_name: Bucket | None = Field(None, description="the bucket for the workshop's objects")
-    queue_url: Queue | None = Field(None, description="an SQS queue for load tests; masked")
-    load_function: Function | None = Field(None, description="a Lambda function for load tests")
+    aws_region: Region | None = None
+    workshop_stack: Stack | None = None
+    dsql_endpoint: Cluster | None = None
+    dsql_read_endpoint: Cluster | None = None
+    database_name: str = "postgres"
+    iam_username: str = "admin"
+    aurora_dsql_port: int = Field(5432, ge=1, le=65_535)
+    valkey_endpoint: CacheName | None = None
+    valkey_ttl: float = Field(30.0, gt=0, le=86_400)
+    query: str = "SELECT * FROM users1"
+    dsql_pool_min: int = Field(5, ge=1, le=1_000)
+    dsql_pool_max: int = Field(30, ge=1, le=1_000)
+    dsql_pool_timeout: float = Field(30.0, gt=0, le=600)
 
-    dsql_rules: Literal["auto", "on", "off"] = Field(
-        "auto", description="keep Aurora DSQL's rules: auto is on for the local engine only"
-    )
-    workshop_namespace: Namespace = Field(
-        "workshop", description="schema and prefix of keys, objects"
-    )
-    workshop_state_dir: Path | None = Field(None, description="where the local engines keep state")
-    workshop_linger_seconds: float = Field(
-        600.0, ge=0, le=86_400, description="how long engines outlive the last notebook, seconds"
-    )
-    workshop_cache_mb: int = Field(
-        64, ge=8, le=65_536, description="memory of the local cache, MiB"
-    )
-    workshop_result_file: Path | None = Field(None, description="where this run's result goes")
+    database_url: SecretStr | None = None
+    valkey_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    aws_endpoint_url_s3: str | None = None
+    bucket_name: Bucket | None = None
+    queue_url: Queue | None = None
+    load_function: Function | None = None
+
+    dsql_rules: Literal["auto", "on", "off"] = "auto"
+    workshop_namespace: Namespace = "workshop"
+    workshop_state_dir: Path | None = None
+    workshop_linger_seconds: float = Field(600.0, ge=0, le=86_400)
+    workshop_cache_mb: int = Field(64, ge=8, le=65_536)
+    workshop_result_file: Path | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -163,19 +154,6 @@ class LoadedSettings:
 
     values: Settings
     sources: dict[str, str]
-
-    def origins(self) -> list[tuple[str, str, str, str]]:
-        """Every setting's name, value (secrets masked), where it came from, and what it is."""
-        values = dict(self.values)
-        return [
-            (n.upper(), str(values[n]), self.sources.get(n, "default"), field.description or "")
-            for n, field in Settings.model_fields.items()
-        ]
-
-    def _repr_html_(self) -> str:
-        from workshop_lib.html_table import html_table  # noqa: PLC0415 -- opening shows no page
-
-        return html_table(("setting", "value", "from", "what it is"), self.origins())
 
 
 def load_settings(**overrides: object) -> LoadedSettings:
