@@ -14,7 +14,6 @@ from .cache.query_cache import Answer, QueryCache
 from .cache.record_cache import RecordCache
 from .cache.stats import CacheStats
 from .checks import check_deployment
-from .compare import compare_runs
 from .database import Database
 from .dataset import (
     COMPLEX_QUERY,
@@ -74,7 +73,6 @@ __all__ = [
     "WorkshopError",
     "cached",
     "check_deployment",
-    "compare_runs",
     "concurrent_reads",
     "costs",
     "create_table",

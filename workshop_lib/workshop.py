@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -450,11 +449,6 @@ class Workshop:
             f"{', '.join(real)}: what is measured is their real latency."
         )
         return [0.0] * len(asked)
-
-    @property
-    def result_folder(self) -> Path:
-        """Where this run's results go."""
-        return self._result_file.parent
 
     def record(
         self,
