@@ -48,7 +48,7 @@ class Check:
     """One answered question.
 
     Attributes:
-        ok: True, False, or None where it could not be asked because of an earlier ✗.
+        ok: whether the answer is as it should be.
         detail: what was found.
         seconds: how long it took.
         advice: what to do; empty unless it failed.
@@ -56,15 +56,15 @@ class Check:
     """
 
     name: str
-    ok: bool | None
+    ok: bool
     detail: str
     seconds: float
     advice: str = ""
 
     @property
     def mark(self) -> str:
-        """✓, ✗ or –."""
-        return {True: "✓", False: "✗", None: "–"}[self.ok]
+        """✓ or ✗."""
+        return "✓" if self.ok else "✗"
 
 
 @dataclass(slots=True)
@@ -128,22 +128,17 @@ class Report:
                 hint = "The name server of this machine does not answer. Does it have a network?"
             detail, what_to_do = error_text(error).rstrip("."), hint or advice(error, endpoint)
         seconds = time.perf_counter() - started
-        self._note(Check(name, error is None, detail, seconds, what_to_do))
+        self.checks.append(Check(name, error is None, detail, seconds, what_to_do))
+        self.on_check(self.checks[-1])
         return answer
-
-    def skip(self, name: str, why: str) -> None:
-        """Note that something could not be asked."""
-        self._note(Check(name, None, f"not checked: {why}", 0.0))
-
-    def _note(self, check: Check) -> None:
-        self.checks.append(check)
-        self.on_check(check)
 
 
 def check_deployment(
     on_check: Callable[[Check], object] = lambda _: None, **settings: Any
 ) -> Report:
     """Check everything that the notebooks need. Never raises, never hangs.
+
+    What makes sense only after a check that failed is not asked.
 
     Args:
         on_check: called with each check as soon as it is answered.
@@ -155,7 +150,6 @@ def check_deployment(
     report.ask("Python", lambda: f"{platform.python_version()} on {system}")
     loaded = report.ask("Settings", lambda: load_settings(**settings), show=_format_settings)
     if loaded is None:
-        report.skip("Everything else", "the settings are not usable")
         return report
     places = report.ask(
         "Services",
@@ -165,7 +159,6 @@ def check_deployment(
         limit_s=ENGINES_LIMIT_S,
     )
     if places is None:
-        report.skip("Database, cache, object store", "the services were not found")
         return report
     try:
         # The emulation of queues is started only where it is needed.
@@ -188,13 +181,10 @@ def _ask_network(
         sts = Endpoint(label, "", 443, {"region_name": region, "config": BRIEF}, aws=True)
         report.ask("AWS identity", partial(_who_am_i, sts), endpoint=sts)
     for place in every:
-        fault = False
         for layer, question in _layers(place).items():
             name = f"{layer} of {place.label} at {place.address}"
-            if fault:
-                report.skip(name, "see the ✗ before it")
-            else:
-                fault = report.ask(name, partial(question, place), endpoint=place) is None
+            if report.ask(name, partial(question, place), endpoint=place) is None:
+                break
     if make := places.database.token:
         report.ask(
             "Sign-in token for the database",

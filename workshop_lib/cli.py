@@ -165,8 +165,7 @@ def _check(*, as_json: bool = False) -> bool:
     from workshop_lib.services import local
 
     def show(one: Check) -> None:
-        colour = {True: "green", False: "red", None: "yellow"}[one.ok]
-        mark = click.style(one.mark, fg=colour)
+        mark = click.style(one.mark, fg="green" if one.ok else "red")
         click.echo(f"{mark} {one.name:<42} {one.seconds * 1000:6.0f} ms  {one.detail}")
         if one.advice:
             click.echo(f"    what to do: {one.advice}")

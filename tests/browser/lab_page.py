@@ -147,7 +147,7 @@ class NotebookPage:
         expect(body).to_have_attribute("data-jp-theme-name", name, timeout=OPEN_S * 1000)
 
     def photograph(self, folder: Path, theme: str) -> list[Path]:
-        """Save the whole notebook and each output: `<theme>.png`, `<theme>_cell_<number>.png`."""
+        """Save the notebook, up to TALLEST, and each output; their names begin with the theme."""
         folder.mkdir(parents=True, exist_ok=True)
         height = self.page.evaluate(
             "document.querySelector('.jp-WindowedPanel-outer').scrollHeight"
