@@ -36,7 +36,6 @@ browser: venv  ## every notebook in JupyterLab in Chromium, light and dark; pict
 	@$(PY) -m pytest -n 0 tests/browser/every_notebook.py $(ARGS)
 
 site: venv  ## the course as executed, and the docs, as a site in build/site/html
-	@$(PY) scripts/build_site.py --check $(ARGS)
 	@$(PY) -c 'import myst_nb' 2>/dev/null || $(PY) -m pip install -q -c constraints.txt -e '.[site]'
 	@$(PY) scripts/build_site.py $(ARGS)
 

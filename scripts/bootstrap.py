@@ -29,26 +29,22 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "ready"
 PINS = "constraints.txt"
 
-REACH = (
-    {"cache-dir", "cert", "client-cert", "default-timeout", "extra-index-url", "find-links"}
-    | {"index-url", "keyring-provider", "no-index", "proxy", "retries", "timeout"}
-    | {"trusted-host"}
-)
-"""pip's settings that say where packages come from, and how to get there."""
-
-UV_NAMES = {
-    "PIP_CERT": "SSL_CERT_FILE",
-    "PIP_CLIENT_CERT": "SSL_CLIENT_CERT",
-    "PIP_DEFAULT_TIMEOUT": "UV_HTTP_TIMEOUT",
-    "PIP_EXTRA_INDEX_URL": "UV_INDEX",
-    "PIP_FIND_LINKS": "UV_FIND_LINKS",
-    "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
-    "PIP_NO_INDEX": "UV_OFFLINE",
-    "PIP_PROXY": "ALL_PROXY",
-    "PIP_TIMEOUT": "UV_HTTP_TIMEOUT",
-    "PIP_TRUSTED_HOST": "UV_INSECURE_HOST",
+REACH = {
+    "cache-dir": "",
+    "cert": "SSL_CERT_FILE",
+    "client-cert": "SSL_CLIENT_CERT",
+    "default-timeout": "UV_HTTP_TIMEOUT",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "index-url": "UV_DEFAULT_INDEX",
+    "keyring-provider": "",
+    "no-index": "UV_OFFLINE",
+    "proxy": "ALL_PROXY",
+    "retries": "",
+    "timeout": "UV_HTTP_TIMEOUT",
+    "trusted-host": "UV_INSECURE_HOST",
 }
-"""What uv calls those of them that it has as well."""
+"""pip's settings that say where packages come from, and how to get there; what uv calls them."""
 
 KEPT_FOR_UV = {"UV_CACHE_DIR", "UV_HTTP_TIMEOUT", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS"}
 
@@ -191,8 +187,10 @@ def uv_settings(for_pip: Mapping[str, str]) -> dict[str, str]:
     for name, value in for_pip.items():
         if not name.startswith(("PIP_", "UV_")) or name in KEPT_FOR_UV:
             ours.setdefault(name, value)
-        elif name in UV_NAMES:
-            ours[UV_NAMES[name]] = ("," if name == "PIP_FIND_LINKS" else " ").join(value.split())
+    for setting, for_uv in REACH.items():
+        value = for_pip.get(f"PIP_{setting.upper().replace('-', '_')}")
+        if for_uv and value:
+            ours[for_uv] = ("," if setting == "find-links" else " ").join(value.split())
     return ours
 
 

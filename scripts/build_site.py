@@ -3,8 +3,6 @@
     make site                    from results/latest; `make run ARGS="--size full"` makes that
     make site ARGS=results/RUN   from another run
 
-With --check it only finds out whether that run has all notebooks.
-
 Pages go to build/site/html. Where GITHUB_REPOSITORY is set, as in the workflow, each page leads to
 its source and to Binder, and links to files that have no page lead to the repository. Notebooks
 that need no engine also run in the reader's browser, by JupyterLite in build/site/html/lite.
@@ -73,31 +71,24 @@ SECURITY
 """
 
 
-def find_executed(run: Path) -> dict[Path, Path]:
-    """Each notebook's executed one in a run.
+def main(run: Path) -> int:
+    """Build the pages of a run; 1 if Sphinx warns of anything, such as a broken link.
 
     Raises:
-        SystemExit: one is missing.
+        SystemExit: a notebook is missing.
 
     """
-    found = {}
-    for notebook in (ROOT / "notebooks").rglob("[01]*.ipynb"):
-        found[notebook] = run / notebook.name
-        if not found[notebook].is_file():
+    notebooks = list((ROOT / "notebooks").rglob("[01]*.ipynb"))
+    for notebook in notebooks:
+        if not (run / notebook.name).is_file():
             sys.exit(f'{run} has no {notebook.name}. `make run ARGS="--size full"` makes them all.')
-    return found
-
-
-def main(run: Path) -> int:
-    """Build the pages of a run; 1 if Sphinx warns of anything, such as a broken link."""
-    executed = find_executed(run)
     shutil.rmtree(BUILD, ignore_errors=True)
     shutil.copytree(ROOT / "docs", SOURCE / "docs")
     shutil.copytree(ROOT / "notebooks" / "take_home", SOURCE / "notebooks" / "take_home")
     for page in (*ROOT.glob("*.md"), ROOT / "notebooks" / "README.md"):
         shutil.copy(page, SOURCE / page.relative_to(ROOT))
-    for notebook, as_run in executed.items():
-        prepare(as_run, SOURCE / notebook.relative_to(ROOT))
+    for notebook in notebooks:
+        prepare(run / notebook.name, SOURCE / notebook.relative_to(ROOT))
     (SOURCE / "README.md").rename(SOURCE / "index.md")
     for page in SOURCE.rglob("*.md"):
         page.write_text(relink(page.read_text("utf-8"), page.parent), "utf-8")
@@ -246,9 +237,5 @@ def configuration() -> dict[str, Any]:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    words = [word for word in sys.argv[1:] if word != "--check"]
-    chosen = Path(words[0] if words else "results/latest").resolve()
-    if "--check" in sys.argv:
-        find_executed(chosen)
-    else:
-        sys.exit(main(chosen))
+    words = sys.argv[1:] or ["results/latest"]
+    sys.exit(main(Path(words[0]).resolve()))

@@ -21,7 +21,6 @@ INNER = {
     "Database": {"reroute", "identity", "create", "create_schema"},
     "ObjectStore": {"identity"},
     "Sandbox": {"database", "describe"},
-    "Workshop": {"greet"},
 }
 """What is there for other modules of the package, or is an attribute that its constructor names."""
 

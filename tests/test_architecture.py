@@ -10,7 +10,6 @@ from graphlib import TopologicalSorter
 
 import pytest
 
-import workshop_lib
 from workshop_lib.paths import CHECKOUT
 
 PACKAGE = CHECKOUT / "workshop_lib"
@@ -160,11 +159,6 @@ def modules_after(program: str) -> set[str]:
         check=True,
     )
     return set(done.stdout.split())
-
-
-def test_the_list_of_names_for_notebooks_is_complete_and_loads():
-    for name in workshop_lib.__all__:
-        assert getattr(workshop_lib, name) is not None
 
 
 def test_what_is_delivered_is_found_from_the_installed_package_as_well_as_from_a_clone():

@@ -85,6 +85,7 @@ def test_links_in_the_copies_lead_to_files_that_are_there(workshop):
 def test_to_look_at_the_list_writes_nothing(workshop):
     listed = workshop("list")
     assert "05 · Expire and refresh" in listed.stdout
+    assert f"this is about {workshop.home}" in workshop("status").stderr
     assert list(workshop.home.parent.iterdir()) == []
 
 

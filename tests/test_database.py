@@ -42,7 +42,7 @@ def table(ws) -> Iterator[str]:
     ws.database.query(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, n INTEGER NOT NULL)")
     ws.database.query(f"INSERT INTO {name} VALUES (1, 0)")
     yield name
-    with contextlib.closing(ws.connect()) as own, own.cursor() as cursor:
+    with contextlib.closing(ws.database.connect()) as own, own.cursor() as cursor:
         # A transaction that a test left open would hold this up for ever.
         cursor.execute("SET lock_timeout = '5s'")
         cursor.execute(f"DROP TABLE {name}")
@@ -808,7 +808,7 @@ def test_an_interrupt_ends_what_the_main_thread_waits_for_here_and_there(
     ws, plain, table, interrupt, way
 ):
     mark = f"mark_{secrets.token_hex(4)}"
-    with contextlib.closing(ws.connect()) as other, ThreadPoolExecutor(1) as thread:
+    with contextlib.closing(ws.database.connect()) as other, ThreadPoolExecutor(1) as thread:
         other.autocommit = False
         with other.cursor() as cursor:
             cursor.execute(f"LOCK TABLE {table}")

@@ -17,7 +17,7 @@ import pytest
 
 from workshop_lib import QueryCache, RecordCache, Workshop, cached, open_workshop
 from workshop_lib.errors import ServiceUnreachableError, WorkshopError
-from workshop_lib.namespaces import wipe
+from workshop_lib.namespaces import wipe_namespace
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 FORK = multiprocessing.get_context("fork")
@@ -54,7 +54,7 @@ def opened(tmp_path_factory) -> Iterator[Workshop]:
 
     CACHES["function"] = tenfold
     yield workshop
-    wipe(workshop, of_others=True)
+    wipe_namespace(workshop.namespace)
     workshop.close()
 
 
@@ -163,7 +163,7 @@ def test_a_connection_of_the_parent_is_refused_in_the_child_and_goes_on_in_the_p
         return by_query(opened, 4)
 
     borrowed = opened.database.connection if kind == "borrowed" else None
-    with borrowed() if borrowed else contextlib.closing(opened.connect()) as held:
+    with borrowed() if borrowed else contextlib.closing(opened.database.connect()) as held:
         cursor = held.cursor()
         cursor.execute("SELECT pg_backend_pid()")
         (session,) = cursor.fetchone()

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,76 +13,15 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-import requests
-from click.testing import CliRunner
 
-from workshop_lib.cli import main
-from workshop_lib.paths import HOME
-from workshop_lib.services import local
-from workshop_lib.services.processes import wait_until
-from workshop_lib.services.state_folder import state_folder
-
-START_S = 60
-
-
-class Lab:
-    """A running `workshop lab`, with engines and folders of its own."""
-
-    def __init__(self, folder: Path, *words: str) -> None:
-        self.runtime = folder / "runtime"
-        environment = {
-            **os.environ,
-            "WORKSHOP_STATE_DIR": str(folder / "state"),
-            "WORKSHOP_LINGER_SECONDS": "1",
-            "JUPYTER_RUNTIME_DIR": str(self.runtime),
-            "JUPYTER_CONFIG_DIR": str(folder / "config"),
-            "PATH": os.defpath,
-        }
-        command = [sys.executable, "-m", "workshop_lib", "lab", *words, "--no-browser"]
-        self.process = psutil.Popen(
-            [*command, "--ServerApp.port=0", "--ServerApp.open_browser=False"],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def server(self) -> dict[str, str]:
-        """What it says of itself, once it answers."""
-        assert wait_until(lambda: list(self.runtime.glob("jpserver-*.json")), START_S)
-        (file,) = self.runtime.glob("jpserver-*.json")
-        assert wait_until(lambda: file.read_text().rstrip().endswith("}"), START_S)
-        server: dict[str, str] = json.loads(file.read_text())
-        assert wait_until(lambda: self._answers(server), START_S)
-        return server
-
-    def _answers(self, server: dict[str, str]) -> bool:
-        try:
-            return ask(server, "api").ok
-        except requests.ConnectionError:
-            return False
+from tests.running_lab import START_S, RunningLab, ask
 
 
 @pytest.fixture
-def lab(tmp_path) -> Iterator[Lab]:
-    lab = Lab(tmp_path, "02")
-    try:
-        yield lab
-    finally:
-        if lab.process.is_running():
-            lab.process.send_signal(signal.SIGINT)
-        try:
-            lab.process.wait(30)
-        finally:
-            local.reset(state_folder(tmp_path / "state"))
-
-
-def ask(server: dict[str, str], path: str, method: str = "GET") -> requests.Response:
-    headers = {"Authorization": f"token {server['token']}"}
-    address = f"{server['url']}{path}"
-    return requests.request(
-        method, address, headers=headers, timeout=START_S, allow_redirects=False
-    )
+def lab(tmp_path) -> Iterator[RunningLab]:
+    lab = RunningLab(tmp_path, "02", WORKSHOP_LINGER_SECONDS="1", PATH=os.defpath)
+    yield lab
+    lab.end()
 
 
 def test_it_is_for_its_user_alone_and_nothing_of_it_outlives_a_kill(lab):
@@ -116,16 +54,3 @@ def test_ctrl_c_ends_it_without_a_question(lab):
     lab.server()
     lab.process.send_signal(signal.SIGINT)
     assert lab.process.wait(START_S) == 0
-    assert not list(lab.runtime.glob("jpserver-*"))  # its token is in there
-
-
-def test_without_a_home_folder_jupyter_keeps_its_files_with_the_workshop(shared, monkeypatch):
-    given = dict[str, str]()
-    monkeypatch.setattr(os, "execve", lambda _, __, environment: given.update(environment))
-    monkeypatch.setenv("HOME", "/proc/nohome")
-    names = ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR")
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    done = CliRunner().invoke(main, ["lab"])
-    assert done.exit_code == 0, done.output
-    assert all(Path(given[name]).is_relative_to(HOME) for name in names)

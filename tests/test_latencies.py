@@ -146,7 +146,7 @@ def test_what_cannot_be_set_is_refused_and_changes_nothing(own):
 
 def test_your_own_connection_goes_the_way_that_was_in_force_when_it_was_made(own):
     own.set_latency(database=FAR)
-    connection = own.connect()
+    connection = own.database.connect()
     with connection, connection.cursor() as cursor:
         assert is_far(lambda: cursor.execute("SELECT 1"))
         own.set_latency(database=0)

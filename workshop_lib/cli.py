@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import shlex
 import signal
 import sys
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
@@ -22,24 +20,25 @@ from workshop_lib.aws_commands import aws
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
 from workshop_lib.options import INTERRUPTED, a_folder, as_json, yes
-from workshop_lib.paths import FILES, HOME, NOTEBOOKS, PACKAGE, RESULTS, display_path
+from workshop_lib.paths import (
+    FILES,
+    HOME,
+    IN_CHECKOUT,
+    MARK,
+    NOTEBOOKS,
+    PACKAGE,
+    RESULTS,
+    display_path,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
-    from workshop_lib.services import DatabaseEndpoint
     from workshop_lib.services.local import EngineState
     from workshop_lib.services.state_folder import StateFolder
     from workshop_lib.settings import Settings
 
 
-JUPYTERLAB = """
-import os, signal
-signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-from jupyterlab.labapp import main
-main()
-"""
-"""JupyterLab, which heeds Ctrl-C in a terminal only: elsewhere it would leave its token's file."""
 PRINTED_S = 3600
 """How long a token that is printed opens connections, seconds."""
 PLACE = ("host", "hostaddr", "port", "user", "dbname", "sslmode", "sslrootcert")
@@ -69,11 +68,8 @@ class _Commands(click.Group):
 @click.version_option(package_name="cache-aside-workshop", prog_name="workshop")
 def main() -> None:
     """How a cache in front of a database really behaves: run, check and control the workshop."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a locale may have no ✓ or µ
-            stream.reconfigure(errors="replace")
     # A plain `kill` should clean up like Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 main.add_command(load)
@@ -93,40 +89,30 @@ main.add_command(advise)
                    "processors]")  # fmt: skip
 @click.option("--out", type=a_folder,
               help="folder for the results  [default: a new one below results/]")  # fmt: skip
-def run(workers: int | None, out: Path | None, **request: Any) -> None:
+def run(workers: int | None, **request: Any) -> None:
     """Run notebooks headless.
 
     NAMES are numbers or names, such as 02, more/06 or 02_cache_a_query; without any, all run.
     """
     from workshop_lib import runner, services
     from workshop_lib.interrupts import one_interrupt
-    from workshop_lib.results import read_run
     from workshop_lib.services.endpoints import is_on_aws
 
     settings = _settings()
     if workers is None and is_on_aws(settings):
         workers = 1  # on Aurora DSQL one notebook's DDL ends the open transactions of all others
     _lay_out()
-    folder = out or runner.new_folder()
     with one_interrupt(), ExitStack() as stack:
 
         def start_engines() -> None:
             stack.enter_context(services.session(settings))
             runner.sweep()
 
-        try:
-            results, page = runner.run(
-                workers=workers, out=folder, say=click.echo, prepare=start_engines, **request
-            )
-        except KeyboardInterrupt:
-            kept = f"What had finished is in {display_path(folder)}."
-            some = any(not result.interrupted for result in read_run(folder).values())
-            click.echo(kept if some else "No notebook had finished.", err=True)
-            sys.exit(INTERRUPTED)
+        results, page = runner.run(
+            workers=workers, say=click.echo, prepare=start_engines, **request
+        )
     failed = sum(not result.ok for result in results)
-    latest = RESULTS / "latest" / "index.html"
-    shown = latest if latest.resolve() == page.resolve() else page
-    click.echo(f"{len(results) - failed} of {len(results)} passed. Report: {display_path(shown)}")
+    click.echo(f"{len(results) - failed} of {len(results)} passed. Report: {display_path(page)}")
     sys.exit(1 if failed else 0)
 
 
@@ -179,18 +165,13 @@ def _check(*, as_json: bool = False) -> bool:
     from workshop_lib.services import local
 
     def show(one: Check) -> None:
-        colour = {True: "green", False: "red", None: "yellow"}[one.ok]
-        mark = click.style(one.mark, fg=colour)
+        mark = click.style(one.mark, fg="green" if one.ok else "red")
         click.echo(f"{mark} {one.name:<42} {one.seconds * 1000:6.0f} ms  {one.detail}")
         if one.advice:
             click.echo(f"    what to do: {one.advice}")
 
-    try:
-        _settings()
-        brief = {"workshop_linger_seconds": 0.0}
-    except WorkshopError:  # the check says which setting is wrong
-        brief = {}
-    report = check_deployment(on_check=(lambda _: None) if as_json else show, **brief)
+    on_check = (lambda _: None) if as_json else show
+    report = check_deployment(on_check=on_check, workshop_linger_seconds=0.0)
     local.wait_gone(_state_folder())
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
@@ -251,27 +232,25 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     # What Lab's terminals and kernels start is this environment's: `workshop`, python, pip.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment = {**os.environ, "PATH": path, "JUPYTER_PREFER_ENV_PATH": "1"}
-    if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 -- there may be no home
-        own = HOME / "build" / "jupyter"
-        for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
-            environment.setdefault(name, str(own / name.lower()))
     # JupyterLab takes the place of this process: nothing stands between it and who ends it.
-    command = [sys.executable, "-c", JUPYTERLAB, *words, *jupyter_options]
+    command = [sys.executable, "-m", "jupyterlab", *words, *jupyter_options]
     os.execve(sys.executable, command, environment)  # noqa: S606 -- no shell is wanted
 
 
 @main.command("list")
 def list_notebooks() -> None:
     """List the notebooks, and what you have run and solved in JupyterLab."""
-    from workshop_lib import runner
-    from workshop_lib.course import progress
+    from workshop_lib import course, runner
+    from workshop_lib.exercises import all_exercises
 
+    solved = course.solved()
     # Without copies yet, those of the package: to look is no reason to write.
-    found = runner.find_notebooks(NOTEBOOKS if NOTEBOOKS.exists() else FILES / "notebooks")
-    for notebook, done in zip(found, progress(one.path for one in found), strict=True):
-        solved = f"{done.solved} of {done.exercises} exercises solved" if done.solved else ""
-        note = ", ".join(filter(None, ["run" if done.run else "", solved]))
-        click.echo(f"{notebook.title:<44} {notebook.minutes:>3} min  {note}".rstrip())
+    for one in runner.find_notebooks(NOTEBOOKS if NOTEBOOKS.exists() else FILES / "notebooks"):
+        ids = {task.id for task in all_exercises() if task.id.startswith(f"{one.number}.")}
+        done = len(ids & solved)
+        note = ["run"] if (RESULTS / "interactive" / f"{one.name}.json").exists() else []
+        note += [f"{done} of {len(ids)} exercises solved"] if done else []
+        click.echo(f"{one.title:<44} {one.minutes:>3} min  {', '.join(note)}".rstrip())
 
 
 @main.group()
@@ -391,18 +370,17 @@ def env() -> None:
     from workshop_lib import services
 
     settings = _settings()
-    endpoints = services.resolve(settings)
-    try:
+    with ExitStack() as held:
+        endpoints = services.resolve(settings)
+        held.callback(endpoints.release)
         found = services.exports(settings, endpoints)
         if endpoints.database.embedded:
             try:
-                with _local_dsql() as cluster:
-                    url = services.database_url(cluster, settings, PRINTED_S)
-                    found["LOCAL_DSQL_URL"] = url
+                cluster, release = services.resolve_cluster(settings)
+                held.callback(release)
+                found["LOCAL_DSQL_URL"] = services.database_url(cluster, settings, PRINTED_S)
             except WorkshopError as error:
                 click.echo(f"LOCAL_DSQL_URL is left out. {error}", err=True)
-    finally:
-        endpoints.release()
     for name, value in found.items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
@@ -420,15 +398,17 @@ def dsql(user: str, seconds: int) -> None:
     """
     from psycopg2.extensions import make_dsn
 
-    with _local_dsql() as cluster:
+    from workshop_lib.services import resolve_cluster
+
+    cluster, release = resolve_cluster(_settings())
+    with ExitStack() as held:
+        held.callback(release)
         login = cluster.login(user, seconds)
     token, place = login["password"], {name: login[name] for name in PLACE}
-    given = ", ".join(f"{name}={value!r}" for name, value in place.items())
     for name, value in place.items():
         click.echo(f"{name:<12} {value}")
     click.echo(f"{'password':<12} {token}")
     click.echo(f"\nPGPASSWORD={shlex.quote(token)} \\\n  psql {shlex.quote(make_dsn(**place))}")
-    click.echo(f"\npsycopg2.connect({given},\n                 password={token!r})")
 
 
 @main.command()
@@ -461,18 +441,6 @@ def rules(what: str) -> None:
             "Sign in as that server's superuser."
         ) from None
     click.echo(f"The rules are {'installed' if what == 'install' else 'removed'}.")
-
-
-@contextmanager
-def _local_dsql() -> Iterator[DatabaseEndpoint]:
-    """The local Aurora DSQL; as long as it is held, it does not stop."""
-    from workshop_lib.services import resolve_cluster
-
-    cluster, release = resolve_cluster(_settings())
-    try:
-        yield cluster
-    finally:
-        release()
 
 
 def _show_engines(engines: Iterable[EngineState]) -> None:
@@ -509,9 +477,6 @@ def _state_folder() -> StateFolder:
     from workshop_lib.services.state_folder import state_folder
     from workshop_lib.settings import state_dir
 
+    if not (IN_CHECKOUT or (HOME / MARK).exists()):
+        click.echo(f"No workshop is in this folder yet; this is about {HOME}.", err=True)
     return state_folder(state_dir())
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    del number, frame
-    raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Where a learner is in the course: which notebooks were run and which exercises solved."""
+"""Which exercises a learner has solved."""
 
 from __future__ import annotations
 
@@ -6,29 +6,10 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 from workshop_lib.paths import RESULTS, replace_file
 
 FILE = RESULTS / "interactive" / "exercises.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far one notebook is.
-
-    Attributes:
-        run: whether it has figures of an interactive run.
-        solved: exercises that were right once.
-        exercises: how many it has.
-
-    """
-
-    run: bool
-    solved: int
-    exercises: int
 
 
 def note_solved(exercise_id: str) -> None:
@@ -50,17 +31,3 @@ def solved() -> set[str]:
     except (OSError, ValueError):
         return set()
     return {one for one in found if isinstance(one, str)} if isinstance(found, list) else set()
-
-
-def progress(notebooks: Iterable[Path]) -> list[Progress]:
-    """How far each notebook is, by what its runs and exercises have left."""
-    from workshop_lib.exercises import all_exercises  # noqa: PLC0415 -- a notebook's own half second
-
-    done = solved()
-    found = []
-    for notebook in notebooks:
-        number = "" if notebook.parent.name == "more" else notebook.stem[:2]  # more/ has none
-        ids = {one.id for one in all_exercises() if one.id.startswith(f"{number}.")}
-        run = (FILE.parent / f"{notebook.stem}.json").exists()
-        found.append(Progress(run, len(ids & done), len(ids)))
-    return found

@@ -34,7 +34,8 @@ def set_up(given: Mapping[str, str], *, ask: bool) -> None:
         ask: whether a person is there to answer.
 
     Raises:
-        SettingsError: a value is not usable, or is missing and no person can be asked.
+        click.UsageError: a value is not usable, or is missing and no person can be asked.
+        SettingsError: the values do not go together, or the settings file is not usable.
 
     """
     path, document = _read()
@@ -49,7 +50,7 @@ def set_up(given: Mapping[str, str], *, ask: bool) -> None:
             continue
         # The default is shown here, because the URL of a queue has an account number in it.
         shown = f"{question} [{redact(known)}]" if known else question
-        check = partial(_check_answer, name, before=answers)
+        check = partial(_check, name, before=answers)
         answers[name] = click.prompt(shown, default=known, show_default=False, value_proc=check)
     others = {n: v for n, v in document.unwrap().items() if n not in ONLY_ON_AWS}
     values = {**others, **{n: v for n, v in answers.items() if v}}
@@ -69,28 +70,23 @@ def use_local() -> None:
     _write(path, document, dict.fromkeys(sorted(ONLY_ON_AWS - own_store), ""))
 
 
-def _check_answer(name: str, text: str, *, before: Mapping[str, str]) -> str:
-    """A person's answer; what is not usable is asked for again."""
-    try:
-        return _check(name, text, before)
-    except SettingsError as error:
-        raise click.UsageError(str(error)) from None
-
-
 def _check(name: str, text: str, before: Mapping[str, str]) -> str:
     """A value in its own form, "" for none.
 
     Raises:
-        SettingsError: it is not usable, or missing.
+        click.UsageError: it is not usable, or missing; a person is asked again.
 
     """
     text = "" if text.strip() == "-" else text.strip()
     if text:
         values = {"aws_region": before.get("aws_region", text), name: text}
-        value = getattr(check_values(values, dict.fromkeys(values, "this answer")), name)
+        try:
+            value = getattr(check_values(values, dict.fromkeys(values, "this answer")), name)
+        except SettingsError as error:
+            raise click.UsageError(str(error)) from None
         return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
     if name == "aws_region" or (name in SERVICES and not before["workshop_stack"]):
-        raise SettingsError(
+        raise click.UsageError(
             f"{name.upper()} is missing: `workshop setup --help` shows its option. Instead of the "
             "services, --stack can name the workshop's stack; --local goes back to this machine's "
             "own engines."

@@ -1,4 +1,4 @@
-"""What a workshop has in the services under its namespace: counted, deleted, found when left."""
+"""The namespaces of runs: named, deleted, and found where a killed run left them."""
 
 from __future__ import annotations
 
@@ -10,47 +10,14 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
 from workshop_lib import dataset
-from workshop_lib.cache.keys import match_all
-from workshop_lib.cache.query_cache import clear_namespace
 from workshop_lib.database import Database
 from workshop_lib.objects import greet_store, store_client
-from workshop_lib.queues import delete_own_queues
 from workshop_lib.services import local, resolve
 from workshop_lib.services.state_folder import state_folder
 from workshop_lib.settings import load_settings
-from workshop_lib.workshop import Workshop, open_workshop
+from workshop_lib.workshop import open_workshop
 
 OLD = timedelta(days=1)
-
-
-def inventory(ws: Workshop) -> dict[str, int]:
-    """How many tables, cache keys and objects of a workshop there are now."""
-    keys = ws.valkey.scan_iter(match=match_all(ws.namespace), count=500)
-    return {
-        "tables": len(dataset.list_tables(ws.database)),
-        "keys": sum(1 for _ in keys),
-        "objects": sum(1 for _ in dataset.list_objects(ws.s3, ws.bucket, ws.object_prefix)),
-    }
-
-
-def wipe(ws: Workshop, *, of_others: bool = False) -> dict[str, int]:
-    """Delete a workshop's tables, keys, objects and queues; as `Workshop.wipe`.
-
-    Args:
-        ws: whose.
-        of_others: also tables that are not the workshop's.
-
-    Raises:
-        WorkshopError: a service does not answer.
-
-    """
-    tables = dataset.drop_everything(ws.database, of_others=of_others)
-    objects = list(dataset.list_objects(ws.s3, ws.bucket, ws.object_prefix))
-    for name in objects:
-        ws.s3.delete_object(Bucket=ws.bucket, Key=name)
-    delete_own_queues(ws.settings)
-    keys = clear_namespace(ws.valkey, ws.namespace)
-    return {"tables": len(tables), "keys": keys, "objects": len(objects)}
 
 
 def wipe_namespace(*namespaces: str) -> dict[str, int]:
@@ -68,7 +35,8 @@ def wipe_namespace(*namespaces: str) -> dict[str, int]:
             f"wipe {namespace}", workshop_namespace=namespace, workshop_linger_seconds=0.0
         )
         with closing(ws):
-            found.update(wipe(ws, of_others=True))
+            found.update(tables=len(dataset.drop_everything(ws.database, of_others=True)))
+            found.update(ws.wipe())
     return dict(found)
 
 

@@ -18,19 +18,11 @@ MARK = ".cache-aside-workshop.json"
 """The file that marks a learner's folder outside a clone: which notebooks were copied into it."""
 
 
-def _here() -> Path:
-    """The current folder; the user's home if it was deleted."""
-    try:
-        return Path.cwd()
-    except OSError:
-        return Path.home()
-
-
 def _home() -> Path:
     """The clone; else the marked folder around the current one, or a new one in it."""
     if IN_CHECKOUT:
         return CHECKOUT
-    here = _here()
+    here = Path.cwd()
     marked = (folder for folder in (here, *here.parents) if (folder / MARK).is_file())
     return next(marked, here / APPLICATION)
 
@@ -43,7 +35,7 @@ RESULTS = HOME / "results"
 
 def display_path(path: Path) -> str:
     """A path as it is written from the current folder, if that is `HOME` and it lies in there."""
-    here = path.is_relative_to(HOME) and _here() == HOME
+    here = path.is_relative_to(HOME) and Path.cwd() == HOME
     return str(path.relative_to(HOME) if here else path)
 
 

@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import logging
 import os
 import re
 import secrets
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import Annotated, Any, BinaryIO
 
 import msgspec
 import nbformat
 import psutil
 import yaml
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
 from papermill import PapermillExecutionError, execute_notebook
+from traitlets import Dict, default
 from traitlets.config import Config
 
 from workshop_lib.errors import RunError, WorkshopError, redact
-from workshop_lib.kernel_client import HeadlessKernelManager
 from workshop_lib.namespaces import abandoned_namespaces, new_run, wipe_namespace
 from workshop_lib.paths import NOTEBOOKS, RESULTS, cache_folder, display_path
 from workshop_lib.report import export, heading, write_report
 from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
-from workshop_lib.settings import fixed_file
 
 MORE = "more"
 """The folder, below the notebooks, of those beyond the course."""
@@ -44,23 +44,14 @@ KERNEL_START_S = 90
 MAX_FOLDER_BYTES = 55
 """Of the path that temporary files are in, for kernels' sockets to be made there: the name of a
 Unix socket has 103 bytes at most on macOS, 107 on Linux."""
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+KINDS = {bool, int, float, str}
+"""What a parameter may be that a command sets, or a list of."""
 SCRATCH = f"workshop-{os.getuid()}-"
-
-
-class Metadata(TypedDict, total=False):
-    """What a notebook's metadata say of it, below `workshop`; see `Notebook`."""
-
-    minutes: int
-    quick: dict[str, Any]
-    ranges: dict[str, dict[str, int | float]]
-    seconds: float
-    measures_load: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Notebook:
-    """A notebook as found on disk.
+    """A notebook as found on disk, with what its metadata say below `workshop`.
 
     Attributes:
         name: the file's name without its ending.
@@ -83,7 +74,7 @@ class Notebook:
     parameters: dict[str, Any] = field(default_factory=dict)
     minutes: int = 0
     quick: dict[str, Any] = field(default_factory=dict)
-    ranges: dict[str, dict[str, float]] = field(default_factory=dict)
+    ranges: dict[str, dict[str, int | float]] = field(default_factory=dict)
     seconds: float = 0.0
     measures_load: bool = False
     broken: str = ""
@@ -155,12 +146,8 @@ def _meant(name: str, found: list[Notebook], originals: list[Notebook]) -> list[
         number = _number(Path(name).with_name(f"{int(wanted):02d}_"))
         match = [n for n in originals if n.number == number]
     if not match:
-        names = [n.full_name for n in found]
-        near = [n for n in names if wanted and wanted in n]
-        near += difflib.get_close_matches(wanted, names, 1)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        listed = "\n  ".join(names)
-        raise RunError(f"There is no notebook {name!r}.{meant} There are:\n  {listed}")
+        listed = "\n  ".join(one.full_name for one in found)
+        raise RunError(f"There is no notebook {name!r}. There are:\n  {listed}")
     return match
 
 
@@ -182,19 +169,16 @@ def parse_parameters(given: Iterable[str], chosen: list[Notebook]) -> dict[str, 
             raise RunError(f"{word!r} is not of the form NAME=VALUE.")
         takers = [notebook for notebook in chosen if name in notebook.parameters]
         if not takers:
-            known = "\n  ".join(
-                f"{n.full_name}: {', '.join(n.parameters) or '(none)'}" for n in chosen
-            )
+            known = "\n  ".join(f"{n.full_name}: {', '.join(n.parameters)}" for n in chosen)
             raise RunError(f"No chosen notebook has a parameter {name!r}. They have:\n  {known}")
         for notebook in takers:
             default = notebook.parameters[name]
             try:
                 value = text if isinstance(default, str) else yaml.safe_load(text)
                 values[notebook.name][name] = check_value(notebook, name, value)
-            except (yaml.YAMLError, ValueError) as error:
-                why = error if isinstance(error, ValueError) else "it cannot be read"
+            except (yaml.YAMLError, ValueError, msgspec.ValidationError) as error:
                 raise RunError(
-                    f"{word} is not possible: {why}. Its default is {default!r}."
+                    f"{word} is not possible: {redact(error)}. Its default is {default!r}."
                 ) from None
     return values
 
@@ -203,29 +187,18 @@ def check_value(notebook: Notebook, name: str, value: Any) -> Any:
     """A value for a parameter, of its default's type and within its range.
 
     Raises:
-        ValueError: it is not.
+        msgspec.ValidationError: it is not.
 
     """
     limits, default = notebook.ranges.get(name, {}), notebook.parameters[name]
-    if not isinstance(default, list):
-        return _check_one(value, type(default), limits)
-    kind = float if float in map(type, default) else type(next(iter(default), ""))
-    if not isinstance(value, list):
-        raise ValueError("it must be a list, such as [1, 2]")
-    found = [_check_one(one, kind, limits) for one in value]
-    if len(set(found)) < (least := limits.get("different", 1)):
-        raise ValueError(f"it must have {least} or more different values")
+    values = default if isinstance(default, list) else [default]
+    kind = float if float in map(type, values) else type(next(iter(values), ""))
+    bounds = msgspec.Meta(ge=limits.get("min"), le=limits.get("max"))
+    one: Any = Annotated[kind, bounds] if kind in {int, float} else kind
+    found = msgspec.convert(value, list[one] if values is default else one)
+    if isinstance(found, list) and len(set(found)) < (least := limits.get("different", 1)):
+        raise msgspec.ValidationError(f"Expected {least} or more different values")
     return found
-
-
-def _check_one(value: Any, kind: Any, limits: Mapping[str, float]) -> Any:
-    found: Any = float(value) if kind is float and type(value) is int else value
-    number = kind in {int, float}
-    low, high = limits.get("min", -sys.float_info.max), limits.get("max", sys.float_info.max)
-    if type(found) is kind and (not number or low <= found <= high):
-        return found
-    within = f" from {low:,} to {high:,}" if "max" in limits else f", {low:,} or more"
-    raise ValueError(f"it must be {KINDS[kind]}{within if number and limits else ''}")
 
 
 def run(
@@ -241,8 +214,7 @@ def run(
 ) -> tuple[list[Result], Path]:
     """Run notebooks and leave their results in a folder.
 
-    Everything that can be wrong with the request is found before anything starts. What is changed
-    in the settings file meanwhile does not concern it.
+    Everything that can be wrong with the request is found before anything starts.
 
     Args:
         names: which; all if empty.
@@ -268,7 +240,8 @@ def run(
         workers = 2 if size == "quick" and (os.cpu_count() or 1) > 1 else 1
     chosen = choose(names, find_notebooks(notebooks))
     given = parse_parameters(parameters, chosen)
-    folder = ready_folder(out or new_folder())
+    unique = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+    folder = ready_folder(out or RESULTS / unique)
     if folder == notebooks.resolve():
         raise RunError(
             f"{display_path(folder)} has the notebooks themselves: choose another --out."
@@ -288,7 +261,8 @@ def run(
     at_once = min(workers, len(jobs))
     say(f"{count}{f', {at_once} at a time' * (at_once > 1)}, into {display_path(folder)}")
     results: dict[str, Result] = {}
-    with _scratch_folder() as scratch, fixed_file(Path(scratch)):
+    prefix = f"{SCRATCH}{os.getpid()}-"  # says of which process it is
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=_short_folder()) as scratch:
         prepare()
         for job in jobs:  # what an earlier run left there is not this one's
             for ending in (".json", ".ipynb", ".html"):
@@ -323,8 +297,7 @@ def sweep() -> int:
         if not psutil.pid_exists(int(folder.name.split("-")[2])):
             shutil.rmtree(folder, ignore_errors=True)
     found = abandoned_namespaces()
-    if found:
-        wipe_namespace(*found)
+    wipe_namespace(*found)
     return len(found)
 
 
@@ -336,11 +309,6 @@ def describe(result: Result) -> str:
         lines.append(f"  {where}{error.error}")
         lines += [f"    | {row}" for row in error.source.splitlines()]
     return "\n".join([*lines, *(f"  {why}" for why in result.left_undone)])
-
-
-def new_folder() -> Path:
-    """A folder for a run that is not there yet."""
-    return RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
 
 
 # --- reading notebooks and values ---
@@ -356,15 +324,14 @@ def _read(path: Path) -> Notebook:
         content = nbformat.read(path, as_version=4)
         tagged = (c for c in content.cells if "parameters" in c.metadata.get("tags", ()))
         parameters = _literals(next((cell.source for cell in tagged), ""))
-        known = msgspec.convert(content.metadata.get("workshop", {}), Metadata)
-        return Notebook(path, path.stem, heading(content) or path.stem, parameters, **known)
+        known = {"path": path, "name": path.stem, "title": heading(content) or path.stem}
+        told = {**content.metadata.get("workshop", {}), **known, "parameters": parameters}
+        return msgspec.convert(told, Notebook)
     except Exception as error:  # noqa: BLE001 -- whatever is in that file: the others can run
-        said, name = redact(error)[:200], display_path(path)
-        if isinstance(error, msgspec.ValidationError):
-            said = f"`workshop` in its metadata: {said}."
         why = (
-            f"{name} is not a notebook that can be read: {said} If a merge left its marks in "
-            "it, resolve the conflict; `workshop notebook reset` puts the delivered one back."
+            f"{display_path(path)} is not a notebook that can be read: {redact(error)[:200]}. If a "
+            "merge left its marks in it, resolve the conflict; `workshop notebook reset` puts the "
+            "delivered one back."
         )
         return Notebook(path, path.stem, path.stem, broken=why)
 
@@ -378,12 +345,27 @@ def _literals(source: str) -> dict[str, Any]:
                 with suppress(ValueError):
                     value = ast.literal_eval(statement.value)
                     kinds = set(map(type, value if isinstance(value, list) else [value]))
-                    if kinds <= KINDS.keys():
+                    if kinds <= KINDS:
                         found[statement.targets[0].id] = value
     return found
 
 
 # --- running ---
+
+
+class HeadlessKernelManager(AsyncKernelManager):
+    """Starts kernels of this Python, with the given environment and standard error."""
+
+    launch_options = Dict(help="arguments for every kernel's subprocess.Popen", config=True)
+
+    @default("kernel_spec_manager")
+    def kernels_of_this_python(self) -> KernelSpecManager:
+        """The kernel named python3 that ipykernel brings, not one of that name in a home folder."""
+        return KernelSpecManager(kernel_dirs=[])
+
+    def start_kernel(self, **options: Any) -> Awaitable[None]:  # type: ignore[override]
+        """Start the kernel with `launch_options`."""
+        return super().start_kernel(**options, **self.launch_options)
 
 
 def _run_all(jobs: list[Job], workers: int, log: Path, scratch: str) -> Iterator[Result]:
@@ -435,6 +417,13 @@ def _run(job: Job, scratch: str, errors: BinaryIO, at_once: int) -> Result:
 
 def _execute(job: Job, place: str, errors: BinaryIO) -> CellError | None:
     """Run one notebook's cells; the error that ended them."""
+    reached = CellError(0, "", "")
+
+    def note(cell: NotebookNode, cell_index: int) -> None:
+        # Counted in the notebook as it is on disk, without the cell of this run's parameters.
+        nonlocal reached
+        reached = CellError(cell_index + (not job.parameters), cell.source, "")
+
     kernel = {
         # Unix sockets in a folder of its own: two kernels that start at the same moment can pick
         # the same TCP ports (or the same default names of sockets), and then hang.
@@ -460,26 +449,18 @@ def _execute(job: Job, place: str, errors: BinaryIO) -> CellError | None:
                 start_timeout=KERNEL_START_S,
                 execution_timeout=CELL_LIMIT_S,
                 kernel_manager_class=HeadlessKernelManager,
+                on_cell_execute=note,
                 config=Config(HeadlessKernelManager=kernel),
             )
     except PapermillExecutionError as failed:
-        # Counted in the notebook as it is on disk, without the cell of this run's parameters.
-        cell = failed.cell_index + (not job.parameters)
-        return CellError(cell, failed.source, f"{failed.ename}: {failed.evalue}")
+        why = f"{failed.ename}: {failed.evalue}"
     except DeadKernelError:
         why = "Its kernel was ended from outside, perhaps because memory ran out. Run it again."
-        return CellError(0, "", why)
     except Exception as failed:  # noqa: BLE001 -- such as a full disk: report it
-        return CellError(0, "", f"{type(failed).__name__}: {failed}")
-    return None
-
-
-@contextmanager
-def _scratch_folder() -> Iterator[str]:
-    """A folder for what kernels need while they run; its name says of which process."""
-    prefix = f"{SCRATCH}{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=_short_folder()) as folder:
-        yield folder
+        why = f"{type(failed).__name__}: {failed}"
+    else:
+        return None
+    return replace(reached, error=why)
 
 
 def _short_folder() -> Path:
@@ -498,7 +479,6 @@ def _kernel_environment(job: Job, place: str) -> dict[str, str]:
         "IPYTHONDIR": place,
         "JUPYTER_RUNTIME_DIR": place,
         "PYTHONSTARTUP": "",
-        "PYTHONUTF8": str(sys.flags.utf8_mode),  # as this process was started, else names differ
         "TQDM_DISABLE": "1",
         # matplotlib's font list takes seconds to build: it is kept from run to run, here; there is
         # no personal configuration in there.

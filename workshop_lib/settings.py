@@ -6,8 +6,8 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -33,6 +33,7 @@ _NEEDS = {
     "queue_url": "aws_region",
     "aws_endpoint_url_s3": "bucket_name",
 }
+_ON_AWS = ("workshop_stack", "dsql_endpoint", "valkey_endpoint", "bucket_name", "queue_url")
 _INSTEAD = {"dsql_endpoint": ["database_url"], "valkey_endpoint": ["valkey_url", "redis_url"]}
 
 
@@ -62,48 +63,39 @@ Namespace = Annotated[str, _form(NAMESPACE, "my_namespace")]
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
-    """Every setting with its form and default. `VALKEY_TTL` elsewhere is `valkey_ttl` here."""
+    """Every setting with its form and default; README.md says what each is, and in which unit.
 
-    aws_region: Region | None = Field(None, description="AWS Region of the services")
-    workshop_stack: Stack | None = Field(None, description="a stack whose outputs are settings")
-    dsql_endpoint: Cluster | None = Field(None, description="Aurora DSQL cluster endpoint")
-    dsql_read_endpoint: Cluster | None = Field(
-        None, description="another one, for the reads of loads"
-    )
-    database_name: str = Field("postgres", description="database of that cluster")
-    iam_username: str = Field("admin", description="its user, as whom AWS credentials sign in")
-    aurora_dsql_port: int = Field(5432, ge=1, le=65_535, description="its port")
-    valkey_endpoint: CacheName | None = Field(None, description="ElastiCache for Valkey endpoint")
-    valkey_ttl: float = Field(30.0, gt=0, le=86_400, description="time to live of entries, seconds")
-    query: str = Field("SELECT * FROM users1", description="your own query for notebook 02")
-    dsql_pool_min: int = Field(5, ge=1, le=1_000, description="connections kept open when idle")
-    dsql_pool_max: int = Field(30, ge=1, le=1_000, description="connections opened at most")
-    dsql_pool_timeout: float = Field(
-        30.0, gt=0, le=600, description="wait for one of them, seconds"
-    )
+    `VALKEY_TTL` elsewhere is `valkey_ttl` here.
+    """
 
-    database_url: SecretStr | None = Field(None, description="a PostgreSQL of your own")
-    valkey_url: SecretStr | None = Field(None, description="a Valkey of your own")
-    redis_url: SecretStr | None = Field(None, description="the same, under its older name")
-    aws_endpoint_url_s3: str | None = Field(None, description="an S3-compatible store of your own")
-    bucket_name: Bucket | None = Field(None, description="the bucket for the workshop's objects")
-    queue_url: Queue | None = Field(None, description="an SQS queue for load tests; masked")
-    load_function: Function | None = Field(None, description="a Lambda function for load tests")
+    aws_region: Region | None = None
+    workshop_stack: Stack | None = None
+    dsql_endpoint: Cluster | None = None
+    dsql_read_endpoint: Cluster | None = None
+    database_name: str = "postgres"
+    iam_username: str = "admin"
+    aurora_dsql_port: int = Field(5432, ge=1, le=65_535)
+    valkey_endpoint: CacheName | None = None
+    valkey_ttl: float = Field(30.0, gt=0, le=86_400)
+    query: str = "SELECT * FROM users1"
+    dsql_pool_min: int = Field(5, ge=1, le=1_000)
+    dsql_pool_max: int = Field(30, ge=1, le=1_000)
+    dsql_pool_timeout: float = Field(30.0, gt=0, le=600)
 
-    dsql_rules: Literal["auto", "on", "off"] = Field(
-        "auto", description="keep Aurora DSQL's rules: auto is on for the local engine only"
-    )
-    workshop_namespace: Namespace = Field(
-        "workshop", description="schema and prefix of keys, objects"
-    )
-    workshop_state_dir: Path | None = Field(None, description="where the local engines keep state")
-    workshop_linger_seconds: float = Field(
-        600.0, ge=0, le=86_400, description="how long engines outlive the last notebook, seconds"
-    )
-    workshop_cache_mb: int = Field(
-        64, ge=8, le=65_536, description="memory of the local cache, MiB"
-    )
-    workshop_result_file: Path | None = Field(None, description="where this run's result goes")
+    database_url: SecretStr | None = None
+    valkey_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    aws_endpoint_url_s3: str | None = None
+    bucket_name: Bucket | None = None
+    queue_url: Queue | None = None
+    load_function: Function | None = None
+
+    dsql_rules: Literal["auto", "on", "off"] = "auto"
+    workshop_namespace: Namespace = "workshop"
+    workshop_state_dir: Path | None = None
+    workshop_linger_seconds: float = Field(600.0, ge=0, le=86_400)
+    workshop_cache_mb: int = Field(64, ge=8, le=65_536)
+    workshop_result_file: Path | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -163,19 +155,6 @@ class LoadedSettings:
     values: Settings
     sources: dict[str, str]
 
-    def origins(self) -> list[tuple[str, str, str, str]]:
-        """Every setting's name, value (secrets masked), where it came from, and what it is."""
-        values = dict(self.values)
-        return [
-            (n.upper(), str(values[n]), self.sources.get(n, "default"), field.description or "")
-            for n, field in Settings.model_fields.items()
-        ]
-
-    def _repr_html_(self) -> str:
-        from workshop_lib.html_table import html_table  # noqa: PLC0415 -- opening shows no page
-
-        return html_table(("setting", "value", "from", "what it is"), self.origins())
-
 
 def load_settings(**overrides: object) -> LoadedSettings:
     """Read the settings: arguments win over the environment, it wins over `workshop.toml`.
@@ -196,10 +175,15 @@ def load_settings(**overrides: object) -> LoadedSettings:
         "argument": {k: None if v == "" else v for k, v in overrides.items() if v is not None},
     }
     given = {name: value for values in origins.values() for name, value in values.items()}
+    if not any(map(given.get, _ON_AWS)):
+        try:
+            Settings(aws_region=given.get("aws_region"))
+        except ValidationError:  # another program's: nothing is asked there
+            del given["aws_region"]
     outputs = _stack_outputs(given)
     sources = {
         **dict.fromkeys(outputs, f"stack {given.get('workshop_stack')}"),
-        **{name: source for source, values in origins.items() for name in values},
+        **{n: source for source, values in origins.items() for n in values if n in given},
     }
     return LoadedSettings(check_values({**outputs, **given}, sources), sources)
 
@@ -235,25 +219,6 @@ def _stack_outputs(given: Mapping[str, Any]) -> dict[str, str]:
     outputs = read_outputs(str(stack.workshop_stack), stack.aws_region)
     urls = {name: [given.get(url) for url in _INSTEAD.get(name, ())] for name in outputs}
     return {n: v for n, v in outputs.items() if all(_leads_to(url, v) for url in urls[n])}
-
-
-@contextmanager
-def fixed_file(folder: Path) -> Iterator[None]:
-    """Have this process, and what it starts, read the settings file as it is now, from a copy.
-
-    Args:
-        folder: for the copy. It has to be closed to others, as there may be passwords in it.
-
-    """
-    copy, file, before = folder / "workshop.toml", config_file(), os.environ.get("WORKSHOP_CONFIG")
-    copy.write_bytes(file.read_bytes() if file.exists() else b"")
-    os.environ["WORKSHOP_CONFIG"] = str(copy)
-    try:
-        yield
-    finally:
-        del os.environ["WORKSHOP_CONFIG"]
-        if before is not None:
-            os.environ["WORKSHOP_CONFIG"] = before
 
 
 def state_dir() -> Path | None:
@@ -299,41 +264,21 @@ def _refuse_misspelt_variables() -> None:
             )
 
 
-PLAIN_WORDS = {
-    "float_parsing": "it must be a number",
-    "int_parsing": "it must be a whole number",
-    "int_from_float": "it must be a whole number",
-    "float_type": "it must be a number",
-    "int_type": "it must be a whole number",
-    "string_type": "it must be a text",
-    "greater_than": "it must be above {gt:g}",
-    "greater_than_equal": "it must be {ge:g} or more",
-    "less_than_equal": "it must be {le:g} or less",
-    "literal_error": "it must be {expected}",
-    "value_error": "{error}",
-}
-"""What pydantic's kinds of errors mean."""
-
-
 def _problems(error: ValidationError, sources: Mapping[str, str]) -> str:
     """Each problem with the setting's name and where its value came from."""
     lines = []
     for problem in error.errors():
-        words = PLAIN_WORDS.get(problem["type"], problem["msg"])
-        message = words.format(**problem.get("ctx", {}))
+        message = problem["msg"].removeprefix("Value error, ")
         if problem["loc"]:
             name = str(problem["loc"][0])
             if problem["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(name.lower(), Settings.model_fields, 1)
-                others = f". There are: {', '.join(Settings.model_fields)}"
-                known = f"; did you mean {near[0]}?" if near else others
-                message = f"there is no such setting{known}"
+                known = ", ".join(Settings.model_fields)
+                message = f"there is no such setting. There are: {known}"
             value = "" if name.endswith("_url") else f"={problem['input']!r}"
             shown = name if sources[name].startswith("file ") else name.upper()
             message = f"{shown}{value} (from {sources[name]}): {message}"
         lines.append(message)
-    said = "A setting is not usable. " + "; ".join(lines)
-    return said if said.endswith("?") else f"{said}."
+    return f"A setting is not usable. {'; '.join(lines)}."
 
 
 def _leads_to(url: object, endpoint: str | None) -> bool:

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -44,7 +43,7 @@ from workshop_lib.services import (
 from workshop_lib.services.client_config import isolate_aws
 from workshop_lib.services.clients import cache_client, greet_cache, steer
 from workshop_lib.services.latency_proxy import LatencyProxy
-from workshop_lib.settings import LoadedSettings, load_settings
+from workshop_lib.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,15 +72,14 @@ class Workshop:
         objects: this workshop's own objects in it (`get`, `put`, …).
         namespace: names the schema, and begins every cache key and object name of this workshop.
         endpoints: where the services are.
-        settings: the settings in force; `loaded.origins()` says where each came from.
+        settings: the settings in force.
         result: what has been recorded so far.
         object_prefix: what the names of this workshop's objects begin with.
 
     """
 
-    def __init__(self, loaded: LoadedSettings, endpoints: Endpoints, notebook: str) -> None:
-        self.loaded = loaded
-        self.settings = loaded.values
+    def __init__(self, settings: Settings, endpoints: Endpoints, notebook: str) -> None:
+        self.settings = settings
         self.endpoints = endpoints
         self.namespace = self.settings.workshop_namespace
         self.object_prefix = f"{self.namespace}/"
@@ -122,16 +120,12 @@ class Workshop:
             if client in vars(self):
                 vars(self)[client].close()  # its connections; it opens new ones
 
-    def connect(self) -> psycopg2.extensions.connection:
-        """A new psycopg2 connection of your own, in autocommit mode: close it when done."""
-        return self.database.connect()
-
     def database_arguments(self, user: str = "admin", *, direct: bool = False) -> dict[str, Any]:
         """What psycopg2.connect, and so any client of PostgreSQL, needs to reach Aurora DSQL.
 
         With a fresh token as the password. Where the database is the local engine, it is the local
         Aurora DSQL, which is started on first use: TLS, tokens and DSQL's dialect before the same
-        data. `database` and `connect` go to the engine directly.
+        data. `database` goes to the engine directly.
 
         Args:
             user: `admin`, or on the local engine a role that may log in.
@@ -189,7 +183,7 @@ class Workshop:
 
     def _join_play(self) -> Any:
         if not self.endpoints.database.embedded:
-            return self.connect()
+            return self.database.connect()
         connection: Any = psycopg2.connect(**self.database_arguments())
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -400,9 +394,9 @@ class Workshop:
 
         A proxy holds back each reply by the round-trip time; connecting takes one more. It is for
         this workshop's own clients (`database`, `valkey`, `s3` and all that was made with them),
-        from their next question on; other notebooks notice nothing. A connection of your own from
-        `connect()` goes the way that was in force when it was made. Every plot that is drawn
-        meanwhile says so, and the result keeps the latencies that were in force.
+        from their next question on; other notebooks notice nothing. A connection of your own
+        (`database.connect()`) goes the way that was in force when it was made. Every plot that is
+        drawn meanwhile says so, and the result keeps the latencies that were in force.
 
         Args:
             database, cache, store: the round-trip time, 0 to 0.4 seconds; 0 for none.
@@ -455,11 +449,6 @@ class Workshop:
             f"{', '.join(real)}: what is measured is their real latency."
         )
         return [0.0] * len(asked)
-
-    @property
-    def result_folder(self) -> Path:
-        """Where this run's results go."""
-        return self._result_file.parent
 
     def record(
         self,
@@ -527,9 +516,15 @@ class Workshop:
 
     def inventory(self) -> dict[str, int]:
         """How many tables, cache keys and objects of this workshop there are now."""
-        from workshop_lib.namespaces import inventory
+        from workshop_lib.cache.keys import match_all
 
-        return inventory(self)
+        keys = self.valkey.scan_iter(match=match_all(self.namespace), count=500)
+        objects = dataset.list_objects(self.s3, self.bucket, self.object_prefix)
+        return {
+            "tables": len(dataset.list_tables(self.database)),
+            "keys": sum(1 for _ in keys),
+            "objects": sum(1 for _ in objects),
+        }
 
     @property
     def tables(self) -> pd.DataFrame:
@@ -548,10 +543,18 @@ class Workshop:
         Returns:
             How many tables, keys and objects there were.
 
-        """
-        from workshop_lib.namespaces import wipe
+        Raises:
+            WorkshopError: a service does not answer.
 
-        return wipe(self)
+        """
+        from workshop_lib.queues import delete_own_queues
+
+        tables = dataset.drop_everything(self.database)
+        objects = list(dataset.list_objects(self.s3, self.bucket, self.object_prefix))
+        for name in objects:
+            self.s3.delete_object(Bucket=self.bucket, Key=name)
+        delete_own_queues(self.settings)
+        return {"tables": len(tables), "keys": self.clear_cache(), "objects": len(objects)}
 
     def close(self) -> None:
         """Close all connections and let go of the local engines. Doing it twice is harmless."""
@@ -573,20 +576,6 @@ class Workshop:
             from workshop_lib import plots
 
             plots.set_note(id(self), note and f"emulated latency: {note}")
-
-    def greet(self) -> None:
-        """Make sure that all three services answer; note their versions; make schema and bucket.
-
-        Raises:
-            ServiceUnreachableError: one does not answer or refuses us.
-
-        """
-        services = self.result.services
-        version = self.database.query("SHOW server_version")[0][0]
-        services["database"]["version"] = f"PostgreSQL {version}"
-        self.database.create_schema()
-        services["cache"]["version"] = greet_cache(self.valkey, self.endpoints.cache)
-        greet_store(self.s3, self.endpoints.store)
 
 
 def open_workshop(
@@ -612,30 +601,27 @@ def open_workshop(
         ServiceUnreachableError: a service does not answer.
 
     """
-    loaded = load_settings(**settings)
+    values = load_settings(**settings).values
     if notebook in _open:
         _open.pop(notebook).close()
-    workshop = _open_with(loaded, notebook)
-    try:
-        workshop.greet()
+    endpoints = resolve(values)
+    if not (values.uses_external or values.queue_url):
+        isolate_aws()
+    with ExitStack() as on_error:
+        on_error.callback(endpoints.release)  # else the engines would be held
+        workshop = Workshop(values, endpoints, notebook)
+        on_error.callback(workshop.close)
+        services, database = workshop.result.services, workshop.database
+        version = database.query("SHOW server_version")[0][0]
+        services["database"]["version"] = f"PostgreSQL {version}"
+        database.create_schema()
+        services["cache"]["version"] = greet_cache(workshop.valkey, endpoints.cache)
+        greet_store(workshop.s3, endpoints.store)
         for name in needs:
             if name == "objects":
                 workshop.load_objects()
             else:
-                dataset.ensure_table(workshop.database, name)
-    except BaseException:
-        workshop.close()
-        raise
+                dataset.ensure_table(database, name)
+        on_error.pop_all()
     _open[notebook] = workshop
     return workshop
-
-
-def _open_with(loaded: LoadedSettings, notebook: str) -> Workshop:
-    endpoints = resolve(loaded.values)
-    if not (loaded.values.uses_external or loaded.values.queue_url):
-        isolate_aws()
-    try:
-        return Workshop(loaded, endpoints, notebook)
-    except BaseException:
-        endpoints.release()  # else the engines would be held until this process ends
-        raise

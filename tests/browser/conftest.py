@@ -5,32 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nbformat
-import psutil
 import pytest
 
+from tests.browser.lab_page import Lab
+from tests.running_lab import RunningLab
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.runner import find_notebooks
-from workshop_lib.services import local
-from workshop_lib.services.processes import wait_until
-from workshop_lib.services.state_folder import state_folder
-
-sys.path.append(str(Path(__file__).parent))
-from lab_page import Lab
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-START_S = 60
-END_S = 60
 FLAGS = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
 SETTINGS = {
@@ -71,79 +61,30 @@ def checkout(chromium, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(checkout) -> Iterator[Lab]:
-    """A running `workshop lab`; of all its processes none is left afterwards."""
+    """A running `workshop lab`."""
     own = checkout.parent
-    folder = state_folder(own)
     for name, values in SETTINGS.items():
-        file = own / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file = own / "jupyterlab_settings_dir" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(checkout),
-        "WORKSHOP_STATE_DIR": str(own),
-        "WORKSHOP_LINGER_SECONDS": "600",
-        "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
-        "JUPYTER_CONFIG_DIR": str(own / "config"),
-        "JUPYTER_DATA_DIR": str(own / "data"),
-        "JUPYTERLAB_SETTINGS_DIR": str(own / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
-        "IPYTHONDIR": str(own / "ipython"),
-    }
-    words = ["lab", "--no-browser", "--ServerApp.port=0", "--ServerApp.open_browser=False"]
-    with (own / "lab.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "workshop_lib", *words],
-            cwd=checkout,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    started: list[psutil.Process] = []
+    more = {"PYTHONPATH": str(checkout), "WORKSHOP_LINGER_SECONDS": "600"}
+    running = RunningLab(own, cwd=checkout, **more)
     try:
-        files = own / "runtime"
-        assert wait_until(lambda: list(files.glob("jpserver-*.json")), START_S)
-        (file,) = files.glob("jpserver-*.json")
-        assert wait_until(lambda: file.read_text().rstrip().endswith("}"), START_S)
-        server = json.loads(file.read_text())
+        server = running.server()
         yield Lab(server["url"], server["token"], checkout)
-        supervisor = local.status(folder).supervisor_pid
-        assert supervisor is not None
-        tops = [psutil.Process(process.pid), psutil.Process(supervisor)]
-        started = [one for top in tops for one in (top, *top.children(recursive=True))]
     finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(END_S)
-        finally:
-            if process.poll() is None:
-                for one in (*psutil.Process(process.pid).children(recursive=True), process):
-                    one.kill()
-            local.reset(folder)
-    # The lab, its server, the supervisor, the engines; kernels, too, if tests left them open.
-    assert len(started) >= 6
-    _, alive = psutil.wait_procs(started, timeout=START_S)
-    assert alive == []
+        running.end()
 
 
 @pytest.fixture(scope="module")
 def browser(chromium) -> Iterator[Browser]:
-    """The browser, without a profile of before; no process of it is left afterwards."""
+    """The browser, without a profile of before."""
     from playwright.sync_api import sync_playwright
 
-    before = set(psutil.Process().children())
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
+        yield playwright.chromium.launch(
             executable_path=chromium, args=FLAGS, chromium_sandbox=os.geteuid() != 0
         )
-        (driver,) = set(psutil.Process().children()) - before
-        yield opened
-        started = [driver, *driver.children(recursive=True)]
-        opened.close()
-    assert len(started) >= 3
-    _, alive = psutil.wait_procs(started, timeout=END_S)
-    assert alive == []
 
 
 @pytest.fixture

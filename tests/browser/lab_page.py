@@ -23,6 +23,8 @@ LAPTOP = {"width": 1366, "height": 768}
 """A small laptop's screen, CSS pixels."""
 OPEN_S = 60
 CELL_S = 120
+BARS = 240
+"""The menu and the bars around a notebook, pixels."""
 TALLEST = 12_000
 """Chromium cuts pictures that are much taller, pixels."""
 AT_REST = """() => {
@@ -145,24 +147,15 @@ class NotebookPage:
         expect(body).to_have_attribute("data-jp-theme-name", name, timeout=OPEN_S * 1000)
 
     def photograph(self, folder: Path, theme: str) -> list[Path]:
-        """Save the whole notebook, in pieces where it is very long, and each output by itself.
-
-        Returns:
-            The files: `<theme>.png` or `<theme>_1.png` and so on, and `<theme>_cell_<number>.png`.
-
-        """
+        """Save the notebook, up to TALLEST, and each output; their names begin with the theme."""
         folder.mkdir(parents=True, exist_ok=True)
         height = self.page.evaluate(
             "document.querySelector('.jp-WindowedPanel-outer').scrollHeight"
         )
-        bar = self.page.locator(".jp-NotebookPanel").bounding_box()
-        around = round(bar["y"]) + 80 if bar else 0
-        self.page.set_viewport_size({"width": LAPTOP["width"], "height": height + around})
-        made = []
-        tops = range(0, height + around, TALLEST)
-        for number, top in enumerate(tops, start=1):
-            name = f"{theme}_{number}.png" if len(tops) > 1 else f"{theme}.png"
-            made.append(self._picture(folder / name, top, min(TALLEST, height + around - top)))
+        tall = {"width": LAPTOP["width"], "height": min(height + BARS, TALLEST)}
+        self.page.set_viewport_size(tall)  # type: ignore[arg-type]
+        made = [folder / f"{theme}.png"]
+        self.page.screenshot(path=made[0])
         for number, cell in enumerate(self.cells.all()):
             outputs = cell.locator(".jp-Cell-outputArea")
             if outputs.count() and (outputs.bounding_box() or {}).get("height", 0) > 0:
@@ -170,8 +163,3 @@ class NotebookPage:
                 outputs.screenshot(path=made[-1])
         self.page.set_viewport_size(LAPTOP)  # type: ignore[arg-type]
         return made
-
-    def _picture(self, file: Path, top: int, height: int) -> Path:
-        clip: Any = {"x": 0, "y": top, "width": LAPTOP["width"], "height": height}
-        self.page.screenshot(path=file, clip=clip)
-        return file

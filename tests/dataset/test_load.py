@@ -30,7 +30,7 @@ from workshop_lib.dataset import (
     load_table,
 )
 from workshop_lib.errors import DataError
-from workshop_lib.namespaces import wipe
+from workshop_lib.namespaces import wipe_namespace
 
 SMALL = Sizes(users=100, orders=250, transactions=100)
 
@@ -306,6 +306,6 @@ def test_the_inventory_counts_what_wiping_removes_and_nothing_of_others(wiped):
     before = ws.inventory()
     assert before["tables"] >= 2  # and what the loads are noted in
     assert (before["keys"], before["objects"]) == (1, 1)
-    assert wipe(ws, of_others=True) == before
+    assert wipe_namespace(ws.namespace) == before
     assert ws.inventory() == {"tables": 0, "keys": 0, "objects": 0}
     assert ws.valkey.delete("of another") == 1

@@ -38,7 +38,7 @@ def client(shared, schema):
 
     def connect(*, ours=False, local_dsql=False, autocommit=True):
         if ours:
-            connection = shared.connect()
+            connection = shared.database.connect()
         elif local_dsql:
             connection = psycopg2.connect(**shared.database_arguments())
         else:

@@ -1,4 +1,4 @@
-"""A notebook taken apart by its headings: what everybody reads, and what may be left out."""
+"""A notebook taken apart by its headings: what everybody runs, and what may be left out."""
 
 from __future__ import annotations
 
@@ -18,45 +18,34 @@ class Section:
     Attributes:
         heading: its text.
         optional: whether it, or the heading that it belongs to, ends in "(optional)".
-        prose: its text, the heading included.
         code: the sources of its code cells.
-        shown: those of them that are not folded away.
+        folded: those of them that JupyterLab and VS Code show as a bar that opens at a click.
 
     """
 
     heading: str
     optional: bool
-    prose: list[str] = field(default_factory=list)
     code: list[str] = field(default_factory=list)
-    shown: list[str] = field(default_factory=list)
-
-
-def is_folded(cell: Any) -> bool:
-    """Whether JupyterLab and VS Code show the cell as a bar that opens at a click."""
-    return bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
+    folded: list[str] = field(default_factory=list)
 
 
 def sections(notebook: Any) -> Iterator[Section]:
     """The sections of a notebook, in their order."""
     current = Section("", optional=False)
-    level, optional_level = 0, 0
+    optional_level = 0
     for cell in notebook.cells:
         if cell.cell_type == "code":
             current.code.append(cell.source)
-            if not is_folded(cell):
-                current.shown.append(cell.source)
+            if cell.metadata.get("jupyter", {}).get("source_hidden"):
+                current.folded.append(cell.source)
             continue
-        parts = HEADING.split(cell.source)
-        current.prose.append(parts[0])
-        for marks, heading, text in zip(*(parts[n::3] for n in (1, 2, 3)), strict=True):
-            if current.heading:
-                yield current
-            level = len(marks)
-            if optional_level and level <= optional_level:
+        for marks, heading in HEADING.findall(cell.source):
+            yield current
+            if optional_level and len(marks) <= optional_level:
                 optional_level = 0
             if heading.endswith("(optional)") and not optional_level:
-                optional_level = level
-            current = Section(heading, bool(optional_level), [heading, text])
+                optional_level = len(marks)
+            current = Section(heading, bool(optional_level))
     yield current
 
 

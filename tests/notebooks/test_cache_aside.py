@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -12,7 +11,7 @@ import pytest
 import redis
 from psycopg2.extras import Json
 
-from workshop_lib.runner import NOTEBOOKS
+from tests.notebooks.test_take_home import load
 
 TYPED = """
 SELECT 1, 1.50::numeric, 'text', DATE '2026-11-30', TIMESTAMPTZ '2026-11-30 12:00+02', true, NULL,
@@ -24,11 +23,7 @@ GONE = redis.Redis(unix_socket_path="/nowhere/valkey.sock")
 @pytest.fixture
 def taken():
     """The module, loaded afresh: its counters are at zero."""
-    path = NOTEBOOKS / "take_home" / "cache_aside.py"
-    spec = importlib.util.spec_from_file_location("cache_aside", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("cache_aside")
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_no_cell_writes_an_error_or_a_warning(executed):
 
 
 EXACTLY = {
-    "00_check_the_deployment": {"checks": 10, "checks_passed": 10, "same_answer": True},
+    "00_check_the_deployment": {"checks": 9, "checks_passed": 9, "same_answer": True},
     "01_seed_the_data": {
         "planets_loaded": True, "planets_new_second_time": 0,
         "statements_executemany": 300, "statements_execute_values": 3, "statements_one_page": 1,
@@ -292,13 +292,6 @@ def test_the_larger_an_object_the_less_a_cache_gains(figures):
     found = figures["11_compare_s3_and_cache"]
     small, large = (found[f"store_{size}_kb"] / found[f"cache_{size}_kb"] for size in (1, 10_000))
     assert small > large
-
-
-def test_each_result_says_how_it_came_about(executed, results):
-    for outcome in executed[1]:
-        result = results[outcome.notebook]
-        assert (result.ok, result.size) == (True, "quick")
-        assert result.measurements
 
 
 def test_the_report_finds_every_figure_and_picture_that_it_is_to_show(executed, results):

@@ -403,7 +403,7 @@ class Dsql(Engine):
         if importlib.util.find_spec("pgparse") is None:
             raise EngineError(
                 "The local Aurora DSQL needs the package pgparse, which is not installed. `make "
-                "venv` installs it; for Macs with Intel's processors there is none. `ws.connect()` "
+                "venv` installs it; for Macs with Intel's processors there is none. `ws.database` "
                 "and DATABASE_URL lead to the local PostgreSQL without it."
             )
         certificate = self.folder.certificate
