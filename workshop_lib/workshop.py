@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
+import redis
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib import dataset, forks  # dataset: its modules, each on first use
@@ -36,13 +37,12 @@ from workshop_lib.services import (
     DatabaseEndpoint,
     Endpoints,
     MessagingEndpoint,
+    aws_client,
     resolve,
     resolve_cluster,
     resolve_messaging,
-    signer,
 )
-from workshop_lib.services.client_config import isolate_aws
-from workshop_lib.services.clients import cache_client, greet_cache, steer
+from workshop_lib.services.clients import greet_cache, reroute_cache, steer
 from workshop_lib.services.latency_proxy import LatencyProxy
 from workshop_lib.settings import LoadedSettings, load_settings
 
@@ -87,12 +87,12 @@ class Workshop:
         self.object_prefix = f"{self.namespace}/"
         self.default_ttl = self.settings.valkey_ttl
         self.database = Database(endpoints.database, self.namespace, **self.settings.pool)
+        self.valkey = redis.Redis(**endpoints.cache.arguments)
         self._proxies = {
             "database": LatencyProxy("database", endpoints.database, self.database.reroute),
-            "cache": LatencyProxy("cache", endpoints.cache),
+            "cache": LatencyProxy("cache", endpoints.cache, partial(reroute_cache, self.valkey)),
             "store": LatencyProxy("store", endpoints.store),
         }
-        self.valkey = cache_client(endpoints.cache, self._proxies["cache"])
         self.s3 = store_client(endpoints.store)
         if endpoints.store.embedded:
             self.s3.meta.events.register("before-sign.s3", partial(steer, self._proxies["store"]))
@@ -205,7 +205,7 @@ class Workshop:
         of your own with stand-in credentials: what those sign has the form of a token and opens
         nothing.
         """
-        return signer(self.endpoints.database.signing)
+        return aws_client("dsql", self.endpoints.database.signing)
 
     def load_workers(
         self,
@@ -632,8 +632,6 @@ def open_workshop(
 
 def _open_with(loaded: LoadedSettings, notebook: str) -> Workshop:
     endpoints = resolve(loaded.values)
-    if not (loaded.values.uses_external or loaded.values.queue_url):
-        isolate_aws()
     try:
         return Workshop(loaded, endpoints, notebook)
     except BaseException:

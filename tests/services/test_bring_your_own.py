@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import boto3
 import pytest
 import redis
@@ -68,21 +65,6 @@ def test_one_service_of_your_own_leaves_the_others_local(ws, tmp_path, monkeypat
     finally:
         endpoints.release()
         local.reset(folder)
-
-
-def test_what_workshop_env_printed_leads_to_the_local_engines_as_before(ws, monkeypatch):
-    given = exports(ws.settings, ws.endpoints)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    endpoints = resolve(load_settings().values)
-    try:
-        assert all(endpoint.embedded for endpoint in endpoints.all)
-    finally:
-        endpoints.release()
-    command = [sys.executable, "-m", "workshop_lib", "env"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    printed = [line.removeprefix("export ").partition("=") for line in done.stdout.splitlines()]
-    assert {name for name, _, _ in printed} == {*given, "LOCAL_DSQL_URL"}
 
 
 def test_addresses_that_were_given_are_printed_as_they_were_given(clean_environment):

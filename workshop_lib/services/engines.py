@@ -26,8 +26,7 @@ from psycopg2 import sql
 
 from workshop_lib.dsql import CLUSTER_NAMES, install_rules
 from workshop_lib.errors import EngineError, SettingsError
-from workshop_lib.services.client_config import isolate_libpq
-from workshop_lib.services.local import HOST, EngineState
+from workshop_lib.services.local import HOST, LOGIN, EngineState
 from workshop_lib.services.processes import end_processes, wait_until
 from workshop_lib.services.state_folder import ROOT_BASE, StateFolder, log_tail, remove
 
@@ -285,15 +284,13 @@ class Postgres(Engine):
 
     def _connect(self, user: str) -> psycopg2.extensions.connection:
         arguments: dict[str, Any] = {
-            **isolate_libpq(),
+            **LOGIN,
             "host": HOST,
             "port": self.port,
             "dbname": "postgres",
             "user": user,
             "password": self.folder.secrets()["owner" if user == OWNER else user],
             "connect_timeout": 3,
-            # Never in clear: another program that has taken its port would be sent the password.
-            "require_auth": "scram-sha-256",
             # Admin may put functions and operators where a search would find them.
             "options": "-c search_path=pg_catalog",
         }

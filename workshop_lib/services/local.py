@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from workshop_lib.settings import Settings
 
 HOST = "127.0.0.1"
+LOGIN = {
+    "sslmode": "disable",
+    "gssencmode": "disable",
+    # If another program took its port, the password is not sent to it as text.
+    "require_auth": "scram-sha-256",
+}
+"""How clients sign in to the local PostgreSQL, which has no TLS."""
 MAX_WORD = 100
 """The longest word by which a client and a supervisor know each other, bytes."""
 MAX_CALLERS = 128

@@ -32,7 +32,8 @@ ROOT_BASE = Path("/var/lib") / APPLICATION
 """Where root keeps state: its home is closed to the user that PostgreSQL has to run as."""
 LOCK = "lock"
 LOCK_WAIT_S = 60.0
-SECRETS = ("owner", "admin", "valkey", "s3_key", "s3_secret")
+SECRETS = ("owner", "admin", "valkey", "s3_key", "s3_secret", "identity")
+"""The last one opens nothing: it names these engines in cache keys."""
 
 
 @dataclass(frozen=True, slots=True)
