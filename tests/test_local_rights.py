@@ -327,31 +327,3 @@ def test_a_start_gives_back_what_admin_gave_away_and_takes_back_what_it_should_n
     question = "SELECT rolsuper OR rolcreatedb OR rolreplication OR rolbypassrls FROM pg_roles "
     assert server.one(question + "WHERE rolname = 'admin'") == (False,)
     assert server.one("SELECT pg_has_role('admin', 'pg_monitor', 'MEMBER')") == (False,)
-
-
-def test_schemas_of_the_rules_that_belong_to_admin_are_made_anew(server):
-    with server.cursor(OWNER) as cursor:
-        cursor.execute("DROP EVENT TRIGGER dsql_rules_before; DROP EVENT TRIGGER dsql_rules_after")
-        cursor.execute("DROP SCHEMA dsql_rules, sys CASCADE")
-    with server.cursor() as cursor:
-        cursor.execute(
-            "CREATE SCHEMA dsql_rules; CREATE SCHEMA sys; CREATE TABLE sys.jobs (id INT);"
-            "CREATE FUNCTION dsql_rules.active() RETURNS boolean LANGUAGE sql RETURN true;"
-            "CREATE FUNCTION dsql_rules.note(text, int) RETURNS text LANGUAGE sql RETURN ''"
-        )
-    server.restart()
-    with server.cursor(OWNER) as cursor:
-        cursor.execute(
-            "SELECT nspowner::regrole::text FROM pg_namespace "
-            "WHERE nspname IN ('dsql_rules', 'sys')"
-        )
-        assert cursor.fetchall() == [(OWNER,), (OWNER,)]
-        cursor.execute(
-            "SELECT proname FROM pg_proc WHERE proowner = 'admin'::regrole "
-            "AND pronamespace IN ('dsql_rules'::regnamespace, 'sys'::regnamespace)"
-        )
-        assert cursor.fetchall() == []
-    with server.cursor(rules=True) as cursor:
-        cursor.execute("CREATE TABLE public.ruled (id INT)")
-        with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
-            cursor.execute("TRUNCATE public.ruled")

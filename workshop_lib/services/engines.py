@@ -10,7 +10,6 @@ import importlib.util
 import os
 import pwd
 import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -25,7 +24,7 @@ import psycopg2
 from psycopg2 import sql
 
 from workshop_lib.dsql import CLUSTER_NAMES, install_rules
-from workshop_lib.errors import EngineError, SettingsError
+from workshop_lib.errors import EngineError
 from workshop_lib.services.local import HOST, LOGIN, EngineState
 from workshop_lib.services.processes import end_processes, wait_until
 from workshop_lib.services.state_folder import ROOT_BASE, StateFolder, log_tail, remove
@@ -117,11 +116,6 @@ class Engine(ABC):
         port = self.port if self.pid else 0
         return EngineState(self.name, port, self.pid, self.emulated, self.failure)
 
-    def send_signal(self, number: signal.Signals) -> None:
-        """Send the server a signal, if it is up."""
-        if self.pid and self.process:
-            self.process.send_signal(number)
-
     def stop(self) -> None:
         """End the process politely, then firmly; it stays down."""
         self.up, self.failure = False, ""
@@ -136,11 +130,6 @@ class Engine(ABC):
 
     def after_start(self) -> None:  # noqa: B027 -- most engines need nothing
         """Set up inside the running server whatever the workshop needs."""
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a program that prepares or tells something, in the server's place."""
-        how = {"env": self.environment(), "cwd": "/", **self.identity()}
-        return subprocess.run(words, capture_output=True, check=False, text=True, **how)
 
     def identity(self) -> dict[str, Any]:
         """Popen arguments for running as another user."""
@@ -215,10 +204,12 @@ class Postgres(Engine):
         password.write_text(self.folder.secrets()["owner"])
         for path in (draft, password) if (user := self.identity()) else ():
             os.chown(path, user["user"], user["group"])
-        words = ["-D", str(draft / "data"), "-U", OWNER, f"--pwfile={password}"]
+        words = [str(_postgres_programs() / "initdb"), "-D", str(draft / "data"), "-U", OWNER]
         words += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions"]
         # The system writes it to disk soon enough; waiting for that can take seconds.
-        done = self.run(str(_postgres_programs() / "initdb"), *words, "--no-sync")
+        words += [f"--pwfile={password}", "--no-sync"]
+        how = {"env": self.environment(), "cwd": "/", **self.identity()}
+        done = subprocess.run(words, capture_output=True, check=False, text=True, **how)
         if done.returncode != 0:
             raise EngineError(f"initdb could not create {data}:\n{done.stdout}{done.stderr}")
         (draft / "data").rename(data)
@@ -256,16 +247,7 @@ class Postgres(Engine):
 
         """
         with self._owner_cursor() as cursor:
-            try:
-                install_rules(cursor.connection)
-            except SettingsError:
-                # Here these schemas are the workshop's. First the triggers: they run at each DROP.
-                cursor.execute(
-                    "DROP EVENT TRIGGER IF EXISTS dsql_rules_before;"
-                    "DROP EVENT TRIGGER IF EXISTS dsql_rules_after;"
-                    "DROP SCHEMA IF EXISTS dsql_rules, sys CASCADE"
-                )
-                install_rules(cursor.connection)
+            install_rules(cursor.connection)
             self._set_up_admin(cursor)
 
     def _set_up_admin(self, cursor: psycopg2.extensions.cursor) -> None:
@@ -325,28 +307,18 @@ class Valkey(Engine):
 
 
 class ObjectStore(Engine):
-    """An S3 store on local disk (rclone); an emulation (moto) where rclone's binary cannot run."""
+    """An S3 store on local disk (rclone)."""
 
     kind = "s3"
 
-    program = Path(sys.executable).with_name("rclone")
-
-    def prepare(self) -> None:
-        """Find out whether the real store's binary runs on this machine."""
-        try:
-            self.run(str(self.program), "version").check_returncode()
-        except (OSError, subprocess.SubprocessError):
-            self.emulated = True
-
     def command(self) -> list[str]:
         """Serve the objects folder; the key pair comes through the environment."""
-        if self.emulated:
-            return [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(self.port)]
+        program = Path(sys.executable).with_name("rclone")
         objects = self.folder.path / "objects"
         objects.mkdir(mode=0o700, exist_ok=True)
         address = ["--addr", f"{HOST}:{self.port}"]
         cache = ["--config", "", "--cache-dir", str(self.folder.path / "rclone")]
-        return [str(self.program), "serve", "s3", *address, *cache, str(objects)]
+        return [str(program), "serve", "s3", *address, *cache, str(objects)]
 
     def environment(self) -> dict[str, str]:
         """Add the one key pair that the store accepts."""

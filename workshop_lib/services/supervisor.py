@@ -127,7 +127,8 @@ class Lease:
                 case "stop":
                     group.stop(name)
                 case "freeze" | "thaw" as what:
-                    group.engines[name].send_signal(SIGNALS[what])
+                    if pid := group.engines[name].pid:
+                        os.kill(pid, SIGNALS[what])
                 case "sandbox":
                     with group.folder.usable():
                         group = self.group = Group(group.folder.new_sandbox())
