@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -182,14 +181,14 @@ def test_they_listen_on_loopback_only_open_to_their_own_passwords_and_show_none(
 
 
 def test_a_client_without_the_token_is_told_nothing(folder):
-    attach()
-    port = folder.read(folder.address_file)["port"]
-    for said in (b"\0\0\0\5guess", b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\0"):
-        with socket.create_connection(("127.0.0.1", port), timeout=SOON_S) as connection:
+    held = attach()
+    address = ("127.0.0.1", folder.read(folder.address_file)["port"])
+    for said in (b"\0\0\0\5guess", b"GET / HTTP/1.1\r\n\r\n"):
+        with socket.create_connection(address, timeout=SOON_S) as connection:
             connection.sendall(said)
             with contextlib.suppress(ConnectionError):
                 assert connection.recv(100) == b""
-    assert client(attach()).ping() is True
+    assert client(held).ping() is True
 
 
 # --- who holds them ---
@@ -225,8 +224,6 @@ def test_a_sandbox_belongs_to_one_process_and_ends_alone(folder, command):
         process.stdout.readline()
         status = local.status(folder)
         assert [user.pid for user, _ in status.sandboxes] == [os.getpid(), process.pid]
-        everything = [*status.engines, *(e for _, engines in status.sandboxes for e in engines)]
-        assert len({engine.pid for engine in everything}) == 4
         assert str(process.pid) in command("status").output
     assert wait_until(lambda: len(folder.sandboxes) == 1, SOON_S)
     box.release()
@@ -400,10 +397,10 @@ def test_orphans_that_no_file_mentions_are_found_and_ended(folder, then):
 def test_a_supervisor_that_is_out_of_reach_is_replaced(folder, how):
     held = attach("postgres", "valkey")
     rows, boss = keep_a_row(held), supervisor(folder)
-    if how == "its file is damaged":
-        folder.address_file.write_text('{"port": 1')
-    else:
+    if how == "frozen":
         boss.suspend()
+    else:
+        folder.address_file.write_text('{"port": 1')
     again = attach("postgres", "valkey")
     assert supervisor(folder) != boss
     assert ports(again) == ports(held)
@@ -447,38 +444,25 @@ def test_a_full_disk_and_a_dead_engine_take_no_other_with_them(folder):
     assert supervisor(folder) == boss
 
 
-def test_an_engine_that_runs_but_is_silent_is_named_instead_of_waited_for(folder):
-    attach()
-    frozen = psutil.Process(pids(folder)["valkey"])
-    frozen.suspend()
-    with pytest.raises(EngineError, match=r"valkey runs .* has not answered for \d+ s"):
-        attach()
-    frozen.resume()
-
-
 # --- stale and strange ---
 
 
 @pytest.mark.parametrize("stranger", ["is silent", "answers", "has ended"])
 def test_what_was_left_before_a_reboot_does_no_harm(folder, stranger):
-    heard = []
-
-    def serve() -> None:
-        heard.append(listener.accept()[0])
-        if stranger == "answers":
-            heard[0].sendall(b'"proof"\n{"engines": []}\n')
-
-    listener = socket.create_server(("127.0.0.1", 0))
     folder.prepare()
-    known = {"port": listener.getsockname()[1], "token": "t", "proof": "p"}
-    folder.write(folder.address_file, known)
-    if stranger == "has ended":
-        listener.close()
-    else:
-        threading.Thread(target=serve, daemon=True).start()
-    assert client(attach()).ping() is True
-    for opened in (listener, *heard):
-        opened.close()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as threads:
+        known = {"port": listener.getsockname()[1], "token": "t", "proof": "p"}
+        folder.write(folder.address_file, known)
+        if stranger == "has ended":
+            listener.close()
+            assert client(attach()).ping() is True
+            return
+        accepted = threads.submit(listener.accept)
+        opening = threads.submit(attach)
+        with accepted.result(SOON_S)[0] as heard:
+            if stranger == "answers":
+                heard.sendall(b'"proof"\n{"engines": []}\n')
+            assert client(opening.result(SOON_S)).ping() is True
 
 
 def test_a_port_that_was_taken_meanwhile_is_given_up(folder):

@@ -24,7 +24,7 @@ from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.errors import ServiceUnreachableError, WorkshopError
 from workshop_lib.namespaces import wipe_namespace
 from workshop_lib.sandbox import Sandbox
-from workshop_lib.services.processes import is_alive, wait_until
+from workshop_lib.services.processes import wait_until
 from workshop_lib.settings import load_settings
 
 TIMEOUT_S = 0.5
@@ -122,9 +122,8 @@ def test_what_is_configured_and_written_in_it_does_not_touch_the_workshop(own, b
     assert own.valkey.config_get("maxmemory*") == before
     assert own.valkey.exists(f"{own.namespace}:k") == 0
     assert "thing" not in own.tables.index
-    assert box.valkeys[1].config_get("maxmemory")["maxmemory"] == before["maxmemory"]
-    box.stop("cache")
-    box.start("cache")
+    for act in (box.stop, box.stop, box.start, box.start):  # twice is harmless
+        act("cache")
     assert box.valkey.config_get("maxmemory*") == before
 
 
@@ -135,8 +134,6 @@ def test_it_may_have_many_caches_and_no_database_and_then_says_how_to_have_one(a
         valkey.set("k", number)
         assert valkey.get_connection_kwargs()["socket_timeout"] == 0.25
     assert [valkey.get("k") for valkey in box.valkeys] == [b"0", b"1", b"2"]
-    double = cached(box, ttl=60)(lambda number: 2 * number)
-    assert [double(21), double(21)] == [42, 42]
     for act in (lambda: box.load_table("planet"), lambda: box.stop("database")):
         with pytest.raises(WorkshopError, match=r"has no database.* ws\.sandbox\(database=True\)"):
             act()
@@ -217,15 +214,6 @@ def test_a_silent_database_is_given_up_and_used_again_when_it_answers(box):
     assert answers == [[(7,)]]
 
 
-def test_a_server_that_dies_and_starts_over_is_survived_by_the_next_query(box):
-    asked = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
-    sessions = [psutil.Process(pid) for (pid,) in box.database.query(asked)]
-    sessions[0].kill()  # PostgreSQL then ends all other sessions, and recovers
-    assert wait_until(lambda: not any(map(is_alive, sessions)), SOON)
-    assert box.database.query(ASK, (1,)).rows == [(7,)]
-    box.database.run_transaction(lambda cursor: cursor.execute(ASK, (1,)))
-
-
 def test_a_cache_that_was_stopped_or_frozen_is_missed_alone_and_comes_back(box):
     box.valkey.set("k", "v")
     box.valkeys[1].set("k", "second")
@@ -241,15 +229,6 @@ def test_a_cache_that_was_stopped_or_frozen_is_missed_alone_and_comes_back(box):
     assert box.valkeys[1].get("k") == b"second"
     box.start("cache")
     assert box.valkey.get("k") is None
-
-
-def test_stopping_and_starting_twice_are_harmless_also_when_frozen(box):
-    box.freeze_cache()
-    for service in ("cache", "database"):
-        for act in (box.stop, box.stop, box.start, box.start):
-            act(service)
-    assert box.valkey.ping() is True
-    assert box.database.query("SELECT 1")[0] == (1,)
 
 
 # --- caches through all that ---
@@ -316,20 +295,12 @@ def test_readers_at_work_through_every_trouble_of_the_cache_get_right_answers_on
     enough = threading.Event()
 
     def go_on(read: Callable[[], int]) -> set[int]:
-        found = {7}
-        while not enough.is_set():
-            found.add(read())
-        return found
+        return {read() for _ in iter(enough.is_set, True)}
 
     def each_counts(what: str) -> None:
-        before = [getattr(cache.stats(), what) for cache, _ in readers]
-        assert wait_until(
-            lambda: all(
-                getattr(cache.stats(), what) > n
-                for (cache, _), n in zip(readers, before, strict=True)
-            ),
-            SOON,
-        )
+        for cache, _ in readers:
+            before = getattr(cache.stats(), what)
+            assert wait_until(lambda c=cache, n=before: getattr(c.stats(), what) > n, SOON)
 
     with ThreadPoolExecutor(3) as threads:
         found = [threads.submit(go_on, read) for _, read in readers]

@@ -125,10 +125,9 @@ def test_pipelined_requests_wait_one_round_trip_and_not_one_each(far):
 
 
 def test_long_replies_and_requests_arrive_whole_wait_once_and_take_bounded_memory(far):
-    digest = far(0.05, lambda c: c.sendall(sha256(read(c, len(LOTS))).digest()))
-    with digest.connect() as connection:
-        connection.sendall(LOTS)
-        assert read(connection) == sha256(LOTS).digest()
+    with far(0.05, lambda c: c.sendall(sha256(read(c, len(LOTS))).digest())).connect() as far_one:
+        far_one.sendall(LOTS)
+        assert read(far_one) == sha256(LOTS).digest()
     proxy, found = far(MAX_S, send_lots), sha256()
     started = time.monotonic()
     with proxy.connect() as lazy, proxy.connect() as other:
@@ -208,42 +207,30 @@ USER = """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     proxy = LatencyProxy("cache", Endpoint("a server", "127.0.0.1", 1, {}, embedded=True))
     proxy.set(0.01)
-    parents = proxy.pid
     child = os.fork()
     if child == 0:
-        assert proxy.route[1] != 1
-        proxy.set(0.02)
-        assert proxy.pid != parents
-        proxy.close()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         time.sleep(600)
+    print(proxy.pid, child, flush=True)
     try:
-        print(proxy.pid, child, flush=True)
-        input()
+        time.sleep(600)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
-        input()
-    os.kill(child, signal.SIGKILL)
+    time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("end", ["interrupted before", "killed"])
-def test_the_proxy_ends_with_its_process_though_a_fork_of_it_lives_and_hears_no_interrupt(end):
+def test_the_proxy_hears_no_interrupt_and_ends_with_its_process_though_a_fork_of_it_lives():
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(USER)],
-        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     ) as process:
         proxy, child = (psutil.Process(int(pid)) for pid in process.stdout.readline().split())
-        if end == "killed":
-            process.kill()
-            assert wait_until(lambda: not is_alive(proxy), SOON_S)
-            child.kill()
-        else:
-            os.killpg(process.pid, signal.SIGINT)  # what Jupyter's Interrupt and Ctrl-C send
-            assert process.stdout.readline() == "interrupted\n"
-            assert is_alive(proxy)
-            process.communicate("\n")
-    assert wait_until(lambda: not is_alive(proxy), SOON_S)
+        os.killpg(process.pid, signal.SIGINT)  # what Jupyter's Interrupt and Ctrl-C send
+        assert process.stdout.readline() == "interrupted\n"
+        assert is_alive(proxy)
+        process.kill()
+        assert wait_until(lambda: not is_alive(proxy), SOON_S)
+        child.kill()

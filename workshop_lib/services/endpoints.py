@@ -76,17 +76,6 @@ class Endpoint:
         """Host and port in one; that of IPv6 stands in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    @property
-    def place(self) -> str:
-        """Which server this is; part of cache keys.
-
-        A local engine stays the same over restarts and new ports, and is another one after
-        `workshop reset`.
-        """
-        if self.engine or not self.host.startswith(("127.", "localhost", "::1")):
-            return self.engine or self.address
-        return f"{self.address}@{platform.node()}"  # on each machine another one
-
 
 @dataclass(frozen=True, slots=True)
 class DatabaseEndpoint(Endpoint):
@@ -108,9 +97,13 @@ class DatabaseEndpoint(Endpoint):
 
     @property
     def identity(self) -> str:
-        """Which database this is and who asks; part of cache keys."""
+        """Which database this is and who asks; part of cache keys.
+
+        A local engine stays the same over restarts and new ports, and is another one after
+        `workshop reset`.
+        """
         user, name = (self.arguments.get(part, "") for part in ("user", "dbname"))
-        return f"{user}@{self.place}/{name}"
+        return f"{user}@{self.engine or self.address}/{name}"
 
     def login(self, user: str = "", life_s: int = TOKEN_LIFE_S) -> dict[str, Any]:
         """Arguments of psycopg2.connect, with a fresh token where there are tokens.
@@ -141,8 +134,11 @@ class StoreEndpoint(Endpoint):
 
     @property
     def identity(self) -> str:
-        """Which store and bucket this is; part of cache keys."""
-        return f"{self.place}/{self.bucket}"
+        """Which store and bucket this is; part of cache keys, as a database's is."""
+        place = self.engine or self.address
+        if not self.engine and self.host.startswith(("127.", "localhost", "::1")):
+            place += f"@{platform.node()}"  # on each machine another one
+        return f"{place}/{self.bucket}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,8 +161,6 @@ class StateFolder:
 
     def write(self, file: Path, content: dict[str, Any]) -> None:
         """Replace a file in one step, readable by its owner only."""
-        if file.is_dir():
-            remove(file)
         replace_file(file, json.dumps(content), 0o600)
 
     def secrets(self) -> dict[str, str]:
