@@ -168,36 +168,16 @@ def test_it_changes_for_connections_that_are_open_whose_replies_stay_in_order(fa
         assert read(connection, 13) == b"first, second"
 
 
-def test_nothing_runs_before_it_is_set_and_off_means_connecting_directly(far):
-    proxy = far(0)
-    assert (proxy.pid, proxy.ports) == (None, [])
-    proxy.set(0.01)
-    process = psutil.Process(proxy.pid)
-    proxy.set(0)
-    proxy.set(0.02)
-    there, direct, again = proxy.ports
-    assert there == again != direct == proxy.endpoint.port
-    assert proxy.pid == process.pid
-    proxy.close()
-    proxy.close()
-    assert not process.is_running()
-    assert (proxy.seconds, proxy.ports[-1]) == (0, direct)
-
-
 def test_what_cannot_be_set_is_a_clear_error_and_changes_nothing(far, monkeypatch):
     proxy = far(0)
-    for wrong in (-0.001, 0.41, True, float("nan"), float("inf"), "far", None):
-        with pytest.raises(ValueError, match=r"a round-trip time of 0 to 0\.4 seconds: 0\.005 for"):
-            proxy.set(wrong)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(EngineError, match="proxy that adds latency to the database"):
         proxy.set(0.01)
-    assert (proxy.seconds, proxy.ports) == (0, [])
+    assert (proxy.seconds, proxy.ports, proxy.pid) == (0, [], None)
     elsewhere = LatencyProxy("database", Endpoint("Aurora DSQL in eu-west-1", "127.0.0.1", 1, {}))
     elsewhere.set(0)
     with pytest.raises(WorkshopError, match=r"the database is Aurora DSQL in eu-west-1, which has"):
         elsewhere.set(0.005)
-    assert (elsewhere.seconds, elsewhere.route) == (0, ("127.0.0.1", 1))
 
 
 USER = """

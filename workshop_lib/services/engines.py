@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -224,8 +223,7 @@ class Postgres(Engine):
         except psycopg2.OperationalError:
             if not self.answers():
                 return False
-            with self._owner_cursor() as cursor:
-                self._set_up_admin(cursor)
+            self.after_start()
         return True
 
     def after_start(self) -> None:
@@ -235,21 +233,12 @@ class Postgres(Engine):
             EngineError: PostgreSQL refused something.
 
         """
-        with self._owner_cursor() as cursor:
-            install_rules(cursor.connection)
-            self._set_up_admin(cursor)
-
-    def _set_up_admin(self, cursor: psycopg2.extensions.cursor) -> None:
-        """Give the role what it should have, and take what it should not."""
         password = sql.Literal(self.folder.secrets()["admin"])
-        cursor.execute(sql.SQL(ADMIN.read_text()).format(password))
-
-    @contextlib.contextmanager
-    def _owner_cursor(self) -> Iterator[psycopg2.extensions.cursor]:
         try:
-            with contextlib.closing(self._connect(OWNER)) as connection:
-                connection.autocommit = True
-                yield connection.cursor()
+            with contextlib.closing(self._connect(OWNER)) as owner:
+                owner.autocommit = True
+                install_rules(owner)
+                owner.cursor().execute(sql.SQL(ADMIN.read_text()).format(password))
         except psycopg2.Error as error:
             raise EngineError(f"PostgreSQL could not be set up: {str(error).strip()}") from None
 

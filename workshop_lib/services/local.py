@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from workshop_lib import forks
 from workshop_lib.errors import EngineError
-from workshop_lib.services.processes import SUPERVISOR, end_processes, wait_until
-from workshop_lib.services.state_folder import StateFolder, log_tail, remove
+from workshop_lib.services.processes import end_processes, wait_until
+from workshop_lib.services.state_folder import SUPERVISOR, StateFolder, log_tail, remove
 
 if TYPE_CHECKING:
     from workshop_lib.settings import Settings

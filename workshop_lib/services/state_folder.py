@@ -17,23 +17,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import platformdirs
+import psutil
 from filelock import FileLock
 
 from workshop_lib.errors import EngineError
 from workshop_lib.paths import APPLICATION, HOME, replace_file
-from workshop_lib.services.processes import Found, end_processes, find_processes
+from workshop_lib.services.processes import end_processes, is_alive
 
 NAME = f"{APPLICATION}-engines"
 """The state folder's name in a folder that the user has named."""
 ROOT_BASE = Path("/var/lib") / APPLICATION
 """Where root keeps state: its home is closed to the user that PostgreSQL has to run as."""
+SUPERVISOR = "workshop_lib.services.supervisor"
+PROGRAMS = ("postgres", "initdb", "valkey-server", "rclone", "python")
+"""How the names of processes begin that may be ours; only those are looked at more closely."""
 LOCK = "lock"
 LOCK_WAIT_S = 60.0
 SECRETS = ("owner", "admin", "valkey", "s3_key", "s3_secret", "identity")
 """The last one opens nothing: it names these engines in cache keys."""
+
+
+class Found(NamedTuple):
+    """The processes of a state folder. Each supervisor is two: itself, and its watchdog."""
+
+    supervisors: list[psutil.Process]
+    engines: list[psutil.Process]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +190,22 @@ class StateFolder:
     def processes(self, *, with_sandboxes: bool = True) -> Found:
         """What runs in this folder, whatever its files say: they may be damaged, or stale."""
         folders = (self, *self.sandboxes) if with_sandboxes else (self,)
-        return find_processes(
-            self.path,
-            {str(folder.path) for folder in folders},
-            {str(folder.postgres_data) for folder in folders},
-        )
+        homes = {str(folder.path) for folder in folders}
+        # PostgreSQL's helpers overwrite their environment, so their working directory tells.
+        data = {str(folder.postgres_data) for folder in folders}
+        found = Found([], [])
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                name = process.name().lower()
+                if not name.startswith(PROGRAMS) or not is_alive(process):
+                    continue
+                if process.cmdline()[2:4] == [SUPERVISOR, str(self.path)]:
+                    found.supervisors.append(process)
+                elif process.environ().get("HOME") in homes or (
+                    name == "postgres" and process.cwd() in data
+                ):
+                    found.engines.append(process)
+        return found
 
     def clear(self) -> None:
         """End all engines of this folder, and delete what those of sandboxes wrote.
