@@ -134,6 +134,8 @@ def test_it_may_have_many_caches_and_no_database_and_then_says_how_to_have_one(a
         valkey.set("k", number)
         assert valkey.get_connection_kwargs()["socket_timeout"] == 0.25
     assert [valkey.get("k") for valkey in box.valkeys] == [b"0", b"1", b"2"]
+    double = cached(box, ttl=60)(lambda number: 2 * number)
+    assert [double(21), double(21)] == [42, 42]
     for act in (lambda: box.load_table("planet"), lambda: box.stop("database")):
         with pytest.raises(WorkshopError, match=r"has no database.* ws\.sandbox\(database=True\)"):
             act()
