@@ -39,7 +39,7 @@ def halve_secrets(path: Path) -> None:
 
 
 HARMLESS: list[tuple[str, Damage]] = [
-    ("supervisor.json", partial(write, b'{"port": 99999, "token": [], "proof": 1}')),
+    ("supervisor.json", partial(write, b'{"port": 99999, "key": []}')),
     ("supervisor.json", partial(write, b"[" * 200_000)),
     ("supervisor.json", partial(write, b'\xff\xfe\x00{"')),
     ("ports.json", partial(write, b'{"postgres": "x", "valkey": -1, "s3": 99999}')),

@@ -180,14 +180,15 @@ def test_they_listen_on_loopback_only_open_to_their_own_passwords_and_show_none(
     assert [text for text in texts for word in known if word in text] == []
 
 
-def test_a_client_without_the_token_is_told_nothing(folder):
+def test_a_client_without_the_key_is_answered_nothing(folder):
     held = attach()
     address = ("127.0.0.1", folder.read(folder.address_file)["port"])
     for said in (b"\0\0\0\5guess", b"GET / HTTP/1.1\r\n\r\n"):
         with socket.create_connection(address, timeout=SOON_S) as connection:
             connection.sendall(said)
             with contextlib.suppress(ConnectionError):
-                assert connection.recv(100) == b""
+                told = b"".join(iter(lambda c=connection: c.recv(100), b""))
+                assert 0 < len(told) < 100  # a random question, and the end
     assert client(held).ping() is True
 
 
@@ -257,26 +258,14 @@ def test_a_command_that_started_them_leaves_none(folder, command, monkeypatch):
 
 
 @both
-def test_a_forked_child_neither_keeps_nor_ends_what_its_parent_holds(folder, kind):
+def test_a_forked_child_does_not_keep_what_its_parent_holds(folder, kind):
     # In a process of its own: this one has threads.
-    then = textwrap.dedent("""
-        stays = os.fork()
-        if stays == 0:
-            time.sleep(60)
-        child = os.fork()
-        if child == 0:
-            held.release()
-            sys.exit()
-        os.waitpid(child, 0)
-        print(stays, flush=True)
-        time.sleep(600)
-    """)
-    with another(then, kind=kind) as process:
-        process.stdout.readline()
-        stays = int(process.stdout.readline())
-        status = local.status(folder)
-        assert len(status.users) + len(status.sandboxes) == 1
-        process.kill()
+    with another(
+        "print(os.fork() or time.sleep(60), flush=True); time.sleep(600)", kind=kind
+    ) as one:
+        one.stdout.readline()
+        stays = int(one.stdout.readline())
+        one.kill()
         assert gone(folder)
         os.kill(stays, signal.SIGKILL)
 
@@ -451,7 +440,7 @@ def test_a_full_disk_and_a_dead_engine_take_no_other_with_them(folder):
 def test_what_was_left_before_a_reboot_does_no_harm(folder, stranger):
     folder.prepare()
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as threads:
-        known = {"port": listener.getsockname()[1], "token": "t", "proof": "p"}
+        known = {"port": listener.getsockname()[1], "key": "k"}
         folder.write(folder.address_file, known)
         if stranger == "has ended":
             listener.close()
@@ -508,11 +497,8 @@ def test_each_checkout_has_a_folder_outside_of_it():
     assert chosen != state_folder(Path("elsewhere")).path
 
 
-def test_resets_at_once_leave_nothing_and_nothing_comes_of_a_folder_that_is_not_there(tmp_path):
+def test_nothing_comes_of_a_folder_that_is_not_there(tmp_path):
     folder = state_folder(tmp_path)
     for end in (local.stop, local.reset):
         assert end(folder) is False
-    folder.prepare()
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(local.reset, [folder] * 4))
     assert list(tmp_path.iterdir()) == []

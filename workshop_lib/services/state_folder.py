@@ -55,7 +55,7 @@ class StateFolder:
 
     @property
     def address_file(self) -> Path:
-        """The supervisor's port, and the words by which it and its clients know each other."""
+        """The supervisor's port, and the key by which it and its clients know each other."""
         return self.path / "supervisor.json"
 
     @property
@@ -245,14 +245,11 @@ class StateFolder:
 def state_folder(chosen: Path | None) -> StateFolder:
     """The state folder of this checkout, or the one in the chosen folder. Nothing is created."""
     if chosen is None:
-        return StateFolder(_base() / _short_hash(HOME))
+        # The parent of the state folders of this user's checkouts.
+        base = ROOT_BASE if os.geteuid() == 0 else platformdirs.user_state_path(APPLICATION)
+        return StateFolder(base / _short_hash(HOME))
     # Not Path.expanduser, which refuses the name of a user who does not exist.
     return StateFolder(Path(os.path.expanduser(chosen)).resolve() / NAME)  # noqa: PTH111
-
-
-def _base() -> Path:
-    """The parent of the state folders of this user's checkouts."""
-    return ROOT_BASE if os.geteuid() == 0 else platformdirs.user_state_path(APPLICATION)
 
 
 def remove(path: Path) -> None:
