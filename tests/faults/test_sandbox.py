@@ -85,12 +85,6 @@ def box(shared_box) -> Iterator[Sandbox]:
     shared_box.start("database")
 
 
-@pytest.fixture(scope="module")
-def another(workshops) -> Workshop:
-    """A workshop whose sandboxes are opened and closed by tests."""
-    return workshops("sandboxes, one after another")
-
-
 @pytest.fixture
 def clock(monkeypatch) -> SimpleNamespace:
     """The time as circuit breakers see it: it moves only when a test moves it."""
@@ -127,20 +121,21 @@ def test_what_is_configured_and_written_in_it_does_not_touch_the_workshop(own, b
     assert box.valkey.config_get("maxmemory*") == before
 
 
-def test_it_may_have_many_caches_and_no_database_and_then_says_how_to_have_one(another):
-    box = another.sandbox(database=False, caches=3, cache_timeout_s=0.25)
-    assert box.valkey is box.valkeys[0]
-    for number, valkey in enumerate(box.valkeys):
-        valkey.set("k", number)
-        assert valkey.get_connection_kwargs()["socket_timeout"] == 0.25
-    assert [valkey.get("k") for valkey in box.valkeys] == [b"0", b"1", b"2"]
-    double = cached(box, ttl=60)(lambda number: 2 * number)
-    assert [double(21), double(21)] == [42, 42]
-    for act in (lambda: box.load_table("planet"), lambda: box.stop("database")):
-        with pytest.raises(WorkshopError, match=r"has no database.* ws\.sandbox\(database=True\)"):
-            act()
-    with pytest.raises(WorkshopError, match=r"no service 's3'.* 'cache' or 'database'"):
-        box.stop("s3")
+def test_it_may_have_many_caches_and_no_database_and_then_says_how_to_have_one(own):
+    with closing(Sandbox(own.settings, database=False, caches=3, cache_timeout_s=0.25)) as box:
+        for number, valkey in enumerate(box.valkeys):
+            valkey.set("k", number)
+            assert valkey.get_connection_kwargs()["socket_timeout"] == 0.25
+        assert [valkey.get("k") for valkey in box.valkeys] == [b"0", b"1", b"2"]
+        double = cached(box, ttl=60)(lambda number: 2 * number)
+        assert [double(21), double(21)] == [42, 42]
+        for act in (lambda: box.load_table("planet"), lambda: box.stop("database")):
+            with pytest.raises(
+                WorkshopError, match=r"has no database.* ws\.sandbox\(database=True"
+            ):
+                act()
+        with pytest.raises(WorkshopError, match=r"no service 's3'.* 'cache' or 'database'"):
+            box.stop("s3")
 
 
 def test_it_is_local_also_where_the_workshop_runs_on_aws():
@@ -148,13 +143,10 @@ def test_it_is_local_also_where_the_workshop_runs_on_aws():
         aws_region="us-east-1",
         dsql_endpoint="abcdefghij.dsql.us-east-1.on.aws",
         valkey_endpoint="mine.serverless.use1.cache.amazonaws.com",
-        bucket_name="mine",
     )
-    box = Sandbox(on_aws.values, database=False)
-    assert box.valkey.ping() is True
-    assert box.valkey.get_connection_kwargs()["host"] == "127.0.0.1"
-    box.close()
-    assert is_gone(box)
+    with closing(Sandbox(on_aws.values, database=False)) as box:
+        assert box.valkey.ping() is True
+        assert box.valkey.get_connection_kwargs()["host"] == "127.0.0.1"
 
 
 def test_the_result_file_names_its_services_and_no_secret(own, box):
@@ -323,28 +315,23 @@ def test_readers_at_work_through_every_trouble_of_the_cache_get_right_answers_on
 # --- its end ---
 
 
-def test_a_new_sandbox_ends_the_one_before_which_says_so_and_no_other_workshop_s(another, box):
-    first = another.sandbox()
-    second = another.sandbox(database=False)
+def test_a_new_one_ends_the_one_before_which_says_so_and_closing_the_workshop_the_last(
+    workshops, box
+):
+    workshop = workshops("sandboxes, one after another")
+    first, second = workshop.sandbox(), workshop.sandbox()
     assert is_gone(first)
-    assert second.valkey.ping() is True
-    assert box.valkey.ping() is True
+    assert (second.valkey.ping(), box.valkey.ping()) == (True, True)
     first.close()
     for act in (lambda: first.stop("database"), lambda: first.start("cache"), first.freeze_cache):
         with pytest.raises(WorkshopError, match=r"This sandbox is closed.* Run the cell"):
             act()
     with pytest.raises(ServiceUnreachableError):
         first.database.query("SELECT 1")
-
-
-def test_closing_the_workshop_closes_it_even_frozen_and_stopped(workshops):
-    workshop = workshops("sandboxes, closed with their workshop")
-    box = workshop.sandbox()
-    box.freeze_cache()
-    box.stop("database")
+    second.freeze_cache()
+    second.stop("database")
     workshop.close()
-    assert is_gone(box)
-    workshop.close()
+    assert is_gone(second)
 
 
 # --- what cannot be ---

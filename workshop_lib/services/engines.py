@@ -143,8 +143,11 @@ class Engine(ABC):
 
     def answers(self) -> bool:
         """Whether the server listens; each but PostgreSQL is ready as soon as it does."""
+        place = (HOST, self.port)
         with socket.socket() as probe:
-            return probe.connect_ex((HOST, self.port)) == 0
+            probe.settimeout(2)
+            # Where nobody listens, the system now and then connects a socket with itself.
+            return probe.connect_ex(place) == 0 and probe.getsockname() != place
 
     def admits(self) -> bool:
         """Whether a user of the workshop can sign in, once the server has been set up."""
