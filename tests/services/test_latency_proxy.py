@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from hashlib import sha256
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import psutil
 import pytest
@@ -43,32 +44,28 @@ def send_lots(connection: socket.socket) -> None:
         connection.sendall(LOTS)
 
 
+class Server(ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+
+
 class Far(LatencyProxy):
-    """A latency proxy that remembers its routes, and the server behind it."""
+    """A latency proxy, and the server behind it."""
 
     def __init__(self, handler: Handler) -> None:
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.handler = handler
-        self.ports: list[int] = []
-        port = self.server.getsockname()[1]
-        here = Endpoint("a server", "127.0.0.1", port, {}, embedded=True)
-        super().__init__("database", here, lambda _, port: self.ports.append(port))
-        threading.Thread(target=self.serve, daemon=True).start()
+        class Handle(BaseRequestHandler):
+            def handle(self) -> None:
+                with suppress(OSError):
+                    handler(self.request)
 
-    def serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = self.server.accept()
-                threading.Thread(target=self.handle, args=[connection], daemon=True).start()
-
-    def handle(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            self.handler(connection)
+        self.server = Server(("127.0.0.1", 0), Handle)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        port = self.server.server_address[1]
+        super().__init__("database", Endpoint("a server", "127.0.0.1", port, {}, embedded=True))
 
     def close_server(self) -> None:
-        with suppress(OSError):
-            self.server.shutdown(socket.SHUT_RDWR)  # wakes up accept()
-        self.server.close()
+        self.server.shutdown()
+        self.server.server_close()
 
     def connect(self) -> socket.socket:
         return socket.create_connection(self.route, timeout=20)
@@ -173,7 +170,7 @@ def test_what_cannot_be_set_is_a_clear_error_and_changes_nothing(far, monkeypatc
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(EngineError, match="proxy that adds latency to the database"):
         proxy.set(0.01)
-    assert (proxy.seconds, proxy.ports, proxy.pid) == (0, [], None)
+    assert (proxy.seconds, proxy.pid) == (0, None)
     elsewhere = LatencyProxy("database", Endpoint("Aurora DSQL in eu-west-1", "127.0.0.1", 1, {}))
     elsewhere.set(0)
     with pytest.raises(WorkshopError, match=r"the database is Aurora DSQL in eu-west-1, which has"):
@@ -191,8 +188,8 @@ USER = """
     if child == 0:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         time.sleep(600)
-    print(proxy.pid, child, flush=True)
     try:
+        print(proxy.pid, child, flush=True)
         time.sleep(600)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
