@@ -26,7 +26,7 @@ from workshop_lib.errors import EngineError
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.services import local, resolve
 from workshop_lib.services.endpoints import embedded_cache, embedded_database
-from workshop_lib.services.engines import ENGINES
+from workshop_lib.services.engines import ENGINES, ObjectStore
 from workshop_lib.services.local import Attachment, EngineState
 from workshop_lib.services.processes import is_alive, wait_until
 from workshop_lib.services.state_folder import StateFolder, state_folder
@@ -486,6 +486,25 @@ def test_an_opening_that_is_interrupted_leaves_nothing_and_one_that_cannot_be_sa
     monkeypatch.setattr(local, "SUPERVISOR", "workshop_lib.no_such_module")
     with pytest.raises(EngineError, match=r"supervisor did not start(.|\n)*no_such_module"):
         attach()
+
+
+def test_where_rclone_cannot_run_an_emulation_stands_in_and_says_so(tmp_path):
+    folder = StateFolder(tmp_path / "state")
+    folder.prepare()
+    store = ObjectStore(folder)
+    store.program = tmp_path / "no-rclone-here"
+    store.start()
+    try:
+        assert store.state().emulated is True
+        keys = dict.fromkeys(("aws_access_key_id", "aws_secret_access_key"), "any")
+        place = {"endpoint_url": f"http://127.0.0.1:{store.port}", "region_name": "us-east-1"}
+        s3 = boto3.client("s3", **place, **keys)
+        s3.create_bucket(Bucket="emulated")
+        s3.put_object(Bucket="emulated", Key="k", Body=b"body")
+        assert s3.get_object(Bucket="emulated", Key="k")["Body"].read() == b"body"
+    finally:
+        store.stop()
+        local.reset(folder)
 
 
 # --- the folder ---

