@@ -26,7 +26,6 @@ from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.objects import greet_store, store_client
 from workshop_lib.queues import describe_queue, messaging_client
 from workshop_lib.services import Endpoint, Endpoints, endpoints, resolve
-from workshop_lib.services.client_config import ca_bundle
 from workshop_lib.services.clients import greet_cache
 from workshop_lib.services.error_help import advice, error_text
 from workshop_lib.settings import LoadedSettings, load_settings
@@ -238,7 +237,7 @@ def _shake_hands(endpoint: Endpoint) -> str:
     if endpoint.kind == "database":
         return "verified by the database client when it connects"
     how = endpoint.arguments
-    context = ssl.create_default_context(cafile=how.get("ssl_ca_certs") or ca_bundle())
+    context = ssl.create_default_context(cafile=how.get("ssl_ca_certs") or endpoints.ca_bundle())
     context.check_hostname = how.get("ssl_check_hostname", True)
     with _connect(endpoint) as raw:
         raw.settimeout(ANSWER_S)

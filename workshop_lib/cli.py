@@ -213,6 +213,7 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     _lay_out()
     found = runner.find_notebooks()
     page = runner.choose([notebook], found)[0].path if notebook else NOTEBOOKS / "README.md"
+    outside = dict(os.environ)  # for Lab's terminals; local engines' clients do without some of it
     endpoints = services.resolve(_settings())
     click.echo(
         f"Services: {', '.join(e.label for e in endpoints.all)}. Ctrl-C ends JupyterLab; local "
@@ -230,8 +231,8 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     }
     words = [f"--{name}={value}" for name, value in options.items()]
     # What Lab's terminals and kernels start is this environment's: `workshop`, python, pip.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment = {**os.environ, "PATH": path, "JUPYTER_PREFER_ENV_PATH": "1"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), outside.get("PATH", os.defpath)])
+    environment = {**outside, "PATH": path, "JUPYTER_PREFER_ENV_PATH": "1"}
     # JupyterLab takes the place of this process: nothing stands between it and who ends it.
     command = [sys.executable, "-m", "jupyterlab", *words, *jupyter_options]
     os.execve(sys.executable, command, environment)  # noqa: S606 -- no shell is wanted

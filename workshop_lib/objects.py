@@ -12,8 +12,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import DataError, ServiceUnreachableError, redact
-from workshop_lib.services import StoreEndpoint
-from workshop_lib.services.client_config import session_for
+from workshop_lib.services import StoreEndpoint, aws_client
 from workshop_lib.services.error_help import error_code, error_help
 
 NOT_MODIFIED = 304
@@ -172,7 +171,7 @@ def store_client(endpoint: StoreEndpoint) -> Any:
 
     """
     try:
-        return session_for(endpoint).client("s3", **endpoint.arguments)
+        return aws_client("s3", endpoint.arguments)
     except BotoCoreError as error:
         raise store_error(error, endpoint) from None
 

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.services import MessagingEndpoint, running_messaging
-from workshop_lib.services.client_config import session_for
+from workshop_lib.services import MessagingEndpoint, aws_client, running_messaging
 from workshop_lib.services.error_help import advice, cause_of, error_text
 from workshop_lib.settings import Settings
 
@@ -47,8 +46,7 @@ def messaging_client(endpoint: MessagingEndpoint, service: str) -> Any:
         ServiceUnreachableError: the configuration of AWS does not allow for one.
 
     """
-    make: Any = session_for(endpoint).client  # typed for names that are written out only
-    return make(service, **endpoint.arguments)
+    return aws_client(service, endpoint.arguments)
 
 
 @_explained

@@ -29,10 +29,6 @@ Service = Literal["cache", "database"]
 ENGINE_OF = {"cache": "valkey", "database": "postgres"}
 
 
-class _NoDatabaseError(WorkshopError, AttributeError):
-    """A sandbox was opened without a database; `getattr(box, "database", None)` is None."""
-
-
 class Sandbox:
     """A notebook's own local engines, even if the workshop runs on AWS.
 
@@ -91,7 +87,7 @@ class Sandbox:
 
         """
         if self._database is None:
-            raise _NoDatabaseError(
+            raise WorkshopError(
                 "This sandbox has no database. Open it with ws.sandbox(database=True)."
             )
         return self._database

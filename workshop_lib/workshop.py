@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
+import redis
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib import dataset, forks  # dataset: its modules, each on first use
@@ -35,13 +36,12 @@ from workshop_lib.services import (
     DatabaseEndpoint,
     Endpoints,
     MessagingEndpoint,
+    aws_client,
     resolve,
     resolve_cluster,
     resolve_messaging,
-    signer,
 )
-from workshop_lib.services.client_config import isolate_aws
-from workshop_lib.services.clients import cache_client, greet_cache, steer
+from workshop_lib.services.clients import greet_cache, reroute_cache, steer
 from workshop_lib.services.latency_proxy import LatencyProxy
 from workshop_lib.settings import Settings, load_settings
 
@@ -85,12 +85,12 @@ class Workshop:
         self.object_prefix = f"{self.namespace}/"
         self.default_ttl = self.settings.valkey_ttl
         self.database = Database(endpoints.database, self.namespace, **self.settings.pool)
+        self.valkey = redis.Redis(**endpoints.cache.arguments)
         self._proxies = {
             "database": LatencyProxy("database", endpoints.database, self.database.reroute),
-            "cache": LatencyProxy("cache", endpoints.cache),
+            "cache": LatencyProxy("cache", endpoints.cache, partial(reroute_cache, self.valkey)),
             "store": LatencyProxy("store", endpoints.store),
         }
-        self.valkey = cache_client(endpoints.cache, self._proxies["cache"])
         self.s3 = store_client(endpoints.store)
         if endpoints.store.embedded:
             self.s3.meta.events.register("before-sign.s3", partial(steer, self._proxies["store"]))
@@ -199,7 +199,7 @@ class Workshop:
         of your own with stand-in credentials: what those sign has the form of a token and opens
         nothing.
         """
-        return signer(self.endpoints.database.signing)
+        return aws_client("dsql", self.endpoints.database.signing)
 
     def load_workers(
         self,
@@ -605,8 +605,6 @@ def open_workshop(
     if notebook in _open:
         _open.pop(notebook).close()
     endpoints = resolve(values)
-    if not (values.uses_external or values.queue_url):
-        isolate_aws()
     with ExitStack() as on_error:
         on_error.callback(endpoints.release)  # else the engines would be held
         workshop = Workshop(values, endpoints, notebook)

@@ -1,4 +1,4 @@
-"""After every drill: no process, session, key, schema or file that was not there before."""
+"""After every drill: no process, key, schema or file that was not there before."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -23,7 +22,7 @@ SOON_S = 30.0
 """What is ending may take so long."""
 
 
-Around = dict[str, Counter[Any]]
+Around = dict[str, Counter[str]]
 
 
 def look_around(workshop: Workshop, folder: Path) -> Around:
@@ -39,13 +38,9 @@ def look_around(workshop: Workshop, folder: Path) -> Around:
             # Python's own tracker of resources ends with this process.
             if is_alive(process) and not helper and "resource_tracker" not in " ".join(words):
                 processes[" ".join([process.name(), *words[1:3]])[:60]] += 1
-    mine = {c.laddr.port for c in psutil.Process().net_connections("tcp") if c.laddr}
-    ask = "SELECT pid, client_port FROM pg_stat_activity WHERE client_port IS NOT NULL"
-    sessions = workshop.database.query(ask)
     schemas = workshop.database.query("SELECT nspname FROM pg_namespace")
     return {
         "processes": processes,
-        "sessions of other processes": Counter(pid for pid, port in sessions if port not in mine),
         "schemas": Counter(name for (name,) in schemas),
         "keys": Counter(workshop.valkey.scan_iter()),
         "temporary files": Counter(path.name for path in folder.iterdir()),
@@ -84,7 +79,7 @@ def drill(
 ) -> Callable[[], contextlib.AbstractContextManager[None]]:
     """For a with block after which nothing is left."""
 
-    def come_since(before: Around) -> dict[str, Any]:
+    def come_since(before: Around) -> Around:
         now = look_around(shared, temporary)
         return {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
 

@@ -39,10 +39,9 @@ def halve_secrets(path: Path) -> None:
 
 
 HARMLESS: list[tuple[str, Damage]] = [
-    ("supervisor.json", partial(write, b'{"port": 99999, "token": [], "proof": 1}')),
+    ("supervisor.json", partial(write, b'{"port": 99999, "key": []}')),
     ("supervisor.json", partial(write, b"[" * 200_000)),
     ("supervisor.json", partial(write, b'\xff\xfe\x00{"')),
-    ("supervisor.json", make_folder),
     ("ports.json", partial(write, b'{"postgres": "x", "valkey": -1, "s3": 99999}')),
     ("secrets.json", halve_secrets),
     ("lock", make_folder),
@@ -52,6 +51,7 @@ HARMLESS: list[tuple[str, Damage]] = [
 """What opening recovers from by itself."""
 HARMFUL: list[tuple[str, Damage]] = [
     ("secrets.json", partial(write, b'{"owner": "4f')),
+    ("supervisor.json", make_folder),
     ("data/PG_VERSION", remove),
     ("valkey", partial(write, b"not a folder")),
     ("objects", lead_nowhere),
@@ -133,7 +133,7 @@ def test_opening_says_that_larger_damage_takes_a_reset(worn, tmp_path, what, dam
     local.stop(worn)
     if (worn.postgres_data / "postgresql.conf").exists():
         (worn.postgres_data / "PG_VERSION").write_text("16\n")
-    for name in ("secrets.json", "valkey", "objects", "logs"):
+    for name in ("secrets.json", "supervisor.json", "valkey", "objects", "logs"):
         remove(worn.path / name)
     shutil.copytree(keep, worn.path, dirs_exist_ok=True)
 

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -181,15 +180,16 @@ def test_they_listen_on_loopback_only_open_to_their_own_passwords_and_show_none(
     assert [text for text in texts for word in known if word in text] == []
 
 
-def test_a_client_without_the_token_is_told_nothing(folder):
-    attach()
-    port = folder.read(folder.address_file)["port"]
-    for said in (b"\0\0\0\5guess", b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\0"):
-        with socket.create_connection(("127.0.0.1", port), timeout=SOON_S) as connection:
+def test_a_client_without_the_key_is_answered_nothing(folder):
+    held = attach()
+    address = ("127.0.0.1", folder.read(folder.address_file)["port"])
+    for said in (b"\0\0\0\5guess", b"GET / HTTP/1.1\r\n\r\n"):
+        with socket.create_connection(address, timeout=SOON_S) as connection:
             connection.sendall(said)
             with contextlib.suppress(ConnectionError):
-                assert connection.recv(100) == b""
-    assert client(attach()).ping() is True
+                told = b"".join(iter(lambda c=connection: c.recv(100), b""))
+                assert 0 < len(told) < 100  # a random question, and the end
+    assert client(held).ping() is True
 
 
 # --- who holds them ---
@@ -225,8 +225,6 @@ def test_a_sandbox_belongs_to_one_process_and_ends_alone(folder, command):
         process.stdout.readline()
         status = local.status(folder)
         assert [user.pid for user, _ in status.sandboxes] == [os.getpid(), process.pid]
-        everything = [*status.engines, *(e for _, engines in status.sandboxes for e in engines)]
-        assert len({engine.pid for engine in everything}) == 4
         assert str(process.pid) in command("status").output
     assert wait_until(lambda: len(folder.sandboxes) == 1, SOON_S)
     box.release()
@@ -260,26 +258,14 @@ def test_a_command_that_started_them_leaves_none(folder, command, monkeypatch):
 
 
 @both
-def test_a_forked_child_neither_keeps_nor_ends_what_its_parent_holds(folder, kind):
+def test_a_forked_child_does_not_keep_what_its_parent_holds(folder, kind):
     # In a process of its own: this one has threads.
-    then = textwrap.dedent("""
-        stays = os.fork()
-        if stays == 0:
-            time.sleep(60)
-        child = os.fork()
-        if child == 0:
-            held.release()
-            sys.exit()
-        os.waitpid(child, 0)
-        print(stays, flush=True)
-        time.sleep(600)
-    """)
-    with another(then, kind=kind) as process:
-        process.stdout.readline()
-        stays = int(process.stdout.readline())
-        status = local.status(folder)
-        assert len(status.users) + len(status.sandboxes) == 1
-        process.kill()
+    with another(
+        "print(os.fork() or time.sleep(60), flush=True); time.sleep(600)", kind=kind
+    ) as one:
+        one.stdout.readline()
+        stays = int(one.stdout.readline())
+        one.kill()
         assert gone(folder)
         os.kill(stays, signal.SIGKILL)
 
@@ -400,10 +386,10 @@ def test_orphans_that_no_file_mentions_are_found_and_ended(folder, then):
 def test_a_supervisor_that_is_out_of_reach_is_replaced(folder, how):
     held = attach("postgres", "valkey")
     rows, boss = keep_a_row(held), supervisor(folder)
-    if how == "its file is damaged":
-        folder.address_file.write_text('{"port": 1')
-    else:
+    if how == "frozen":
         boss.suspend()
+    else:
+        folder.address_file.write_text('{"port": 1')
     again = attach("postgres", "valkey")
     assert supervisor(folder) != boss
     assert ports(again) == ports(held)
@@ -447,38 +433,25 @@ def test_a_full_disk_and_a_dead_engine_take_no_other_with_them(folder):
     assert supervisor(folder) == boss
 
 
-def test_an_engine_that_runs_but_is_silent_is_named_instead_of_waited_for(folder):
-    attach()
-    frozen = psutil.Process(pids(folder)["valkey"])
-    frozen.suspend()
-    with pytest.raises(EngineError, match=r"valkey runs .* has not answered for \d+ s"):
-        attach()
-    frozen.resume()
-
-
 # --- stale and strange ---
 
 
 @pytest.mark.parametrize("stranger", ["is silent", "answers", "has ended"])
 def test_what_was_left_before_a_reboot_does_no_harm(folder, stranger):
-    heard = []
-
-    def serve() -> None:
-        heard.append(listener.accept()[0])
-        if stranger == "answers":
-            heard[0].sendall(b'"proof"\n{"engines": []}\n')
-
-    listener = socket.create_server(("127.0.0.1", 0))
     folder.prepare()
-    known = {"port": listener.getsockname()[1], "token": "t", "proof": "p"}
-    folder.write(folder.address_file, known)
-    if stranger == "has ended":
-        listener.close()
-    else:
-        threading.Thread(target=serve, daemon=True).start()
-    assert client(attach()).ping() is True
-    for opened in (listener, *heard):
-        opened.close()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as threads:
+        known = {"port": listener.getsockname()[1], "key": "k"}
+        folder.write(folder.address_file, known)
+        if stranger == "has ended":
+            listener.close()
+            assert client(attach()).ping() is True
+            return
+        accepted = threads.submit(listener.accept)
+        opening = threads.submit(attach)
+        with accepted.result(SOON_S)[0] as heard:
+            if stranger == "answers":
+                heard.sendall(b'"proof"\n{"engines": []}\n')
+            assert client(opening.result(SOON_S)).ping() is True
 
 
 def test_a_port_that_was_taken_meanwhile_is_given_up(folder):
@@ -543,11 +516,8 @@ def test_each_checkout_has_a_folder_outside_of_it():
     assert chosen != state_folder(Path("elsewhere")).path
 
 
-def test_resets_at_once_leave_nothing_and_nothing_comes_of_a_folder_that_is_not_there(tmp_path):
+def test_nothing_comes_of_a_folder_that_is_not_there(tmp_path):
     folder = state_folder(tmp_path)
     for end in (local.stop, local.reset):
         assert end(folder) is False
-    folder.prepare()
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(local.reset, [folder] * 4))
     assert list(tmp_path.iterdir()) == []

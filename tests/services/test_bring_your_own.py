@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import boto3
 import pytest
 import redis
@@ -70,21 +67,6 @@ def test_one_service_of_your_own_leaves_the_others_local(ws, tmp_path, monkeypat
         local.reset(folder)
 
 
-def test_what_workshop_env_printed_leads_to_the_local_engines_as_before(ws, monkeypatch):
-    given = exports(ws.settings, ws.endpoints)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    endpoints = resolve(load_settings().values)
-    try:
-        assert all(endpoint.embedded for endpoint in endpoints.all)
-    finally:
-        endpoints.release()
-    command = [sys.executable, "-m", "workshop_lib", "env"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    printed = [line.removeprefix("export ").partition("=") for line in done.stdout.splitlines()]
-    assert {name for name, _, _ in printed} == {*given, "LOCAL_DSQL_URL"}
-
-
 def test_addresses_that_were_given_are_printed_as_they_were_given(clean_environment):
     given = {
         "DATABASE_URL": "postgresql://h/x?options=-c%20statement_timeout%3D5s&connect_timeout=9",
@@ -102,7 +84,6 @@ def test_addresses_that_were_given_are_printed_as_they_were_given(clean_environm
     [
         ("DATABASE_URL", "postgresql://a@127.0.0.1:9/x", "No connection to the database"),
         ("VALKEY_URL", "redis://127.0.0.1:9/0", "No answer from the cache"),
-        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9", "No answer from the object store"),
         ("BUCKET_NAME", "absent-bucket", "create it, or correct BUCKET_NAME"),
         ("DATABASE_URL", None, "The sign-in was refused"),
         ("VALKEY_URL", None, "The sign-in was refused"),
@@ -129,23 +110,17 @@ STORE = "AWS_ENDPOINT_URL_S3 is not an address; its form is http://host:port"
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("DATABASE_URL", "postgresql://:::", DATABASE),
         ("DATABASE_URL", "postgresql://u:S3CRET%zz@127.0.0.1/db", DATABASE),
         ("DATABASE_URL", "postgresql://u:my@S3CRET@127.0.0.1:9/db", DATABASE),
         ("DATABASE_URL", "postgresql://h/x?sslmod=require", DATABASE),
-        ("AWS_ENDPOINT_URL_S3", "nonsense", STORE),
         ("AWS_ENDPOINT_URL_S3", "http://h:port", STORE),
         ("AWS_ENDPOINT_URL_S3", "http://key:S3CRET@127.0.0.1:9", STORE),
         ("VALKEY_URL", "ftp://:S3CRET@127.0.0.1/0", CACHE),
         ("VALKEY_URL", "redis://:S3CRET@127.0.0.1:port/0", CACHE),
-        ("VALKEY_URL", "redis://:12/S3CRET@h", CACHE),
         ("VALKEY_URL", "unix:///tmp/valkey.sock", "Unix sockets cannot be used"),
         ("VALKEY_URL", "redis://h/0?timeout=5", "option timeout of VALKEY_URL cannot be used"),
-        ("REDIS_URL", "redis://h/0?timeout=5", "option timeout of REDIS_URL cannot be used"),
         ("REDIS_URL", "ftp://h", "REDIS_URL is not a cache address"),
         ("VALKEY_URL", "redis://h/0?decode_responses=S3CRET", "leave it out"),
-        ("VALKEY_URL", "redis://h/0?socket_timeout=S3CRET", CACHE),
-        ("VALKEY_URL", "redis://h/S3CRET", CACHE),
     ],
 )  # fmt: skip
 def test_a_malformed_address_is_refused_and_not_repeated_for_it_may_hold_a_password(
@@ -164,12 +139,9 @@ def test_a_malformed_address_is_refused_and_not_repeated_for_it_may_hold_a_passw
 @pytest.mark.parametrize(
     ("url", "wanted"),
     [
-        ("redis://", {"host": "localhost", "port": 6379}),
         ("redis://[::1]:7000/2", {"host": "::1", "port": 7000, "db": 2}),
         ("redis://me:a%40b%3A%2F@h/", {"username": "me", "password": "a@b:/"}),
-        ("redis://h/1?socket_timeout=0.5&max_connections=7", {"socket_timeout": 0.5, "db": 1}),
         ("rediss://h/0?ssl_check_hostname=False", {"ssl": True, "ssl_check_hostname": False}),
-        ("postgresql://me@h/db", {"user": "me", "dbname": "db", "port": 5432}),
         ("postgresql://m%40e:p%27%20@[::1]:7/a", {"user": "m@e", "password": "p' ", "host": "::1"}),
         ("host=/run/a%b user=me", {"host": "/run/a%b", "user": "me"}),
     ],

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from hashlib import sha256
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import psutil
 import pytest
@@ -43,32 +44,28 @@ def send_lots(connection: socket.socket) -> None:
         connection.sendall(LOTS)
 
 
+class Server(ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+
+
 class Far(LatencyProxy):
-    """A latency proxy that remembers its routes, and the server behind it."""
+    """A latency proxy, and the server behind it."""
 
     def __init__(self, handler: Handler) -> None:
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.handler = handler
-        self.ports: list[int] = []
-        port = self.server.getsockname()[1]
-        here = Endpoint("a server", "127.0.0.1", port, {}, embedded=True)
-        super().__init__("database", here, lambda _, port: self.ports.append(port))
-        threading.Thread(target=self.serve, daemon=True).start()
+        class Handle(BaseRequestHandler):
+            def handle(self) -> None:
+                with suppress(OSError):
+                    handler(self.request)
 
-    def serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = self.server.accept()
-                threading.Thread(target=self.handle, args=[connection], daemon=True).start()
-
-    def handle(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            self.handler(connection)
+        self.server = Server(("127.0.0.1", 0), Handle)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        port = self.server.server_address[1]
+        super().__init__("database", Endpoint("a server", "127.0.0.1", port, {}, embedded=True))
 
     def close_server(self) -> None:
-        with suppress(OSError):
-            self.server.shutdown(socket.SHUT_RDWR)  # wakes up accept()
-        self.server.close()
+        self.server.shutdown()
+        self.server.server_close()
 
     def connect(self) -> socket.socket:
         return socket.create_connection(self.route, timeout=20)
@@ -125,10 +122,9 @@ def test_pipelined_requests_wait_one_round_trip_and_not_one_each(far):
 
 
 def test_long_replies_and_requests_arrive_whole_wait_once_and_take_bounded_memory(far):
-    digest = far(0.05, lambda c: c.sendall(sha256(read(c, len(LOTS))).digest()))
-    with digest.connect() as connection:
-        connection.sendall(LOTS)
-        assert read(connection) == sha256(LOTS).digest()
+    with far(0.05, lambda c: c.sendall(sha256(read(c, len(LOTS))).digest())).connect() as far_one:
+        far_one.sendall(LOTS)
+        assert read(far_one) == sha256(LOTS).digest()
     proxy, found = far(MAX_S, send_lots), sha256()
     started = time.monotonic()
     with proxy.connect() as lazy, proxy.connect() as other:
@@ -169,36 +165,16 @@ def test_it_changes_for_connections_that_are_open_whose_replies_stay_in_order(fa
         assert read(connection, 13) == b"first, second"
 
 
-def test_nothing_runs_before_it_is_set_and_off_means_connecting_directly(far):
-    proxy = far(0)
-    assert (proxy.pid, proxy.ports) == (None, [])
-    proxy.set(0.01)
-    process = psutil.Process(proxy.pid)
-    proxy.set(0)
-    proxy.set(0.02)
-    there, direct, again = proxy.ports
-    assert there == again != direct == proxy.endpoint.port
-    assert proxy.pid == process.pid
-    proxy.close()
-    proxy.close()
-    assert not process.is_running()
-    assert (proxy.seconds, proxy.ports[-1]) == (0, direct)
-
-
 def test_what_cannot_be_set_is_a_clear_error_and_changes_nothing(far, monkeypatch):
     proxy = far(0)
-    for wrong in (-0.001, 0.41, True, float("nan"), float("inf"), "far", None):
-        with pytest.raises(ValueError, match=r"a round-trip time of 0 to 0\.4 seconds: 0\.005 for"):
-            proxy.set(wrong)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(EngineError, match="proxy that adds latency to the database"):
         proxy.set(0.01)
-    assert (proxy.seconds, proxy.ports) == (0, [])
+    assert (proxy.seconds, proxy.pid) == (0, None)
     elsewhere = LatencyProxy("database", Endpoint("Aurora DSQL in eu-west-1", "127.0.0.1", 1, {}))
     elsewhere.set(0)
     with pytest.raises(WorkshopError, match=r"the database is Aurora DSQL in eu-west-1, which has"):
         elsewhere.set(0.005)
-    assert (elsewhere.seconds, elsewhere.route) == (0, ("127.0.0.1", 1))
 
 
 USER = """
@@ -208,42 +184,30 @@ USER = """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     proxy = LatencyProxy("cache", Endpoint("a server", "127.0.0.1", 1, {}, embedded=True))
     proxy.set(0.01)
-    parents = proxy.pid
     child = os.fork()
     if child == 0:
-        assert proxy.route[1] != 1
-        proxy.set(0.02)
-        assert proxy.pid != parents
-        proxy.close()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         time.sleep(600)
     try:
         print(proxy.pid, child, flush=True)
-        input()
+        time.sleep(600)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
-        input()
-    os.kill(child, signal.SIGKILL)
+    time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("end", ["interrupted before", "killed"])
-def test_the_proxy_ends_with_its_process_though_a_fork_of_it_lives_and_hears_no_interrupt(end):
+def test_the_proxy_hears_no_interrupt_and_ends_with_its_process_though_a_fork_of_it_lives():
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(USER)],
-        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     ) as process:
         proxy, child = (psutil.Process(int(pid)) for pid in process.stdout.readline().split())
-        if end == "killed":
-            process.kill()
-            assert wait_until(lambda: not is_alive(proxy), SOON_S)
-            child.kill()
-        else:
-            os.killpg(process.pid, signal.SIGINT)  # what Jupyter's Interrupt and Ctrl-C send
-            assert process.stdout.readline() == "interrupted\n"
-            assert is_alive(proxy)
-            process.communicate("\n")
-    assert wait_until(lambda: not is_alive(proxy), SOON_S)
+        os.killpg(process.pid, signal.SIGINT)  # what Jupyter's Interrupt and Ctrl-C send
+        assert process.stdout.readline() == "interrupted\n"
+        assert is_alive(proxy)
+        process.kill()
+        assert wait_until(lambda: not is_alive(proxy), SOON_S)
+        child.kill()

@@ -33,7 +33,7 @@ from workshop_lib.dsql import limits, wire
 from workshop_lib.dsql.allowed import Refusal, may_set
 from workshop_lib.dsql.tokens import CLUSTER_NAMES, CLUSTER_REGION, objection
 from workshop_lib.dsql.transactions import PATIENCE_S, Session
-from workshop_lib.services.client_config import isolate_libpq
+from workshop_lib.services.local import LOGIN
 
 HOST = "127.0.0.1"
 OWNER = "workshop_owner"
@@ -219,8 +219,7 @@ class Cluster:
     def _connect(self, **given: Any) -> Connection:
         host, port = self.server()
         place = {"host": host, "port": port, "dbname": "postgres", "connect_timeout": CONNECT_S}
-        only = {"require_auth": "scram-sha-256"}
-        found: Connection = psycopg2.connect(**{**isolate_libpq(), **place, **only, **given})
+        found: Connection = psycopg2.connect(**{**place, **LOGIN, **given})
         return found
 
     def _give_password(self, user: str, secret: str) -> None:

@@ -13,6 +13,7 @@ from .endpoints import (
     Endpoints as Endpoints,
     MessagingEndpoint as MessagingEndpoint,
     StoreEndpoint as StoreEndpoint,
+    aws_client as aws_client,
     database_url as database_url,
     exports as exports,
     resolve as resolve,
@@ -20,5 +21,4 @@ from .endpoints import (
     resolve_messaging as resolve_messaging,
     running_messaging as running_messaging,
     session as session,
-    signer as signer,
 )

@@ -10,6 +10,7 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
+from workshop_lib import forks
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
 from workshop_lib.services.endpoints import ESCAPES, CacheEndpoint
 from workshop_lib.services.error_help import error_help
@@ -76,15 +77,13 @@ def parse_cache_url(url: str, setting: str) -> dict[str, Any]:
     return {"host": "localhost", "port": 6379, **options, "ssl": place.scheme == "rediss"}
 
 
-def cache_client(endpoint: CacheEndpoint, proxy: LatencyProxy) -> redis.Redis:
-    """A client of the cache; of a local one, by the proxy's present route."""
-    if not endpoint.embedded:
-        return redis.Redis(**endpoint.arguments)
-    return redis.Redis(
-        connection_pool=redis.ConnectionPool(
-            connection_class=_RoutedConnection, proxy=proxy, **endpoint.arguments
-        )
-    )
+def reroute_cache(valkey: redis.Redis, host: str, port: int) -> None:
+    """Have a client connect to the same cache by this address, from its next command on."""
+    old = valkey.connection_pool
+    forks.renew_cache_client(valkey)
+    valkey.connection_pool.connection_kwargs |= {"host": host, "port": port}
+    old.update_active_connections_for_reconnect()  # when they are given back
+    old.disconnect(inuse_connections=False)
 
 
 def steer(proxy: LatencyProxy, request: Any, **_: Any) -> None:
@@ -111,20 +110,3 @@ def greet_cache(valkey: redis.Redis, endpoint: CacheEndpoint) -> str:
     if "valkey_version" in info:
         return f"Valkey {info['valkey_version']}"
     return f"Redis-compatible {info.get('redis_version', '?')}"
-
-
-class _RoutedConnection(redis.Connection):
-    """A connection that goes by a proxy's present route, from its next borrower on."""
-
-    def __init__(self, *, proxy: LatencyProxy, **arguments: Any) -> None:
-        self._proxy = proxy
-        super().__init__(**arguments)  # type: ignore[no-untyped-call]  # here and below: redis-py's
-
-    def connect(self) -> None:
-        """Connect if need be; the pool asks for it whenever it lends the connection."""
-        route = self._proxy.route
-        if (self.host, self.port) != route:
-            self.disconnect()  # type: ignore[no-untyped-call]
-            self.host, self.port = route
-        if not self.is_connected:
-            super().connect()  # type: ignore[no-untyped-call]

@@ -49,16 +49,11 @@ class Handler(WSGIRequestHandler):
 
 @Request.application
 def answer(request: Request) -> Response:
-    """One request: checks the access key, then has moto answer.
-
-    GET asks whether this is there and takes the key; none of the services is asked by GET.
-    """
+    """One request: checks the access key, then has moto answer."""
     signed = _CREDENTIAL.match(request.headers.get("Authorization", ""))
     key = os.environ[KEY_VARIABLE].encode()
     if not signed or not hmac.compare_digest(signed[1].encode(), key):
         return _refuse(403, "InvalidClientTokenId", "The access key is not this emulation's")
-    if request.method == "GET":
-        return Response(status=204)
     try:
         status, headers, body = _ask_moto(request, SERVICES[signed[2]].dispatch)
     except Exception as error:  # noqa: BLE001 -- moto fails so on whatever it cannot do

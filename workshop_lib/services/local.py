@@ -1,7 +1,8 @@
 """Attach to this checkout's local engines, starting them if need be; list, stop and delete them.
 
-Also what a client and the supervisor say to each other. Once they know that they are what they seem
-to be, the client sends `Request`s. Each is answered by a `Status`, or by the EngineError to raise.
+Also what a client and the supervisor say to each other. Once each has proved that it knows the key
+in the state folder, the client sends `Request`s. Each is answered by a `Status`, or by the
+EngineError to raise.
 """
 
 from __future__ import annotations
@@ -16,21 +17,26 @@ import sys
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from workshop_lib import forks
 from workshop_lib.errors import EngineError
-from workshop_lib.services.processes import SUPERVISOR, end_processes, wait_until
-from workshop_lib.services.state_folder import StateFolder, log_tail, remove
+from workshop_lib.services.processes import end_processes, wait_until
+from workshop_lib.services.state_folder import SUPERVISOR, StateFolder, log_tail, remove
 
 if TYPE_CHECKING:
     from workshop_lib.settings import Settings
 
 HOST = "127.0.0.1"
-MAX_WORD = 100
-"""The longest word by which a client and a supervisor know each other, bytes."""
+LOGIN = {
+    "sslmode": "disable",
+    "gssencmode": "disable",
+    # If another program took its port, the password is not sent to it as text.
+    "require_auth": "scram-sha-256",
+}
+"""How clients sign in to the local PostgreSQL, which has no TLS."""
 MAX_CALLERS = 128
 """Connections that may wait for the supervisor at a time."""
 SILENCE_S = 3.0
@@ -267,13 +273,9 @@ def reset(folder: StateFolder) -> bool:
     """
     if not folder.ours:
         return False
-    try:
-        with folder.locked():
-            _end_all(folder, signal.SIGTERM)
-            folder.delete()
-    except EngineError:
-        if folder.path.exists():  # else another process has reset it meanwhile
-            raise
+    with folder.locked():
+        _end_all(folder, signal.SIGTERM)
+        folder.delete()
     return True
 
 
@@ -319,11 +321,12 @@ def _connect(folder: StateFolder, patience_s: float) -> Connection | None:
     """A connection to the supervisor; None if it is not there, or stuck."""
     address = folder.read(folder.address_file)
     try:
-        token, proof = address["token"].encode(), address["proof"].encode()
+        key = address["key"].encode()
         connection: Connection = Client((HOST, address["port"]))
-        connection.send_bytes(token)
-        # Another program may have its port by now: what that says is not unpickled.
-        if connection.poll(patience_s) and connection.recv_bytes(MAX_WORD) == proof:
+        if connection.poll(patience_s):
+            answer_challenge(connection, key)
+            # Another program may have its port by now: what that says is not unpickled.
+            deliver_challenge(connection, key)
             return connection
         connection.close()
     except Exception:  # noqa: BLE001 -- the file may be damaged, and a stranger says anything
@@ -342,8 +345,8 @@ def _start_supervisor(folder: StateFolder) -> Connection | None:
         socket.create_server((HOST, 0), backlog=MAX_CALLERS) as listener,
         folder.supervisor_log.open("wb") as log,
     ):
-        words = {name: secrets.token_hex(20) for name in ("token", "proof")}
-        folder.write(folder.address_file, {"port": listener.getsockname()[1], **words})
+        address = {"port": listener.getsockname()[1], "key": secrets.token_hex(20)}
+        folder.write(folder.address_file, address)
         process = subprocess.Popen(
             [sys.executable, "-m", SUPERVISOR, str(folder.path), str(listener.fileno())],
             pass_fds=[listener.fileno()],

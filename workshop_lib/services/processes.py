@@ -1,4 +1,4 @@
-"""Processes of the local engines: find them whatever files say, wait for them, end them."""
+"""Processes: whether they live, waiting for them, ending them."""
 
 from __future__ import annotations
 
@@ -6,45 +6,8 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import NamedTuple
 
 import psutil
-
-SUPERVISOR = "workshop_lib.services.supervisor"
-NAMES = ("postgres", "initdb", "valkey-server", "rclone", "python")
-"""How the names of processes begin that may be ours; only those are looked at more closely."""
-
-
-class Found(NamedTuple):
-    """The processes of a state folder. Each supervisor is two: itself, and its watchdog."""
-
-    supervisors: list[psutil.Process]
-    engines: list[psutil.Process]
-
-
-def find_processes(folder: Path, homes: set[str], data: set[str]) -> Found:
-    """Find the processes of a state folder, as the system knows them.
-
-    Args:
-        folder: named on the supervisor's command line.
-        homes: the HOME of engines and of programs that prepare one.
-        data: the working directories of PostgreSQL's helpers, which overwrite their environment.
-
-    """
-    found = Found([], [])
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            name = process.name().lower()
-            if not name.startswith(NAMES) or not is_alive(process):
-                continue
-            if process.cmdline()[2:4] == [SUPERVISOR, str(folder)]:
-                found.supervisors.append(process)
-            elif process.environ().get("HOME") in homes or (
-                name == "postgres" and process.cwd() in data
-            ):
-                found.engines.append(process)
-    return found
 
 
 def is_alive(process: psutil.Process) -> bool:

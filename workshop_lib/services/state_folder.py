@@ -17,22 +17,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import platformdirs
+import psutil
 from filelock import FileLock
 
 from workshop_lib.errors import EngineError
 from workshop_lib.paths import APPLICATION, HOME, replace_file
-from workshop_lib.services.processes import Found, end_processes, find_processes
+from workshop_lib.services.processes import end_processes, is_alive
 
 NAME = f"{APPLICATION}-engines"
 """The state folder's name in a folder that the user has named."""
 ROOT_BASE = Path("/var/lib") / APPLICATION
 """Where root keeps state: its home is closed to the user that PostgreSQL has to run as."""
+SUPERVISOR = "workshop_lib.services.supervisor"
+PROGRAMS = ("postgres", "initdb", "valkey-server", "rclone", "python")
+"""How the names of processes begin that may be ours; only those are looked at more closely."""
 LOCK = "lock"
 LOCK_WAIT_S = 60.0
-SECRETS = ("owner", "admin", "valkey", "s3_key", "s3_secret")
+SECRETS = ("owner", "admin", "valkey", "s3_key", "s3_secret", "identity")
+"""The last one opens nothing: it names these engines in cache keys."""
+
+
+class Found(NamedTuple):
+    """The processes of a state folder. Each supervisor is two: itself, and its watchdog."""
+
+    supervisors: list[psutil.Process]
+    engines: list[psutil.Process]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +55,7 @@ class StateFolder:
 
     @property
     def address_file(self) -> Path:
-        """The supervisor's port, and the words by which it and its clients know each other."""
+        """The supervisor's port, and the key by which it and its clients know each other."""
         return self.path / "supervisor.json"
 
     @property
@@ -160,8 +172,6 @@ class StateFolder:
 
     def write(self, file: Path, content: dict[str, Any]) -> None:
         """Replace a file in one step, readable by its owner only."""
-        if file.is_dir():
-            remove(file)
         replace_file(file, json.dumps(content), 0o600)
 
     def secrets(self) -> dict[str, str]:
@@ -180,11 +190,22 @@ class StateFolder:
     def processes(self, *, with_sandboxes: bool = True) -> Found:
         """What runs in this folder, whatever its files say: they may be damaged, or stale."""
         folders = (self, *self.sandboxes) if with_sandboxes else (self,)
-        return find_processes(
-            self.path,
-            {str(folder.path) for folder in folders},
-            {str(folder.postgres_data) for folder in folders},
-        )
+        homes = {str(folder.path) for folder in folders}
+        # PostgreSQL's helpers overwrite their environment, so their working directory tells.
+        data = {str(folder.postgres_data) for folder in folders}
+        found = Found([], [])
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                name = process.name().lower()
+                if not name.startswith(PROGRAMS) or not is_alive(process):
+                    continue
+                if process.cmdline()[2:4] == [SUPERVISOR, str(self.path)]:
+                    found.supervisors.append(process)
+                elif process.environ().get("HOME") in homes or (
+                    name == "postgres" and process.cwd() in data
+                ):
+                    found.engines.append(process)
+        return found
 
     def clear(self) -> None:
         """End all engines of this folder, and delete what those of sandboxes wrote.
@@ -224,14 +245,11 @@ class StateFolder:
 def state_folder(chosen: Path | None) -> StateFolder:
     """The state folder of this checkout, or the one in the chosen folder. Nothing is created."""
     if chosen is None:
-        return StateFolder(_base() / _short_hash(HOME))
+        # The parent of the state folders of this user's checkouts.
+        base = ROOT_BASE if os.geteuid() == 0 else platformdirs.user_state_path(APPLICATION)
+        return StateFolder(base / _short_hash(HOME))
     # Not Path.expanduser, which refuses the name of a user who does not exist.
     return StateFolder(Path(os.path.expanduser(chosen)).resolve() / NAME)  # noqa: PTH111
-
-
-def _base() -> Path:
-    """The parent of the state folders of this user's checkouts."""
-    return ROOT_BASE if os.geteuid() == 0 else platformdirs.user_state_path(APPLICATION)
 
 
 def remove(path: Path) -> None:

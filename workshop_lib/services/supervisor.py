@@ -9,7 +9,6 @@ have passed. Run as a program: `python -m workshop_lib.services.supervisor STATE
 from __future__ import annotations
 
 import contextlib
-import hmac
 import os
 import signal
 import socket
@@ -17,12 +16,13 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 
 from workshop_lib.errors import EngineError
 from workshop_lib.services.engines import Engine, make_engine
-from workshop_lib.services.local import MAX_WORD, EngineState, Request, Status, User
+from workshop_lib.services.local import EngineState, Request, Status, User
 from workshop_lib.services.processes import wait_until
 from workshop_lib.services.state_folder import StateFolder, remove
 
@@ -59,11 +59,9 @@ class Group:
                 self._start(engine)
         for engine in map(self.engines.__getitem__, names):
             if not wait_until(lambda e=engine: e.pid and e.admits(), SILENT_S):  # type: ignore[misc]
-                raise EngineError(
-                    engine.failure
-                    or f"{engine.name} runs (pid {engine.pid}) but has not answered for "
-                    f"{SILENT_S:.0f} s. `workshop stop` ends it; the next opening starts it again."
-                )
+                silent = f"{engine.name} runs (pid {engine.pid}) but has not answered for "
+                again = "`workshop stop` ends it; the next opening starts it again."
+                raise EngineError(engine.failure or f"{silent}{SILENT_S:.0f} s. {again}")
 
     def stop(self, name: str) -> None:
         """Stop an engine; it stays stopped."""
@@ -127,7 +125,8 @@ class Lease:
                 case "stop":
                     group.stop(name)
                 case "freeze" | "thaw" as what:
-                    group.engines[name].send_signal(SIGNALS[what])
+                    if pid := group.engines[name].pid:
+                        os.kill(pid, SIGNALS[what])
                 case "sandbox":
                     with group.folder.usable():
                         group = self.group = Group(group.folder.new_sandbox())
@@ -152,7 +151,7 @@ class Supervisor:
     def __init__(self, folder: StateFolder, listener: socket.socket) -> None:
         self.folder = folder
         self.listener = listener
-        self.address = folder.read(folder.address_file)
+        self.key = folder.read(folder.address_file)["key"].encode()
         self.shared = Group(folder)
         self.lock = threading.Lock()
         self.leases: list[Lease] = []
@@ -193,12 +192,10 @@ class Supervisor:
                 threading.Thread(target=self._serve, args=[connection], daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
-        """Answer a client that knows the token, for as long as it is there."""
-        with connection, contextlib.suppress(OSError, EOFError):
-            token, proof = (self.address[name].encode() for name in ("token", "proof"))
-            if not hmac.compare_digest(connection.recv_bytes(MAX_WORD), token):
-                return
-            connection.send_bytes(proof)
+        """Answer a client that knows the key, for as long as it is there."""
+        with connection, contextlib.suppress(OSError, EOFError, AuthenticationError):
+            deliver_challenge(connection, self.key)
+            answer_challenge(connection, self.key)
             request = connection.recv()
             if request.do == "status":
                 connection.send(self._status())
