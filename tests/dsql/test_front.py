@@ -621,20 +621,6 @@ def test_a_copy_ends_with_a_message_that_is_none_of_its(raw, schema, table):
     assert client.kinds() == b"TDCZ"
 
 
-def test_a_newer_client_is_told_which_protocol_is_spoken(raw):
-    client = raw()
-    client.sign_in(version=wire.VERSION_3 + 2)
-    client.say(wire.message(b"Q", b"SELECT 1\0"))
-    assert client.kinds() == b"TDCZ"
-
-
-def test_functions_are_called_by_statements_only(raw):
-    client = raw().sign_in()
-    client.say(wire.message(b"F", bytes(10)), wire.message(b"Q", b"\0"))
-    assert errors_of(client.hear()) == ["unsupported statement: FunctionCall"]
-    assert client.kinds() == b"IZ"
-
-
 PLAIN = [
     b"\0",
     b"\x16\x03\x01",
@@ -644,8 +630,8 @@ PLAIN = [
     struct.pack("!ii", 2**31 - 1, wire.VERSION_3),
 ]
 IN_TLS = [
-    bytes(4),
-    struct.pack("!i", 2**31 - 1),
+    bytes(8),
+    struct.pack("!ii", 2**31 - 1, wire.VERSION_3),
     struct.pack("!ii", 8, 2 << 16),
     b"\0\0\0\x0a\0\3\0\0\xff\xff" + wire.message(b"p", b"\xff"),
     start_up({"user": "admin"}) + wire.message(b"Q", b"SELECT 1\0"),
@@ -657,7 +643,6 @@ SIGNED_IN = [
     b"Q\x7f\xff\xff\xff",
     wire.message(b"?"),
     wire.message(b"p", b"again\0"),
-    wire.message(b"Q", b"SELECT 1\0SELECT 2\0"),
     wire.message(b"P", b"a\0b"),
     wire.message(b"E", b""),
 ]

@@ -71,7 +71,10 @@ PLAYS = {  # what the model below knows nothing of, or is worth reading
         "B read =1b 2-, A read =1a 2a, B rollback, A commit"), "1a 2a"),
     "the loser sees its own writes until COMMIT": (
         ("A begin, B begin, A set 1 a, B set 1 b, B add 3 b, A commit, B read =1b 2- 3b, "
-        "B qualified =1b 2- 3b, B set 2 b, B read =1b 2b 3b, B commit !OC000"), "1a 2-"),
+        "B set 2 b, B read =1b 2b 3b, B commit !OC000"), "1a 2-"),
+    "the loser learns it earlier where it names a schema": (
+        ("A begin, A set 1 a, A qualified =1a 2-, B set 1 b, A read =1a 2-, A qualified !OC000, "
+        "A read !aborted, A commit =ROLLBACK"), "1b 2-"),
     "the loser gets what RETURNING returns": (
         ("A begin, B begin, A returning 1 a =1-a, B returning 1 b =1-b, A commit, "
         "B returning 1 b =1-bb, B commit !OC000"), "1-a 2-"),
