@@ -275,6 +275,8 @@ def test_rules_cannot_be_switched_off(cursor, table):
         with pytest.raises(errors.FeatureNotSupported):
             cursor.execute(sql)
     cursor.execute("RESET ALL; SET SESSION AUTHORIZATION DEFAULT")
+    cursor.execute("DROP TRIGGER IF EXISTS dsql_rules_insert ON t")
+    assert cursor.statusmessage == "DROP TRIGGER"
     too_many = "INSERT INTO t SELECT generate_series(1, 3001)"
     refused(cursor, too_many, "54000", "transaction row limit exceeded")
 
@@ -618,6 +620,13 @@ def test_a_copy_ends_with_a_message_that_is_none_of_its(raw, schema, table):
     copy, after = (wire.message(b"Q", sql) for sql in (b"COPY t FROM STDIN\0", b"SELECT 1\0"))
     client.say(copy, wire.message(b"d", b"1\tx\n"), after)
     assert errors_of(client.hear()) == ["COPY from stdin failed: unexpected message"]
+    assert client.kinds() == b"TDCZ"
+
+
+def test_a_newer_client_is_told_which_protocol_is_spoken(raw):
+    client = raw()
+    client.sign_in(version=wire.VERSION_3 + 2)
+    client.say(wire.message(b"Q", b"SELECT 1\0"))
     assert client.kinds() == b"TDCZ"
 
 

@@ -29,6 +29,7 @@ BY_THE_SERVER = {
     "CREATE TABLE t (id BIGINT GENERATED ALWAYS AS IDENTITY (CACHE 5))": (
         "22023", r"CACHE \(5\) must be greater than or equal to 65536"),
     "CREATE SEQUENCE s AS INT": ("22023", "sequence type must be bigint"),
+    "ALTER SEQUENCE counter CACHE 100": ("22023", r"CACHE \(100\) must be greater than"),
     "CREATE INDEX ON numbers (n)": (
         "0A000", "unsupported mode. please use CREATE INDEX ASYNC."),
 }  # fmt: skip
@@ -55,6 +56,8 @@ def test_the_server_refuses_to_any_client_what_dsql_refuses_and_allows_the_rest(
     client, numbers, ours
 ):
     alone, in_transaction = client(ours=ours), client(ours=ours, autocommit=False)
+    with alone.cursor() as cursor:
+        cursor.execute("CREATE SEQUENCE IF NOT EXISTS counter CACHE 1")
     for statement, error in BY_THE_SERVER.items():
         with alone.cursor() as cursor:
             refused(cursor, statement, *error)

@@ -13,6 +13,7 @@ import contextlib
 import hmac
 import json
 import os
+import re
 import secrets
 import socket
 import ssl
@@ -30,8 +31,9 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
-from workshop_lib.dsql import limits, wire
+from workshop_lib.dsql import wire
 from workshop_lib.dsql.allowed import Refusal, may_set
+from workshop_lib.dsql.limits import CONNECTION_LIFE_S, Rate
 from workshop_lib.dsql.tokens import CLUSTER_NAMES, CLUSTER_REGION, objection
 from workshop_lib.dsql.transactions import PATIENCE_S, Session
 from workshop_lib.services.client_config import isolate_libpq
@@ -78,8 +80,8 @@ class Cluster:
     password: Callable[[str], str]
     objection: Callable[[str, str], str]
     tls: ssl.SSLContext
-    rate: limits.Rate = field(default_factory=limits.of_a_cluster)
-    life_s: float = limits.CONNECTION_LIFE_S
+    rate: Rate = field(default_factory=Rate)
+    life_s: float = CONNECTION_LIFE_S
     max_schemas: int = 10
     rewrite: Callable[[str], str] = str
     sessions: dict[bytes, tuple[Session, Connection]] = field(default_factory=dict)
@@ -159,6 +161,8 @@ class Cluster:
             return None
         if version >> 16 != 3:
             raise wire.ProtocolError("unsupported frontend protocol")
+        if version != wire.VERSION_3:
+            side.writer.write(wire.message(b"v", struct.pack("!ii", wire.VERSION_3, 0)))
         words = body.decode(errors="replace").split("\0")
         asked = {k.lower(): v for k, v in zip(words[::2], words[1::2], strict=False) if k}
         side.writer.write(wire.message(b"R", struct.pack("!i", wire.CLEARTEXT)))
@@ -185,19 +189,23 @@ class Cluster:
             "client_connection_check_interval": "1s",
         }
         encoding = known.pop("client_encoding", "UTF8").strip("'")
-        options = " ".join(f"-c {_one_word(f'{name}={value}')}" for name, value in known.items())
+        # With a backslash before what would end an option.
+        given = (re.sub(r"([\s\\])", r"\\\1", f"{k}={v}") for k, v in known.items())
+        options = " ".join(f"-c {one}" for one in given)
         secret = hmac.new(self.password("owner").encode(), user.encode(), "sha256").hexdigest()
         if user == "admin":
             secret = self.password("admin")
-        given = {"user": user, "options": options, "client_encoding": encoding, "password": secret}
+        connect = partial(
+            self._connect, user=user, password=secret, options=options, client_encoding=encoding
+        )
         try:
-            found = self._connect(**given)
+            found = connect()
         except psycopg2.OperationalError as error:
             if "password authentication failed" not in str(error):
                 said = str(error).partition("FATAL:")[2].strip()
                 raise wire.ProtocolError(Refusal("57P03", said or ASLEEP)) from None
             self._give_password(user, secret)
-            found = self._connect(**given)
+            found = connect()
         found.autocommit = True
         return found
 
@@ -280,11 +288,6 @@ class Cluster:
 
 
 LOGIN_ROLE = "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s AND rolcanlogin AND NOT rolsuper"
-
-
-def _one_word(option: str) -> str:
-    """An option as PostgreSQL reads it, whatever is in it."""
-    return "".join(f"\\{one}" if one.isspace() or one == "\\" else one for one in option)
 
 
 def _settings(asked: dict[str, str]) -> Iterator[tuple[str, str]]:

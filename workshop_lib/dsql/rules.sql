@@ -143,9 +143,8 @@ BEGIN
             same := dsql_rules.same_key(TG_RELID, 't', 'n');
             IF same IS NOT NULL THEN
                 -- The unique index knows that a row was deleted after the snapshot, which has it.
-                -- OFFSET 0: else the planner trusts the index that there is one row with a key.
-                EXECUTE format('SELECT count(*) FROM new_rows n, '
-                    'LATERAL (SELECT FROM %s t WHERE %s OFFSET 0) o',
+                -- Not a join: there the planner trusts the index that there is one row with a key.
+                EXECUTE format('SELECT sum((SELECT count(*) FROM %s t WHERE %s)) FROM new_rows n',
                     TG_RELID::regclass, same) INTO matches;
                 IF matches > row_count THEN
                     PERFORM dsql_rules.refuse('23505',
@@ -314,8 +313,8 @@ BEGIN
             IF made.command_tag = 'CREATE TABLE' THEN
                 PERFORM dsql_rules.attach(made.objid::regclass);
             END IF;
-        ELSIF made.command_tag = 'CREATE SEQUENCE' AND NOT EXISTS (
-            SELECT FROM pg_depend WHERE objid = made.objid AND deptype IN ('a', 'i')) THEN
+        ELSIF made.command_tag = 'ALTER SEQUENCE' OR made.command_tag = 'CREATE SEQUENCE' AND NOT
+            EXISTS (SELECT FROM pg_depend WHERE objid = made.objid AND deptype IN ('a', 'i')) THEN
             PERFORM dsql_rules.check_sequence(seqtypid, seqcache)
                FROM pg_sequence WHERE seqrelid = made.objid;
         ELSIF made.command_tag = 'CREATE SCHEMA' THEN
