@@ -48,6 +48,7 @@ MAYBE_LOST = WAITED | {"23505"}
 OPEN = ("SET LOCAL dsql_rules.log = 1", "DO 'BEGIN END'", "SAVEPOINT dsql_rules")
 """After BEGIN: it takes the snapshot, and begins what can be taken back."""
 TAKE_BACK = "ROLLBACK TO SAVEPOINT dsql_rules"
+"""It undoes what the transaction changed, and what it SET."""
 NEW_PATH = (
     "SELECT set_config('search_path', current_setting('search_path') || ', dsql_rules', true)"
 )
@@ -59,7 +60,6 @@ ROWS = b"Dd"
 """Kinds of PostgreSQL's messages that are passed on together."""
 ANSWERS = {b"B": b"2", b"C": b"3", b"D": b"Tn", b"E": b"CIs", b"P": b"1", b"S": b"Z"}
 """What PostgreSQL answers to messages of the extended protocol, by their kinds."""
-COPY_DATA = frozenset(b"dcf")
 
 
 class Message(NamedTuple):
@@ -139,10 +139,6 @@ class Transaction:
             self.changes.append(change)
         return True
 
-    def take_back(self) -> list[str]:
-        """SQL that undoes its changes and keeps its settings."""
-        return [TAKE_BACK, *self.settings]
-
     def make_again(self) -> list[str]:
         """SQL that makes its changes again, in the tables or in their copies."""
         return [
@@ -218,7 +214,7 @@ class Session:
             kind, body = await self._receive()
             if kind == b"X":
                 return []
-            if kind[0] in COPY_DATA:  # of a COPY that has failed
+            if kind in b"dcf":  # of a COPY that has failed
                 continue
             group.append(self._understand(kind, body))
             size += len(body)
@@ -394,11 +390,16 @@ class Session:
             # PostgreSQL fails with this, then skips what follows, and aborts a transaction.
             due.extend(Due(kinds, hidden=True) for kinds in (b"3", b"3", b"1", b"2", b"C"))
             return wire.run(_refusing(statements[0].refusal))
+        said = b""
         if kind == b"P":
-            return self._say_parse(body, statements[0], due, again=again)
+            name, _, types = texts(body, 2)
+            body = b"\0".join((name, statements[0].text.encode(), types))
+            if again:
+                due.append(Due(b"3", hidden=True))
+                said = message(b"C", b"S" + name + b"\0")
         if kind in ANSWERS:
             due.append(Due(ANSWERS[kind], of=statements[0] if statements else Statement("")))
-        return message(kind, body)
+        return said + message(kind, body)
 
     def _say_query(self, statements: list[Statement], due: deque[Due]) -> bytes:
         said = []
@@ -412,15 +413,6 @@ class Session:
         due.append(Due(b"Z"))
         return message(b"Q", "\n;".join(said).encode() + b"\0")
 
-    def _say_parse(self, body: bytes, one: Statement, due: deque[Due], *, again: bool) -> bytes:
-        name, _, rest = texts(body, 2)
-        said = message(b"P", b"\0".join((name, one.text.encode(), rest)))
-        if again:
-            due.append(Due(b"3", hidden=True))
-            said = message(b"C", b"S" + name + b"\0") + said
-        due.append(Due(b"1"))
-        return said
-
     # --- conflicts ---
 
     async def take_back(self) -> None:
@@ -431,7 +423,7 @@ class Session:
             try:
                 if self.is_open and not self.transaction.lost:
                     self.transaction.taken_back = True
-                    await self._ask(*self.transaction.take_back())
+                    await self._ask(TAKE_BACK, *self.transaction.settings)
                 self._cluster.let_go(self)
             finally:
                 self._mutex.release()
@@ -444,7 +436,7 @@ class Session:
             transaction.lost, transaction.doomed = True, CONFLICT
             self._cluster.let_go(self)
             changed = dict.fromkeys(literal(change.table) for change in transaction.changes)
-            sql = [*transaction.take_back(), NEW_PATH, *map(COPY.format, changed)]
+            sql = [TAKE_BACK, *transaction.settings, NEW_PATH, *map(COPY.format, changed)]
             sql += transaction.make_again()
         sql += [COPY.format(literal(t)) for one in executed for t in one.changes | one.locks]
         ends = any(one.kind == "COMMIT" or one.has_schema for one in executed)
