@@ -527,8 +527,11 @@ def test_a_copy_may_be_sent_with_its_statement_while_others_write(raw, cursor, t
     client.say(parse("COPY t FROM STDIN"), bind(), EXECUTE, SYNC)
     assert client.kinds(b"G") == b"12G"
     assert answers(client, wire.message(b"d", b"4\tx\n"), wire.message(b"c"), SYNC) == [b"COPY 1"]
+    client.say(parse("COPY t FROM STDIN"), bind(), EXECUTE, FLUSH, SYNC)
+    assert client.kinds(b"G") == b"12G"
+    assert answers(client, wire.message(b"d", b"5\tx\n"), wire.message(b"c"), SYNC) == [b"COPY 1"]
     assert answers(client, query("COMMIT")) == [b"COMMIT"]
-    assert cursor.row("SELECT count(*) FROM t") == (4,)
+    assert cursor.row("SELECT count(*) FROM t") == (5,)
 
 
 def test_a_copy_ends_with_a_message_that_is_none_of_its(raw, table):

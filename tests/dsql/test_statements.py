@@ -78,6 +78,7 @@ NOT_SUPPORTED = {
 REFUSED = {
     **{sql: ("0A000", f"unsupported statement: {name}") for sql, name in UNSUPPORTED.items()},
     **{sql: ("0A000", message) for sql, message in NOT_SUPPORTED.items()},
+    "CREATE SEQUENCE s AS numeric(10, 0) CACHE 1": ("22023", "sequence type must be bigint"),
     "CREATE TABLE t (n serial)": ("42704", 'type "serial" does not exist'),
     "SELECT to_tsquery('french', 'a')":
         ("42704", 'text search configuration "french" does not exist'),

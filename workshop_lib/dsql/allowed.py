@@ -117,14 +117,17 @@ def _column(column: Node) -> Refusal | None:
     )
 
 
-def _without_cache(statement: Node, what: str) -> Refusal | None:
-    """What makes a sequence. Its type and the size of the cache, the server sees (rules.sql)."""
-    return None if "cache" in options(statement) else not_supported(NO_CACHE.format(what))
+def _sequence(statement: Node, what: str) -> Refusal | None:
+    """What makes a sequence. The size of the cache, the server sees (rules.sql)."""
+    given = options(statement)
+    if "as" in given and type_name(given["as"]["TypeName"]) != "int8":
+        return Refusal("22023", "sequence type must be bigint")
+    return None if "cache" in given else not_supported(NO_CACHE.format(what))
 
 
 def _constraint(constraint: Node) -> Refusal | None:
     identity = constraint["contype"] == "CONSTR_IDENTITY"
-    return _without_cache(constraint, "identity column") if identity else None
+    return _sequence(constraint, "identity column") if identity else None
 
 
 # --- statements ---
@@ -200,7 +203,7 @@ RULES: dict[str, Callable[[Node], Refusal | None]] = {
     "AlterTableCmd": lambda c: _first(map(_column, parts(c, "def", "ColumnDef"))),
     "Constraint": _constraint,
     "CreateDomainStmt": lambda s: _refuse_type(s["typeName"]),
-    "CreateSeqStmt": lambda s: _without_cache(s, "CREATE SEQUENCE"),
+    "CreateSeqStmt": lambda s: _sequence(s, "CREATE SEQUENCE"),
     "VariableSetStmt": _set,
     "DefElem": _option,
     "FuncCall": _function_call,

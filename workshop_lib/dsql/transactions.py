@@ -369,8 +369,10 @@ class Session:
                 case b"C" if answer:
                     said = self._completed(said, answer.of)
                 case b"G":
-                    copying = self._copy_in(to_sync=group[-1].kind == b"S")
+                    copying = self._copy_in(to_sync=group[-1].kind != b"Q")
                     self._copying = asyncio.create_task(copying)
+                    if group[-1].kind == b"H":
+                        due.append(Due(b"Z"))  # of the Sync that comes after the rows
                 case b"Z":
                     self._state = said[5:]
                     self._skipping = False
