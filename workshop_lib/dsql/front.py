@@ -114,6 +114,7 @@ class Cluster:
         """Serve one client. Whatever it sends, or stops sending, ends at most itself."""
         with contextlib.suppress(OSError, IncompleteReadError, TimeoutError, struct.error), client:
             client.setblocking(False)
+            # asyncio does so only where an accepted socket says that it is of TCP.
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(SIGN_IN_S):
                 if not await self._begins_tls(client):
