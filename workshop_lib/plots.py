@@ -403,27 +403,27 @@ def waits(runs: Mapping[str, Sequence[float]], title: str) -> Figure:
 
 @_our_look()
 def transactions(steps: Sequence[Step], title: str) -> Figure:
-    """What each player of `Workshop.play` sent and got: a column a player, time downwards.
+    """What each session of `Workshop.run_interleaved` sent and got: a column each, time downwards.
 
     Args:
         steps: in order.
         title: of the picture.
 
     """
-    players = list(dict.fromkeys(step.who for step in steps))
-    width = STEP_WIDTH // len(players)
+    sessions = list(dict.fromkeys(step.session for step in steps))
+    width = STEP_WIDTH // len(sessions)
     said = [textwrap.wrap(f"{n}. {step.statement}", width) for n, step in enumerate(steps, 1)]
     got = [textwrap.wrap(f"→ {step.outcome}", width) for step in steps]
     heights = [len(a) + len(b) + 1 for a, b in zip(said, got, strict=True)]
     tops = list(itertools.accumulate(heights, initial=0))
     figure, axes = _canvas(0.8 + 0.165 * tops[-1], title)
-    axes.set(xlim=(0, len(players)), ylim=(tops[-1], -2.5))
+    axes.set(xlim=(0, len(sessions)), ylim=(tops[-1], -2.5))
     axes.axis("off")
-    for column, player in enumerate(players):
-        axes.text(column + 0.03, -1.2, player, fontsize=11, fontweight="bold", va="center")
+    for column, session in enumerate(sessions):
+        axes.text(column + 0.03, -1.2, session, fontsize=11, fontweight="bold", va="center")
         axes.axvline(column + 0.02, color="#dddddd", linewidth=1)
     for step, top, statement, answer in zip(steps, tops, said, got, strict=False):
-        column, failed = players.index(step.who), bool(step.code)
+        column, failed = sessions.index(step.session), bool(step.code)
         marker, size, colour = ("X", 8, WARNING) if failed else ("o", 5, COLOURS[0])
         axes.plot(column + 0.02, top + 0.5, marker, markersize=size, color=colour, clip_on=False)
         look = {"va": "top", "fontsize": 8.5, "family": "monospace"}

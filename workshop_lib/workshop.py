@@ -164,8 +164,8 @@ class Workshop:
         self._exit.callback(release)
         return cluster
 
-    def play(self, script: Iterable[Sequence[Any]]) -> list[Step]:
-        """Play transactions against each other in one cell; see `plots.transactions`.
+    def run_interleaved(self, script: Iterable[Sequence[Any]]) -> list[Step]:
+        """Run transactions against each other in one cell; see `plots.transactions`.
 
         They meet Aurora DSQL, or the local one (`database_arguments`): no transaction waits there.
 
@@ -174,14 +174,14 @@ class Workshop:
                 `("Ann", "SELECT n FROM counters WHERE id = %s", 1)`; BEGIN is a statement as well.
 
         Returns:
-            The outcome of each. An error of the database is noted, and the play goes on.
+            The outcome of each. An error of the database is noted, and the rest goes on.
 
         """
-        from workshop_lib.dsql import play
+        from workshop_lib.dsql import run_interleaved
 
-        return play(self._join_play, script)
+        return run_interleaved(self._join_interleaved, script)
 
-    def _join_play(self) -> Any:
+    def _join_interleaved(self) -> Any:
         if not self.endpoints.database.embedded:
             return self.database.connect()
         connection: Any = psycopg2.connect(**self.database_arguments())

@@ -1,5 +1,6 @@
 """Connections with DSQL's rules: our own, and plain ones as any other client's."""
 
+import contextlib
 import secrets
 import sys
 from pathlib import Path
@@ -11,7 +12,20 @@ from psycopg2 import sql
 from workshop_lib.services import resolve_cluster
 from workshop_lib.settings import load_settings
 
-sys.path.append(str(Path(__file__).parent))  # the model of the rules is no part of the package
+HERE = Path(__file__).parent
+sys.path += [str(HERE), str(HERE.parent / "cloud" / "standin")]  # helpers, no part of the package
+
+
+class Cursor(psycopg2.extensions.cursor):
+    """A cursor that asks and fetches at once."""
+
+    def row(self, sql):
+        self.execute(sql)
+        return self.fetchone()
+
+    def rows(self, sql):
+        self.execute(sql)
+        return self.fetchall()
 
 
 @pytest.fixture(scope="module")
@@ -32,27 +46,44 @@ def schema(shared):
 
 
 @pytest.fixture
-def client(shared, schema):
-    """Opens connections, of our own, to the local DSQL, or the server; closes them at the end."""
-    opened = []
+def opened():
+    """Closes at the end what is put into it."""
+    with contextlib.ExitStack() as stack:
+        yield stack
 
-    def connect(*, ours=False, local_dsql=False, autocommit=True):
-        if ours:
-            connection = shared.database.connect()
-        elif local_dsql:
-            connection = psycopg2.connect(**shared.database_arguments())
-        else:
-            connection = psycopg2.connect(**shared.endpoints.database.arguments)
-        opened.append(connection)
+
+@pytest.fixture
+def connect(cluster, schema, opened):
+    """Signs in to the local DSQL, in the file's schema."""
+
+    def sign_in(user="admin", **changes):
+        given = {**cluster.login(user), "options": f"-c search_path={schema}", **changes}
+        given = {name: value for name, value in given.items() if value is not None}
+        connection = psycopg2.connect(**given, cursor_factory=Cursor)
+        opened.callback(connection.close)
         connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(schema)))
+        return connection
+
+    return sign_in
+
+
+@pytest.fixture
+def cursor(connect):
+    return connect().cursor()
+
+
+@pytest.fixture
+def client(shared, schema, opened):
+    """Opens connections to the server, as any client, in the file's schema."""
+
+    def connect(*, autocommit=True):
+        arguments = {**shared.endpoints.database.arguments, "options": f"-c search_path={schema}"}
+        connection = psycopg2.connect(**arguments, cursor_factory=Cursor)
+        opened.callback(connection.close)
         connection.autocommit = autocommit
         return connection
 
-    yield connect
-    for connection in opened:
-        connection.close()
+    return connect
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The local Aurora DSQL, met by clients of all kinds: well-behaved, wrong, hostile."""
 
-import asyncio
 import contextlib
 import io
 import os
@@ -10,7 +9,6 @@ import socket
 import ssl
 import struct
 import threading
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -21,6 +19,7 @@ import psycopg2
 import pytest
 from click.testing import CliRunner
 from psycopg2 import errors
+from serving import InThread
 
 from workshop_lib.cli import main
 from workshop_lib.dsql import CLUSTER_NAMES, Rate, read_token, wire
@@ -31,29 +30,6 @@ from workshop_lib.services.processes import wait_until
 DENIED = "unable to accept connection, access denied"
 OC000 = r"change conflicts with another transaction \(OC000\)"
 REFUSED = "unsupported statement: Truncate"
-
-
-@pytest.fixture
-def connect(cluster):
-    """Signs in; closes what is left open."""
-    opened = []
-
-    def sign_in(**changes):
-        user = changes.get("user", "admin")
-        given = {**cluster.login(user), **changes}
-        connection = psycopg2.connect(**{k: v for k, v in given.items() if v is not None})
-        opened.append(connection)
-        connection.autocommit = True
-        return connection
-
-    yield sign_in
-    for connection in opened:
-        connection.close()
-
-
-@pytest.fixture
-def cursor(connect, schema):
-    return connect(options=f"-c search_path={schema}").cursor()
 
 
 @pytest.fixture
@@ -75,14 +51,15 @@ def table(cursor):
         {"host": "localhost", "hostaddr": None},
         {"host": "127.0.0.1", "hostaddr": None},
         {"options": "-c search_path=public -cTimeZone=UTC --extra-float-digits=1"},
-        {"application_name": "a name"},
-        {"client_encoding": "'utf-8'"},
+        {"client_encoding": "'utf-8'", "application_name": "a name"},
     ],
 )
 def test_any_client_signs_in_as_to_a_cluster(connect, changes):
     with connect(**changes).cursor() as cursor:
-        cursor.execute("SELECT current_user, current_setting('transaction_isolation')")
-        assert cursor.fetchone() == ("admin", "repeatable read")
+        assert cursor.row("SELECT current_user, current_setting('transaction_isolation')") == (
+            "admin",
+            "repeatable read",
+        )
 
 
 @pytest.mark.parametrize(
@@ -94,9 +71,7 @@ def test_any_client_signs_in_as_to_a_cluster(connect, changes):
         ({"dbname": "template1"}, DENIED),
         ({"user": "nobody"}, DENIED),
         ({"user": "workshop_owner"}, DENIED),
-        ({"user": "x\" SUPERUSER PASSWORD 'y'; --"}, DENIED),
         ({"options": "-c work_mem=8MB"}, 'parameter "work_mem" not supported'),
-        ({"options": "-c workshop.dsql_rules=off"}, "not supported"),
         ({"options": "-c search_path=a\\ -c --work_mem=1"}, "not supported"),
         ({"options": "-c enable_seqscan\\ -c\\ work_mem=8MB"}, "configuration parameter"),
         ({"options": "nonsense"}, "invalid command-line argument"),
@@ -151,8 +126,10 @@ def test_a_role_signs_in_without_a_password_and_keeps_the_rules(connect, cursor)
     cursor.execute(f'CREATE ROLE "{role}" LOGIN')
     for _ in range(2):  # the first time it is given a password that nobody knows
         with connect(user=role).cursor() as theirs:
-            theirs.execute("SELECT current_user, current_setting('workshop.dsql_rules')")
-            assert theirs.fetchone() == (role, "on")
+            assert theirs.row("SELECT current_user, current_setting('workshop.dsql_rules')") == (
+                role,
+                "on",
+            )
             with pytest.raises(errors.FeatureNotSupported):
                 theirs.execute("TRUNCATE t")
     with pytest.raises(psycopg2.OperationalError, match=DENIED):
@@ -205,8 +182,7 @@ def test_a_refusal_aborts_a_transaction_and_no_session(cursor, table):
     refused(cursor, "TRUNCATE t", "25P02", aborted)
     cursor.execute("COMMIT")
     assert cursor.statusmessage == "ROLLBACK"
-    cursor.execute("SELECT count(*) FROM t")
-    assert cursor.fetchone() == (0,)
+    assert cursor.row("SELECT count(*) FROM t") == (0,)
 
 
 def test_a_string_of_statements_is_one_transaction_up_to_the_one_that_is_refused(cursor, table):
@@ -215,8 +191,7 @@ def test_a_string_of_statements_is_one_transaction_up_to_the_one_that_is_refused
     refused(cursor, "CREATE TABLE a (n int); CREATE INDEX ASYNC ON t (v)", message=several)
     mixed = "ddl and dml are not supported in the same transaction"
     refused(cursor, "CREATE TABLE a (n int); INSERT INTO t VALUES (1)", message=mixed)
-    cursor.execute("SELECT (SELECT count(*) FROM t), to_regclass('a')")
-    assert cursor.fetchone() == (0, None)
+    assert cursor.row("SELECT (SELECT count(*) FROM t), to_regclass('a')") == (0, None)
 
 
 def test_values_and_rows_have_a_largest_size(cursor):
@@ -248,13 +223,12 @@ def test_indexes_and_constraints_answer_with_a_job_and_a_tag_of_their_own(cursor
     cursor.execute("ALTER TABLE t ADD CONSTRAINT c CHECK (n > 0) NOT VALID")
     cursor.execute("ALTER TABLE ASYNC t VALIDATE CONSTRAINT c")
     assert (cursor.statusmessage, len(cursor.fetchone()[0])) == ("ALTER TABLE", 26)
-    cursor.execute("SELECT convalidated FROM pg_constraint WHERE conname = 'c'")
-    assert cursor.fetchone() == (True,)
+    assert cursor.row("SELECT convalidated FROM pg_constraint WHERE conname = 'c'") == (True,)
 
 
 def test_a_column_of_the_primary_key_stays(cursor, table):
     refused(cursor, "ALTER TABLE t DROP v, DROP n", message="cannot drop primary key column n")
-    cursor.execute('CREATE TABLE IF NOT EXISTS "o\'""dd" (n int PRIMARY KEY, "c\'d" int)')
+    cursor.execute('CREATE TABLE "o\'""dd" (n int PRIMARY KEY, "c\'d" int)')
     cursor.execute('ALTER TABLE "o\'""dd" DROP "c\'d"')
     assert cursor.statusmessage == "ALTER TABLE"
     refused(cursor, "ALTER TABLE t DROP x", "42703", 'column "x" of relation "t" does not exist')
@@ -275,6 +249,8 @@ def test_rules_cannot_be_switched_off(cursor, table):
         with pytest.raises(errors.FeatureNotSupported):
             cursor.execute(sql)
     cursor.execute("RESET ALL; SET SESSION AUTHORIZATION DEFAULT")
+    cursor.execute("DROP TRIGGER IF EXISTS dsql_rules_insert ON t")
+    assert cursor.statusmessage == "DROP TRIGGER"
     too_many = "INSERT INTO t SELECT generate_series(1, 3001)"
     refused(cursor, too_many, "54000", "transaction row limit exceeded")
 
@@ -291,15 +267,10 @@ def test_copies_and_large_answers_arrive_whole(cursor, table):
     assert (len(rows), {len(v) for _, v in rows}) == (3000, {1000})
 
 
-def test_the_server_s_own_errors_stay_as_they_are(cursor):
-    with pytest.raises(errors.UndefinedColumn) as caught:
-        cursor.execute("SELECT nothing")
-    assert caught.value.diag.statement_position == "8"
-    with pytest.raises(errors.SyntaxError, match='at or near "SELEC"'):
-        cursor.execute("SELEC 1")
-
-
-def test_an_expression_that_is_too_deep_is_an_error_of_its_own_client(cursor):
+def test_what_cannot_be_parsed_is_an_error_of_its_own_client(cursor):
+    with pytest.raises(errors.SyntaxError, match='at or near "SELEC"') as caught:
+        cursor.execute("SELECT 1; SELEC 1")
+    assert caught.value.diag.statement_position == "11"
     for depth in (30_000, 1_500_000):
         refused(cursor, f"SELECT {'1+' * depth}1", "54001", "stack depth limit exceeded")
     refused(cursor, f"SELECT '{'x' * 5_000_000}'", "54000", "statement longer than 4194304 bytes")
@@ -310,26 +281,22 @@ def test_an_expression_that_is_too_deep_is_an_error_of_its_own_client(cursor):
 
 
 def test_a_row_that_a_client_of_the_server_has_locked_is_a_conflict_after_a_moment(
-    shared, cursor, schema, table
+    client, cursor, table
 ):
     cursor.execute("INSERT INTO t VALUES (1)")
-    with contextlib.closing(psycopg2.connect(**shared.endpoints.database.arguments)) as other:
-        with other.cursor() as theirs:
-            theirs.execute(f"UPDATE {schema}.t SET v = 'theirs'")
-        with pytest.raises(errors.SerializationFailure, match=OC000):
-            cursor.execute("UPDATE t SET v = 'ours'")
-        other.commit()
-    cursor.execute("SELECT v FROM t")
-    assert cursor.fetchone() == ("theirs",)
+    other = client(autocommit=False)
+    other.cursor().execute("UPDATE t SET v = 'theirs'")
+    with pytest.raises(errors.SerializationFailure, match=OC000):
+        cursor.execute("UPDATE t SET v = 'ours'")
+    other.commit()
+    assert cursor.row("SELECT v FROM t") == ("theirs",)
 
 
 def test_a_statement_can_be_cancelled(connect):
     connection = connect()
-    timer = threading.Timer(0.5, connection.cancel)
-    timer.start()
-    with connection.cursor() as cursor, pytest.raises(errors.QueryCanceled):
-        cursor.execute("SELECT pg_sleep(300)")
-    timer.join()
+    threading.Timer(0.5, connection.cancel).start()
+    with pytest.raises(errors.QueryCanceled):
+        connection.cursor().execute("SELECT pg_sleep(300)")
 
 
 # --- the protocol itself ---
@@ -343,16 +310,16 @@ def start_up(parameters):
 class Raw:
     """A client that says what it likes."""
 
-    def __init__(self, cluster):
+    def __init__(self, cluster, schema):
         tls = ssl.create_default_context(cafile=cluster.arguments["sslrootcert"])
         tls.set_alpn_protocols(["postgresql"])
         plain = socket.create_connection(("127.0.0.1", cluster.port), timeout=30)
         self.socket = tls.wrap_socket(plain, server_hostname=CLUSTER_NAMES[0])
         self.file = self.socket.makefile("rb")
-        self.cluster = cluster
+        self.cluster, self.schema = cluster, schema
 
-    def sign_in(self, version=wire.VERSION_3, path="public"):
-        begin = start_up({"user": "admin", "database": "postgres", "search_path": path})
+    def sign_in(self, version=wire.VERSION_3):
+        begin = start_up({"user": "admin", "database": "postgres", "search_path": self.schema})
         self.say(begin[:4], struct.pack("!i", version), begin[8:])
         self.say(wire.message(b"p", self.cluster.token().encode() + b"\0"))
         self.hear(b"Z")
@@ -362,9 +329,9 @@ class Raw:
         self.socket.sendall(b"".join(messages))
 
     def hear(self, last=b"Z"):
-        """All up to the first message of this kind, or to the end."""
+        """All up to the first message of one of these kinds, or to the end."""
         heard = []
-        while not heard or heard[-1][0] != last:
+        while not heard or heard[-1][0] not in last:
             head = self.file.read(5)
             if len(head) < 5:
                 break
@@ -381,15 +348,17 @@ class Raw:
 
 
 @pytest.fixture
-def raw(cluster):
-    with contextlib.ExitStack() as stack:
+def raw(cluster, schema, opened):
+    def make(where=cluster):
+        client = Raw(where, schema)
+        opened.callback(client.close)
+        return client
 
-        def make(where=cluster):
-            client = Raw(where)
-            stack.callback(client.close)
-            return client
+    return make
 
-        yield make
+
+def query(sql):
+    return wire.message(b"Q", sql.encode() + b"\0")
 
 
 def parse(sql, name=b""):
@@ -402,109 +371,74 @@ def bind(statement=b"", values=()):
     return wire.message(b"B", b"\0" + statement + b"\0" + count + sent + b"\0\0")
 
 
-DESCRIBE, EXECUTE, SYNC = (
-    wire.message(b"D", b"P\0"),
-    wire.message(b"E", b"\0\0\0\0\0"),
-    wire.message(b"S"),
-)
+DESCRIBE = wire.message(b"D", b"P\0")
+EXECUTE = wire.message(b"E", b"\0\0\0\0\0")
+SYNC = wire.message(b"S")
 
 
 def errors_of(heard):
     return [wire.error_fields(body)["M"] for kind, body in heard if kind == b"E"]
 
 
-def test_what_is_refused_fails_when_it_is_prepared_whatever_follows(raw):
+def test_a_refusal_among_statements_sent_together_takes_those_before_it_back(raw, cursor, table):
     client = raw().sign_in()
-    client.say(parse("MERGE INTO a USING b ON a.n = $1 WHEN MATCHED THEN DELETE", b"m"))
-    client.say(bind(b"m", [b"1"]), DESCRIBE, EXECUTE, SYNC)
-    client.say(parse("SELECT $1::text", b"s"), bind(b"s", [b"good"]), EXECUTE, SYNC)
-    heard = client.hear()
-    assert (errors_of(heard), len(heard)) == (["unsupported statement type: MERGE"], 2)
-    assert client.hear()[2] == (b"D", b"\0\1\0\0\0\4good")
+    run = bind() + EXECUTE
+    first = parse("INSERT INTO t VALUES (1)") + run
+    assert answers(client, first, parse("TRUNCATE t"), run, SYNC) == [REFUSED]
+    assert answers(client, run, SYNC) == [REFUSED]
+    for sql, state in (("BEGIN", b"T"), ("TRUNCATE t", b"E"), ("ROLLBACK", b"I")):
+        client.say(parse(sql), run, SYNC)
+        assert client.hear()[-1] == (b"Z", state)
+    assert cursor.row("SELECT count(*) FROM t") == (0,)
 
 
-def test_a_refusal_among_statements_sent_together_takes_those_before_it_back(
-    raw, cursor, schema, table
-):
-    client = raw().sign_in(path=schema)
-    client.say(parse("INSERT INTO t VALUES (1)"), bind(), EXECUTE)
-    client.say(parse("TRUNCATE t"), bind(), EXECUTE, SYNC)
-    assert errors_of(client.hear()) == [REFUSED]
-    assert answers(client, bind(), EXECUTE, SYNC) == [REFUSED]
-    client.say(parse("BEGIN"), bind(), EXECUTE, SYNC)
-    assert client.hear()[-1] == (b"Z", b"T")
-    client.say(parse("TRUNCATE t"), SYNC)
-    assert client.hear()[-1] == (b"Z", b"E")
-    client.say(parse("ROLLBACK"), bind(), EXECUTE, SYNC)
-    assert client.hear()[-1] == (b"Z", b"I")
-    cursor.execute("SELECT count(*) FROM t")
-    assert cursor.fetchone() == (0,)
-
-
-def test_a_prepared_index_has_its_own_tag_each_time(raw, cursor, schema, table):
-    client = raw().sign_in(path=schema)
+def test_a_prepared_index_has_its_own_tag_each_time(raw, cursor, table):
+    client = raw().sign_in()
     client.say(parse("CREATE INDEX ASYNC ON t (v)", b"i"), parse("SELECT 1", b"s"))
     for _ in range(2):
-        client.say(bind(b"i"), DESCRIBE, EXECUTE, SYNC, bind(b"s"), EXECUTE, SYNC)
-    assert [body for _ in range(4) for kind, body in client.hear() if kind == b"C"] == [
-        b"CREATE INDEX\0",
-        b"SELECT 1\0",
-    ] * 2
+        assert answers(client, bind(b"i"), DESCRIBE, EXECUTE, SYNC)[1] == b"CREATE INDEX"
+        assert answers(client, bind(b"s"), EXECUTE, SYNC)[1] == b"SELECT 1"
 
 
-def answers(client, *messages):
+def answers(client, *messages, last=b"Z"):
     """The rows and tags, or the errors, up to the end of it."""
     client.say(*messages)
-    heard = client.hear()
+    heard = client.hear(last)
     found = [body[6:] if kind == b"D" else body[:-1] for kind, body in heard if kind in b"DC"]
     return errors_of(heard) or found
 
 
-DUPLICATE = 'duplicate key value violates unique constraint "t_pkey"'
-
-
-@pytest.mark.parametrize(
-    ("strings", "tags"),
-    [
-        (("BEGIN", "INSERT INTO t VALUES (1)"), [b"BEGIN"]),
-        (
-            ("BEGIN", "INSERT INTO t VALUES (2)", "COMMIT", "BEGIN", "INSERT INTO t VALUES (1)"),
-            [b"BEGIN", b"INSERT 0 1", b"COMMIT", b"BEGIN"],
-        ),
-    ],
-)
 @pytest.mark.parametrize("extended", [False, True])
 def test_a_duplicate_in_a_transaction_that_begins_with_it_is_no_conflict(
-    raw, cursor, schema, table, strings, tags, extended
+    raw, cursor, table, extended
 ):
     cursor.execute("INSERT INTO t VALUES (1)")
-    client = raw().sign_in(path=schema)
+    client = raw().sign_in()
+    strings = "BEGIN", "INSERT INTO t VALUES (2)", "COMMIT", "BEGIN", "INSERT INTO t VALUES (1)"
     if extended:
         client.say(*(parse(sql) + bind() + EXECUTE for sql in strings), SYNC)
     else:
-        client.say(wire.message(b"Q", ";".join(strings).encode() + b"\0"))
+        client.say(query(";".join(strings)))
     heard = client.hear()
-    assert [body[:-1] for kind, body in heard if kind == b"C"] == tags
-    assert errors_of(heard) == [DUPLICATE]
+    tags = [body[:-1] for kind, body in heard if kind == b"C"]
+    assert tags == [b"BEGIN", b"INSERT 0 1", b"COMMIT", b"BEGIN"]
+    assert errors_of(heard) == ['duplicate key value violates unique constraint "t_pkey"']
     assert b"N" not in dict(heard)  # of a BEGIN that was sent twice
 
 
-def test_what_was_rolled_back_is_not_made_again_in_the_next_transaction(
-    cursor, connect, schema, table
-):
-    other = connect(options=f"-c search_path={schema}").cursor()
+def test_what_was_rolled_back_is_not_made_again_in_the_next_transaction(cursor, connect, table):
+    other = connect().cursor()
     cursor.execute("BEGIN; INSERT INTO t VALUES (1)")
     cursor.execute("ROLLBACK AND CHAIN")
     other.execute("INSERT INTO t VALUES (2)")
     cursor.execute("INSERT INTO t VALUES (3)")
     cursor.execute("COMMIT")
-    cursor.execute("SELECT n FROM t ORDER BY n")
-    assert cursor.fetchall() == [(2,), (3,)]
+    assert cursor.rows("SELECT n FROM t ORDER BY n") == [(2,), (3,)]
 
 
-def test_prepared_statements_go_on_while_others_write(raw, cursor, schema, table):
+def test_prepared_statements_go_on_while_others_write(raw, cursor, table):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
-    client = raw().sign_in(path=schema)
+    client = raw().sign_in()
     add = parse("UPDATE t SET v = v || $1 WHERE n = 1 RETURNING v", b"add")
     take = parse("SELECT v FROM t", b"take")
     answers(client, add, take, parse("BEGIN", b"begin"), parse("COMMIT", b"commit"), SYNC)
@@ -523,100 +457,86 @@ def test_prepared_statements_go_on_while_others_write(raw, cursor, schema, table
     assert do(b"take") == [b"-", b"SELECT 1"]
 
 
-def test_what_is_prepared_with_the_statement_that_loses_stays_prepared(raw, cursor, schema, table):
+def test_what_is_prepared_with_the_statement_that_loses_stays_prepared(raw, cursor, table):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
-    client = raw().sign_in(path=schema)
-    answers(client, wire.message(b"Q", b"BEGIN\0"))
+    client = raw().sign_in()
+    answers(client, query("BEGIN"))
     cursor.execute("UPDATE t SET v = 'b'")
-    update = parse("UPDATE t SET v = v || 'a' RETURNING v", b"u")
-    for text in b"-a", b"-aa":
-        found = answers(client, *[update] * (text == b"-a"), bind(b"u"), DESCRIBE, EXECUTE, SYNC)
-        assert found == [text, b"UPDATE 1"]
-    answers(client, wire.message(b"Q", b"ROLLBACK\0"))
-    assert answers(client, bind(b"u"), EXECUTE, SYNC) == [b"ba", b"UPDATE 1"]
+    update, run = parse("UPDATE t SET v = v || 'a' RETURNING v", b"u"), bind(b"u") + EXECUTE + SYNC
+    assert answers(client, update, run) == [b"-a", b"UPDATE 1"]
+    assert answers(client, run) == [b"-aa", b"UPDATE 1"]
+    answers(client, query("ROLLBACK"))
+    assert answers(client, run) == [b"ba", b"UPDATE 1"]
 
 
 FLUSH = wire.message(b"H")
+WAYS = {  # what is sent together, and with what its answer ends
+    "to learn the types first": [
+        (wire.message(b"D", b"S\0") + FLUSH, b"t"),
+        (bind() + EXECUTE + SYNC, b"Z"),
+    ],
+    "after each message": [
+        (FLUSH, b"1"),
+        (SYNC, b"Z"),
+        (bind() + FLUSH, b"2"),
+        (EXECUTE + FLUSH, b"CE"),
+        (SYNC, b"Z"),
+    ],
+}
 
 
-def test_answers_may_be_asked_for_before_the_end(raw, cursor, schema, table):
+@pytest.mark.parametrize("way", WAYS)
+def test_answers_may_be_asked_for_before_the_end(raw, cursor, table, way):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
-    client = raw().sign_in(path=schema)
-    update = "UPDATE t SET v = v || 'a' WHERE n = 1"
-    answers(client, parse("BEGIN"), bind(), EXECUTE, parse(update), bind(), EXECUTE, SYNC)
-    for _ in range(2):
-        cursor.execute("INSERT INTO t SELECT max(n) + 1 FROM t")
-        client.say(parse(update), wire.message(b"D", b"S\0"), FLUSH)
-        assert client.kinds(b"n") == b"1tn"
-        assert answers(client, bind(), EXECUTE, SYNC) == [b"UPDATE 1"]
-    client.say(parse("SELECT v FROM t WHERE n = 1"), bind(), EXECUTE, FLUSH)
-    assert client.hear(b"C")[2][1].endswith(b"-aaa")
-    assert answers(client, parse("COMMIT"), bind(), EXECUTE, SYNC) == [b"COMMIT"]
-    cursor.execute("SELECT v FROM t WHERE n = 1")
-    assert cursor.fetchone() == ("-aaa",)
-
-
-def test_a_flush_after_each_message_is_no_hindrance(raw, cursor, schema, table):
-    cursor.execute("INSERT INTO t VALUES (1, '-')")
-    client = raw().sign_in(path=schema)
+    client = raw().sign_in()
 
     def do(sql):
-        answers(client, parse(sql), FLUSH, SYNC)
-        return answers(client, bind(), FLUSH, EXECUTE, FLUSH, SYNC)
+        client.say(parse(sql))
+        return [one for said, last in WAYS[way] for one in answers(client, said, last=last)]
 
     do("BEGIN")
-    do("UPDATE t SET v = 'a'")
-    cursor.execute("UPDATE t SET v = 'b'")
+    do("UPDATE t SET v = 'a' WHERE n = 1")
+    cursor.execute("UPDATE t SET v = 'b' WHERE n = 1")
     assert do("SELECT v FROM t") == [b"a", b"SELECT 1"]
     assert do("COMMIT") == ["change conflicts with another transaction (OC000)"]
+    do("BEGIN")
+    do("UPDATE t SET v = 'a' WHERE n = 1")
+    cursor.execute("INSERT INTO t VALUES (2)")
+    assert do("COMMIT") == [b"COMMIT"]
+    assert cursor.row("SELECT v FROM t WHERE n = 1") == ("a",)
 
 
-def test_a_statement_stays_prepared_when_what_it_was_bound_to_is_closed(raw, cursor, schema, table):
+def test_rows_are_fetched_in_parts_or_the_transaction_has_lost(raw, cursor, table):
     cursor.execute("INSERT INTO t VALUES (1, '-')")
-    client = raw().sign_in(path=schema)
-    answers(client, wire.message(b"Q", b"BEGIN\0"))
-    update, close = parse("UPDATE t SET v = v || 'a' WHERE n = 1"), wire.message(b"C", b"P\0")
-    for told in (update, b""):
-        assert answers(client, told, bind(), EXECUTE, close, SYNC) == [b"UPDATE 1"]
-        cursor.execute("INSERT INTO t SELECT max(n) + 1 FROM t")
-    assert answers(client, wire.message(b"Q", b"COMMIT\0")) == [b"COMMIT"]
-    cursor.execute("SELECT v FROM t WHERE n = 1")
-    assert cursor.fetchone() == ("-aa",)
-
-
-def test_rows_are_fetched_in_parts_or_the_transaction_has_lost(raw, cursor, schema, table):
-    cursor.execute("INSERT INTO t VALUES (1, '-')")
-    client = raw().sign_in(path=schema)
-    answers(client, wire.message(b"Q", b"BEGIN; UPDATE t SET v = 'a'\0"))
+    client = raw().sign_in()
+    answers(client, query("BEGIN; UPDATE t SET v = 'a'"))
     numbers, some = parse("SELECT generate_series(1, 3)"), b"E\0\0\0\x0ap\0\0\0\0\1"
-    named = wire.message(b"B", b"p\0\0" + bytes(6))
-    client.say(numbers, named, some, SYNC)
-    assert client.kinds() == b"12DsZ"
-    client.say(some, SYNC)
-    assert client.kinds() == b"DsZ"
+    client.say(numbers, wire.message(b"B", b"p\0\0" + bytes(6)), some, SYNC, some, SYNC)
+    assert client.kinds() + client.kinds() == b"12DsZDsZ"
     cursor.execute("UPDATE t SET v = 'b'")
     assert answers(client, some, SYNC) == ["change conflicts with another transaction (OC000)"]
 
 
-def test_a_copy_may_be_sent_with_its_statement_while_others_write(raw, cursor, schema, table):
-    client = raw().sign_in(path=schema)
-    answers(client, wire.message(b"Q", b"BEGIN; INSERT INTO t VALUES (1)\0"))
+def test_a_copy_may_be_sent_with_its_statement_while_others_write(raw, cursor, table):
+    client = raw().sign_in()
+    answers(client, query("BEGIN; INSERT INTO t VALUES (1)"))
     cursor.execute("INSERT INTO t VALUES (2)")
-    copy = wire.message(b"Q", b"COPY t FROM STDIN\0")
+    copy = query("COPY t FROM STDIN")
     rows = wire.message(b"d", b"3\tx\n"), wire.message(b"c")
     assert answers(client, copy, *rows) == [b"COPY 1"]
     client.say(parse("COPY t FROM STDIN"), bind(), EXECUTE, SYNC)
     assert client.kinds(b"G") == b"12G"
     assert answers(client, wire.message(b"d", b"4\tx\n"), wire.message(b"c"), SYNC) == [b"COPY 1"]
-    assert answers(client, wire.message(b"Q", b"COMMIT\0")) == [b"COMMIT"]
-    cursor.execute("SELECT count(*) FROM t")
-    assert cursor.fetchone() == (4,)
+    client.say(parse("COPY t FROM STDIN"), bind(), EXECUTE, FLUSH, SYNC)
+    assert client.kinds(b"G") == b"12G"
+    assert answers(client, wire.message(b"d", b"5\tx\n"), wire.message(b"c"), SYNC) == [b"COPY 1"]
+    assert answers(client, query("COMMIT")) == [b"COMMIT"]
+    assert cursor.row("SELECT count(*) FROM t") == (5,)
 
 
-def test_a_copy_ends_with_a_message_that_is_none_of_its(raw, schema, table):
-    client = raw().sign_in(path=schema)
-    copy, after = (wire.message(b"Q", sql) for sql in (b"COPY t FROM STDIN\0", b"SELECT 1\0"))
-    client.say(copy, wire.message(b"d", b"1\tx\n"), after)
+def test_a_copy_ends_with_a_message_that_is_none_of_its(raw, table):
+    client = raw().sign_in()
+    client.say(query("COPY t FROM STDIN"), wire.message(b"d", b"1\tx\n"), query("SELECT 1"))
     assert errors_of(client.hear()) == ["COPY from stdin failed: unexpected message"]
     assert client.kinds() == b"TDCZ"
 
@@ -624,15 +544,8 @@ def test_a_copy_ends_with_a_message_that_is_none_of_its(raw, schema, table):
 def test_a_newer_client_is_told_which_protocol_is_spoken(raw):
     client = raw()
     client.sign_in(version=wire.VERSION_3 + 2)
-    client.say(wire.message(b"Q", b"SELECT 1\0"))
+    client.say(query("SELECT 1"))
     assert client.kinds() == b"TDCZ"
-
-
-def test_functions_are_called_by_statements_only(raw):
-    client = raw().sign_in()
-    client.say(wire.message(b"F", bytes(10)), wire.message(b"Q", b"\0"))
-    assert errors_of(client.hear()) == ["unsupported statement: FunctionCall"]
-    assert client.kinds() == b"IZ"
 
 
 PLAIN = [
@@ -644,11 +557,11 @@ PLAIN = [
     struct.pack("!ii", 2**31 - 1, wire.VERSION_3),
 ]
 IN_TLS = [
-    bytes(4),
-    struct.pack("!i", 2**31 - 1),
+    bytes(8),
+    struct.pack("!ii", 2**31 - 1, wire.VERSION_3),
     struct.pack("!ii", 8, 2 << 16),
     b"\0\0\0\x0a\0\3\0\0\xff\xff" + wire.message(b"p", b"\xff"),
-    start_up({"user": "admin"}) + wire.message(b"Q", b"SELECT 1\0"),
+    start_up({"user": "admin"}) + query("SELECT 1"),
     start_up({"user": "admin"}) + b"p\x7f\xff\xff\xff",
     start_up({"user": "admin", "options": "-c"}) + wire.message(b"p", b"x\0"),
 ]
@@ -657,7 +570,6 @@ SIGNED_IN = [
     b"Q\x7f\xff\xff\xff",
     wire.message(b"?"),
     wire.message(b"p", b"again\0"),
-    wire.message(b"Q", b"SELECT 1\0SELECT 2\0"),
     wire.message(b"P", b"a\0b"),
     wire.message(b"E", b""),
 ]
@@ -683,7 +595,7 @@ def test_wrong_words_are_an_error_and_the_end(raw, connect, sent):
     if sent in SIGNED_IN:
         client.sign_in()
     client.say(sent)
-    heard = client.hear(b"no kind")
+    heard = client.hear(b"")
     assert heard[-1][0] == b"E" or sent in IN_TLS
     assert all(said == DENIED or "invalid" in said or "unsupported" in said
                for said in errors_of(heard))  # fmt: skip
@@ -698,14 +610,14 @@ def test_wrong_words_are_an_error_and_the_end(raw, connect, sent):
         parse("SELECT 1; TRUNCATE t") + SYNC,
         wire.message(b"P", b"\0SELECT $1\0\0\xff") + SYNC,
         wire.message(b"B", b"\0\0\xff\xff\xff\xff") + SYNC,
-        wire.message(b"c") + wire.message(b"Q", b"SELEC\0"),
+        wire.message(b"c") + query("SELEC"),
     ],
 )
 def test_wrong_messages_of_a_right_form_are_the_server_s_to_refuse(raw, sent):
     client = raw().sign_in()
     client.say(sent)
     assert len(errors_of(client.hear())) == 1
-    client.say(wire.message(b"Q", b"SELECT 1\0"))
+    client.say(query("SELECT 1"))
     assert client.kinds() == b"TDCZ"
 
 
@@ -719,59 +631,36 @@ def backends(shared):
     return rows[0][0]
 
 
-def test_a_killed_front_loses_nothing_leaves_nothing_and_comes_back(
-    state, shared, cluster, connect, cursor, schema, table
-):
+def test_a_killed_front_loses_nothing_leaves_nothing_and_comes_back(state, shared, connect, table):
     doomed = connect(application_name="through the front").cursor()
-    doomed.execute(f"INSERT INTO {schema}.t VALUES (1)")
-    doomed.execute(f"BEGIN; INSERT INTO {schema}.t VALUES (2)")
+    doomed.execute("INSERT INTO t VALUES (1)")
+    doomed.execute("BEGIN; INSERT INTO t VALUES (2)")
     (front,) = [e for e in local.status(state).engines if e.name == "dsql"]
     os.kill(front.pid, signal.SIGKILL)
     with pytest.raises(psycopg2.OperationalError):
         doomed.execute("SELECT 1")
     assert wait_until(lambda: backends(shared) == 0, 60)
 
-    def back():
+    def is_back():
         with contextlib.suppress(psycopg2.OperationalError):
             return connect()
 
-    again = wait_for(back)
-    with again.cursor() as reader:
-        reader.execute(f"SELECT n FROM {schema}.t")
-        assert reader.fetchall() == [(1,)]
+    assert wait_until(is_back, 120)
+    with connect().cursor() as reader:
+        assert reader.rows("SELECT n FROM t") == [(1,)]
     assert wait_until(lambda: not psutil.pid_exists(front.pid), 60)
 
 
-def wait_for(make):
-    end = time.monotonic() + 120
-    while not (found := make()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return found
-
-
 @pytest.fixture
-def own_front(state):
+def own_front(state, opened):
     """Serves the same cluster in this process, changed as a test needs it."""
-    with contextlib.ExitStack() as stack:
 
-        def serve(**changes):
-            made = replace(local_cluster(state.path), **changes)
-            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            runner = asyncio.Runner()
-            serving = runner.get_loop().create_task(made.serve(listener))
-            thread = threading.Thread(target=run, args=(runner, serving))
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(runner.get_loop().call_soon_threadsafe, serving.cancel)
-            return listener.getsockname()[1]
+    def serve(**changes):
+        serving = InThread(replace(local_cluster(state.path), **changes).serve)
+        opened.callback(serving.close)
+        return serving.port
 
-        yield serve
-
-
-def run(runner, serving):
-    with runner, contextlib.suppress(asyncio.CancelledError):
-        runner.get_loop().run_until_complete(serving)
+    return serve
 
 
 def test_more_connections_than_the_rate_allows_are_turned_away(own_front, connect, cluster):
@@ -784,7 +673,7 @@ def test_more_connections_than_the_rate_allows_are_turned_away(own_front, connec
 
 def test_a_connection_ends_when_its_time_is_over(own_front, raw, cluster):
     client = raw(replace(cluster, port=own_front(life_s=0.5))).sign_in()
-    client.say(wire.message(b"Q", b"SELECT pg_sleep(300)\0"))
+    client.say(query("SELECT pg_sleep(300)"))
     (said,) = errors_of(client.hear())
     assert "60 minutes" in said
 

@@ -1,6 +1,5 @@
 """DSQL's rules in the learner's own PostgreSQL: installed, kept, and removed without a trace."""
 
-import contextlib
 from dataclasses import replace
 
 import psycopg2
@@ -47,23 +46,28 @@ def workshop(server, monkeypatch):
 
 
 @pytest.fixture
-def cursor(server):
+def cursor(server, opened):
     port, secrets = server
-    arguments = {"host": HOST, "port": port, "dbname": "postgres"}
-    with contextlib.closing(
-        psycopg2.connect(user=OWNER, password=secrets["owner"], **arguments)
-    ) as connection:
-        connection.autocommit = True
-        yield connection.cursor()
+    connection = psycopg2.connect(
+        host=HOST, port=port, dbname="postgres", user=OWNER, password=secrets["owner"]
+    )
+    opened.callback(connection.close)
+    connection.autocommit = True
+    return connection.cursor()
+
+
+def refuses_to_truncate(cursor, table):
+    cursor.execute("SET workshop.dsql_rules = 'on'")
+    with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
+        cursor.execute(f"TRUNCATE {table}")
+    return True
 
 
 def test_rules_are_removed_without_a_trace_and_installed_again(workshop, cursor):
     cursor.execute("CREATE TABLE IF NOT EXISTS mine (id INT)")
     done = workshop("rules", "install")
     assert (done.exit_code, done.output) == (0, "The rules are installed.\n")
-    cursor.execute("SET workshop.dsql_rules = 'on'")
-    with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
-        cursor.execute("TRUNCATE mine")
+    assert refuses_to_truncate(cursor, "mine")
     assert workshop("rules", "remove").output == "The rules are removed.\n"
     cursor.execute(OURS)
     assert cursor.fetchall() == []
@@ -71,8 +75,7 @@ def test_rules_are_removed_without_a_trace_and_installed_again(workshop, cursor)
     assert workshop("rules", "remove").exit_code == 0
     for _ in range(2):
         assert workshop("rules", "install").exit_code == 0
-    with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
-        cursor.execute("TRUNCATE mine")
+    assert refuses_to_truncate(cursor, "mine")
 
 
 def test_rules_of_another_version_are_replaced(workshop, cursor):
@@ -89,9 +92,7 @@ def test_rules_of_another_version_are_replaced(workshop, cursor):
     )
     done = workshop("rules", "install")
     assert (done.exit_code, done.output) == (0, "The rules are installed.\n")
-    cursor.execute("SET workshop.dsql_rules = 'on'")
-    with pytest.raises(psycopg2.errors.FeatureNotSupported, match="Truncate"):
-        cursor.execute("TRUNCATE older")
+    assert refuses_to_truncate(cursor, "older")
     cursor.execute("SELECT object_name FROM of_jobs")
     assert ("older",) in cursor.fetchall()
     cursor.execute("DROP VIEW of_jobs")

@@ -5,7 +5,6 @@ import pytest
 from workshop_lib.dsql.statements import check, read
 
 CACHE = "please define CACHE greater than or equal to 65536 or equal to 1"
-WRONG_CACHE = "CACHE ({}) must be greater than or equal to 65536 or equal to 1"
 ADD_CONSTRAINT = "unsupported ALTER TABLE ADD CONSTRAINT statement"
 ADD_COLUMN = "ALTER TABLE ADD COLUMN with constraint not supported"
 LOCKS = "locking clauses other than FOR UPDATE/FOR KEY SHARE are not supported"
@@ -13,7 +12,6 @@ NO_INDEX = "unsupported mode. please use CREATE INDEX ASYNC."
 TOO_MANY_KEYS = "more than 8 column keys in an index are not supported"
 UNSUPPORTED = {
     "TRUNCATE orders": "Truncate",
-    "CREATE DATABASE shop": "Createdb",
     "CREATE MATERIALIZED VIEW totals AS SELECT 1 AS n": "CreateTableAs",
     "SELECT 1 AS n INTO copied": "CreateTableAs",
     "EXPLAIN CREATE TABLE copied AS SELECT 1 AS n": "CreateTableAs",
@@ -31,36 +29,29 @@ NOT_SUPPORTED = {
         "unsupported statement type: MERGE",
     "CREATE TRIGGER t AFTER INSERT ON orders EXECUTE FUNCTION f()": "CREATE TRIGGER not supported",
     "ALTER TYPE size ADD VALUE 'xl'": "ALTER TYPE not supported",
-    "ALTER TYPE pair ADD ATTRIBUTE c int": "ALTER TYPE not supported",
     "ALTER TYPE size RENAME TO sizes": "unsupported object in RENAME statement",
     "DROP TYPE size": "unsupported object in DROP statement",
     "DROP TRIGGER t ON orders": "unsupported object in DROP statement",
     "ROLLBACK TO a": "unsupported transaction statement: ROLLBACK TO",
     "BEGIN ISOLATION LEVEL SERIALIZABLE": "Unsupported isolation level: SERIALIZABLE",
-    "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE": "Unsupported isolation level: SERIALIZABLE",
     "SET TRANSACTION READ ONLY": 'setting configuration parameter "TRANSACTION" not supported',
     "SET work_mem = '8MB'": 'setting configuration parameter "work_mem" not supported',
     "CREATE FUNCTION f() RETURNS int LANGUAGE sql SET work_mem = '8MB' RETURN 1":
         'setting configuration parameter "work_mem" not supported',
     "SELECT n FROM orders FOR SHARE": LOCKS,
-    "SELECT (SELECT n FROM orders LIMIT 1 FOR NO KEY UPDATE)": LOCKS,
     "SELECT n FROM orders TABLESAMPLE BERNOULLI (10)": "TABLESAMPLE clause not supported",
     "SELECT circle(point(1, 2), 3)": "datatype circle not supported",
     "SELECT '(1,2)'::point": "datatype point not supported",
     "SELECT pg_try_advisory_xact_lock(7)": "function pg_try_advisory_xact_lock not supported",
-    "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 1; END'":
-        "CREATE FUNCTION with language plpgsql not supported",
     "CREATE ROLE r LOGIN PASSWORD 'x'": "unsupported role option: PASSWORD",
     "COPY orders TO PROGRAM 'cat'": "COPY from or to a file is not supported",
     "CREATE TEMP TABLE t (n int)": "TEMPORARY or TEMP table not supported for CREATE TABLE",
-    "CREATE TEMP VIEW v AS SELECT 1": "TEMPORARY or TEMP table not supported for CREATE VIEW",
     "CREATE TABLE t (n int) PARTITION BY HASH (n)": "PARTITION BY not supported for CREATE TABLE",
     "CREATE TABLE t (n int) ON COMMIT DROP": "ON COMMIT not supported for CREATE TABLE",
     "CREATE TABLE t (n int, EXCLUDE USING gist (n WITH =))":
         "EXCLUDE not supported for CREATE TABLE",
     "CREATE TABLE t (n text COLLATE x)": "COLLATE clause not supported for columns",
     "CREATE TABLE t (n varchar(3)[])": "datatype character varying[] not supported",
-    "CREATE TABLE t (n bit varying(3))": "datatype bit varying not supported",
     "CREATE DOMAIN amount AS money": "datatype money not supported",
     "CREATE SCHEMA s CREATE TABLE t (n xml)": "datatype xml not supported",
     "CREATE TABLE t (n bigint GENERATED ALWAYS AS IDENTITY)":
@@ -71,38 +62,27 @@ NOT_SUPPORTED = {
         "datatype integer not supported, identity column type must be bigint",
     "CREATE SEQUENCE s":
         f"CREATE SEQUENCE is not supported without an explicit cache size. {CACHE}",
-    **dict.fromkeys(
-        (
-            "ALTER TABLE t ADD COLUMN n int DEFAULT 0",
-            "ALTER TABLE t ADD n int NOT NULL",
-            "ALTER TABLE t ADD n int REFERENCES u",
-            "ALTER TABLE t ADD n bigint GENERATED ALWAYS AS IDENTITY (CACHE 1)",
-        ),
-        ADD_COLUMN,
-    ),
+    "ALTER TABLE t ADD COLUMN n int DEFAULT 0": ADD_COLUMN,
+    "ALTER TABLE t ADD n int REFERENCES u": ADD_COLUMN,
     "ALTER TABLE t DROP COLUMN m, ADD n text[]": "datatype text[] not supported",
     "ALTER TABLE t ALTER n TYPE text":
         "unsupported ALTER TABLE ALTER COLUMN ... SET DATA TYPE statement",
     "ALTER TABLE t CLUSTER ON i": "unsupported ALTER TABLE CLUSTERON statement",
     "ALTER TABLE t VALIDATE CONSTRAINT c": "unsupported ALTER TABLE VALIDATE CONSTRAINT statement",
-    "ALTER TABLE t ADD PRIMARY KEY (n)": ADD_CONSTRAINT,
     "ALTER TABLE t ADD CONSTRAINT c PRIMARY KEY USING INDEX i": ADD_CONSTRAINT,
     "ALTER TABLE t ADD CONSTRAINT c FOREIGN KEY (n) REFERENCES u (n)": ADD_CONSTRAINT,
     "CREATE INDEX i ON t (n)": NO_INDEX,
-    "CREATE INDEX CONCURRENTLY i ON t (n)": NO_INDEX,
     "CREATE INDEX ASYNC i ON t USING btree (n)": "index access method btree not supported",
     "CREATE INDEX ASYNC i ON t (n DESC)": "specifying sort order not supported for index keys",
 }  # fmt: skip
 REFUSED = {
     **{sql: ("0A000", f"unsupported statement: {name}") for sql, name in UNSUPPORTED.items()},
     **{sql: ("0A000", message) for sql, message in NOT_SUPPORTED.items()},
+    "CREATE SEQUENCE s AS numeric(10, 0) CACHE 1": ("22023", "sequence type must be bigint"),
     "CREATE TABLE t (n serial)": ("42704", 'type "serial" does not exist'),
     "SELECT to_tsquery('french', 'a')":
         ("42704", 'text search configuration "french" does not exist'),
     "SELECT to_tsvector('a')": ("42704", 'text search configuration "english" does not exist'),
-    "CREATE SEQUENCE s AS smallint CACHE 1": ("22023", "sequence type must be bigint"),
-    "CREATE SEQUENCE s CACHE 100": ("22023", WRONG_CACHE.format(100)),
-    "ALTER SEQUENCE s CACHE 2": ("22023", WRONG_CACHE.format(2)),
     "SET client_encoding = 'LATIN1'":
         ("22023", 'invalid value for parameter "client_encoding": "LATIN1"'),
     "CREATE INDEX ASYNC s.i ON t (n)": ("42601", 'syntax error at or near "."'),
@@ -114,13 +94,11 @@ REFUSED = {
     f"SELECT {'1 + ' * 4000} 1": ("54001", "stack depth limit exceeded"),
 }  # fmt: skip
 ALLOWED = """
-TABLE orders
 WITH gone AS (DELETE FROM orders RETURNING n) SELECT n FROM gone
 SELECT n FROM orders FOR KEY SHARE
 SELECT '127.0.0.1'::inet, string_to_array('a,b', ','), '{}'::jsonb ->> 'a'
 SELECT * FROM json_to_record('{}') AS t (n int[], p point)
 INSERT INTO orders VALUES (1) ON CONFLICT (n) DO UPDATE SET n = excluded.n RETURNING n
-INSERT INTO orders SELECT n FROM others
 EXPLAIN ANALYZE VERBOSE SELECT 1
 ANALYZE orders
 COPY orders FROM STDIN
@@ -128,7 +106,6 @@ BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY
 ROLLBACK
 SET CONSTRAINTS ALL DEFERRED
 SET LOCAL search_path = a, b
-SET TIME ZONE 'UTC'
 SET NAMES 'UTF8'
 SET enable_seqscan = off
 SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY
@@ -139,9 +116,7 @@ DEALLOCATE ALL
 CREATE SCHEMA s CREATE VIEW v AS SELECT 1
 CREATE DOMAIN size AS text CHECK (VALUE IN ('s', 'l'))
 CREATE FUNCTION one(int[]) RETURNS int LANGUAGE sql AS 'SELECT 1'
-CREATE FUNCTION two() RETURNS int RETURN 2
 CREATE SEQUENCE s CACHE 9999999999
-ALTER SEQUENCE s RESTART
 CREATE TABLE t (n bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY, size size)
 CREATE TABLE t (a smallint, c numeric(9, 2), d char(3), e bytea STORAGE PLAIN, f jsonb)
 CREATE TABLE t (n int REFERENCES u (n) DEFERRABLE, m int GENERATED ALWAYS AS (n + 1) STORED)
@@ -150,13 +125,11 @@ ALTER TABLE t ALTER n SET DEFAULT 3
 ALTER TABLE t ADD CONSTRAINT c CHECK (n > 0) NOT VALID
 ALTER TABLE t ADD CONSTRAINT c UNIQUE USING INDEX i
 ALTER TABLE t ALTER n ADD GENERATED BY DEFAULT AS IDENTITY (CACHE 1)
-ALTER TABLE t RENAME COLUMN n TO m
 ALTER TABLE t OWNER TO r
 CREATE ROLE r LOGIN
 ALTER ROLE r RESET ALL
 GRANT SELECT ON t TO r
 DROP TABLE IF EXISTS t CASCADE
-DROP TRIGGER IF EXISTS x ON t
 CALL sys.wait_for_job('a')
 """.strip().splitlines()
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-OC000, OC001, DUPLICATE, ABORTED = "OC000", "OC001", "23505", "25P02"
+OC000, OC001, DUPLICATE, ABORTED = "!OC000", "!OC001", "!23505", "!25P02"
 
 
 @dataclass
@@ -38,25 +38,25 @@ class Table:
 
     def begin(self, who: str) -> str:
         self.open[who] = Transaction(dict(self.rows), self.commits, dict(self.rows))
-        return "BEGIN"
+        return "=BEGIN"
 
     def rollback(self, who: str) -> str:
         del self.open[who]
-        return "ROLLBACK"
+        return "=ROLLBACK"
 
     def commit(self, who: str) -> str:
-        """First to commit wins; "COMMIT or OC000" where a key came and went again meanwhile."""
+        """First to commit wins; "=COMMIT or !OC000" where a key came and went again meanwhile."""
         mine = self.open.pop(who)
         if mine.failed and (mine.used or mine.told):
-            return "ROLLBACK" if mine.told else mine.failed
+            return "=ROLLBACK" if mine.told else mine.failed
         news = {key for key in mine.touched if self.changed.get(key, 0) > mine.began}
         if any(key in mine.snapshot or key in self.rows for key in news):
             return OC000
         if news:
             self.open[who] = mine
-            return f"COMMIT or {OC000}"
+            return f"=COMMIT or {OC000}"
         self.apply(mine)
-        return "COMMIT"
+        return "=COMMIT"
 
     def apply(self, mine: Transaction) -> None:
         self.commits += 1
@@ -70,10 +70,12 @@ class Table:
         for other, theirs in self.open.items():
             if other != who and not theirs.failed:
                 theirs.failed = OC001
-        return "GRANT"
+        return "=GRANT"
 
-    def do(self, who: str, what: str, key: int, value: str) -> object:
-        """One statement, in the open transaction or as one of its own."""
+    def play(self, who: str, what: str, key: int = 0, value: str = "") -> str:
+        """The answer to a statement: rows or a tag after "=", an error after "!"."""
+        if what in {"begin", "commit", "rollback", "grant"}:
+            return str(getattr(self, what)(who))
         alone = who not in self.open
         if alone:
             self.begin(who)
@@ -92,23 +94,20 @@ class Table:
                 self.apply(mine)
         return answer
 
-    def _within(self, mine: Transaction, what: str, key: int, value: str) -> object:
-        if what == "read":
-            return sorted(mine.rows.items())
+    def _within(self, mine: Transaction, what: str, key: int, value: str) -> str:
         there = key in mine.rows
         if what == "add" and there:
             return DUPLICATE
-        if there or what in {"add", "put"}:
+        if what != "read" and (there or what in {"add", "put"}):
             mine.touched.add(key)
         match what:
             case "add" | "put":
                 mine.rows[key] = value
-                return "INSERT 0 1"
-            case "set":
-                if there:
-                    mine.rows[key] += value
-                return [mine.rows[key]] if there else []
+                return "=INSERT 0 1"
             case "delete":
                 mine.rows.pop(key, None)
-                return f"DELETE {int(there)}"
-        return [mine.rows[key]] if there else []
+                return f"=DELETE {int(there)}"
+            case "set" if there:
+                mine.rows[key] += value
+        shown = sorted(mine.rows) if what == "read" else [key] if there else []
+        return "=" + " ".join(f"{n}{mine.rows[n]}" for n in shown)

@@ -1,7 +1,7 @@
 # What other modules use of this one; `__init__.py` imports each name on first use.
 
 from .conflicts import comes_from_conflict as comes_from_conflict, is_conflict as is_conflict
-from .interleaving import Step as Step, play as play
+from .interleaving import Step as Step, run_interleaved as run_interleaved
 from .limits import (
     CONNECTION_BURST as CONNECTION_BURST,
     CONNECTION_LIFE_S as CONNECTION_LIFE_S,

@@ -23,10 +23,9 @@ NOT_RUN = WORDS["geometry"] | WORDS["text_search"]
 """Types that are refused in expressions as well."""
 UTF8 = frozenset({"utf8", "utf-8", "unicode", "sql_ascii"})
 """What clients call the encoding that the service knows; the last one leaves bytes as they are."""
-CACHE_AT_LEAST = 65_536
 NO_CACHE = (
     "{} is not supported without an explicit cache size. "
-    f"please define CACHE greater than or equal to {CACHE_AT_LEAST} or equal to 1"
+    "please define CACHE greater than or equal to 65536 or equal to 1"
 )
 
 
@@ -118,23 +117,17 @@ def _column(column: Node) -> Refusal | None:
     )
 
 
-def _refuse_cache(given: dict[str, Node], what: str) -> Refusal | None:
-    """The options of a sequence."""
-    name = type_name(given.get("as", {}).get("TypeName", {}))
-    if "as" in given and name != "int8":
+def _sequence(statement: Node, what: str) -> Refusal | None:
+    """What makes a sequence. The size of the cache, the server sees (rules.sql)."""
+    given = options(statement)
+    if "as" in given and type_name(given["as"]["TypeName"]) != "int8":
         return Refusal("22023", "sequence type must be bigint")
-    if "cache" not in given:
-        return None if what == "ALTER SEQUENCE" else not_supported(NO_CACHE.format(what))
-    size = given["cache"].get("Integer", {}).get("ival", 0) or CACHE_AT_LEAST  # a large one: Float
-    if size == 1 or size >= CACHE_AT_LEAST:
-        return None
-    least = f"must be greater than or equal to {CACHE_AT_LEAST} or equal to 1"
-    return Refusal("22023", f"CACHE ({size}) {least}")
+    return None if "cache" in given else not_supported(NO_CACHE.format(what))
 
 
 def _constraint(constraint: Node) -> Refusal | None:
     identity = constraint["contype"] == "CONSTR_IDENTITY"
-    return _refuse_cache(options(constraint), "identity column") if identity else None
+    return _sequence(constraint, "identity column") if identity else None
 
 
 # --- statements ---
@@ -199,13 +192,6 @@ def _index(statement: Node) -> Refusal | None:
     return None
 
 
-def _create_function(statement: Node) -> Refusal | None:
-    language = text(options(statement).get("language", {})).lower()
-    if language in {"", "sql"}:
-        return None
-    return not_supported(f"CREATE FUNCTION with language {language} not supported")
-
-
 def _drop(statement: Node) -> Refusal | None:
     if statement["removeType"] == "OBJECT_TRIGGER" and "missing_ok" not in statement:
         return not_supported("unsupported object in DROP statement")
@@ -217,14 +203,12 @@ RULES: dict[str, Callable[[Node], Refusal | None]] = {
     "AlterTableCmd": lambda c: _first(map(_column, parts(c, "def", "ColumnDef"))),
     "Constraint": _constraint,
     "CreateDomainStmt": lambda s: _refuse_type(s["typeName"]),
-    "CreateSeqStmt": lambda s: _refuse_cache(options(s), "CREATE SEQUENCE"),
-    "AlterSeqStmt": lambda s: _refuse_cache(options(s), "ALTER SEQUENCE"),
+    "CreateSeqStmt": lambda s: _sequence(s, "CREATE SEQUENCE"),
     "VariableSetStmt": _set,
     "DefElem": _option,
     "FuncCall": _function_call,
     "TypeCast": _cast,
     "IndexStmt": _index,
-    "CreateFunctionStmt": _create_function,
     "DropStmt": _drop,
 }
 """What the lists cannot say of a structure."""

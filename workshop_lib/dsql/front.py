@@ -13,6 +13,7 @@ import contextlib
 import hmac
 import json
 import os
+import re
 import secrets
 import socket
 import ssl
@@ -22,6 +23,7 @@ import threading
 from asyncio import IncompleteReadError
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
-from workshop_lib.dsql import limits, wire
+from workshop_lib.dsql import wire
 from workshop_lib.dsql.allowed import Refusal, may_set
+from workshop_lib.dsql.limits import CONNECTION_LIFE_S, Rate
 from workshop_lib.dsql.tokens import CLUSTER_NAMES, CLUSTER_REGION, objection
 from workshop_lib.dsql.transactions import PATIENCE_S, Session
 from workshop_lib.services.local import LOGIN
@@ -48,7 +51,7 @@ DENIED = "unable to accept connection, access denied"
 TOO_FAST = Refusal("53400", "unable to accept connection, rate exceeded")
 NO_TLS = Refusal("08P01", "SSL is mandatory")
 TOO_OLD = Refusal("57P01", "connection has lasted 60 minutes, which is the longest allowed")
-ASLEEP = Refusal("57P03", "unable to accept connection, waking up cluster")
+ASLEEP = "unable to accept connection, waking up cluster"
 TLS_RECORD = b"\x16"
 REPORTED = (
     *("application_name", "client_encoding", "DateStyle", "default_transaction_read_only"),
@@ -77,22 +80,20 @@ class Cluster:
     password: Callable[[str], str]
     objection: Callable[[str, str], str]
     tls: ssl.SSLContext
-    rate: limits.Rate = field(default_factory=limits.of_a_cluster)
-    life_s: float = limits.CONNECTION_LIFE_S
+    rate: Rate = field(default_factory=Rate)
+    life_s: float = CONNECTION_LIFE_S
     max_schemas: int = 10
     rewrite: Callable[[str], str] = str
     sessions: dict[bytes, tuple[Session, Connection]] = field(default_factory=dict)
     holder: Session | None = None
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _alone: set[Session] = field(default_factory=set)
-    _none_alone: asyncio.Event = field(default_factory=asyncio.Event)
+    _turns: dict[asyncio.Future[None], bool] = field(default_factory=dict)
+    """Of sessions that change something, in order, whether each is of a statement alone."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve clients for ever, each in a task of its own."""
         loop = asyncio.get_running_loop()
         listener.setblocking(False)
-        self._none_alone.set()
         while True:
             try:
                 client, _ = await loop.sock_accept(listener)
@@ -111,14 +112,14 @@ class Cluster:
 
     async def _serve_one(self, client: socket.socket) -> None:
         """Serve one client. Whatever it sends, or stops sending, ends at most itself."""
-        with contextlib.suppress(OSError, IncompleteReadError, TimeoutError):
+        with contextlib.suppress(OSError, IncompleteReadError, TimeoutError, struct.error), client:
+            client.setblocking(False)
+            # asyncio does so only where an accepted socket says that it is of TCP.
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(SIGN_IN_S):
-                with client:
-                    client.setblocking(False)
-                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    if not await self._begins_tls(client):
-                        return
-                    side = await wire.open_side(client.dup(), self.tls)
+                if not await self._begins_tls(client):
+                    return
+                side = await wire.open_side(client, self.tls)
             try:
                 async with asyncio.timeout(SIGN_IN_S):
                     server = await self._sign_in(side)
@@ -136,19 +137,14 @@ class Cluster:
         """Whether TLS comes next: asked for, or begun at once (sslnegotiation=direct)."""
         loop = asyncio.get_running_loop()
         while await _peek(client) != TLS_RECORD:
-            head = await loop.sock_recv(client, 8)
-            match struct.unpack("!ii", head) if len(head) == 8 else ():
-                case (8, wire.SSL):
-                    await loop.sock_sendall(client, b"S")
-                    return True
-                case (8, wire.GSS):
-                    await loop.sock_sendall(client, b"N")
-                case (16, wire.CANCEL):
-                    await self._cancel(await loop.sock_recv(client, 8))
-                    return False
-                case _:
-                    await loop.sock_sendall(client, wire.error(NO_TLS))
-                    return False
+            code, key = await wire.receive_first(partial(loop.sock_recv, client))
+            if code == wire.CANCEL:
+                await self._cancel(key)
+                return False
+            answers = {wire.SSL: b"S", wire.GSS: b"N"}
+            await loop.sock_sendall(client, answers.get(code, wire.error(NO_TLS)))
+            if code != wire.GSS:
+                return code == wire.SSL
         return True
 
     async def _sign_in(self, side: wire.Side) -> Connection | None:
@@ -161,19 +157,15 @@ class Cluster:
             ProtocolError: it may not.
 
         """
-        (length,) = struct.unpack("!i", await side.reader.readexactly(4))
-        if not 8 <= length <= wire.MAX_SIGN_IN:
-            raise wire.ProtocolError("invalid length of startup packet")
-        body = await side.reader.readexactly(length - 4)
-        (version,) = struct.unpack("!i", body[:4])
+        version, body = await wire.receive_first(side.reader.readexactly)
         if version == wire.CANCEL:
-            await self._cancel(body[4:])
+            await self._cancel(body)
             return None
         if version >> 16 != 3:
             raise wire.ProtocolError("unsupported frontend protocol")
         if version != wire.VERSION_3:
             side.writer.write(wire.message(b"v", struct.pack("!ii", wire.VERSION_3, 0)))
-        words = body[4:].decode(errors="replace").split("\0")
+        words = body.decode(errors="replace").split("\0")
         asked = {k.lower(): v for k, v in zip(words[::2], words[1::2], strict=False) if k}
         side.writer.write(wire.message(b"R", struct.pack("!i", wire.CLEARTEXT)))
         kind, given = await wire.receive(side.reader, wire.MAX_SIGN_IN)
@@ -187,7 +179,7 @@ class Cluster:
         try:
             return await asyncio.to_thread(self._connect_as, user, dict(_settings(asked)))
         except (OSError, KeyError, ValueError):
-            raise wire.ProtocolError(ASLEEP) from None
+            raise wire.ProtocolError(Refusal("57P03", ASLEEP)) from None
 
     def _connect_as(self, user: str, settings: dict[str, str]) -> Connection:
         """Sign in to PostgreSQL as this role; one that has no password there yet is given one."""
@@ -199,21 +191,24 @@ class Cluster:
             "client_connection_check_interval": "1s",
         }
         encoding = known.pop("client_encoding", "UTF8").strip("'")
-        options = " ".join(f"-c {_one_word(f'{name}={value}')}" for name, value in known.items())
-        given = {"user": user, "options": options, "client_encoding": encoding}
+        # With a backslash before what would end an option.
+        given = (re.sub(r"([\s\\])", r"\\\1", f"{k}={v}") for k, v in known.items())
+        options = " ".join(f"-c {one}" for one in given)
         secret = hmac.new(self.password("owner").encode(), user.encode(), "sha256").hexdigest()
         if user == "admin":
             secret = self.password("admin")
+        connect = partial(
+            self._connect, user=user, password=secret, options=options, client_encoding=encoding
+        )
         try:
-            found = self._connect(password=secret, **given)
+            found = connect()
         except psycopg2.OperationalError as error:
-            if user == "admin" or "password authentication failed" not in str(error):
-                raise wire.ProtocolError(_refusal(error)) from None
+            if "password authentication failed" not in str(error):
+                said = str(error).partition("FATAL:")[2].strip()
+                raise wire.ProtocolError(Refusal("57P03", said or ASLEEP)) from None
             self._give_password(user, secret)
-            found = self._connect(password=secret, **given)
+            found = connect()
         found.autocommit = True
-        with found.cursor() as cursor:
-            cursor.execute("RESET DateStyle")  # psycopg2 sets its own
         return found
 
     def _connect(self, **given: Any) -> Connection:
@@ -237,6 +232,7 @@ class Cluster:
     async def _run(self, client: wire.Side, connected: Connection) -> None:
         """Serve a client that is signed in, over the socket that libpq has signed in on."""
         server = await wire.open_side(socket.socket(fileno=os.dup(connected.fileno())))
+        self._spawn(_hang_up(client, server))
         session = Session(self, client, server)
         key = struct.pack("!i", connected.get_backend_pid()) + secrets.token_bytes(4)
         self.sessions[key] = session, connected
@@ -260,7 +256,7 @@ class Cluster:
     # --- transactions ---
 
     @contextlib.asynccontextmanager
-    async def take_turn(self, session: Session, *, alone: bool) -> AsyncIterator[bool]:
+    async def turn(self, session: Session, *, alone: bool) -> AsyncIterator[bool]:
         """Have no other transaction's changes in PostgreSQL, unless that takes too long.
 
         Args:
@@ -268,29 +264,17 @@ class Cluster:
             alone: its statement is a transaction of its own. Such go on beside each other.
 
         """
-        async with contextlib.AsyncExitStack() as turn:
-            try:
-                async with asyncio.timeout(PATIENCE_S):
-                    await turn.enter_async_context(self._turn)
-                    if not alone:
-                        await self._none_alone.wait()
-            except TimeoutError:
-                await turn.aclose()
-                yield False
-                return
-            if self.holder not in {None, session}:
+        mine = asyncio.get_running_loop().create_future()
+        others = [turn for turn, is_alone in self._turns.items() if not (alone and is_alone)]
+        self._turns[mine] = alone
+        try:
+            waiting = others and (await asyncio.wait(others, timeout=PATIENCE_S))[1]
+            if not waiting and self.holder not in {None, session}:
                 await asyncio.shield(self._spawn(self.holder.take_back()))
-            if alone:
-                self._alone.add(session)
-                self._none_alone.clear()
-                await turn.aclose()
-                turn.callback(self._ends_alone, session)
-            yield True
-
-    def _ends_alone(self, session: Session) -> None:
-        self._alone.discard(session)
-        if not self._alone:
-            self._none_alone.set()
+            yield not waiting
+        finally:
+            del self._turns[mine]
+            mine.set_result(None)
 
     def let_go(self, session: Session) -> None:
         """Note that a session has no changes in PostgreSQL any more."""
@@ -305,17 +289,6 @@ class Cluster:
 
 
 LOGIN_ROLE = "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s AND rolcanlogin AND NOT rolsuper"
-
-
-def _one_word(option: str) -> str:
-    """An option as PostgreSQL reads it, whatever is in it."""
-    return "".join(f"\\{one}" if one.isspace() or one == "\\" else one for one in option)
-
-
-def _refusal(error: psycopg2.OperationalError) -> Refusal:
-    """What PostgreSQL says to a client that it does not let in."""
-    _, fatal, said = str(error).partition("FATAL:")
-    return Refusal("57P03", said.strip()) if fatal else ASLEEP
 
 
 def _settings(asked: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -340,17 +313,20 @@ def _settings(asked: dict[str, str]) -> Iterator[tuple[str, str]]:
         yield name, value
 
 
+async def _hang_up(client: wire.Side, server: wire.Side) -> None:
+    """End what PostgreSQL does for a client that is gone."""
+    with contextlib.suppress(OSError):
+        await client.writer.wait_closed()
+    server.writer.close()
+
+
 async def _peek(client: socket.socket) -> bytes:
     """The first byte, which stays to be read; empty at the end."""
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(client, ready.set)
     try:
-        while True:
-            await ready.wait()
-            try:
-                return client.recv(1, socket.MSG_PEEK)
-            except BlockingIOError:
-                ready.clear()
+        await ready.wait()
+        return client.recv(1, socket.MSG_PEEK)
     finally:
         loop.remove_reader(client)
 

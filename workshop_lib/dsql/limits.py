@@ -29,14 +29,17 @@ class Rate:
     """A token bucket, kept as one number (the generic cell rate algorithm, ITU-T I.371, 1996).
 
     Args:
-        per_second: events in the long run.
+        per_second: events in the long run; the default is a cluster's for new connections.
         burst: events at once, after a time without.
         clock: seconds.
 
     """
 
     def __init__(
-        self, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic
+        self,
+        per_second: float = CONNECTIONS_PER_SECOND,
+        burst: int = CONNECTION_BURST,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._each_s = 1 / per_second
         self._ahead_s = burst / per_second
@@ -64,8 +67,3 @@ class Rate:
                 return False, wait
             self._paid_until = paid_until
             return True, wait
-
-
-def of_a_cluster() -> Rate:
-    """The rate at which a cluster takes new connections."""
-    return Rate(CONNECTIONS_PER_SECOND, CONNECTION_BURST)

@@ -14,12 +14,13 @@ RULES = Path(__file__).with_name("rules.sql")
 SAFE_PATH = "SET LOCAL search_path = pg_catalog, pg_temp;\n"
 """Begins what a superuser runs: anybody may have put functions and operators into `public`."""
 FOREIGN = """
-SELECT DISTINCT n.nspname, r.rolname FROM pg_namespace n
-  JOIN LATERAL (SELECT n.nspowner
-                UNION SELECT proowner FROM pg_proc WHERE pronamespace = n.oid
-                UNION SELECT relowner FROM pg_class WHERE relnamespace = n.oid) o (owner) ON true
-  JOIN pg_roles r ON r.oid = o.owner AND NOT r.rolsuper
- WHERE n.nspname IN ('dsql_rules', 'sys') LIMIT 1
+SELECT n.nspname, r.rolname
+  FROM (SELECT oid, nspowner FROM pg_namespace
+        UNION SELECT pronamespace, proowner FROM pg_proc
+        UNION SELECT relnamespace, relowner FROM pg_class) owned (space, owner)
+  JOIN pg_namespace n ON n.oid = space AND n.nspname IN ('dsql_rules', 'sys')
+  JOIN pg_roles r ON r.oid = owner AND NOT r.rolsuper
+ LIMIT 1
 """
 
 

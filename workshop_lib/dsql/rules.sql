@@ -143,9 +143,8 @@ BEGIN
             same := dsql_rules.same_key(TG_RELID, 't', 'n');
             IF same IS NOT NULL THEN
                 -- The unique index knows that a row was deleted after the snapshot, which has it.
-                -- OFFSET 0: else the planner trusts the index that there is one row with a key.
-                EXECUTE format('SELECT count(*) FROM new_rows n, '
-                    'LATERAL (SELECT FROM %s t WHERE %s OFFSET 0) o',
+                -- Not a join: there the planner trusts the index that there is one row with a key.
+                EXECUTE format('SELECT sum((SELECT count(*) FROM %s t WHERE %s)) FROM new_rows n',
                     TG_RELID::regclass, same) INTO matches;
                 IF matches > row_count THEN
                     PERFORM dsql_rules.refuse('23505',
@@ -314,8 +313,8 @@ BEGIN
             IF made.command_tag = 'CREATE TABLE' THEN
                 PERFORM dsql_rules.attach(made.objid::regclass);
             END IF;
-        ELSIF made.command_tag = 'CREATE SEQUENCE' AND NOT EXISTS (
-            SELECT FROM pg_depend WHERE objid = made.objid AND deptype IN ('a', 'i')) THEN
+        ELSIF made.command_tag = 'ALTER SEQUENCE' OR made.command_tag = 'CREATE SEQUENCE' AND NOT
+            EXISTS (SELECT FROM pg_depend WHERE objid = made.objid AND deptype IN ('a', 'i')) THEN
             PERFORM dsql_rules.check_sequence(seqtypid, seqcache)
                FROM pg_sequence WHERE seqrelid = made.objid;
         ELSIF made.command_tag = 'CREATE SCHEMA' THEN
@@ -421,16 +420,15 @@ END
 $$;
 
 -- A copy of a table as this transaction's snapshot has it, which is gone at its end: a transaction
--- that has lost goes on in copies. Its name comes before the table's own.
-CREATE OR REPLACE FUNCTION dsql_rules.copy_table(target regclass) RETURNS void
+-- that has lost goes on in copies. Its name comes before the table's own, if that is visible by it.
+CREATE OR REPLACE FUNCTION dsql_rules.copy_table(target regclass, visible boolean) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    place name;
     called name;
     names text;
     counter record;
 BEGIN
-    SELECT n.nspname, c.relname INTO place, called
+    SELECT c.relname INTO called
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE c.oid = target AND c.relkind = 'r' AND c.relpersistence = 'p'
        AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'sys', 'dsql_rules');
@@ -440,7 +438,9 @@ BEGIN
     IF dsql_rules.noted('copy_' || target::oid) > 0 THEN
         RETURN;
     END IF;
-    RAISE NOTICE USING ERRCODE = 'DSQLC', MESSAGE = place, DETAIL = called;
+    IF NOT visible THEN
+        PERFORM dsql_rules.refuse('40001', 'the copy would come before another table of its name');
+    END IF;
     SELECT string_agg(format('%I', attname), ', ') INTO names FROM pg_attribute
      WHERE attrelid = target AND attnum > 0 AND NOT attisdropped AND attgenerated = '';
     PERFORM dsql_rules.note('inner', 1);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from typing import NamedTuple
 
 import pgparse
@@ -30,6 +29,7 @@ class Statement(NamedTuple):
         kind: BEGIN, COMMIT, ROLLBACK, SET, COPY (from the client), CALL or DDL; else empty.
         changes: the tables whose rows it changes, as SQL names them.
         locks: the tables whose rows it may lock.
+        has_schema: it names a table by its schema.
 
     """
 
@@ -39,6 +39,7 @@ class Statement(NamedTuple):
     kind: str = ""
     changes: frozenset[str] = frozenset()
     locks: frozenset[str] = frozenset()
+    has_schema: bool = False
 
     @property
     def writes(self) -> bool:
@@ -62,27 +63,21 @@ def read(sql: str) -> list[Statement]:
         sql: what a client sent, without a byte 0.
 
     """
-    places: list[int] = []
-    try:
-        while True:
-            try:
-                found = pgparse.parse(sql)
-            except pgparse.PGQueryError as error:
-                place = _async_before(sql, error.position - 1)
-                if place is None:
-                    return [Statement(sql, Refusal("42601", error.message) if places else None)]
-            else:
-                # CREATE INDEX ASYNC ON t: parsed as an index called async.
-                place = next(filter(None, (_async_unnamed(sql, one) for one in found)), None)
-                if place is None:
-                    break
-            places.append(place)
-            sql = f"{sql[:place]}     {sql[place + 5 :]}"
-    except RecursionError:
-        return [Statement(sql, TOO_DEEP)]
+    async_at: list[int] = []
+    while True:
+        try:
+            found = pgparse.parse(sql)
+            break
+        except RecursionError:
+            return [Statement(sql, TOO_DEEP)]
+        except pgparse.PGQueryError as error:
+            before = sql[: error.position - 1].rstrip()  # what was not expected after it
+            if before.upper().split()[-1:] != ["ASYNC"]:
+                return [Statement(sql, Refusal("42601", error.message) if async_at else None)]
+            sql = before[:-5] + " " * 5 + sql[len(before) :]
+            async_at.append(len(before[:-5].encode()))
     raw = sql.encode()
-    starts = [len(sql[:place].encode()) for place in places]
-    return [_statement(raw, one, starts) for one in found]
+    return [_statement(raw, one, async_at) for one in found]
 
 
 def _statement(raw: bytes, parsed: Node, async_at: list[int]) -> Statement:
@@ -91,12 +86,18 @@ def _statement(raw: bytes, parsed: Node, async_at: list[int]) -> Statement:
     text = raw[start:end].decode()
     ((kind, node),) = parsed["stmt"].items()
     is_async = any(start <= place < end for place in async_at)
+    if kind == "IndexStmt":
+        table = node["relation"]["location"]
+        node["written"] = raw[table:end].decode().partition("(")[0]
+        before = raw[start:table].decode()
+        if node.get("idxname") == "async" and "ASYNC" in before.upper().split():
+            # CREATE INDEX ASYNC ON t: parsed as an index called async.
+            is_async, place = True, before.upper().rindex("ASYNC")
+            text = text[:place] + " " * 5 + text[place + 5 :]
     if is_async:
         if kind not in JOBS:
             return Statement(text, NO_ASYNC)
         node["async"] = True
-    if kind == "IndexStmt":
-        node["written"] = raw[node["relation"]["location"] : end].decode().partition("(")[0]
     if refusal := refuse(kind, node) or _in_body(kind, node):
         return Statement(text, refusal)
     return _rewritten(kind, node, text) or _as_it_is(kind, node, text)
@@ -109,8 +110,10 @@ def _rewritten(kind: str, node: Node, text: str) -> Statement | None:
         sql = f"SELECT dsql_rules.run_job('{job}', {literal(text)}) AS job_id"
         return Statement(sql, tag=tag, kind="DDL")
     commands = list(parts(node, "cmds", "AlterTableCmd"))
+    # On DSQL there are no triggers, here the rules are some.
+    if node.get("removeType") == "OBJECT_TRIGGER":
+        return Statement("DO 'BEGIN END'", tag="DROP TRIGGER")
     if commands and all("Trig" in one["subtype"] for one in commands):
-        # On DSQL there are no triggers, here the rules are some.
         return Statement("DO 'BEGIN END'", tag="ALTER TABLE")
     dropped = [one["name"] for one in commands if one["subtype"] == "AT_DropColumn"]
     if dropped:
@@ -136,38 +139,15 @@ def _as_it_is(kind: str, node: Node, text: str) -> Statement:
             pass
         case _:
             short = "DDL" if kind.startswith(DEFINES) else ""
-    return Statement(
-        text, None, "", short, *(frozenset(map(_name, one)) for one in (changes, locks))
-    )
+    has_schema = any("relname" in one and "schemaname" in one for _, one in found)
+    changed, locked = (frozenset(map(_name, one)) for one in (changes, locks))
+    return Statement(text, None, "", short, changed, locked, has_schema)
 
 
 def _name(relation: Node) -> str:
     """A table's name as SQL writes it."""
     names = [relation.get("schemaname"), relation["relname"]]
     return ".".join('"{}"'.format(n.replace('"', '""')) for n in names if n)
-
-
-def redirect(sql: str, shadows: Collection[tuple[str, str]]) -> str:
-    """A string of statements that uses the temporary table of a name in the place of a table.
-
-    Args:
-        sql: where a name has no schema, the temporary table's comes first anyway.
-        shadows: schemas and names of such tables.
-
-    """
-    try:
-        found = [one for _, one in nodes(pgparse.parse(sql)) if "relname" in one]
-    except (pgparse.PGQueryError, RecursionError):
-        return sql
-    raw = sql.encode()
-    named = {one["location"]: (one.get("schemaname"), one["relname"]) for one in found}
-    for place, name in sorted(named.items(), reverse=True):
-        if name in shadows:
-            schema = str(name[0])
-            if raw[place : place + 1] == b'"':
-                schema = '"{}"'.format(schema.replace('"', '""'))
-            raw = raw[:place] + b"pg_temp" + raw[place + len(schema.encode()) :]
-    return raw.decode()
 
 
 def literal(text: str) -> str:
@@ -181,18 +161,3 @@ def _in_body(kind: str, node: Node) -> Refusal | None:
         return None
     bodies = parts(options(node).get("as", {}), "List", "items", "String", "sval")
     return next(filter(None, map(check, bodies)), None)
-
-
-def _async_before(sql: str, place: int) -> int | None:
-    """Where ASYNC stands if it is the word before this one, which PostgreSQL did not expect."""
-    *_, word = sql[:place].split() or [""]
-    return sql[:place].rindex(word) if word.upper() == "ASYNC" else None
-
-
-def _async_unnamed(sql: str, parsed: Node) -> int | None:
-    """Where ASYNC stands in CREATE INDEX ASYNC ON t, which reads as an index called async."""
-    node = parsed["stmt"].get("IndexStmt", {})
-    if node.get("idxname") != "async":
-        return None
-    before = sql.encode()[: node["relation"]["location"]].decode().rstrip()
-    return _async_before(sql, len(before) - len("ON"))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import html
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from workshop_lib.errors import WorkshopError
+from workshop_lib.html_table import html_table
 
 ADMIN_ACTION = "DbConnectAdmin"
 """What a token for the user `admin` allows; for any other user it is `DbConnect`."""
@@ -64,8 +64,7 @@ class Token:
             "ends": f"{self.ends:%H:%M:%S} UTC",
             "credential, signature": "(kept secret)",
         }
-        cells = (f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
-        return f"<table>{''.join(cells)}</table>"
+        return html_table((), rows.items())
 
 
 def read_token(token: str) -> Token:

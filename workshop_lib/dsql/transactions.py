@@ -21,22 +21,18 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from workshop_lib.dsql import wire
-from workshop_lib.dsql.allowed import Refusal, not_supported
+from workshop_lib.dsql.allowed import Refusal
 from workshop_lib.dsql.conflicts import RETRYABLE
-from workshop_lib.dsql.statements import Statement, literal, read, redirect
-from workshop_lib.dsql.wire import ProtocolError, Side, error, error_fields, message, query, texts
+from workshop_lib.dsql.statements import Statement, literal, read
+from workshop_lib.dsql.wire import ProtocolError, Side, error, error_fields, message, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
     from workshop_lib.dsql.front import Cluster
 
 PATIENCE_S = 1.0
 """How long others' statements are waited for, seconds; then PostgreSQL's own locks decide."""
-FLUSH_S = 0.005
-"""How long a Sync is awaited that may follow a Flush, seconds: some clients send both."""
-MAX_HELD = 32 * 1024 * 1024
-"""Bytes of an answer that is held back until it is certain."""
 MAX_GROUP = 1024 * 1024
 """Bytes of messages that are looked at together, before they are passed on."""
 MAX_STATEMENT = 4 * 1024 * 1024
@@ -46,16 +42,24 @@ SHORT = 4096
 CONFLICT = Refusal("40001", "change conflicts with another transaction (OC000)")
 CHANGED = Refusal("40001", "schema has been updated by another transaction, please retry: (OC001)")
 WAITED = RETRYABLE | {"55P03"}
+NO_PORTAL = "34000"
 MAYBE_LOST = WAITED | {"23505"}
 """Errors that may be due to another transaction's commit, which the snapshot does not show."""
-OPEN = "SET LOCAL dsql_rules.log = 1; DO 'BEGIN END'; SAVEPOINT dsql_rules"
+OPEN = ("SET LOCAL dsql_rules.log = 1", "DO 'BEGIN END'", "SAVEPOINT dsql_rules")
 """After BEGIN: it takes the snapshot, and begins what can be taken back."""
-TAKE_BACK = "ROLLBACK TO SAVEPOINT dsql_rules;"
-CHANGED_ROWS, COPIED = "DSQLW", "DSQLC"
-"""SQLSTATEs of notices from rules.sql: what a statement changed, and of which table is a copy."""
-LOOKED_AT = frozenset(b"123CIsTnZENGS")
-"""Kinds of PostgreSQL's messages that are not passed on unseen."""
-COPY_DATA = frozenset(b"dcf")
+TAKE_BACK = "ROLLBACK TO SAVEPOINT dsql_rules"
+"""It undoes what the transaction changed, and what it SET."""
+NEW_PATH = (
+    "SELECT set_config('search_path', current_setting('search_path') || ', dsql_rules', true)"
+)
+"""Has PostgreSQL look up the names in prepared statements again: copies come before tables."""
+COPY = "SELECT dsql_rules.copy_table(found, pg_table_is_visible(found)) FROM to_regclass({}) found"
+CHANGED_ROWS = "DSQLW"
+"""SQLSTATE of notices from rules.sql that tell what a statement changed."""
+ROWS = b"Dd"
+"""Kinds of PostgreSQL's messages that are passed on together."""
+ANSWERS = {b"B": b"2", b"C": b"3", b"D": b"Tn", b"E": b"CIs", b"P": b"1", b"S": b"Z"}
+"""What PostgreSQL answers to messages of the extended protocol, by their kinds."""
 
 
 class Message(NamedTuple):
@@ -65,14 +69,12 @@ class Message(NamedTuple):
         kind: of the message, a letter.
         body: what is in it.
         statements: what it prepares (P), binds (B), or has run (Q, E).
-        rest: of what it binds, the types of the parameters as its Parse has them.
 
     """
 
     kind: bytes
     body: bytes
     statements: list[Statement]
-    rest: bytes = b""
 
 
 class Due(NamedTuple):
@@ -111,8 +113,8 @@ class Transaction:
         changes: what it did, to be made again; rows that were added one by one, together.
         settings: what it SET.
         taken_back: its changes are not in PostgreSQL.
+        lost: another one has committed first; it works on copies.
         doomed: why it will fail, if the client has not been told.
-        copies: schemas and names of the tables that it works on copies of, once it has lost.
 
     """
 
@@ -121,35 +123,28 @@ class Transaction:
     changes: list[Change] = field(default_factory=list)
     settings: list[str] = field(default_factory=list)
     taken_back: bool = False
+    lost: bool = False
     doomed: Refusal | None = None
-    copies: set[tuple[str, str]] | None = None
 
     def note(self, notice: bytes) -> bool:
-        """Remember what rules.sql tells of a change or a copy. Returns whether it is from there."""
+        """Remember what rules.sql tells of a change. Returns whether the notice is from there."""
         fields = error_fields(notice[5:])
-        code, name, before = fields.get("C"), fields.get("M", ""), fields.get("D", "")
-        if code == COPIED and self.copies is not None:
-            self.copies.add((name, before))
-        elif code == CHANGED_ROWS:
-            change = Change(name, before, fields.get("H", ""))
-            last = self.changes[-1] if self.changes else None
-            if last and last.table == change.table and not (last.before or change.before):
-                self.changes[-1] = last._replace(after=f"{last.after[:-1]},{change.after[1:]}")
-            else:
-                self.changes.append(change)
-        return code in {COPIED, CHANGED_ROWS}
+        if fields.get("C") != CHANGED_ROWS:
+            return False
+        change = Change(fields["M"], fields.get("D", ""), fields.get("H", ""))
+        last = self.changes[-1] if self.changes else None
+        if last and last.table == change.table and not (last.before or change.before):
+            self.changes[-1] = last._replace(after=f"{last.after[:-1]},{change.after[1:]}")
+        else:
+            self.changes.append(change)
+        return True
 
-    def take_back(self) -> str:
-        """SQL that undoes its changes and keeps its settings."""
-        return TAKE_BACK + ";".join(self.settings)
-
-    def make_again(self) -> str:
+    def make_again(self) -> list[str]:
         """SQL that makes its changes again, in the tables or in their copies."""
-        in_copies = self.copies is not None
-        return ";".join(
-            f"SELECT dsql_rules.replay({', '.join(map(literal, change))}, {in_copies})"
+        return [
+            f"SELECT dsql_rules.replay({', '.join(map(literal, change))}, {self.lost})"
             for change in self.changes
-        )
+        ]
 
 
 class Session:
@@ -168,14 +163,14 @@ class Session:
         self._cluster, self._client, self._server = cluster, client, server
         self.transaction = Transaction()
         self._state = b"I"
-        self._prepared: dict[bytes, tuple[Statement, bytes]] = {}
-        self._portals: dict[bytes, Statement] = {}
+        self._known: dict[bytes, list[Statement]] = {}
+        """What is prepared and bound, by the names' kind (S or P) and the name."""
         self._mutex = asyncio.Lock()
-        self._incoming: asyncio.Future[tuple[bytes, bytes]] | None = None
         self._copying: asyncio.Task[None] | None = None
         self._said = bytearray()
-        self._held: bytearray | None = None
-        self._unsynced = self._skipping = self._suspended = self._unnamed = False
+        self._tell: Callable[[bytes], None] = client.writer.write
+        self._kept: tuple[bytes, bytes] | None = None
+        self._skipping = False
 
     @property
     def is_open(self) -> bool:
@@ -190,16 +185,13 @@ class Session:
             IncompleteReadError, OSError: one side is gone.
 
         """
-        self._client.when_gone = self._server.writer.close
-        self._server.when_gone = self._client.writer.close
         try:
             while group := await self._group():
                 await self._serve(group)
         finally:
             self._end_transaction()
-            for task in (self._incoming, self._copying):
-                if task:
-                    task.cancel()
+            if self._copying:
+                self._copying.cancel()
 
     def _end_transaction(self) -> None:
         self.transaction = Transaction()
@@ -208,8 +200,8 @@ class Session:
     # --- from the client ---
 
     async def _receive(self) -> tuple[bytes, bytes]:
-        incoming, self._incoming = self._incoming, None
-        return await (incoming or wire.receive(self._client.reader))
+        kept, self._kept = self._kept, None
+        return kept or await wire.receive(self._client.reader)
 
     async def _group(self) -> list[Message]:
         """What the client says, up to where it awaits an answer. Empty: it leaves."""
@@ -222,54 +214,38 @@ class Session:
             kind, body = await self._receive()
             if kind == b"X":
                 return []
-            if kind[0] in COPY_DATA:  # of a COPY that has failed
+            if kind in b"dcf":  # of a COPY that has failed
                 continue
             group.append(self._understand(kind, body))
             size += len(body)
-            if kind in b"QSF" or (kind == b"H" and await self._is_awaited(group)):
+            if kind in b"QSH":
                 return group
             if size > MAX_GROUP:
                 return [*group, Message(b"H", b"", [])]
 
-    async def _is_awaited(self, group: list[Message]) -> bool:
-        """Whether the client awaits an answer after a Flush."""
-        if any(one.kind in b"BE" for one in group):
-            self._incoming = asyncio.create_task(wire.receive(self._client.reader))
-            await asyncio.wait({self._incoming}, timeout=FLUSH_S)
-            return not self._incoming.done()
-        return True
-
     def _understand(self, kind: bytes, body: bytes) -> Message:
+        statements: list[Statement] = []
         match kind:
             case b"Q":
-                (text, rest) = texts(body, 1)
-                if rest:
-                    raise ProtocolError("invalid message format")
-                return Message(kind, body, self._read(text))
+                statements = self._read(texts(body, 1)[0])
             case b"P":
-                name, text, rest = texts(body, 2)
-                statements = self._read(text)
+                name, text, _ = texts(body, 2)
+                found = self._read(text)
                 # Of several in one Parse, PostgreSQL says that it takes none.
-                one = statements[0] if len(statements) == 1 else Statement(text.decode())
-                self._prepared[name] = one, rest
-                return Message(kind, body, [one])
+                statements = found if len(found) == 1 else [Statement(text.decode())]
+                self._known[b"S" + name] = statements
             case b"B":
-                portal, name, rest = texts(body, 2)
-                if name not in self._prepared:  # PostgreSQL says so
-                    return Message(kind, body, [])
-                one, types = self._prepared[name]
-                self._portals[portal] = one
-                return Message(kind, body, [one], types)
+                portal, name, _ = texts(body, 2)
+                statements = self._known[b"P" + portal] = self._known.get(b"S" + name, [])
             case b"E":
-                (portal, _) = texts(body, 1)
-                return Message(kind, body, [self._portals.get(portal, Statement(""))])
+                statements = self._known.get(b"P" + texts(body, 1)[0], [])
             case b"C":
-                closed = self._prepared if body[:1] == b"S" else self._portals
-                closed.pop(body[1:-1], None)
-                return Message(kind, body, [])
-            case b"S" | b"F" | b"D" | b"H":
-                return Message(kind, body, [])
-        raise ProtocolError("invalid frontend message type")
+                self._known.pop(body[:-1], None)
+            case b"D" | b"H" | b"S":
+                pass
+            case _:
+                raise ProtocolError("invalid frontend message type")
+        return Message(kind, body, statements)
 
     def _read(self, text: bytes) -> list[Statement]:
         if len(text) > MAX_STATEMENT:
@@ -280,20 +256,20 @@ class Session:
             return [Statement("", Refusal("22021", 'invalid byte sequence for encoding "UTF8"'))]
         return _read_short(sql) if len(sql) < SHORT else read(sql)
 
-    async def _copy_in(self, last: bytes) -> None:
-        """Pass on the rows of a COPY, up to the message that ends it."""
-        while True:
+    async def _copy_in(self, *, to_sync: bool) -> None:
+        """Pass on the rows of a COPY, up to the message that ends it, or to the Sync after that."""
+        kind, last = b"d", b"cf"
+        while kind not in last:
             kind, body = await self._receive()
             if kind not in b"dcfSH":
-                self._incoming = asyncio.get_running_loop().create_future()
-                self._incoming.set_result((kind, body))
+                self._kept = kind, body
                 # It ends a COPY that has not failed already; else PostgreSQL ignores this.
                 self._server.writer.write(message(b"f", b"unexpected message\0"))
                 return
             self._server.writer.write(message(kind, body))
             await self._server.writer.drain()
-            if kind in last:
-                return
+            if to_sync and kind in b"cf":
+                last = b"S"
 
     # --- a group of messages, run ---
 
@@ -303,8 +279,7 @@ class Session:
             group = [one for one in group[-1:] if one.kind == b"S"]
         if not group:
             return
-        whole = group[-1].kind in b"QSF"
-        executed = [one for told in group if told.kind in b"QE" for one in told.statements]
+        executed = [one for told in group if told.kind in b"QBE" for one in told.statements]
         kinds = {one.kind for one in executed if not one.refusal}
         writes = any(one.writes for one in executed)
         transaction, was_open = self.transaction, self.is_open
@@ -313,187 +288,162 @@ class Session:
         goes_on = bool(transaction.changes and executed) and kinds != {"ROLLBACK"}
         async with contextlib.AsyncExitStack() as turn:
             mine = False
-            if whole and self._state != b"E" and transaction.copies is None and (writes or goes_on):
+            if self._state != b"E" and not transaction.lost and (writes or goes_on):
                 alone = self._state == b"I" and "BEGIN" not in kinds
-                mine = await turn.enter_async_context(self._cluster.take_turn(self, alone=alone))
+                mine = await turn.enter_async_context(self._cluster.turn(self, alone=alone))
             async with self._mutex:
                 if goes_on and transaction.taken_back:
-                    await self._make_again(ends="COMMIT" in kinds)
-                if transaction.copies is not None:
-                    await self._go_on_in_copies(executed, kinds)
-                elif whole and (writes or "BEGIN" in kinds) and "COPY" not in kinds:
-                    self._held = bytearray()
+                    transaction.taken_back = False
+                    if await self._ask(*transaction.make_again()):
+                        await self._go_on_in_copies(executed)
+                elif transaction.lost and self.is_open:
+                    await self._go_on_in_copies(executed)
+                held = bytearray()
+                certain = transaction.lost or "COPY" in kinds or not (writes or "BEGIN" in kinds)
+                if not certain:
+                    self._tell = held.extend
                 if kinds == {"COMMIT"}:
                     self._cluster.let_go(self)
                     await turn.aclose()  # others need not wait for the disk
                 before = list(transaction.changes)
                 code = await self._exchange(group)
                 # To a transaction that has begun just now, the error is no other's commit.
-                same = was_open and self.transaction is transaction
-                if same and self._held is not None and code in MAYBE_LOST and self._state == b"E":
-                    transaction.changes = before
-                    self._held.clear()
-                    self._cluster.let_go(self)
-                    await turn.aclose()  # the error let go of its rows; copies take a while
-                    await self._lose()
-                    await self._go_on_in_copies(executed, kinds)
+                same = was_open and self.transaction is transaction and self._state == b"E"
+                if same and not certain and code in MAYBE_LOST:
+                    transaction.changes, self._skipping = before, False
+                    held.clear()
+                    await self._go_on_in_copies(executed)
                     await self._exchange(group, again=True)
-                if whole:
-                    await self._settle(executed, mine=mine)
-                self._release()
+                await self._settle(executed, mine=mine)
+                self._tell = self._client.writer.write
+                self._client.writer.write(held)
 
     async def _settle(self, executed: list[Statement], *, mine: bool) -> None:
         """After a group: open the transaction, note what it did, or end it."""
         transaction = self.transaction
         if self._state == b"I":
             self._end_transaction()
-            self._portals.clear()
         if not self.is_open:
             return
         transaction.used |= any(one.kind not in {"BEGIN", "SET"} for one in executed)
         if not transaction.opened:
-            await self._ask(OPEN)
+            await self._ask(*OPEN)
             transaction.opened = True
-        if transaction.copies is not None:
+        if transaction.lost:
             return
         transaction.settings += [one.text for one in executed if one.kind == "SET"]
-        for name in frozenset().union(*(one.locks for one in executed)):
-            if await self._ask(f"SELECT dsql_rules.touch(to_regclass({literal(name)}))"):
-                await self._lose()
-                return
-        if mine and transaction.changes:
+        locks = frozenset().union(*(one.locks for one in executed))
+        touch = [f"SELECT dsql_rules.touch(to_regclass({literal(name)}))" for name in locks]
+        if touch and await self._ask(*touch):
+            await self._go_on_in_copies([])
+        elif mine and transaction.changes:
             self._cluster.holder = self
 
     async def _exchange(self, group: list[Message], *, again: bool = False) -> str:
-        """Pass messages on, then the answers. Returns the SQLSTATE of the error, if there is one.
+        """Have PostgreSQL hear messages, and tell the client what it answers, as DSQL would say it.
 
         Args:
             group: the messages.
             again: PostgreSQL has heard them before.
 
+        Returns:
+            The SQLSTATE of the error, if there is one.
+
         """
         due: deque[Due] = deque()
-        said = [self._say(one, due, again=again) for one in group]
-        self._unnamed = False
-        self._unsynced = group[-1].kind == b"H"
-        self._server.writer.write(b"".join(said))
+        self._server.writer.write(b"".join(self._say(one, due, again=again) for one in group))
         await self._server.writer.drain()
-        return await self._pass_on(due, extended=group[-1].kind != b"Q")
+        code = ""
+        while due:
+            kind, said = await self._next()
+            answer = due.popleft() if kind in due[0].kinds else None
+            match kind:
+                case b"N" if self.transaction.note(said):
+                    continue
+                case b"E":
+                    code = error_fields(said[5:]).get("C", "")
+                    said = self._failed(said, code)
+                    while due and due[0].kinds != b"Z":
+                        due.popleft()
+                    self._skipping = True
+                case b"C" if answer:
+                    said = self._completed(said, answer.of)
+                case b"G":
+                    copying = self._copy_in(to_sync=group[-1].kind != b"Q")
+                    self._copying = asyncio.create_task(copying)
+                    if group[-1].kind == b"H":
+                        due.append(Due(b"Z"))  # of the Sync that comes after the rows
+                case b"Z":
+                    self._state = said[5:]
+                    self._skipping = False
+            if not (answer and answer.hidden):
+                self._tell(said)
+            await self._client.writer.drain()
+        if group[-1].kind == b"H" and self._state != b"I" and not self._copying:
+            await self._ask()  # a Sync: how the transaction is, is known then
+        return code
 
     def _say(self, told: Message, due: deque[Due], *, again: bool) -> bytes:
         """What PostgreSQL is told in the place of a message; adds what it will answer."""
-        kind, body, statements, rest = told
-        match kind:
-            case b"Q":
-                return self._say_query(body, statements, due)
-            case b"P":
-                return self._say_parse(body, statements[0], due, again=again)
-            case b"B" if statements:
-                portal, name, values = texts(body, 2)
-                # It has to use a copy, or the unnamed statement is gone: `_ask` has replaced it.
-                if not self.transaction.copies and (name or self._unnamed):
-                    due.append(Due(b"2"))
-                    return message(kind, body)
-                due.extend([Due(b"1", hidden=True), Due(b"2")])
-                text = self._text(statements[0]).encode()
-                return message(b"P", b"\0".join((b"", text, rest))) + message(
-                    b"B", b"\0".join((portal, b"", values))
-                )
-            case b"E":
-                due.append(Due(b"CIs", of=statements[0]))
-            case b"F":
-                due.append(Due(b"Z"))
-                return query(_refusing(not_supported("unsupported statement: FunctionCall")))
-            case b"B" | b"C" | b"D" | b"S":
-                due.append(Due({b"B": b"2", b"C": b"3", b"D": b"Tn", b"S": b"Z"}[kind]))
-        return message(kind, body)
+        kind, body, statements = told
+        if kind == b"Q":
+            return self._say_query(statements, due)
+        if kind in b"PB" and statements and statements[0].refusal:
+            # PostgreSQL fails with this, then skips what follows, and aborts a transaction.
+            due.extend(Due(kinds, hidden=True) for kinds in (b"3", b"3", b"1", b"2", b"C"))
+            return wire.run(_refusing(statements[0].refusal))
+        said = b""
+        if kind == b"P":
+            name, _, types = texts(body, 2)
+            body = b"\0".join((name, statements[0].text.encode(), types))
+            if again:
+                due.append(Due(b"3", hidden=True))
+                said = message(b"C", b"S" + name + b"\0")
+        if kind in ANSWERS:
+            due.append(Due(ANSWERS[kind], of=statements[0] if statements else Statement("")))
+        return said + message(kind, body)
 
-    def _say_query(self, body: bytes, statements: list[Statement], due: deque[Due]) -> bytes:
+    def _say_query(self, statements: list[Statement], due: deque[Due]) -> bytes:
         said = []
         for one in statements:
             due.append(Due(b"CIs", of=one))
-            said.append(self._text(one))
+            said.append(_refusing(one.refusal) if one.refusal else one.text)
             if one.kind == "BEGIN" and self._state == b"I" and not self.transaction.opened:
-                due.extend([Due(b"C", hidden=True)] * 3)
-                said.append(OPEN)
+                due.extend([Due(b"C", hidden=True)] * len(OPEN))
+                said += OPEN
                 self.transaction.opened = True
         due.append(Due(b"Z"))
-        return query("\n;".join(said)) if said else message(b"Q", body)
-
-    def _say_parse(self, body: bytes, one: Statement, due: deque[Due], *, again: bool) -> bytes:
-        if one.refusal:
-            # PostgreSQL fails with this, then skips what follows, and aborts a transaction.
-            due.extend([Due(b"1", hidden=True), Due(b"2", hidden=True), Due(b"C")])
-            return (
-                message(b"P", f"\0{_refusing(one.refusal)}\0\0\0".encode())
-                + message(b"B", b"\0\0" + bytes(6))
-                + message(b"E", b"\0" + bytes(4))
-            )
-        name, _, rest = texts(body, 2)
-        self._unnamed |= not name
-        said = message(b"P", b"\0".join((name, one.text.encode(), rest)))
-        if again:
-            due.append(Due(b"3", hidden=True))
-            said = message(b"C", b"S" + name + b"\0") + said
-        due.append(Due(b"1"))
-        return said
-
-    def _text(self, one: Statement) -> str:
-        if one.refusal:
-            return _refusing(one.refusal)
-        copies = self.transaction.copies
-        return redirect(one.text, copies) if copies else one.text
+        return message(b"Q", "\n;".join(said).encode() + b"\0")
 
     # --- conflicts ---
 
     async def take_back(self) -> None:
         """Undo the transaction's changes in PostgreSQL: it is another session's turn."""
-        transaction = self.transaction
         with contextlib.suppress(OSError, IncompleteReadError, TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
                 await self._mutex.acquire()
             try:
-                if not self.is_open or self._unsynced or transaction.copies is not None:
-                    return
-                if self._suspended:  # what is still to be fetched would be gone as well
-                    await self._abort(CONFLICT)
-                    return
-                transaction.taken_back = True
-                await self._ask(transaction.take_back())
+                if self.is_open and not self.transaction.lost:
+                    self.transaction.taken_back = True
+                    await self._ask(TAKE_BACK, *self.transaction.settings)
+                self._cluster.let_go(self)
             finally:
                 self._mutex.release()
-        self._cluster.let_go(self)
 
-    async def _make_again(self, *, ends: bool) -> None:
-        """Make the transaction's changes again, or learn that it has lost."""
-        if await self._ask(self.transaction.make_again()):
-            # At its COMMIT a transaction needs no copies, and others wait for this turn.
-            await (self._abort(CONFLICT) if ends else self._lose())
-        self.transaction.taken_back = False
-
-    async def _lose(self) -> None:
+    async def _go_on_in_copies(self, executed: list[Statement]) -> None:
+        """Let a transaction that has lost run these statements in copies of tables, or abort it."""
         transaction = self.transaction
-        transaction.doomed, transaction.copies = CONFLICT, set()
-        self._cluster.let_go(self)
-        if await self._ask(transaction.take_back()) or not (
-            await self._copy(one.table for one in transaction.changes)
-            and not await self._ask(transaction.make_again())
-        ):
+        sql: list[str] = []
+        if not transaction.lost:
+            transaction.lost, transaction.doomed = True, CONFLICT
+            self._cluster.let_go(self)
+            changed = dict.fromkeys(literal(change.table) for change in transaction.changes)
+            sql = [TAKE_BACK, *transaction.settings, NEW_PATH, *map(COPY.format, changed)]
+            sql += transaction.make_again()
+        sql += [COPY.format(literal(t)) for one in executed for t in one.changes | one.locks]
+        ends = any(one.kind == "COMMIT" or one.has_schema for one in executed)
+        if ends or (sql and await self._ask(*sql)):
             await self._abort(CONFLICT)
-
-    async def _go_on_in_copies(self, executed: list[Statement], kinds: set[str]) -> None:
-        """Prepare the next statements of a transaction that has lost; at COMMIT, abort it."""
-        if self.is_open:
-            names = frozenset().union(*(one.changes | one.locks for one in executed))
-            if "COMMIT" in kinds or not await self._copy(names):
-                await self._abort(CONFLICT)
-
-    async def _copy(self, names: Iterable[str]) -> bool:
-        """Make copies of these tables that are to be used in their place."""
-        for name in dict.fromkeys(names):
-            if await self._ask(f"SELECT dsql_rules.copy_table(to_regclass({literal(name)}))"):
-                return False
-        return True
 
     async def doom(self, transaction: Transaction) -> None:
         """Fail a transaction since the schema has changed. Its locks are released at once."""
@@ -504,17 +454,13 @@ class Session:
 
     async def _abort(self, refusal: Refusal) -> None:
         """Abort the transaction in PostgreSQL; the client is told why later."""
-        transaction = self.transaction
-        transaction.doomed, transaction.copies, transaction.taken_back = refusal, None, False
-        transaction.changes.clear()
+        self.transaction.doomed = refusal
+        self.transaction.changes.clear()
         await self._ask(_refusing(refusal))
 
-    async def _ask(self, sql: str) -> str:
+    async def _ask(self, *statements: str) -> str:
         """Run SQL that the client did not send. Returns the SQLSTATE of an error, or nothing."""
-        if self._unsynced:
-            self._server.writer.write(message(b"S"))
-            await self._pass_on(deque([Due(b"Z", hidden=True)]))
-        self._server.writer.write(query(sql))
+        self._server.writer.write(b"".join(map(wire.run, statements)) + message(b"S"))
         code = ""
         while True:
             kind, said = await self._next()
@@ -532,74 +478,20 @@ class Session:
     # --- from PostgreSQL ---
 
     async def _next(self) -> tuple[bytes, bytes]:
-        """What PostgreSQL says next: a message, or several that are passed on unseen (kind b"")."""
+        """What PostgreSQL says next: a message and its kind, or several that hold rows."""
         said = self._said
         while True:
-            unseen = start = 0
-            while len(said) >= start + 5:
-                end = start + 1 + int.from_bytes(said[start + 1 : start + 5])
-                if len(said) < end:
-                    break
-                if said[start] not in LOOKED_AT:
-                    unseen = start = end
-                    continue
-                if unseen:
-                    break
-                whole = bytes(said[:end])
-                del said[:end]
+            end = rows = 0
+            while (end := wire.end_of_message(said, rows)) and said[rows] in ROWS:
+                rows = end
+            if cut := rows or end:
+                whole = bytes(said[:cut])
+                del said[:cut]
                 return whole[:1], whole
-            if unseen:
-                whole = bytes(said[:unseen])
-                del said[:unseen]
-                return b"", whole
             piece = await self._server.reader.read(wire.BUFFER)
             if not piece:
                 raise IncompleteReadError(b"", 5)
             said += piece
-
-    async def _pass_on(self, due: deque[Due], *, extended: bool = True) -> str:
-        """Tell the client what PostgreSQL answers, as DSQL would say it, until all is there."""
-        code = ""
-        while due:
-            kind, said = await self._next()
-            answer = due.popleft() if kind and kind in due[0].kinds else None
-            match kind:
-                case b"N" if self.transaction.note(said):
-                    continue
-                case b"E":
-                    code = error_fields(said[5:]).get("C", "")
-                    said = self._failed(said, code)
-                    while due and due[0].kinds != b"Z":
-                        due.popleft()
-                    self._skipping = not due
-                case b"C" if answer:
-                    said = self._completed(said, answer.of)
-                case b"G":
-                    self._copying = asyncio.create_task(self._copy_in(b"S" if extended else b"cf"))
-                    self._release()
-                case b"Z":
-                    self._state = said[5:]
-                    self._unsynced = self._skipping = False
-            if kind and kind in b"CIs":
-                self._suspended = kind == b"s"
-            if not (answer and answer.hidden):
-                self._tell(said)
-            await self._client.writer.drain()
-        return code
-
-    def _tell(self, said: bytes) -> None:
-        if self._held is None:
-            self._client.writer.write(said)
-            return
-        self._held += said
-        if len(self._held) > MAX_HELD:
-            self._release()
-
-    def _release(self) -> None:
-        """Tell the client what was held back."""
-        if self._held is not None:
-            held, self._held = self._held, None
-            self._client.writer.write(held)
 
     def _completed(self, said: bytes, one: Statement) -> bytes:
         if one.kind in {"COMMIT", "ROLLBACK"}:  # here: another one may begin in the same string
@@ -614,14 +506,13 @@ class Session:
         doomed, self.transaction.doomed = self.transaction.doomed, None
         if code == "25P02" and doomed:
             return error(doomed, "ERROR")
-        fields = error_fields(said[5:])
-        severity = fields.get("S", "ERROR")
-        if code in WAITED:
-            return error(CONFLICT, severity)
-        if not any(ours in fields.get("W", "") for ours in (" dsql_rules.", " sys.")):
+        # Of a transaction that was taken back, rows that are still to be fetched are gone as well.
+        if code in WAITED or (code == NO_PORTAL and self.transaction.changes):
+            return error(CONFLICT, "ERROR")
+        if b" dsql_rules." not in said and b" sys." not in said:
             return said
-        more = {letter: fields[letter] for letter in "DH" if letter in fields}
-        return error(Refusal(code, fields.get("M", "")), severity, **more)
+        kept = (one for one in said[5:].split(b"\0") if not one.startswith(b"W"))  # where it was
+        return message(b"E", b"\0".join(kept))
 
 
 @lru_cache(maxsize=256)

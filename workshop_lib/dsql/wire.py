@@ -7,7 +7,8 @@ import socket
 import ssl
 import struct
 from asyncio import StreamReader, StreamReaderProtocol, StreamWriter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from workshop_lib.dsql.allowed import Refusal
 
@@ -28,44 +29,20 @@ class ProtocolError(Exception):
         self.refusal = Refusal("08P01", said) if isinstance(said, str) else said
 
 
-class Side(StreamReaderProtocol):
-    """One side of a session, as two streams.
+class Side(NamedTuple):
+    """One side of a session."""
 
-    Attributes:
-        reader, writer: the streams.
-        when_gone: called when the other end has closed the connection.
-
-    """
-
+    reader: StreamReader
     writer: StreamWriter
-
-    def __init__(self) -> None:
-        self.reader = StreamReader(limit=BUFFER)
-        self.when_gone: Callable[[], object] = bool
-        super().__init__(self.reader)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        super().connection_made(transport)
-        loop = asyncio.get_running_loop()
-        self.writer = StreamWriter(transport, self, self.reader, loop)  # type: ignore[arg-type]
-
-    def eof_received(self) -> bool:
-        """End also where the other end has only stopped talking."""
-        super().eof_received()
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
-        super().connection_lost(exc)
-        self.when_gone()
 
 
 async def open_side(connected: socket.socket, tls: ssl.SSLContext | None = None) -> Side:
     """Take over a connected socket; with a certificate, as the server of TLS."""
-    loop = asyncio.get_running_loop()
-    _, side = await loop.connect_accepted_socket(Side, connected, ssl=tls)
-    return side
+    loop, reader = asyncio.get_running_loop(), StreamReader(limit=BUFFER)
+    transport, protocol = await loop.connect_accepted_socket(
+        lambda: StreamReaderProtocol(reader), connected, ssl=tls
+    )
+    return Side(reader, StreamWriter(transport, protocol, reader, loop))
 
 
 def message(kind: bytes, body: bytes = b"") -> bytes:
@@ -73,9 +50,17 @@ def message(kind: bytes, body: bytes = b"") -> bytes:
     return kind + struct.pack("!i", len(body) + 4) + body
 
 
-def query(sql: str) -> bytes:
-    """A string of statements to be run."""
-    return message(b"Q", sql.encode() + b"\0")
+def run(sql: str) -> bytes:
+    """Messages that run a statement and leave alone what the client has prepared."""
+    name = b"dsql_rules\0"
+    said = [
+        (b"C", b"S" + name),
+        (b"C", b"P" + name),
+        (b"P", name + sql.encode() + bytes(3)),
+        (b"B", name + name + bytes(6)),
+        (b"E", name + bytes(4)),
+    ]
+    return b"".join(message(*one) for one in said)
 
 
 def error(refusal: Refusal, severity: str = "FATAL", **more: str) -> bytes:
@@ -101,6 +86,29 @@ def texts(body: bytes, count: int) -> list[bytes]:
     if len(found) <= count:
         raise ProtocolError("invalid message format")
     return found
+
+
+def end_of_message(said: bytearray, start: int) -> int:
+    """Where the message ends that begins there; 0 while it is not all there."""
+    end = start + 1 + int.from_bytes(said[start + 1 : start + 5])
+    return end if start + 5 <= len(said) >= end else 0
+
+
+async def receive_first(read: Callable[[int], Awaitable[bytes]]) -> tuple[int, bytes]:
+    """What begins a connection: its code, and what follows.
+
+    Args:
+        read: receives so many bytes.
+
+    Raises:
+        ProtocolError: it is too long, or nothing of the kind.
+        struct.error: the other side is gone.
+
+    """
+    length, code = struct.unpack("!ii", await read(8))
+    if not 8 <= length <= MAX_SIGN_IN:
+        raise ProtocolError("invalid length of startup packet")
+    return code, await read(length - 8)
 
 
 async def receive(reader: StreamReader, limit: int = MAX_MESSAGE) -> tuple[bytes, bytes]:

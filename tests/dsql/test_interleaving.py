@@ -2,7 +2,7 @@
 
 import pytest
 
-from workshop_lib.dsql import play
+from workshop_lib.dsql import run_interleaved
 
 
 @pytest.fixture
@@ -13,15 +13,15 @@ def row(numbers, client):
 
 
 def outcomes(steps):
-    return [(step.who, step.outcome) for step in steps]
+    return [(step.session, step.outcome) for step in steps]
 
 
 READ = "SELECT n FROM numbers WHERE id = 1"
 WRITE = "UPDATE numbers SET n = %s WHERE id = 1"
 
 
-def test_each_plays_on_a_connection_of_its_own_and_errors_are_noted(row, client):
-    steps = play(lambda: client(local_dsql=True), [
+def test_each_plays_on_a_connection_of_its_own_and_errors_are_noted(row, client, connect):
+    steps = run_interleaved(connect, [
         ("Ann", "BEGIN"), ("Bob", "BEGIN"), ("Ann", WRITE, 7), ("Bob", WRITE, 8),
         ("Ann", "COMMIT"), ("Bob", READ), ("Bob", "COMMIT"), ("Bob", READ),
         ("Ann", "BEGIN"), ("Ann", "SELECT 1 / 0"), ("Ann", READ), ("Ann", "COMMIT"),
@@ -36,8 +36,10 @@ def test_each_plays_on_a_connection_of_its_own_and_errors_are_noted(row, client)
     assert steps[2].statement == "UPDATE numbers SET n = 7 WHERE id = 1"
 
 
-def test_what_is_not_committed_at_the_end_is_rolled_back_and_answers_are_cut_short(row, client):
-    steps = play(lambda: client(local_dsql=True), [
+def test_what_is_not_committed_at_the_end_is_rolled_back_and_answers_are_cut_short(
+    row, client, connect
+):
+    steps = run_interleaved(connect, [
         ("Ann", "BEGIN"), ("Ann", WRITE, 5),
         ("Bob", "SELECT n, n + 1 FROM generate_series(1, 5) AS t (n)"),
         ("Bob", "SELECT 1 WHERE false"),
