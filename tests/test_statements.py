@@ -39,7 +39,7 @@ def test_a_semicolon_in_a_text_a_name_or_a_comment_ends_no_statement(shared, tex
 
 @pytest.mark.parametrize("text", SEVERAL)
 def test_several_statements_are_seen_through_every_kind_of_quotation(shared, own, text):
-    assert own.commands(text.encode()) == ["SelectStmt", "TransactionStmt"]
+    assert own.commands(text.encode()) == ["SelectStmt", "TRANS_STMT_COMMIT"]
     with pytest.raises(ValueError, match="one statement"):
         shared.database.query(text, read_only=True)
 
@@ -81,4 +81,4 @@ def test_a_commit_that_the_server_runs_is_never_overlooked(own, pieces):
         committed = own.get_transaction_status() == TRANSACTION_STATUS_IDLE
         cursor.execute("ROLLBACK")
     found = own.commands(text.encode())
-    assert found is None or ("TransactionStmt" in found[1:]) >= committed
+    assert found is None or ("TRANS_STMT_COMMIT" in found[1:]) >= committed
