@@ -7,6 +7,7 @@ import html
 import io
 import itertools
 import math
+import re
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -272,7 +273,7 @@ def lines(
     log_y: bool = False,
     from_zero: bool = True,
 ) -> Figure:
-    """Lines over a common axis, told apart by colour and marker.
+    """Lines over a common axis, told apart by colour and marker; hollow what is not measured.
 
     Args:
         x: the common values.
@@ -286,7 +287,8 @@ def lines(
     figure, axes = _canvas(4.1 if len(series) > 1 else 3.8, title, x_label, y_label)
     for number, (name, values) in enumerate(series.items()):
         look = _stroke(number, name, marked=len(x) <= 40)
-        axes.plot(x, values, **look, markersize=7)
+        on_paper = {"markerfacecolor": "white"} if re.search("model|formula", name) else {}
+        axes.plot(x, values, **look, **on_paper, markersize=7)
     if log_x:
         axes.set_xscale("log")
         axes.set_xticks(x, [f"{value:,g}" for value in x])
@@ -331,7 +333,9 @@ def timeline(
         axes.yaxis.set_major_formatter(EngFormatter("s"))
         axes.set_title(name, fontsize=10, loc="left")
         axes.legend(**BESIDE, markerscale=1.6)
-    all_axes[-1].set_xlabel("time since the first request (s)" + "; grey: trouble" * bool(spans))
+    all_axes[-1].set_xlabel(
+        "when a request was due (s after the first)" + "; grey: trouble" * bool(spans)
+    )
     figure.supylabel("wait for the answer (log scale)", fontsize=10)
     return figure
 
