@@ -233,7 +233,7 @@ def _verdict(
     if calls is not None and calls < MIN_CALLS:
         return MEASURE, f"{calls:g} calls are too few to tell how often it is called"
     if gain.most_keys < gain.keys * factor:
-        return MEASURE, f"users wait less {few}, too near to {assumed} to tell: count them"
+        return MEASURE, f"users wait less {few}, too close to {assumed} to decide: count yours"
     if writes >= rate:
         return MEASURE, (
             "its tables are written more often than it is called: say how old an answer may be"

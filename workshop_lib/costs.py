@@ -332,7 +332,7 @@ def verdict(workload: Workload, prices: Prices) -> str:
     if needed is None:
         return (
             f"This cache does not pay for itself, whatever its hit ratio: it costs {-saving:,.2f} "
-            "USD a month more than it saves. If it is worth that, then for its speed."
+            "USD a month more than it saves. If it is still worth having, it is for its speed."
         )
     if saving <= 0:
         return (
