@@ -128,7 +128,11 @@ def test_a_statement_that_fails_counts_its_rows_as_failed_and_the_rest_goes_on(s
 def test_a_conflict_is_tried_again_and_counted(shop, alone):
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     held = "VALUES ('hot/00000/0000000/0000', 'held', 'held', now(), now(), '{}')"
-    with closing(shop.connect()) as other, other.cursor() as cursor, ThreadPoolExecutor(1) as one:
+    with (
+        closing(shop.database.connect()) as other,
+        other.cursor() as cursor,
+        ThreadPoolExecutor(1) as one,
+    ):
         cursor.execute("SET workshop.dsql_rules = 'off'")
         cursor.execute("BEGIN")
         cursor.execute(f"INSERT INTO business_events {held}")
