@@ -7,7 +7,6 @@ same template. Here: prerequisites, the price, progress, what remains.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -33,13 +32,11 @@ from psycopg2 import sql
 from workshop_lib.errors import AwsError, redact
 from workshop_lib.lambda_package import build_package
 from workshop_lib.paths import CHECKOUT, FILES, IN_CHECKOUT
-from workshop_lib.services.endpoints import Endpoint, external_database
+from workshop_lib.services.endpoints import external_database
 from workshop_lib.services.error_help import advice, error_code, error_help
 from workshop_lib.settings import load_settings
 
 DEFAULT_STACK = "cache-aside-workshop"
-MAX_NAME = 59
-"""Characters of a stack's name: the function's is five longer, and may have 64."""
 POLL_S = 4.0
 DELETE_AGAIN_S = 300.0
 DELETE_TRIES = 12
@@ -54,7 +51,6 @@ LOST = {
     "AWS::EC2::Instance": "the notebook host with its files",
 }
 """What is lost with a resource of the type."""
-AWS = Endpoint("AWS", "", 443, {}, aws=True)
 NO_CHANGE = re.compile("didn't contain changes|No updates are to be performed")
 REPLACED = {"True": "REPLACE", "Conditional": "may REPLACE"}
 OF_CLUSTER = ("ClusterArn", "ClusterVpcEndpoint", "ClusterVpcEndpointServiceName")
@@ -67,14 +63,14 @@ def _with_error_help() -> Iterator[None]:
     try:
         yield
     except (ClientError, BotoCoreError, Boto3Error) as error:
-        raise AwsError(error_help(error, AWS)) from None
+        raise AwsError(error_help(error)) from None
 
 
 def _reason_advice(reason: str) -> str:
     """What helps against the reason that CloudFormation gives for a failure."""
     code = re.search(r"Error ?Code: (\w+)", reason)
     answer: Any = {"Error": {"Code": code[1] if code else "", "Message": reason}}
-    return advice(ClientError(answer, "Resource"), AWS)
+    return advice(ClientError(answer, "Resource"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -278,15 +274,11 @@ class Site:
 
 def _follow(sites: Sequence[Site]) -> bool:
     """Show progress until all have ended. Returns whether all succeeded."""
-    try:
-        while running := [site for site in sites if site.status == "STARTED"]:
-            time.sleep(POLL_S)
-            for site in running:
-                site.show_progress()
-    except BaseException:
-        click.echo("CloudFormation goes on: `workshop aws status` shows how far it is. Repeat the "
-                   "command to do the rest.", err=True)  # fmt: skip
-        raise
+    click.echo("Ctrl-C ends this command, but not what CloudFormation does; repeated, it goes on.")
+    while running := [site for site in sites if site.status == "STARTED"]:
+        time.sleep(POLL_S)
+        for site in running:
+            site.show_progress()
     good = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "DELETE_COMPLETE"}
     failed = [site for site in sites if site.status not in good]
     for site in failed:
@@ -336,28 +328,43 @@ def deploy(region: str | None, stack: str, given: Mapping[str, str], *, yes: boo
         AwsError: the request, the account or the Region does not allow it.
 
     """
-    if len(stack) > MAX_NAME:
-        raise AwsError(f"{stack!r} has {len(stack)} characters; a stack's name may have {MAX_NAME} "
-                       "here, because its function is called NAME-load.")  # fmt: skip
     site = Site(region, stack, given)
     click.echo(site.identity())
     site.given = {**_choose(site), **given}
-    if site.plan():
-        with ExitStack() as unless_agreed:
-            unless_agreed.callback(click.echo, "Nothing was changed.")
-            unless_agreed.callback(site.discard)
-            site.show()
-            if dry_run or not (yes or click.confirm("Go on?")):
-                return dry_run
-            unless_agreed.pop_all()
-        site.start()
-        if not _follow([site]):
-            click.echo("Correct the cause, and deploy again. If the stack was new, first run "
-                       f"`workshop aws destroy {site.options}`.")  # fmt: skip
-            return False
-    else:
+    done = _change([site], yes=yes, dry_run=dry_run)
+    return done and (dry_run or _upload(site, function=function))
+
+
+def _change(sites: Sequence[Site], *, yes: bool, dry_run: bool = False) -> bool:
+    """Give stacks their new parameters at the same time, after a yes.
+
+    Returns:
+        Whether all of them have these; also where that was not to be done.
+
+    """
+    with ExitStack() as unless_agreed:
+        unless_agreed.callback(click.echo, "Nothing was changed.")
+        planned = []
+        for site in sites:
+            if site.plan():
+                unless_agreed.callback(site.discard)
+                planned.append(site)
+                site.show()
+        if planned and (dry_run or not (yes or click.confirm("Go on?"))):
+            return dry_run
+        unless_agreed.pop_all()
+    if not planned:
         click.echo("Nothing to change.")
-    return dry_run or _upload(site, function=function)
+        return True
+    for site in planned:
+        site.start()
+    if not _follow(planned):
+        click.echo("Correct the cause, and repeat the command. If the stack was new, first run "
+                   f"`workshop aws destroy {planned[0].options}`.")  # fmt: skip
+        return False
+    for site in sites:
+        site.refresh()
+    return True
 
 
 def _choose(site: Site) -> dict[str, str]:
@@ -392,10 +399,10 @@ def _choose(site: Site) -> dict[str, str]:
 def _choose_zones(site: Site, host: str) -> dict[str, str]:
     """Two zones that offer the endpoints of database and cache, and the host's instance type."""
     ec2, offers = site.client("ec2"), dict[str, set[str]]()
-    for page in ec2.get_paginator("describe_vpc_endpoint_services").paginate():
-        for one in page["ServiceDetails"]:
-            if re.search(r"\.(dsql-|elasticache|monitoring$)", one["ServiceName"]):
-                offers[one["ServiceName"]] = set(one["AvailabilityZones"])
+    pages = ec2.get_paginator("describe_vpc_endpoint_services").paginate()
+    for one in pages.search("ServiceDetails[]"):
+        if re.search(r"\.(dsql-|elasticache|monitoring$)", one["ServiceName"]):
+            offers[one["ServiceName"]] = set(one["AvailabilityZones"])
     if host != "none":
         wanted = {"Filters": [{"Name": "instance-type", "Values": [host]}]}
         found = ec2.describe_instance_type_offerings(LocationType="availability-zone", **wanted)
@@ -411,15 +418,12 @@ def _choose_zones(site: Site, host: str) -> dict[str, str]:
 
 def _upload(site: Site, *, function: bool) -> bool:
     """Upload the workshop for the host, and the function's code. Returns whether all succeeded."""
-    site.refresh()
     s3, bucket = site.client("s3"), site.outputs["BucketName"]
     if packed := _committed():
         s3.put_object(Bucket=bucket, Key="setup/workshop.tar.gz", Body=packed)
         click.echo("✓ the last commit is in the bucket, for the host's `get-workshop`")
     else:
-        click.echo("! There is no git clone here to upload. On the host, clone the workshop to "
-                   "~/workshop, or install it as here (`uvx` or `pip install`) and run "
-                   "`workshop aws grant`.")  # fmt: skip
+        click.echo("! There is no git clone here to upload: see docs/on-aws.md, section 3.")
     if function:
         with tempfile.TemporaryDirectory() as folder:
             architecture, python = map(site.value, ("Architecture", "PythonVersion"))
@@ -428,8 +432,8 @@ def _upload(site: Site, *, function: bool) -> bool:
             digest = hashlib.sha256(worker.read_bytes()).hexdigest()[:16]
             key = f"setup/load-worker-{digest}.zip"  # a stack looks at the key, not into the zip
             s3.upload_file(str(worker), bucket, key)
-        click.echo("The load-test function:")
-        if not _change([site], [{"CodeKey": key}]):
+        site.given["CodeKey"] = key
+        if not _change([site], yes=True):
             return False
     way_in = site.outputs.get("HostSession", "workshop aws grant")
     click.echo(f"It costs money until `workshop aws destroy {site.options}`. The way in "
@@ -461,11 +465,12 @@ def grant(region: str | None, stack: str) -> None:
     host = site.outputs["DSQLClusterEndpoint" if inside else "DSQLClusterPublicEndpoint"]
     given: Any = {"workshop_stack": stack, "aws_region": site.region, "dsql_endpoint": host}
     endpoint: Any = external_database(load_settings(**given, iam_username="admin").values)
+    roles = {arn for name, arn in site.outputs.items() if name.endswith("RoleArn")}
     try:
         if user != "admin":
             with closing(psycopg2.connect(**endpoint.arguments, password=endpoint.token())) as one:
                 one.autocommit = True
-                _grant(one.cursor(), user, site.outputs)
+                _grant(one.cursor(), user, site.outputs["DatabaseName"], roles)
     except psycopg2.Error as error:
         raise AwsError(
             f"The database user was not set up: {error_help(error, endpoint)} "
@@ -474,23 +479,23 @@ def grant(region: str | None, stack: str) -> None:
     click.echo(f"✓ Host and function sign in to the database as {user}.")
 
 
-def _grant(cursor: Any, user: str, outputs: Mapping[str, str]) -> None:
-    role, database = sql.Identifier(user), sql.Identifier(outputs["DatabaseName"])
+def _grant(cursor: Any, user: str, database: str, roles: set[str]) -> None:
+    name = sql.Identifier(user)
     cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [user])
     if not cursor.fetchall():
-        cursor.execute(sql.SQL("CREATE ROLE {} WITH LOGIN").format(role))
-    cursor.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(database, role))
+        cursor.execute(sql.SQL("CREATE ROLE {} WITH LOGIN").format(name))
+    may_create = sql.SQL("GRANT CREATE ON DATABASE {} TO {}")
+    cursor.execute(may_create.format(sql.Identifier(database), name))
     cursor.execute("SELECT arn FROM sys.iam_pg_role_mappings WHERE pg_role_name = %s", [user])
-    wanted = {arn for name, arn in outputs.items() if name.endswith("RoleArn")}
-    for arn in sorted(wanted - {arn for (arn,) in cursor.fetchall()}):
-        cursor.execute(sql.SQL("AWS IAM GRANT {} TO {}").format(role, sql.Literal(arn)))
+    for arn in sorted(roles - {arn for (arn,) in cursor.fetchall()}):
+        cursor.execute(sql.SQL("AWS IAM GRANT {} TO {}").format(name, sql.Literal(arn)))
 
 
 # --- status, destroy
 
 
 @_with_error_help()
-def status(region: str | None, stack: str, *, as_json: bool = False) -> None:
+def status(region: str | None, stack: str) -> None:
     """Show the stack's state, age, cost so far, outputs and price; no account numbers.
 
     Raises:
@@ -502,15 +507,15 @@ def status(region: str | None, stack: str, *, as_json: bool = False) -> None:
     hours = (datetime.now(UTC) - site.made).total_seconds() / 3600
     (now, rest), until = site.price(resources), min(hours, 24 * site.days or hours)
     facts = {
-        "stack": stack,
-        "region": site.region,
         "status": site.status,
-        "age_hours": round(hours, 1),
-        "usd_so_far": round(now * until + rest * (hours - until), 2),
+        "age in hours": f"{hours:.1f}",
+        "USD so far": f"{now * until + rest * (hours - until):.2f}",
         **{name: redact(value) for name, value in sorted(site.outputs.items())},
     }
-    lines = [*(f"{name:<26} {value}" for name, value in facts.items()), site.price_text(resources)]
-    click.echo(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(lines))
+    click.echo(f"{stack} in {site.region}")
+    for name, value in facts.items():
+        click.echo(f"  {name:<26} {value}")
+    click.echo(site.price_text(resources))
 
 
 @_with_error_help()
@@ -623,21 +628,9 @@ def link(regions: Sequence[str], witness: str, stack: str, given: Mapping[str, s
                "per hour; writes are charged in both Regions, storage in each.")  # fmt: skip
     if not yes:
         click.confirm("Go on?", abort=True)
-    if not _change(sides, [{}, {}]):
+    if not _change(sides, yes=True):
         return False
-    own, peer = ({"ClusterArn": side.outputs["DSQLClusterArn"]} for side in sides)
-    named = [{**a, "PeerClusterArn": b["ClusterArn"]} for a, b in ((own, peer), (peer, own))]
-    return _change(sides, named)
-
-
-def _change(sites: Sequence[Site], given: Sequence[Mapping[str, str]]) -> bool:
-    """Apply these parameters to stacks at the same time. Returns whether all succeeded."""
-    for site, values in zip(sites, given, strict=True):
-        site.given.update(values)
-    planned = [site for site in sites if site.plan()]
-    for site in planned:
-        site.start()
-    ok = _follow(planned)
-    for site in sites:
-        site.refresh()
-    return ok
+    own, peer = (side.outputs["DSQLClusterArn"] for side in sides)
+    for side, arn, other in ((sides[0], own, peer), (sides[1], peer, own)):
+        side.given |= {"ClusterArn": arn, "PeerClusterArn": other}
+    return _change(sides, yes=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from workshop_lib.options import as_json, yes
+from workshop_lib.options import yes
 
 which_stack = click.option("--stack", default="cache-aside-workshop", show_default=True,
                            metavar="NAME", help="the CloudFormation stack")  # fmt: skip
@@ -83,12 +83,8 @@ def aws_link(*, regions: str, **options: Any) -> None:
 @aws.command("status")
 @which_stack
 @where
-@as_json
 def aws_status(**options: Any) -> None:
-    """Show the stack's state, age, cost so far, outputs and price; exit code 1 if there is none.
-
-    Account numbers are not shown.
-    """
+    """Show the stack's state, age, cost so far, outputs and price; no account numbers."""
     _aws().status(**options)
 
 

@@ -70,9 +70,9 @@ def _install(tree: Path, architecture: str, python: str) -> None:
                f"--constraint={FILES / 'constraints.txt'}", *REQUIREMENTS]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if line.startswith("ERROR: ")), "")
+        *_, said = ("nothing", *done.stderr.splitlines())
         raise WorkshopError(
             f"The wheels for Python {python} on Linux, {architecture}, could not be had. Is pip's "
-            f"package index reachable? It says: {said.removeprefix('ERROR: ') or 'nothing.'} "
+            f"package index reachable? It says: {said}. "
             "`workshop aws deploy --no-function` does without the load worker."
         )

@@ -6,7 +6,6 @@ Where the queue is given (on AWS), it is used as it is; elsewhere each workshop 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -19,9 +18,6 @@ from workshop_lib.services.error_help import advice, cause_of, error_text
 from workshop_lib.settings import Settings
 
 T = TypeVar("T")
-NAME = re.compile(r"[A-Za-z0-9_-]{1,30}")
-MAX_VISIBILITY_S = 43_200
-MAX_RECEIVES = 1_000
 
 
 def _explained(call: Callable[..., T]) -> Callable[..., T]:
@@ -62,14 +58,9 @@ def open_queue(
     """The URLs of a queue and of its dead-letter queue; as `Workshop.open_queue`.
 
     Raises:
-        ValueError: an argument is out of range.
         ServiceUnreachableError: no answer, no such queue, or it has no dead-letter queue.
 
     """
-    if not NAME.fullmatch(name):
-        raise ValueError(f"name is {name!r}; it must be 1 to 30 letters, digits, - or _")
-    _check_whole("visibility_timeout_s", visibility_timeout_s, 0, MAX_VISIBILITY_S)
-    _check_whole("max_receives", max_receives, 1, MAX_RECEIVES)
     if endpoint.queue_url:
         policy = _redrive(_attributes(sqs, endpoint.queue_url, "RedrivePolicy"))
         *_, account, dead_name = policy["deadLetterTargetArn"].split(":")
@@ -142,30 +133,17 @@ def messaging_error(error: Exception, endpoint: MessagingEndpoint) -> ServiceUnr
         endpoint: where it happened.
 
     """
-    place, cause = f"{endpoint.label} at {endpoint.address}", cause_of(error, endpoint)
-    again = (
-        "It starts again with the next open_workshop(), without the queues, messages and metrics "
-        "it had: run the notebook from its first cell."
-    )
-    if endpoint.embedded and cause == "not there":
-        return ServiceUnreachableError(
-            f"There is no such queue in the {place}. It may have been restarted, which empties "
-            "it: ws.open_queue(…) makes the queue again."
-        )
-    if endpoint.embedded and cause in {"not allowed", "key unknown", "secret wrong"}:
-        return ServiceUnreachableError(
-            f"What answers at {endpoint.address} is not this checkout's emulation of SQS and "
-            f"CloudWatch: it refuses our key. {again}"
-        )
     answered = isinstance(error, ClientError)
-    about = place if answered else f"No answer from {place}"
-    what_next = again if endpoint.embedded and not answered else advice(error, endpoint)
+    what_next = advice(error, endpoint)
+    if endpoint.embedded and cause_of(error, endpoint) == "not there":
+        what_next = "It may have been restarted, which empties it: ws.open_queue(…) makes it again."
+    elif endpoint.embedded and not answered:
+        what_next = (
+            "It starts again with the next open_workshop(), without the queues, messages and "
+            "metrics it had: run the notebook from its first cell."
+        )
+    about = f"{'' if answered else 'No answer from '}{endpoint.label} at {endpoint.address}"
     return ServiceUnreachableError(f"{about}: {error_text(error)} {what_next}")
-
-
-def _check_whole(name: str, value: object, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} to {high:,}")
 
 
 def _attributes(sqs: Any, queue: str, *names: str) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import boto3
 from botocore.config import Config
@@ -13,7 +12,7 @@ from botocore.parsers import ResponseParserError
 
 from workshop_lib.errors import SettingsError
 from workshop_lib.services.endpoints import Endpoint
-from workshop_lib.services.error_help import advice, cause_of, error_code, error_help, error_text
+from workshop_lib.services.error_help import advice, error_text
 
 SETTINGS = {
     "DSQLClusterEndpoint": "dsql_endpoint",
@@ -45,14 +44,20 @@ def read_outputs(name: str, region: str | None) -> Mapping[str, str]:
 
     """
     try:
-        place = region or boto3.Session().region_name
-    except BotoCoreError as error:
-        raise SettingsError(f"The stack {name!r} cannot be read: {error_help(error)}") from None
-    if not place:
+        session = boto3.Session(region_name=region)
+        place = session.region_name
+        client = session.client("cloudformation", config=LIMITS)
+        (stack,) = client.describe_stacks(StackName=name)["Stacks"]
+    except (ClientError, BotoCoreError, ResponseParserError, ValueError) as error:
+        # A policy for one stack also refuses where there is none, so as not to reveal that.
+        where = region or "the Region that is configured"
+        asked = Endpoint(f"CloudFormation in {where}", "", 443, {}, "WORKSHOP_STACK", aws=True)
         raise SettingsError(
-            f"WORKSHOP_STACK names {name!r}, and no Region says where it is: set AWS_REGION."
-        )
-    stack = _describe(name, place)
+            f"The outputs of the stack {name!r} cannot be read: {error_text(error)} "
+            f"Is {where} the Region in which it was deployed (AWS_REGION)? If so: "
+            f"{advice(error, asked)} Without WORKSHOP_STACK the workshop runs on this machine; "
+            "DSQL_ENDPOINT, VALKEY_ENDPOINT and BUCKET_NAME also say where the services are."
+        ) from None
     outputs = {found["OutputKey"]: found["OutputValue"] for found in stack.get("Outputs", [])}
     if missing := [output for output in NEEDED if output not in outputs]:
         raise SettingsError(
@@ -62,24 +67,3 @@ def read_outputs(name: str, region: str | None) -> Mapping[str, str]:
         )
     found = {setting: outputs[output] for output, setting in SETTINGS.items() if output in outputs}
     return {"aws_region": place, **found}
-
-
-def _describe(name: str, region: str) -> Any:
-    try:
-        client = boto3.Session().client("cloudformation", region_name=region, config=LIMITS)
-        (stack,) = client.describe_stacks(StackName=name)["Stacks"]
-    except (ClientError, BotoCoreError, ResponseParserError) as error:
-        if error_code(error) == "ValidationError":
-            raise SettingsError(
-                f"There is no stack {name!r} in {region}. Are AWS_REGION and the account the right "
-                "ones? Without WORKSHOP_STACK the workshop runs on this machine."
-            ) from None
-        # A policy for one stack also refuses where there is none, so as not to reveal that.
-        elsewhere = f"Is {region} the Region in which it was deployed (AWS_REGION)? If so: "
-        asked = Endpoint(f"CloudFormation in {region}", "", 443, {}, aws=True)
-        raise SettingsError(
-            f"The outputs of the stack {name!r} in {region} cannot be read: {error_text(error)} "
-            f"{elsewhere if cause_of(error) == 'not allowed' else ''}{advice(error, asked)} Or set "
-            "DSQL_ENDPOINT, VALKEY_ENDPOINT and BUCKET_NAME yourself."
-        ) from None
-    return stack

@@ -307,9 +307,9 @@ class Workshop:
             Their URLs.
 
         Raises:
-            ValueError: an argument is out of range.
             EngineError: the emulation did not start.
-            ServiceUnreachableError: no answer, no such queue, or one with no dead-letter queue.
+            ServiceUnreachableError: no answer, no such queue, one with no dead-letter queue, or
+                an argument is out of range.
 
         """
         from workshop_lib.queues import open_queue

@@ -69,7 +69,7 @@ def test_a_worker_inserts_at_no_less_than_seven_tenths_of_pgbench_s_rate(
     config = ClientConfig(ws.database.endpoint, ws.namespace)
     with LocalWorkers(config, at_once=CLIENTS) as workers:
         for _ in range(ROUNDS):
-            report = run_inserts(ws.database, load, workers, progress=False)
+            report = run_inserts(ws.database, load, workers)
             assert report.succeeded == load.planned
             # Both without the start of a run: from the first statement to the last.
             seconds["ours"].append(float(report.jobs.duration_ms.max()) / 1e3 / load.planned)

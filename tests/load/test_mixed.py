@@ -7,7 +7,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 from helpers import ALL_TRANSACTIONS, fail, records, when_more_than, worker_processes
 
-from workshop_lib.errors import DataError, ServiceUnreachableError, WorkshopError
+from workshop_lib.errors import ServiceUnreachableError, WorkshopError
 from workshop_lib.load import (
     ClientConfig,
     MixedScenario,
@@ -230,7 +230,6 @@ def test_interrupt_ends_it_with_a_report(shop, queue, here, interrupt):
 EMPTY = {"Attributes": dict.fromkeys(runs.NUMBERS, "0")}
 SILENT = {
     "throttled": lambda *_: fail(THROTTLED),
-    "without numbers": lambda *_: {},
     "empty for a moment": lambda *_: EMPTY,
 }
 
@@ -313,9 +312,3 @@ def test_a_queue_that_is_not_empty_or_does_not_say_so_is_refused(shop, queue, he
     shop.sqs.send_message(QueueUrl=queue.url, MessageBody="of another program")
     with pytest.raises(WorkshopError, match="holds 1 messages already"):
         run_mixed(shop.database, queue, scenario(), here)
-
-
-def test_a_scenario_is_checked(shop, queue, here):
-    for name, value in {"wait_s": 0.0, "statements_per_message": 1_001}.items():
-        with pytest.raises(DataError, match=name):
-            run_mixed(shop.database, queue, scenario(**{name: value}), here)

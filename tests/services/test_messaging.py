@@ -99,8 +99,7 @@ def test_another_access_key_and_a_request_without_one_are_refused(mq):
         client = boto3.client("sqs", **{**mq.messaging.arguments, **changed})
         with pytest.raises(ClientError) as refused:
             client.list_queues()
-        said = str(messaging_error(refused.value, mq.messaging))
-        assert "is not this checkout's emulation" in said
+        assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
 
 # --- what a queue promises ---
@@ -133,21 +132,6 @@ def test_many_threads_receive_every_message_once_though_some_wait(mq):
             send(mq, queue, *map(str, range(start, start + 10)))
         list(receivers)
     assert sorted(map(int, bodies)) == list(range(120))
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"name": "a b"}, "name"),
-        ({"visibility_timeout_s": 43_201}, "from 0 to 43,200"),
-        ({"visibility_timeout_s": 1.5}, "visibility_timeout_s is 1.5"),
-        ({"max_receives": 0}, "max_receives is 0"),
-    ],
-    ids=str,
-)
-def test_a_queue_out_of_range_is_refused(mq, given, said):
-    with pytest.raises(ValueError, match=said):
-        mq.open_queue(**{"name": "load", "visibility_timeout_s": 30, "max_receives": 3, **given})
 
 
 def test_metrics_of_each_second_come_back_summed_and_what_moto_cannot_do_is_said_at_once(mq):
@@ -199,7 +183,7 @@ def test_a_killed_emulation_comes_back_empty_at_the_same_address(home, mq):
     with pytest.raises(ClientError) as gone:
         mq.sqs.send_message(QueueUrl=queue, MessageBody="lost")
     said = str(messaging_error(gone.value, mq.messaging))
-    assert "ws.open_queue(…) makes the queue again" in said
+    assert "ws.open_queue(…) makes it again" in said
     assert mq.open_queue("load", visibility_timeout_s=30, max_receives=3)[0] == queue
     send(mq, queue, "found")
     assert receive(mq, queue) == ["found"]

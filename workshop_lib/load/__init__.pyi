@@ -11,17 +11,11 @@ from .report import (
     save_reports as save_reports,
 )
 from .rows import count_rows as count_rows, delete_rows as delete_rows, rows_of as rows_of
-from .run import (
-    Queue as Queue,
-    new_run as new_run,
-    run_inserts as run_inserts,
-    run_mixed as run_mixed,
-)
+from .run import Queue as Queue, run_inserts as run_inserts, run_mixed as run_mixed
 from .scenario import (
     InsertLoad as InsertLoad,
     InsertScenario as InsertScenario,
     MixedScenario as MixedScenario,
-    read_mixed as read_mixed,
     read_scenario as read_scenario,
 )
 from .traffic import STATEMENTS as STATEMENTS, events as events, monthly_payment as monthly_payment
@@ -54,8 +48,6 @@ __all__ = [
     "load_cost",
     "metrics_namespace",
     "monthly_payment",
-    "new_run",
-    "read_mixed",
     "read_scenario",
     "rows_of",
     "run_inserts",

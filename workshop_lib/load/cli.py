@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from workshop_lib import load as api
-from workshop_lib.errors import DataError, SettingsError, WorkshopError, redact
+from workshop_lib.errors import SettingsError
 from workshop_lib.load.traffic import EVENT_TYPES
 from workshop_lib.options import INTERRUPTED, a_file, a_folder
 from workshop_lib.paths import HOME, RESULTS, display_path
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 # The scenario file of an insert load, if the folder in which the command is run has one.
 CONFIG = Path("config.json")
-PROCESSES = 4
+PROCESSES, EXECUTIONS = 4, 1_000
+"""How many workers there are at the same time, if nothing is said."""
 
 at_once_option = click.option(
     "--at-once", type=click.IntRange(1, 1_000),
@@ -83,35 +84,28 @@ def inserts(
         click.echo("Scenario: config.json in this folder (the workshop's: --config inserts_laptop)")
     run_inserts = api.run_inserts  # imported before an interrupt can meet the import
     with one_interrupt():
-        scenario = api.read_scenario(config or "inserts_laptop")
+        scenario = api.read_scenario(config or "inserts_laptop", api.InsertScenario)
         loads, test = scenario.loads(which, **options), _Test(keep, out)
-        by_option = function_name is not None
-        function = function_name if by_option else scenario.lambda_function_name
-        no_region = region is None and (by_option or scenario.region is None)
-        _refuse({
-            "A Region is given (--region, or region in the scenario file), but no Lambda function "
-            "that would be there. Name it (--function-name, or lambda_function_name in the file), "
-            "or leave out the Region.":
-                not function and not no_region,
-            f"The Lambda function {function} (--function-name, or lambda_function_name in the "
-            "scenario file) needs Aurora DSQL: no function can reach a database on this machine. "
-            "Set DSQL_ENDPOINT and AWS_REGION; or have processes here do the work: "
-            '--function-name "".':
-                function and not test.on_aws,
-        })  # fmt: skip
+        function = scenario.lambda_function_name if function_name is None else function_name
+        if function and not test.on_aws:
+            raise SettingsError(
+                f"The Lambda function {function} (--function-name, or lambda_function_name in the "
+                "scenario file) needs Aurora DSQL: no function can reach a database on this "
+                "machine. Set DSQL_ENDPOINT and AWS_REGION; or have processes here do the work: "
+                '--function-name "".'
+            )
         most = max(load.workers for load in loads.values())
         with test.workshop() as ws:
+            driver: Any
             if function:
-                driver: Any = test.function(
-                    function, min(at_once or 1_000, most), region or scenario.region
-                )
+                place = region or scenario.region
+                driver = test.function(function, min(at_once or EXECUTIONS, most), place)
             else:
                 driver = ws.load_workers(min(at_once or PROCESSES, most))
             click.echo(f"By {driver.label}")
             for name, one in loads.items():
                 click.echo(f"\n{name}: {one.workers:,} workers, {one.planned:,} rows")
-                test.runs.append(run := api.new_run())
-                report = run_inserts(ws.database, one, driver, run=run)
+                report = run_inserts(ws.database, one, driver)
                 test.add(name, report)
                 if report.interrupted:
                     break
@@ -142,7 +136,8 @@ def mixed(
     """Send reads and writes through a queue; exit code 1 if a message is unaccounted for.
 
     They are sent in rounds. A round has --messages messages of each action: SELECT, INSERT and
-    SELECT2. A worker runs the statement of its message --statements times.
+    SELECT2. A worker runs the statement of its message --statements times. How many executions of
+    a function do so at once is its stack's QueueConcurrency.
 
     Locally the queue is an emulation. Options win over the scenario file. Ctrl-C ends it with a
     report of what was done so far; the rows are deleted anyway.
@@ -152,40 +147,32 @@ def mixed(
 
     run_mixed = api.run_mixed  # imported before an interrupt can meet the import
     with one_interrupt():
-        scenario = api.read_mixed(config, **options)
+        scenario = api.read_scenario(config, api.MixedScenario).changed(options)
         test = _Test(keep, out, load_function=function_name)
-        queue_url, function = test.settings.queue_url, test.settings.load_function
-        elsewhere = scenario.reads_elsewhere
-        _refuse({
-            "--function-name needs the queue that the function is mapped to: set QUEUE_URL. No "
-            "function processes the local queue, which is an emulation.":
-                function_name and not queue_url,
-            "--at-once is for processes here: a function's executions are limited by the stack's "
-            'QueueConcurrency. For processes: --function-name "".':
-                at_once and function and queue_url,
-            "--reads-elsewhere: DSQL_READ_ENDPOINT is not set, so there is no other endpoint.":
-                elsewhere and not test.settings.dsql_read_endpoint,
-        })  # fmt: skip
-        by_function = test.function(function, 1) if function and queue_url else None
-        _refuse({
-            f"--reads-elsewhere: the function {function} knows no other endpoint. Set "
-            "DSQL_READ_ENDPOINT in its environment, and let it sign in there; or have processes "
-            'here do the work: --function-name "".':
-                elsewhere and by_function and not by_function.reader,
-        })  # fmt: skip
+        if function_name and not test.settings.queue_url:
+            raise SettingsError(
+                "--function-name needs the queue that the function is mapped to: set QUEUE_URL. No "
+                "function processes the local queue, which is an emulation."
+            )
+        function = test.settings.load_function if test.settings.queue_url else None
+        by_function = test.function(function, 1) if function else None
+        reader = by_function.reader if by_function else test.settings.dsql_read_endpoint
+        if scenario.reads_elsewhere and not reader:
+            raise SettingsError(
+                "--reads-elsewhere: who does the work knows no other endpoint. Set "
+                "DSQL_READ_ENDPOINT: here for processes, in a function's environment for that."
+            )
         with test.workshop() as ws:
             ws.load_table("type")
             test.table_rows = ws.load_table("transactions").rows
             urls = ws.open_queue("load", visibility_timeout_s=30, max_receives=3)
-            metrics = api.metrics_namespace(ws.namespace)
-            who = f"the function {function}" if by_function else "processes on this machine"
+            who = f"the function {function}" if function else "processes on this machine"
             click.echo(f"Queue: {ws.messaging.label}\nProcessed by {who}")
+            metrics = api.metrics_namespace(ws.namespace)
             click.echo(f"How long statements take is in CloudWatch, too: {metrics}")
-            processes = at_once or PROCESSES
-            driver = None if by_function else ws.load_workers(processes, metrics=True)
-            test.runs.append(run := api.new_run())
+            driver = None if function else ws.load_workers(at_once or PROCESSES, metrics=True)
             queue = api.Queue(ws.sqs, *urls)
-            report = run_mixed(ws.database, queue, scenario, driver, run=run)
+            report = run_mixed(ws.database, queue, scenario, driver)
             delete_queues(ws.sqs, ws.messaging, ws.namespace)
             test.add("mixed", report)
         test.exit()
@@ -200,16 +187,12 @@ def clean(run: str | None) -> None:
     """
     from workshop_lib.settings import load_settings
 
-    left, there, found = 0, 0, api.rows_of(run)
+    left, found = 0, api.rows_of(run)
     with _workshop(load_settings().values) as ws:
         for rows in found:
-            before = rows.count(ws.database)
-            deleted = rows.delete(ws.database) if before else 0
-            after = rows.count(ws.database)
-            left, there = left + after, there + before
+            before, deleted = rows.count(ws.database), rows.delete(ws.database)
+            left += (after := rows.count(ws.database))
             click.echo(f"{rows.table}: {before:,} rows before, {deleted:,} deleted, {after:,} left")
-    if run and not there:
-        raise DataError(f"There is no run {run!r}, or it left no rows.")
     sys.exit(1 if left else 0)
 
 
@@ -240,7 +223,6 @@ class _Test:
         function_mb: memory of the function that is paid for; None if processes write to AWS. If
             nothing is paid for, what a function would have if the work were done on AWS.
         table_rows: of the table that a mixed load reads.
-        runs: whose rows may be in the tables.
         reports, costs: by the names of the loads.
 
     """
@@ -253,8 +235,7 @@ class _Test:
         self.settings, self.keep = load_settings(**overrides).values, keep
         self.folder, self.on_aws = ready_folder(out), is_on_aws(self.settings)
         self.function_mb = None if self.on_aws else api.FUNCTION_MB
-        self.table_rows, self.cleared = 0, True
-        self.runs: list[str] = []
+        self.table_rows = 0
         self.reports: dict[str, api.LoadReport] = {}
         self.costs: dict[str, Cost] = {}
 
@@ -281,48 +262,35 @@ class _Test:
         """Say what came of a load, and what it cost."""
         from workshop_lib.prices import load_prices
 
+        self.reports[name] = report
         prices, how = load_prices(), {"function_mb": self.function_mb}
         cost = api.load_cost(report, prices, **how, table_rows=self.table_rows, kept=self.keep)
         said = api.format_cost(cost, prices, **how, on_aws=self.on_aws)
         click.echo(f"{report}\n{said}\n{prices.warning(datetime.now(UTC).date())}".strip())
-        self.reports[name], self.costs[name] = report, cost
+        self.costs[name] = cost
 
     def exit(self) -> NoReturn:
         """End with exit code 0 only if every row and message is where it should be."""
         reports = self.reports.values()
         if any(report.interrupted for report in reports):
             sys.exit(INTERRUPTED)
-        complete = all(r.reconciles and r.succeeded == r.planned for r in reports)
-        sys.exit(0 if complete and self.cleared else 1)
+        sys.exit(0 if all(r.reconciles and r.succeeded == r.planned for r in reports) else 1)
 
     def _end(self, database: Database) -> None:
-        """Compare and save the reports, and delete the rows."""
+        """Compare and save the reports, then delete the rows."""
         if any(len(report.calls) for report in self.reports.values()):
             mixed = self.reports.get("mixed")
             table = mixed.by_action().round(2) if mixed else api.compare_loads(self.reports)
             click.echo(f"\n{table.to_string()}\n")
-        for run in self.runs:
-            self._clear(database, run)
         if self.reports:
             path = api.save_reports(self.reports, self.folder, self.costs)
             click.echo(f"Results: {display_path(path)}")
-
-    def _clear(self, database: Database, run: str) -> None:
-        import psycopg2
-
-        later = f"`workshop load clean {run}` deletes them."
-        if self.keep:
-            click.echo(f"The rows of run {run} are kept. {later}")
-            return
-        try:
-            deleted = api.delete_rows(database, run)
-            click.echo(f"{deleted:,} rows of run {run} deleted, a warm-up's among them")
-        except (WorkshopError, psycopg2.Error) as error:
-            self.cleared = False
-            click.echo(
-                f"The rows of run {run} could not be deleted: {redact(error)} "
-                f"Once that is mended, {later}"
-            )
+        for run in (report.run for report in self.reports.values()):
+            if self.keep:
+                click.echo(f"The rows of run {run} are kept: `workshop load clean {run}`")
+            else:
+                click.echo(f"Deleting the rows of run {run} (again: `workshop load clean {run}`)")
+                click.echo(f"{api.delete_rows(database, run):,} deleted, a warm-up's among them")
 
 
 @contextmanager
@@ -334,15 +302,3 @@ def _workshop(settings: Settings) -> Iterator[Workshop]:
     how: Any = {"load_function": "", "workshop_linger_seconds": 0.0}
     with services.session(settings), closing(open_workshop("load", **how)) as ws:
         yield ws
-
-
-def _refuse(refusals: dict[str, Any]) -> None:
-    """Refuse a load that was told to use what is not there.
-
-    Raises:
-        SettingsError: a condition is true; its text.
-
-    """
-    for said, applies in refusals.items():
-        if applies:
-            raise SettingsError(said)

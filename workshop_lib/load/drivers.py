@@ -63,19 +63,19 @@ class Driver(AbstractContextManager["Driver"]):
 
     here = True
 
-    def __init__(self, at_once: int, most: int, kind: tuple[str, str], place: str) -> None:
-        """Refuse a number out of range; `kind` is the singular and plural of what runs.
+    def __init__(self, at_once: int, most: int, one: str, many: str) -> None:
+        """Refuse a number out of range; `one` and `many` say who works.
 
         Raises:
             WorkshopError: it is out of range.
 
         """
-        if not isinstance(at_once, int) or not 1 <= at_once <= most:
+        if not 1 <= at_once <= most:
             raise WorkshopError(
-                f"{at_once!r} {kind[1]} at once; a whole number from 1 to {most:,} can run. A load "
-                "may have more workers than that: they take turns."
+                f"{at_once} {many}: from 1 to {most:,} can run at the same time. A load may have "
+                "more workers than that: they take turns."
             )
-        self.at_once, self.label = at_once, f"{at_once:,} {kind[at_once > 1]} {place}"
+        self.at_once, self.label = at_once, f"{at_once:,} {many if at_once > 1 else one}"
         self.stopped = threading.Event()
 
     def do(self, event: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
@@ -169,7 +169,8 @@ class LocalWorkers(Driver):
     """
 
     def __init__(self, config: ClientConfig, at_once: int = 4) -> None:
-        super().__init__(at_once, MAX_PROCESSES, ("process", "processes"), "on this machine")
+        one, many = "process on this machine", "processes on this machine"
+        super().__init__(at_once, MAX_PROCESSES, one, many)
         self._config = config
         self._after_fork()
         forks.tell_child(self)
@@ -193,9 +194,8 @@ class LocalWorkers(Driver):
 
         """
         try:
-            for process in self._processes:
-                process.start()
-            for process in self._processes:
+            started = [process for process in self._processes if process.start()]
+            for process in started:
                 process.get_ready()
         except NoAnswerError as error:
             raise WorkshopError(
@@ -211,8 +211,8 @@ class LocalWorkers(Driver):
         """
         process = self._idle.get()
         try:
-            process.start()
-            process.get_ready()
+            if process.start():
+                process.get_ready()
             if self.stopped.is_set():  # after the start: `close` ends what it finds
                 raise NoAnswerError("interrupted")
             return process.ask(event, limit_s)
@@ -233,15 +233,15 @@ class _Process:
         self._config = config
         self._program: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it, unless it runs.
+    def start(self) -> bool:
+        """Start it, unless it runs. Returns whether it was started, and has to get ready.
 
         Raises:
             NoAnswerError: this machine starts no more.
 
         """
         if self._program and self._program.poll() is None:
-            return
+            return False
         try:
             self._pipe, theirs = Pipe()
             with theirs:
@@ -256,13 +256,11 @@ class _Process:
             raise NoAnswerError(f"No worker process could be started: {error}.") from None
         with suppress(OSError):  # it has ended, which the first question finds out
             self._pipe.send((self._config, os.getpid()))
-        self._ready = False
+        return True
 
     def get_ready(self) -> None:
         """Wait until it has started, and is connected."""
-        if not self._ready:
-            self.ask(msgspec.to_builtins(PING), READY_S)
-        self._ready = True
+        self.ask(msgspec.to_builtins(PING), READY_S)
 
     def ask(self, event: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
         """Have a job done; the process is ended if it takes longer than `limit_s` seconds.
@@ -324,7 +322,7 @@ class LambdaWorkers(Driver):
         self, function_name: str, at_once: int = MAX_EXECUTIONS, *, region: str | None = None
     ) -> None:
         place = f"of the AWS Lambda function {function_name}"
-        super().__init__(at_once, MAX_EXECUTIONS, ("execution", "executions"), place)
+        super().__init__(at_once, MAX_EXECUTIONS, f"execution {place}", f"executions {place}")
         self._function = function_name
         config = Config(
             connect_timeout=5,
@@ -337,13 +335,11 @@ class LambdaWorkers(Driver):
         )
         try:
             self._lambda = boto3.Session().client("lambda", config=config, region_name=region)
-        except BotoCoreError as error:
-            raise WorkshopError(f"{self.label} cannot be called. {error_help(error)}") from None
-        try:
             found = msgspec.convert(self.do(msgspec.to_builtins(PING), READY_S), Done)
-        except (NoAnswerError, msgspec.ValidationError) as error:
+        except (BotoCoreError, NoAnswerError, msgspec.ValidationError) as error:
+            said = error_help(error) if isinstance(error, BotoCoreError) else error
             raise WorkshopError(
-                f"{self.label} did not get ready. {error} Processes on this machine do the work if "
+                f"{self.label} did not get ready. {said} Processes on this machine do the work if "
                 'no function is named (LOAD_FUNCTION, load_function="", --function-name "").'
             ) from None
         self.memory_mb, self.reader = found.memory_mb, found.reader

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -274,18 +273,12 @@ def save_reports(
     for name, cost in (costs or {}).items():
         found[name]["cost_usd"] = cost.total
     stamp = time.localtime()
-    content = {"timestamp": time.strftime("%Y-%m-%dT%H:%M:%S%z", stamp), "scenarios": found}
     name = time.strftime("results_%Y%m%d_%H%M%S", stamp)
-    for number in itertools.count(1):
-        path = folder / (f"{name}_{number}.json" if number > 1 else f"{name}.json")
-        try:
-            path.touch(exist_ok=False)
-        except FileExistsError:  # of another load test in this second
-            continue
-        except OSError:  # writing says what is wrong
-            pass
-        break
-    write_json(path, content)
+    if others := len(list(folder.glob(f"{name}*"))):  # of this second
+        name = f"{name}_{others + 1}"
+    path = folder / f"{name}.json"
+    written = time.strftime("%Y-%m-%dT%H:%M:%S%z", stamp)
+    write_json(path, {"timestamp": written, "scenarios": found})
     return path
 
 

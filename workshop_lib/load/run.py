@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -19,11 +19,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.database import Database
 from workshop_lib.dataset import create_table
-from workshop_lib.errors import DataError, WorkshopError, redact
+from workshop_lib.errors import WorkshopError, redact
 from workshop_lib.interrupts import one_interrupt
 from workshop_lib.load.drivers import Driver, run_jobs
 from workshop_lib.load.report import BATCH, FIRST_ERRORS, LoadReport, make_report
-from workshop_lib.load.rows import count_by_message, count_rows, delete_rows, measured_rows
+from workshop_lib.load.rows import count_by_message, delete_rows, measured_rows
 from workshop_lib.load.scenario import InsertLoad, Job, MixedScenario, insert_jobs, mixed_jobs
 from workshop_lib.load.worker import Done
 from workshop_lib.progress import progress_bar
@@ -41,9 +41,7 @@ NUMBERS = (
 )
 
 
-def run_inserts(
-    database: Database, load: InsertLoad, driver: Driver, *, run: str = "", progress: bool = True
-) -> LoadReport:
+def run_inserts(database: Database, load: InsertLoad, driver: Driver) -> LoadReport:
     """Make the table `business_events` if need be, insert into it, and count.
 
     It is a closed loop: each worker sends its next statement when the one before is answered. That
@@ -54,55 +52,46 @@ def run_inserts(
         database: where the rows are counted; the workers were given the same one.
         load: what to do.
         driver: who does it.
-        run: its name; a new one if there is none.
-        progress: with a progress bar.
 
     Returns:
         The report; also after an Interrupt, of what had been done by then.
 
     Raises:
-        DataError: a value of the load is out of range, or there are rows of such a run already.
-        KeyboardInterrupt: it came during the warm-up, whose rows are deleted.
+        DataError: a value of the load is out of range.
+        KeyboardInterrupt: it came during the warm-up.
 
     """
     load.check()
     database.create_schema()
     create_table(database, "business_events")
-    run = _unused(database, run)
-    warm_up = insert_jobs(load, run, database.schema, warm_up=True)
-    if warm_up and run_jobs(driver, warm_up)[1]:
-        delete_rows(database, run)
-        raise KeyboardInterrupt
-    jobs = insert_jobs(load, run, database.schema)
-    began = time.perf_counter()
-    with progress_bar(load.planned if progress else 0, "insert") as bar:
-        share = jobs[0].planned
-        done, interrupted = run_jobs(driver, jobs, lambda: bar.update(share))
-    seconds = time.perf_counter() - began
-    in_table, said = _count_settled(database, run, done)
-    return make_report(
-        driver, load, done, in_table, said, run=run, seconds=seconds, interrupted=interrupted
-    )
-
-
-def new_run() -> str:
-    """A name for a run: when it began, and a few digits against another at that time."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-
-
-def _unused(database: Database, run: str) -> str:
-    """This name, or a new one if it is empty.
-
-    Raises:
-        DataError: there are rows of such a run already.
-
-    """
-    if run and (there := count_rows(database, run)):
-        raise DataError(
-            f"There are {there:,} rows of a run {run} already, which would be counted with this "
-            f"one's. Give it another name, or delete them: load.delete_rows(ws.database, {run!r})."
+    with _new_run(database) as run:
+        warm_up = insert_jobs(load, run, database.schema, warm_up=True)
+        if warm_up and run_jobs(driver, warm_up)[1]:
+            raise KeyboardInterrupt
+        jobs = insert_jobs(load, run, database.schema)
+        began = time.perf_counter()
+        with progress_bar(load.planned, "insert") as bar:
+            share = jobs[0].planned
+            done, interrupted = run_jobs(driver, jobs, lambda: bar.update(share))
+        seconds = time.perf_counter() - began
+        in_table, said = _count_settled(database, run, done)
+        return make_report(
+            driver, load, done, in_table, said, run=run, seconds=seconds, interrupted=interrupted
         )
-    return run or new_run()
+
+
+@contextmanager
+def _new_run(database: Database) -> Iterator[str]:
+    """A name for a run: when it began, and a few digits against another at that time.
+
+    Without a report nobody would know the name, so then the rows are deleted.
+    """
+    run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    try:
+        yield run
+    except BaseException:
+        delete_rows(database, run)
+        raise
 
 
 def _count_settled(
@@ -143,8 +132,6 @@ def run_mixed(
     queue: Queue,
     scenario: MixedScenario,
     driver: Driver | None,
-    *,
-    run: str = "",
 ) -> LoadReport:
     """Send a mixed load through a queue and have it processed.
 
@@ -164,18 +151,18 @@ def run_mixed(
         queue: an empty one.
         scenario: what to send.
         driver: whose workers process it; None if a function does.
-        run: its name; a new one if there is none.
 
     Returns:
         The report; also after an Interrupt, of what had been done by then.
 
     Raises:
-        DataError: a value of the scenario is out of range, or there are rows of such a run already.
+        DataError: a value of the scenario is out of range.
         WorkshopError: the queue holds other messages, or does not answer.
 
     """
     scenario.check()
-    return _MixedRun(database, queue, scenario, driver, _unused(database, run)).run()
+    with _new_run(database) as name:
+        return _MixedRun(database, queue, scenario, driver, name).run()
 
 
 @dataclass
@@ -183,7 +170,8 @@ class _MixedRun:
     """A mixed load under way. Threads share it: each only adds to it, or replaces a value.
 
     Attributes:
-        database, queue, scenario, driver, name: as in `run_mixed`.
+        database, queue, scenario, driver: as in `run_mixed`.
+        name: of the run.
         state: of each message: "not begun", "sent" (for sure, or perhaps: the request broke),
             "deleted" (processed, and out of the queue) or "dead" (in the dead-letter queue).
         done: the records of messages that were processed.
@@ -211,7 +199,7 @@ class _MixedRun:
 
     def run(self) -> LoadReport:
         look = self._look()
-        if look is None or any(look[:2]):
+        if not look or any(look[:2]):
             what = f"holds {sum(look[:2])} messages already" if look else f"gave {self.errors[0]}"
             raise WorkshopError(
                 f"The queue {what}, so nothing was sent. If another load test is running, wait "
@@ -257,9 +245,8 @@ class _MixedRun:
         empty = 0  # how often in a row it was
         while time.perf_counter() < end and not (all_sent() and not self._open()):
             self.stop.wait(LOOK_S)
-            look = self._look()
-            if look is not None:
-                self.depth.append((time.perf_counter() - self.started, *look[:2]))
+            if look := self._look():
+                self.depth.append((time.perf_counter() - self.started, look[0], look[1]))
             empty = empty + 1 if look and not any(look[:2]) else 0  # no answer is no empty queue
             if empty and self._open():
                 self._collect_dead()
@@ -322,19 +309,14 @@ class _MixedRun:
         answer = self._ask("delete_message_batch", QueueUrl=url, Entries=entries) if entries else {}
         return [messages[int(one["Id"])] for one in answer.get("Successful", [])]
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _look(self) -> list[int]:
         """Messages that wait, and that are being processed, and the queue's visibility timeout.
 
-        None if it does not say.
+        Empty if it does not say.
         """
         asked = {"QueueUrl": self.queue.url, "AttributeNames": NUMBERS}
         answer = self._ask("get_queue_attributes", **asked)
-        try:
-            waiting, processed, hidden_s = (int(answer["Attributes"][name]) for name in NUMBERS)
-        except (KeyError, ValueError):
-            self._note("no number of the messages that it holds")
-            return None
-        return waiting, processed, hidden_s
+        return [int(answer["Attributes"][name]) for name in NUMBERS] if answer else []
 
     def _ask(self, call: str, **asked: Any) -> dict[str, Any]:
         """The answer to a request to the queue; empty if it failed, which is noted."""

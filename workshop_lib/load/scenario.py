@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
-from msgspec import inspect
 
 from workshop_lib.dsql import MAX_ROWS_PER_TRANSACTION
 from workshop_lib.errors import DataError
@@ -25,22 +22,17 @@ Statements = Annotated[int, msgspec.Meta(ge=1, le=MAX_STATEMENTS)]
 WarmUp = Annotated[int, msgspec.Meta(ge=0, le=1_000)]
 ThinkMs = Annotated[float, msgspec.Meta(ge=0, le=60_000)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3_600)]
-Region = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]+$", description="an AWS Region, such as us-east-1"
-    ),
-]
+Region = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]+$")]
 RunName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
 Namespace = Annotated[str, msgspec.Meta(pattern=rf"\A({NAMESPACE})?\Z")]
 # Jobs or messages of a run: the ids of their rows have room for no more.
 MAX_JOBS = 1 << 20
-# What the file of an insert load test calls them.
 IN_FILES = {
     "workers": "num_lambdas",
     "statements": "inserts_per_iteration",
     "rows": "rows_per_batch",
 }
+"""What the file of an insert load test calls them."""
 
 
 class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -53,7 +45,17 @@ class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             DataError: one is out of range; the text names it and says what is allowed.
 
         """
-        _convert(msgspec.to_builtins(self), type(self), "This load")
+        try:
+            msgspec.convert(msgspec.to_builtins(self), type(self))
+        except msgspec.ValidationError as error:
+            raise DataError(f"This load is not usable: {error}.") from None
+
+    def changed(self, options: Mapping[str, Any]) -> Self:
+        """The same with those of these values that are not None, checked; as `check`."""
+        given = {name: value for name, value in options.items() if value is not None}
+        found = msgspec.structs.replace(self, **given)
+        found.check()
+        return found
 
 
 class InsertLoad(Checked, frozen=True, rename=IN_FILES):
@@ -111,21 +113,6 @@ class MixedScenario(Checked, frozen=True):
         """How many rounds are sent: the first at once, the next after `wait_s`, and so on."""
         return max(1, round(self.duration_s / self.wait_s))
 
-    def check(self) -> None:
-        """Refuse values out of range, and more messages than a run can have.
-
-        Raises:
-            DataError: which, and what is allowed.
-
-        """
-        super().check()
-        messages = self.rounds * len(ACTIONS) * self.messages_per_batch
-        if messages > MAX_JOBS:
-            raise DataError(
-                f"This load would send {messages:,} messages; {MAX_JOBS:,} is the most. Make "
-                "duration_s or messages_per_batch smaller, or wait_s larger."
-            )
-
 
 class InsertScenario(Checked, frozen=True):
     """The file of an insert load test.
@@ -161,18 +148,16 @@ class InsertScenario(Checked, frozen=True):
             DataError: it has none of them, or a value is out of range.
 
         """
-        given: dict[str, Any] = {"event_type": self.event_type, "warm_up": self.warm_up_invocations}
-        given |= {name: value for name, value in options.items() if value is not None}
+        own = {"event_type": self.event_type, "warm_up": self.warm_up_invocations}
         found = {}
-        for number, name, one, counted in (
-            ("1", "individual inserts", self.scenario_1, "statements"),
-            ("2", "multi-row inserts", self.scenario_2, "rows"),
-        ):
-            if one is not None and which in {number, "both"}:
-                found[name] = _replace(one, {**given, counted: count})
+        if self.scenario_1 and which in {"1", "both"}:
+            load = self.scenario_1.changed(own)
+            found["individual inserts"] = load.changed({**options, "statements": count})
+        if self.scenario_2 and which in {"2", "both"}:
+            load = self.scenario_2.changed(own)
+            found["multi-row inserts"] = load.changed({**options, "rows": count})
         if not found:
-            asked = "scenario_1 or scenario_2" if which == "both" else f"scenario_{which}"
-            raise DataError(f"The file has no {asked}: there is nothing to run.")
+            raise DataError("The file has no such scenario: there is nothing to run.")
         return found
 
 
@@ -242,8 +227,18 @@ def insert_jobs(
 
 
 def mixed_jobs(scenario: MixedScenario, run: str, namespace: str = "") -> list[list[Job]]:
-    """The messages of each round of a mixed load."""
+    """The messages of each round of a mixed load.
+
+    Raises:
+        DataError: there would be more than have ids.
+
+    """
     actions = [action for action in ACTIONS for _ in range(scenario.messages_per_batch)]
+    if scenario.rounds * len(actions) > MAX_JOBS:
+        raise DataError(
+            f"This load would send {scenario.rounds * len(actions):,} messages; {MAX_JOBS:,} is "
+            "the most. Make duration_s or messages_per_batch smaller, or wait_s larger."
+        )
     return [
         [
             Job(
@@ -261,98 +256,25 @@ def mixed_jobs(scenario: MixedScenario, run: str, namespace: str = "") -> list[l
     ]
 
 
-def read_scenario(path: str | Path) -> InsertScenario:
-    """An insert scenario from a JSON file, which may go by its name in data/scenarios/.
+def read_scenario(path: str | Path, kind: type[T]) -> T:
+    """A scenario from a JSON file, which may go by its name in data/scenarios/.
+
+    Args:
+        path: the file, or the name of one of the workshop's.
+        kind: InsertScenario or MixedScenario.
 
     Raises:
         DataError: the file cannot be read, or a name or value in it is not usable.
 
     """
-    return _read(path, InsertScenario)
-
-
-def read_mixed(path: str | Path, **options: object) -> MixedScenario:
-    """A mixed scenario from a JSON file, with options that win over it.
-
-    Args:
-        path: the file, or the name of one in data/scenarios/.
-        options: attributes of MixedScenario by name; those that are not None count.
-
-    Raises:
-        DataError: the file cannot be read, or a name or value is not usable.
-
-    """
-    return _replace(_read(path, MixedScenario), options)
-
-
-def _read(path: str | Path, kind: type[T]) -> T:
     known = SCENARIOS / f"{str(path).removesuffix('.json')}.json"
     file = known if known.exists() and not Path(path).exists() else Path(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))  # editors may add its mark
+        return msgspec.json.decode(file.read_text(encoding="utf-8-sig"), type=kind)
     except FileNotFoundError:
         names = ", ".join(sorted(known.stem for known in SCENARIOS.glob("*.json")))
         raise DataError(
             f"There is no scenario {path}: no such file, and the workshop's own are {names}."
         ) from None
-    except OSError as error:
-        raise DataError(f"The scenario {path} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"The scenario {path} is not JSON: {error}.") from None
-    return _convert(content, kind, str(path))
-
-
-def _replace(one: T, options: dict[str, Any]) -> T:
-    """The same with those options that are not None, checked."""
-    given = {name: value for name, value in options.items() if value is not None}
-    found = msgspec.structs.replace(one, **given)
-    found.check()
-    return found
-
-
-def _convert(content: Any, kind: type[T], origin: str) -> T:
-    """Plain data as a scenario; `origin` says where it came from."""
-    try:
-        return msgspec.convert(content, kind)
-    except msgspec.ValidationError as error:
-        raise DataError(f"{origin} is not usable: {_problem(error, content, kind)}") from None
-
-
-def _problem(error: msgspec.ValidationError, content: Any, kind: type[Checked]) -> str:
-    """What msgspec refused, as a sentence. Its text says where; the types say what is allowed."""
-    what, _, place = str(error).partition(" - at `$.")
-    place = place.removesuffix("`")
-    info: Any = inspect.type_info(kind)
-    for name in filter(None, place.split(".")):
-        content, info = content[name], _fields(info)[name]
-    if unknown := re.search("unknown field `(.*)`", what):
-        names = list(_fields(info))
-        near = difflib.get_close_matches(unknown[1], names, 1)
-        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
-        return f"{place or 'it'} has no {unknown[1]!r}; {meant}"
-    own = next((name for name, in_file in IN_FILES.items() if place == in_file), place)
-    return f"{own or 'it'} is {json.dumps(content)[:60]}; it must be {_allowed(info)}."
-
-
-def _fields(info: Any) -> dict[str, Any]:
-    """The types of an object's values, by the names that they have in a file."""
-    (found,) = (one for one in getattr(info, "types", [info]) if hasattr(one, "fields"))
-    return {field.encode_name: field.type for field in found.fields}
-
-
-def _allowed(info: Any) -> str:
-    """What a type takes, in words."""
-    match info:
-        case inspect.Metadata(extra_json_schema={"description": said}):
-            return str(said)
-        case inspect.UnionType():
-            return ", or ".join(map(_allowed, info.types))
-        case inspect.LiteralType():
-            return f"one of {', '.join(map(str, info.values))}"
-        case inspect.IntType() | inspect.FloatType():
-            kind = "a whole number" if isinstance(info, inspect.IntType) else "a number"
-            low = f"above {info.gt:,g} and at most" if info.ge is None else f"from {info.ge:,g} to"
-            return f"{kind} {low} {info.le:,}"
-        case inspect.StructType():
-            return f"an object with {', '.join(_fields(info))}"
-    return {"BoolType": "true or false", "NoneType": "null"}.get(type(info).__name__, "a text")
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise DataError(f"The scenario {path} is not usable: {error}.") from None

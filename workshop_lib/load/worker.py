@@ -338,16 +338,13 @@ class Worker:
         data: list[dict[str, Any]] = []
         for action in traffic.ACTIONS:
             times = [us / 1e3 for one in done for what, us in one.calls if what == action]
-            common = {
-                "Dimensions": dimensions(namespace, action),
-                "Timestamp": datetime.now(UTC),
-                "StorageResolution": 1,
-            }
-            completions = {"MetricName": "COMPLETIONS", "Value": len(times), "Unit": "Count"}
-            data += [completions | common] if times else []
+            place = {"Dimensions": dimensions(namespace, action), "Timestamp": datetime.now(UTC)}
+            if times:
+                completions = {"MetricName": "COMPLETIONS", "Value": len(times), "Unit": "Count"}
+                data.append(completions | place)
             for at in range(0, len(times), MAX_VALUES):
                 durations = {"MetricName": "DURATION", "Values": times[at : at + MAX_VALUES]}
-                data.append({**durations, "Unit": "Milliseconds", **common})
+                data.append({**durations, "Unit": "Milliseconds", **place})
         if data and self.cloudwatch:
             try:
                 self.cloudwatch.put_metric_data(
