@@ -169,7 +169,8 @@ def mixed(
             who = f"the function {function}" if function else "processes on this machine"
             click.echo(f"Queue: {ws.messaging.label}\nProcessed by {who}")
             metrics = api.metrics_namespace(ws.namespace)
-            click.echo(f"How long statements take is in CloudWatch, too: {metrics}")
+            if not ws.messaging.embedded:
+                click.echo(f"How long statements take is in CloudWatch, too: {metrics}")
             driver = None if function else ws.load_workers(at_once or PROCESSES, metrics=True)
             queue = api.Queue(ws.sqs, *urls)
             report = run_mixed(ws.database, queue, scenario, driver)
