@@ -521,3 +521,13 @@ def test_nothing_comes_of_a_folder_that_is_not_there(tmp_path):
     for end in (local.stop, local.reset):
         assert end(folder) is False
     assert list(tmp_path.iterdir()) == []
+
+
+def test_resets_at_once_leave_nothing_and_nothing_comes_of_a_folder_that_is_not_there(tmp_path):
+    folder = state_folder(tmp_path)
+    for end in (local.stop, local.reset):
+        assert end(folder) is False
+    folder.prepare()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(local.reset, [folder] * 4))
+    assert list(tmp_path.iterdir()) == []

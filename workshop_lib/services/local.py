@@ -273,9 +273,13 @@ def reset(folder: StateFolder) -> bool:
     """
     if not folder.ours:
         return False
-    with folder.locked():
-        _end_all(folder, signal.SIGTERM)
-        folder.delete()
+    try:
+        with folder.locked():
+            _end_all(folder, signal.SIGTERM)
+            folder.delete()
+    except EngineError:
+        if folder.path.exists():  # else another process has reset it meanwhile
+            raise
     return True
 
 
