@@ -127,6 +127,20 @@ def test_stop_finds_the_state_folder_of_a_file_in_which_something_else_is_wrong(
     assert f"(their state: {nowhere.path})" in workshop("status").output
 
 
+def test_a_terminal_without_some_characters_is_shown_the_others(nowhere, monkeypatch):
+    monkeypatch.setenv("VALKEY_TTL", "soon")
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    done = subprocess.run(
+        [sys.executable, "-m", "workshop_lib", "check"],
+        capture_output=True,
+        encoding="latin-1",
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "\n? Settings " in done.stdout
+
+
 def test_where_no_notebooks_are_it_is_said_where_they_come_from(workshop, monkeypatch):
     monkeypatch.setattr("workshop_lib.runner.find_notebooks", lambda *_: [])
     done = workshop("run", "02")

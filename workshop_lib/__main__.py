@@ -1,11 +1,17 @@
 """The `workshop` command, also as `python -m workshop_lib`."""
 
 import signal
+import sys
+from io import TextIOWrapper
 
 # Ctrl-C while the imports run ends the process, without a traceback of them.
 _before = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from workshop_lib.cli import main  # noqa: E402
+
+for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="replace")  # not every terminal has a ✓
 
 signal.signal(signal.SIGINT, _before)
 
