@@ -284,8 +284,12 @@ def test_a_bend_is_claimed_where_the_line_fits_and_a_limit_is_what_was_measured(
     for name in ("near_1", "near_4", "far_1", "far_4"):
         rules = {"generator": found[f"{name}_generator"] > 0.8,
                  "latency": found[f"{name}_round_trip"] > 0.5,
-                 "processors": found[f"{name}_processors"] > 0.9, "database": True}  # fmt: skip
-        assert found[f"{name}_limit"] == next(limit for limit, holds in rules.items() if holds)
+                 "processors": found[f"{name}_processors"] > 0.9,
+                 "cannot tell": found[f"{name}_processors"] + found[f"{name}_others"] > 0.9,
+                 "database": True}  # fmt: skip
+        limit = next(limit for limit, holds in rules.items() if holds)
+        overruled = {"cannot tell"} if limit in {"generator", "processors"} else set()
+        assert found[f"{name}_limit"] in {limit} | overruled
 
 
 def test_the_larger_an_object_the_less_a_cache_gains(figures):
