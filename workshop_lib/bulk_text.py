@@ -52,10 +52,14 @@ def _to_array(column: Sequence[Any]) -> tuple[str, str]:
     if unknown := kinds - WRITE.keys():
         known = ", ".join(sorted(kind.__name__ for kind in WRITE))
         raise TypeError(f"{unknown.pop().__name__} cannot be stored in bulk. What can: {known}.")
-    array = ",".join([WRITE[type(value)](value) for value in column])
+    read_as = _read_as(column, kinds)
+    if len(kinds) == 1:  # nearly always, and twice as fast
+        array = ",".join(map(WRITE[kinds.pop()], column))
+    else:
+        array = ",".join([WRITE[type(value)](value) for value in column])
     if "\0" in array:
         raise ValueError("PostgreSQL cannot hold a text with a NUL (0x00) character.")
-    return f"{{{array}}}", _read_as(column, kinds)
+    return f"{{{array}}}", read_as
 
 
 def _read_as(column: Sequence[Any], kinds: set[type]) -> str:

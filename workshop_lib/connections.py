@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import select
 import socket
 import sys
@@ -50,7 +49,7 @@ REPORTED = (
     *("session_authorization", "is_superuser", "application_name", "default_transaction_read_only"),
 )
 """Settings of which the server reports each change."""
-ENDING_WORD = re.compile(rb"commit|rollback|prepare|end|abort", re.IGNORECASE)
+ENDING_WORDS = (b"commit", b"rollback", b"prepare", b"end", b"abort")
 ENDING = {"TRANS_STMT_COMMIT", "TRANS_STMT_ROLLBACK", "TRANS_STMT_PREPARE"}
 ENDED = (
     "{} the transaction of run_transaction, which commits by itself when `work` returns, and "
@@ -220,7 +219,8 @@ class Cursor(PlainCursor):
 
         """
         if self.connection.working:
-            self._refuse_to_end(self.mogrify(query, vars))
+            query, vars = self.mogrify(query, vars), None  # noqa: A001
+            self._refuse_to_end(query)
         self._send(super().execute, query, vars)
 
     def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
@@ -271,8 +271,10 @@ class Cursor(PlainCursor):
 
         Where the parser cannot tell, it is noticed once it has run.
         """
-        found = (self.connection.commands(sent) or ()) if ENDING_WORD.search(sent) else ()
-        if ENDING.intersection(found):
+        lower = sent.lower()
+        if any(word in lower for word in ENDING_WORDS) and ENDING.intersection(
+            self.connection.commands(sent) or ()
+        ):
             raise TransactionError(ENDED.format("This would end"))
 
     def _may_leave_a_trace(self, tag: str) -> bool:
