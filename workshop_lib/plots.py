@@ -64,10 +64,11 @@ BESIDE: dict[str, Any] = {
     "frameon": False, "fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1, 1)
 }  # fmt: skip
 """A legend to the right of a panel."""
-DARK = (
-    '<style>[data-jp-theme-light="false"] .workshop-picture, .dark .workshop-picture '
-    "{ filter: invert(0.93) hue-rotate(180deg) }</style>"
-)
+DARK = """<style>
+[data-jp-theme-light="false"] .workshop-picture, [data-theme="dark"] .workshop-picture {
+  filter: invert(0.93) hue-rotate(180deg) !important }
+[data-theme="dark"] .text_html:has(.workshop-picture) { background: none !important }
+</style>"""
 """JupyterLab's dark theme, and that of the site, show a picture light on dark; hues stay."""
 NOTE = "note"
 Grid = Literal["x", "y", "both"]
