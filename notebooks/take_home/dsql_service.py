@@ -48,6 +48,13 @@ def usable(connection, expires):
     return connection is not None and not connection.closed
 
 
+def commit(connection):
+    """Commit, unless an error of the database was caught: COMMIT would then be a ROLLBACK."""
+    if connection.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INERROR:
+        raise RuntimeError("an error of the database was caught: COMMIT would save nothing")
+    connection.commit()
+
+
 @contextmanager
 def transaction(free, connect, timeout_s=5, max_age_s=2400):
     """A cursor of a pooled connection; the block ends with COMMIT, after an error with ROLLBACK."""
@@ -56,9 +63,7 @@ def transaction(free, connect, timeout_s=5, max_age_s=2400):
         if not usable(connection, expires):
             connection, expires = connect(), time.monotonic() + max_age_s * random.uniform(0.8, 1)
         yield connection.cursor()
-        if connection.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INERROR:
-            raise RuntimeError("an error of the database was caught: COMMIT would save nothing")
-        connection.commit()
+        commit(connection)
     except BaseException:
         if connection and not connection.closed:  # else the next user gets a new one
             connection.rollback()
