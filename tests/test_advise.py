@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from workshop_lib.advise import (
+from workshop_lib.advise.advice import (
     CACHE,
     LEAVE,
     MEASURE,
@@ -19,13 +19,13 @@ from workshop_lib.advise import (
     Assumptions,
     advise,
 )
+from workshop_lib.advise.statistics_file import Statistic, parse
 from workshop_lib.cli import main
 from workshop_lib.costs import Prices
 from workshop_lib.errors import DataError
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.prices import load_prices
 from workshop_lib.simulate import poisson_times, ttl_outcome, zipf_stream
-from workshop_lib.statistics_file import Statistic, parse
 
 PRICES = Prices("test-1", date(2026, 10, 1), 8.0, 0.33, 0.1, 0.002, 0, 0, 0, 0, 0, 0, 0, 0)
 """Memory of 0.1 GB costs 7.30 USD a month."""
@@ -238,9 +238,9 @@ def test_a_file_that_is_not_there_and_an_assumption_out_of_range_are_refused_by_
 
 
 def test_without_the_parser_it_is_one_sentence(workshop, monkeypatch):
-    for name in ("advise", "sql_shape", "statistics_file"):
-        monkeypatch.delitem(sys.modules, f"workshop_lib.{name}", raising=False)
-        monkeypatch.delattr(f"workshop_lib.{name}", raising=False)
+    for name in ("advice", "sql_shape", "statistics_file"):
+        monkeypatch.delitem(sys.modules, f"workshop_lib.advise.{name}", raising=False)
+        monkeypatch.delattr(f"workshop_lib.advise.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "pgparse", None)
     done = workshop(FILE)
     assert done.output.startswith("Error: The package pgparse is not installed")

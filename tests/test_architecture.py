@@ -20,15 +20,15 @@ MODULES = {
 }
 CLIENTS = {"psycopg2", "redis", "boto3", "botocore"}
 PURE = [
-    "advise.py",
+    "advise/advice.py",
     "cache/keys.py",
     "cache/codec.py",
     "cache/stats.py",
     "dataset/generators.py",
     "load/traffic.py",
     "rows.py",
-    "statistics_file.py",
-    "sql_shape.py",
+    "advise/statistics_file.py",
+    "advise/sql_shape.py",
     "exercises/engine.py",
     "exercises/nb02.py",
 ]
@@ -98,12 +98,12 @@ def test_services_know_nothing_of_caching_or_data():
 
 
 def test_what_makes_the_stacks_knows_nothing_of_running_on_them_and_nobody_else_makes_any():
-    known = ("errors", "lambda_package", "paths", "services.endpoints", "services.error_help",
+    known = ("errors", "aws.lambda_package", "paths", "services.endpoints", "services.error_help",
              "settings")  # fmt: skip
-    others = ours("aws.py", outside=tuple(f"workshop_lib.{name}" for name in known))
+    others = ours("aws/stacks.py", outside=tuple(f"workshop_lib.{name}" for name in known))
     assert others - {"workshop_lib.services"} == set()
-    makers = {file for file in files() if "workshop_lib.aws" in imports(file)}
-    assert makers == {"aws_commands.py"}
+    makers = {file for file in files() if "workshop_lib.aws.stacks" in imports(file)}
+    assert makers == {"aws/command.py"}
 
 
 def test_nobody_outside_services_asks_whether_this_is_aws_or_local():
@@ -168,4 +168,4 @@ def test_what_is_delivered_is_found_from_the_installed_package_as_well_as_from_a
         for node in ast.walk(tree(file))
         if isinstance(node, ast.Name) and node.id == "CHECKOUT"
     }
-    assert names == {"aws.py", "paths.py"}  # the former asks git about the clone
+    assert names == {"aws/stacks.py", "paths.py"}  # the former asks git about the clone

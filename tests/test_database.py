@@ -26,10 +26,10 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, register_type
 from psycopg2.extras import RealDictCursor
 
 from workshop_lib import connections, database as module
+from workshop_lib.advise.statistics_file import parse
 from workshop_lib.database import Database, DatabaseStats
 from workshop_lib.errors import PoolTimeoutError, ServiceUnreachableError, TransactionError
 from workshop_lib.services.processes import wait_until
-from workshop_lib.statistics_file import parse
 
 SOON_S = 60.0
 END = "SELECT pg_terminate_backend(%s, 5000)"

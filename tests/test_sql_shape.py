@@ -2,8 +2,8 @@
 
 import pytest
 
+from workshop_lib.advise.sql_shape import shape
 from workshop_lib.dsql.parse_tree import MAX_PARSED
-from workshop_lib.sql_shape import shape
 
 READS = [
     "SELECT * FROM t WHERE id = $1",

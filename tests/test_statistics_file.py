@@ -5,8 +5,8 @@ import io
 
 import pytest
 
+from workshop_lib.advise.statistics_file import HIDDEN, Statistic, parse
 from workshop_lib.errors import DataError
-from workshop_lib.statistics_file import HIDDEN, Statistic, parse
 
 QUERY = 'SELECT "a",\n       b FROM t WHERE name = $1'
 PLAN = """\

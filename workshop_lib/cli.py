@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import click
 
-from workshop_lib.advise_command import advise
-from workshop_lib.aws_commands import aws
+from workshop_lib.advise.command import advise
+from workshop_lib.aws.command import aws
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
 from workshop_lib.options import INTERRUPTED, a_folder, as_json, yes

@@ -210,7 +210,7 @@ def _stack_outputs(given: Mapping[str, Any]) -> dict[str, str]:
     if not given.get("workshop_stack"):
         return {}
     # Not at the top: it takes boto3, which takes a while, and most have no stack.
-    from workshop_lib.stack import read_outputs  # noqa: PLC0415
+    from workshop_lib.aws.outputs import read_outputs  # noqa: PLC0415
 
     try:
         stack = Settings(workshop_stack=given["workshop_stack"], aws_region=given.get("aws_region"))

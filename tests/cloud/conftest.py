@@ -13,8 +13,8 @@ import boto3
 import psycopg2
 import pytest
 
-from workshop_lib.aws import read_template
-from workshop_lib.lambda_package import RUNNING
+from workshop_lib.aws.lambda_package import RUNNING
+from workshop_lib.aws.stacks import read_template
 from workshop_lib.services.engines import OWNER
 from workshop_lib.services.state_folder import StateFolder
 

@@ -10,7 +10,7 @@ from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from click.testing import CliRunner
 
-from workshop_lib import aws
+from workshop_lib.aws import stacks as aws
 from workshop_lib.cli import main
 
 NAME = "cache-aside-workshop"

@@ -16,10 +16,10 @@ from botocore.config import Config
 from stand_in import OTHER_REGION, REGION, STACK, teach_names
 
 from workshop_lib import checks, open_workshop, runner
+from workshop_lib.aws.outputs import read_outputs
 from workshop_lib.checks import LIMIT_S, check_deployment
 from workshop_lib.services import resolve
 from workshop_lib.settings import load_settings
-from workshop_lib.stack import read_outputs
 
 SECRET = (ACCOUNT, "STANDINHOST", "secret-of", "X-Amz-Signature", "X-Amz-Credential")
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from workshop_lib.aws.outputs import read_outputs
 from workshop_lib.errors import SettingsError
 from workshop_lib.settings import load_settings
-from workshop_lib.stack import read_outputs
 
 OUTPUTS = {
     "DSQLClusterEndpoint": "abcdefghij.dsql-fnh4.us-east-1.on.aws",

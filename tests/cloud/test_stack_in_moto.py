@@ -9,9 +9,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from workshop_lib.aws import read_template
+from workshop_lib.aws.lambda_package import HANDLER
+from workshop_lib.aws.stacks import read_template
 from workshop_lib.dataset import Sizes, generators
-from workshop_lib.lambda_package import HANDLER
 
 THERE = "us-east-2"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cfnlint.decode import decode
 
-from workshop_lib.aws import read_template
+from workshop_lib.aws.stacks import read_template
 from workshop_lib.load import FUNCTION_MB
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.settings import NAMESPACE

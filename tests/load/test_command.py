@@ -199,7 +199,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(words, says, tmp_path,
 
 
 def test_the_package_is_built_by_one_command(tmp_path, monkeypatch):
-    monkeypatch.setattr("workshop_lib.lambda_package._install", lambda *_: None)
+    monkeypatch.setattr("workshop_lib.aws.lambda_package._install", lambda *_: None)
     done = load("package", "--python", "3.13", "--out", tmp_path / "worker.zip")
     assert "for Python 3.13 on arm64\nHandler: workshop_lib.load.worker.handler" in done.output
 

@@ -13,9 +13,9 @@ import pytest
 from helpers import fail, records
 from lambda_service import EventSourceMapping, LambdaService
 
-from workshop_lib import lambda_package
+from workshop_lib.aws import lambda_package
+from workshop_lib.aws.lambda_package import build_package
 from workshop_lib.errors import SettingsError, WorkshopError
-from workshop_lib.lambda_package import build_package
 from workshop_lib.load import (
     ClientConfig,
     InsertLoad,

@@ -208,7 +208,7 @@ def package(architecture: Any, python: str, out: Path | None) -> None:
 
     `workshop aws deploy` does this by itself.
     """
-    from workshop_lib.lambda_package import HANDLER, build_package
+    from workshop_lib.aws.lambda_package import HANDLER, build_package
 
     path = out or HOME / "build" / f"load-worker-{architecture}.zip"
     built = build_package(path, architecture=architecture, python=python)

@@ -27,9 +27,9 @@ parameters = click.option("-p", "given", multiple=True, metavar="NAME=VALUE", ca
 
 
 def _aws() -> Any:
-    from workshop_lib import aws  # noqa: PLC0415 -- it takes boto3, which takes a while
+    from workshop_lib.aws import stacks  # noqa: PLC0415 -- it takes boto3, which takes a while
 
-    return aws
+    return stacks
 
 
 @click.group()

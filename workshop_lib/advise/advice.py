@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from workshop_lib.advise.sql_shape import Shape, shape
+from workshop_lib.advise.statistics_file import Statistic
 from workshop_lib.costs import HOURS_A_MONTH, Prices, Workload, monthly_cost
 from workshop_lib.errors import DataError
 from workshop_lib.simulate.theory import break_even, stale_share, ttl_hit_ratio
-from workshop_lib.sql_shape import Shape, shape
-from workshop_lib.statistics_file import Statistic
 
 CACHE, MEASURE, LEAVE = VERDICTS = ("cache it", "measure first", "leave it")
 SURE = 10.0

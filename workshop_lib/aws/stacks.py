@@ -29,8 +29,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, WaiterError
 from psycopg2 import sql
 
+from workshop_lib.aws.lambda_package import build_package
 from workshop_lib.errors import AwsError, redact
-from workshop_lib.lambda_package import build_package
 from workshop_lib.paths import CHECKOUT, FILES, IN_CHECKOUT
 from workshop_lib.services.endpoints import external_database
 from workshop_lib.services.error_help import advice, error_code, error_help

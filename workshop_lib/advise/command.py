@@ -13,9 +13,9 @@ import click
 
 from workshop_lib.errors import DataError
 from workshop_lib.options import a_file, as_json
-from workshop_lib.paths import FILES
+from workshop_lib.paths import FILES, PACKAGE
 
-TEMPLATE = Path(__file__).parent / "templates" / "advice.txt"
+TEMPLATE = PACKAGE / "templates" / "advice.txt"
 DOCS = FILES / "docs" / "for-my-service.md"
 WIDTH = 100
 positive = click.FloatRange(0, min_open=True)
@@ -62,7 +62,7 @@ def advise(
     from workshop_lib import prices  # noqa: PLC0415
 
     try:
-        from workshop_lib import advise, statistics_file  # noqa: PLC0415
+        from workshop_lib.advise import advice, statistics_file  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise DataError(
             f"The package {error.name} is not installed, which reads SQL. `make venv` installs it; "
@@ -70,15 +70,15 @@ def advise(
         ) from None
     known = prices.load_prices(region_prices or prices.FILE)
     statistics, hidden = statistics_file.parse(file.read())
-    found = advise.advise(statistics, advise.Assumptions(**assumed), known, hidden)
+    found = advice.advise(statistics, advice.Assumptions(**assumed), known, hidden)
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
         return
     language = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # noqa: S701 -- no HTML
-    language.filters |= {"figure": advise.figure, "fill": _fill}
+    language.filters |= {"figure": advice.figure, "fill": _fill}
     template = language.from_string(TEMPLATE.read_text(encoding="utf-8"))
     warning = known.warning(datetime.now(UTC).date())
-    click.echo(template.render(it=found, verdicts=advise.VERDICTS, top=top, warning=warning))
+    click.echo(template.render(it=found, verdicts=advice.VERDICTS, top=top, warning=warning))
 
 
 def _fill(text: str, indent: str = "") -> str:

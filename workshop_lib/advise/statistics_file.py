@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import pgparse
 
+from workshop_lib.advise.sql_shape import parse_one
 from workshop_lib.errors import DataError
-from workshop_lib.sql_shape import parse_one
 
 MAX_NUMBER = 1e12
 EXECUTION = ["total_exec_time", "total_time", "mean_exec_time", "mean_time", "mean_ms"]

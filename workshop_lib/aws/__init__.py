@@ -1,0 +1,1 @@
+"""The workshop's services on AWS: its CloudFormation stacks, and the load function's zip."""
