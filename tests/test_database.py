@@ -170,7 +170,7 @@ VALUES = [
     ("timestamp", np.datetime64("2026-06-30T12:00:00.000001", "ns"), NOON),
     ("interval", np.timedelta64(90_000, "ns"), timedelta(microseconds=90)),
     ("timestamptz", pd.Timestamp("2026-06-30 12:00", tz="UTC"), UTC_NOON),
-    *(("timestamp", absent, None) for absent in (np.datetime64("NaT"), pd.NaT, pd.NA)),
+    *(("timestamp", absent, None) for absent in (np.datetime64("NaT", "ns"), pd.NaT, pd.NA)),
     ("float8[]", np.array([0.5, 1.5]), [0.5, 1.5]),
     ("int8[]", [np.int64(1), 2], [1, 2]),
 ]
