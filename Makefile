@@ -7,7 +7,7 @@ PYTHON ?= $(shell unset PYTHONHOME PYTHONPATH; for p in python3 python3.14 pytho
 PY := .venv/bin/python
 WORKSHOP := $(PY) -m workshop_lib
 ARGS ?=
-# For what should install nothing: can .venv be used? Says so if not.
+# For targets that install nothing: is .venv usable? If not, say so.
 INSTALLED := { $(PY) -c 'import workshop_lib' 2>/dev/null || { echo "Nothing is installed in .venv; the local engines, if any run, end by themselves. 'make venv' installs."; false; }; }
 
 # PYTHONPATH, PYTHONHOME and the like are meant for other programs.
@@ -21,7 +21,7 @@ run: venv  ## the main job: every notebook, headless; then open results/latest/i
 test: venv  ## format, lint, types, and every test, the notebooks included
 	@$(MAKE) --no-print-directory -j2 lint pytest
 
-# Beside lint; make's own variables are not for the makes that tests start.
+# Runs beside lint. The makes that tests start must not inherit this one's variables.
 pytest:
 	@unset MAKEFLAGS MFLAGS MAKELEVEL; $(PY) -m pytest $(ARGS)
 
@@ -31,7 +31,7 @@ benchmarks: venv  ## the speed goals, as ratios to others measured at the same t
 soak: venv  ## everything at once for ten minutes: does anything grow, fail, or get lost?
 	@$(PY) scripts/soak.py $(ARGS)
 
-browser: venv  ## every notebook in JupyterLab in Chromium, light and dark; pictures in build/screenshots
+browser: venv  ## every notebook of the course in JupyterLab in Chromium; screenshots in build/screenshots
 	@$(PY) -c 'import playwright' 2>/dev/null || $(PY) -m pip install -q -c constraints.txt -e '.[browser]'
 	@$(PY) -m pytest -n 0 tests/browser/every_notebook.py $(ARGS)
 
@@ -39,7 +39,7 @@ site: venv  ## the course as executed, and the docs, as a site in build/site/htm
 	@$(PY) -c 'import myst_nb' 2>/dev/null || $(PY) -m pip install -q -c constraints.txt -e '.[site]'
 	@$(PY) scripts/build_site.py $(ARGS)
 
-templates: venv  ## the CloudFormation templates, by a security linter in an environment of its own
+templates: venv  ## check the CloudFormation templates with a security linter, in its own environment
 	@test -x build/checkov/bin/checkov || { $(PY) -m venv build/checkov && build/checkov/bin/pip install --quiet checkov==3.3.30; }
 	@build/checkov/bin/checkov --directory cloudformation --framework cloudformation --skip-download --compact --quiet
 
@@ -60,7 +60,7 @@ lint: venv  ## format, lint and types only
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy
 
-form: venv  ## the notebooks' form only: no outputs, literals as parameters, words for every picture
+form: venv  ## the notebooks' form only: no outputs, literals as parameters, alt text for every picture
 	@$(PY) -m pytest -n 0 tests/notebooks/test_structure.py $(ARGS)
 
 format: venv  ## put the code into the project's format
@@ -74,6 +74,6 @@ clean:  ## stop the engines, delete their data and the environment; results/ sta
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
-venv:  ## .venv with all packages; every other target does it by itself
+venv:  ## .venv with all packages; the targets that need it do this by themselves
 	@command -v "$(PYTHON)" >/dev/null || { echo "No Python 3.11 or newer was found$(if $(PYTHON), as '$(PYTHON)'). Install one, or name it: make PYTHON=/path/to/python3 run" >&2; exit 1; }
 	@"$(PYTHON)" scripts/bootstrap.py

@@ -1,11 +1,11 @@
-"""Build the site: the course as executed, and the pages of docs/, for anybody with a link.
+"""Build the site: the executed notebooks of the course, and the pages of docs/.
 
     make site                    from results/latest; `make run ARGS="--size full"` makes that
     make site ARGS=results/RUN   from another run
 
-Pages go to build/site/html. Where GITHUB_REPOSITORY is set, as in the workflow, each page leads to
-its source and to Binder, and links to files that have no page lead to the repository. Notebooks
-that need no engine also run in the reader's browser, by JupyterLite in build/site/html/lite.
+Pages go to build/site/html. If GITHUB_REPOSITORY is set, as in the workflow, each page links to its
+source and to Binder, and links to files that have no page lead to the repository. Notebooks that
+need no engine also run in the reader's browser, by JupyterLite in build/site/html/lite.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def relink(text: str, folder: Path) -> str:
 
 
 def configuration() -> dict[str, Any]:
-    """What Sphinx is to know."""
+    """The configuration of Sphinx."""
     theme: dict[str, Any] = {"home_page_in_toc": True, "use_download_button": False}
     theme["navbar_persistent"] = []  # a second search
     if REPOSITORY:

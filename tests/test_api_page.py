@@ -22,7 +22,7 @@ INNER = {
     "ObjectStore": {"identity"},
     "Sandbox": {"database", "describe"},
 }
-"""What is there for other modules of the package, or is an attribute that its constructor names."""
+"""For other modules of the package, or attributes that the constructor's arguments name."""
 
 
 @pytest.fixture(scope="module")
