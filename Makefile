@@ -13,7 +13,7 @@ INSTALLED := { $(PY) -c 'import workshop_lib' 2>/dev/null || { echo "Nothing is 
 # PYTHONPATH, PYTHONHOME and the like are meant for other programs.
 unexport $(filter PYTHON%,$(.VARIABLES))
 
-.PHONY: run test pytest benchmarks browser soak templates lab check stop reset lint form format clean help venv
+.PHONY: run test pytest benchmarks browser soak templates site lab check stop reset lint form format clean help venv
 
 run: venv  ## the main job: every notebook, headless; then open results/latest/index.html
 	@$(WORKSHOP) run $(ARGS)
