@@ -59,6 +59,13 @@ def test_a_percentile_outside_its_range_is_refused(q):
         percentile([1.0], q)
 
 
+def test_nothing_is_not_measured():
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 50)
+    with pytest.raises(ValueError, match="1 or more"):
+        time_shuffled({"nothing": lambda: None}, 0)
+
+
 class Clock:
     """Time that passes only by sleeping, and in calls."""
 

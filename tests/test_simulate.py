@@ -180,7 +180,7 @@ def test_valkeys_sampling_comes_close_to_lru_and_stays_above_chance():
 # --- a whole trace with one TTL
 
 
-ttls = st.integers(1, 60)
+ttls = st.integers(0, 60)
 
 
 @st.composite

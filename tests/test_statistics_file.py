@@ -68,6 +68,8 @@ def test_one_statement_of_several_users_is_one():
     (one,), _ = parse(table(names, ["TABLE a", 30, 1, 30, 0.1], ["TABLE a", 10, 5, 90, 0.5]))
     assert (one.calls, one.mean_ms, one.rows) == (40, 2.0, 3.0)
     assert one.dpu == pytest.approx(0.2)
+    (one,), _ = parse(table(names, ["TABLE a", 30, 1, 30, 0.1], ["TABLE a", 10, 5, 90, ""]))
+    assert one.dpu is None
 
 
 def test_what_was_never_called_or_runs_in_a_function_is_left_out_and_hidden_texts_are_counted():

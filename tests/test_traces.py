@@ -41,6 +41,7 @@ MONITOR = r"""OK
 10.700000 [0 lua] "CONFIG" "GET" "maxmemory"
 11.000000 [0 127.0.0.1:60866] "DEL" "anna" "ben"
 12.500000 [0 127.0.0.1:60868] "PING"
+13.000000 [1 127.0.0.1:60869] "GET" "anna"
 """
 
 
@@ -80,8 +81,8 @@ def test_a_table_and_json_lines_say_the_same(written, text):
         # Of an access log reads and writes count, and the sizes of whole answers.
         (LOG, ([0, 0, 1, 3], [0, 1, 0, 2], [False, False, True, False], [305, 50, 11])),
         # Of MONITOR, setting what was just read is a fill, and tells the size.
-        (MONITOR, ([0, 0.5, 0.5, pytest.approx(0.6), 1, 1], [0, 1, 2, 1, 0, 1],
-                   [False, False, False, True, True, True], [4 + 9, 3 + 3, 50])),
+        (MONITOR, ([0, 0.5, 0.5, pytest.approx(0.6), 1, 1, 3], [0, 1, 2, 1, 0, 1, 3],
+                   [False, False, False, True, True, True, False], [4 + 9, 3 + 3, 50, 50])),
     ],
     ids=["table", "log", "monitor"],
 )  # fmt: skip
@@ -100,7 +101,7 @@ def test_each_format_says_its_requests(written, text, expected):
         (CSV + "13,anna\n", 6, "2 columns, and the first line 4"),
         (JSON + '{"time": 1}\n', 6, "missing required field `key`"),
         (LOG + "hello\n", 7, "no line of an access log"),
-        (MONITOR + "hello\n", 9, "no line of MONITOR"),
+        (MONITOR + "hello\n", 10, "no line of MONITOR"),
         ("when,what\n1,a\n", 1, "begins with a line of names, at least time,key"),
         (b"time,key\n1,a\n\x80\x00,b\n", 3, "isoformat"),
     ],
@@ -127,6 +128,12 @@ def test_what_is_no_file_or_too_long_or_cut_off_ends_in_a_sentence(tmp_path, wri
     monkeypatch.setattr(traces, "MAX_REQUESTS", 3)
     with pytest.raises(DataError, match="line 5: only 3 requests fit"):
         read_trace(written(CSV))
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"share": 0}, {"share": 2}])
+def test_what_is_assumed_of_a_trace_is_in_range(written, wrong):
+    with pytest.raises(DataError, match="size has to be above 0, share 0 to 1"):
+        read_trace(written(CSV), **wrong)
 
 
 @settings(deadline=None)

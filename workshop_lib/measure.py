@@ -108,9 +108,11 @@ def percentile(values: Sequence[float], q: float) -> float:
     than 648 in floating point, and rounded up one too many.
 
     Raises:
-        ValueError: q not in (0, 100].
+        ValueError: q not in (0, 100], or no values.
 
     """
+    if len(values) == 0:
+        raise ValueError("there are no values to take a percentile of")
     if not 0 < q <= 100:
         raise ValueError(f"a percentile lies in (0, 100]; {q} does not")
     return sorted(values)[math.ceil(Fraction(str(q)) * len(values) / 100) - 1]
@@ -162,7 +164,12 @@ def time_shuffled(
     Returns:
         Samples by name, in the order given.
 
+    Raises:
+        ValueError: nothing would be measured.
+
     """
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}; it must be 1 or more")
     prepare = before or {}
     for name, call in subjects.items():
         for _ in range(warm_up):

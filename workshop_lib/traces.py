@@ -43,7 +43,7 @@ VALUES = {"set": (1, 2), "setnx": (1, 2), "setex": (2, 3), "psetex": (2, 3)}
 """From and to where a command's value stands among the words after its name."""
 LOG = re.compile(r'\S+ \S+ [^\[]*\[([^\]]+)\] "([A-Z]+) (\S+)(?: HTTP/[^"]*)?" (\d+) (\d+|-)')
 LOG_LINE = re.compile(r'\S+ \S+ [^\[]*\[[^\]]+\] "')
-MONITOR = re.compile(r"(\d+\.\d+) \[\d+ ([^\]]+)\] ")
+MONITOR = re.compile(r"(\d+\.\d+) \[(\d+) ([^\]]+)\] ")
 WORD = re.compile(r'"((?:[^"\\]|\\.)*)"')
 ESCAPED = re.compile(r"\\x..|\\.")
 
@@ -113,9 +113,9 @@ def read_trace(path: str | Path, *, size: int = 1_000, share: float = 1.0) -> Tr
 
     It may be a CSV table with a line of names, `time,key` and, where known, `size,op`; JSON lines
     with the same names; a web server's access log (common or combined format); or what `valkey-cli
-    MONITOR` prints. A time is in seconds, or as in ISO 8601. Without an `op` it is a read. In a log
-    only GET, HEAD, POST, PUT, PATCH and DELETE count; among Valkey's commands, those in OPERATIONS,
-    and setting a key that the same client has just read is a fill, else a write.
+    MONITOR` prints. A time is in seconds, or like 2026-01-31T12:00:00Z. Without an `op` it is a
+    read. In a log only GET, HEAD, POST, PUT, PATCH and DELETE count; among Valkey's commands, those
+    in OPERATIONS, and setting a key that the same client has just read is a fill, else a write.
 
     Args:
         path: of the file.
@@ -123,9 +123,12 @@ def read_trace(path: str | Path, *, size: int = 1_000, share: float = 1.0) -> Tr
         share: of the service's keys that are in it, if it is a sample; above 0 to 1.
 
     Raises:
-        DataError: it cannot be read, is none of these, or is too long; the text names the line.
+        DataError: it cannot be read, is none of these, or is too long; the text names the line. Or
+            `size` or `share` is out of range.
 
     """
+    if size <= 0 or not 0 < share <= 1:
+        raise DataError(f"size is {size} and share {share}: size has to be above 0, share 0 to 1.")
     seconds, hashes, sizes, kinds = array("d"), array("q"), array("q"), array("B")
     codes = {"read": 0, "write": 1, "fill": 2}
     for request in _requests(Path(path)):
@@ -335,7 +338,7 @@ def _monitor() -> Parse:
     def parse(line: str) -> Iterable[Request]:
         if not (found := MONITOR.match(line)):
             raise ValueError("this is no line of MONITOR")
-        at, client = float(found[1]), found[2]
+        at, database, client = float(found[1]), found[2], f"{found[2]} {found[3]}"
         command, *words = WORD.findall(line, found.end())
         op = command.lower()
         if op not in KINDS or not words:
@@ -347,7 +350,8 @@ def _monitor() -> Parse:
             op = "fill" if keys[0] in asked.get(client, ()) else "write"
         elif KINDS[op] == "read":
             asked[client] = set(keys)
-        return [Request(at, key, size, op) for key in keys]
+        prefix = f"{database}\0" if database != "0" else ""  # each has keys of its own
+        return [Request(at, prefix + key, size, op) for key in keys]
 
     return parse
 

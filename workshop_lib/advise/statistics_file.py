@@ -127,7 +127,9 @@ def _sums(table: pd.DataFrame) -> Iterator[Statistic]:
     if totals["mean_ms"].isna().any():
         raise DataError("One of its rows has no time.")
     by_text = totals.groupby(["query", "days"], dropna=False, sort=False)
-    sums = by_text[["mean_ms", "rows", "dpu", "calls"]].sum(min_count=1)
+    sums = by_text[["mean_ms", "rows", "dpu", "calls"]].sum(
+        skipna=False
+    )  # unknown in one row: unknown
     means = sums.div(sums["calls"], axis="index").assign(calls=sums["calls"])
     for one in means.reset_index().to_dict("records"):
         yield Statistic(**{str(name): x for name, x in one.items() if not pd.isna(x)})

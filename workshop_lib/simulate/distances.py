@@ -126,7 +126,7 @@ def ttl_outcome(
         seconds: of each request, ascending.
         keys: the key number of each request.
         writes: whether each request changes the row; the others are reads.
-        ttl_s: how long an entry lives, seconds.
+        ttl_s: how long an entry lives, seconds; with 0 each read is a miss.
         delete_on_write: a write deletes the entry, so that nothing is stale.
 
     >>> ttl_outcome([0, 6, 9, 10], [7, 7, 7, 7], [False, True, False, False], ttl_s=10).hit.tolist()
@@ -143,6 +143,7 @@ def ttl_outcome(
     changes = np.sort((numbers * n + np.arange(n))[written])
     ends = np.searchsorted(times, times[places] + ttl_s)
     next_fill = np.searchsorted(reads, numbers[places] * n + ends)
+    next_fill = np.maximum(next_fill, np.arange(1, len(reads) + 1))  # also where the TTL is 0
     seen = np.searchsorted(changes, reads)
     if delete_on_write and len(changes):
         after = np.searchsorted(reads, changes)
