@@ -306,7 +306,9 @@ class ObjectStore(Engine):
         objects.mkdir(mode=0o700, exist_ok=True)
         address = ["--addr", f"{HOST}:{self.port}"]
         cache = ["--config", "", "--cache-dir", str(self.folder.path / "rclone")]
-        return [str(self.program), "serve", "s3", *address, *cache, str(objects)]
+        # As to Amazon S3, names that only look the same are two.
+        names = ["--no-unicode-normalization"]
+        return [str(self.program), "serve", "s3", *address, *cache, *names, str(objects)]
 
     def environment(self) -> dict[str, str]:
         """Add the one key pair that the store accepts."""
