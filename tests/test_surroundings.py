@@ -80,6 +80,14 @@ FOUND = [
     *("é", "2026-11-29") * 2,
     *("x", True, "1 process on this machine"),
 ]
+REVOKED = """
+-----BEGIN X509 CRL-----
+MIGEMDgCAQEwBQYDK2VwMAwxCjAIBgNVBAMMAXgXDTI2MDEwMTAwMDAwMFoYDzIw
+OTkwMTAxMDAwMDAwWjAFBgMrZXADQQAXCuK7dEq6ptLecWqgtiU8fJSSr+qJiJpi
+AqaBpcNsC5U7X6/tkiCAEzyjLxhVXYJCKBVTWtJbuf0S2NPCrNwD
+-----END X509 CRL-----
+"""
+"""Certificates that another authority has revoked: none."""
 DRAW = """
 import hashlib, matplotlib
 from workshop_lib import plots
@@ -115,8 +123,12 @@ def home(tmp_path: Path) -> dict[str, str]:
     (tmp_path / ".pg_service.conf").write_text("[nosuch]\nhost=203.0.113.1\nsslmode=require\n")
     (tmp_path / ".pgpass").write_text("*:*:*:*:wrong\n")
     (tmp_path / ".postgresql").mkdir()
-    for name in ("root.crt", "root.crl", "postgresql.crt", "postgresql.key"):
+    for name in ("root.crt", "postgresql.crt", "postgresql.key"):
         (tmp_path / ".postgresql" / name).write_text("nonsense")
+    (tmp_path / ".postgresql" / "root.crl").write_text(REVOKED)
+    model = tmp_path / ".aws" / "models" / "s3" / "2006-03-01" / "service-2.json"
+    model.parent.mkdir(parents=True)
+    model.write_text("nonsense")
     return {"HOME": str(tmp_path)}
 
 

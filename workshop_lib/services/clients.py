@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import redis
@@ -11,15 +11,17 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from workshop_lib import forks
-from workshop_lib.errors import ServiceUnreachableError, SettingsError
-from workshop_lib.services.endpoints import ESCAPES, CacheEndpoint
+from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.services.error_help import error_help
-from workshop_lib.services.latency_proxy import LatencyProxy
+
+if TYPE_CHECKING:
+    from workshop_lib.services.endpoints import CacheEndpoint
+    from workshop_lib.services.latency_proxy import LatencyProxy
 
 CACHE_TIMEOUT_S = 1.0
 """A cache that takes longer than this to answer is worse than none."""
 OPTIONS = {
-    *("host", "port", "db", "username", "password", "client_name", "socket_timeout"),
+    *("host", "port", "ssl", "db", "username", "password", "client_name", "socket_timeout"),
     *("socket_connect_timeout", "socket_keepalive", "health_check_interval", "max_connections"),
     *("ssl_cert_reqs", "ssl_check_hostname", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
     "ssl_password",
@@ -47,34 +49,40 @@ def cache_config(**place: Any) -> dict[str, Any]:
     }
 
 
-def parse_cache_url(url: str, setting: str) -> dict[str, Any]:
-    """Arguments of redis.Redis for this setting's address; "host", "port" and "ssl" among them.
+def parse_cache_url(url: str) -> dict[str, Any]:
+    """What an address says: "host", "port", "ssl", and whatever else it names.
 
     Raises:
-        SettingsError: it is malformed, or has an option that is unknown or unusable. The text
-            repeats no value, since it may be a secret.
+        ValueError: it is malformed; the text may hold the password.
+
+    """
+    place, options = urlsplit(url), redis.connection.parse_url(url)
+    # An @ after the host's place: the end of a password that was not escaped.
+    unescaped = "@" in place.path + place.query or place.fragment
+    if place.scheme not in {"redis", "rediss"} or unescaped:
+        raise ValueError("not the address of a server")
+    int(place.path.strip("/") or 0)  # redis-py passes over what is not a database's number
+    options.pop("connection_class", None)
+    return {"host": "localhost", "port": 6379, **options, "ssl": place.scheme == "rediss"}
+
+
+def greet_cache(valkey: redis.Redis, endpoint: CacheEndpoint) -> str:
+    """Ask the cache for its version.
+
+    Raises:
+        ServiceUnreachableError: it does not answer or refuses us.
 
     """
     try:
-        place, options = urlsplit(url), redis.connection.parse_url(url)
-        # An @ after the host's place: the end of a password that was not escaped.
-        unescaped = "@" in place.path + place.query or place.fragment
-        if place.scheme not in {"redis", "rediss"} or unescaped:
-            raise ValueError("not the address of a server")
-        int(place.path.strip("/") or 0)
-    except ValueError:
-        raise SettingsError(
-            f"{setting} is not a cache address. Its form is redis://:password@host:port/0 "
-            "(rediss:// for TLS; Unix sockets cannot be used), perhaps with options and their "
-            f"numbers; {ESCAPES}"
+        info: Any = valkey.info("server")
+    except redis.RedisError as error:
+        raise ServiceUnreachableError(
+            f"The cache at {endpoint.address} ({endpoint.label}) cannot be used: "
+            f"{error_help(error, endpoint)}"
         ) from None
-    options.pop("connection_class", None)
-    if unknown := options.keys() - OPTIONS:
-        raise SettingsError(
-            f"The option {min(unknown)} of {setting} cannot be used here; leave it out. Known "
-            f"ones: {', '.join(sorted(OPTIONS))}."
-        )
-    return {"host": "localhost", "port": 6379, **options, "ssl": place.scheme == "rediss"}
+    if "valkey_version" in info:
+        return f"Valkey {info['valkey_version']}"
+    return f"Redis-compatible {info.get('redis_version', '?')}"
 
 
 def reroute_cache(valkey: redis.Redis, host: str, port: int) -> None:
@@ -90,23 +98,3 @@ def steer(proxy: LatencyProxy, request: Any, **_: Any) -> None:
     """Send a request by the proxy's route. Before it is signed: the address is in the signature."""
     host, port = proxy.route
     request.url = urlsplit(request.url)._replace(netloc=f"{host}:{port}").geturl()
-
-
-def greet_cache(valkey: redis.Redis, endpoint: CacheEndpoint) -> str:
-    """Ask the cache for its version.
-
-    Raises:
-        ServiceUnreachableError: it does not answer or refuses us.
-
-    """
-    try:
-        info: Any = valkey.info("server")
-    except redis.RedisError as error:
-        refused = isinstance(error, redis.AuthenticationError)
-        about = "Refused by the cache" if refused else "No answer from the cache"
-        raise ServiceUnreachableError(
-            f"{about} at {endpoint.address} ({endpoint.label}): {error_help(error, endpoint)}"
-        ) from None
-    if "valkey_version" in info:
-        return f"Valkey {info['valkey_version']}"
-    return f"Redis-compatible {info.get('redis_version', '?')}"
