@@ -21,7 +21,7 @@ from workshop_lib import Workshop, open_workshop
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.namespaces import wipe_namespace
 from workshop_lib.queues import messaging_error
-from workshop_lib.services import local, running_messaging
+from workshop_lib.services import local, messaging_runs
 from workshop_lib.services.processes import wait_until
 from workshop_lib.services.state_folder import StateFolder, state_folder
 
@@ -84,7 +84,7 @@ def queues_of(workshop):
 def test_it_is_started_by_the_first_use_and_by_nothing_else(home, mq):
     """The first test of the file: nothing has started it yet."""
     mq.wipe()
-    assert running_messaging(mq.settings) is None
+    assert not messaging_runs(mq.settings)
     assert (report(home), mq.result.services.get("messaging")) == (None, None)
     assert mq.sqs is mq.sqs
     assert (report(home).status, report(home).emulated) == ("up", True)

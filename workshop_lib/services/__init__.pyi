@@ -16,9 +16,9 @@ from .endpoints import (
     aws_client as aws_client,
     database_url as database_url,
     exports as exports,
+    messaging_runs as messaging_runs,
     resolve as resolve,
     resolve_cluster as resolve_cluster,
     resolve_messaging as resolve_messaging,
-    running_messaging as running_messaging,
     session as session,
 )

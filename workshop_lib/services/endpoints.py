@@ -77,9 +77,9 @@ class Endpoint:
     tls: bool = False
 
     @classmethod
-    def at(cls, label: str, arguments: Mapping[str, Any], **more: Any) -> Self:
+    def at(cls, label: str, arguments: Mapping[str, Any], *more: Any, **named: Any) -> Self:
         """One whose client takes host and port among its arguments."""
-        return cls(label, arguments["host"], arguments["port"], arguments, **more)
+        return cls(label, arguments["host"], arguments["port"], arguments, *more, **named)
 
     @property
     def address(self) -> str:
@@ -280,14 +280,9 @@ def external_database(settings: Settings) -> DatabaseEndpoint | None:
         # @: the end of a password that was not escaped
         if "@" in found["host"] or not 0 < found["port"] < 65536:
             raise ValueError("not a host, or not a port")
-    return DatabaseEndpoint.at(
-        "PostgreSQL of your own (DATABASE_URL)",
-        found,
-        setting="DATABASE_URL",
-        url=url,
-        tls=found.get("sslmode") in {"verify-full", "verify-ca"},
-        dsql_rules=settings.dsql_rules == "on",
-    )
+    tls, rules = found.get("sslmode") in {"verify-full", "verify-ca"}, settings.dsql_rules == "on"
+    label = "PostgreSQL of your own (DATABASE_URL)"
+    return DatabaseEndpoint.at(label, found, "DATABASE_URL", url, tls=tls, dsql_rules=rules)
 
 
 def external_reader(settings: Settings) -> DatabaseEndpoint | None:
@@ -300,14 +295,10 @@ def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint
     """The local PostgreSQL that is held; `rules` is the setting DSQL_RULES."""
     place = {"host": HOST, "port": held.engines["postgres"].port, "dbname": "postgres"}
     login = {"user": "admin", "password": held.secrets["admin"], **services.local.LOGIN}
-    return DatabaseEndpoint.at(
-        "local PostgreSQL 16",
-        {**place, **login, "connect_timeout": CONNECT_S},
-        engine=_identity(held),
-        embedded=True,
-        dsql_rules=rules != "off",
-        signing=_keys(held.secrets),
-    )
+    arguments = {**place, **login, "connect_timeout": CONNECT_S}
+    known = {**_embedded(held), "signing": _keys(held.secrets)}
+    label, kept = "local PostgreSQL 16", rules != "off"
+    return DatabaseEndpoint.at(label, arguments, dsql_rules=kept, **known)
 
 
 def resolve_cluster(settings: Settings) -> tuple[DatabaseEndpoint, Release]:
@@ -377,13 +368,9 @@ def external_cache(settings: Settings) -> CacheEndpoint | None:
             f"The option {min(unknown)} of {setting} cannot be used here; leave it out. Known "
             f"ones: {', '.join(sorted(services.clients.OPTIONS))}."
         )
-    return CacheEndpoint.at(
-        f"Valkey of your own ({setting})",
-        services.clients.cache_config(**found),
-        setting=setting,
-        url=url,
-        tls=found["ssl"] and found.get("ssl_cert_reqs") != "none",
-    )
+    arguments, label = services.clients.cache_config(**found), f"Valkey of your own ({setting})"
+    tls = found["ssl"] and found.get("ssl_cert_reqs") != "none"
+    return CacheEndpoint.at(label, arguments, setting, url, tls=tls)
 
 
 def embedded_cache(held: Attachment, name: str = "valkey") -> CacheEndpoint:
@@ -414,10 +401,8 @@ def external_store(settings: Settings) -> StoreEndpoint | None:
     keys = "keys go into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     with _well_formed("AWS_ENDPOINT_URL_S3", f"http://host:port or https://host ({keys})"):
         place = _by_url(url, _PLAIN_S3, region_name=region, endpoint_url=url)
-    label, setting = (
-        "S3 store of your own (AWS_ENDPOINT_URL_S3)",
-        "BUCKET_NAME or AWS_ENDPOINT_URL_S3",
-    )
+    label = "S3 store of your own (AWS_ENDPOINT_URL_S3)"
+    setting = "BUCKET_NAME or AWS_ENDPOINT_URL_S3"
     return StoreEndpoint(label, **place, setting=setting, bucket=bucket)
 
 
@@ -457,13 +442,11 @@ def resolve_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release]:
     return MessagingEndpoint(**_local(held, "aws", "SQS and CloudWatch", _QUEUES)), held.release
 
 
-def running_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release] | None:
-    """As `resolve_messaging` if the emulation is in use and runs already; starts nothing."""
-    if settings.queue_url is not None:
-        return None
+def messaging_runs(settings: Settings) -> bool:
+    """Whether the emulation runs now: only there are queues that the workshop made."""
     folder = services.state_folder.state_folder(settings.workshop_state_dir)
     up = [engine.name for engine in services.local.status(folder).engines if engine.pid]
-    return resolve_messaging(settings) if "aws" in up else None
+    return settings.queue_url is None and "aws" in up
 
 
 # --- what boto3 talks to: the store, queues and metrics ---
@@ -484,8 +467,7 @@ def _local(held: Attachment, name: str, service: str, config: Config) -> dict[st
     url, keys = f"http://{HOST}:{engine.port}", _keys(held.secrets)
     # An empty choice of proxies: none of the environment's is asked for this machine.
     place = _by_url(url, config.merge(Config(proxies={})), endpoint_url=url, **keys)
-    known = {"engine": _identity(held), "embedded": True, "emulated": engine.emulated}
-    return {**place, **known, "label": label}
+    return {**place, **_embedded(held), "emulated": engine.emulated, "label": label}
 
 
 def _by_url(url: str, config: Config, **arguments: Any) -> dict[str, Any]:
@@ -504,34 +486,29 @@ def _config(attempts: int, **more: Any) -> Config:
     return Config(connect_timeout=CONNECT_S, retries=retries, **more)
 
 
-_AMAZON_S3 = _config(
-    attempts=3,
-    read_timeout=20,
-    # The Region's own name also in us-east-1: it is the one that the checks ask about.
-    s3={"us_east_1_regional_endpoint": "regional"},
-)
+# The Region's own name also in us-east-1: it is the one that the checks ask about.
+_AMAZON_S3 = _config(3, read_timeout=20, s3={"us_east_1_regional_endpoint": "regional"})
+# Without what only Amazon S3 itself understands. The store is on this machine, or not far from it:
+# one that is silent for 8 seconds is stuck.
 _PLAIN_S3 = _config(
     attempts=2,
-    read_timeout=8,  # on this machine, or not far from it: who is silent for so long is stuck
-    # Without what only Amazon S3 itself understands.
+    read_timeout=8,
     signature_version="s3v4",
     s3={"addressing_style": "path"},
     request_checksum_calculation="when_required",
     response_checksum_validation="when_required",
 )
-_QUEUES = _config(
-    attempts=2,
-    read_timeout=30,  # SQS itself waits up to 20 s for messages when asked to
-    max_pool_connections=64,  # with boto3's own 10 the threads of a load test would queue here
-)
+# SQS itself waits up to 20 seconds for messages when asked to. With boto3's own 10 connections the
+# threads of a load test would queue here.
+_QUEUES = _config(2, read_timeout=30, max_pool_connections=64)
 
 
 # --- as whom: local engines' keys, and sign-in to AWS ---
 
 
-def _identity(held: Attachment) -> str:
-    """A name for the local engines of one state folder, for as long as their data are kept."""
-    return f"local-{held.secrets['identity'][:12]}"
+def _embedded(held: Attachment) -> dict[str, Any]:
+    """What is said of a local engine that is held; the data of a state folder have one name."""
+    return {"embedded": True, "engine": f"local-{held.secrets['identity'][:12]}"}
 
 
 def _keys(secrets: Mapping[str, str]) -> dict[str, str]:
