@@ -1,4 +1,4 @@
-"""Clients of the cache and the store: how they are configured, and where they connect."""
+"""The cache's client, redis-py: its arguments, its first question; clients led through a proxy."""
 
 from __future__ import annotations
 

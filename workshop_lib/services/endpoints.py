@@ -1,8 +1,8 @@
 """Where the services are: local engines, servers of your own, or AWS; all become endpoints.
 
 In this order: what an endpoint is; how all of them are found; where the database is, the cache, the
-object store, the queues; how to sign in; what of the environment clients of local engines must not
-see; what `workshop env` prints. `clients.py` has what is about redis-py alone.
+object store, the queues; how to sign in; what of the environment is kept from clients of local
+engines; what `workshop env` prints. `clients.py` has what is about redis-py alone.
 """
 
 from __future__ import annotations
@@ -296,9 +296,8 @@ def embedded_database(held: Attachment, rules: str = "auto") -> DatabaseEndpoint
     place = {"host": HOST, "port": held.engines["postgres"].port, "dbname": "postgres"}
     login = {"user": "admin", "password": held.secrets["admin"], **services.local.LOGIN}
     arguments = {**place, **login, "connect_timeout": CONNECT_S}
-    known = {**_embedded(held), "signing": _keys(held.secrets)}
-    label, kept = "local PostgreSQL 16", rules != "off"
-    return DatabaseEndpoint.at(label, arguments, dsql_rules=kept, **known)
+    rest = {**_embedded(held), "dsql_rules": rules != "off", "signing": _keys(held.secrets)}
+    return DatabaseEndpoint.at("local PostgreSQL 16", arguments, **rest)
 
 
 def resolve_cluster(settings: Settings) -> tuple[DatabaseEndpoint, Release]:
@@ -327,8 +326,8 @@ def _cluster_on_aws(settings: Settings, host: str) -> DatabaseEndpoint:
     region = host.split(".")[2]
     place = {"host": host, "port": settings.aurora_dsql_port, "sslrootcert": ca_bundle()}
     login = {"user": settings.iam_username, "dbname": settings.database_name}
-    how = {"setting": "DSQL_ENDPOINT", "aws": True}
-    return _cluster(f"Aurora DSQL in {region}", {**place, **login}, {"region_name": region}, **how)
+    label, signing = f"Aurora DSQL in {region}", {"region_name": region}
+    return _cluster(label, {**place, **login}, signing, setting="DSQL_ENDPOINT", aws=True)
 
 
 def _cluster(
@@ -352,11 +351,10 @@ def external_cache(settings: Settings) -> CacheEndpoint | None:
 
     """
     if host := settings.valkey_endpoint:
-        arguments = services.clients.cache_config(
-            host=host, port=6379, ssl=True, ssl_ca_certs=ca_bundle()
-        )
-        how = {"setting": "VALKEY_ENDPOINT", "url": f"rediss://{host}:6379/0"}
-        return CacheEndpoint.at("ElastiCache for Valkey", arguments, **how, aws=True, tls=True)
+        place = {"host": host, "port": 6379, "ssl": True, "ssl_ca_certs": ca_bundle()}
+        arguments, url = services.clients.cache_config(**place), f"rediss://{host}:6379/0"
+        label, setting = "ElastiCache for Valkey", "VALKEY_ENDPOINT"
+        return CacheEndpoint.at(label, arguments, setting, url, aws=True, tls=True)
     if not settings.cache_url:
         return None
     url, setting = settings.cache_url.get_secret_value(), settings.cache_setting
@@ -449,7 +447,7 @@ def messaging_runs(settings: Settings) -> bool:
     return settings.queue_url is None and "aws" in up
 
 
-# --- what boto3 talks to: the store, queues and metrics ---
+# --- the store, queues and metrics alike: what boto3 talks to ---
 
 
 def _on_aws(name: str, service: str, region: str, config: Config) -> dict[str, Any]:
@@ -460,7 +458,7 @@ def _on_aws(name: str, service: str, region: str, config: Config) -> dict[str, A
 
 
 def _local(held: Attachment, name: str, service: str, config: Config) -> dict[str, Any]:
-    """The fields of a local engine that is held."""
+    """The fields of a local engine that boto3 talks to."""
     engine, label = held.engines[name], f"local {service} store (rclone, on disk)"
     if engine.emulated:
         label = f"local emulation of {service} (moto, in memory, signatures not checked)"
@@ -471,10 +469,15 @@ def _local(held: Attachment, name: str, service: str, config: Config) -> dict[st
 
 
 def _by_url(url: str, config: Config, **arguments: Any) -> dict[str, Any]:
-    """Host, port, TLS, and the arguments of boto3's client."""
+    """The fields that follow from an address; the arguments are those of boto3's client.
+
+    Raises:
+        ValueError: it is malformed, or has a key in it.
+
+    """
     place = urlsplit(url)
     if not place.hostname or place.username or place.scheme not in {"http", "https"}:
-        raise ValueError("not an address of HTTP, or with a key in it")
+        raise ValueError("not an address of HTTP, or one with a key in it")
     tls = place.scheme == "https"
     port = place.port or (443 if tls else 80)
     arguments["config"] = config
@@ -503,11 +506,11 @@ _PLAIN_S3 = _config(
 _QUEUES = _config(2, read_timeout=30, max_pool_connections=64)
 
 
-# --- as whom: local engines' keys, and sign-in to AWS ---
+# --- sign-in: keys of local engines, tokens of Aurora DSQL, boto3's clients, authorities ---
 
 
 def _embedded(held: Attachment) -> dict[str, Any]:
-    """What is said of a local engine that is held; the data of a state folder have one name."""
+    """The fields of any local engine. All of one state folder have one name, until a reset."""
     return {"embedded": True, "engine": f"local-{held.secrets['identity'][:12]}"}
 
 
@@ -575,7 +578,7 @@ def ca_bundle() -> str:
     return os.environ.get("AWS_CA_BUNDLE") or certifi.where()
 
 
-# --- what of the environment clients of local engines must not see ---
+# --- what of the environment is kept from clients of local engines ---
 
 
 def _isolate_libpq() -> None:
