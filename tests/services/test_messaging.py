@@ -224,5 +224,6 @@ def test_the_given_queue_is_used_with_the_dead_letter_queue_that_it_names(
     mq.sqs.create_queue(QueueName="load-test", Attributes={"RedrivePolicy": policy})
     opened = workshop.open_queue("anything", visibility_timeout_s=30, max_receives=3)
     assert opened == (QUEUE, dead)
+    assert workshop.result.services["messaging"]["region"] == "us-east-1"
     workshop.wipe()
     assert len(mq.sqs.list_queues(QueueNamePrefix="load-test")["QueueUrls"]) == 2

@@ -73,7 +73,7 @@ def error_text(error: BaseException) -> str:
     text = LIBPQ_GUESS.sub("", redact(error))
     if isinstance(error, ResponseParserError):  # its own text holds the whole answer
         text = "The answer has not the form of one of AWS"
-    if isinstance(error, ClientError):
+    elif isinstance(error, ClientError):
         message = redact(_part(error, "Error").get("Message", ""))
         text = f"{error.operation_name} was answered {error_code(error)}: {message}"
     return f"{text.rstrip('.: ') or type(error).__name__}."
@@ -108,9 +108,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         if one is None:
             return
         yield one
-        kept = getattr(one, "kwargs", {}).get("error") or getattr(one, "reason", None)
-        inner = kept if isinstance(kept, BaseException) else None
-        one = inner or one.__cause__ or one.__context__
+        kept = getattr(one, "kwargs", {}).get("error")
+        one = kept if isinstance(kept, BaseException) else one.__cause__ or one.__context__
 
 
 def _whose(endpoint: Endpoint | None) -> str:
