@@ -24,7 +24,7 @@ from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.objects import greet_store, store_client
 from workshop_lib.queues import describe_queue, messaging_client
 from workshop_lib.services import Endpoint, Endpoints, aws_client, endpoints, resolve
-from workshop_lib.services.clients import greet_cache
+from workshop_lib.services.cache_client import greet_cache
 from workshop_lib.services.error_help import advice, error_text
 from workshop_lib.settings import LoadedSettings, load_settings
 

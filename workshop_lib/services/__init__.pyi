@@ -1,7 +1,7 @@
 # What other modules use of this one; `__init__.py` imports each name on first use.
 
 from . import (
-    clients as clients,
+    cache_client as cache_client,
     error_help as error_help,
     local as local,
     state_folder as state_folder,

@@ -2,7 +2,7 @@
 
 In this order: what an endpoint is; how all of them are found; where the database is, the cache, the
 object store, the queues; how to sign in; what of the environment is kept from clients of local
-engines; what `workshop env` prints. `clients.py` has what is about redis-py alone.
+engines; what `workshop env` prints. `cache_client.py` has what is about redis-py alone.
 """
 
 from __future__ import annotations
@@ -352,7 +352,7 @@ def external_cache(settings: Settings) -> CacheEndpoint | None:
     """
     if host := settings.valkey_endpoint:
         place = {"host": host, "port": 6379, "ssl": True, "ssl_ca_certs": ca_bundle()}
-        arguments, url = services.clients.cache_config(**place), f"rediss://{host}:6379/0"
+        arguments, url = services.cache_client.cache_config(**place), f"rediss://{host}:6379/0"
         label, setting = "ElastiCache for Valkey", "VALKEY_ENDPOINT"
         return CacheEndpoint.at(label, arguments, setting, url, aws=True, tls=True)
     if not settings.cache_url:
@@ -360,13 +360,16 @@ def external_cache(settings: Settings) -> CacheEndpoint | None:
     url, setting = settings.cache_url.get_secret_value(), settings.cache_setting
     example = "redis://user:password@host:port/0?option=number (rediss:// for TLS; no Unix socket)"
     with _well_formed(setting, f"{example}, {ESCAPED}"):
-        found = services.clients.parse_cache_url(url)
-    if unknown := found.keys() - services.clients.OPTIONS:
+        found = services.cache_client.parse_cache_url(url)
+    if unknown := found.keys() - services.cache_client.OPTIONS:
         raise SettingsError(
             f"The option {min(unknown)} of {setting} cannot be used here; leave it out. Known "
-            f"ones: {', '.join(sorted(services.clients.OPTIONS))}."
+            f"ones: {', '.join(sorted(services.cache_client.OPTIONS))}."
         )
-    arguments, label = services.clients.cache_config(**found), f"Valkey of your own ({setting})"
+    arguments, label = (
+        services.cache_client.cache_config(**found),
+        f"Valkey of your own ({setting})",
+    )
     tls = found["ssl"] and found.get("ssl_cert_reqs") != "none"
     return CacheEndpoint.at(label, arguments, setting, url, tls=tls)
 
@@ -374,7 +377,7 @@ def external_cache(settings: Settings) -> CacheEndpoint | None:
 def embedded_cache(held: Attachment, name: str = "valkey") -> CacheEndpoint:
     """The local Valkey of this name that is held."""
     port, password = held.engines[name].port, held.secrets["valkey"]
-    arguments = services.clients.cache_config(host=HOST, port=port, password=password)
+    arguments = services.cache_client.cache_config(host=HOST, port=port, password=password)
     url = f"redis://:{password}@{HOST}:{port}/0"
     return CacheEndpoint.at("local Valkey", arguments, url=url, embedded=True)
 

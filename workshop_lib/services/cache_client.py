@@ -1,4 +1,4 @@
-"""The cache's client, redis-py: its arguments, its first question; clients led through a proxy."""
+"""redis-py, the client of the cache: its arguments, the server's version, a change of address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from workshop_lib.services.error_help import error_help
 
 if TYPE_CHECKING:
     from workshop_lib.services.endpoints import CacheEndpoint
-    from workshop_lib.services.latency_proxy import LatencyProxy
 
 CACHE_TIMEOUT_S = 1.0
 """A cache that takes longer than this to answer is worse than none."""
@@ -92,9 +91,3 @@ def reroute_cache(valkey: redis.Redis, host: str, port: int) -> None:
     valkey.connection_pool.connection_kwargs |= {"host": host, "port": port}
     old.update_active_connections_for_reconnect()  # when they are given back
     old.disconnect(inuse_connections=False)
-
-
-def steer(proxy: LatencyProxy, request: Any, **_: Any) -> None:
-    """Send a request by the proxy's route. Before it is signed: the address is in the signature."""
-    host, port = proxy.route
-    request.url = urlsplit(request.url)._replace(netloc=f"{host}:{port}").geturl()
