@@ -100,6 +100,7 @@ STORE = "AWS_ENDPOINT_URL_S3 is not an address such as http://host:port"
         ("DATABASE_URL", "postgresql://u:S3CRET%zz@127.0.0.1/db", DATABASE),
         ("DATABASE_URL", "postgresql://u:my@S3CRET@127.0.0.1:9/db", DATABASE),
         ("DATABASE_URL", "postgresql://h/x?sslmod=require", DATABASE),
+        ("DATABASE_URL", "service=of-pg_service.conf", DATABASE),
         ("AWS_ENDPOINT_URL_S3", "http://h:port", STORE),
         ("AWS_ENDPOINT_URL_S3", "http://key:S3CRET@127.0.0.1:9", STORE),
         ("VALKEY_URL", "ftp://:S3CRET@127.0.0.1/0", CACHE),

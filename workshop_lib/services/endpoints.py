@@ -277,8 +277,8 @@ def external_database(settings: Settings) -> DatabaseEndpoint | None:
     with _well_formed("DATABASE_URL", f"{example}, {ESCAPED}"):
         found |= parse_dsn(url)
         found["port"] = int(found["port"])
-        # @: the end of a password that was not escaped
-        if "@" in found["host"] or not 0 < found["port"] < 65536:
+        # @: the end of a password that was not escaped. A service's host would be passed over.
+        if "@" in found["host"] or "service" in found or not 0 < found["port"] < 65536:
             raise ValueError("not a host, or not a port")
     tls, rules = found.get("sslmode") in {"verify-full", "verify-ca"}, settings.dsql_rules == "on"
     label = "PostgreSQL of your own (DATABASE_URL)"
@@ -446,8 +446,9 @@ def resolve_messaging(settings: Settings) -> tuple[MessagingEndpoint, Release]:
 def messaging_runs(settings: Settings) -> bool:
     """Whether the emulation runs now: only there are queues that the workshop made."""
     folder = services.state_folder.state_folder(settings.workshop_state_dir)
-    up = [engine.name for engine in services.local.status(folder).engines if engine.pid]
-    return settings.queue_url is None and "aws" in up
+    return settings.queue_url is None and any(
+        engine.name == "aws" and engine.pid for engine in services.local.status(folder).engines
+    )
 
 
 # --- the store, queues and metrics alike: what boto3 talks to ---
