@@ -6,7 +6,6 @@ from socket import create_server
 import pytest
 
 from workshop_lib import check_deployment, checks
-from workshop_lib.services.endpoints import CacheEndpoint
 
 
 def find(report, start):
@@ -68,12 +67,18 @@ def test_a_service_that_hangs_is_called_off_after_its_limit(ws, monkeypatch):
     assert "workshop stop" in services.advice
 
 
-def test_an_unknown_name_is_told_from_a_closed_port():
-    unknown = CacheEndpoint("a cache", "no-such-host.invalid", 1, {})
-    with pytest.raises(OSError, match=r"[Nn]ame"):
-        checks.look_up(unknown)
-    with pytest.raises(ConnectionRefusedError):
-        checks.knock(CacheEndpoint("a cache", "127.0.0.1", 9, {}))
+def test_after_an_unknown_name_no_port_is_asked_for_and_a_cache_alone_takes_no_sign_in(ws):
+    report = check_deployment(
+        valkey_endpoint="no-such.cache.amazonaws.com", database_url="host=/no/such/folder user=me"
+    )
+    assert [check.name.split(" at ")[0] for check in report.failed().checks] == [
+        "Name of ElastiCache for Valkey", "Database answers", "Cache answers",
+    ]  # fmt: skip
+    assert "known only inside its VPC" in find(report, "Name of ElastiCache").advice
+    asked = [check.name for check in report.checks]
+    assert "AWS identity" not in asked
+    assert not [name for name in asked if name.startswith("Port of ElastiCache")]
+    assert not [name for name in asked if "of PostgreSQL" in name]  # a socket in the file system
 
 
 def test_the_table_in_a_notebook_escapes_what_servers_say_and_shows_commands_as_code():

@@ -216,7 +216,7 @@ def test_reset_deletes_only_its_own_part_of_services_that_are_not_local(ws, work
     ("name", "value", "said"),
     [
         ("BUCKET_NAME", "no-such-bucket", "There is nothing of that name"),
-        ("VALKEY_URL", "redis://127.0.0.1:1", "No answer from the cache at 127.0.0.1:1"),
+        ("VALKEY_URL", "redis://127.0.0.1:1", "The cache at 127.0.0.1:1"),
         ("DATABASE_URL", "postgresql://127.0.0.1:1/x", "No connection to the database at 127.0"),
     ],
 )

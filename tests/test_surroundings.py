@@ -80,6 +80,14 @@ FOUND = [
     *("é", "2026-11-29") * 2,
     *("x", True, "1 process on this machine"),
 ]
+REVOKED = """
+-----BEGIN X509 CRL-----
+MIGEMDgCAQEwBQYDK2VwMAwxCjAIBgNVBAMMAXgXDTI2MDEwMTAwMDAwMFoYDzIw
+OTkwMTAxMDAwMDAwWjAFBgMrZXADQQAXCuK7dEq6ptLecWqgtiU8fJSSr+qJiJpi
+AqaBpcNsC5U7X6/tkiCAEzyjLxhVXYJCKBVTWtJbuf0S2NPCrNwD
+-----END X509 CRL-----
+"""
+"""Certificates that another authority has revoked: none."""
 DRAW = """
 import hashlib, matplotlib
 from workshop_lib import plots
@@ -93,17 +101,24 @@ print(hashlib.sha256(shown[0].png).hexdigest())
 """
 
 
-def ask(code: str, **environment: str) -> str:
-    """What a program prints that is run by a shell with these variables."""
+def run(*words: str, **environment: str) -> list[str]:
+    """The lines that Python prints, run by a shell with these variables."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, *words],
         env={**os.environ, "WORKSHOP_RESULT_FILE": os.devnull, **environment},
         capture_output=True,
         text=True,
         check=False,
+        cwd=CHECKOUT,
+        timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()[-1]
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+def ask(code: str, **environment: str) -> str:
+    """The last line that a program prints."""
+    return run("-c", code, **environment)[-1]
 
 
 @pytest.fixture
@@ -115,8 +130,12 @@ def home(tmp_path: Path) -> dict[str, str]:
     (tmp_path / ".pg_service.conf").write_text("[nosuch]\nhost=203.0.113.1\nsslmode=require\n")
     (tmp_path / ".pgpass").write_text("*:*:*:*:wrong\n")
     (tmp_path / ".postgresql").mkdir()
-    for name in ("root.crt", "root.crl", "postgresql.crt", "postgresql.key"):
+    for name in ("root.crt", "postgresql.crt", "postgresql.key"):
         (tmp_path / ".postgresql" / name).write_text("nonsense")
+    (tmp_path / ".postgresql" / "root.crl").write_text(REVOKED)
+    model = tmp_path / ".aws" / "models" / "s3" / "2006-03-01" / "service-2.json"
+    model.parent.mkdir(parents=True)
+    model.write_text("nonsense")
     return {"HOME": str(tmp_path)}
 
 
@@ -179,21 +198,8 @@ def test_a_run_is_not_held_up_by_a_long_name_of_the_folder_for_temporary_files(t
     out, hostile = tmp_path / ODD, tmp_path / "kernels" / "python3"
     hostile.mkdir(parents=True)
     (hostile / "kernel.json").write_text('{"argv": ["false"], "language": "python"}')
-    done = subprocess.run(
-        [sys.executable, "-m", "workshop_lib", "run", "15", "--out", str(out)],
-        env={
-            **os.environ,
-            "TMPDIR": str(folder),
-            "JUPYTER_PATH": str(tmp_path),
-            "MPLBACKEND": "nonsense",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        cwd=CHECKOUT,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    others = {"JUPYTER_PATH": str(tmp_path), "MPLBACKEND": "nonsense"}
+    run("-m", "workshop_lib", "run", "15", "--out", str(out), TMPDIR=str(folder), **others)
     assert (out / "index.html").is_file()
     assert list(folder.iterdir()) == []
 

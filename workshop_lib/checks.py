@@ -11,10 +11,8 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, TypeVar
 
-import boto3
 import msgspec
 import redis
 from botocore.config import Config
@@ -25,8 +23,8 @@ from workshop_lib.html_table import html_table
 from workshop_lib.load.worker import metrics_namespace
 from workshop_lib.objects import greet_store, store_client
 from workshop_lib.queues import describe_queue, messaging_client
-from workshop_lib.services import Endpoint, Endpoints, endpoints, resolve
-from workshop_lib.services.clients import greet_cache
+from workshop_lib.services import Endpoint, Endpoints, aws_client, endpoints, resolve
+from workshop_lib.services.cache_client import greet_cache
 from workshop_lib.services.error_help import advice, error_text
 from workshop_lib.settings import LoadedSettings, load_settings
 
@@ -102,30 +100,29 @@ class Report:
         self,
         name: str,
         question: Callable[[], Any],
-        *,
-        hint: str = "",
         endpoint: Endpoint | None = None,
+        *,
         show: Callable[[Any], str] = str,
         limit_s: float = LIMIT_S,
+        if_late: str = "",
     ) -> Any:
         """Note the answer; return it, or None if it was an error or came too late.
 
         Args:
             name: what is asked.
             question: answers, or raises.
-            hint: what to do about an error; without it, what is known of such an error.
-            endpoint: the place that was asked.
+            endpoint: the place that was asked, for the advice on an error.
             show: the detail to show of the answer.
             limit_s: how long to wait.
+            if_late: the advice if it came too late; without it, what is known of silence.
 
         """
         started = time.perf_counter()
         answer, error = _within(limit_s, question)
         detail, what_to_do = redact(show(answer)) if error is None else redact(error), ""
         if error is not None and not isinstance(error, WorkshopError):  # whose text ends with it
-            if name.startswith("Name of") and isinstance(error, TimeoutError):
-                hint = "The name server of this machine does not answer. Does it have a network?"
-            detail, what_to_do = error_text(error).rstrip("."), hint or advice(error, endpoint)
+            late = if_late if isinstance(error, TimeoutError) else ""
+            detail, what_to_do = error_text(error).rstrip("."), late or advice(error, endpoint)
         seconds = time.perf_counter() - started
         self.checks.append(Check(name, error is None, detail, seconds, what_to_do))
         self.on_check(self.checks[-1])
@@ -153,80 +150,75 @@ def check_deployment(
     places = report.ask(
         "Services",
         lambda: resolve(loaded.values),
-        hint="`workshop stop` and try again; `workshop reset` starts the local engines afresh.",
         show=lambda found: ", ".join(endpoint.label for endpoint in found.all),
         limit_s=ENGINES_LIMIT_S,
+        if_late="`workshop stop` and try again; `workshop reset` starts the engines afresh.",
     )
     if places is None:
         return report
     try:
         # The emulation of queues is started only where it is needed.
         queues = endpoints.external_messaging(loaded.values)
-        _ask_network(report, places, queues)
+        every: list[Endpoint] = [*places.all, *filter(None, (places.reader, queues))]
+        if any(place.aws for place in every if place is not places.cache):  # which takes no sign-in
+            _ask_identity(report, places.aws_region)
+        for place in every:
+            _ask_network(report, place)
         _ask_services(report, places, queues, loaded.values.workshop_namespace)
     finally:
         places.release()
     return report
 
 
-def _ask_network(
-    report: Report, places: Endpoints, queues: endpoints.MessagingEndpoint | None
-) -> None:
-    """Identity, names, ports, certificates and token, in the order in which faults show."""
-    every: list[Endpoint] = [*places.all, *filter(None, (places.reader, queues))]
-    if any(place.aws for place in every):
-        region = places.aws_region
-        label = f"the sign-in service of AWS (STS) in {region or 'us-east-1'}"
-        sts = Endpoint(label, "", 443, {"region_name": region, "config": BRIEF}, aws=True)
-        report.ask("AWS identity", partial(_who_am_i, sts), endpoint=sts)
-    for place in every:
-        for layer, question in _layers(place).items():
-            name = f"{layer} of {place.label} at {place.address}"
-            if report.ask(name, partial(question, place), endpoint=place) is None:
-                break
-    if make := places.database.token:
-        report.ask(
-            "Sign-in token for the database",
-            lambda: f"made locally, {len(make())} characters (not shown)",
-        )
+def _ask_identity(report: Report, region: str | None) -> None:
+    """Who AWS says we are, without the account's number: this is shown in saved notebooks."""
+    label = f"the sign-in service of AWS (STS) in {region or 'us-east-1'}"
+    sts = Endpoint(label, "", 443, {"region_name": region, "config": BRIEF}, aws=True)
+
+    def ask() -> str:
+        arn = aws_client("sts", sts.arguments).get_caller_identity()["Arn"]
+        return "signed in as " + str(arn).rsplit(":", 1)[-1]
+
+    report.ask("AWS identity", ask, sts)
+
+
+def _ask_network(report: Report, place: Endpoint) -> None:
+    """Name, port and certificate, up to the first that is not as it should be."""
+    if place.host.startswith("/"):  # a socket in the file system
+        return
+    of = f"of {place.label} at {place.address}"
+    late = "The name server of this machine does not answer. Does it have a network?"
+    known = place.embedded or report.ask(f"Name {of}", lambda: _look_up(place), place, if_late=late)
+    if known and report.ask(f"Port {of}", lambda: _knock(place), place) and place.tls:
+        report.ask(f"Certificate {of}", lambda: _shake_hands(place), place)
 
 
 def _ask_services(
     report: Report, places: Endpoints, queues: endpoints.MessagingEndpoint | None, namespace: str
 ) -> None:
     """Whether each of them does what the notebooks need."""
-    for name, place in (("Database", places.database), ("Database for reads", places.reader)):
-        if place:
-            report.ask(f"{name} answers", partial(_database, place, namespace), endpoint=place)
-    report.ask("Cache answers", partial(_cache, places.cache), endpoint=places.cache)
-    store = partial(_store, _briefly(places.store), namespace)
-    report.ask("Object store is writable", store, endpoint=places.store)
+    database, reader, cache, store = places.database, places.reader, places.cache, places.store
+    if make := database.token:
+        said = "made locally, {} characters (not shown)"
+        report.ask("Sign-in token for the database", make, show=lambda one: said.format(len(one)))
+    report.ask("Database answers", lambda: _database(database, namespace), database)
+    if reader:
+        report.ask("Database for reads answers", lambda: _database(reader, namespace), reader)
+    report.ask("Cache answers", lambda: _cache(cache), cache)
+    report.ask("Object store is writable", lambda: _store(_briefly(store), namespace), store)
     if queues:
-        brief = _briefly(queues)
-        report.ask("Queue answers", partial(_queue, brief), endpoint=queues)
-        report.ask("Metrics can be read", partial(_metrics, brief, namespace), endpoint=queues)
+        report.ask("Queue answers", lambda: _queue(_briefly(queues)), queues)
+        report.ask("Metrics can be read", lambda: _metrics(_briefly(queues), namespace), queues)
 
 
-def _layers(endpoint: Endpoint) -> dict[str, Callable[[Endpoint], str]]:
-    """The questions about a place, in the order in which each makes sense only after the last.
-
-    Each answers with a detail to show, or raises.
-    """
-    asked: dict[str, Callable[[Endpoint], str]] = {} if endpoint.embedded else {"Name": look_up}
-    asked["Port"] = knock
-    if endpoint.tls:
-        asked["Certificate"] = _shake_hands
-    return asked
-
-
-def look_up(endpoint: Endpoint) -> str:
+def _look_up(endpoint: Endpoint) -> str:
     """Whether the name is known."""
     found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
     number = len({address[4][0] for address in found})
     return f"{number} address{'es' * (number != 1)}"
 
 
-def knock(endpoint: Endpoint) -> str:
+def _knock(endpoint: Endpoint) -> str:
     """Whether something listens on the port."""
     _connect(endpoint).close()
     return "open"
@@ -248,12 +240,6 @@ def _shake_hands(endpoint: Endpoint) -> str:
 def _connect(endpoint: Endpoint) -> socket.socket:
     # Each address of a name is waited for in turn.
     return socket.create_connection((endpoint.host, endpoint.port), timeout=ANSWER_S / 2)
-
-
-def _who_am_i(sts: Endpoint) -> str:
-    """Who AWS says we are, without the account's number: this is shown in saved notebooks."""
-    arn = boto3.Session().client("sts", **sts.arguments).get_caller_identity()["Arn"]
-    return "signed in as " + str(arn).rsplit(":", 1)[-1]
 
 
 def _briefly(endpoint: E) -> E:
@@ -286,9 +272,8 @@ def _format_settings(loaded: LoadedSettings) -> str:
 
 def _database(endpoint: endpoints.DatabaseEndpoint, namespace: str) -> str:
     with closing(Database(endpoint, namespace, pool_min=1, pool_max=1)) as database:
-        ((name, isolation),) = database.query(
-            "SELECT version(), current_setting('transaction_isolation')"
-        )
+        statement = "SELECT version(), current_setting('transaction_isolation')"
+        ((name, isolation),) = database.query(statement)
         return f"{' '.join(str(name).split()[:2])}, {isolation}"
 
 
@@ -329,7 +314,6 @@ def _metrics(endpoint: endpoints.MessagingEndpoint, namespace: str) -> str:
     metric = {"Namespace": where, "MetricName": "DURATION"}
     query = {"Id": "check", "MetricStat": {"Metric": metric, "Period": 60, "Stat": "Sum"}}
     with closing(messaging_client(endpoint, "cloudwatch")) as client:
-        client.get_metric_data(
-            MetricDataQueries=[query], StartTime=now - timedelta(minutes=5), EndTime=now
-        )
+        start = now - timedelta(minutes=5)
+        client.get_metric_data(MetricDataQueries=[query], StartTime=start, EndTime=now)
         return f"of {where}, the namespace of its load tests"

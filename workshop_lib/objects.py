@@ -7,13 +7,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import DataError, ServiceUnreachableError, redact
 from workshop_lib.services import StoreEndpoint, aws_client
 from workshop_lib.services.error_help import error_code, error_help
+
+if TYPE_CHECKING:
+    from workshop_lib.services.latency_proxy import LatencyProxy
 
 NOT_MODIFIED = 304
 
@@ -174,6 +178,12 @@ def store_client(endpoint: StoreEndpoint) -> Any:
         return aws_client("s3", endpoint.arguments)
     except BotoCoreError as error:
         raise store_error(error, endpoint) from None
+
+
+def steer(proxy: LatencyProxy, request: Any, **_: Any) -> None:
+    """Send a request by the proxy's route. Before it is signed: the address is in the signature."""
+    host, port = proxy.route
+    request.url = urlsplit(request.url)._replace(netloc=f"{host}:{port}").geturl()
 
 
 def greet_store(s3: Any, endpoint: StoreEndpoint) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workshop_lib.errors import ServiceUnreachableError
-from workshop_lib.services import MessagingEndpoint, aws_client, running_messaging
+from workshop_lib.services import MessagingEndpoint, aws_client, messaging_runs, resolve_messaging
 from workshop_lib.services.error_help import advice, cause_of, error_text
 from workshop_lib.settings import Settings
 
@@ -116,9 +116,8 @@ def delete_own_queues(settings: Settings) -> None:
         ServiceUnreachableError: no answer.
 
     """
-    running = running_messaging(settings)
-    if running is not None:
-        endpoint, release = running
+    if messaging_runs(settings):
+        endpoint, release = resolve_messaging(settings)
         try:
             delete_queues(messaging_client(endpoint, "sqs"), endpoint, settings.workshop_namespace)
         finally:

@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from workshop_lib import dataset, forks  # dataset: its modules, each on first use
 from workshop_lib.database import Database
 from workshop_lib.errors import ResultError, WorkshopError
-from workshop_lib.objects import ObjectStore, greet_store, store_client, store_error
+from workshop_lib.objects import ObjectStore, greet_store, steer, store_client, store_error
 from workshop_lib.paths import RESULTS
 from workshop_lib.results import (
     Measurement,
@@ -41,7 +41,7 @@ from workshop_lib.services import (
     resolve_cluster,
     resolve_messaging,
 )
-from workshop_lib.services.clients import greet_cache, reroute_cache, steer
+from workshop_lib.services.cache_client import greet_cache, reroute_cache
 from workshop_lib.services.latency_proxy import LatencyProxy
 from workshop_lib.settings import Settings, load_settings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from contextlib import closing
+from types import SimpleNamespace
 
 import certifi
 import pytest
@@ -14,6 +15,8 @@ from psycopg2.extensions import parse_dsn
 from workshop_lib.dsql import read_token
 from workshop_lib.errors import ServiceUnreachableError
 from workshop_lib.services import exports, resolve
+from workshop_lib.services.endpoints import embedded_store
+from workshop_lib.services.local import EngineState
 from workshop_lib.settings import load_settings
 
 CLUSTER = "abcdefghij.dsql.us-east-1.on.aws"
@@ -38,23 +41,21 @@ def test_each_service_is_amazons_own_with_verified_tls_bounded_waits_and_no_stor
     assert [(one.aws, one.tls, one.embedded, one.emulated) for one in found.all] == [
         (True, True, False, False)
     ] * 3
-    assert {
-        "host": CLUSTER,
-        "port": 5432,
-        "user": "admin",
-        "dbname": "postgres",
-        "sslmode": "verify-full",
-        "sslrootcert": certifi.where(),
-    }.items() <= database.arguments.items()
+    place = {"host": CLUSTER, "port": 5432, "user": "admin", "dbname": "postgres"}
+    trust = {"sslmode": "verify-full", "sslrootcert": certifi.where()}
+    assert {**place, **trust}.items() <= database.arguments.items()
     assert database.arguments["connect_timeout"] <= 10
     assert "password" not in database.arguments
     assert {"host": CACHE, "port": 6379, "ssl": True}.items() <= cache.arguments.items()
     assert "ssl_cert_reqs" not in cache.arguments  # the client's default is to verify
     assert cache.arguments["socket_timeout"] <= 5
     assert store.bucket == "my-bucket"
-    assert not {"endpoint_url", "aws_secret_access_key"} & set(store.arguments)
+    assert set(store.arguments) == {"region_name", "config"}
     assert store.arguments["region_name"] == "us-east-1"
     assert "not-a-real-secret" not in repr(found)
+    found = on_aws(AWS_CA_BUNDLE="/etc/ours.pem")  # a company's own certificates
+    assert found.database.arguments["sslrootcert"] == "/etc/ours.pem"
+    assert found.cache.arguments["ssl_ca_certs"] == "/etc/ours.pem"
 
 
 def test_a_new_connection_to_the_cache_begins_with_one_command(on_aws, ws):
@@ -72,12 +73,6 @@ def commands(client):
     """How often which command was sent to a server."""
     stats = client.info("commandstats")
     return Counter({name.removeprefix("cmdstat_"): one["calls"] for name, one in stats.items()})
-
-
-def test_a_company_may_have_certificates_of_its_own(on_aws):
-    found = on_aws(AWS_CA_BUNDLE="/etc/ours.pem")
-    assert found.database.arguments["sslrootcert"] == "/etc/ours.pem"
-    assert found.cache.arguments["ssl_ca_certs"] == "/etc/ours.pem"
 
 
 def test_a_token_is_made_without_network_lasts_15_minutes_and_its_maker_can_travel(on_aws):
@@ -101,15 +96,25 @@ def test_the_other_end_of_a_cluster_gets_tokens_for_its_own_region(on_aws):
 
 
 def test_what_is_printed_is_verified_with_a_token_and_leads_to_the_same_services(on_aws):
-    found = exports(load_settings().values, on_aws(PGSSLMODE="disable"))
-    database = parse_dsn(found["DATABASE_URL"])
-    assert (database["host"], database["user"]) == (CLUSTER, "admin")
+    user, name = "o'b r/é@x:y", "a b/ö?&"
+    found = on_aws(PGSSLMODE="disable", IAM_USERNAME=user, DATABASE_NAME=name)
+    printed = exports(load_settings().values, found)
+    database = parse_dsn(printed["DATABASE_URL"])
+    assert (database["host"], database["user"], database["dbname"]) == (CLUSTER, user, name)
     assert (database["sslmode"], database["sslrootcert"]) == ("verify-full", certifi.where())
     assert read_token(database["password"]).host == CLUSTER
-    assert found["VALKEY_URL"] == f"rediss://{CACHE}:6379/0"
-    assert "AWS_SECRET_ACCESS_KEY" not in found
+    assert printed["VALKEY_URL"] == f"rediss://{CACHE}:6379/0"
+    assert "AWS_SECRET_ACCESS_KEY" not in printed
     # A shell that took these exports reaches the same services, with tokens that are made anew.
-    again = on_aws(**found)
+    again = on_aws(**printed)
     assert again.database.address == f"{CLUSTER}:5432"
     assert again.database.token
     assert again.cache.aws
+
+
+def test_a_store_that_moto_stands_in_for_is_labelled_so():
+    engine = EngineState("s3", 1, 1, emulated=True, message="")
+    held = SimpleNamespace(engines={"s3": engine}, secrets={"identity": "x"})
+    store = embedded_store(held)
+    assert store.label == "local emulation of S3 (moto, in memory, signatures not checked)"
+    assert store.emulated

@@ -9,7 +9,6 @@ import redis
 from workshop_lib import QueryCache, open_workshop
 from workshop_lib.errors import ServiceUnreachableError, SettingsError
 from workshop_lib.services import exports, local, resolve
-from workshop_lib.services.endpoints import external_cache, external_database
 from workshop_lib.services.state_folder import state_folder
 from workshop_lib.settings import load_settings
 
@@ -67,23 +66,11 @@ def test_one_service_of_your_own_leaves_the_others_local(ws, tmp_path, monkeypat
         local.reset(folder)
 
 
-def test_addresses_that_were_given_are_printed_as_they_were_given(clean_environment):
-    given = {
-        "DATABASE_URL": "postgresql://h/x?options=-c%20statement_timeout%3D5s&connect_timeout=9",
-        "VALKEY_URL": "redis://me:secret@h/2",
-        "BUCKET_NAME": "abc",
-    }
-    for name, value in given.items():
-        clean_environment.setenv(name, value)
-    settings = load_settings().values
-    assert given.items() <= exports(settings, resolve(settings)).items()
-
-
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
         ("DATABASE_URL", "postgresql://a@127.0.0.1:9/x", "No connection to the database"),
-        ("VALKEY_URL", "redis://127.0.0.1:9/0", "No answer from the cache"),
+        ("VALKEY_URL", "redis://127.0.0.1:9/0", "The cache at 127.0.0.1:9"),
         ("BUCKET_NAME", "absent-bucket", "create it, or correct BUCKET_NAME"),
         ("DATABASE_URL", None, "The sign-in was refused"),
         ("VALKEY_URL", None, "The sign-in was refused"),
@@ -102,9 +89,9 @@ def test_a_wrong_address_or_password_is_a_clear_error(own, ws, monkeypatch, name
     assert "guess-guess" not in str(refused.value)
 
 
-DATABASE = "DATABASE_URL is not a PostgreSQL address"
-CACHE = "VALKEY_URL is not a cache address"
-STORE = "AWS_ENDPOINT_URL_S3 is not an address; its form is http://host:port"
+DATABASE = "DATABASE_URL is not an address such as postgresql://user:password@host"
+CACHE = "VALKEY_URL is not an address such as redis://user:password@host"
+STORE = "AWS_ENDPOINT_URL_S3 is not an address such as http://host:port"
 
 
 @pytest.mark.parametrize(
@@ -113,13 +100,14 @@ STORE = "AWS_ENDPOINT_URL_S3 is not an address; its form is http://host:port"
         ("DATABASE_URL", "postgresql://u:S3CRET%zz@127.0.0.1/db", DATABASE),
         ("DATABASE_URL", "postgresql://u:my@S3CRET@127.0.0.1:9/db", DATABASE),
         ("DATABASE_URL", "postgresql://h/x?sslmod=require", DATABASE),
+        ("DATABASE_URL", "service=of-pg_service.conf", DATABASE),
         ("AWS_ENDPOINT_URL_S3", "http://h:port", STORE),
         ("AWS_ENDPOINT_URL_S3", "http://key:S3CRET@127.0.0.1:9", STORE),
         ("VALKEY_URL", "ftp://:S3CRET@127.0.0.1/0", CACHE),
         ("VALKEY_URL", "redis://:S3CRET@127.0.0.1:port/0", CACHE),
-        ("VALKEY_URL", "unix:///tmp/valkey.sock", "Unix sockets cannot be used"),
+        ("VALKEY_URL", "unix:///tmp/valkey.sock", "no Unix socket"),
         ("VALKEY_URL", "redis://h/0?timeout=5", "option timeout of VALKEY_URL cannot be used"),
-        ("REDIS_URL", "ftp://h", "REDIS_URL is not a cache address"),
+        ("REDIS_URL", "ftp://h", "REDIS_URL is not an address"),
         ("VALKEY_URL", "redis://h/0?decode_responses=S3CRET", "leave it out"),
     ],
 )  # fmt: skip
@@ -137,22 +125,29 @@ def test_a_malformed_address_is_refused_and_not_repeated_for_it_may_hold_a_passw
 
 
 @pytest.mark.parametrize(
-    ("url", "wanted"),
+    ("url", "wanted", "address"),
     [
-        ("redis://[::1]:7000/2", {"host": "::1", "port": 7000, "db": 2}),
-        ("redis://me:a%40b%3A%2F@h/", {"username": "me", "password": "a@b:/"}),
-        ("rediss://h/0?ssl_check_hostname=False", {"ssl": True, "ssl_check_hostname": False}),
-        ("postgresql://m%40e:p%27%20@[::1]:7/a", {"user": "m@e", "password": "p' ", "host": "::1"}),
-        ("host=/run/a%b user=me", {"host": "/run/a%b", "user": "me"}),
+        ("redis://[::1]:7000/2", {"host": "::1", "port": 7000, "db": 2}, "[::1]:7000"),
+        ("redis://me:a%40b%3A%2F@h/", {"username": "me", "password": "a@b:/"}, "h:6379"),
+        ("rediss://h?ssl_check_hostname=0", {"ssl": True, "ssl_check_hostname": False}, "h:6379"),
+        ("redis://h/0?socket_timeout=2.5", {"socket_timeout": 2.5}, "h:6379"),
+        ("postgresql://m%40e:p%27%20@[::1]:7/a", {"user": "m@e", "password": "p' "}, "[::1]:7"),
+        ("postgresql://h:1/d%2Fb?sslmode=allow", {"dbname": "d/b", "sslmode": "allow"}, "h:1"),
+        ("host=/run/a%b user=me", {"host": "/run/a%b", "user": "me"}, "/run/a%b:5432"),
     ],
-)
-def test_the_client_gets_what_an_address_says(clean_environment, url, wanted):
-    is_cache = url.startswith("redis")
-    clean_environment.setenv("VALKEY_URL" if is_cache else "DATABASE_URL", url)
-    find = external_cache if is_cache else external_database
-    found = find(load_settings().values)
-    assert wanted.items() <= found.arguments.items()
-    host = f"[{found.host}]" if ":" in found.host else found.host
-    assert found.address == f"{host}:{found.port}"
-    if is_cache:
-        redis.Redis(**found.arguments).close()
+)  # fmt: skip
+def test_a_client_gets_what_an_address_says_and_the_address_is_printed_as_it_was_given(
+    clean_environment, url, wanted, address
+):
+    name = "VALKEY_URL" if url.startswith("redis") else "DATABASE_URL"
+    own = {"DATABASE_URL": "postgresql://h", "VALKEY_URL": "redis://h", "BUCKET_NAME": "abc"}
+    own[name] = url
+    for variable, value in own.items():
+        clean_environment.setenv(variable, value)
+    settings = load_settings().values
+    found = resolve(settings)
+    assert own.items() <= exports(settings, found).items()
+    endpoint = found.cache if name == "VALKEY_URL" else found.database
+    assert wanted.items() <= endpoint.arguments.items()
+    assert endpoint.address == address
+    redis.Redis(**found.cache.arguments).close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import ssl
 
-import boto3
 import botocore.exceptions as of_botocore
 import psycopg2
 import pytest
@@ -14,28 +13,25 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from workshop_lib.errors import redact
-from workshop_lib.services.endpoints import (
+from workshop_lib.services import (
     CacheEndpoint,
     DatabaseEndpoint,
     MessagingEndpoint,
     StoreEndpoint,
+    aws_client,
 )
 from workshop_lib.services.error_help import advice, cause_of, error_help, error_text
 
 ACCOUNT = "123456789012"
 
 
-def place(kind, port, **more):
-    given = {"label": "a place", "host": "x"}
-    return kind(port=port, **{**given, "arguments": {"region_name": "us-east-1"}, **more})
-
-
-DSQL = place(DatabaseEndpoint, 5432, aws=True)
-CACHE = place(CacheEndpoint, 6379, aws=True)
-BUCKET = place(StoreEndpoint, 443, aws=True, setting="BUCKET_NAME")
-QUEUE = place(MessagingEndpoint, 443, aws=True, setting="QUEUE_URL")
-OWN = place(CacheEndpoint, 6380)
-LOCAL = place(DatabaseEndpoint, 41_000, embedded=True)
+REGION = {"region_name": "us-east-1"}
+DSQL = DatabaseEndpoint("a place", "x", 5432, {}, aws=True)
+CACHE = CacheEndpoint("a place", "x", 6379, {}, aws=True)
+BUCKET = StoreEndpoint("a place", "x", 443, REGION, "BUCKET_NAME", aws=True)
+QUEUE = MessagingEndpoint("a place", "x", 443, REGION, "QUEUE_URL", aws=True)
+OWN = CacheEndpoint("a place", "x", 6380, {})
+LOCAL = DatabaseEndpoint("a place", "x", 41_000, {}, embedded=True)
 
 
 def answer(code, operation="PutObject", message="", **headers):
@@ -94,14 +90,10 @@ def test_the_help_names_what_to_do(error, where, named):
 def test_the_cause_is_found_behind_what_the_aws_library_raises(host, cause):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        client = boto3.Session().client(
-            "sts",
-            region_name="us-east-1",
-            endpoint_url=f"http://{host}:{taken.getsockname()[1]}",
-            aws_access_key_id="a",
-            aws_secret_access_key="b",
-            config=Config(connect_timeout=2, retries={"total_max_attempts": 1}, proxies={}),
-        )
+        url, keys = f"http://{host}:{taken.getsockname()[1]}", {"aws_access_key_id": "a"}
+        once = Config(connect_timeout=2, retries={"total_max_attempts": 1}, proxies={})
+        given = {**REGION, **keys, "aws_secret_access_key": "b", "config": once}
+        client = aws_client("sts", {**given, "endpoint_url": url})
         with pytest.raises(of_botocore.EndpointConnectionError) as failed:
             client.get_caller_identity()
     assert cause_of(failed.value) == cause

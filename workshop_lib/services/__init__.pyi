@@ -1,7 +1,7 @@
 # What other modules use of this one; `__init__.py` imports each name on first use.
 
 from . import (
-    clients as clients,
+    cache_client as cache_client,
     error_help as error_help,
     local as local,
     state_folder as state_folder,
@@ -16,9 +16,9 @@ from .endpoints import (
     aws_client as aws_client,
     database_url as database_url,
     exports as exports,
+    messaging_runs as messaging_runs,
     resolve as resolve,
     resolve_cluster as resolve_cluster,
     resolve_messaging as resolve_messaging,
-    running_messaging as running_messaging,
     session as session,
 )

@@ -7,19 +7,17 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from workshop_lib.errors import redact
-from workshop_lib.services.endpoints import Endpoint, StoreEndpoint
 
-AWS = Endpoint("AWS", "", 443, {}, "it", aws=True)
-"""What was asked if that is not known."""
-LIBPQ_GUESS = re.compile(
-    r" (Is the server running [^?]*\?|This probably means the server [^.]*\.?)"
-)
+if TYPE_CHECKING:
+    from workshop_lib.services.endpoints import Endpoint
+
+LIBPQ_GUESS = re.compile(r" (Is|This probably means) the server [^?.]*[?.]?")
 """What libpq adds to a refusal or a lost connection; the advice says it better."""
 
 
@@ -36,14 +34,14 @@ def error_help(error: BaseException, endpoint: Endpoint | None = None) -> str:
 
 def advice(error: BaseException, endpoint: Endpoint | None = None) -> str:
     """The likely cause and the next step, without the error's own text; as `error_help`."""
-    place, entry = endpoint or AWS, _entry(error, endpoint)
-    text: str = entry.get(_whose(place), entry["advice"])
+    entry = _entry(error, endpoint)
+    text: str = entry.get(_whose(endpoint), entry["advice"])
     return text.format(
-        port=place.port,
-        label=place.label,
-        setting=place.setting,
+        port=endpoint.port if endpoint else 443,
+        label=endpoint.label if endpoint else "AWS",
+        setting=endpoint.setting if endpoint else "it",
         action=_action(error),
-        region=_region(place) or "not set",
+        region=_region(endpoint) or "not set",
         bucket_region=bucket_region(error) or "another Region",
     )
 
@@ -75,7 +73,7 @@ def error_text(error: BaseException) -> str:
     text = LIBPQ_GUESS.sub("", redact(error))
     if isinstance(error, ResponseParserError):  # its own text holds the whole answer
         text = "The answer has not the form of one of AWS"
-    if isinstance(error, ClientError):
+    elif isinstance(error, ClientError):
         message = redact(_part(error, "Error").get("Message", ""))
         text = f"{error.operation_name} was answered {error_code(error)}: {message}"
     return f"{text.rstrip('.: ') or type(error).__name__}."
@@ -89,8 +87,7 @@ def _table() -> dict[str, Any]:
 def _entry(error: BaseException, endpoint: Endpoint | None) -> dict[str, Any]:
     """The first entry that recognises the error; the last one recognises any."""
     if isinstance(error, ClientError):
-        on_s3 = isinstance(endpoint, StoreEndpoint) and endpoint.aws
-        moved = on_s3 and bucket_region(error) not in {"", _region(endpoint or AWS)}
+        moved = endpoint and endpoint.aws and bucket_region(error) not in {"", _region(endpoint)}
         known, pattern, text = {"301" if moved else error_code(error)}, "answer", str(error)
     else:
         chain = list(_chain(error))
@@ -111,13 +108,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         if one is None:
             return
         yield one
-        kept = getattr(one, "kwargs", {}).get("error") or getattr(one, "reason", None)
-        inner = kept if isinstance(kept, BaseException) else None
-        one = inner or one.__cause__ or one.__context__
+        kept = getattr(one, "kwargs", {}).get("error")
+        one = kept if isinstance(kept, BaseException) else one.__cause__ or one.__context__
 
 
-def _whose(endpoint: Endpoint) -> str:
+def _whose(endpoint: Endpoint | None) -> str:
     """Whose text to show: a key of an entry in `advice.toml`."""
+    if endpoint is None:
+        return "aws"
     if endpoint.embedded:
         return "local"
     if endpoint.sandbox:
@@ -133,8 +131,8 @@ def _action(error: BaseException) -> str:
     return _table()["actions"].get(operation, operation) or "the permission that the text names"
 
 
-def _region(endpoint: Endpoint) -> str:
-    return str(endpoint.arguments.get("region_name") or "")
+def _region(endpoint: Endpoint | None) -> str:
+    return str(endpoint.arguments.get("region_name") or "") if endpoint else ""
 
 
 def _part(error: BaseException, name: str) -> Any:
