@@ -110,3 +110,15 @@ def test_an_object_above_or_below_another_one_is_refused_in_a_sentence(ws):
         assert repr(first) in str(refused.value)
         assert ws.objects.get(first).body == b"1"
         ws.objects.delete(first)
+
+
+def test_names_that_are_two_on_amazon_s3_are_never_one_object(ws):
+    ws.objects.put("x/y", b"1")
+    ws.objects.put("\u00e9", b"2")
+    for name in ("x/y/", "x//y", "x/./y", "x/z/../y"):
+        with pytest.raises(DataError, match=r"keeps objects as files.* choose another name"):
+            ws.objects.put(name, b"3")
+        assert ws.objects.get(name) is None
+        ws.objects.delete(name)
+    assert ws.objects.get("e\u0301") is None
+    assert (ws.objects.get("x/y").body, ws.objects.get("\u00e9").body) == (b"1", b"2")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from posixpath import normpath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -95,13 +96,19 @@ class ObjectStore:
 
         Raises:
             TypeError: the body is neither bytes, bytearray nor memoryview.
-            DataError: the local store cannot have it beside another one.
+            DataError: the local store cannot have it, or not beside another one.
             ServiceUnreachableError: as `get`.
 
         """
         from workshop_lib.cache.object_cache import as_bytes  # noqa: PLC0415 -- few need the caches
 
         body = as_bytes(body)
+        if not self._is_one_file(name):
+            raise DataError(
+                f"{name!r} cannot be stored: the local store keeps objects as files, and this name "
+                "would be that of another one's file (a slash at its end, or an empty part, . or "
+                ".. between slashes). Amazon S3 takes it; choose another name."
+            )
         with self._said():
             # Asked first: the local store would delete what is below the name, and then refuse.
             if self.endpoint.embedded and (other := self._in_the_way(name)):
@@ -119,11 +126,14 @@ class ObjectStore:
             ServiceUnreachableError: as `get`.
 
         """
-        with self._said():
-            self.s3.delete_object(**self._place(name))
+        if self._is_one_file(name):
+            with self._said():
+                self.s3.delete_object(**self._place(name))
 
     def _get(self, name: str, **conditions: str) -> StoredObject | Unchanged | None:
         started = time.perf_counter()
+        if not self._is_one_file(name):
+            return None
         with self._said():
             try:
                 answer = self.s3.get_object(**self._place(name), **conditions)
@@ -136,6 +146,11 @@ class ObjectStore:
                     return None
                 raise
         return StoredObject(body, str(answer["ETag"]), time.perf_counter() - started)
+
+    def _is_one_file(self, name: str) -> bool:
+        """Whether the local store has a file for this name alone; any other store has an object."""
+        key = self.prefix + name
+        return not self.endpoint.embedded or normpath(key) == key
 
     def _in_the_way(self, name: str) -> str:
         """An object whose name goes on after a slash, or is this one's up to a slash, if any."""
