@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,8 +61,8 @@ def test_a_full_disk_is_one_sentence(workshop, nowhere, monkeypatch):
 
     monkeypatch.setattr("workshop_lib.services.local.status", full)
     done = workshop("status")
-    said = "Error: No space left on device. Free the disk, and do it again.\n"
-    assert (done.exit_code, done.output) == (1, said)
+    assert (done.exit_code, done.output.splitlines()) == (1, [done.output.strip()])
+    assert done.output.startswith("Error: No space left on device.")
 
 
 # --- requests that are refused ---
@@ -289,12 +290,16 @@ def test_a_path_is_short_in_the_workshop_s_folder_and_whole_elsewhere(monkeypatc
         assert display_path(CHECKOUT / "results") == shown
 
 
-def test_the_list_says_what_was_run_and_solved_and_the_page_shows_it(
+def test_the_list_says_what_was_run_and_solved_and_is_damaged_and_the_page_shows_it(
     workshop, monkeypatch, tmp_path
 ):
-    place = tmp_path / "interactive"
+    notebooks, place = tmp_path / "notebooks", tmp_path / "interactive"
+    shutil.copytree(CHECKOUT / "notebooks", notebooks)
+    (damaged,) = notebooks.glob("03_*.ipynb")
+    damaged.write_text("<<<<<<< HEAD\n" + damaged.read_text())
     monkeypatch.setattr("workshop_lib.course.FILE", place / "exercises.json")
     monkeypatch.setattr("workshop_lib.cli.RESULTS", tmp_path)
+    monkeypatch.setattr("workshop_lib.cli.NOTEBOOKS", notebooks)
     monkeypatch.delenv("WORKSHOP_RESULT_FILE", raising=False)
     assert "There are no results in" in workshop("report").output
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
@@ -306,8 +311,8 @@ def test_the_list_says_what_was_run_and_solved_and_the_page_shows_it(
     found = results.Result("02_cache_a_query", "workshop")
     results.write_json(place / "02_cache_a_query.json", found.to_json())
     lines = workshop("list").output.splitlines()
-    (line,) = [line for line in lines if line.startswith("02 ")]
-    assert "run, 2 of" in line
+    assert [line[:2] for line in lines if "run, 2 of" in line] == ["02"]
     assert [line[:2] for line in lines if "solved" in line] == ["02", "05"]  # not more/05
-    assert workshop("report").output.startswith("The page of what you did in JupyterLab: ")
+    assert [line[:2] for line in lines if "damaged" in line] == ["03"]
+    assert workshop("report").output.startswith("The page of what you did: ")
     assert "02_cache_a_query" in (place / "index.html").read_text()
