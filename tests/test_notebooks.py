@@ -57,6 +57,11 @@ def test_an_unknown_notebook_is_refused_with_the_known_ones(name):
     assert str(refused.value) == f"There is no notebook {name!r}. There are:{listed}"
 
 
+def test_where_no_notebooks_are_it_is_said_where_they_come_from():
+    with pytest.raises(RunError, match="`workshop lab` copies them"):
+        choose([], [])
+
+
 ODD = [
     nbformat.writes(new_notebook(metadata={"workshop": told})).encode()
     for told in ({"quick": [1]}, {"ranges": {"rows": 5}}, [7])

@@ -59,8 +59,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-for command in (load, aws, advise):
-    main.add_command(command)
+for imported in (load, aws, advise):
+    main.add_command(imported)
 
 
 @main.command()
@@ -265,9 +265,7 @@ def report(folder: Path | None, show: bool) -> None:
     own = RESULTS / "interactive"
     folder = folder or (own if read_run(own) else RESULTS / "latest")
     if not read_run(folder):
-        raise WorkshopError(
-            f"There are no results in {display_path(folder)}: run a notebook first."
-        )
+        raise WorkshopError(f"No results are in {display_path(folder)}: run a notebook first.")
     page = write_report(folder)
     click.echo(f"The page{' of what you did' * (folder == own)}: {display_path(page)}")
     if show:
