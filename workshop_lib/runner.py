@@ -102,8 +102,10 @@ def run(
     folder = ready_folder(out or RESULTS / unique)
     if folder == notebooks.resolve():
         raise RunError(f"{display_path(folder)} has the notebooks in it: choose another --out.")
-    run = new_run()
-    jobs = [Job(one, size, values[one.name], folder, f"{run}_{n}") for n, one in enumerate(chosen)]
+    stamp = new_run()
+    jobs = [
+        Job(one, size, values[one.name], folder, f"{stamp}_{n}") for n, one in enumerate(chosen)
+    ]
     if workers is None:
         # On Aurora DSQL one notebook's DDL ends the open transactions of all others.
         beside = size == "quick" and not is_on_aws(settings) and (os.cpu_count() or 1) > 1
@@ -113,13 +115,14 @@ def run(
     done: dict[str, Result] = {}
     prefix = f"{SCRATCH}{os.getpid()}-"  # says of which process it is
     scratch = tempfile.TemporaryDirectory(prefix=prefix, dir=_temporary_folder())
-    with scratch, session(settings):
+    log = folder / "kernels.log"
+    with scratch, session(settings), log.open("ab") as errors:
         sweep()
         for job in jobs:  # what an earlier run left there is not this one's
             for ending in (".json", ".ipynb", ".html"):
                 job.file(ending).unlink(missing_ok=True)
         try:
-            for result in _run_all(jobs, workers, folder / "kernels.log", scratch.name):
+            for result in _run_all(jobs, workers, errors, scratch.name):
                 done[result.notebook] = result
                 say(describe(result))
         except KeyboardInterrupt:
@@ -129,6 +132,8 @@ def run(
                     _keep(job, why, interrupted=True, workers=workers)
             raise
         finally:
+            if not log.stat().st_size:
+                log.unlink()
             page = write_report(folder)
     if folder.parent == RESULTS:
         _point_latest_to(folder)
@@ -168,7 +173,7 @@ def describe(result: Result) -> str:
     return "\n".join([*lines, *(f"  {why}" for why in result.left_undone)])
 
 
-def _run_all(jobs: list[Job], workers: int, log: Path, scratch: str) -> Iterator[Result]:
+def _run_all(jobs: list[Job], workers: int, errors: BinaryIO, scratch: str) -> Iterator[Result]:
     """Run notebooks in threads, which only wait: each notebook's kernel is a process.
 
     Of several at a time the longest begin first, as one that began last would run on alone; those
@@ -178,19 +183,16 @@ def _run_all(jobs: list[Job], workers: int, log: Path, scratch: str) -> Iterator
     alone = [[job] for job in jobs if job not in beside]
     beside.sort(key=lambda job: -job.notebook.seconds)
     logging.getLogger("papermill").addHandler(logging.NullHandler())  # results say all of it
-    with log.open("ab") as errors:
-        for batch in (beside, *alone):
-            at_once = min(workers, len(batch))
-            with ThreadPoolExecutor(workers) as pool:
-                futures = [pool.submit(_run, job, scratch, errors, at_once) for job in batch]
-                try:
-                    for finished in as_completed(futures):
-                        yield finished.result()
-                except BaseException:
-                    _kill_kernels(futures, scratch)
-                    raise
-    if not log.stat().st_size:
-        log.unlink()
+    for batch in (beside, *alone):
+        at_once = min(workers, len(batch))
+        with ThreadPoolExecutor(workers) as pool:
+            futures = [pool.submit(_run, job, scratch, errors, at_once) for job in batch]
+            try:
+                for finished in as_completed(futures):
+                    yield finished.result()
+            except BaseException:
+                _kill_kernels(futures, scratch)
+                raise
 
 
 def _kill_kernels(futures: Iterable[Future[Result]], scratch: str) -> None:
