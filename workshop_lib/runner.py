@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -10,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -227,7 +228,8 @@ def _execute(job: Job, place: str, errors: BinaryIO) -> CellError | None:
         reached = CellError(cell_index + (not job.parameters), cell.source, "")
 
     try:
-        with closing(ensure_event_loop()):  # this thread's; jupyter_client would leave it open
+        # Closes this thread's loop, and cancels what still waits in it: jupyter_client would not.
+        with asyncio.Runner(loop_factory=ensure_event_loop):
             execute_notebook(
                 job.notebook.path.absolute(),
                 job.file(".ipynb"),
