@@ -206,22 +206,11 @@ def test_reset_deletes_only_its_own_part_of_services_that_are_not_local(ws, work
     wipe_namespace(others)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("BUCKET_NAME", "no-such-bucket", "There is nothing of that name"),
-        ("VALKEY_URL", "redis://127.0.0.1:1", "No answer from the cache at 127.0.0.1:1"),
-        ("DATABASE_URL", "postgresql://127.0.0.1:1/x", "No connection to the database at 127.0"),
-    ],
-)
-def test_reset_says_so_in_a_message_when_a_service_cannot_be_cleared(
-    workshop, not_local, name, value, said
-):
-    not_local.setenv(name, value)
+def test_reset_says_so_in_a_message_when_a_service_cannot_be_cleared(workshop, not_local):
+    not_local.setenv("VALKEY_URL", "redis://127.0.0.1:1")
     done = workshop("reset", "--yes")
     assert done.exit_code == 1
-    assert done.output.startswith("Error: ")
-    assert said in done.output
+    assert done.output.startswith("Error: No answer from the cache at 127.0.0.1:1")
 
 
 # --- how to reach the services ---
@@ -250,7 +239,7 @@ handler(ping, SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000))
 """
 
 
-@pytest.mark.parametrize(("level", "logged"), [("", True), ("info", True), ("WARNING", False)])
+@pytest.mark.parametrize(("level", "logged"), [("", True), ("WARNING", False)])
 def test_the_log_level_decides_what_a_load_function_logs(ws, monkeypatch, level, logged):
     for name, value in exports(ws.settings, ws.endpoints).items():
         monkeypatch.setenv(name, value)
