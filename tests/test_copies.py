@@ -69,8 +69,8 @@ def test_the_wheel_runs_notebooks_in_a_folder_of_the_learners_own(workshop):
     laid_out = {path.name for path in (workshop.home / "notebooks").rglob("*.*") if path.is_file()}
     assert laid_out == {name for name in delivered if not name.endswith(".pyc")}
     again = workshop("notebook", "reset", "05").stdout
-    assert "Copied" in done.stdout
-    assert "Copied" not in again
+    assert "Files copied to" in done.stdout
+    assert "copied" not in again
 
 
 def test_links_in_the_copies_lead_to_files_that_are_there(workshop):
@@ -114,7 +114,7 @@ def test_what_a_learner_has_changed_stays_and_what_is_untouched_is_brought_up_to
 
     assert "Kept as you changed it: notebooks/05_expire_and_refresh.ipynb" in done.stderr
     assert "02_cache" not in done.stderr
-    assert "Copied 1 notebook " in done.stdout
+    assert f"Files copied to {workshop.home}: 1.\n" in done.stdout
     assert (changed.read_text(), old.read_text()) == (mine, newest)
 
 

@@ -5,8 +5,8 @@ from html import unescape
 
 import pytest
 
-from workshop_lib import runner
 from workshop_lib.findings import Statement, find, share, statements
+from workshop_lib.notebooks import find_notebooks
 from workshop_lib.results import Measurement, Result
 
 
@@ -70,7 +70,7 @@ def test_where_it_was_measured_is_said_where_the_statement_wants_it():
 
 
 def test_every_notebook_has_a_sentence_without_a_figure_of_its_own():
-    names = {notebook.name for notebook in runner.find_notebooks()}
+    names = {notebook.name for notebook in find_notebooks()}
     told = statements()
     assert {one.notebook for one in told} == names
     for one in told:

@@ -8,34 +8,23 @@ import os
 import shlex
 import signal
 import sys
-from contextlib import ExitStack, closing
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
 
+from workshop_lib import services  # its modules, each on first use
 from workshop_lib.advise.command import advise
 from workshop_lib.aws.command import aws
 from workshop_lib.errors import WorkshopError
 from workshop_lib.load.cli import load
 from workshop_lib.options import INTERRUPTED, a_folder, as_json, yes
-from workshop_lib.paths import (
-    FILES,
-    HOME,
-    IN_CHECKOUT,
-    MARK,
-    NOTEBOOKS,
-    PACKAGE,
-    RESULTS,
-    display_path,
-)
+from workshop_lib.paths import FILES, HOME, NOTEBOOKS, PACKAGE, RESULTS, display_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from workshop_lib.services.local import EngineState
-    from workshop_lib.services.state_folder import StateFolder
     from workshop_lib.settings import Settings
 
 
@@ -56,9 +45,7 @@ class _Commands(click.Group):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            raise click.ClickException(
-                f"{error.strerror}. Free the disk, and do it again."
-            ) from None
+            raise click.ClickException(f"{error.strerror}. Free the disk first.") from None
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             sys.exit(INTERRUPTED)
@@ -72,9 +59,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-main.add_command(load)
-main.add_command(aws)
-main.add_command(advise)
+for imported in (load, aws, advise):
+    main.add_command(imported)
 
 
 @main.command()
@@ -85,32 +71,20 @@ main.add_command(advise)
               help="a parameter of the notebooks; may be repeated")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1, 16),
               help="notebooks at a time; more than one disturbs the figures  "
-                   "[default: 1; at quick size on local engines 2, if there are two "
-                   "processors]")  # fmt: skip
+                   "[default: 1; at quick size on local engines 2]")  # fmt: skip
 @click.option("--out", type=a_folder,
               help="folder for the results  [default: a new one below results/]")  # fmt: skip
-def run(workers: int | None, **request: Any) -> None:
+def run(**request: Any) -> None:
     """Run notebooks headless.
 
     NAMES are numbers or names, such as 02, more/06 or 02_cache_a_query; without any, all run.
     """
-    from workshop_lib import runner, services
+    from workshop_lib import runner
     from workshop_lib.interrupts import one_interrupt
-    from workshop_lib.services.endpoints import is_on_aws
 
-    settings = _settings()
-    if workers is None and is_on_aws(settings):
-        workers = 1  # on Aurora DSQL one notebook's DDL ends the open transactions of all others
     _lay_out()
-    with one_interrupt(), ExitStack() as stack:
-
-        def start_engines() -> None:
-            stack.enter_context(services.session(settings))
-            runner.sweep()
-
-        results, page = runner.run(
-            workers=workers, say=click.echo, prepare=start_engines, **request
-        )
+    with one_interrupt():
+        results, page = runner.run(say=click.echo, **request)
     failed = sum(not result.ok for result in results)
     click.echo(f"{len(results) - failed} of {len(results)} passed. Report: {display_path(page)}")
     sys.exit(1 if failed else 0)
@@ -162,7 +136,6 @@ def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
 def _check(*, as_json: bool = False) -> bool:
     """Show the checks as they are answered. Returns whether all passed."""
     from workshop_lib.checks import Check, check_deployment
-    from workshop_lib.services import local
 
     def show(one: Check) -> None:
         mark = click.style(one.mark, fg="green" if one.ok else "red")
@@ -172,7 +145,7 @@ def _check(*, as_json: bool = False) -> bool:
 
     on_check = (lambda _: None) if as_json else show
     report = check_deployment(on_check=on_check, workshop_linger_seconds=0.0)
-    local.wait_gone(_state_folder())
+    services.local.wait_gone(_state_folder())
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     return report.ok
@@ -205,14 +178,13 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
     Outside a clone, the notebooks are first copied: into the current folder if it already has
     them, else into `cache-aside-workshop` below it. What you have changed is never overwritten.
     """
-    from workshop_lib import runner, services
+    from workshop_lib.notebooks import choose, find_notebooks
 
     if notebook and notebook.startswith("-"):
         jupyter_options = (notebook, *jupyter_options)
         notebook = None
     _lay_out()
-    found = runner.find_notebooks()
-    page = runner.choose([notebook], found)[0].path if notebook else NOTEBOOKS / "README.md"
+    page = choose([notebook], find_notebooks())[0].path if notebook else NOTEBOOKS / "README.md"
     outside = dict(os.environ)  # for Lab's terminals; local engines' clients do without some of it
     endpoints = services.resolve(_settings())
     click.echo(
@@ -241,17 +213,20 @@ def lab(notebook: str | None, jupyter_options: tuple[str, ...]) -> None:
 @main.command("list")
 def list_notebooks() -> None:
     """List the notebooks, and what you have run and solved in JupyterLab."""
-    from workshop_lib import course, runner
+    from workshop_lib import course
     from workshop_lib.exercises import all_exercises
+    from workshop_lib.notebooks import find_notebooks
 
     solved = course.solved()
     # Without copies yet, those of the package: to look is no reason to write.
-    for one in runner.find_notebooks(NOTEBOOKS if NOTEBOOKS.exists() else FILES / "notebooks"):
+    for one in find_notebooks(NOTEBOOKS if NOTEBOOKS.exists() else FILES / "notebooks"):
         ids = {task.id for task in all_exercises() if task.id.startswith(f"{one.number}.")}
         done = len(ids & solved)
         note = ["run"] if (RESULTS / "interactive" / f"{one.name}.json").exists() else []
         note += [f"{done} of {len(ids)} exercises solved"] if done else []
-        click.echo(f"{one.title:<44} {one.minutes:>3} min  {', '.join(note)}".rstrip())
+        note += ["damaged: `workshop notebook reset` helps"] if one.broken else []
+        title, minutes = one.title or one.name, one.minutes or "?"
+        click.echo(f"{title:<44} {minutes:>3} min  {', '.join(note)}".rstrip())
 
 
 @main.group()
@@ -266,12 +241,12 @@ def reset_notebook(name: str) -> None:
 
     NAME is a number or a name, such as 05. Your version is kept in the same folder.
     """
-    from workshop_lib import runner
-    from workshop_lib.copies import reset_notebook as put_back
+    from workshop_lib import copies
+    from workshop_lib.notebooks import choose, find_notebooks
 
     _lay_out()
-    for chosen in runner.choose([name], runner.find_notebooks()):
-        aside = put_back(chosen.path)
+    for chosen in choose([name], find_notebooks()):
+        aside = copies.reset_notebook(chosen.path)
         kept = f"Yours is kept as {display_path(aside)}." if aside else "Nothing was changed in it."
         click.echo(f"{display_path(chosen.path)} is as it was delivered. {kept}")
 
@@ -290,13 +265,9 @@ def report(folder: Path | None, show: bool) -> None:
     own = RESULTS / "interactive"
     folder = folder or (own if read_run(own) else RESULTS / "latest")
     if not read_run(folder):
-        raise WorkshopError(
-            f"There are no results in {display_path(folder)}. Run a notebook first, or name a "
-            "folder of results."
-        )
+        raise WorkshopError(f"No results are in {display_path(folder)}: run a notebook first.")
     page = write_report(folder)
-    of = " of what you did in JupyterLab" if folder == own else ""
-    click.echo(f"The page{of}: {display_path(page)}")
+    click.echo(f"The page{' of what you did' * (folder == own)}: {display_path(page)}")
     if show:
         click.launch(str(page))
 
@@ -304,9 +275,7 @@ def report(folder: Path | None, show: bool) -> None:
 @main.command()
 def status() -> None:
     """Show the local engines and who uses them."""
-    from workshop_lib.services import local
-
-    found = local.status(_state_folder())
+    found = services.local.status(_state_folder())
     if found.supervisor_pid is None:
         click.echo(f"The local engines are not running (their state: {found.folder}).")
         return
@@ -325,9 +294,7 @@ def stop() -> None:
 
     Their data stays.
     """
-    from workshop_lib.services import local
-
-    stopped = local.stop(_state_folder())
+    stopped = services.local.stop(_state_folder())
     click.echo("The local engines are stopped." if stopped else "No local engines were running.")
 
 
@@ -340,7 +307,6 @@ def reset(yes: bool, local: bool) -> None:
     The local engines with their data, and its tables, keys and objects on your own services.
     """
     from workshop_lib.namespaces import wipe_namespace
-    from workshop_lib.services.local import reset as reset_engines
 
     own, name, folder = "", "", _state_folder()
     try:
@@ -356,7 +322,7 @@ def reset(yes: bool, local: bool) -> None:
     if own:
         gone = wipe_namespace(name)
         click.echo(", ".join(f"{count} {kind}" for kind, count in gone.items()) + " deleted.")
-    found = reset_engines(folder)
+    found = services.local.reset(folder)
     click.echo(
         "Reset. The next run starts afresh." if found or own else "There was nothing to reset."
     )
@@ -368,20 +334,16 @@ def env() -> None:
 
     For example: (eval "$(workshop env)"; psql "$DATABASE_URL")
     """
-    from workshop_lib import services
-
     settings = _settings()
-    with ExitStack() as held:
-        endpoints = services.resolve(settings)
-        held.callback(endpoints.release)
-        found = services.exports(settings, endpoints)
-        if endpoints.database.embedded:
-            try:
-                cluster, release = services.resolve_cluster(settings)
-                held.callback(release)
-                found["LOCAL_DSQL_URL"] = services.database_url(cluster, settings, PRINTED_S)
-            except WorkshopError as error:
-                click.echo(f"LOCAL_DSQL_URL is left out. {error}", err=True)
+    endpoints = services.resolve(settings)
+    found = services.exports(settings, endpoints)
+    if endpoints.database.embedded:
+        try:
+            cluster = _local_cluster(settings)
+            found["LOCAL_DSQL_URL"] = services.database_url(cluster, settings, PRINTED_S)
+        except WorkshopError as error:
+            click.echo(f"LOCAL_DSQL_URL is left out. {error}", err=True)
+    endpoints.release()
     for name, value in found.items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
@@ -399,16 +361,10 @@ def dsql(user: str, seconds: int) -> None:
     """
     from psycopg2.extensions import make_dsn
 
-    from workshop_lib.services import resolve_cluster
-
-    cluster, release = resolve_cluster(_settings())
-    with ExitStack() as held:
-        held.callback(release)
-        login = cluster.login(user, seconds)
+    login = _local_cluster(_settings()).login(user, seconds)
     token, place = login["password"], {name: login[name] for name in PLACE}
-    for name, value in place.items():
+    for name, value in {**place, "password": token}.items():
         click.echo(f"{name:<12} {value}")
-    click.echo(f"{'password':<12} {token}")
     click.echo(f"\nPGPASSWORD={shlex.quote(token)} \\\n  psql {shlex.quote(make_dsn(**place))}")
 
 
@@ -444,7 +400,7 @@ def rules(what: str) -> None:
     click.echo(f"The rules are {'installed' if what == 'install' else 'removed'}.")
 
 
-def _show_engines(engines: Iterable[EngineState]) -> None:
+def _show_engines(engines: Iterable[services.local.EngineState]) -> None:
     for engine in engines:
         place = f"127.0.0.1:{engine.port}  pid {engine.pid}" if engine.port else engine.message
         kind = "  (emulation)" if engine.emulated else ""
@@ -457,14 +413,17 @@ def _lay_out() -> None:
 
     new, kept = lay_out()
     if new:
-        count = sum(name.endswith(".ipynb") for name in new)
-        said = f"{count} notebook{'s' * (count != 1)} and {len(new) - count} other files"
-        click.echo(f"Copied {said} to {HOME}.")
+        click.echo(f"Files copied to {HOME}: {len(new)}.")
     for name in kept:
-        click.echo(
-            f"Kept as you changed it: {name}. There is a newer one: `workshop notebook reset`.",
-            err=True,
-        )
+        newer = "There is a newer one: `workshop notebook reset`."
+        click.echo(f"Kept as you changed it: {name}. {newer}", err=True)
+
+
+def _local_cluster(settings: Settings) -> services.DatabaseEndpoint:
+    """Where the local Aurora DSQL is; it runs on for a while, as after a notebook."""
+    cluster, release = services.resolve_cluster(settings)
+    release()
+    return cluster
 
 
 def _settings(**overrides: str) -> Settings:
@@ -473,11 +432,10 @@ def _settings(**overrides: str) -> Settings:
     return load_settings(**overrides).values
 
 
-def _state_folder() -> StateFolder:
+def _state_folder() -> services.state_folder.StateFolder:
     """The state folder, whatever the other settings are: stopping must always work."""
-    from workshop_lib.services.state_folder import state_folder
     from workshop_lib.settings import state_dir
 
-    if not (IN_CHECKOUT or (HOME / MARK).exists()):
+    if not NOTEBOOKS.exists():
         click.echo(f"No workshop is in this folder yet; this is about {HOME}.", err=True)
-    return state_folder(state_dir())
+    return services.state_folder.state_folder(state_dir())

@@ -9,6 +9,8 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
+import msgspec
+
 from workshop_lib.errors import WorkshopError
 from workshop_lib.paths import FILES, HOME, IN_CHECKOUT, MARK, replace_file
 
@@ -104,10 +106,9 @@ def _delivered(path: Path) -> bytes:
 def _copied() -> dict[str, str]:
     """What was copied, and the digest that it had; empty where the mark is missing or damaged."""
     try:
-        found = json.loads((HOME / MARK).read_text(encoding="utf-8"))
+        return msgspec.json.decode((HOME / MARK).read_bytes(), type=dict[str, str])
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _digest(path: Path) -> str:

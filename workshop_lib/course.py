@@ -7,6 +7,8 @@ import json
 import os
 import sys
 
+import msgspec
+
 from workshop_lib.paths import RESULTS, replace_file
 
 FILE = RESULTS / "interactive" / "exercises.json"
@@ -27,7 +29,6 @@ def note_solved(exercise_id: str) -> None:
 def solved() -> set[str]:
     """The exercises that were right once; none where the file is missing or damaged."""
     try:
-        found = json.loads(FILE.read_text(encoding="utf-8"))
+        return msgspec.json.decode(FILE.read_bytes(), type=set[str])
     except (OSError, ValueError):
         return set()
-    return {one for one in found if isinstance(one, str)} if isinstance(found, list) else set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from collections import Counter
 from contextlib import closing, suppress
@@ -74,18 +73,14 @@ def abandoned_namespaces() -> list[str]:
             place = {"Bucket": endpoints.store.bucket, "Prefix": "run_", "Delimiter": "/"}
             folders = s3.list_objects_v2(**place).get("CommonPrefixes", ())
         found = {str(name) for (name,) in schemas} | {one["Prefix"][:-1] for one in folders}
-        return sorted(filter(_is_run if endpoints.database.embedded else _is_old_run, found))
+        before = datetime.now(UTC) - (timedelta() if endpoints.database.embedded else OLD)
+        return sorted(name for name in found if _is_of_a_run(name, before))
     finally:
         endpoints.release()
 
 
-def _is_run(namespace: str) -> bool:
-    return re.fullmatch("run_[0-9a-f]{8,}_.*", namespace) is not None
-
-
-def _is_old_run(namespace: str) -> bool:
-    stamp = re.match(r"run_(\d{12})_", namespace)
+def _is_of_a_run(namespace: str, before: datetime) -> bool:
+    """Whether a run that began before this has made it: `new_run`."""
     with suppress(ValueError):
-        began = datetime.strptime(stamp[1] if stamp else "", "%Y%m%d%H%M").replace(tzinfo=UTC)
-        return datetime.now(UTC) - began > OLD
+        return datetime.strptime(namespace[:16], "run_%Y%m%d%H%M").replace(tzinfo=UTC) < before
     return False

@@ -14,8 +14,8 @@ import pytest
 
 from tests.browser.lab_page import Lab
 from tests.running_lab import RunningLab
+from workshop_lib.notebooks import find_notebooks
 from workshop_lib.paths import CHECKOUT
-from workshop_lib.runner import find_notebooks
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from workshop_lib.notebooks import NOTEBOOKS
 from workshop_lib.paths import CHECKOUT
-from workshop_lib.runner import NOTEBOOKS
 
 FOLDER = Path(os.environ.get("SCREENSHOTS", CHECKOUT / "build" / "screenshots"))
 

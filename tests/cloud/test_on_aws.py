@@ -15,7 +15,7 @@ from aws import ACCOUNT
 from botocore.config import Config
 from stand_in import OTHER_REGION, REGION, STACK, teach_names
 
-from workshop_lib import checks, open_workshop, runner
+from workshop_lib import checks, notebooks, open_workshop
 from workshop_lib.aws.outputs import read_outputs
 from workshop_lib.checks import LIMIT_S, check_deployment
 from workshop_lib.services import resolve
@@ -30,7 +30,7 @@ ONLY_HERE = ("00", "01", "12", "13")
 function, the queue. MORE_ON_AWS="03 08" adds some, MORE_ON_AWS=all runs every one."""
 MORE = os.environ.get("MORE_ON_AWS", "").split()
 NAMES = [] if MORE == ["all"] else [*ONLY_HERE, *MORE]
-CHOSEN = [one.name for one in runner.choose(NAMES, runner.find_notebooks())]
+CHOSEN = [one.name for one in notebooks.choose(NAMES, notebooks.find_notebooks())]
 SELDOM = {
     "cloudwatch:PutMetricData",  # a load test by processes of the host
     "sqs:DeleteMessage",  # one that finds dead letters of its own

@@ -21,7 +21,7 @@ from workshop_lib import WorkshopError, exercise
 from workshop_lib.exercises import FOLDER, all_exercises, judges
 from workshop_lib.exercises.check import Table, Wrong, define, run, vary
 from workshop_lib.exercises.engine import Exercise, Verdict
-from workshop_lib.runner import NOTEBOOKS, find_notebooks
+from workshop_lib.notebooks import NOTEBOOKS, find_notebooks
 
 EXERCISES = all_exercises()
 FILES = sorted(Path(__file__).with_name("answers").glob("*.toml"))

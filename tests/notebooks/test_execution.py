@@ -5,7 +5,6 @@ What is asserted holds on a busy machine as well: counts, and directions that ha
 
 from __future__ import annotations
 
-import math
 import re
 import subprocess
 import sys
@@ -70,12 +69,9 @@ def test_all_notebooks_pass(executed):
     assert [o.notebook for o in outcomes] == [n.name for n in runner.find_notebooks()]
 
 
-def test_every_figure_is_a_finite_number_and_no_time_is_negative(results):
-    for name, result in results.items():
-        for what, figure in result.measurements.items():
-            if isinstance(figure.value, int | float):
-                assert math.isfinite(figure.value), (name, what)
-                assert figure.value >= 0 or figure.unit not in {"µs", "ms", "times"}, what
+def test_no_time_is_negative(results):
+    figures = [(what, f) for one in results.values() for what, f in one.measurements.items()]
+    assert [what for what, f in figures if f.unit in {"µs", "ms", "times"} and f.number < 0] == []
 
 
 def test_no_cell_writes_an_error_or_a_warning(executed):
@@ -276,20 +272,11 @@ def test_what_is_worked_out_from_figures_is_right(figures, results):
     assert found["rows_stored"] == found["rows_deleted"]
 
 
-def test_a_bend_is_claimed_where_the_line_fits_and_a_limit_is_what_was_measured(figures):
+def test_a_bend_is_claimed_where_the_line_fits(figures):
     found = figures["12_load_inserts"]
     assert not (found["bend_claimed"] and found["fit_misses"] > 0.15)
     assert found["gain_lowest"] <= found["gain_100_rows"] <= found["gain_highest"]
     assert found["far_1_round_trip"] > found["near_1_round_trip"]
-    for name in ("near_1", "near_4", "far_1", "far_4"):
-        rules = {"generator": found[f"{name}_generator"] > 0.8,
-                 "latency": found[f"{name}_round_trip"] > 0.5,
-                 "processors": found[f"{name}_processors"] > 0.9,
-                 "cannot tell": found[f"{name}_processors"] + found[f"{name}_others"] > 0.9,
-                 "database": True}  # fmt: skip
-        limit = next(limit for limit, holds in rules.items() if holds)
-        overruled = {"cannot tell"} if limit in {"generator", "processors"} else set()
-        assert found[f"{name}_limit"] in {limit} | overruled
 
 
 def test_the_larger_an_object_the_less_a_cache_gains(figures):

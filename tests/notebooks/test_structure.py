@@ -11,7 +11,7 @@ import pytest
 
 from tests.notebooks.sections import names_bound, names_used, sections
 from workshop_lib.dataset.schema import MADE_IN_NOTEBOOKS, TABLES
-from workshop_lib.runner import MORE, NOTEBOOKS, check_value, find_notebooks
+from workshop_lib.notebooks import MORE, NOTEBOOKS, check_value, find_notebooks
 
 FOUND = find_notebooks()
 COURSE = [found for found in FOUND if MORE not in found.number]

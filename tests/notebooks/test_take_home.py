@@ -13,7 +13,7 @@ import nbformat
 import psycopg2
 import pytest
 
-from workshop_lib.runner import NOTEBOOKS
+from workshop_lib.notebooks import NOTEBOOKS
 
 FILES = sorted((NOTEBOOKS / "take_home").glob("*.py"))
 each = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
