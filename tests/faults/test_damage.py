@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,6 +29,12 @@ def make_folder(path: Path) -> None:
     (path / "inside").mkdir(parents=True)
 
 
+def make_pipe(path: Path) -> None:
+    """A file that nobody writes to: whoever reads it waits."""
+    remove(path)
+    os.mkfifo(path)
+
+
 def lead_nowhere(path: Path) -> None:
     remove(path)
     path.symlink_to("/nowhere/at/all")
@@ -41,6 +48,7 @@ def halve_secrets(path: Path) -> None:
 HARMLESS: list[tuple[str, Damage]] = [
     ("supervisor.json", partial(write, b'{"port": 99999, "key": []}')),
     ("supervisor.json", partial(write, b"[" * 200_000)),
+    ("supervisor.json", make_pipe),
     ("supervisor.json", partial(write, b'\xff\xfe\x00{"')),
     ("ports.json", partial(write, b'{"postgres": "x", "valkey": -1, "s3": 99999}')),
     ("secrets.json", halve_secrets),
@@ -136,6 +144,19 @@ def test_opening_says_that_larger_damage_takes_a_reset(worn, tmp_path, what, dam
     for name in ("secrets.json", "supervisor.json", "valkey", "objects", "logs"):
         remove(worn.path / name)
     shutil.copytree(keep, worn.path, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "loop/inside", "a\0b"])
+def test_a_folder_that_cannot_be_is_one_sentence(command, tmp_path, monkeypatch, name):
+    (tmp_path / "loop").symlink_to("loop")
+    settings = tmp_path / "workshop.toml"
+    settings.write_text(f"workshop_state_dir = {json.dumps(str(tmp_path / name))}")
+    monkeypatch.setenv("WORKSHOP_CONFIG", str(settings))
+    monkeypatch.delenv("WORKSHOP_STATE_DIR", raising=False)
+    for word in ("status", "stop", "check"):
+        done = command(word)
+        assert done.exit_code == 1
+        assert "WORKSHOP_STATE_DIR cannot be" in done.output
 
 
 # --- what a reset leaves alone ---

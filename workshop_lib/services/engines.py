@@ -255,8 +255,9 @@ class Postgres(Engine):
             "user": user,
             "password": self.folder.secrets()["owner" if user == OWNER else user],
             "connect_timeout": 3,
-            # Admin may put functions and operators where a search would find them.
-            "options": "-c search_path=pg_catalog",
+            # Admin may put functions and operators where a search would find them, and lock what is
+            # to be set up.
+            "options": "-c search_path=pg_catalog -c lock_timeout=5s",
         }
         return psycopg2.connect(**arguments)  # type: ignore[no-any-return]
 

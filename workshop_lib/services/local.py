@@ -15,9 +15,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +37,7 @@ LOGIN = {
     "require_auth": "scram-sha-256",
 }
 """How clients sign in to the local PostgreSQL, which has no TLS."""
+Challenge = Callable[[Connection, bytes], None]
 MAX_CALLERS = 128
 """Connections that may wait for the supervisor at a time."""
 SILENCE_S = 3.0
@@ -325,17 +326,40 @@ def _connect(folder: StateFolder, patience_s: float) -> Connection | None:
     """A connection to the supervisor; None if it is not there, or stuck."""
     address = folder.read(folder.address_file)
     try:
-        key = address["key"].encode()
-        connection: Connection = Client((HOST, address["port"]))
-        if connection.poll(patience_s):
-            answer_challenge(connection, key)
-            # Another program may have its port by now: what that says is not unpickled.
-            deliver_challenge(connection, key)
-            return connection
-        connection.close()
+        line = socket.create_connection((HOST, address["port"]), patience_s)
+        line.settimeout(None)
+        # Another program may have its port by now: what that says is not unpickled.
+        return greet(line, address["key"], patience_s, (answer_challenge, deliver_challenge))
     except Exception:  # noqa: BLE001 -- the file may be damaged, and a stranger says anything
         return None
-    return None
+
+
+def greet(
+    line: socket.socket, key: str, patience_s: float, steps: Iterable[Challenge]
+) -> Connection:
+    """A connection over a socket, once both ends have proved that they know the key.
+
+    Raises:
+        OSError, EOFError, AuthenticationError: it took too long, or one does not know the key.
+
+    """
+    connection = Connection(os.dup(line.fileno()))
+
+    def break_off() -> None:
+        with contextlib.suppress(OSError):
+            line.shutdown(socket.SHUT_RDWR)
+
+    # A stranger may fall silent in the middle of a word: no read is left without an end.
+    limit = threading.Timer(patience_s, break_off)
+    limit.start()
+    with line, contextlib.ExitStack() as on_error:
+        on_error.enter_context(connection)
+        on_error.callback(limit.cancel)
+        for step in steps:
+            step(connection, key.encode())
+        limit.cancel()
+        on_error.pop_all()
+    return connection
 
 
 def _start_supervisor(folder: StateFolder) -> Connection | None:

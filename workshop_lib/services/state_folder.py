@@ -165,7 +165,7 @@ class StateFolder:
     def read(self, file: Path) -> dict[str, Any]:
         """The content of one of the folder's JSON files; empty if it is missing or damaged."""
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(file.read_text()) if file.is_file() else {}
         except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
@@ -243,13 +243,25 @@ class StateFolder:
 
 
 def state_folder(chosen: Path | None) -> StateFolder:
-    """The state folder of this checkout, or the one in the chosen folder. Nothing is created."""
+    """The state folder of this checkout, or the one in the chosen folder. Nothing is created.
+
+    Raises:
+        EngineError: the chosen one cannot be a folder.
+
+    """
     if chosen is None:
         # The parent of the state folders of this user's checkouts.
         base = ROOT_BASE if os.geteuid() == 0 else platformdirs.user_state_path(APPLICATION)
         return StateFolder(base / _short_hash(HOME))
-    # Not Path.expanduser, which refuses the name of a user who does not exist.
-    return StateFolder(Path(os.path.expanduser(chosen)).resolve() / NAME)  # noqa: PTH111
+    try:
+        # Not Path.expanduser, which refuses the name of a user who does not exist.
+        folder = StateFolder(Path(os.path.expanduser(chosen)).resolve() / NAME)  # noqa: PTH111
+        folder.path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a byte 0
+        raise EngineError(
+            f"WORKSHOP_STATE_DIR cannot be {str(chosen)[:100]!r}: {error}. Name another folder."
+        ) from None
+    return folder
 
 
 def remove(path: Path) -> None:

@@ -17,12 +17,12 @@ import threading
 import time
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from multiprocessing.connection import answer_challenge, deliver_challenge
 from pathlib import Path
 
 from workshop_lib.errors import EngineError
 from workshop_lib.services.engines import Engine, make_engine
-from workshop_lib.services.local import EngineState, Request, Status, User
+from workshop_lib.services.local import EngineState, Request, Status, User, greet
 from workshop_lib.services.processes import wait_until
 from workshop_lib.services.state_folder import StateFolder, remove
 
@@ -151,7 +151,7 @@ class Supervisor:
     def __init__(self, folder: StateFolder, listener: socket.socket) -> None:
         self.folder = folder
         self.listener = listener
-        self.key = folder.read(folder.address_file)["key"].encode()
+        self.key = folder.read(folder.address_file)["key"]
         self.shared = Group(folder)
         self.lock = threading.Lock()
         self.leases: list[Lease] = []
@@ -188,14 +188,15 @@ class Supervisor:
             # A full disk, no more processes or threads: better luck next time.
             with contextlib.suppress(OSError, RuntimeError):
                 accepted, _ = self.listener.accept()
-                connection = Connection(accepted.detach())
-                threading.Thread(target=self._serve, args=[connection], daemon=True).start()
+                threading.Thread(target=self._serve, args=[accepted], daemon=True).start()
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, accepted: socket.socket) -> None:
         """Answer a client that knows the key, for as long as it is there."""
-        with connection, contextlib.suppress(OSError, EOFError, AuthenticationError):
-            deliver_challenge(connection, self.key)
-            answer_challenge(connection, self.key)
+        steps = (deliver_challenge, answer_challenge)
+        with (
+            contextlib.suppress(OSError, EOFError, AuthenticationError),
+            greet(accepted, self.key, SILENT_S, steps) as connection,
+        ):
             request = connection.recv()
             if request.do == "status":
                 connection.send(self._status())
