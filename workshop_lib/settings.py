@@ -41,7 +41,7 @@ def _form(pattern: str, example: str) -> BeforeValidator:
     """Take off what is pasted along with a value (quotes, a scheme, a port), and check its form."""
 
     def check(value: object) -> str:
-        text = _PASTED.sub("", _text(value).strip(" \t\r\n'\"`"))
+        text = _PASTED.sub("", as_text(value).strip(" \t\r\n'\"`"))
         text = text if "A-Z" in pattern else text.lower()
         if not re.fullmatch(pattern, text):
             raise ValueError(f"it has to look like {example}")
@@ -114,7 +114,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
                     f"{name.upper()} out"
                 )
         for name, pattern in ("dsql_endpoint", _CLUSTER), ("queue_url", _QUEUE):
-            found = re.fullmatch(pattern, _text(getattr(self, name)))
+            found = re.fullmatch(pattern, as_text(getattr(self, name)))
             if found and found[1] != self.aws_region:
                 raise ValueError(
                     f"{name.upper()} is in {found[1]}, AWS_REGION is {self.aws_region}; correct one"
@@ -284,10 +284,11 @@ def _problems(error: ValidationError, sources: Mapping[str, str]) -> str:
 def _leads_to(url: object, endpoint: str | None) -> bool:
     """Whether a URL leads to this endpoint, as those of `workshop env` do; so if one is missing."""
     try:
-        return not (url and endpoint) or urlsplit(_text(url)).hostname == endpoint
+        return not (url and endpoint) or urlsplit(as_text(url)).hostname == endpoint
     except ValueError:  # malformed, which is said when it is used
         return False
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A setting as its text, also where that is a secret."""
     return str(value.get_secret_value() if isinstance(value, SecretStr) else value)
