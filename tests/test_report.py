@@ -187,10 +187,10 @@ def test_what_was_done_in_jupyterlab_has_its_title_and_picture_and_no_time(tmp_p
     nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / f"{QUERY}.ipynb")
     results = tmp_path / "interactive"
     for name, figures in ((QUERY, FIGURES), (RATIO, HIT)):
-        write_json(results / f"{name}.json", Result(name, measurements=figures).to_json())
+        keep(results, name, measurements=figures, title="", size="interactive")
     page = page_of(results)
-    assert "2 notebooks run in JupyterLab · 20" in page.text
-    assert "03 · Is it worth it? run in JupyterLab on 20" in page.text
+    assert "2 notebooks run in JupyterLab · 2026-11-29 10:00 UTC" in page.text
+    assert "03 · Is it worth it? run in JupyterLab on 2026-11-29 at 10:00 UTC" in page.text
     assert "A hit was 3 times faster" in page.top  # as with all that is not quick
     assert page.values("img", "alt") == ["Times", "Times"]
     assert (results / f"{QUERY}.png").read_bytes() == b64decode(PNG)

@@ -55,17 +55,6 @@ class Pair:
         """Whether the two differ by more than these runs explain."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
-    @property
-    def distance(self) -> float:
-        """How far apart they are, as a logarithm; 0 without a ratio."""
-        return abs(math.log(self.ratio or 1))
-
-    @property
-    def telling(self) -> bool:
-        """Whether it has an interval, or is a count, text or truth value that changed."""
-        first, second = self.first.value, self.second.value
-        return self.low is not None or (not isinstance(first, float) and first != second)
-
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

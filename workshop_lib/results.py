@@ -11,10 +11,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -54,7 +53,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         value: object = self.value  # a notebook may pass anything
-        if not isinstance(value, int | float | str | bool):
+        if not isinstance(value, Value):
             raise ResultError(
                 f"{value!r} is neither a number, a text nor a truth value (float(x) helps)."
             )
@@ -145,20 +144,6 @@ class CellError:
     error: str
 
 
-@cache
-def _machine() -> dict[str, str | int | None]:
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-    }
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in PACKAGES}
-
-
 @dataclass(slots=True)
 class Result:
     """One notebook's result: what it recorded, and what the run that executed it knows.
@@ -167,7 +152,7 @@ class Result:
         notebook: its name, for example "02_cache_a_query".
         namespace: whose tables and keys it used.
         services: label, version and kind of each service.
-        started: when, UTC, ISO 8601.
+        started: when, with a time zone; None if no file says it.
         parameters: the notebook's parameters by name.
         size: "quick", "full", or "interactive".
         latencies: the emulated round-trip times that were in force, by service in
@@ -187,7 +172,7 @@ class Result:
     notebook: str
     namespace: str = ""
     services: dict[str, dict[str, str | bool | None]] = field(default_factory=dict)
-    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    started: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     size: str = INTERACTIVE
     latencies: list[dict[str, float]] = field(default_factory=list)
@@ -199,12 +184,8 @@ class Result:
     workers: int = 1
     error: CellError | None = None
     left_undone: list[str] = field(default_factory=list)
-    machine: dict[str, str | int | None] = field(default_factory=_machine)
-    versions: dict[str, str] = field(default_factory=_versions)
-
-    def __post_init__(self) -> None:
-        if self.started:
-            datetime.fromisoformat(self.started)  # or ValueError: the file is damaged
+    machine: dict[str, str | int | None] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
     def note_latency(self, seconds: Mapping[str, float]) -> None:
         """Keep that these round-trip times, by service, were in force; once each, in order."""
@@ -212,10 +193,21 @@ class Result:
         if any(setting.values()) and setting not in self.latencies:
             self.latencies.append(setting)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Any:
         """The whole result, as JSON takes it."""
-        found: dict[str, Any] = msgspec.to_builtins(self)
-        return found
+        return msgspec.to_builtins(self)
+
+
+def new_result(notebook: str, namespace: str = "") -> Result:
+    """The result of a notebook that starts now, on this machine; nothing is recorded yet."""
+    machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+    }
+    started = datetime.now(UTC).replace(microsecond=0)
+    versions = {name: version(name) for name in PACKAGES}
+    return Result(notebook, namespace, started=started, machine=machine, versions=versions)
 
 
 def format_value(value: Value) -> str:
@@ -282,11 +274,9 @@ def read_result(path: Path) -> Result:
         ResultError: it is missing or damaged; the text says where.
 
     """
-    # What another machine did not note is not ours.
-    content: Any = {"started": "", "machine": {}, "versions": {}}
     try:
-        return msgspec.convert(content | json.loads(path.read_text(encoding="utf-8")), Result)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return msgspec.json.decode(path.read_bytes(), type=Result)
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not a result: {error}.") from None
 
 
@@ -297,10 +287,8 @@ def read_run(folder: Path) -> dict[str, Result]:
         try:
             found[file.stem] = read_result(file)
         except ResultError as error:
-            found[file.stem] = Result(
-                file.stem, started="", size="unknown", ok=False, machine={}, versions={},
-                error=CellError(0, "", str(error)),
-            )  # fmt: skip
+            why = CellError(0, "", str(error))
+            found[file.stem] = Result(file.stem, size="unknown", ok=False, error=why)
     return found
 
 

@@ -34,7 +34,14 @@ from workshop_lib.errors import RunError, WorkshopError, redact
 from workshop_lib.namespaces import abandoned_namespaces, new_run, wipe_namespace
 from workshop_lib.paths import NOTEBOOKS, RESULTS, cache_folder, display_path
 from workshop_lib.report import export, heading, write_report
-from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
+from workshop_lib.results import (
+    CellError,
+    Result,
+    new_result,
+    read_result,
+    ready_folder,
+    write_json,
+)
 
 MORE = "more"
 """The folder, below the notebooks, of those beyond the course."""
@@ -507,7 +514,7 @@ def _keep(job: Job, **known: Any) -> Result:
     try:
         recorded = read_result(job.file(".json"))
     except WorkshopError:
-        recorded = Result(job.notebook.name)
+        recorded = new_result(job.notebook.name)
     given = {**job.notebook.parameters, **job.parameters}
     about: dict[str, Any] = {
         "notebook": job.notebook.name,  # it may have opened the workshop under another
