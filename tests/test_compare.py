@@ -2,7 +2,6 @@
 
 import math
 import random
-import signal
 
 import pytest
 from click.testing import CliRunner
@@ -127,10 +126,7 @@ def test_what_only_one_run_has_is_not_compared_and_other_machines_are_noted(keep
 def test_no_run_and_no_results_are_clear_errors(keep, tmp_path):
     a = keep("a", figures([1]))
     (tmp_path / "empty").mkdir()
-    for other, says in (
-        ("none", "There is no run"),
-        ("empty", "holds no results"),
-    ):
+    for other, says in (("none", "There is no run"), ("empty", "holds no results")):
         with pytest.raises(ResultError, match=says):
             compare_runs(a, tmp_path / other)
 
@@ -153,7 +149,6 @@ def test_the_command_shows_and_ends_with_1_if_nothing_can_be_compared(keep):
         done = CliRunner().invoke(main, ["compare", *words])
         return done.exit_code, done.output
 
-    before = signal.getsignal(signal.SIGTERM)  # which commands handle in a way of their own
     code, text = run(first, second)
     summary, *lines = text.splitlines()
     assert (code, summary) == (0, "1 of 20 figures differs by more than chance.")
@@ -161,4 +156,3 @@ def test_the_command_shows_and_ends_with_1_if_nothing_can_be_compared(keep):
     assert "The runs differ in notebooks at a time: first 1, second 2." in " ".join(text.split())
     assert [line[:6] for line in lines if line.endswith(" differs")] == ["02 f19"]
     assert run(first, other)[0] == 1
-    signal.signal(signal.SIGTERM, before)
