@@ -101,7 +101,7 @@ def page_of(folder):
 def test_the_page_says(page):
     for said in (
         "2 of 3 notebooks passed · quick size · 2026-11-29 10:00 UTC",
-        "key with no measurable difference. 9 times: 95 % interval 8 to 10 times, n",
+        "key showed no measurable difference. 9 times: 95 % interval 8 to 10 times, n",
         # Beside published figures; nothing divides them.
         "pooled, database 5 to 10 ms 300 µs 290 to 310 µs 40 any",
         "cold, database 200 to 300 ms – – –",
