@@ -15,7 +15,7 @@ import jinja2
 
 from workshop_lib.errors import ResultError
 from workshop_lib.paths import RESULTS, display_path
-from workshop_lib.results import Measurement, Result, format_latency, read_result, read_run
+from workshop_lib.results import Measurement, Result, read_result, read_run
 
 TEXT = Path(__file__).parent / "templates" / "comparison.txt"
 END = NormalDist().inv_cdf(0.975)
@@ -155,8 +155,8 @@ def _objection(first: Result, second: Result) -> str:
 
 
 def _conditions(result: Result) -> dict[str, Any]:
-    latencies = "; ".join(map(format_latency, result.latencies))
-    return {"size": result.size, **result.parameters, "latencies": latencies or "none"}
+    latencies = result.emulated or "none"
+    return {"size": result.size, **result.parameters, "latencies": latencies}
 
 
 def _surroundings(result: Result) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jinja2
 import msgspec
@@ -89,8 +89,9 @@ def evaluate(expression: str, result: Result) -> Measurement:
     """
     compiled: Any = _language().compile_expression(expression, undefined_to_none=False)
     found = compiled(_known(result))
-    found.n  # noqa: B018 -- or UndefinedError
-    return cast("Measurement", found)
+    if not isinstance(found, Measurement):
+        raise TypeError(f"{expression} is not a figure")
+    return found
 
 
 def share(figure: Measurement) -> Measurement:

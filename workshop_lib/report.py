@@ -12,11 +12,10 @@ from typing import Any
 import jinja2
 import nbformat
 
-from workshop_lib.errors import ResultError
 from workshop_lib.findings import NOT_THERE, evaluate, find, statements
 from workshop_lib.paths import NOTEBOOKS, replace_file
 from workshop_lib.published import PublishedFigure, Study, studies
-from workshop_lib.results import INTERACTIVE, Measurement, Result, format_latency, read_run
+from workshop_lib.results import INTERACTIVE, Measurement, Result, read_run, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_HEADLINES = 5
@@ -48,7 +47,6 @@ def write_report(folder: Path) -> Path:
     language = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    language.filters["latency"] = format_latency
     text = language.get_template("report.html").render(
         results=results,
         pictures=pictures,
@@ -62,10 +60,7 @@ def write_report(folder: Path) -> Path:
         style_hash=b64encode(sha256(style.encode()).digest()).decode(),
     )
     page = folder / "index.html"
-    try:
-        replace_file(page, text)
-    except OSError as error:
-        raise ResultError(f"The page {page} cannot be written: {error}.") from None
+    write_text(page, text)
     return page
 
 
@@ -112,17 +107,12 @@ def _add_picture(place: Path, result: Result) -> dict[str, str]:
 
 def _picture(executed: Any) -> dict[str, str]:
     """The picture of the cell with the tag "headline", or the first."""
-    drawn = [
-        (HEADLINE in cell.metadata.get("tags", ()), output)
-        for cell in executed.cells
-        for output in cell.get("outputs", ())
-        if "image/png" in output.get("data", {})
-    ]
-    if not drawn:
-        return {}
-    _, output = max(drawn, key=lambda one: one[0])
-    alt = output.metadata.get("image/png", {}).get("alt", "a plot")
-    return {"png": "".join(output.data["image/png"].split()), "alt": alt}
+    tagged = sorted(executed.cells, key=lambda c: HEADLINE not in c.metadata.get("tags", ()))
+    for output in (output for cell in tagged for output in cell.get("outputs", ())):
+        if "image/png" in output.get("data", {}):
+            alt = output.metadata.get("image/png", {}).get("alt", "a plot")
+            return {"png": "".join(output.data["image/png"].split()), "alt": alt}
+    return {}
 
 
 def beside(

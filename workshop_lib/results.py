@@ -193,6 +193,11 @@ class Result:
         if any(setting.values()) and setting not in self.latencies:
             self.latencies.append(setting)
 
+    @property
+    def emulated(self) -> str:
+        """The emulated latencies as a person reads them; empty if there were none."""
+        return "; ".join(filter(None, map(format_latency, self.latencies)))
+
     def to_json(self) -> Any:
         """The whole result, as JSON takes it."""
         return msgspec.to_builtins(self)
@@ -257,13 +262,22 @@ def write_json(path: Path, content: Any) -> None:
         ResultError: the place cannot be written.
 
     """
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step; its folder is made.
+
+    Raises:
+        ResultError: the place cannot be written.
+
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, f"{text}\n")
+        replace_file(path, text)
     except OSError as error:
         raise ResultError(
-            f"The result {path} cannot be written: {error}. Free the disk or choose another folder."
+            f"{path} cannot be written: {error}. Free the disk or choose another folder."
         ) from None
 
 

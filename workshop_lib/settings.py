@@ -180,12 +180,10 @@ def load_settings(**overrides: object) -> LoadedSettings:
             Settings(aws_region=given.get("aws_region"))
         except ValidationError:  # another program's: nothing is asked there
             del given["aws_region"]
-    outputs = _stack_outputs(given)
-    sources = {
-        **dict.fromkeys(outputs, f"stack {given.get('workshop_stack')}"),
-        **{n: source for source, values in origins.items() for n in values if n in given},
-    }
-    return LoadedSettings(check_values({**outputs, **given}, sources), sources)
+    sources = {n: source for source, values in origins.items() for n in values if n in given}
+    outputs = _stack_outputs(given, sources) if given.get("workshop_stack") else {}
+    sources = dict.fromkeys(outputs, f"stack {given.get('workshop_stack')}") | sources
+    return LoadedSettings(check_values(outputs | given, sources), sources)
 
 
 def check_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:
@@ -205,17 +203,13 @@ def check_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> Setti
         raise SettingsError(_problems(error, sources)) from None
 
 
-def _stack_outputs(given: Mapping[str, Any]) -> dict[str, str]:
+def _stack_outputs(given: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, str]:
     """What the stack says, but for services in whose place another one is given."""
-    if not given.get("workshop_stack"):
-        return {}
     # Not at the top: it takes boto3, which takes a while, and most have no stack.
     from workshop_lib.stack import read_outputs  # noqa: PLC0415
 
-    try:
-        stack = Settings(workshop_stack=given["workshop_stack"], aws_region=given.get("aws_region"))
-    except ValidationError:
-        return {}  # which is said when all settings are looked at
+    named = {n: given[n] for n in ("workshop_stack", "aws_region") if n in given}
+    stack = check_values(named, sources)
     outputs = read_outputs(str(stack.workshop_stack), stack.aws_region)
     urls = {name: [given.get(url) for url in _INSTEAD.get(name, ())] for name in outputs}
     return {n: v for n, v in outputs.items() if all(_leads_to(url, v) for url in urls[n])}
