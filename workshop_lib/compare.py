@@ -100,8 +100,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
         ResultError: there is no such run, or it holds no results.
 
     """
-    places = [_find(run).resolve() for run in (first, second)]
-    one, other = map(_load, places)
+    (here, one), (there, other) = _load(first), _load(second)
     refused, notes = defaultdict(list), list[str]()
     figures, same_services = [], True
     for why, name in _only_in_one(one, other):
@@ -119,25 +118,20 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
         same_services &= ours.services == theirs.services
         notes += _differences(_surroundings(ours), _surroundings(theirs))
     pairs, allowed = _judge(figures, same_services=same_services)
-    labels = (display_path(places[0]), display_path(places[1]))
-    return Comparison(labels, pairs, allowed, refused, list(dict.fromkeys(notes)))
+    return Comparison((here, there), pairs, allowed, refused, list(dict.fromkeys(notes)))
 
 
-def _find(run: str | Path) -> Path:
-    for place in (Path(run), RESULTS / run):
-        if place.exists():
-            return place
-    known = sorted((p.name for p in RESULTS.glob("*-*") if p.is_dir()), reverse=True)[:8]
-    listed = "".join(f"\n  {name}" for name in known) or " none yet"
-    raise ResultError(f"There is no run {str(run)!r}. The newest below results/:{listed}")
-
-
-def _load(place: Path) -> dict[str, Result]:
-    """The results of a run by notebook, also those of notebooks that failed."""
+def _load(run: str | Path) -> tuple[str, dict[str, Result]]:
+    """Where a run is, and its results by notebook, also those of notebooks that failed."""
+    place = next((place for place in (Path(run), RESULTS / run) if place.exists()), None)
+    if place is None:
+        known = sorted((p.name for p in RESULTS.glob("*-*") if p.is_dir()), reverse=True)[:8]
+        listed = "".join(f"\n  {name}" for name in known) or " none yet"
+        raise ResultError(f"There is no run {str(run)!r}. The newest below results/:{listed}")
     found = {place.stem: read_result(place)} if place.is_file() else read_run(place)
     if not found:
         raise ResultError(f"{place} holds no results of notebooks.")
-    return found
+    return display_path(place.resolve()), found
 
 
 def _only_in_one(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
