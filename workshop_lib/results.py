@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ INTERACTIVE = "interactive"
 PACKAGES = ("psycopg2-binary", "redis", "boto3", "msgspec", "pandas", "matplotlib", "papermill")
 SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
 Value = int | float | str | bool
+_version = cache(version)  # it reads files
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ def new_result(notebook: str, namespace: str = "") -> Result:
         "cpus": os.cpu_count(),
     }
     started = datetime.now(UTC).replace(microsecond=0)
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {name: _version(name) for name in PACKAGES}
     return Result(notebook, namespace, started=started, machine=machine, versions=versions)
 
 
