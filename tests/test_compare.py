@@ -2,7 +2,6 @@
 
 import math
 import random
-import signal
 
 import pytest
 from click.testing import CliRunner
@@ -44,6 +43,10 @@ def drawn(rng, drift, spread, number=20):
     return figures([drift * math.exp(rng.gauss(0, spread)) for _ in range(number)])
 
 
+def names_shown(found):
+    return [line.split()[1] for line in str(found).splitlines() if line.startswith("02 ")]
+
+
 @pytest.mark.parametrize(("drift", "spread"), [(1.0, 0.4), (1.5, 0.1)])
 def test_runs_of_the_same_code_are_not_called_different(keep, drift, spread):
     """Whether they scatter, or a slower machine moves all of their figures."""
@@ -51,21 +54,18 @@ def test_runs_of_the_same_code_are_not_called_different(keep, drift, spread):
     for _ in range(60):
         first = keep("a", drawn(rng, 1.0, spread))
         found = compare_runs(first, keep("b", drawn(rng, drift, spread)))
-        same += found.summary.startswith(
-            "No difference that these two runs can show, in 20 figures"
-        )
+        same += str(found).startswith("These two runs show no difference in any of 20 figures.")
     assert same >= 59
 
 
 def test_a_change_of_some_figures_stands_out_of_the_spread_of_all(keep):
     rng = random.Random(17)
-    changed = [math.exp(rng.gauss(0, 0.05)) * (3 if n < 2 else 1) for n in range(20)]
+    changed = [math.exp(rng.gauss(0, 0.05)) * (3 if n in {4, 9} else 1) for n in range(20)]
     found = compare_runs(keep("a", drawn(rng, 1.0, 0.05)), keep("b", figures(changed)))
-    assert [pair.name for pair in found.pairs if pair.apart] == ["f0", "f1"]
-    assert found.summary.startswith(
-        "2 of 20 figures differ by more than chance, most of all 02 f1 (3."
-    )
-    assert found.pairs[0].low < found.pairs[0].ratio < found.pairs[0].high
+    assert [pair.name for pair in found.pairs if pair.apart] == ["f4", "f9"]
+    assert str(found).startswith("2 of 20 figures differ by more than chance.")
+    assert names_shown(found)[:3] == ["f4", "f9", "f0"]  # those that differ, then the others
+    assert found.pairs[4].low < found.pairs[4].ratio < found.pairs[4].high
 
 
 def test_between_services_all_figures_may_differ(keep):
@@ -89,10 +89,8 @@ def test_figures_without_intervals_texts_and_other_units_are_shown_without_claim
     assert [(pair.ratio, pair.apart) for pair in found.pairs[:5]] == [
         (2.0, False), *[(None, False)] * 4
     ]  # fmt: skip
-    shown = [line.split()[1] for line in str(found).splitlines() if line.startswith("02 ")]
-    assert shown == ["n", "t", "b", "z"]
-    assert "n = 1, 1" in str(found)
-    assert "2 more figures, without an interval or unchanged" in str(found)
+    assert names_shown(found) == ["n", "t", "b", "z"]
+    assert "Not shown: 2 figures" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +117,7 @@ def test_what_only_one_run_has_is_not_compared_and_other_machines_are_noted(keep
     found = compare_runs(a, b)
     assert [(pair.notebook, pair.name) for pair in found.pairs] == [("02_x", "f0")]
     assert found.refused == {
-        "only in the first run": ["02 f1: 100 µs (90.7 to 110 µs)"],
+        "only in the first run": ["02 f1"],
         "only in the second run": ["03_y", "05_damaged"],
     }
     assert found.notes == ["notebooks at a time: first 1, second 2", "redis: first 8, second 9"]
@@ -129,10 +127,7 @@ def test_what_only_one_run_has_is_not_compared_and_other_machines_are_noted(keep
 def test_no_run_and_no_results_are_clear_errors(keep, tmp_path):
     a = keep("a", figures([1]))
     (tmp_path / "empty").mkdir()
-    for other, says in (
-        ("none", "There is no run"),
-        ("empty", "holds no results"),
-    ):
+    for other, says in (("none", "There is no run"), ("empty", "holds no results")):
         with pytest.raises(ResultError, match=says):
             compare_runs(a, tmp_path / other)
 
@@ -149,18 +144,10 @@ def test_it_fits_into_100_columns(keep):
 def test_the_command_shows_and_ends_with_1_if_nothing_can_be_compared(keep):
     first = str(keep("a", figures([1.0] * 20)))
     second = str(keep("b", figures([1.0] * 19 + [9.0]), workers=2))
+    done = CliRunner().invoke(main, ["compare", first, second])
+    assert (done.exit_code, done.output.count(" differs\n")) == (0, 1)
+    assert done.output.startswith("1 of 20 figures differs by more than chance.")
+    said = " ".join(done.output.split())
+    assert "The runs differ in notebooks at a time: first 1, second 2." in said
     other = str(keep("c", {}, size="full"))
-
-    def run(*words):
-        done = CliRunner().invoke(main, ["compare", *words])
-        return done.exit_code, done.output
-
-    before = signal.getsignal(signal.SIGTERM)  # which commands handle in a way of their own
-    code, text = run(first, second)
-    summary, *lines = text.splitlines()
-    assert (code, summary[:42]) == (0, "1 of 20 figures differs by more than chanc")
-    assert lines[0].startswith("A change by less than a factor of ")
-    assert "The runs differ in notebooks at a time: first 1, second 2." in " ".join(text.split())
-    assert [line[:6] for line in lines if line.endswith(" differs")] == ["02 f19"]
-    assert run(first, other)[0] == 1
-    signal.signal(signal.SIGTERM, before)
+    assert CliRunner().invoke(main, ["compare", first, other]).exit_code == 1

@@ -7,12 +7,11 @@ import subprocess
 import sys
 from contextlib import suppress
 
-import click
 import pytest
 from click.testing import CliRunner
 
 from workshop_lib import cli
-from workshop_lib.first_use import set_up
+from workshop_lib.first_use import ask_for_services
 from workshop_lib.paths import CHECKOUT
 from workshop_lib.settings import load_settings
 
@@ -25,10 +24,8 @@ VALUES = {
     "bucket_name": "my-bucket",
 }
 REGION, DATABASE, CACHE, BUCKET = "--region", "--dsql-endpoint", "--valkey-endpoint", "--bucket"
-GIVEN = [
-    word for pair in zip((REGION, DATABASE, CACHE, BUCKET), VALUES.values(), strict=True)
-    for word in pair
-]  # fmt: skip
+OPTIONS = zip((REGION, DATABASE, CACHE, BUCKET), VALUES.values(), strict=True)
+GIVEN = [word for option in OPTIONS for word in option]
 
 
 @pytest.fixture
@@ -62,8 +59,8 @@ def test_what_is_given_is_kept_for_its_owner_only(file):
     [
         ([*GIVEN, REGION, "virginia"], "it has to look like us-east-1"),
         ([*GIVEN, DATABASE, "abc.dsql.eu-west-1.on.aws"], "DSQL_ENDPOINT is in eu-west-1"),
-        (["--stack", "mine"], "AWS_REGION is missing"),
-        ([REGION, "us-east-1", BUCKET, "b-1"], "DSQL_ENDPOINT is missing"),
+        (["--stack", "mine"], "AWS_REGION=''"),
+        ([REGION, "us-east-1", BUCKET, "b-1"], "DSQL_ENDPOINT=''"),
     ],
 )
 def test_what_is_malformed_or_missing_is_refused_and_nothing_is_written(file, words, said):
@@ -71,42 +68,40 @@ def test_what_is_malformed_or_missing_is_refused_and_nothing_is_written(file, wo
     assert not file.exists()
 
 
-def test_the_other_lines_and_comments_of_a_file_stay_and_again_changes_nothing(file):
-    file.write_text('# ours\nvalkey_ttl = 7  # short\nbucket_name = "old-one"\n')
-    assert "+ bucket_name = 'my-bucket' (was 'old-one')" in setup(*GIVEN)
-    start = '# ours\nvalkey_ttl = 7  # short\nbucket_name = "my-bucket"\n'
-    assert file.read_text().startswith(start)
-    before = (file.read_text(), file.stat().st_mtime_ns)
-    assert "Nothing to change" in setup()
-    assert (file.read_text(), file.stat().st_mtime_ns) == before
-    assert "+ queue_url" in setup("--queue-url", QUEUE)
-    assert "- queue_url" in setup("--queue-url", "")
+def test_the_other_lines_and_comments_of_a_file_stay(file):
+    file.write_text('# ours\nvalkey_ttl = 7  # short\nload_function = "own"\n')
+    start = file.read_text()
+    assert "\n  bucket_name = my-bucket\n" in setup(*GIVEN)
+    assert file.read_text().startswith(f'{start}aws_region = "us-east-1"\n')
+    setup("--local")
+    assert file.read_text() == "# ours\nvalkey_ttl = 7  # short\n"
 
 
 def test_a_stack_takes_the_place_of_the_endpoints_and_the_other_way_round(file):
     setup(*GIVEN)
-    setup("--stack", "mine")
+    stack = [REGION, "us-east-1", "--stack", "mine"]
+    setup(*stack)
     assert file.read_text() == 'aws_region = "us-east-1"\nworkshop_stack = "mine"\n'
-    setup("--queue-url", QUEUE)  # one thing that is not the stack's
-    assert "workshop_stack" in file.read_text()
+    setup(*stack, "--queue-url", QUEUE)  # one thing that is not the stack's
+    assert load_settings(workshop_stack="").values.queue_url
     setup(*GIVEN)
     assert "workshop_stack" not in file.read_text()
 
 
-def test_local_takes_out_what_points_to_aws_and_nothing_else(file):
-    file.write_text("valkey_ttl = 7\n")
-    setup(*GIVEN)
-    assert "- dsql_endpoint (was 'abcdefghij" in setup("--local")
-    assert file.read_text() == "valkey_ttl = 7\n"
-    file.write_text('aws_endpoint_url_s3 = "http://127.0.0.1:9000"\nbucket_name = "own"\n')
-    assert "Nothing to change" in setup("--local")
+def test_local_leaves_a_store_of_ones_own_and_makes_no_file(file):
+    assert setup("--local").startswith(f"Services on AWS in {file}: none\n")
+    assert not file.exists()
+    own = 'aws_endpoint_url_s3 = "http://127.0.0.1:9000"\nbucket_name = "own"\n'
+    file.write_text(own)
+    setup("--local")
+    assert file.read_text() == own
     setup("--local", REGION, "us-east-1", code=2)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("valkey_ttl: 5\n", "mine.toml cannot be read"),
+        ("valkey_ttl: 5\n", "mine.toml is unchanged"),
         ('database_url = "postgresql://u:hush-hush@127.0.0.1/d"\n', "DATABASE_URL are set"),
     ],
 )
@@ -123,40 +118,25 @@ def test_a_file_that_cannot_be_written_is_said_and_a_link_stays_a_link(file, mon
     setup(*GIVEN)
     assert file.is_symlink()
     assert "my-bucket" in file.with_name("real.toml").read_text()
-    monkeypatch.setenv("WORKSHOP_CONFIG", str(file.parent / "absent" / "x.toml"))
-    assert "cannot be written" in setup(*GIVEN, code=1)
+    monkeypatch.setenv("WORKSHOP_CONFIG", str(file / "x.toml"))  # below a file
+    assert "x.toml is unchanged" in setup(*GIVEN, code=1)
 
 
-# --- where a person is there to answer ---
+@pytest.mark.parametrize(
+    ("given", "typed", "found"),
+    [
+        ({}, ["us-east-1", "mine"], {"aws_region": "us-east-1", "workshop_stack": "mine"}),
+        (VALUES | {"bucket_name": " s3://my-bucket/"}, ["", QUEUE], VALUES | {"queue_url": QUEUE}),
+    ],
+)
+def test_a_person_is_asked_for_what_is_not_given(given, typed, found):
+    with CliRunner().isolation("".join(f"{line}\n" for line in typed)):
+        answers = ask_for_services(given, ask=True)
+    assert {name: answer for name, answer in answers.items() if answer} == found
 
 
-def answer(*lines, **given):
-    """What a person is shown who answers so, to what is not given."""
-    with CliRunner().isolation("".join(f"{line}\n" for line in lines)) as (shown, *_):
-        set_up(given, ask=True)
-        return shown.getvalue().decode()
-
-
-def kept():
-    values = load_settings(workshop_stack="").values
-    return {name: getattr(values, name) for name in VALUES}
-
-
-def test_only_what_is_not_given_is_asked_and_what_the_file_says_is_the_default(file):
-    answer("us-east-1", "mine")
-    assert 'workshop_stack = "mine"' in file.read_text()
-    given = {name: value for name, value in VALUES.items() if name != "bucket_name"}
-    answer("my-bucket", QUEUE, **given)
-    assert kept() == VALUES
-    assert "Name of the S3 bucket [my-bucket]" in answer("", "", "", "", "", "-")
-    assert kept() == VALUES
-    assert load_settings().values.queue_url is None
-    with pytest.raises(click.UsageError, match="us-east-1"):
-        answer(aws_region="virginia")
-
-
-def test_at_a_terminal_it_asks_and_writes(file):
-    typed = ["virginia", "us-east-1", "", *list(VALUES.values())[1:], QUEUE]
+def test_at_a_terminal_it_asks_again_until_a_value_can_be_used_and_writes(file):
+    typed = ["virginia", "us-east-1", "", "", *list(VALUES.values())[1:], QUEUE]
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "workshop_lib", "setup", "--no-check"]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=CHECKOUT)
@@ -168,5 +148,5 @@ def test_at_a_terminal_it_asks_and_writes(file):
             shown += part
     os.close(ours)
     assert process.wait(30) == 0
-    assert b"+ bucket_name = 'my-bucket'" in shown
+    assert b"bucket_name = my-bucket" in shown
     assert load_settings().values.queue_url.get_secret_value() == QUEUE

@@ -21,14 +21,6 @@ def given(clean_environment):
     return given
 
 
-def test_defaults_are_the_documented_ones(given):
-    values = load_settings().values
-    assert (values.valkey_ttl, values.query) == (30.0, "SELECT * FROM users1")
-    assert (values.dsql_pool_min, values.dsql_pool_max, values.dsql_pool_timeout) == (5, 30, 30.0)
-    assert values.workshop_namespace == "workshop"
-    assert load_settings().sources == {}
-
-
 def test_argument_wins_over_environment_wins_over_file(given, tmp_path):
     file = tmp_path / "workshop.toml"
     file.write_text('valkey_ttl = 7\nquery = "SELECT 1"\ndsql_pool_max = 9\n')
@@ -47,11 +39,7 @@ def test_argument_wins_over_environment_wins_over_file(given, tmp_path):
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        (
-            {"VALKEY_TTL": "soon"},
-            "VALKEY_TTL='soon' (from environment): Input should be a valid number",
-        ),
-        ({"VALKEY_TTL": "0"}, "VALKEY_TTL='0' (from environment): Input should be greater than 0"),
+        ({"VALKEY_TTL": "soon"}, "VALKEY_TTL='soon' (from environment): "),
         ({"WORKSHOP_NAMESPACE": "Drop Table"}, "it has to look like my_namespace"),
         ({"DSQL_POOL_MAX": "3"}, "DSQL_POOL_MIN (5) is larger than DSQL_POOL_MAX (3)"),
         ({"AWS_REGION": "virginia", "BUCKET_NAME": "my-bucket"}, "it has to look like us-east-1"),
@@ -63,17 +51,9 @@ def test_argument_wins_over_environment_wins_over_file(given, tmp_path):
             {"DSQL_ENDPOINT": ELSEWHERE, "AWS_REGION": "us-east-1"},
             "DSQL_ENDPOINT is in eu-west-1, AWS_REGION is us-east-1",
         ),
-        (
-            {"VALKEY_ENDPOINT": CACHE, "REDIS_URL": "redis://127.0.0.1"},
-            "both VALKEY_ENDPOINT and REDIS_URL are set",
-        ),
-        ({"QUEUE_URL": "load-test", "AWS_REGION": "us-east-1"}, "<12 digits>/<name>"),
+        ({"VALKEY_ENDPOINT": CACHE, "REDIS_URL": "redis://h"}, "and REDIS_URL are set"),
         ({"QUEUE_URL": f"{QUEUE}.fifo", "AWS_REGION": "us-east-1"}, "<12 digits>/<name>"),
-        (
-            {"QUEUE_URL": QUEUE, "AWS_REGION": "eu-west-1"},
-            "QUEUE_URL is in us-east-1, AWS_REGION is eu-west-1",
-        ),
-        ({"WORKSHOP_LINGER_SECOND": "5"}, "Did you mean WORKSHOP_LINGER_SECONDS?"),
+        ({"QUEUE_URL": QUEUE, "AWS_REGION": "eu-west-1"}, "QUEUE_URL is in us-east-1"),
         ({"VALKEY_TLL": "5"}, "Did you mean VALKEY_TTL?"),
     ],
 )
@@ -85,8 +65,8 @@ def test_a_bad_value_or_name_is_refused_with_the_reason(given, variables, said):
     assert "123456789012" not in str(refused.value)
 
 
-def test_a_region_of_another_program_is_no_matter_where_nothing_is_on_aws(given):
-    given(AWS_REGION="mars-1")
+def test_defaults_have_no_source_and_a_region_of_another_program_is_no_matter(given):
+    given(AWS_REGION="mars-1")  # nothing is on AWS
     loaded = load_settings()
     assert (loaded.values.aws_region, loaded.sources) == (None, {})
 
@@ -117,10 +97,9 @@ def test_a_file_that_is_not_usable_is_refused(given, tmp_path, text, said):
 def test_secrets_are_masked_wherever_settings_are_shown(given):
     given(DATABASE_URL="postgresql://me:hush-hush@127.0.0.1/db")
     given(QUEUE_URL=QUEUE, AWS_REGION="us-east-1")
-    loaded = load_settings()
-    assert "hush-hush" not in repr(loaded)
-    assert "123456789012" not in repr(loaded)
-    given(VALKEY_TTL="x")
+    shown = repr(load_settings())
+    assert "hush-hush" not in shown
+    assert "123456789012" not in shown
     with pytest.raises(SettingsError) as refused:
         load_settings(queue_url="https://me:hush-hush@example.com")
     assert "hush-hush" not in str(refused.value)

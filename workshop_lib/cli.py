@@ -122,10 +122,8 @@ def setup(*, local: bool, no_check: bool, **options: str | None) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     if local and given:
         raise click.UsageError("--local takes no other values.")
-    if local:
-        first_use.use_local()
-    else:
-        first_use.set_up(given, ask=sys.stdin.isatty() and sys.stdout.isatty())
+    ask = sys.stdin.isatty() and sys.stdout.isatty()
+    first_use.save_services({} if local else first_use.ask_for_services(given, ask=ask))
     well = no_check or _check()
     lab = "`workshop lab` opens the notebooks, `workshop run` runs them all."
     again = "do what the first ✗ says, then run `workshop check`."

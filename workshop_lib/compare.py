@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, median
 from typing import Any
@@ -14,7 +15,7 @@ import jinja2
 
 from workshop_lib.errors import ResultError
 from workshop_lib.paths import RESULTS, display_path
-from workshop_lib.results import Measurement, Result, format_latency, read_result, read_run
+from workshop_lib.results import Measurement, Result, read_result, read_run
 
 TEXT = Path(__file__).parent / "templates" / "comparison.txt"
 END = NormalDist().inv_cdf(0.975)
@@ -45,9 +46,9 @@ class Pair:
     name: str
     first: Measurement
     second: Measurement
-    ratio: float | None = None
-    low: float | None = None
-    high: float | None = None
+    ratio: float | None
+    low: float | None
+    high: float | None
 
     @property
     def apart(self) -> bool:
@@ -74,35 +75,8 @@ class Comparison:
     refused: dict[str, list[str]]
     notes: list[str]
 
-    @property
-    def summary(self) -> str:
-        """What can be said of all of it, in one line."""
-        known = sum(pair.low is not None for pair in self.pairs)
-        apart = [pair for pair in self.pairs if pair.apart]
-        if not self.pairs:
-            return "Nothing can be compared."
-        if not known:
-            return "No figure has an interval: these runs cannot tell a change from chance."
-        if not apart:
-            return f"No difference that these two runs can show, in {known} figures."
-        most = max(apart, key=lambda pair: abs(math.log(pair.ratio or 1)))
-        return (
-            f"{len(apart)} of {known} figures {'differs' if len(apart) == 1 else 'differ'} by more "
-            f"than chance, most of all {most.notebook[:2]} {most.name} ({most.ratio:.3g} times the "
-            "first)."
-        )
-
-    @property
-    def telling(self) -> list[Pair]:
-        """Pairs with an interval, and counts, texts and truth values that changed."""
-        values = [(pair, pair.first.value, pair.second.value) for pair in self.pairs]
-        return [
-            pair for pair, first, second in values
-            if pair.low is not None or (not isinstance(first, float) and first != second)
-        ]  # fmt: skip
-
     def __str__(self) -> str:
-        """The summary, then what is telling, in lines of at most 100 characters."""
+        """A verdict, then what is telling, in lines of at most 100 characters."""
         language = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # noqa: S701 -- no HTML
         language.filters["fill"] = lambda text: textwrap.fill(text, 100, subsequent_indent="  ")
         return language.from_string(TEXT.read_text(encoding="utf-8")).render(it=self)
@@ -126,108 +100,104 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
         ResultError: there is no such run, or it holds no results.
 
     """
-    places = [_find(run).resolve() for run in (first, second)]
-    one, other = map(_load, places)
-    pairs, services, machines = [], [], []
-    refused: dict[str, list[str]] = {}
-    for name in sorted({*one, *other}):
-        if why := _objection(one.get(name), other.get(name)):
-            refused.setdefault(why, []).append(name)
-            continue
+    (here, one), (there, other) = _load(first), _load(second)
+    refused, notes = defaultdict(list), list[str]()
+    figures, same_services = [], True
+    for why, name in _only_in_one(one, other):
+        refused[why].append(name)
+    for name in sorted(one.keys() & other.keys()):
         ours, theirs = one[name], other[name]
-        both = ours.measurements | theirs.measurements
-        for figure, found in both.items():
-            if figure in ours.measurements and figure in theirs.measurements:
-                pairs.append(_pair(name, figure, ours.measurements[figure], found))
-            else:
-                which = "first" if figure in ours.measurements else "second"
-                known = found.interval or f"n = {found.n:,}"
-                text = f"{name[:2]} {figure}: {found} ({known})"
-                refused.setdefault(f"only in the {which} run", []).append(text)
-        services += _differences(_services(ours), _services(theirs))
-        machines += _differences(_machine(ours), _machine(theirs))
-    judged, allowed = _judge(pairs, same_services=not services)
-    labels = (display_path(places[0]), display_path(places[1]))
-    return Comparison(labels, judged, allowed, refused, list(dict.fromkeys(services + machines)))
+        if why := _objection(ours, theirs):
+            refused[why].append(name)
+            continue
+        for why, figure in _only_in_one(ours.measurements, theirs.measurements):
+            refused[why].append(f"{name[:2]} {figure}")
+        for figure, measured in ours.measurements.items():
+            if figure in theirs.measurements:
+                figures.append((name, figure, measured, theirs.measurements[figure]))
+        same_services &= ours.services == theirs.services
+        notes += _differences(_surroundings(ours), _surroundings(theirs))
+    pairs, allowed = _judge(figures, same_services=same_services)
+    return Comparison((here, there), pairs, allowed, refused, list(dict.fromkeys(notes)))
 
 
-def _find(run: str | Path) -> Path:
-    for place in (Path(run), RESULTS / run):
-        if place.exists():
-            return place
-    known = sorted((p.name for p in RESULTS.glob("*-*") if p.is_dir()), reverse=True)[:8]
-    listed = "".join(f"\n  {name}" for name in known) or " none yet"
-    raise ResultError(f"There is no run {str(run)!r}. The newest below results/:{listed}")
-
-
-def _load(place: Path) -> dict[str, Result]:
-    """The results of a run by notebook, also those of notebooks that failed."""
+def _load(run: str | Path) -> tuple[str, dict[str, Result]]:
+    """Where a run is, and its results by notebook, also those of notebooks that failed."""
+    place = next((place for place in (Path(run), RESULTS / run) if place.exists()), None)
+    if place is None:
+        known = sorted((p.name for p in RESULTS.glob("*-*") if p.is_dir()), reverse=True)[:8]
+        listed = "".join(f"\n  {name}" for name in known) or " none yet"
+        raise ResultError(f"There is no run {str(run)!r}. The newest below results/:{listed}")
     found = {place.stem: read_result(place)} if place.is_file() else read_run(place)
     if not found:
         raise ResultError(f"{place} holds no results of notebooks.")
-    return found
+    return display_path(place.resolve()), found
 
 
-def _objection(one: Result | None, other: Result | None) -> str:
+def _only_in_one(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What only one of both has: why it cannot be compared, and its name."""
+    for which, ours, theirs in (("first", first, second), ("second", second, first)):
+        yield from ((f"only in the {which} run", name) for name in ours if name not in theirs)
+
+
+def _objection(first: Result, second: Result) -> str:
     """Why a notebook's two results cannot be compared; empty if they can."""
-    if one is None or other is None:
-        return f"only in the {'second' if one is None else 'first'} run"
-    for which, result in ("first", one), ("second", other):
+    for which, result in ("first", first), ("second", second):
         if not result.ok:
             return f"{'interrupted' if result.interrupted else 'failed'} in the {which} run"
-    return ", ".join(_differences(_conditions(one), _conditions(other)))
+    return ", ".join(_differences(_conditions(first), _conditions(second)))
 
 
 def _conditions(result: Result) -> dict[str, Any]:
-    latencies = "; ".join(map(format_latency, result.latencies))
-    return {"size": result.size, **result.parameters, "latencies": latencies or "none"}
+    latencies = result.emulated or "none"
+    return {"size": result.size, **result.parameters, "latencies": latencies}
 
 
-def _services(result: Result) -> dict[str, Any]:
-    return {
+def _surroundings(result: Result) -> dict[str, Any]:
+    services = {
         kind: f"{service.get('label')} {service.get('version')}".strip()
         for kind, service in result.services.items()
     }
+    at_once = {"notebooks at a time": result.workers}
+    return services | at_once | result.machine | result.versions
 
 
-def _machine(result: Result) -> dict[str, Any]:
-    return {"notebooks at a time": result.workers, **result.machine, **result.versions}
-
-
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+def _differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     """What is not the same in both."""
-    every = [
-        (name, first.get(name, "none"), second.get(name, "none")) for name in {**first, **second}
-    ]
+    every = [(name, first.get(name, "none"), second.get(name, "none")) for name in first | second]
     return [f"{name}: first {a}, second {b}" for name, a, b in every if a != b]
 
 
-def _pair(notebook: str, name: str, first: Measurement, second: Measurement) -> Pair:
-    try:
-        return Pair(notebook, name, first, second, (second / first).number)
-    except (TypeError, ArithmeticError, ResultError):
-        return Pair(notebook, name, first, second)
-
-
-def _judge(pairs: list[Pair], *, same_services: bool) -> tuple[list[Pair], float]:
+def _judge(
+    figures: list[tuple[str, str, Measurement, Measurement]], *, same_services: bool
+) -> tuple[list[Pair], float]:
     """The pairs with their intervals, and the ratio that is left to the runs."""
-    errors = [_error(pair) for pair in pairs]
-    logs = [abs(math.log(pair.ratio or 1)) for pair, e in zip(pairs, errors, strict=True) if e]
+    ratios = [_ratio(first, second) for *_, first, second in figures]
+    logs = [abs(math.log(ratio)) for ratio, error in ratios if ratio and error]
     spread = USUAL_SPREAD
     if same_services and len(logs) >= MIN_FIGURES:
         spread = median(logs) / NormalDist().inv_cdf(0.75)
     z = NormalDist().inv_cdf(1 - 0.025 / max(len(logs), 1))
-    judged = []
-    for pair, error in zip(pairs, errors, strict=True):
-        times = math.exp(math.hypot(z * error, MAX_SPREADS * spread))
-        known = error and pair.ratio
-        judged.append(replace(pair, low=known / times, high=known * times) if known else pair)
-    return judged, math.exp(MAX_SPREADS * spread)
+    pairs = []
+    for figure, (ratio, error) in zip(figures, ratios, strict=True):
+        low = high = None
+        if ratio and error:
+            times = math.exp(math.hypot(z * error, MAX_SPREADS * spread))
+            low, high = ratio / times, ratio * times
+        pairs.append(Pair(*figure, ratio, low, high))
+    return pairs, math.exp(MAX_SPREADS * spread)
 
 
-def _error(pair: Pair) -> float:
-    """The standard error of the logarithm of the ratio; 0 if a figure has no interval above 0."""
-    ends = [(figure.low or 0, figure.high or 0) for figure in (pair.first, pair.second)]
-    if min(min(ends)) <= 0 or not pair.ratio or pair.ratio < 0:
-        return 0.0
-    return math.hypot(*(math.log(high / low) / (2 * END) for low, high in ends))
+def _ratio(first: Measurement, second: Measurement) -> tuple[float | None, float]:
+    """Second by first, and the standard error of its logarithm.
+
+    None where they cannot be divided; 0 where a figure has no interval above 0.
+    """
+    try:
+        ratio = (second / first).number
+    except (TypeError, ArithmeticError, ResultError):
+        return None, 0.0
+    ends = [(figure.low or 0, figure.high or 0) for figure in (first, second)]
+    if ratio <= 0 or min(map(min, ends)) <= 0:
+        return ratio, 0.0
+    return ratio, math.hypot(*(math.log(high / low) / (2 * END) for low, high in ends))

@@ -7,7 +7,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jinja2
 import msgspec
@@ -43,6 +43,8 @@ class Finding:
         figure: the one that carries it.
         where: what the services were, where a reader could take them for others.
         missing: why nothing can be said; empty if something can.
+        headline: whether it may stand at the top of the page: its figure has an interval, and can
+            be trusted at the size of its run.
 
     """
 
@@ -51,6 +53,7 @@ class Finding:
     figure: Measurement | None = None
     where: str = ""
     missing: str = ""
+    headline: bool = False
 
 
 @cache
@@ -72,7 +75,9 @@ def find(statement: Statement, result: Result) -> Finding:
         return Finding(statement, missing=missing)
     labels = [str(result.services.get(kind, {}).get("label", "")) for kind in statement.on]
     where = " and ".join(dict.fromkeys(filter(None, labels)))
-    return Finding(statement, sentence, figure, where)
+    enough = {"quick"} if result.size == "quick" else {"quick", "full"}
+    headline = bool(figure.interval) and statement.headline in enough
+    return Finding(statement, sentence, figure, where, headline=headline)
 
 
 def evaluate(expression: str, result: Result) -> Measurement:
@@ -84,8 +89,9 @@ def evaluate(expression: str, result: Result) -> Measurement:
     """
     compiled: Any = _language().compile_expression(expression, undefined_to_none=False)
     found = compiled(_known(result))
-    found.n  # noqa: B018 -- or UndefinedError
-    return cast("Measurement", found)
+    if not isinstance(found, Measurement):
+        raise TypeError(f"{expression} is not a figure")
+    return found
 
 
 def share(figure: Measurement) -> Measurement:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -29,6 +29,7 @@ INTERACTIVE = "interactive"
 PACKAGES = ("psycopg2-binary", "redis", "boto3", "msgspec", "pandas", "matplotlib", "papermill")
 SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
 Value = int | float | str | bool
+_version = cache(version)  # it reads files
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         value: object = self.value  # a notebook may pass anything
-        if not isinstance(value, int | float | str | bool):
+        if not isinstance(value, Value):
             raise ResultError(
                 f"{value!r} is neither a number, a text nor a truth value (float(x) helps)."
             )
@@ -145,20 +146,6 @@ class CellError:
     error: str
 
 
-@cache
-def _machine() -> dict[str, str | int | None]:
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-    }
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in PACKAGES}
-
-
 @dataclass(slots=True)
 class Result:
     """One notebook's result: what it recorded, and what the run that executed it knows.
@@ -167,7 +154,7 @@ class Result:
         notebook: its name, for example "02_cache_a_query".
         namespace: whose tables and keys it used.
         services: label, version and kind of each service.
-        started: when, UTC, ISO 8601.
+        started: when, with a time zone; None if no file says it.
         parameters: the notebook's parameters by name.
         size: "quick", "full", or "interactive".
         latencies: the emulated round-trip times that were in force, by service in
@@ -187,7 +174,7 @@ class Result:
     notebook: str
     namespace: str = ""
     services: dict[str, dict[str, str | bool | None]] = field(default_factory=dict)
-    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    started: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     size: str = INTERACTIVE
     latencies: list[dict[str, float]] = field(default_factory=list)
@@ -199,12 +186,8 @@ class Result:
     workers: int = 1
     error: CellError | None = None
     left_undone: list[str] = field(default_factory=list)
-    machine: dict[str, str | int | None] = field(default_factory=_machine)
-    versions: dict[str, str] = field(default_factory=_versions)
-
-    def __post_init__(self) -> None:
-        if self.started:
-            datetime.fromisoformat(self.started)  # or ValueError: the file is damaged
+    machine: dict[str, str | int | None] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
     def note_latency(self, seconds: Mapping[str, float]) -> None:
         """Keep that these round-trip times, by service, were in force; once each, in order."""
@@ -212,10 +195,26 @@ class Result:
         if any(setting.values()) and setting not in self.latencies:
             self.latencies.append(setting)
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def emulated(self) -> str:
+        """The emulated latencies as a person reads them; empty if there were none."""
+        return "; ".join(filter(None, map(format_latency, self.latencies)))
+
+    def to_json(self) -> Any:
         """The whole result, as JSON takes it."""
-        found: dict[str, Any] = msgspec.to_builtins(self)
-        return found
+        return msgspec.to_builtins(self)
+
+
+def new_result(notebook: str, namespace: str = "") -> Result:
+    """The result of a notebook that starts now, on this machine; nothing is recorded yet."""
+    machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+    }
+    started = datetime.now(UTC).replace(microsecond=0)
+    versions = {name: _version(name) for name in PACKAGES}
+    return Result(notebook, namespace, started=started, machine=machine, versions=versions)
 
 
 def format_value(value: Value) -> str:
@@ -265,13 +264,22 @@ def write_json(path: Path, content: Any) -> None:
         ResultError: the place cannot be written.
 
     """
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step; its folder is made.
+
+    Raises:
+        ResultError: the place cannot be written.
+
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, f"{text}\n")
+        replace_file(path, text)
     except OSError as error:
         raise ResultError(
-            f"The result {path} cannot be written: {error}. Free the disk or choose another folder."
+            f"{path} cannot be written: {error}. Free the disk or choose another folder."
         ) from None
 
 
@@ -282,11 +290,9 @@ def read_result(path: Path) -> Result:
         ResultError: it is missing or damaged; the text says where.
 
     """
-    # What another machine did not note is not ours.
-    content: Any = {"started": "", "machine": {}, "versions": {}}
     try:
-        return msgspec.convert(content | json.loads(path.read_text(encoding="utf-8")), Result)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return msgspec.json.decode(path.read_bytes(), type=Result)
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not a result: {error}.") from None
 
 
@@ -297,10 +303,8 @@ def read_run(folder: Path) -> dict[str, Result]:
         try:
             found[file.stem] = read_result(file)
         except ResultError as error:
-            found[file.stem] = Result(
-                file.stem, started="", size="unknown", ok=False, machine={}, versions={},
-                error=CellError(0, "", str(error)),
-            )  # fmt: skip
+            why = CellError(0, "", str(error))
+            found[file.stem] = Result(file.stem, size="unknown", ok=False, error=why)
     return found
 
 

@@ -29,7 +29,14 @@ from workshop_lib.namespaces import abandoned_namespaces, new_run, wipe_namespac
 from workshop_lib.notebooks import Notebook, choose, find_notebooks, parse_parameters
 from workshop_lib.paths import NOTEBOOKS, RESULTS, cache_folder, display_path
 from workshop_lib.report import export, write_report
-from workshop_lib.results import CellError, Result, read_result, ready_folder, write_json
+from workshop_lib.results import (
+    CellError,
+    Result,
+    new_result,
+    read_result,
+    ready_folder,
+    write_json,
+)
 from workshop_lib.services import session
 from workshop_lib.services.endpoints import is_on_aws
 from workshop_lib.settings import load_settings
@@ -317,7 +324,7 @@ def _keep(job: Job, error: CellError | None, **known: Any) -> Result:
     try:
         recorded = read_result(job.file(".json"))
     except WorkshopError:
-        recorded = Result(job.notebook.name)
+        recorded = new_result(job.notebook.name)
     result = replace(
         recorded,
         notebook=job.notebook.name,  # it may have opened the workshop under another

@@ -41,7 +41,7 @@ def _form(pattern: str, example: str) -> BeforeValidator:
     """Take off what is pasted along with a value (quotes, a scheme, a port), and check its form."""
 
     def check(value: object) -> str:
-        text = _PASTED.sub("", _text(value).strip(" \t\r\n'\"`"))
+        text = _PASTED.sub("", as_text(value).strip(" \t\r\n'\"`"))
         text = text if "A-Z" in pattern else text.lower()
         if not re.fullmatch(pattern, text):
             raise ValueError(f"it has to look like {example}")
@@ -114,7 +114,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
                     f"{name.upper()} out"
                 )
         for name, pattern in ("dsql_endpoint", _CLUSTER), ("queue_url", _QUEUE):
-            found = re.fullmatch(pattern, _text(getattr(self, name)))
+            found = re.fullmatch(pattern, as_text(getattr(self, name)))
             if found and found[1] != self.aws_region:
                 raise ValueError(
                     f"{name.upper()} is in {found[1]}, AWS_REGION is {self.aws_region}; correct one"
@@ -180,12 +180,10 @@ def load_settings(**overrides: object) -> LoadedSettings:
             Settings(aws_region=given.get("aws_region"))
         except ValidationError:  # another program's: nothing is asked there
             del given["aws_region"]
-    outputs = _stack_outputs(given)
-    sources = {
-        **dict.fromkeys(outputs, f"stack {given.get('workshop_stack')}"),
-        **{n: source for source, values in origins.items() for n in values if n in given},
-    }
-    return LoadedSettings(check_values({**outputs, **given}, sources), sources)
+    sources = {n: source for source, values in origins.items() for n in values if n in given}
+    outputs = _stack_outputs(given, sources) if given.get("workshop_stack") else {}
+    sources = dict.fromkeys(outputs, f"stack {given.get('workshop_stack')}") | sources
+    return LoadedSettings(check_values(outputs | given, sources), sources)
 
 
 def check_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:
@@ -205,17 +203,13 @@ def check_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> Setti
         raise SettingsError(_problems(error, sources)) from None
 
 
-def _stack_outputs(given: Mapping[str, Any]) -> dict[str, str]:
+def _stack_outputs(given: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, str]:
     """What the stack says, but for services in whose place another one is given."""
-    if not given.get("workshop_stack"):
-        return {}
     # Not at the top: it takes boto3, which takes a while, and most have no stack.
     from workshop_lib.aws.outputs import read_outputs  # noqa: PLC0415
 
-    try:
-        stack = Settings(workshop_stack=given["workshop_stack"], aws_region=given.get("aws_region"))
-    except ValidationError:
-        return {}  # which is said when all settings are looked at
+    named = {n: given[n] for n in ("workshop_stack", "aws_region") if n in given}
+    stack = check_values(named, sources)
     outputs = read_outputs(str(stack.workshop_stack), stack.aws_region)
     urls = {name: [given.get(url) for url in _INSTEAD.get(name, ())] for name in outputs}
     return {n: v for n, v in outputs.items() if all(_leads_to(url, v) for url in urls[n])}
@@ -248,7 +242,7 @@ def _file_values() -> dict[str, Any]:
         )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:  # among these: not TOML, not UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # also what is not TOML, or not UTF-8
         raise SettingsError(f"The settings file {path} cannot be read: {error}.") from None
 
 
@@ -284,10 +278,11 @@ def _problems(error: ValidationError, sources: Mapping[str, str]) -> str:
 def _leads_to(url: object, endpoint: str | None) -> bool:
     """Whether a URL leads to this endpoint, as those of `workshop env` do; so if one is missing."""
     try:
-        return not (url and endpoint) or urlsplit(_text(url)).hostname == endpoint
+        return not (url and endpoint) or urlsplit(as_text(url)).hostname == endpoint
     except ValueError:  # malformed, which is said when it is used
         return False
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A setting as its text, also where that is a secret."""
     return str(value.get_secret_value() if isinstance(value, SecretStr) else value)

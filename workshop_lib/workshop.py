@@ -25,11 +25,11 @@ from workshop_lib.objects import ObjectStore, greet_store, steer, store_client, 
 from workshop_lib.paths import RESULTS
 from workshop_lib.results import (
     Measurement,
-    Result,
     Value,
     describe_service,
     format_latency,
     format_value,
+    new_result,
     write_json,
 )
 from workshop_lib.services import (
@@ -96,7 +96,7 @@ class Workshop:
             self.s3.meta.events.register("before-sign.s3", partial(steer, self._proxies["store"]))
         self.bucket = endpoints.store.bucket
         self.objects = ObjectStore(self.s3, endpoints.store, self.object_prefix)
-        self.result = Result(notebook, self.namespace)
+        self.result = new_result(notebook, self.namespace)
         for kind, endpoint in zip(("database", "cache", "store"), endpoints.all, strict=True):
             self.result.services[kind] = describe_service(endpoint, endpoints.aws_region)
         self._result_file = self.settings.workshop_result_file or (
