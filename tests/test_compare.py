@@ -68,6 +68,15 @@ def test_a_change_of_some_figures_stands_out_of_the_spread_of_all(keep):
     assert found.pairs[4].low < found.pairs[4].ratio < found.pairs[4].high
 
 
+@pytest.mark.parametrize("error", [0.05, 170.0])
+def test_figures_however_far_apart_or_uncertain_are_compared(keep, error):
+    found = compare_runs(
+        keep("a", figures([1e-150] * 6, error)), keep("b", figures([1e150] * 6, error))
+    )
+    assert len(found.pairs) == 6
+    assert str(found)
+
+
 def test_between_services_all_figures_may_differ(keep):
     aws = {"database": {"label": "Aurora DSQL", "version": ""}}
     first, other = keep("a", figures([1.0] * 20)), figures([8.0] * 20)

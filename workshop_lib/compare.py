@@ -24,6 +24,8 @@ MIN_FIGURES = 5
 """Fewer figures cannot tell how far apart two runs of the same code lie."""
 USUAL_SPREAD = 0.2
 """How far they usually do, as a standard deviation of the logarithm of a ratio."""
+MAX_LOG = 700.0
+"""No ratio is larger than its exponential, about 1e304: more is no number."""
 MAX_SPREADS = 5
 """What differs lies outside of so many spreads. In simulated comparisons of the same code, by 20
 figures with normal errors, the farthest of them does in fewer than 1 of 100."""
@@ -182,10 +184,14 @@ def _judge(
     for figure, (ratio, error) in zip(figures, ratios, strict=True):
         low = high = None
         if ratio and error:
-            times = math.exp(math.hypot(z * error, MAX_SPREADS * spread))
+            times = _exp(math.hypot(z * error, MAX_SPREADS * spread))
             low, high = ratio / times, ratio * times
         pairs.append(Pair(*figure, ratio, low, high))
-    return pairs, math.exp(MAX_SPREADS * spread)
+    return pairs, _exp(MAX_SPREADS * spread)
+
+
+def _exp(logarithm: float) -> float:
+    return math.exp(min(logarithm, MAX_LOG))
 
 
 def _ratio(first: Measurement, second: Measurement) -> tuple[float | None, float]:

@@ -52,6 +52,7 @@ def database(said):
 @pytest.mark.parametrize(
     ("error", "where", "named"),
     [
+        (redis.AuthenticationError("WRONGPASS"), LOCAL, "`workshop stop`"),
         # an answer of AWS
         (answer("InvalidClientTokenId"), None, "aws configure list"),
         (answer("InvalidSignatureException", message="Signature expired: A"), QUEUE, "date -u"),
