@@ -272,6 +272,7 @@ class Database:
         rows: Iterable[Row],
         *,
         progress: Callable[[int], object] = lambda _: None,
+        first: Callable[[Cursor], object] | None = None,
     ) -> int:
         """Insert many rows in transactions that DSQL accepts; rows that exist already stay.
 
@@ -284,6 +285,7 @@ class Database:
             columns: the names of the columns that `rows` holds.
             rows: one tuple a row.
             progress: called with the number of rows dealt with after each transaction.
+            first: done first in each transaction, with its cursor; it may change one row itself.
 
         Returns:
             How many rows are new.
@@ -297,6 +299,8 @@ class Database:
         names = sql.SQL(", ").join(map(sql.Identifier, columns))
 
         def insert(batch: list[Row], cursor: Cursor) -> int:
+            if first is not None:
+                first(cursor)
             arrays = to_arrays(batch)
             casts = [
                 sql.SQL(f"%s::{read_as or types.get(name, 'text')}[]")
@@ -309,7 +313,8 @@ class Database:
             return cursor.rowcount
 
         new, stream = 0, iter(rows)
-        while batch := list(islice(stream, MAX_ROWS_PER_TRANSACTION)):
+        most = MAX_ROWS_PER_TRANSACTION - (first is not None)
+        while batch := list(islice(stream, most)):
             new += self.run_transaction(partial(insert, batch))
             progress(len(batch))
         return new

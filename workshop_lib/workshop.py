@@ -9,10 +9,10 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg2
 import redis
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from workshop_lib.measure import Samples
     from workshop_lib.sandbox import Sandbox
 
+T = TypeVar("T")
 MAX_CACHES = 16
 MAX_TIMEOUT_S = 60.0
 _open: dict[str, Workshop] = {}
@@ -324,21 +325,26 @@ class Workshop:
         )
 
     def load_table(self, name: str, sizes: Sizes | None = None) -> Loaded:
-        """Bring one of the workshop's tables to exactly these rows; again changes nothing."""
+        """Bring one of the workshop's tables to exactly these rows; again changes nothing.
+
+        Raises:
+            DataError: an unknown table; another load of it has not finished for minutes, or has
+                taken over since this one stood still; or another program wrote to it meanwhile.
+
+        """
         return dataset.load_table(self.database, name, sizes)
 
     def load_objects(self, sizes: Sizes | None = None) -> Loaded:
         """Bring the workshop's objects in the bucket to exactly these; again changes nothing.
+
+        They are called `filename1.txt`, `filename2.txt` and so on. All others stay as they are.
 
         Raises:
             DataError: a size is out of range, or another load has not finished for minutes.
             ServiceUnreachableError: the store did not answer, or refused us.
 
         """
-        try:
-            return dataset.load_objects(self.s3, self.bucket, self.object_prefix, sizes)
-        except (ClientError, BotoCoreError) as error:
-            raise store_error(error, self.objects.endpoint) from None
+        return _at_store(self, dataset.load_objects, sizes)
 
     def sandbox(
         self, *, database: bool = True, caches: int = 1, cache_timeout_s: float = 1.0
@@ -593,6 +599,7 @@ def open_workshop(
     Args:
         notebook: the name under which results are kept.
         needs: tables that have to be there and filled; "objects" for the objects in the bucket.
+            A finished load of any size is left alone.
         settings: values that win over the environment, for example valkey_ttl=5.
 
     Raises:
@@ -617,9 +624,16 @@ def open_workshop(
         greet_store(workshop.s3, endpoints.store)
         for name in needs:
             if name == "objects":
-                workshop.load_objects()
+                _at_store(workshop, dataset.ensure_objects)
             else:
                 dataset.ensure_table(database, name)
         on_error.pop_all()
     _open[notebook] = workshop
     return workshop
+
+
+def _at_store(workshop: Workshop, load: Callable[..., T], *arguments: object) -> T:
+    try:
+        return load(workshop.s3, workshop.bucket, workshop.object_prefix, *arguments)
+    except (ClientError, BotoCoreError) as error:
+        raise store_error(error, workshop.objects.endpoint) from None

@@ -6,6 +6,7 @@ from .load import (
     count_tables as count_tables,
     create_table as create_table,
     drop_everything as drop_everything,
+    ensure_objects as ensure_objects,
     ensure_table as ensure_table,
     list_objects as list_objects,
     list_tables as list_tables,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -28,9 +29,15 @@ class Table:
     ddl: str
 
     @property
-    def key(self) -> str:
-        """The column that tells rows apart: a number that counts from 1 in generated tables."""
+    def number(self) -> str:
+        """The column that counts from 1 in the workshop's data."""
         return self.columns[0]
+
+    @property
+    def primary_key(self) -> tuple[str, ...]:
+        """The columns of the primary key."""
+        found = re.search(r"PRIMARY KEY \((.+)\)", self.ddl)
+        return tuple(found[1].split(", ")) if found else self.columns[:1]
 
 
 def _read_tables() -> dict[str, Table]:

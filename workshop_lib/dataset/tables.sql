@@ -1,4 +1,5 @@
--- The tables of the workshop, as Aurora DSQL accepts them: a statement each, the key's column first.
+-- The tables of the workshop, as Aurora DSQL accepts them: a statement each, first the column that
+-- counts the rows.
 
 CREATE TABLE IF NOT EXISTS planet (
     id   INTEGER PRIMARY KEY,
@@ -60,10 +61,14 @@ CREATE TABLE IF NOT EXISTS business_events (
     event_data   JSONB NOT NULL
 );
 
--- What has been loaded, from which recipe, and whether to the end.
+-- What has been loaded, from which recipe, whether to the end, and the sum over its rows; and which
+-- load is under way, until when that counts.
 CREATE TABLE IF NOT EXISTS workshop_loaded (
-    table_name VARCHAR(60) PRIMARY KEY,
-    recipe     VARCHAR(200) NOT NULL,
-    row_count  BIGINT NOT NULL,
-    complete   BOOLEAN NOT NULL
+    table_name    VARCHAR(60) PRIMARY KEY,
+    recipe        VARCHAR(200) NOT NULL,
+    row_count     BIGINT NOT NULL,
+    complete      BOOLEAN NOT NULL,
+    fingerprint   BIGINT,
+    loader        VARCHAR(60),
+    claimed_until TIMESTAMPTZ
 );
