@@ -14,7 +14,9 @@ import string
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
+from numbers import Integral, Real
 from types import CodeType
 from typing import Any, NoReturn, TypeAlias
 
@@ -172,6 +174,21 @@ class Check:
         """What the answer does with these very arguments."""
         return _call(self.answer, arguments)
 
+    def attempt_elsewhere(self, *arguments: Any) -> Outcome:
+        """What the answer does in another Python process, where strings have another `hash`."""
+        names = getattr(self.answer, "__globals__", {})
+        before = {"hash": names["hash"]} if "hash" in names else {}
+        names["hash"] = _hash_elsewhere
+        try:
+            return self.attempt(*arguments)
+        finally:
+            del names["hash"]
+            names |= before
+
+    def uses(self, name: str) -> bool:
+        """Whether the answer's own code names this attribute or global."""
+        return name in getattr(getattr(self.answer, "__code__", None), "co_names", ())
+
     def call(self, *arguments: Any, shown: str) -> Any:
         """What the answer returns; the check ends if it raises an error."""
         self.facts["call"] = shown
@@ -198,7 +215,7 @@ class Check:
         """Compare the answer with the solution, case by case, and tell the first difference."""
         tried: list[Case] = []
         for case in cases or self._cases():
-            case.expected = _call(self.solution, _copy(case.arguments))
+            case.expected = _call(self.solution, copy(case.arguments))
             self._try(case)
             tried.append(case)
             if case.got.error is not None and case.expected.error is None:
@@ -213,7 +230,7 @@ class Check:
 
     def _try(self, case: Case) -> None:
         """Call the answer several times; what counts is the first time that it is wrong."""
-        outcomes = [self.attempt(*_copy(case.arguments)) for _ in range(case.draws)]
+        outcomes = [self.attempt(*copy(case.arguments)) for _ in range(case.draws)]
         for case.got in outcomes:
             self._require_unchanged(case)
             if self._compare(case):
@@ -271,7 +288,7 @@ class Check:
         for some in (tried, [case for case in tried if case.expected.value is not None]):
             for suspect in self.table.suspects:
                 rule = vary(self.table, suspect.wrong)
-                found = [(case.got, _call(rule, _copy(case.arguments))) for case in some]
+                found = [(case.got, _call(rule, copy(case.arguments))) for case in some]
                 if found and all(got.fits(same, self.table.within) for got, same in found):
                     return suspect.say
         if all(case.got.fits(case.expected, ROUNDED) for case in tried):
@@ -366,7 +383,7 @@ def _compile(expression: str) -> CodeType:
     return compile(expression, "<table>", "eval")
 
 
-def _copy(arguments: tuple[Any, ...]) -> Any:
+def copy(arguments: tuple[Any, ...]) -> Any:
     """A copy, quicker than that of `copy`, whose every step the watch on the answer would see."""
     return pickle.loads(pickle.dumps(arguments))  # noqa: S301 - our own
 
@@ -381,20 +398,29 @@ def _call(function: Function, arguments: tuple[Any, ...]) -> Outcome:
     return Outcome(value, arguments=arguments)
 
 
+def _hash_elsewhere(value: Any) -> int:
+    """The `hash` of a process with another seed: numbers and None keep theirs."""
+    if value is None or isinstance(value, int | float):
+        return hash(value)
+    if isinstance(value, tuple | frozenset):
+        return hash(type(value)(map(_hash_elsewhere, value)))
+    return hash(("another process", value))
+
+
 def _same(got: object, expected: object, within: float) -> bool:
-    """Equal; numbers nearly so, unless an integer is expected."""
+    """Equal; numbers of any type nearly so, but where an integer is expected, only an integer."""
     if isinstance(expected, list | tuple) and isinstance(got, list | tuple):
         pairs = zip(got, expected, strict=False)
         return len(got) == len(expected) and all(_same(*pair, within) for pair in pairs)
     if not _is_number(expected) or not _is_number(got):
         return type(got) is type(expected) and got == expected
     if isinstance(expected, int):
-        return isinstance(got, int) and got == expected
+        return isinstance(got, Integral) and got == expected
     return math.isclose(got, expected, rel_tol=1e-6, abs_tol=within)  # type: ignore[arg-type]
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real | Decimal) and not isinstance(value, bool)
 
 
 def _short(value: object) -> str:

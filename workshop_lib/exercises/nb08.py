@@ -19,6 +19,8 @@ LEFT = (
 DAYS = 4
 """So many rows are of the day itself, and as many of the next."""
 SPARE = 100
+PRIME = 59_999
+"""Above every id. Modulo a prime, ids that are multiples of another one differ."""
 
 
 class Observed:
@@ -72,10 +74,10 @@ def delete_before(check: Check) -> None:
 
 @contextmanager
 def _log(check: Check, day: date, older: int) -> Iterator[None]:
-    """The table, with rows before the day, on the day and after it; their ids have gaps."""
+    """The table, with rows before the day, on the day and after it; ids are in another order."""
     days = [day - timedelta(days=1 + number % 50) for number in range(older)]
     days += [day] * DAYS + [day + timedelta(days=1)] * DAYS
-    rows = [(number * 7, one, f"entry {number}") for number, one in enumerate(days)]
+    rows = [(number * 7_919 % PRIME, one, f"entry {number}") for number, one in enumerate(days)]
     query = check.ws.database.query
     query(f"DROP TABLE IF EXISTS {LOG}")
     try:

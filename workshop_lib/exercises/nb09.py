@@ -24,7 +24,7 @@ def with_retry(check: Check) -> None:
 
 
 def _try(check: Check, code: str, fails: int) -> list[float]:
-    """Call the answer with work that fails so many times, then returns a number; what it slept."""
+    """Call the answer with work that fails so often, and returns how often; what it slept."""
     raised: list[Error] = []
     waits: list[float] = []
 
@@ -33,14 +33,14 @@ def _try(check: Check, code: str, fails: int) -> list[float]:
         raised.append(_error(code, TEXTS[len(raised) % 2]))
         if len(raised) <= fails:
             raise raised[-1]
-        return len(raised)
+        return len(raised) - 1
 
     outcome = check.attempt(work, waits.append)
     if outcome.error is not None and outcome.error not in raised:
         check.stop(outcome.error)
     tries, calls = len(raised), 1 if code != "40001" else min(fails + 1, 10)
     came = outcome.error or outcome.value
-    right = (raised[-1] if tries <= fails else tries) if raised else None
+    right = (raised[-1] if tries <= fails else tries - 1) if raised else None
     facts = {"code": code, "fails": fails, "tries": tries, "calls": calls, "waits": len(waits)}
     check.judge("tried", **facts, came=came, right=right)
     return waits

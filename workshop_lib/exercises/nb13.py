@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 from workshop_lib.exercises.check import Check, Recorder, say_error
 
 ERRORS = {"m0": ValueError, "m1": ValueError, "m2": KeyError, "m3": TimeoutError}
 """What `handle` raises for which message."""
-MESSAGES = [{"messageId": f"id-{body[1:]}", "body": body} for body in ERRORS]
+IDS = {"m0": "id-7f", "m1": "id-c2", "m2": "id-09", "m3": "id-e4"}
+MESSAGES = [{"messageId": IDS[body], "body": body} for body in ERRORS]
 
 
 def process_batch(check: Check) -> None:
@@ -15,6 +18,7 @@ def process_batch(check: Check) -> None:
     for [failing] in check.table.cases:
         _try_batch(check, check.value(failing), coped)
     check.judge("empty", got=check.call([], print, shown=check.say("no_messages")))
+    _interrupt(check)
 
 
 def _try_batch(check: Check, failing: list[str], coped: list[Exception]) -> None:
@@ -38,8 +42,25 @@ def _try_batch(check: Check, failing: list[str], coped: list[Exception]) -> None
         listed = sorted(one["itemIdentifier"] for one in outcome.value["batchItemFailures"])
     except (TypeError, KeyError):
         listed = None
-    expected = [f"id-{body[1:]}" for body in failing]
+    expected = sorted(IDS[body] for body in failing)
     check.judge("batch", got=outcome.value, listed=listed, expected=expected)
+
+
+def _interrupt(check: Check) -> None:
+    """An Interrupt while a message is handled has to end the answer."""
+    main, interrupts = threading.get_ident(), 0
+
+    def interrupted(_: object) -> None:
+        nonlocal interrupts
+        if threading.get_ident() == main:  # no other thread is ever interrupted
+            interrupts += 1
+            raise KeyboardInterrupt
+
+    try:
+        check.attempt([dict(message) for message in MESSAGES], interrupted)
+    except KeyboardInterrupt:
+        return
+    check.judge("interrupted", interrupts=interrupts)
 
 
 JUDGES = {"13.2": process_batch}
