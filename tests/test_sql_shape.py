@@ -14,6 +14,8 @@ READS = [
     "/* update t */ SELECT 'delete from t for update' FROM t",
     "SELECT t.* FROM t JOIN pg_class c ON c.relname = t.name",
     "SELECT * FROM t WHERE created_at > now() - interval $1",
+    "SELECT * FROM t TABLESAMPLE system (1) REPEATABLE (1)",
+    "SELECT 'pg_notify' FROM t",
 ]
 
 
@@ -43,12 +45,27 @@ def test_a_read_can_be_cached(query):
         ("SELECT pg_catalog.setval('s', $1)", "it has side effects"),
         ("SELECT do_it($1)", "it reads no table"),  # who knows what it does
         ("SELECT * FROM t ORDER BY random() LIMIT 1", "its answer should differ each time"),
+        ("SELECT pg_try_advisory_lock(id) FROM t", "it has side effects"),
+        ("SELECT pg_advisory_xact_lock(id) FROM t", "it has side effects"),
+        ("SELECT txid_current() FROM t", "it has side effects"),
+        ("SELECT pg_sleep_for($1) FROM t", "it has side effects"),
+        ("SELECT pg_stat_reset() FROM t", "it has side effects"),
         ("SELECT gen_random_uuid()", "differ each time (gen_random_uuid())"),
+        ("SELECT pg_current_snapshot() FROM t", "differ each time"),
+        ("SELECT * FROM t TABLESAMPLE system (1)", "differ each time (TABLESAMPLE)"),
         ("SELECT * FROM t WHERE owner = CURRENT_USER", "who asks"),
         ("SELECT * FROM t WHERE tenant = current_setting('a.b')", "who asks"),
+        ("SELECT currval('s') FROM t", "who asks"),
+        ("SELECT lastval() FROM t", "who asks"),
+        ("SELECT has_table_privilege(name, 'SELECT') FROM t", "who asks"),
+        ("SELECT inet_client_port() FROM t", "who asks"),
+        ("SELECT CURRENT_SCHEMA FROM t", "who asks"),
+        ("SELECT current_schema() FROM t", "who asks"),
         ("SELECT 1", "it reads no table"),
         ("SELECT oid FROM pg_catalog.pg_type WHERE typname = $1", "it reads the catalogue"),
         ("SELECT * FROM information_schema.tables", "it reads the catalogue"),
+        ("WITH c AS (SELECT * FROM pg_class) SELECT * FROM c", "it reads the catalogue"),
+        ("WITH one AS (SELECT 1) SELECT * FROM one", "it reads no table"),
         ("SELEC 1", "it cannot be parsed"),
         ("SELECT 1; DELETE FROM t", "it cannot be parsed"),
         ("", "it cannot be parsed"),
@@ -75,6 +92,20 @@ def test_only_tables_count_as_read_and_only_the_target_as_changed():
     assert (read.reads, read.changes) == ({"a", "b"}, frozenset())
     written = shape("INSERT INTO a SELECT * FROM b")
     assert (written.reads, written.changes) == ({"b"}, {"a"})
+
+
+@pytest.mark.parametrize(
+    ("query", "tables"),
+    [
+        ("WITH t AS (SELECT * FROM t) SELECT * FROM t", {"t"}),
+        ("WITH RECURSIVE t AS (SELECT * FROM u UNION SELECT * FROM t) SELECT * FROM t", {"u"}),
+        ("WITH a AS (SELECT * FROM b), b AS (SELECT * FROM a) SELECT * FROM b", {"b"}),
+        ("SELECT * FROM (WITH a AS (SELECT * FROM b) SELECT * FROM a) x, a", {"a", "b"}),
+        ("WITH a AS (SELECT * FROM b) SELECT * FROM public.a", {"a", "b"}),
+    ],
+)
+def test_a_name_of_with_hides_a_table_only_where_it_can_be_seen(query, tables):
+    assert shape(query).reads == tables
 
 
 def test_parameters_are_told_from_none():
@@ -104,9 +135,18 @@ def test_other_parameters_are_not(where):
     assert shape(f"SELECT * FROM t WHERE {where}").doubt == ""
 
 
-@pytest.mark.parametrize("clock", ["now()", "CURRENT_DATE", "LOCALTIMESTAMP", "clock_timestamp()"])
+CLOCKS = ["now()", "CURRENT_DATE", "LOCALTIMESTAMP", "clock_timestamp()", "age(born)",
+          "'now'::timestamptz", "x < 'yesterday'", "x BETWEEN ' Today' AND 'tomorrow'"]  # fmt: skip
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
 def test_asking_for_the_time_is_a_doubt(clock):
     assert "asks for the time" in shape(f"SELECT {clock} FROM t").doubt
+
+
+@pytest.mark.parametrize("column", ["age(died, born)", "day = 'today'", "'now'"])
+def test_an_age_between_two_dates_and_a_word_that_is_no_time_are_none(column):
+    assert shape(f"SELECT {column} FROM t").doubt == ""
 
 
 def test_a_text_is_shown_on_one_line_without_values_and_without_control_characters():

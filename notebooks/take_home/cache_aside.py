@@ -173,7 +173,7 @@ def hand_over(valkey, key, token, rows, ttl):
         if token:
             try:
                 keep_if_mine(valkey, key, token, rows, ttl)
-            except TypeError:  # no rows, or a type that cannot be cached
+            except Exception:  # no rows, or a type or TTL that cannot be kept
                 release(valkey, f"{key}:lease", token)
                 raise
     except Exception as error:  # the caller has its answer, or the error of its query

@@ -7,7 +7,10 @@ Built in notebooks 08 to 10; needs boto3 and psycopg2, and on AWS certifi. Copy 
     begin = partial(transaction, new_pool(8), open_one)
     total = run_transaction(begin, lambda cursor: add_order(cursor, order))
 
-`work` may run more than once before it commits: keep anything but the database out of it.
+`work` may run more than once before it commits: keep anything but the database out of it. It must
+neither commit nor roll back. If it does, that is an error, but in two cases it goes unnoticed: a
+later statement has begun another transaction (only that one is committed), or `work` used other
+cursors only. What it sets with SET stays for the connection's next user: write SET LOCAL.
 """
 
 import queue
@@ -42,16 +45,26 @@ def new_pool(size):
 
 
 def usable(connection, expires):
-    """Whether a pooled connection may be used again; one that is too old is closed here."""
-    if connection and time.monotonic() > expires:
+    """Whether a pooled connection may be used again; if too old or not idle, it is closed here."""
+    if connection and (time.monotonic() > expires or connection.info.transaction_status):
         connection.close()
     return connection is not None and not connection.closed
 
 
-def commit(connection):
-    """Commit, unless an error of the database was caught: COMMIT would then be a ROLLBACK."""
-    if connection.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INERROR:
+def new_cursor(connection):
+    """A cursor whose first statement begins a transaction, whatever mode was set before."""
+    connection.autocommit = False
+    return connection.cursor()
+
+
+def commit(cursor):
+    """Commit, unless that would save nothing: after an error that was caught, or a ROLLBACK."""
+    connection, status = cursor.connection, cursor.connection.info.transaction_status
+    if status == psycopg2.extensions.TRANSACTION_STATUS_INERROR:
         raise RuntimeError("an error of the database was caught: COMMIT would save nothing")
+    is_idle = status == psycopg2.extensions.TRANSACTION_STATUS_IDLE
+    if connection.autocommit or (is_idle and cursor.query):
+        raise RuntimeError("the transaction was ended by other means: COMMIT would save nothing")
     connection.commit()
 
 
@@ -62,8 +75,8 @@ def transaction(free, connect, timeout_s=5, max_age_s=2400):
     try:
         if not usable(connection, expires):
             connection, expires = connect(), time.monotonic() + max_age_s * random.uniform(0.8, 1)
-        yield connection.cursor()
-        commit(connection)
+        yield (cursor := new_cursor(connection))
+        commit(cursor)
     except BaseException:
         if connection and not connection.closed:  # else the next user gets a new one
             connection.rollback()

@@ -77,6 +77,17 @@ def test_an_argument_that_no_key_can_stand_for_is_an_error_that_says_so(price, c
     assert calls == []
 
 
+def test_a_parameter_may_have_any_name(source):
+    @cached(source)
+    def function(self: int, cls: int = 0) -> int:
+        return self + cls
+
+    assert [function(self=3), function(3, cls=0)] == [3, 3]
+    assert function.stats().hits == 1
+    assert function.key(self=3) == function.key(3)
+    assert function.invalidate(self=3)
+
+
 class Scale:
     """Can be called, and has a method."""
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg2
 import pytest
 from redis.crc import key_slot
 from redis.exceptions import TimeoutError as Slow
@@ -198,6 +199,92 @@ def test_each_waiting_thread_has_an_error_of_its_own(source, database, at_once, 
         assert len({id(error) for error in errors}) == 20
         assert {(type(e), e.args) for e in errors} == {(LookupError, ("no such table", 42))}
         assert max(len(list(traceback.walk_tb(e.__traceback__))) for e in errors) < 15
+
+
+class NotFoundError(Exception):
+    """Makes a text of its argument, so that making it again from `args` says everything twice."""
+
+    def __init__(self, key: int) -> None:
+        super().__init__(f"user {key} not found")
+        self.key = key
+
+
+class CodedError(Exception):
+    """Has an argument that is not in `args`."""
+
+    def __init__(self, code: int, text: str = "unknown") -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class SlottedError(Exception):
+    """Has a part outside of its dict."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+
+class UniqueError(Exception):
+    """Refuses to be made in another way than its own."""
+
+    def __new__(cls, *, code: int) -> UniqueError:
+        return super().__new__(cls, code)
+
+    def __init__(self, *, code: int) -> None:
+        self.code = code
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: NotFoundError(5),
+        lambda: CodedError(7, "no such code"),
+        lambda: SlottedError(7),
+        lambda: UniqueError(code=7),
+        lambda: FileNotFoundError(2, "no such file", "a.txt"),
+        lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        lambda: ImportError("no module", name="m"),
+        lambda: ExceptionGroup("both", [KeyError(1), ValueError("x")]),
+    ],
+)
+def test_a_waiting_thread_has_the_error_with_its_text_and_details(source, at_once, gathered, make):
+    def details(error: BaseException) -> list[object]:
+        names = ("key", "code", "errno", "filename", "reason", "name", "__notes__")
+        parts = [getattr(error, name, None) for name in names]
+        return [type(error), repr(error), str(error), repr(error.args), *parts]
+
+    def function() -> None:
+        source.database.query(ASK)
+        error = make()
+        error.add_note("a note")
+        raise error from LookupError("why")
+
+    gathered(6)
+    errors = at_once(6, cached(source, lock_seconds=30)(function))
+    expected = make()
+    expected.add_note("a note")
+    assert [details(error) for error in errors] == [details(expected)] * 6
+    # A twin's cause is the original, which has a cause of its own.
+    causes = {repr(error.__cause__.__cause__ or error.__cause__) for error in errors}
+    assert causes == {"LookupError('why')"}
+
+
+def test_a_waiting_thread_has_what_the_database_said_of_its_error(ws, source, at_once, gathered):
+    def function() -> None:
+        source.database.query(ASK)
+        ws.database.query("SELECT 'x'::int")
+
+    twin = cached(source, lock_seconds=30)(function)
+    for _ in range(3):
+        gathered(20)
+        errors = at_once(20, twin)
+        said = {(type(e), e.diag.message_primary, e.pgcode) for e in errors}
+        text = 'invalid input syntax for type integer: "x"'
+        assert said == {(psycopg2.errors.InvalidTextRepresentation, text, "22P02")}
+        assert max(len(list(traceback.walk_tb(e.__traceback__))) for e in errors) < 40
 
 
 def test_an_interrupt_of_the_loading_thread_concerns_no_other(source, database, at_once, gathered):

@@ -180,6 +180,29 @@ def test_a_statement_that_asks_for_nothing_is_refused_with_advice(ws, statement)
 # --- tags ---
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT 1 FROM (SELECT pg_notify('a', 'b')) x",
+        "SELECT PG_CATALOG.PG_NOTIFY ('a', 'b')",
+        'SELECT "pg_notify"(%s, %s)',
+        "SELECT txid_current()",
+        "SELECT pg_logical_emit_message(false, 'a', 'b')",
+        "SELECT pg_try_advisory_xact_lock(7)",
+        "SELECT pg_advisory_xact_lock_shared(7)",
+        "SELECT set_config('application_name', 'a', true)",
+    ],
+)
+def test_what_has_an_effect_in_a_read_only_transaction_has_it_each_time(
+    cache, statement, database_queries
+):
+    params = ("a", "b") if "%s" in statement else None
+    with database_queries(3):
+        answers = [cache.fetch(statement, params).source for _ in range(3)]
+    assert answers == ["database"] * 3
+    assert cache.stats().uncacheable == 3
+
+
 def test_invalidating_a_tag_invalidates_all_entries_under_it_and_no_others(source):
     cache = QueryCache(source)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from uuid import UUID
 
 import psycopg2
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from workshop_lib.cache import keys
 from workshop_lib.cache.record_cache import RecordCache
 from workshop_lib.cache.stats import CacheStats
+from workshop_lib.rows import Rows
 
 COLUMNS = """
     id int PRIMARY KEY, name text, price numeric, ratio float8, born date, seen timestamptz,
@@ -72,8 +74,10 @@ def test_each_field_is_stored_so_that_a_person_can_read_it(ws, orders):
 
 
 def test_an_absent_record_is_cached_on_purpose_for_a_time_of_its_own(ws, orders, database_queries):
-    with database_queries(1):
+    with database_queries(2):  # one of them asks for the type of the keys
         answers = [orders.fetch(999) for _ in range(5)]
+    with database_queries(1):
+        assert [orders.get(998) for _ in range(5)] == [None] * 5
     assert [a.record for a in answers] == [None] * 5
     assert [a.source for a in answers] == ["database"] + ["cache"] * 4
     orders.get(1)
@@ -211,6 +215,104 @@ def test_what_is_found_by_another_key_than_its_own_is_answered_and_not_kept(ws, 
     assert not list(ws.valkey.scan_iter(f"{ws.namespace}:lock:*"))
 
 
+KEYS = {
+    "int": (7, ["7", Decimal(7)]),
+    "numeric": (Decimal("5.0"), [Decimal(5), Decimal("5.00"), 5, "5.0"]),
+    "float8": (0.0, [-0.0, 0, "0"]),
+    "timestamptz": (
+        datetime(2026, 1, 1, tzinfo=UTC),
+        [datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))), "2026-01-01 00:00Z"],
+    ),
+    "char(5)": ("zz   ", ["zz", "zz "]),
+    "uuid": (UUID(int=7), [str(UUID(int=7)), UUID(int=7).hex]),
+    "date": (date(2026, 1, 1), ["2026-01-01", datetime(2026, 1, 1)]),  # noqa: DTZ001
+    "short": (7, ["7", Decimal(7)]),  # a domain: what its rules are is not looked into
+}
+ONE_FORM = {"int", "uuid", "date"}
+
+
+@pytest.fixture
+def keyed(ws) -> Iterator[Callable[[str], RecordCache]]:
+    """Makes a table without rows, its keys of a type, and its records."""
+
+    def make(kind: str) -> RecordCache:
+        ws.database.query(f"CREATE TABLE keyed (k {kind} PRIMARY KEY, v int)")
+        return RecordCache(ws, "keyed", "k", ttl=60)
+
+    ws.database.query("CREATE DOMAIN short AS int")
+    yield make
+    ws.database.query("DROP TABLE keyed")
+    ws.database.query("DROP DOMAIN short")
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+@pytest.mark.parametrize("kind", KEYS)
+def test_an_absence_is_kept_only_where_its_key_has_no_other_form(ws, keyed, kind, many):
+    own, others = KEYS[kind]
+    records = keyed(kind)
+
+    def read(key):
+        return records.get_many([key])[key] if many else records.get(key)
+
+    assert [read(key) for key in (own, *others)] == [None] * (1 + len(others))
+    assert ws.valkey.exists(records.key(own)) == (kind in ONE_FORM)
+    ws.database.query("INSERT INTO keyed VALUES (%s, 1)", (own,))
+    records.invalidate(own)
+    assert [read(key)["v"] for key in (own, *others)] == [1] * (1 + len(others))
+
+
+@pytest.mark.parametrize("kind", ["text", "varchar(9)"])
+def test_the_absence_of_a_text_is_kept_and_many_take_one_select(keyed, kind, database_queries):
+    records = keyed(kind)
+    records.get("a")
+    with database_queries(1):
+        assert records.get_many(["a", "b", "b "]) == {"a": None, "b": None, "b ": None}
+    with database_queries(0):
+        assert [records.get(key) for key in ("a", "b", "b ")] == [None] * 3
+
+
+def test_where_the_type_of_the_keys_cannot_be_asked_for_no_absence_is_kept(source, database):
+    answers = iter([Rows(("id", "v"), [], 0.0), LookupError("no catalogue")] * 2)
+
+    def query(*_):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    database.query = query
+    things = RecordCache(source, "thing")
+    assert [things.get(1), things.get(1)] == [None, None]
+    assert (things.stats().misses, things.stats().uncacheable) == (2, 2)
+
+
+def test_a_key_that_several_rows_have_is_refused(ws):
+    ws.database.query("CREATE TABLE twins (id int, k text, v int, PRIMARY KEY (id))")
+    ws.database.query("INSERT INTO twins VALUES (1, 'a', 1), (2, 'a', 2), (3, 'b', 3)")
+    twins = RecordCache(ws, "twins", "k")
+    for read in (twins.get, lambda key: twins.get_many([key, "b"])):
+        with pytest.raises(ValueError, match="2 rows of twins have the k 'a'"):
+            read("a")
+    assert twins.get("b")["v"] == 3
+    ws.database.query("DROP TABLE twins")
+
+
+def test_a_column_may_have_any_name(ws):
+    names = ["@", "@@", "@v", "self", "primary_key", "ä b"]
+    columns = ", ".join(f'"{name}" int' for name in names)
+    ws.database.query(f"CREATE TABLE named (id int PRIMARY KEY, {columns})")
+    ws.database.query("INSERT INTO named VALUES (1, 1, 2, 3, 4, 5, 6)")
+    named = RecordCache(ws, "named")
+    miss, hit = named.fetch(1), named.fetch(1)
+    assert (miss.source, hit.source) == ("database", "cache")
+    assert hit.record == miss.record == {"id": 1, **dict(zip(names, range(1, 7), strict=True))}
+    assert named.update(1, **dict.fromkeys(names, 9))
+    assert named.get_fields(1, ["@", "self"]) == {"@": 9, "self": 9}
+    assert named.get(1) == {"id": 1, **dict.fromkeys(names, 9)}
+    assert named.stats().corrupt == 0
+    ws.database.query("DROP TABLE named")
+
+
 def test_many_that_another_request_is_loading_are_waited_for(ws, orders, at_once):
     answers = at_once(4, lambda: orders.get_many(range(50)))
     assert {str(answer) for answer in answers} == {str(orders.get_many(range(50)))}
@@ -242,6 +344,12 @@ def test_a_put_replaces_the_older_record_and_all_its_fields(ws, orders):
     ws.valkey.rpush(orders.key(1), "not a record")
     orders.put(1, {"id": 1})
     assert orders.get(1) == {"id": 1}
+
+
+@pytest.mark.parametrize("record", [{}, {1: 2}, {"id": 1, "": 2}])
+def test_a_put_of_what_is_no_record_is_refused(orders, record):
+    with pytest.raises(TypeError, match="is not a record"):
+        orders.put(1, record)
 
 
 @pytest.mark.parametrize(

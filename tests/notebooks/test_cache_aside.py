@@ -142,6 +142,14 @@ def test_an_answer_that_cannot_be_kept_leaves_no_lease_to_wait_for(taken, place,
     assert taken.take_lease(valkey, taken.cache_key(sql, None, prefix))
 
 
+@pytest.mark.parametrize("ttl", [0, -1, 0.0001, float("inf"), float("nan"), "30"])
+def test_a_ttl_that_no_entry_can_have_leaves_no_lease_to_wait_for(taken, place, connect, ttl):
+    valkey, prefix = place
+    assert taken.fetch_once(valkey, connect(), "SELECT 7", ttl=ttl, prefix=prefix) == [(7,)]
+    assert taken.take_lease(valkey, taken.cache_key("SELECT 7", None, prefix))
+    assert taken.counts["faults"] == 1
+
+
 def test_a_spread_ttl_is_one_that_an_entry_can_have(taken, place, connect):
     valkey, prefix = place
     for fetch in (taken.fetch, taken.fetch_once):

@@ -157,6 +157,82 @@ def test_a_caught_error_is_no_commit(ws, service):
     assert module.run_transaction(begin, increment) == 1
 
 
+def rolled_back(cursor):
+    increment(cursor)
+    cursor.connection.rollback()
+
+
+def rolled_back_after_an_error(cursor):
+    increment(cursor)
+    with suppress(psycopg2.errors.UniqueViolation):
+        cursor.execute("INSERT INTO taken_home VALUES (1, 1)")
+    cursor.connection.rollback()
+
+
+def rolled_back_in_words(cursor):
+    increment(cursor)
+    cursor.execute("ROLLBACK")
+
+
+def closed_its_cursor(cursor):
+    rolled_back(cursor)
+    cursor.close()
+
+
+def left_open_in_autocommit_mode(cursor):
+    cursor.connection.autocommit = True
+    cursor.execute("BEGIN")
+    increment(cursor)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        rolled_back,
+        rolled_back_after_an_error,
+        rolled_back_in_words,
+        closed_its_cursor,
+        left_open_in_autocommit_mode,
+    ],
+)
+def test_a_transaction_that_was_ended_by_other_means_is_no_commit(ws, service, work):
+    module, connect = service
+    begin = partial(module.transaction, module.new_pool(1), connect)
+    with pytest.raises(RuntimeError, match="COMMIT would save nothing"):
+        module.run_transaction(begin, work)
+    assert module.run_transaction(begin, increment) == 1
+    assert ws.database.query("SELECT n FROM taken_home")[0][0] == 1
+
+
+def test_a_mode_and_local_settings_end_with_their_user(ws, service):
+    module, connect = service
+    begin = partial(module.transaction, module.new_pool(1), connect)
+
+    def ask_in_autocommit_mode(cursor):
+        cursor.connection.autocommit = True
+        cursor.execute("SELECT 1")
+
+    def fail(cursor):
+        increment(cursor)
+        raise ZeroDivisionError
+
+    with pytest.raises(RuntimeError):
+        module.run_transaction(begin, ask_in_autocommit_mode)
+    with begin() as cursor:
+        cursor.execute("SET LOCAL search_path = nowhere")
+    with pytest.raises(ZeroDivisionError):
+        module.run_transaction(begin, fail)
+    assert ws.database.query("SELECT n FROM taken_home")[0][0] == 0
+
+
+def test_a_transaction_may_ask_nothing_or_by_another_cursor(ws, service):
+    module, connect = service
+    begin = partial(module.transaction, module.new_pool(1), connect)
+    assert module.run_transaction(begin, lambda _: "nothing") == "nothing"
+    assert module.run_transaction(begin, lambda one: increment(one.connection.cursor())) == 1
+    assert ws.database.query("SELECT n FROM taken_home")[0][0] == 1
+
+
 def test_a_connection_that_cannot_be_opened_leaves_its_place_free(service):
     module, connect = service
     pool = module.new_pool(1)

@@ -39,11 +39,11 @@ class Cache:
         self._storage = storage(source.valkey, int(self.policy.max_bytes))
         self._mechanism = Mechanism(self._storage, self.policy)
 
-    def key(self, *args: Any, **kwargs: Any) -> str:
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
         """The key of an entry."""
         raise NotImplementedError
 
-    def invalidate(self, *args: Any, **kwargs: Any) -> bool:
+    def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         """Remove one entry, and keep loads that are under way from storing. Call it after COMMIT.
 
         Args:

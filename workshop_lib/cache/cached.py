@@ -50,7 +50,7 @@ class CachedFunction(Cache, Generic[P, R]):
         # with another of the same module and name: not a closure, not a cell that was run again.
         self._salt = "" if name else secrets.token_hex(16)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result, from the cache if it is there."""
 
         def load() -> Entry:
@@ -69,7 +69,7 @@ class CachedFunction(Cache, Generic[P, R]):
     def __reduce__(self) -> str:  # as functions do: copied as itself, pickled by its name
         return str(getattr(self, "__qualname__", self._name))
 
-    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key for these arguments; f(1) and f(x=1) have the same."""
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()

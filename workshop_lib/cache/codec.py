@@ -76,6 +76,10 @@ class Entry(msgspec.Struct, frozen=True):
     size: int = 0
 
 
+class Unkept(Entry, frozen=True):
+    """An answer that is given and not kept: it has no stored form."""
+
+
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_TIME)]
 
 
@@ -148,6 +152,8 @@ def decode_lines(line: bytes, values: bytes, size: int) -> Entry:
 
 def encode_head(entry: Entry, types: tuple[str, ...] = ()) -> bytes:
     """Return what precedes an entry's values. Raises Uncacheable."""
+    if isinstance(entry, Unkept):
+        raise Uncacheable("This answer is given and not kept.")
     times = entry.created_at, entry.cost_seconds
     head = Head(*times, entry.columns, types, entry.fresh_until, dict(entry.tags))
     return _dump(head, "A column's name")

@@ -12,12 +12,13 @@ instead of an error, and a load without a lock is answered but not stored.
 
 from __future__ import annotations
 
-import copy
+import inspect
 import random
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from msgspec.structs import replace
@@ -243,7 +244,7 @@ class Mechanism:
             if flight.joined:
                 flight.answer = partial(self._shared, self._packed(entry))
         except Exception as error:
-            flight.answer = partial(_raise_copy, error)
+            flight.answer = partial(_raise_twin, error, error.__traceback__)
             raise
         finally:  # an Interrupt meant this thread alone: the others find no answer, and try again
             self._flights.land(key, flight)
@@ -411,14 +412,36 @@ def is_fresh(entry: Entry, beyond_s: float = 0.0) -> bool:
     return entry.fresh_until is None or time.time() < entry.fresh_until + beyond_s
 
 
-def _raise_copy(error: Exception, _: Load) -> NoReturn:
+def _raise_twin(error: Exception, trace: TracebackType | None, _: Load) -> NoReturn:
     """Raise an exception of the same type and content in another thread.
 
     Raised in many threads, one object would gather the tracebacks of all of them. The original is
-    its cause; where a class cannot be copied, the original is all there is.
+    its twin's cause. Where a class allows no twin with all details, as psycopg2's do not, the
+    original itself is raised, each time with the traceback that it had.
     """
     try:
-        twin = copy.copy(error)
+        twin = _twin(error)
     except Exception:  # noqa: BLE001 -- its class can refuse in any way
-        raise error from None
+        raise error.with_traceback(trace)  # noqa: B904 -- its cause stays as it was
     raise twin from error
+
+
+def _twin(error: Exception) -> Exception:
+    """A copy made without `__init__`, which may make another text of the same arguments.
+
+    Raises whatever its class raises, as where it has a part that cannot be written.
+    """
+    kind = type(error)
+    twin = kind.__new__(kind, *error.args)
+    vars(twin).update(vars(error))
+    if hasattr(error, "__notes__"):
+        twin.__notes__ = [*error.__notes__]
+    for name, part in inspect.getmembers_static(kind, inspect.isdatadescriptor):
+        is_slot = inspect.ismemberdescriptor(part) or inspect.isgetsetdescriptor(part)
+        if is_slot and not name.startswith("__"):  # such as OSError's filename, or psycopg2's diag
+            value = getattr(error, name, None)
+            if getattr(twin, name, None) is not value:
+                setattr(twin, name, value)
+    if (type(twin), str(twin)) != (kind, str(error)):
+        raise TypeError
+    return twin

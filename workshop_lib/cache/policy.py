@@ -31,7 +31,8 @@ class Policy:
         lock_seconds: how soon a loader that was killed is replaced, seconds. It is the life of the
             lock, which is renewed while loading.
         wait_seconds: how long a request waits for another one's load, seconds. After that its
-            process loads for itself, and does not store what it loaded.
+            process loads for itself, and does not store what it loaded. Two loads that ask for each
+            other's key both wait, up to twice that long: let only one of them ask for the other.
         load_seconds: how long a load may take and still be stored, seconds. After that the lock is
             not renewed any more, and another request may load.
         max_bytes: larger entries are not stored.

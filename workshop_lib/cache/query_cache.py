@@ -12,9 +12,10 @@ from redis import Redis
 
 from workshop_lib.cache import keys
 from workshop_lib.cache.base import Cache
-from workshop_lib.cache.codec import Entry, Uncacheable
+from workshop_lib.cache.codec import Entry, Uncacheable, Unkept
 from workshop_lib.cache.connection import do
 from workshop_lib.cache.mechanism import Fetched
+from workshop_lib.cache.side_effects import SIDE_EFFECTS
 from workshop_lib.rows import Params, Rows
 
 BATCH = 5_000
@@ -43,10 +44,16 @@ class QueryCache(Cache):
 
     Empty results are kept like any other. When the cache is down, answers come from the database.
 
-    Beyond `cache_aside.py` of notebooks 02 to 07 it has all types of PostgreSQL, a checksum in each
-    entry, single-flight also among threads, renewed locks for slow loads, tags, early refresh,
-    answers beyond their TTL when the database is down, and a limit on the size of entries.
-    `make benchmarks` says what that costs.
+    Beyond `cache_aside.py` of notebooks 02 to 07 it has all types of PostgreSQL but ranges, a
+    checksum in each entry, single-flight also among threads, renewed locks for slow loads, tags,
+    early refresh, answers beyond their TTL when the database is down, and a limit on the size of
+    entries. `make benchmarks` says what that costs.
+
+    What writes is refused by the database, in a read-only transaction. A few functions have effects
+    there as well, such as `pg_notify` and `pg_advisory_lock`: a statement that names one of
+    PostgreSQL's is answered each time and not kept, and `stats().uncacheable` counts it. Functions
+    of your own and views that call them are not looked into, and what should differ each time, such
+    as random() or now(), is kept like anything else: do not fetch these through a cache.
 
     Args:
         source: an open workshop.
@@ -110,7 +117,8 @@ class QueryCache(Cache):
 
     def _load(self, statement: str, params: Params) -> Entry:
         found = self._database.query(statement, params, read_only=True)
-        return Entry(found.columns, found.rows, found.seconds, time.time())
+        made = Unkept if SIDE_EFFECTS.search(statement.lower()) else Entry
+        return made(found.columns, found.rows, found.seconds, time.time())
 
 
 def _answer(fetched: Fetched) -> Answer:

@@ -2,15 +2,19 @@
 
 Each column is a field, its value JSON as `codec.encode_value` writes it. The field `@` says when
 the hash was filled, how long that took, and which columns there are: none if there is no record.
+A column that is itself called `@` is in the field with the empty name, which no column can have.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from datetime import date
 from functools import partial
+from types import NoneType
 from typing import Any
 from uuid import UUID
 
@@ -20,14 +24,14 @@ from redis import Redis
 
 from workshop_lib.cache import codec, keys
 from workshop_lib.cache.base import Cache
-from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable, encode_value
+from workshop_lib.cache.codec import CorruptEntry, Entry, Uncacheable, Unkept, encode_value
 from workshop_lib.cache.connection import Command, ask
 from workshop_lib.cache.mechanism import is_fresh
 from workshop_lib.cache.storage import Packed, Storage
 from workshop_lib.rows import Row, Rows
 
 Record = dict[str, object]
-ABOUT = b"@"
+ABOUT, COLUMN_AT = b"@", b""
 BATCH = 1_000
 """Records that `get_many` reads, and loads, at a time."""
 
@@ -60,6 +64,23 @@ end
 redis.call('HSET', KEYS[1], unpack(ARGV))
 return 1
 """
+_KEY_TYPE = """
+SELECT format_type(atttypid, -1)
+  FROM pg_attribute LEFT JOIN pg_collation c ON c.oid = attcollation
+ WHERE attrelid = quote_ident(%s)::regclass AND attname = %s
+       AND coalesce(collisdeterministic, true)
+"""
+_ONE_FORM: dict[object, type] = {
+    "smallint": int,
+    "integer": int,
+    "bigint": int,
+    "uuid": UUID,
+    "date": date,
+    "text": str,
+    "character varying": str,
+}
+"""Types of columns in which no two keys of this type of Python's are equal. In others there are:
+1.0 and 1.00, a moment in two time zones, 'ab' and 'ab  ' of char(4)."""
 
 
 class Fetch(msgspec.Struct, frozen=True):
@@ -77,10 +98,6 @@ class Fetch(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class FoundByAnother(Entry, frozen=True):
-    """A row whose own key is not the one that it was asked by, or the absence of such a row."""
-
-
 class HashStorage(Storage):
     """Each entry is one hash: a field for each column, and one about the entry itself."""
 
@@ -91,13 +108,11 @@ class HashStorage(Storage):
 
     def pack(self, entry: Entry) -> Packed:
         """Fields and values by turns. No record: no columns."""
-        if isinstance(entry, FoundByAnother):
-            raise Uncacheable("Its key is another one.")
         if not entry.rows:
             return (ABOUT, codec.encode_head(replace(entry, columns=())))
         packed = [ABOUT, codec.encode_head(entry)]
         for name, value in zip(entry.columns, entry.rows[0], strict=True):
-            packed += (name.encode(), codec.encode_value(value, f"Column {name!r}"))
+            packed += (_field(name), codec.encode_value(value, f"Column {name!r}"))
         return packed
 
     def unpack(self, packed: Packed) -> Entry:
@@ -115,17 +130,22 @@ class HashStorage(Storage):
 
     def update(self, key: str, changes: Record) -> bool:
         """Change some fields of a hash that has them. Returns whether it was there."""
-        flat = [part for name, value in changes.items() for part in (name, encode_value(value))]
+        fields = ((_field(name), encode_value(value)) for name, value in changes.items())
+        flat = [part for field in fields for part in field]
         return self.run(_UPDATE, [key, keys.lock_key(key)], *flat)
 
     def get_fields(self, key: str, names: Sequence[str]) -> Entry | None:
         """An entry of these columns only; None if one of them is not there, or is not ours."""
-        (found,) = ask(self.valkey, ("EVAL", self._read, 1, key, ABOUT, *names))
+        asked = [ABOUT, *map(_field, names)]
+        (found,) = ask(self.valkey, ("EVAL", self._read, 1, key, *asked))
         with suppress(CorruptEntry):
             if isinstance(found, bytes):  # no error: a field is missing, or there is no hash
-                asked = [ABOUT, *map(str.encode, names)]
                 return _entry(asked, found.split(_SEPARATOR), names, size=len(found))
         return None
+
+
+def _field(name: str) -> bytes:
+    return COLUMN_AT if name == "@" else name.encode()
 
 
 def _entry(
@@ -142,6 +162,7 @@ def _entry(
     try:
         fields = dict(zip(names, values, strict=True))
         head = codec.decode_head(fields[ABOUT])
+        fields[ABOUT] = fields.get(COLUMN_AT, b"")
         if len(set(head.columns)) < len(head.columns):  # one large field, read a thousand times
             raise CorruptEntry("A column is named twice.")
         if not head.columns:
@@ -159,12 +180,14 @@ class RecordCache(Cache):
     Its key reads like `workshop:v3:db~3f2a91bc07de:planet:3`, where `db~…` says which database.
     A row that does not exist is kept, too, for `empty_ttl` seconds. Read, write and invalidate by
     the key that the row has: what the database finds by another one, such as "3" in a column of
-    integers, is answered and not kept, as invalidating 3 would not remove it.
+    integers, is answered and not kept, as invalidating 3 would not remove it. So is the absence of
+    a row, unless its key has one form only: an int, UUID, date or str in a column of that type.
+    Where no row has shown the column's type yet, the database is asked for it, once.
 
     Args:
         source: an open workshop.
         table: its name.
-        key: its primary key column.
+        key: its primary key column, or another one whose values are unique.
         ttl: time to live of a record, seconds; VALKEY_TTL if left out.
         behaviour: the other attributes of Policy by name, for example jitter=0.1, or empty_ttl=5
             for "there is no such record".
@@ -194,7 +217,7 @@ class RecordCache(Cache):
         self._select = f'SELECT * FROM "{table}" WHERE "{key}" = %s'  # noqa: S608
         self._select_all = f'SELECT * FROM "{table}" WHERE "{key}" IN %s'  # noqa: S608
         self._key = key
-        self._type: type | None = None  # of the keys, once a row has shown it
+        self._type: type | None = None  # of a key that has one form only, once it is known
 
     def get(self, primary_key: object) -> Record | None:
         """The record, from the cache if it is there, else from the database; None if none exists.
@@ -202,6 +225,7 @@ class RecordCache(Cache):
         Raises:
             psycopg2.Error: the database refused the question.
             TypeError: no key can stand for a value of the primary key's type.
+            ValueError: there are several records, as the key column's values are not unique.
 
         """
         return self.fetch(primary_key).record
@@ -234,6 +258,7 @@ class RecordCache(Cache):
 
         Raises:
             TypeError: as `get`; or one key is given in place of a list.
+            ValueError: as `get`.
 
         """
         if isinstance(primary_keys, str | bytes):
@@ -260,17 +285,17 @@ class RecordCache(Cache):
         should invalidate.
 
         Raises:
-            TypeError: no columns, or one whose name is no text.
+            TypeError: no columns, or one whose name is no text or empty.
             ServiceUnreachableError: the cache did not answer; try again, or invalidate.
 
         """
-        if not record or not all(isinstance(name, str) for name in record):
+        if not record or not all(isinstance(name, str) and name for name in record):
             raise TypeError(f"{record!r} is not a record. Pass a dict with a name for each column.")
-        made = Entry if self._is_of(primary_key, record) else FoundByAnother
+        made = Entry if self._is_of(primary_key, record) else Unkept
         entry = made(tuple(record), [tuple(record.values())], 0.0, time.time())
         self._mechanism.put(self.key(primary_key), entry)
 
-    def update(self, primary_key: object, **changes: object) -> bool:
+    def update(self, primary_key: object, /, **changes: object) -> bool:
         """Write through some fields that have just been committed; the TTL goes on.
 
         Their types have to be those that the database returns, as for `put`.
@@ -313,27 +338,41 @@ class RecordCache(Cache):
         """An entry for each key, by one SELECT where that can be told apart by the keys found."""
         asked = {primary_keys[key] for key in wanted}
         found = self._source.database.query(self._select_all, (tuple(asked),))
-        own = self._own_keys(found, found.rows)
-        rows = dict(zip(map(repr, own), found.rows, strict=True))
-        # A database may find a key equal that Python does not: "3" and 3, "a" and "A".
-        is_sure = set(map(type, (*asked, *own))) in ({int}, {UUID})
+        rows = defaultdict[str, list[Row]](list)
+        for own, row in zip(self._own_keys(found, found.rows), found.rows, strict=True):
+            rows[repr(own)].append(row)
 
         def entry(one: object) -> Entry:
-            row = rows.get(repr(one))
-            if row is None and not is_sure:
+            # A database may find a key equal that Python does not: "3" and 3, "a" and "A".
+            if found.rows and repr(one) not in rows and not self._has_one_form(one):
                 return self._load(one)
-            return self._entry(one, found, [row] if row else [], found.seconds / len(asked))
+            return self._entry(one, found, rows[repr(one)], found.seconds / len(asked))
 
         return {key: entry(primary_keys[key]) for key in wanted}
 
     def _entry(self, asked: object, found: Rows, rows: list[Row], seconds: float) -> Entry:
         """The entry of the row that was found by a key, if there is one."""
         own = self._own_keys(found, rows)
-        if own:
+        if len(own) > 1:
+            raise ValueError(
+                f"{len(rows)} rows of {self._table} have the {self._key} {asked!r}, and a record "
+                "is one row. Name a column whose values are unique as the key, or use QueryCache."
+            )
+        if own and type(own[0]) in {int, UUID}:
             self._type = type(own[0])
-        is_own = self._type in {None, type(asked)} and all(repr(one) == repr(asked) for one in own)
-        made = Entry if is_own else FoundByAnother
+        is_kept = repr(own[0]) == repr(asked) if own else self._has_one_form(asked)
+        made = Entry if is_kept else Unkept
         return made(found.columns, rows, seconds, time.time())
+
+    def _has_one_form(self, asked: object) -> bool:
+        """Whether what the database finds by this key, it finds by no other one."""
+        if self._type is None and type(asked) in _ONE_FORM.values():
+            try:
+                found = self._source.database.query(_KEY_TYPE, (self._table, self._key))
+            except Exception:  # noqa: BLE001 -- the answer is here, and this one only not kept
+                return False
+            self._type = _ONE_FORM.get(found.rows[0][0], NoneType) if found.rows else NoneType
+        return self._type is type(asked)
 
     def _own_keys(self, found: Rows, rows: list[Row]) -> list[object]:
         place = found.columns.index(self._key)
