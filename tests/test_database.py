@@ -1,12 +1,14 @@
 """Queries, transactions that run again, and connections that come back as they were."""
 
 import contextlib
+import io
 import os
 import random
 import re
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
+from types import SimpleNamespace
 from uuid import UUID
 
 import numpy as np
@@ -22,7 +25,7 @@ import pandas as pd
 import psycopg2
 import pytest
 from psycopg2 import sql
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE, register_type
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, AsIs, register_type
 from psycopg2.extras import RealDictCursor
 
 from workshop_lib import connections, database as module
@@ -184,6 +187,19 @@ def test_a_value_of_numpy_or_pandas_is_what_it_is_in_python(ws):
         assert found == python or str(found) == str(python) == "nan", type(given)
     with pytest.raises(psycopg2.ProgrammingError, match="complex"):
         ws.database.query("SELECT %s", (np.complex128(1),))
+
+
+def test_a_value_of_a_package_that_was_imported_since_is_adapted_as_well(pool, monkeypatch):
+    class Kind:
+        dtype = SimpleNamespace(kind="i")
+
+        def tolist(self) -> int:
+            return 3
+
+    monkeypatch.setattr(connections, "_foreign", {("imported_late", "Kind")})
+    assert pool.query("SELECT 1", read_only=True).rows == [(1,)]
+    monkeypatch.setitem(sys.modules, "imported_late", SimpleNamespace(Kind=Kind))
+    assert pool.query("SELECT %s", (Kind(),), read_only=True).rows == [(3,)]
 
 
 # --- queries that only read ---
@@ -378,10 +394,60 @@ def test_an_error_that_the_work_swallowed_is_raised_and_nothing_is_stored(reader
     assert reader.query(f"SELECT * FROM {table}").rows == [(1, 0)]
 
 
-def test_an_error_undone_by_a_savepoint_is_none(plain, table):
+@pytest.mark.parametrize("parser", [True, False])
+def test_an_error_undone_by_a_savepoint_is_none(plain, table, monkeypatch, parser):
+    if not parser:
+        monkeypatch.setitem(sys.modules, "pgparse", None)
     again = swallow("SAVEPOINT a", "SELECT 1 / 0", "ROLLBACK TO a", f"UPDATE {table} SET n = 3")
     assert plain.run_transaction(again) == "saved"
     assert value(plain, table) == 3
+
+    def undone_before_another_error(cursor):
+        again(cursor)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        plain.run_transaction(undone_before_another_error)
+
+
+def never_found(cursor):
+    cursor.fetchone()[0]  # there is no row, as the statement before failed
+
+
+def missing_column(cursor):
+    cursor.execute("SELECT %s", (object(),))  # psycopg2's own error, not the server's
+
+
+def test_an_error_of_work_after_one_that_it_swallowed_does_not_hide_that(reader, table):
+    for stumble in (never_found, missing_column):
+
+        def work(cursor, stumble=stumble):
+            swallow(f"INSERT INTO {table} VALUES (1, 1) RETURNING n")(cursor)
+            stumble(cursor)
+
+        with pytest.raises(psycopg2.errors.UniqueViolation) as raised:
+            reader.run_transaction(work)
+        assert isinstance(raised.value.__cause__, TypeError | psycopg2.ProgrammingError)
+    assert reader.stats().transactions == 0
+
+    def by_copy(cursor):
+        with contextlib.suppress(psycopg2.Error):
+            cursor.execute(f"COPY {table} FROM STDIN")  # an error of psycopg2, and of the server
+        never_found(cursor)
+
+    with pytest.raises(psycopg2.ProgrammingError, match="COPY"):
+        reader.run_transaction(by_copy)
+
+
+def test_an_error_that_work_makes_of_the_database_s_is_raised_as_it_is(reader, table):
+    def work(cursor):
+        try:
+            cursor.execute(f"INSERT INTO {table} VALUES (1, 1)")
+        except psycopg2.errors.UniqueViolation as error:
+            raise LookupError("taken") from error
+
+    with pytest.raises(LookupError, match="taken"):
+        reader.run_transaction(work)
 
 
 def conflicting(table, handle):
@@ -417,13 +483,21 @@ def give_up(error):
 
 
 def test_a_conflict_that_was_swallowed_or_wrapped_is_tried_again(reader, table, no_waits):
-    for n, handle in enumerate((lambda _: None, wrap, wrap_twice), start=1):
-        assert reader.run_transaction(conflicting(table, handle)) == 2
+    def stumbling(cursor):
+        attempt = conflicting_once(cursor)
+        if attempt == 1:
+            never_found(cursor)
+        return attempt
+
+    conflicting_once = conflicting(table, lambda _: None)
+    ways = [conflicting(table, handle) for handle in (lambda _: None, wrap, wrap_twice)]
+    for n, work in enumerate((*ways, stumbling), start=1):
+        assert reader.run_transaction(work) == 2
         assert value(reader, table) == n
         assert (reader.stats().conflicts, reader.stats().transactions) == (n, n)
     with pytest.raises(LookupError):  # `from None` ends the attempts
         reader.run_transaction(conflicting(table, give_up))
-    assert (reader.stats().conflicts, value(reader, table)) == (3, 3)
+    assert (reader.stats().conflicts, value(reader, table)) == (4, 4)
 
 
 def test_an_error_is_no_conflict_because_the_caller_handles_one(reader, no_waits):
@@ -446,7 +520,32 @@ ENDS = [
     lambda c: c.connection.commit(),
     lambda c: c.connection.rollback(),
     lambda c: c.connection.__exit__(None, None, None),
+    lambda c: c.connection.tpc_begin("a"),
+    lambda c: c.executemany("SELECT %s; ROLLBACK; BEGIN", [(1,), (2,)]),
+    lambda c: c.executemany("SELECT %(n)s; COMMIT", iter([{"n": 1}, {"n": 2}])),
+    lambda c: c.copy_expert("COPY (SELECT 1) TO STDOUT; ROLLBACK; BEGIN", io.StringIO()),
+    lambda c: c.copy_expert(sql.SQL("COMMIT; BEGIN; COPY (SELECT 1) TO STDOUT"), io.StringIO()),
+    lambda c: c.callproc("version(); ROLLBACK; BEGIN; SELECT version"),
+    lambda c: c.execute("SELECT %s", (AsIs("1; COMMIT; BEGIN"),)),
+    lambda c: c.execute(f"ROLLBACK AND CHAIN /*{'x' * 70_000}*/"),
+    lambda c: c.execute(f"SELECT %s; COMMIT AND CHAIN; SELECT 1 /*{'x' * 70_000}*/", (1,)),
+    lambda c: by_old_quotation_marks(c, "ROLLBACK AND CHAIN"),
+    lambda c: by_old_quotation_marks(c, "SELECT '\\''; COMMIT; BEGIN; --'"),
+    lambda c: by_psycopg2(c, lambda connection: connection.set_isolation_level(1)),
+    lambda c: by_psycopg2(c, lambda connection: connection.set_client_encoding("LATIN1")),
 ]
+
+
+def by_old_quotation_marks(cursor, statement):
+    cursor.execute("SET standard_conforming_strings = off")
+    cursor.execute(statement)
+
+
+def by_psycopg2(cursor, end):
+    cursor.connection.autocommit = False
+    cursor.execute("SELECT 1")
+    end(cursor.connection)
+    cursor.execute("BEGIN")
 
 
 def another(cursor, kind):
@@ -470,12 +569,52 @@ def test_work_that_ends_its_own_transaction_is_refused_and_stores_nothing(plain,
         assert state_of(plain) == (True, TRANSACTION_STATUS_IDLE)
 
 
-def test_without_the_parser_work_that_ended_its_transaction_is_still_no_success(plain, monkeypatch):
-    monkeypatch.setattr(connections.Connection, "commands", lambda *_: None)
-    for end in ("COMMIT", "ROLLBACK", "SELECT 1; END"):
-        with pytest.raises(TransactionError, match=r"ended the transaction"):
-            plain.run_transaction(lambda cursor, end=end: cursor.execute(end))
+def test_without_the_parser_work_that_might_end_its_transaction_is_refused(
+    plain, table, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "pgparse", None)  # as on a Mac with Intel's processor
+    insert = f"INSERT INTO {table} VALUES (2, 2); "
+    for end in (
+        "COMMIT",
+        "rollback and chain",
+        f"{insert};Abort;BEGIN",
+        f"{insert}END; BEGIN",
+        f"{insert}-- so;\n  -- or so\r ROLLBACK WORK; BEGIN",
+        f"{insert}/* /* */ */COMMIT AND CHAIN",
+        f"{insert}PREPARE /* it */ TRANSACTION 'a'",
+        f"{insert}ROLLBACK; SAVEPOINT to; ROLLBACK TO to",
+    ):
+        for send in (
+            lambda c, end=end: c.execute(end),
+            lambda c, end=end: c.executemany(f"{end} -- %s", [(1,)]),
+            lambda c, end=end: c.copy_expert(end, io.StringIO()),
+        ):
+            with pytest.raises(TransactionError, match=r"may end the transaction .* not sent"):
+                plain.run_transaction(send)
+    with pytest.raises(TransactionError, match="ended the transaction"):  # noticed afterwards
+        plain.run_transaction(lambda c: c.execute("SELECT %s", (AsIs("1; COMMIT"),)))
     assert plain.stats().transactions == 0
+    assert plain.query(f"SELECT id FROM {table}").rows == [(1,)]
+
+
+FREE_OF_ENDS = [
+    ("INSERT INTO {t} SELECT 2, CASE WHEN true THEN 2\n END AS end_of_it -- commit\n", None),
+    ("SELECT 1 AS gender; INSERT INTO {t} VALUES (2, 2) /* ; no rollback */", None),
+    ("INSERT INTO {t} SELECT 2, 2 WHERE %s <> ''", ("; end of story",)),
+    ("INSERT INTO {t} SELECT 2, 2 WHERE %(a)s <> ''", {"a": f"*/ commit{'; end' * 50_000}"}),
+]
+
+
+@pytest.mark.parametrize("parser", [True, False])
+def test_words_and_values_that_end_nothing_are_no_end(plain, table, monkeypatch, parser):
+    if not parser:
+        monkeypatch.setitem(sys.modules, "pgparse", None)
+    for statement, values in FREE_OF_ENDS:
+        plain.run_transaction(lambda c, s=statement, v=values: c.execute(s.format(t=table), v))
+        assert plain.query(f"DELETE FROM {table} WHERE id = 2 RETURNING n").rows == [(2,)]
+    rows = [(2, 2), (3, 3)]
+    plain.run_transaction(lambda c: c.executemany(f"INSERT INTO {table} VALUES (%s, %s)", rows))
+    assert plain.query(f"SELECT * FROM {table} ORDER BY id OFFSET 1").rows == rows
 
 
 def test_psycopg2_s_autocommit_ends_no_transaction_of_ours(reader, table):
@@ -544,6 +683,7 @@ def test_other_kinds_of_cursors_in_a_transaction_are_watched_too(ws, table, kind
 
 STATE = """
 SELECT current_setting('statement_timeout'), current_setting('enable_seqscan'),
+    current_setting('work_mem'),
     current_setting('search_path'), current_setting('TimeZone'), current_user::text,
     current_setting('default_transaction_read_only'),
     current_setting('default_transaction_isolation'), current_setting('client_encoding'),
@@ -561,6 +701,7 @@ CHANGES = [
     "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
     "SELECT set_config('statement_timeout', '7ms', false)",
     "SELECT * FROM moved_to_tokyo",
+    "SELECT U&\"set\\005fconfig\"('work_mem', '3MB', false)",
     "UPDATE pg_settings SET setting = '9ms' WHERE name = 'statement_timeout'",
     "SELECT 1; SET statement_timeout = '8ms'; SELECT ';'",
     "PREPARE p AS SELECT 1",
@@ -609,6 +750,23 @@ def test_after_a_change_by_psycopg2_s_methods_the_next_user_gets_a_new_connectio
             change(connection)
         assert plain.query("SELECT 23, '\\x01'::bytea").rows == [(23, b"\x01")]
         assert plain.stats().connections == number
+
+
+def test_what_is_kept_of_a_connection_that_was_returned_does_not_work(pool):
+    kept = []
+    pool.run_transaction(kept.append)
+    with pool.connection() as connection, connection.cursor() as cursor:
+        kept += [cursor, connection.cursor()]
+        connection.cursor().execute("SELECT 1")
+    with pytest.raises(psycopg2.InterfaceError, match="went back to the pool"):
+        connection.cursor()
+    for again in (contextlib.nullcontext(), pool.connection()):
+        with again:
+            for cursor in kept:
+                with pytest.raises(psycopg2.InterfaceError):
+                    cursor.execute("SET statement_timeout = '5ms'")
+    assert pool.query("SHOW statement_timeout").rows == [("0",)]
+    assert pool.stats().connections == 1
 
 
 @every_way

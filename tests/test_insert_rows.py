@@ -147,6 +147,15 @@ GIVEN = [
     ("time", time(0, 30, tzinfo=EAST)),
     ("text", True),
     ("text", b"abc"),
+    ("text", time(0, 30, tzinfo=EAST)),
+    *((kind, 2.5) for kind in ("smallint", "integer", "bigint", "numeric", "text")),
+    ("integer", 1.0),
+    ("integer", 1e300),
+    ("integer", Decimal("0.5")),
+    ("bigint", Decimal("1E+3")),
+    ("text", 1e16),
+    ("varchar(9)", float("nan")),
+    ("char(9)", float("inf")),
 ]
 
 

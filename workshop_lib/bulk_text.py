@@ -28,23 +28,35 @@ WRITE: dict[type, Callable[[Any], str]] = {
 """How values are written, by their type."""
 
 
-def to_arrays(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    r"""The columns of the rows as arrays, each with the type that they have to be read as.
+FRACTIONS = {float, Decimal}
+NUMBERS = {int, type(None), *FRACTIONS}
+VIA_NUMERIC = ("smallint", "integer", "bigint", "text", "character varying", "bpchar")
+"""Columns in which an INSERT of 1.0 or 1e16 stores what a numeric becomes in them."""
 
-    It is empty where the column's own type reads them as an INSERT of the values would.
 
-    >>> to_arrays([(1, 'a"b', None), (2, "", True)])
-    [('{1,2}', ''), ('{"a\\"b",""}', ''), ('{NULL,true}', '')]
+def to_arrays(rows: Sequence[Row], types: Sequence[str]) -> list[tuple[str, str]]:
+    r"""The columns of the rows as arrays, each with the type that it has to be read as.
+
+    That is the type of the table's column, unless an INSERT of the values would store others. (It
+    takes more than an INSERT, such as 1 in a column of truth values.)
+
+    Args:
+        rows: one tuple a row.
+        types: the types of the table's columns, as PostgreSQL's format_type names them.
+
+    >>> to_arrays([(1, 'a"b', None), (2, "", 1.0)], ["bigint", "text", "bigint"])
+    [('{1,2}', 'bigint'), ('{"a\\"b",""}', 'text'), ('{NULL,1.0}', 'numeric')]
 
     Raises:
         TypeError: a value of a type that has no form here.
         ValueError: rows of different lengths, or a text that PostgreSQL cannot hold.
 
     """
-    return [_to_array(column) for column in zip(*rows, strict=True)]
+    columns = zip(*rows, strict=True)
+    return [_to_array(column, kind) for column, kind in zip(columns, types, strict=True)]
 
 
-def _to_array(column: Sequence[Any]) -> tuple[str, str]:
+def _to_array(column: Sequence[Any], type_: str) -> tuple[str, str]:
     kinds = set(map(type, column))
     if not kinds <= WRITE.keys():
         column = list(map(to_python, column))
@@ -52,7 +64,7 @@ def _to_array(column: Sequence[Any]) -> tuple[str, str]:
     if unknown := kinds - WRITE.keys():
         known = ", ".join(sorted(kind.__name__ for kind in WRITE))
         raise TypeError(f"{unknown.pop().__name__} cannot be stored in bulk. What can: {known}.")
-    read_as = _read_as(column, kinds)
+    read_as = _read_as(column, kinds, type_)
     if len(kinds) == 1:  # nearly always, and twice as fast
         array = ",".join(map(WRITE[kinds.pop()], column))
     else:
@@ -62,9 +74,13 @@ def _to_array(column: Sequence[Any]) -> tuple[str, str]:
     return f"{{{array}}}", read_as
 
 
-def _read_as(column: Sequence[Any], kinds: set[type]) -> str:
-    """The type of values that would lose their zone, or become a text, in a column of another."""
-    if datetime in kinds:
-        zoned = any(isinstance(value, datetime) and value.tzinfo is not None for value in column)
-        return "timestamptz" if zoned else "timestamp"
-    return "bytea" if bytes in kinds else ""
+def _read_as(column: Sequence[Any], kinds: set[type], type_: str) -> str:
+    """The column's type, or that of values that would be refused or become others in it."""
+    if datetime in kinds or time in kinds:
+        zoned = any(getattr(value, "tzinfo", None) is not None for value in column)
+        if datetime in kinds:
+            return "timestamptz" if zoned else "timestamp"
+        return "timetz" if zoned else type_
+    if bytes in kinds:
+        return "bytea"
+    return "numeric" if kinds <= NUMBERS and kinds & FRACTIONS and type_ in VIA_NUMERIC else type_

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
+from itertools import count
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 import psycopg2
 from psycopg2.extensions import (
     TRANSACTION_STATUS_IDLE,
+    TRANSACTION_STATUS_INTRANS,
     adapt,
     connection as PlainConnection,
     cursor as PlainCursor,
@@ -32,8 +35,6 @@ from workshop_lib.rows import to_python
 
 T = TypeVar("T")
 
-ABORTED = "25P02"
-"""in_failed_sql_transaction: of what follows an error, not the error itself."""
 QUIET_TAGS = frozenset(
     (
         *("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "SHOW", "LOCK"),
@@ -42,8 +43,8 @@ QUIET_TAGS = frozenset(
     )
 )
 """Command tags, as the server answers, of statements that leave nothing in the session."""
-TRACES = (b"set_config", b"pg_advisory", b"pg_try_advisory", b"setseed", b"pg_settings")
-"""Parts of names of functions and tables that do."""
+TRACES = (b"set_config", b"pg_advisory", b"pg_try_advisory", b"setseed", b"pg_settings", b'u&"')
+"""Parts of names of functions and tables that do; U&"…", in codes of letters, may be any name."""
 REPORTED = (
     *("DateStyle", "IntervalStyle", "TimeZone", "client_encoding", "standard_conforming_strings"),
     *("session_authorization", "is_superuser", "application_name", "default_transaction_read_only"),
@@ -51,9 +52,26 @@ REPORTED = (
 """Settings of which the server reports each change."""
 ENDING_WORDS = (b"commit", b"rollback", b"prepare", b"end", b"abort")
 ENDING = {"TRANS_STMT_COMMIT", "TRANS_STMT_ROLLBACK", "TRANS_STMT_PREPARE"}
-ENDED = (
-    "{} the transaction of run_transaction, which commits by itself when `work` returns, and "
-    "undoes everything when `work` raises an error."
+MAY_END = re.compile(
+    rb"(?:\A|;|\*/|(?<!-)--[^\r\n]*[\r\n])\s*(?:commit|end|abort|prepare(?=.*transaction)"
+    rb"|rollback(?!\s+(?:(?:work|transaction)\s+)?to\b))\b",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A word that ends a transaction where a statement may begin: first, or after ; or a comment."""
+BY_ITSELF = (
+    "run_transaction commits by itself when `work` returns, and undoes everything when `work` "
+    "raises an error."
+)
+WOULD_END = f"{{}} would end the transaction of run_transaction. {BY_ITSELF}"
+UNCLEAR = (
+    "This may end the transaction of run_transaction: a word such as COMMIT or END stands where a "
+    "statement can begin, and the text could not be parsed (it is very long, backslashes count in "
+    "its texts, or there is no parser for this machine). It was not sent. Send one statement at a "
+    "time, with values as parameters and without comments; a function is created by database.query."
+)
+RETURNED = (
+    "This connection went back to the pool when the block of `database.connection()` or the `work` "
+    "of run_transaction ended. Borrow one again, and make a new cursor."
 )
 SURPLUS_S = 60.0
 """How long more connections than `keep` stay after a surge, seconds: the next surge needs them
@@ -72,6 +90,7 @@ class Connection(PlainConnection):
         changed: something may be left in the session that was not there.
         failed: the error that made the present transaction void, if one did.
         working: it runs the `work` of run_transaction, which must not end the transaction.
+        loan: which loan of the pool this is; None while it lies there.
         inherited: it was opened before this process was forked: it is the parent's.
         ends: when it is to be replaced, by `time.monotonic`, well before DSQL ends it.
         reads_only: its transactions are read-only.
@@ -82,6 +101,7 @@ class Connection(PlainConnection):
     changed = False
     failed: psycopg2.Error | None = None
     working = False
+    loan: int | None = 0
     inherited = False
     ends = 0.0
     reads_only = False
@@ -98,7 +118,9 @@ class Connection(PlainConnection):
         """As psycopg2's; also one of another kind, such as RealDictCursor, tells what it does."""
         self.check()
         kind = _watched(cursor_factory or self.cursor_factory)
-        return super().cursor(name, kind, *args, **kwargs)
+        made = super().cursor(name, kind, *args, **kwargs)
+        made.loan = self.loan
+        return made
 
     def commit(self) -> None:
         """As psycopg2's."""
@@ -108,11 +130,15 @@ class Connection(PlainConnection):
         """As psycopg2's."""
         self._end(super().rollback)
 
-    def _end(self, how: Callable[[], None]) -> None:
+    def tpc_begin(self, xid: Any) -> None:
+        """As psycopg2's."""
+        self._end(super().tpc_begin, xid)
+
+    def _end(self, how: Callable[..., None], *args: Any) -> None:
         self.check()
         if self.working:
-            raise TransactionError(ENDED.format(f"`{how.__name__}` would end"))
-        interruptible(self, how)
+            raise TransactionError(WOULD_END.format(f"`{how.__name__}`"))
+        interruptible(self, how, *args)
 
     def _after_fork(self) -> None:
         """Leave the server, at the other end of the parent's socket, alone.
@@ -127,10 +153,11 @@ class Connection(PlainConnection):
                     os.dup2(here.fileno(), self.fileno(), inheritable=False)
 
     def check(self) -> None:
-        """Refuse to work in a process that did not open it.
+        """Refuse to work in a process that did not open it, and for one who returned it.
 
         Raises:
             ServiceUnreachableError: this process was forked since then.
+            psycopg2.InterfaceError: it lies in the pool.
 
         """
         if self.inherited:
@@ -138,6 +165,8 @@ class Connection(PlainConnection):
                 "This connection to the database was opened before this process was forked, and "
                 "is the parent's. Open another one here; ws.database.query does."
             )
+        if self.loan is None:
+            raise psycopg2.InterfaceError(RETURNED)
 
     def is_usable(self) -> bool:
         """Whether it is young enough, and its server still there; at no round trip.
@@ -209,6 +238,7 @@ class Cursor(PlainCursor):
     """A cursor that tells its connection what it does."""
 
     connection: Connection
+    loan: int | None = 0
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 -- psycopg2's name
         """As psycopg2's.
@@ -219,19 +249,25 @@ class Cursor(PlainCursor):
 
         """
         if self.connection.working:
-            query, vars = self.mogrify(query, vars), None  # noqa: A001
-            self._refuse_to_end(query)
+            query, vars = self._checked(query, vars), None  # noqa: A001
         self._send(super().execute, query, vars)
+
+    def mogrify(self, query: Any, vars: Any = None) -> bytes:  # noqa: A002
+        """As psycopg2's."""
+        adapt_foreign_values()
+        return super().mogrify(query, vars)
 
     def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
         """As psycopg2's."""
         if self.connection.working:
-            self._refuse_to_end(self.mogrify(query))
+            vars_list = self._checked_rows(query, vars_list)
         self._send(super().executemany, query, vars_list)
 
-    def copy_expert(self, *args: Any, **kwargs: Any) -> None:
+    def copy_expert(self, sql: Any, *args: Any, **kwargs: Any) -> None:
         """As psycopg2's."""
-        self._send(super().copy_expert, *args, **kwargs)
+        if self.connection.working:
+            self._checked(sql)
+        self._send(super().copy_expert, sql, *args, **kwargs)
 
     def copy_from(self, *args: Any, **kwargs: Any) -> None:
         """As psycopg2's."""
@@ -241,21 +277,32 @@ class Cursor(PlainCursor):
         """As psycopg2's."""
         self._send(super().copy_to, *args, **kwargs)
 
-    def callproc(self, *args: Any) -> Any:
+    def callproc(self, procname: Any, *args: Any) -> Any:
         """As psycopg2's."""
-        return self._send(super().callproc, *args)
+        if self.connection.working:
+            self._checked(f"CALL {procname}()")
+        return self._send(super().callproc, procname, *args)
 
     def _send(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call what sends something to the server, and note the outcome."""
         connection = self.connection
         connection.check()
+        if self.loan != connection.loan:
+            raise psycopg2.InterfaceError(RETURNED)
+        if connection.working and not connection.autocommit:
+            raise TransactionError(
+                "`work` switched psycopg2's autocommit off: some of psycopg2's methods would then "
+                f"end the transaction of run_transaction. Leave it on: {BY_ITSELF}"
+            )
         adapt_foreign_values()
         tag = ""
         try:
             answer = interruptible(connection, call, *args, **kwargs)
             tag = (self.statusmessage or "COPY").partition(" ")[0]  # psycopg2 keeps none of COPY's
+            connection.failed = None
         except psycopg2.Error as error:
-            if error.pgcode != ABORTED:
+            goes_on = connection.get_transaction_status() == TRANSACTION_STATUS_INTRANS
+            if not goes_on and connection.failed is None:
                 connection.failed = error
             raise
         finally:
@@ -263,19 +310,31 @@ class Cursor(PlainCursor):
         if connection.working and (
             connection.get_transaction_status() == TRANSACTION_STATUS_IDLE or tag == "COMMIT"
         ):
-            raise TransactionError(ENDED.format(f"{tag} ended"))
+            raise TransactionError(
+                f"{tag} ended the transaction of run_transaction: what `work` did before may be "
+                f"stored. {BY_ITSELF}"
+            )
         return answer
 
-    def _refuse_to_end(self, sent: bytes) -> None:
-        """Refuse what would end `work`'s transaction, so that nothing of it is stored.
+    def _checked(self, query: Any, values: Any = None) -> bytes:
+        """What is sent for `work`, unless it would end the transaction: nothing of it is stored.
 
-        Where the parser cannot tell, it is noticed once it has run.
+        What cannot be parsed is judged without its values: those are literals that end nothing.
         """
+        sent = self.mogrify(query, values)
         lower = sent.lower()
-        if any(word in lower for word in ENDING_WORDS) and ENDING.intersection(
-            self.connection.commands(sent) or ()
-        ):
-            raise TransactionError(ENDED.format("This would end"))
+        if any(word in lower for word in ENDING_WORDS):
+            commands = self.connection.commands(sent)
+            if commands is None and MAY_END.search(self.mogrify(query)):
+                raise TransactionError(f"{UNCLEAR} {BY_ITSELF}")
+            if ENDING.intersection(commands or ()):
+                raise TransactionError(WOULD_END.format("This"))
+        return sent
+
+    def _checked_rows(self, query: Any, rows: Iterable[Any]) -> Iterator[Any]:
+        for row in rows:
+            self._checked(query, row)
+            yield row
 
     def _may_leave_a_trace(self, tag: str) -> bool:
         """Whether something of what was sent may be left in the session; if in doubt, yes."""
@@ -332,6 +391,7 @@ class Pool:
         self._connect, self._keep, self._limit, self._timeout_s = connect, keep, limit, timeout_s
         self._idle: deque[tuple[Any, float]] = deque()
         self._leases = WeakSet[Lease]()
+        self._loans = count(1)
         self._closed = False
         self._lock = threading.Lock()
         self._returned = threading.Condition(self._lock)
@@ -355,6 +415,7 @@ class Pool:
                 lease.connection = kept or self._connect()
             else:
                 kept.close()
+        lease.connection.loan = next(self._loans)
         return lease.connection
 
     def give(self, lease: Lease, *, fit: bool) -> None:
@@ -363,6 +424,7 @@ class Pool:
         try:
             if lease.connection and fit and not self._closed and lease.connection.is_clean():
                 surplus.clear()
+                lease.connection.loan = None
                 self._idle.append((lease.connection, now))
             with self._lock:
                 while len(self._idle) > self._keep and now - self._idle[0][1] > SURPLUS_S:

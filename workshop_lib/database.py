@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg2
 from psycopg2 import errors, sql
-from psycopg2.extensions import TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_INTRANS
+from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
 from psycopg2.extras import register_uuid
 
 from workshop_lib import dsql, forks
@@ -178,7 +178,7 @@ class Database:
         with self.connection(read_only=read_only) as connection, connection.cursor() as cursor:
             try:
                 if read_only:  # what is checked is what is sent
-                    sent: bytes = cursor.mogrify(statement, params)
+                    sent = cursor.mogrify(statement, params)
                     _check_read_only(sent, connection)
                     cursor.execute(sent)
                 else:
@@ -211,17 +211,19 @@ class Database:
         that grow from 5 ms to 1 s.
 
         An error of the database makes the transaction void, also where `work` catches it: it is
-        raised here, or tried again if it is a conflict. So is an error that `work` raises because
-        of a conflict; `raise … from None` ends the attempts.
+        raised here, or tried again if it is a conflict, also where `work` fails in another way
+        afterwards. An error that `work` raises because of it is raised as it is, or tried again if
+        it was a conflict; `raise … from None` ends the attempts.
 
         Returns:
             What `work` returned in the attempt that was committed.
 
         Raises:
             psycopg2.Error: any other database error, or the conflict of the last attempt.
-            TransactionError: `work` would end the transaction itself (where there is no parser, it
-                has ended it); or the connection broke during COMMIT, and whether it was committed
-                is not known. (Nor is it after an Interrupt that came at that moment.)
+            TransactionError: `work` would end the transaction itself, or might: where a text cannot
+                be parsed, a word such as COMMIT at the start of what may be a statement is enough;
+                or the connection broke during COMMIT, and whether it was committed is not known.
+                (Nor is it after an Interrupt that came at that moment.)
             TypeError: `work` returned a cursor, a generator or a coroutine, which would read on
                 after COMMIT. Nothing was committed.
 
@@ -248,12 +250,16 @@ class Database:
         with self.connection() as connection, connection.cursor() as cursor:
             # As a statement: what psycopg2 begins, it also ends, by a change of its settings.
             cursor.execute("BEGIN")
-            connection.failed, connection.working = None, True
+            connection.working = True
             try:
                 answer = work(cursor)
-            except errors.InFailedSqlTransaction as error:
-                # It came after the error that counts, which was swallowed.
-                raise connection.failed or error from None
+            except Exception as error:
+                failed = connection.failed
+                if failed and isinstance(error, errors.InFailedSqlTransaction):
+                    raise failed from None  # the first says all that the second does
+                if failed and not _tells_of(error, failed):
+                    raise failed from error
+                raise
             finally:
                 connection.working = False
             if isinstance(answer, Iterator | AsyncIterator | Awaitable):
@@ -295,17 +301,15 @@ class Database:
                 times, truth values, bytes, UUID, dict and list (as JSON) and None can.
 
         """
-        types = {name: kind for name, kind in self.query(COLUMN_TYPES, (table,))}  # noqa: C416
+        found = {name: kind for name, kind in self.query(COLUMN_TYPES, (table,))}  # noqa: C416
+        types = [str(found.get(name, "text")) for name in columns]
         names = sql.SQL(", ").join(map(sql.Identifier, columns))
 
         def insert(batch: list[Row], cursor: Cursor) -> int:
             if first is not None:
                 first(cursor)
-            arrays = to_arrays(batch)
-            casts = [
-                sql.SQL(f"%s::{read_as or types.get(name, 'text')}[]")
-                for name, (_, read_as) in zip(columns, arrays, strict=True)
-            ]
+            arrays = to_arrays(batch, types)
+            casts = [sql.SQL(f"%s::{read_as}[]") for _, read_as in arrays]
             statement = sql.SQL(
                 "INSERT INTO {} ({}) SELECT * FROM unnest({}) ON CONFLICT DO NOTHING"
             ).format(sql.Identifier(table), names, sql.SQL(", ").join(casts))
@@ -340,13 +344,18 @@ class Database:
 
         What you change in its session (SET, LISTEN, temporary tables, …) or in psycopg2's object
         is for you alone: the next borrower gets another connection. So is a connection that you
-        close, or whose block an Interrupt ends. Two things escape notice: a setting such as
-        `search_path` that a function, procedure or view of yours changes in its body, and whatever
-        is done by a cursor that was made without `connection.cursor()`, such as
-        `psycopg2.extensions.cursor(connection)`. Close the connection after either.
+        close, or whose block an Interrupt ends. Three things escape notice: a setting such as
+        `search_path` that a function, procedure or view of yours changes in its body; whatever is
+        done by a cursor that was made without `connection.cursor()`, such as
+        `psycopg2.extensions.cursor(connection)`; and the number that `lastval()` or `currval()`
+        gives, which is another borrower's where you drew none. Close the connection after either of
+        the first two. Keep it no longer than the block: its cursors refuse to work afterwards, but
+        the connection itself works again while the next borrower has it.
 
         Args:
-            read_only: have the database refuse whatever writes.
+            read_only: begin transactions as read-only ones: a statement that writes fails, unless
+                you have it write by BEGIN READ WRITE or a change of the session. (`query` lets
+                through nothing that writes.)
 
         Raises:
             PoolTimeoutError: all connections were in use for the whole wait.
@@ -482,6 +491,18 @@ class Database:
             self._counts[what] += 1
 
 
+def _tells_of(error: BaseException, failed: BaseException) -> bool:
+    """Whether an error is another one, or was raised because of it or where it was handled."""
+    waiting: list[BaseException | None] = [error]
+    seen: list[BaseException] = []
+    while waiting:
+        one = waiting.pop()
+        if one is not None and one not in seen:
+            seen.append(one)
+            waiting += one.__cause__, one.__context__
+    return failed in seen
+
+
 def _commit(connection: Connection) -> None:
     """Commit what `work` did, and make sure that this is what happened.
 
@@ -490,10 +511,10 @@ def _commit(connection: Connection) -> None:
         TransactionError: it is void for another reason, `work` ended it, or its outcome is unknown.
 
     """
-    status, tag = connection.get_transaction_status(), ""
-    if status == TRANSACTION_STATUS_INERROR and connection.failed is not None:
+    tag = ""
+    if connection.failed:
         raise connection.failed
-    if status == TRANSACTION_STATUS_INTRANS:
+    if connection.get_transaction_status() == TRANSACTION_STATUS_INTRANS:
         with connection.cursor() as cursor:
             try:
                 cursor.execute("COMMIT")
