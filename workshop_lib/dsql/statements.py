@@ -8,15 +8,36 @@ from typing import NamedTuple
 import pgparse
 
 from workshop_lib.dsql.allowed import Refusal, refuse
-from workshop_lib.dsql.parse_tree import Node, nodes, options, parts
+from workshop_lib.dsql.parse_tree import Node, nodes, options, parts, text as text_of
 
 TOO_DEEP = Refusal("54001", "stack depth limit exceeded")
-NO_ASYNC = Refusal("42601", 'syntax error at or near "ASYNC"')
+SYNTAX = "42601"
+"""SQLSTATE of what cannot be parsed."""
+NO_ASYNC = Refusal(SYNTAX, 'syntax error at or near "ASYNC"')
 CHANGES = {"InsertStmt", "UpdateStmt", "DeleteStmt"}
 DEFINES = ("Create", "Alter", "Drop", "Grant", "Rename", "Index", "View", "Comment")
 """How the kinds of statements begin that change the schema, or who may do what."""
 JOBS = {"IndexStmt": ("INDEX_BUILD", "CREATE INDEX"), "AlterTableStmt": ("VALIDATE", "ALTER TABLE")}
 """What ASYNC may stand in, with the job that it begins and the command tag."""
+
+
+RESET_ALL = """
+DO $$
+DECLARE
+    found pg_catalog.text;
+BEGIN
+    FOR found IN
+        SELECT name FROM pg_catalog.pg_settings
+         WHERE source OPERATOR(pg_catalog.=) 'session'
+           AND NOT 'NO_RESET_ALL' OPERATOR(pg_catalog.=) ANY (
+               pg_catalog.pg_settings_get_flags(name))
+    LOOP
+        EXECUTE pg_catalog.format('RESET %I', found);
+    END LOOP;
+END
+$$
+"""
+"""It leaves alone what rules.sql notes of a transaction: pg_settings does not show it."""
 
 
 class Statement(NamedTuple):
@@ -57,7 +78,7 @@ def check(sql: str) -> Refusal | None:
 
 
 def read(sql: str) -> list[Statement]:
-    """The statements of a string. One that cannot be parsed is left whole: the server says why.
+    """The statements of a string. One that cannot be parsed is left whole, with SYNTAX.
 
     Args:
         sql: what a client sent, without a byte 0.
@@ -73,7 +94,7 @@ def read(sql: str) -> list[Statement]:
         except pgparse.PGQueryError as error:
             before = sql[: error.position - 1].rstrip()  # what was not expected after it
             if before.upper().split()[-1:] != ["ASYNC"]:
-                return [Statement(sql, Refusal("42601", error.message) if async_at else None)]
+                return [Statement(sql, Refusal(SYNTAX, error.message))]
             sql = before[:-5] + " " * 5 + sql[len(before) :]
             async_at.append(len(before[:-5].encode()))
     raw = sql.encode()
@@ -110,6 +131,8 @@ def _rewritten(kind: str, node: Node, text: str) -> Statement | None:
         sql = f"SELECT dsql_rules.run_job('{job}', {literal(text)}) AS job_id"
         return Statement(sql, tag=tag, kind="DDL")
     commands = list(parts(node, "cmds", "AlterTableCmd"))
+    if node.get("kind") == "VAR_RESET_ALL":
+        return Statement(RESET_ALL, tag="RESET", kind="SET")
     # On DSQL there are no triggers, here the rules are some.
     if node.get("removeType") == "OBJECT_TRIGGER":
         return Statement("DO 'BEGIN END'", tag="DROP TRIGGER")
@@ -156,8 +179,11 @@ def literal(text: str) -> str:
 
 
 def _in_body(kind: str, node: Node) -> Refusal | None:
-    """What is refused in the text of a function in SQL."""
+    """What is refused in the text of a function in SQL; the server refuses other languages."""
     if kind != "CreateFunctionStmt":
         return None
-    bodies = parts(options(node).get("as", {}), "List", "items", "String", "sval")
+    given = options(node)
+    if text_of(given.get("language", {})) not in {"", "sql"}:
+        return None
+    bodies = parts(given.get("as", {}), "List", "items", "String", "sval")
     return next(filter(None, map(check, bodies)), None)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from workshop_lib.dsql import wire
 from workshop_lib.dsql.allowed import Refusal
 from workshop_lib.dsql.conflicts import RETRYABLE
-from workshop_lib.dsql.statements import Statement, literal, read
+from workshop_lib.dsql.statements import SYNTAX, Statement, literal, read
 from workshop_lib.dsql.wire import ProtocolError, Side, error, error_fields, message, texts
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ OPEN = ("SET LOCAL dsql_rules.log = 1", "DO 'BEGIN END'", "SAVEPOINT dsql_rules"
 TAKE_BACK = "ROLLBACK TO SAVEPOINT dsql_rules"
 """It undoes what the transaction changed, and what it SET."""
 NEW_PATH = (
-    "SELECT set_config('search_path', current_setting('search_path') || ', dsql_rules', true)"
+    "SELECT set_config('search_path', current_setting('search_path') || ', dsql_copies', true)"
 )
 """Has PostgreSQL look up the names in prepared statements again: copies come before tables."""
 COPY = "SELECT dsql_rules.copy_table(found, pg_table_is_visible(found)) FROM to_regclass({}) found"
@@ -388,10 +388,8 @@ class Session:
         kind, body, statements = told
         if kind == b"Q":
             return self._say_query(statements, due)
-        if kind in b"PB" and statements and statements[0].refusal:
-            # PostgreSQL fails with this, then skips what follows, and aborts a transaction.
-            due.extend(Due(kinds, hidden=True) for kinds in (b"3", b"3", b"1", b"2", b"C"))
-            return wire.run(_refusing(statements[0].refusal))
+        if kind in b"PB" and statements and (refusal := statements[0].refusal):
+            return _say_refusal(refusal, statements[0].text, due)
         said = b""
         if kind == b"P":
             name, _, types = texts(body, 2)
@@ -404,6 +402,11 @@ class Session:
         return said + message(kind, body)
 
     def _say_query(self, statements: list[Statement], due: deque[Due]) -> bytes:
+        refusal = statements[0].refusal if len(statements) == 1 else None
+        if refusal and refusal.code == SYNTAX:
+            failing = _say_refusal(refusal, statements[0].text, due)
+            due.append(Due(b"Z"))
+            return failing + message(b"S")
         said = []
         for one in statements:
             due.append(Due(b"CIs", of=one))
@@ -518,6 +521,19 @@ class Session:
 @lru_cache(maxsize=256)
 def _read_short(sql: str) -> list[Statement]:
     return read(sql)
+
+
+def _say_refusal(refusal: Refusal, text: str, due: deque[Due]) -> bytes:
+    """What makes PostgreSQL fail, skip what follows, and abort a transaction.
+
+    It parses what could not be parsed here, and says where the error is. It never runs that: its
+    grammar is another version's, and may take it.
+    """
+    kinds, said = b"3312C", wire.run(_refusing(refusal))
+    if refusal.code == SYNTAX:
+        kinds, said = b"331" + kinds, wire.prepare(text) + said
+    due.extend(Due(bytes([kind]), hidden=True) for kind in kinds)
+    return said
 
 
 def _refusing(refusal: Refusal) -> str:

@@ -8,3 +8,5 @@ ALTER ROLE admin SET workshop.dsql_rules = 'on';
 GRANT CREATE, CONNECT ON DATABASE postgres TO admin;
 GRANT ALL ON SCHEMA public TO admin;
 REVOKE pg_monitor FROM admin;
+-- Through a view of it, a client of the local DSQL could set what it may not SET.
+REVOKE UPDATE ON pg_catalog.pg_settings FROM PUBLIC;
