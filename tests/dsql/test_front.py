@@ -325,7 +325,27 @@ def test_what_cannot_be_parsed_is_an_error_of_its_own_client(cursor):
     cursor.execute("SELECT 1")
 
 
+def test_long_strings_are_parsed_apart_and_have_a_most_of_statements(cursor, table):
+    rows = ", ".join(f"({n}, '{'x' * 100}')" for n in range(2000))
+    cursor.execute(f"INSERT INTO t VALUES {rows}")
+    assert cursor.row("SELECT count(*) FROM t") == (2000,)
+    refused(cursor, "SELECT 1;" * 5000, "54000", "more than 3000 statements in one string")
+
+
 # --- several sessions ---
+
+
+def test_a_definition_does_not_wait_for_a_client_that_does_not_read(raw, cursor, table):
+    cursor.execute("INSERT INTO t SELECT n, repeat('x', 1000) FROM generate_series(1, 3000) n")
+    for begin in ((query("BEGIN"),), ()):
+        slow = raw().sign_in()
+        for said in begin:
+            slow.say(said)
+            slow.hear()
+        slow.say(query("SELECT a.* FROM t a, t b"))
+        assert slow.socket.recv(1)
+        cursor.execute("ALTER TABLE t ADD COLUMN IF NOT EXISTS w int")
+        slow.socket.close()
 
 
 def test_a_row_that_a_client_of_the_server_has_locked_is_a_conflict_after_a_moment(

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
+import threading
 from typing import NamedTuple
 
+import msgspec
 import pgparse
 
 from workshop_lib.dsql.allowed import Refusal, refuse
 from workshop_lib.dsql.parse_tree import Node, nodes, options, parts, text as text_of
 
+STACK_BYTES = 512 * 1024 * 1024
+"""Address space, not memory: enough for the parser to go down through any text."""
+MAX_STATEMENTS = 3000
+TOO_MANY = Refusal("54000", f"more than {MAX_STATEMENTS} statements in one string")
 TOO_DEEP = Refusal("54001", "stack depth limit exceeded")
 SYNTAX = "42601"
 """SQLSTATE of what cannot be parsed."""
@@ -97,8 +105,44 @@ def read(sql: str) -> list[Statement]:
                 return [Statement(sql, Refusal(SYNTAX, error.message))]
             sql = before[:-5] + " " * 5 + sql[len(before) :]
             async_at.append(len(before[:-5].encode()))
+    if len(found) > MAX_STATEMENTS:
+        return [Statement("", TOO_MANY)]
     raw = sql.encode()
     return [_statement(raw, one, async_at) for one in found]
+
+
+def parse_deep_texts() -> None:
+    """Let threads that are started from now on go down through any text that is taken."""
+    sys.setrecursionlimit(20_000)
+    threading.stack_size(STACK_BYTES)
+
+
+async def read_apart(sql: str) -> list[Statement]:
+    """Like `read`, by a process of its own: nobody else waits, and its memory goes with it."""
+    words = (sys.executable, "-m", __name__)
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe)
+    try:
+        found, _ = await process.communicate(sql.encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode:
+        return [Statement("", TOO_DEEP)]
+    return msgspec.json.decode(found, type=list[Statement])
+
+
+def main() -> None:
+    """Read the statements at the standard input, and write what `read` finds."""
+    parse_deep_texts()
+
+    def answer() -> None:
+        found = read(sys.stdin.buffer.read().decode())
+        sys.stdout.buffer.write(msgspec.json.encode(found))
+
+    reading = threading.Thread(target=answer)
+    reading.start()
+    reading.join()
 
 
 def _statement(raw: bytes, parsed: Node, async_at: list[int]) -> Statement:
@@ -187,3 +231,7 @@ def _in_body(kind: str, node: Node) -> Refusal | None:
         return None
     bodies = parts(given.get("as", {}), "List", "items", "String", "sval")
     return next(filter(None, map(check, bodies)), None)
+
+
+if __name__ == "__main__":
+    main()
