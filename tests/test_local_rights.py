@@ -275,6 +275,23 @@ def test_who_locks_itself_out_is_let_in_by_the_next_opening(server, change):
     assert server.one("SELECT current_user", "admin") == ("admin",)
 
 
+@pytest.mark.parametrize(
+    "held",
+    [
+        "LOCK TABLE dsql_rules.doomed IN ROW EXCLUSIVE MODE",
+        "SELECT FROM sys.jobs",
+        "ALTER ROLE admin SET work_mem = '8MB'",  # in another catalog than the password
+    ],
+)
+def test_an_open_transaction_of_admin_s_keeps_nobody_out(server, held):
+    with server.cursor() as holder, server.cursor() as other:
+        holder.execute("BEGIN")
+        holder.execute(held)
+        other.execute("ALTER ROLE admin PASSWORD 'mine'")
+        server.attach()
+    assert server.one("SELECT current_user", "admin") == ("admin",)
+
+
 def test_a_start_gives_back_what_admin_gave_away_and_takes_back_what_it_should_not_have(server):
     with server.cursor() as cursor:
         cursor.execute("DROP OWNED BY admin")

@@ -102,6 +102,12 @@ def test_a_wrong_token_learns_nothing(connect, signer, cluster):
         cluster.token("somebody"),
         cluster.token().replace("Expires=900", "Expires=901"),
         cluster.token()[:-1] + "é",
+        cluster.token().replace("/?", "/x?"),
+        cluster.token().replace("/?", "?"),
+        cluster.token() + "#x",
+        cluster.token() + "#",
+        cluster.token() + "\n",
+        cluster.token().replace("?", "?Action=DbConnectAdmin&"),
         cluster.token("somebody").replace("?", "?Action=DbConnectAdmin&"),  # then the signed one
     ):
         said = DENIED if password else "no password supplied"
@@ -248,11 +254,53 @@ def test_rules_cannot_be_switched_off(cursor, table):
     ):
         with pytest.raises(errors.FeatureNotSupported):
             cursor.execute(sql)
+    cursor.execute("SET search_path = dsql_rules")
+    for sql in (
+        "SELECT dsql_rules.run_job('X', 'SET workshop.dsql_rules = off')",
+        "SELECT run_job('X', 'SET workshop.dsql_rules = off')",
+        "CALL drop_columns('t', '[]', 'SET workshop.dsql_rules = off')",
+        "SELECT note('rows', -1000000)",
+        "SELECT count(*) FROM ts_stat($$SELECT set_config('workshop.dsql_rules','off',false)$$)",
+    ):
+        with pytest.raises((errors.FeatureNotSupported, errors.InsufficientPrivilege)):
+            cursor.execute(sql)
+    cursor.execute("RESET search_path")
     cursor.execute("RESET ALL; SET SESSION AUTHORIZATION DEFAULT")
+    assert cursor.row("SHOW workshop.dsql_rules") == ("on",)
     cursor.execute("DROP TRIGGER IF EXISTS dsql_rules_insert ON t")
     assert cursor.statusmessage == "DROP TRIGGER"
     too_many = "INSERT INTO t SELECT generate_series(1, 3001)"
     refused(cursor, too_many, "54000", "transaction row limit exceeded")
+
+
+def test_a_view_of_the_settings_sets_none(cursor, table):
+    cursor.execute("CREATE VIEW settings AS SELECT * FROM pg_settings")
+    with pytest.raises(errors.InsufficientPrivilege):
+        cursor.execute("UPDATE settings SET setting = '0' WHERE name = 'lock_timeout'")
+    cursor.execute("DROP VIEW settings")
+
+
+def test_what_only_the_server_can_parse_does_not_run(raw, cursor):
+    """The server's grammar is older than the parser's: `json_value` is an ordinary name there."""
+    cursor.execute('CREATE FUNCTION "json_value"(int) RETURNS int LANGUAGE sql RETURN 1')
+    later = "SELECT json_value(1); SET workshop.dsql_rules = off"
+    with pytest.raises(errors.SyntaxError):
+        cursor.execute(later)
+    client = raw().sign_in()
+    said = answers(client, parse("SELECT json_value(1)"), bind(), EXECUTE, SYNC)
+    assert said == ['syntax error at or near ")"']
+    assert answers(client, query("SHOW workshop.dsql_rules")) == [b"on", b"SHOW"]
+    cursor.execute('DROP FUNCTION "json_value"(int)')
+
+
+def test_reset_all_leaves_alone_what_the_transaction_has_done(cursor, table):
+    cursor.execute("SET TimeZone = 'Asia/Tokyo'")
+    cursor.execute("BEGIN; INSERT INTO t SELECT generate_series(1, 3000)")
+    cursor.execute("RESET ALL")
+    assert cursor.statusmessage == "RESET"
+    assert cursor.row("SHOW TimeZone") != ("Asia/Tokyo",)
+    refused(cursor, "INSERT INTO t VALUES (0)", "54000", "transaction row limit exceeded")
+    cursor.execute("ROLLBACK")
 
 
 def test_copies_and_large_answers_arrive_whole(cursor, table):
@@ -277,7 +325,27 @@ def test_what_cannot_be_parsed_is_an_error_of_its_own_client(cursor):
     cursor.execute("SELECT 1")
 
 
+def test_long_strings_are_parsed_apart_and_have_a_most_of_statements(cursor, table):
+    rows = ", ".join(f"({n}, '{'x' * 100}')" for n in range(2000))
+    cursor.execute(f"INSERT INTO t VALUES {rows}")
+    assert cursor.row("SELECT count(*) FROM t") == (2000,)
+    refused(cursor, "SELECT 1;" * 5000, "54000", "more than 3000 statements in one string")
+
+
 # --- several sessions ---
+
+
+def test_a_definition_does_not_wait_for_a_client_that_does_not_read(raw, cursor, table):
+    cursor.execute("INSERT INTO t SELECT n, repeat('x', 1000) FROM generate_series(1, 3000) n")
+    for begin in ((query("BEGIN"),), ()):
+        slow = raw().sign_in()
+        for said in begin:
+            slow.say(said)
+            slow.hear()
+        slow.say(query("SELECT a.* FROM t a, t b"))
+        assert slow.socket.recv(1)
+        cursor.execute("ALTER TABLE t ADD COLUMN IF NOT EXISTS w int")
+        slow.socket.close()
 
 
 def test_a_row_that_a_client_of_the_server_has_locked_is_a_conflict_after_a_moment(

@@ -36,6 +36,11 @@ class Refusal(NamedTuple):
     message: str
 
 
+RULES_SCHEMA = "dsql_rules"
+NO_SCHEMA = Refusal("42501", f"permission denied for schema {RULES_SCHEMA}")
+"""The rules' own schema: what is in it is for the front alone."""
+
+
 def not_supported(message: str) -> Refusal:
     """The refusal that most are."""
     return Refusal("0A000", message)
@@ -61,6 +66,8 @@ def _first(found: Iterable[Refusal | None]) -> Refusal | None:
 def _refuse_node(kind: str, node: Node) -> Refusal | None:
     if kind[0].isupper() and kind.endswith("Stmt") and kind not in WORDS["statements"]:
         return not_supported(TEXTS.get(kind, f"unsupported statement: {kind.removesuffix('Stmt')}"))
+    if node.get("schemaname") == RULES_SCHEMA:
+        return NO_SCHEMA
     for path, rule in PARTS[kind]:
         excused = any(any(parts(node, *one.split("."))) for one in rule.get("unless", ()))
         if not excused and (found := _refuse_part(rule, list(parts(node, *path)))):
@@ -145,7 +152,7 @@ def may_set(name: str, value: str = "") -> Refusal | None:
 
 def _set(statement: Node) -> Refusal | None:
     kind, name = statement["kind"], statement.get("name", "")
-    if kind.startswith("VAR_RESET") or (kind, name) in UNSET:
+    if kind == "VAR_RESET_ALL" or (kind, name) in UNSET:
         return None
     if kind == "VAR_SET_MULTI":
         return _first(map(_option, parts(statement, "args", "DefElem"))) or may_set(name)
@@ -153,6 +160,7 @@ def _set(statement: Node) -> Refusal | None:
 
 
 UNSET = {
+    ("VAR_RESET", "session_authorization"),
     ("VAR_SET_DEFAULT", "session_authorization"),
     ("VAR_SET_MULTI", "SESSION CHARACTERISTICS"),
 }
@@ -167,6 +175,8 @@ def _option(option: Node) -> Refusal | None:
 
 def _function_call(call: Node) -> Refusal | None:
     name = list(parts(call, "funcname", "String", "sval"))[-1]
+    if name in WORDS["inner_functions"]:
+        return not_supported(f"function {name} not supported")
     arguments = list(map(text, parts(call, "args")))
     if name in WORDS["geometry"]:
         return not_supported(f"datatype {name} not supported")
@@ -175,7 +185,15 @@ def _function_call(call: Node) -> Refusal | None:
         return Refusal("42704", f'text search configuration "{named or "english"}" does not exist')
     if name == "set_config":
         return may_set(*arguments[:1])
-    if name.startswith(("pg_advisory_", "pg_try_advisory_")):
+    return None
+
+
+def _name(string: Node) -> Refusal | None:
+    """Part of a name; a function of one argument is also called as `(argument).function`."""
+    name = string.get("sval", "")
+    if name == RULES_SCHEMA:
+        return NO_SCHEMA
+    if name in WORDS["run_text"] or name.startswith(("pg_advisory_", "pg_try_advisory_")):
         return not_supported(f"function {name} not supported")
     return None
 
@@ -207,6 +225,8 @@ RULES: dict[str, Callable[[Node], Refusal | None]] = {
     "VariableSetStmt": _set,
     "DefElem": _option,
     "FuncCall": _function_call,
+    "funccall": _function_call,  # of CALL
+    "String": _name,
     "TypeCast": _cast,
     "IndexStmt": _index,
     "DropStmt": _drop,

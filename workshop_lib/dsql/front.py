@@ -34,6 +34,7 @@ from psycopg2.extensions import connection as Connection
 from workshop_lib.dsql import wire
 from workshop_lib.dsql.allowed import Refusal, may_set
 from workshop_lib.dsql.limits import CONNECTION_LIFE_S, Rate
+from workshop_lib.dsql.statements import parse_deep_texts
 from workshop_lib.dsql.tokens import CLUSTER_NAMES, CLUSTER_REGION, objection
 from workshop_lib.dsql.transactions import PATIENCE_S, Session
 from workshop_lib.services.local import LOGIN
@@ -45,8 +46,6 @@ CONNECT_S = 5
 GOODBYE_S = 2.0
 LOCK_WAIT = "250ms"
 """How long a row is waited for that a client of the server itself has locked."""
-STACK_BYTES = 512 * 1024 * 1024
-"""Address space, not memory: enough for the parser to go down through any such text."""
 DENIED = "unable to accept connection, access denied"
 TOO_FAST = Refusal("53400", "unable to accept connection, rate exceeded")
 NO_TLS = Refusal("08P01", "SSL is mandatory")
@@ -86,6 +85,8 @@ class Cluster:
     rewrite: Callable[[str], str] = str
     sessions: dict[bytes, tuple[Session, Connection]] = field(default_factory=dict)
     holder: Session | None = None
+    parsers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    """So many long strings of statements are parsed at once, each by a process of its own."""
     _turns: dict[asyncio.Future[None], bool] = field(default_factory=dict)
     """Of sessions that change something, in order, whether each is of a statement alone."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -283,9 +284,10 @@ class Cluster:
 
     def schema_changes(self, by: Session) -> None:
         """Have all other open transactions fail. A definition waits for nobody."""
-        for other, _ in self.sessions.values():
-            if other is not by and other.is_open:
-                self._spawn(other.doom(other.transaction))
+        for other, connected in self.sessions.values():
+            if other is not by:
+                cancel = partial(asyncio.to_thread, connected.cancel)
+                self._spawn(other.doom(other.transaction, cancel))
 
 
 LOGIN_ROLE = "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s AND rolcanlogin AND NOT rolsuper"
@@ -353,8 +355,7 @@ def main() -> None:
     """Serve at the port named on the command line."""
     folder, port = Path(sys.argv[1]), int(sys.argv[2])
     cluster, listener = local_cluster(folder), socket.create_server((HOST, port), backlog=512)
-    sys.setrecursionlimit(20_000)
-    threading.stack_size(STACK_BYTES)
+    parse_deep_texts()
     serving = threading.Thread(target=lambda: asyncio.run(cluster.serve(listener)), daemon=True)
     serving.start()
     serving.join()

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from psycopg2.errors import DependentObjectsStillExist, InvalidFunctionDefinition
+from psycopg2.errors import (
+    DependentObjectsStillExist,
+    InvalidFunctionDefinition,
+    LockNotAvailable,
+)
 from psycopg2.extensions import connection as Connection, cursor as Cursor
 
 from workshop_lib.errors import SettingsError
@@ -13,6 +17,17 @@ from workshop_lib.errors import SettingsError
 RULES = Path(__file__).with_name("rules.sql")
 SAFE_PATH = "SET LOCAL search_path = pg_catalog, pg_temp;\n"
 """Begins what a superuser runs: anybody may have put functions and operators into `public`."""
+LOCK_WAIT = "SET LOCAL lock_timeout = '3s';\n"
+END_HOLDERS = """
+SELECT pg_catalog.pg_terminate_backend(l.pid)
+  FROM pg_catalog.pg_locks l
+  JOIN pg_catalog.pg_class c ON c.oid = l.relation
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname IN ('dsql_rules', 'sys') AND l.pid <> pg_catalog.pg_backend_pid()
+   AND l.database = (SELECT oid FROM pg_catalog.pg_database
+                      WHERE datname = pg_catalog.current_database())
+"""
+"""Ends the sessions that keep locks on the rules' own tables, which nobody needs for long."""
 FOREIGN = """
 SELECT n.nspname, r.rolname
   FROM (SELECT oid, nspowner FROM pg_namespace
@@ -44,10 +59,19 @@ def install_rules(connection: Connection) -> None:
                 "for themselves: rename or drop it, then install them.".format(*foreign)
             )
         try:
-            cursor.execute(SAFE_PATH + RULES.read_text())
+            _install(cursor)
         except InvalidFunctionDefinition:  # another version's: a function has other parameters
             _remove_functions(cursor)  # and nothing that holds rows, nor what views may use
-            cursor.execute(SAFE_PATH + RULES.read_text())
+            _install(cursor)
+
+
+def _install(cursor: Cursor) -> None:
+    install = SAFE_PATH + LOCK_WAIT + RULES.read_text()
+    try:
+        cursor.execute(install)
+    except LockNotAvailable:
+        cursor.execute(SAFE_PATH + END_HOLDERS)
+        cursor.execute(install)
 
 
 def remove_rules(connection: Connection) -> None:

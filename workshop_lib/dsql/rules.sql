@@ -552,6 +552,7 @@ DO $$
 DECLARE
     found regclass;
 BEGIN
+    PERFORM set_config('lock_timeout', '100ms', true);  -- of each table
     FOR found IN
         SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE c.relkind = 'r' AND c.relpersistence = 'p'

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
+import threading
 from typing import NamedTuple
 
+import msgspec
 import pgparse
 
 from workshop_lib.dsql.allowed import Refusal, refuse
-from workshop_lib.dsql.parse_tree import Node, nodes, options, parts
+from workshop_lib.dsql.parse_tree import Node, nodes, options, parts, text as text_of
 
+STACK_BYTES = 512 * 1024 * 1024
+"""Address space, not memory: enough for the parser to go down through any text."""
+MAX_STATEMENTS = 3000
+TOO_MANY = Refusal("54000", f"more than {MAX_STATEMENTS} statements in one string")
 TOO_DEEP = Refusal("54001", "stack depth limit exceeded")
-NO_ASYNC = Refusal("42601", 'syntax error at or near "ASYNC"')
+SYNTAX = "42601"
+"""SQLSTATE of what cannot be parsed."""
+NO_ASYNC = Refusal(SYNTAX, 'syntax error at or near "ASYNC"')
 CHANGES = {"InsertStmt", "UpdateStmt", "DeleteStmt"}
 DEFINES = ("Create", "Alter", "Drop", "Grant", "Rename", "Index", "View", "Comment")
 """How the kinds of statements begin that change the schema, or who may do what."""
 JOBS = {"IndexStmt": ("INDEX_BUILD", "CREATE INDEX"), "AlterTableStmt": ("VALIDATE", "ALTER TABLE")}
 """What ASYNC may stand in, with the job that it begins and the command tag."""
+
+
+RESET_ALL = """
+DO $$
+DECLARE
+    found pg_catalog.text;
+BEGIN
+    FOR found IN
+        SELECT name FROM pg_catalog.pg_settings
+         WHERE source OPERATOR(pg_catalog.=) 'session'
+           AND NOT 'NO_RESET_ALL' OPERATOR(pg_catalog.=) ANY (
+               pg_catalog.pg_settings_get_flags(name))
+    LOOP
+        EXECUTE pg_catalog.format('RESET %I', found);
+    END LOOP;
+END
+$$
+"""
+"""It leaves alone what rules.sql notes of a transaction: pg_settings does not show it."""
 
 
 class Statement(NamedTuple):
@@ -57,7 +86,7 @@ def check(sql: str) -> Refusal | None:
 
 
 def read(sql: str) -> list[Statement]:
-    """The statements of a string. One that cannot be parsed is left whole: the server says why.
+    """The statements of a string. One that cannot be parsed is left whole, with SYNTAX.
 
     Args:
         sql: what a client sent, without a byte 0.
@@ -73,11 +102,47 @@ def read(sql: str) -> list[Statement]:
         except pgparse.PGQueryError as error:
             before = sql[: error.position - 1].rstrip()  # what was not expected after it
             if before.upper().split()[-1:] != ["ASYNC"]:
-                return [Statement(sql, Refusal("42601", error.message) if async_at else None)]
+                return [Statement(sql, Refusal(SYNTAX, error.message))]
             sql = before[:-5] + " " * 5 + sql[len(before) :]
             async_at.append(len(before[:-5].encode()))
+    if len(found) > MAX_STATEMENTS:
+        return [Statement("", TOO_MANY)]
     raw = sql.encode()
     return [_statement(raw, one, async_at) for one in found]
+
+
+def parse_deep_texts() -> None:
+    """Let threads that are started from now on go down through any text that is taken."""
+    sys.setrecursionlimit(20_000)
+    threading.stack_size(STACK_BYTES)
+
+
+async def read_apart(sql: str) -> list[Statement]:
+    """Like `read`, by a process of its own: nobody else waits, and its memory goes with it."""
+    words = (sys.executable, "-m", __name__)
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe)
+    try:
+        found, _ = await process.communicate(sql.encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode:
+        return [Statement("", TOO_DEEP)]
+    return msgspec.json.decode(found, type=list[Statement])
+
+
+def main() -> None:
+    """Read the statements at the standard input, and write what `read` finds."""
+    parse_deep_texts()
+
+    def answer() -> None:
+        found = read(sys.stdin.buffer.read().decode())
+        sys.stdout.buffer.write(msgspec.json.encode(found))
+
+    reading = threading.Thread(target=answer)
+    reading.start()
+    reading.join()
 
 
 def _statement(raw: bytes, parsed: Node, async_at: list[int]) -> Statement:
@@ -110,6 +175,8 @@ def _rewritten(kind: str, node: Node, text: str) -> Statement | None:
         sql = f"SELECT dsql_rules.run_job('{job}', {literal(text)}) AS job_id"
         return Statement(sql, tag=tag, kind="DDL")
     commands = list(parts(node, "cmds", "AlterTableCmd"))
+    if node.get("kind") == "VAR_RESET_ALL":
+        return Statement(RESET_ALL, tag="RESET", kind="SET")
     # On DSQL there are no triggers, here the rules are some.
     if node.get("removeType") == "OBJECT_TRIGGER":
         return Statement("DO 'BEGIN END'", tag="DROP TRIGGER")
@@ -156,8 +223,15 @@ def literal(text: str) -> str:
 
 
 def _in_body(kind: str, node: Node) -> Refusal | None:
-    """What is refused in the text of a function in SQL."""
+    """What is refused in the text of a function in SQL; the server refuses other languages."""
     if kind != "CreateFunctionStmt":
         return None
-    bodies = parts(options(node).get("as", {}), "List", "items", "String", "sval")
+    given = options(node)
+    if text_of(given.get("language", {})) not in {"", "sql"}:
+        return None
+    bodies = parts(given.get("as", {}), "List", "items", "String", "sval")
     return next(filter(None, map(check, bodies)), None)
+
+
+if __name__ == "__main__":
+    main()

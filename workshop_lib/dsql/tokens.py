@@ -109,14 +109,18 @@ def objection(
     """
     try:
         said, address = read_token(token), urlsplit(f"https://{token}")
-        fields = dict(parse_qsl(address.query, keep_blank_values=True))
+        pairs = parse_qsl(address.query, keep_blank_values=True)
+        fields = dict(pairs)
         key, *scope = fields["X-Amz-Credential"].split("/")
         secret, given = keys[key], fields.pop("X-Amz-Signature")
     except (WorkshopError, KeyError):
         return "access denied"
     age_s = (datetime.now(UTC) - said.made).total_seconds()
     good = (
-        said.host in hosts
+        # Nothing but what is signed: no other path, fragment, blanks, or parameter given twice.
+        token == f"{address.netloc}/?{address.query}"
+        and len(pairs) == len(fields) + 1
+        and said.host in hosts
         and said.action == (ADMIN_ACTION if user == "admin" else "DbConnect")
         and scope == [f"{said.made:%Y%m%d}", region, "dsql", "aws4_request"]
         and -CLOCK_SKEW_S <= age_s < said.life_s

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from workshop_lib.dsql import wire
 from workshop_lib.dsql.allowed import Refusal
 from workshop_lib.dsql.conflicts import RETRYABLE
-from workshop_lib.dsql.statements import Statement, literal, read
+from workshop_lib.dsql.statements import SYNTAX, Statement, literal, read, read_apart
 from workshop_lib.dsql.wire import ProtocolError, Side, error, error_fields, message, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from workshop_lib.dsql.front import Cluster
 
@@ -37,12 +37,15 @@ MAX_GROUP = 1024 * 1024
 """Bytes of messages that are looked at together, before they are passed on."""
 MAX_STATEMENT = 4 * 1024 * 1024
 """Bytes of a statement's text. How deep the parser goes down is at most proportional to it."""
+MAX_PARSED_HERE = 32 * 1024
+"""Characters of a statement that other clients wait for; a longer one is parsed by a process."""
 SHORT = 4096
 """Statements up to so many bytes are remembered: programs send the same ones again and again."""
 CONFLICT = Refusal("40001", "change conflicts with another transaction (OC000)")
 CHANGED = Refusal("40001", "schema has been updated by another transaction, please retry: (OC001)")
 WAITED = RETRYABLE | {"55P03"}
 NO_PORTAL = "34000"
+CANCELED = "57014"
 MAYBE_LOST = WAITED | {"23505"}
 """Errors that may be due to another transaction's commit, which the snapshot does not show."""
 OPEN = ("SET LOCAL dsql_rules.log = 1", "DO 'BEGIN END'", "SAVEPOINT dsql_rules")
@@ -50,7 +53,7 @@ OPEN = ("SET LOCAL dsql_rules.log = 1", "DO 'BEGIN END'", "SAVEPOINT dsql_rules"
 TAKE_BACK = "ROLLBACK TO SAVEPOINT dsql_rules"
 """It undoes what the transaction changed, and what it SET."""
 NEW_PATH = (
-    "SELECT set_config('search_path', current_setting('search_path') || ', dsql_rules', true)"
+    "SELECT set_config('search_path', current_setting('search_path') || ', dsql_copies', true)"
 )
 """Has PostgreSQL look up the names in prepared statements again: copies come before tables."""
 COPY = "SELECT dsql_rules.copy_table(found, pg_table_is_visible(found)) FROM to_regclass({}) found"
@@ -168,7 +171,10 @@ class Session:
         self._mutex = asyncio.Lock()
         self._copying: asyncio.Task[None] | None = None
         self._said = bytearray()
-        self._tell: Callable[[bytes], None] = client.writer.write
+        self._held: bytearray | None = None
+        """What the client is not told yet; None: it is told everything at once."""
+        self._waiting: asyncio.Timeout | None = None
+        self._hurried = False
         self._kept: tuple[bytes, bytes] | None = None
         self._skipping = False
 
@@ -216,21 +222,21 @@ class Session:
                 return []
             if kind in b"dcf":  # of a COPY that has failed
                 continue
-            group.append(self._understand(kind, body))
+            group.append(await self._understand(kind, body))
             size += len(body)
             if kind in b"QSH":
                 return group
             if size > MAX_GROUP:
                 return [*group, Message(b"H", b"", [])]
 
-    def _understand(self, kind: bytes, body: bytes) -> Message:
+    async def _understand(self, kind: bytes, body: bytes) -> Message:
         statements: list[Statement] = []
         match kind:
             case b"Q":
-                statements = self._read(texts(body, 1)[0])
+                statements = await self._read(texts(body, 1)[0])
             case b"P":
                 name, text, _ = texts(body, 2)
-                found = self._read(text)
+                found = await self._read(text)
                 # Of several in one Parse, PostgreSQL says that it takes none.
                 statements = found if len(found) == 1 else [Statement(text.decode())]
                 self._known[b"S" + name] = statements
@@ -247,13 +253,16 @@ class Session:
                 raise ProtocolError("invalid frontend message type")
         return Message(kind, body, statements)
 
-    def _read(self, text: bytes) -> list[Statement]:
+    async def _read(self, text: bytes) -> list[Statement]:
         if len(text) > MAX_STATEMENT:
             return [Statement("", Refusal("54000", f"statement longer than {MAX_STATEMENT} bytes"))]
         try:
             sql = self._cluster.rewrite(text.decode())
         except UnicodeDecodeError:
             return [Statement("", Refusal("22021", 'invalid byte sequence for encoding "UTF8"'))]
+        if len(sql) > MAX_PARSED_HERE:
+            async with self._cluster.parsers:
+                return await read_apart(sql)
         return _read_short(sql) if len(sql) < SHORT else read(sql)
 
     async def _copy_in(self, *, to_sync: bool) -> None:
@@ -298,10 +307,8 @@ class Session:
                         await self._go_on_in_copies(executed)
                 elif transaction.lost and self.is_open:
                     await self._go_on_in_copies(executed)
-                held = bytearray()
                 certain = transaction.lost or "COPY" in kinds or not (writes or "BEGIN" in kinds)
-                if not certain:
-                    self._tell = held.extend
+                self._held = None if certain else bytearray()
                 if kinds == {"COMMIT"}:
                     self._cluster.let_go(self)
                     await turn.aclose()  # others need not wait for the disk
@@ -309,14 +316,27 @@ class Session:
                 code = await self._exchange(group)
                 # To a transaction that has begun just now, the error is no other's commit.
                 same = was_open and self.transaction is transaction and self._state == b"E"
-                if same and not certain and code in MAYBE_LOST:
+                if same and self._held is not None and code in MAYBE_LOST:
                     transaction.changes, self._skipping = before, False
-                    held.clear()
+                    self._held.clear()
                     await self._go_on_in_copies(executed)
                     await self._exchange(group, again=True)
                 await self._settle(executed, mine=mine)
-                self._tell = self._client.writer.write
-                self._client.writer.write(held)
+                self._pass_on()
+                self._hurried = False
+
+    def _tell(self, said: bytes) -> None:
+        if self._held is None:
+            self._client.writer.write(said)
+            return
+        self._held += said
+        if len(self._held) > MAX_GROUP:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            self._client.writer.write(held)
 
     async def _settle(self, executed: list[Statement], *, mine: bool) -> None:
         """After a group: open the transaction, note what it did, or end it."""
@@ -376,9 +396,13 @@ class Session:
                 case b"Z":
                     self._state = said[5:]
                     self._skipping = False
-            if not (answer and answer.hidden):
+            if not ((answer and answer.hidden) or (self._hurried and kind in ROWS)):
                 self._tell(said)
-            await self._client.writer.drain()
+            if not self._hurried:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None) as self._waiting:
+                        await self._client.writer.drain()
+                self._waiting = None
         if group[-1].kind == b"H" and self._state != b"I" and not self._copying:
             await self._ask()  # a Sync: how the transaction is, is known then
         return code
@@ -388,10 +412,8 @@ class Session:
         kind, body, statements = told
         if kind == b"Q":
             return self._say_query(statements, due)
-        if kind in b"PB" and statements and statements[0].refusal:
-            # PostgreSQL fails with this, then skips what follows, and aborts a transaction.
-            due.extend(Due(kinds, hidden=True) for kinds in (b"3", b"3", b"1", b"2", b"C"))
-            return wire.run(_refusing(statements[0].refusal))
+        if kind in b"PB" and statements and (refusal := statements[0].refusal):
+            return _say_refusal(refusal, statements[0].text, due)
         said = b""
         if kind == b"P":
             name, _, types = texts(body, 2)
@@ -404,6 +426,11 @@ class Session:
         return said + message(kind, body)
 
     def _say_query(self, statements: list[Statement], due: deque[Due]) -> bytes:
+        refusal = statements[0].refusal if len(statements) == 1 else None
+        if refusal and refusal.code == SYNTAX:
+            failing = _say_refusal(refusal, statements[0].text, due)
+            due.append(Due(b"Z"))
+            return failing + message(b"S")
         said = []
         for one in statements:
             due.append(Due(b"CIs", of=one))
@@ -445,12 +472,28 @@ class Session:
         if ends or (sql and await self._ask(*sql)):
             await self._abort(CONFLICT)
 
-    async def doom(self, transaction: Transaction) -> None:
-        """Fail a transaction since the schema has changed. Its locks are released at once."""
-        with contextlib.suppress(OSError, IncompleteReadError):
-            async with self._mutex:
+    async def doom(self, transaction: Transaction, cancel: Callable[[], Awaitable[object]]) -> None:
+        """Fail a transaction since the schema has changed. Its locks are released at once.
+
+        Args:
+            transaction: the one that is to fail.
+            cancel: ends the statement that PostgreSQL is at; so does a client that does not read.
+
+        """
+        turn = asyncio.ensure_future(self._mutex.acquire())
+        await asyncio.wait({turn}, timeout=PATIENCE_S)
+        if not turn.done() and self.transaction is transaction:
+            transaction.doomed, self._hurried = CHANGED, True
+            if self._waiting:
+                self._waiting.reschedule(0)
+            await cancel()
+        await turn
+        try:
+            with contextlib.suppress(OSError, IncompleteReadError):
                 if self.transaction is transaction and self.is_open:
                     await self._abort(CHANGED)
+        finally:
+            self._mutex.release()
 
     async def _abort(self, refusal: Refusal) -> None:
         """Abort the transaction in PostgreSQL; the client is told why later."""
@@ -504,7 +547,7 @@ class Session:
     def _failed(self, said: bytes, code: str) -> bytes:
         """An error as DSQL words it: a wait that was too long, or endless, is a conflict."""
         doomed, self.transaction.doomed = self.transaction.doomed, None
-        if code == "25P02" and doomed:
+        if code in {"25P02", CANCELED} and doomed:
             return error(doomed, "ERROR")
         # Of a transaction that was taken back, rows that are still to be fetched are gone as well.
         if code in WAITED or (code == NO_PORTAL and self.transaction.changes):
@@ -518,6 +561,19 @@ class Session:
 @lru_cache(maxsize=256)
 def _read_short(sql: str) -> list[Statement]:
     return read(sql)
+
+
+def _say_refusal(refusal: Refusal, text: str, due: deque[Due]) -> bytes:
+    """What makes PostgreSQL fail, skip what follows, and abort a transaction.
+
+    It parses what could not be parsed here, and says where the error is. It never runs that: its
+    grammar is another version's, and may take it.
+    """
+    kinds, said = b"3312C", wire.run(_refusing(refusal))
+    if refusal.code == SYNTAX:
+        kinds, said = b"331" + kinds, wire.prepare(text) + said
+    due.extend(Due(bytes([kind]), hidden=True) for kind in kinds)
+    return said
 
 
 def _refusing(refusal: Refusal) -> str:

@@ -15,6 +15,8 @@ from workshop_lib.dsql.allowed import Refusal
 VERSION_3, CANCEL, SSL, GSS = 196_608, 80_877_102, 80_877_103, 80_877_104
 OK, CLEARTEXT = 0, 3
 BUFFER = 1 << 18
+OUR_NAME = b"dsql_rules\0"
+"""Of the statements and portals that the client did not ask for."""
 MAX_SIGN_IN = 20_000
 """Bytes of a message before its sender is signed in; a token has some hundreds."""
 MAX_MESSAGE = 17 * 1024 * 1024
@@ -50,17 +52,16 @@ def message(kind: bytes, body: bytes = b"") -> bytes:
     return kind + struct.pack("!i", len(body) + 4) + body
 
 
+def prepare(sql: str) -> bytes:
+    """Messages that prepare a statement and leave alone what the client has prepared."""
+    closed = message(b"C", b"S" + OUR_NAME) + message(b"C", b"P" + OUR_NAME)
+    return closed + message(b"P", OUR_NAME + sql.encode() + bytes(3))
+
+
 def run(sql: str) -> bytes:
-    """Messages that run a statement and leave alone what the client has prepared."""
-    name = b"dsql_rules\0"
-    said = [
-        (b"C", b"S" + name),
-        (b"C", b"P" + name),
-        (b"P", name + sql.encode() + bytes(3)),
-        (b"B", name + name + bytes(6)),
-        (b"E", name + bytes(4)),
-    ]
-    return b"".join(message(*one) for one in said)
+    """Messages that prepare a statement and run it."""
+    bound = message(b"B", OUR_NAME + OUR_NAME + bytes(6))
+    return prepare(sql) + bound + message(b"E", OUR_NAME + bytes(4))
 
 
 def error(refusal: Refusal, severity: str = "FATAL", **more: str) -> bytes:
