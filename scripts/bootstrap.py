@@ -107,10 +107,10 @@ def build() -> None:
     environment = plain(os.environ)
     create = [sys.executable, "-m", "venv", "--without-pip", str(VENV)]
     add_pip = [str(PYTHON), "-m", "ensurepip", "--default-pip"]
-    if run("creating", create, environment) or run("adding pip", add_pip, environment):
+    if said := run("creating", create, environment) or run("adding pip", add_pip, environment):
         sys.exit(
-            "Python could not create a virtual environment. On Debian and Ubuntu the venv module "
-            "is a package of its own: apt install python3-venv"
+            f"{said}\nPython could not create a virtual environment. Where venv or ensurepip is "
+            "missing: on Debian and Ubuntu it is in a package of its own, apt install python3-venv"
         )
     for_pip = pip_settings(PYTHON, environment)
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]

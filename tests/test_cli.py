@@ -26,7 +26,7 @@ from workshop_lib.services.state_folder import StateFolder, state_folder
 @pytest.fixture
 def workshop() -> Iterator:
     """Runs a command in this process; the process's own signal handling is put back."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def run(*words: str) -> Result:
         done = CliRunner().invoke(main, list(words), prog_name="workshop")
@@ -34,7 +34,8 @@ def workshop() -> Iterator:
         return done
 
     yield run
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -53,6 +54,52 @@ def test_every_command_explains_itself_and_starts_nothing(workshop, nowhere):
         assert done.output.startswith(f"Usage: workshop {' '.join(words)}".rstrip())
     assert workshop("-h").output == workshop("--help").output
     assert not nowhere.path.parent.exists()
+
+
+def python(code: str, *, redirect: str = "") -> str:
+    """What Python prints, and says, in a process of its own."""
+    command = f'exec "$0" -c "$1" {redirect}'
+    words = ["sh", "-c", command, sys.executable, code]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_counts_as_ctrl_c_but_not_under_nohup(ignored):
+    found = python(
+        f"""
+import signal
+if {ignored}:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from workshop_lib.cli import main
+main(["rules", "--help"], standalone_mode=False)
+main.callback()
+print(signal.getsignal(signal.SIGHUP) is signal.default_int_handler)
+"""
+    )
+    assert found.splitlines()[-1] == str(not ignored)
+
+
+def test_nobody_answers_where_the_standard_input_is_closed(nowhere):
+    nowhere.path.mkdir(parents=True)
+    code = """
+import sys
+sys.argv = ["workshop", "reset", "--local"]
+from workshop_lib.__main__ import main
+main()
+"""
+    found = python(code, redirect="<&-")
+    assert found.splitlines()[-1].endswith("[y/N]: Aborted!")
+    assert nowhere.path.exists()
+
+
+@pytest.mark.parametrize("setting", ["AWS_MAX_ATTEMPTS", "AWS_ENDPOINT_URL"])
+def test_a_setting_that_boto3_cannot_use_is_one_sentence(workshop, monkeypatch, setting):
+    monkeypatch.setenv(setting, "nonsense")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    done = workshop("aws", "status")
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: boto3 cannot use its configuration: ")
 
 
 def test_a_full_disk_is_one_sentence(workshop, nowhere, monkeypatch):
@@ -286,6 +333,9 @@ def test_the_list_says_what_was_run_and_solved_and_is_damaged_and_the_page_shows
     assert "No results are in" in workshop("report").output
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     course.note_solved("02.1")  # not in a notebook
+    assert course.solved() == set()
+    course.FILE.parent.mkdir(exist_ok=True)
+    course.FILE.write_text("[" * 100_000)
     assert course.solved() == set()
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     for exercise in ("02.1", "02.2", "05.1"):

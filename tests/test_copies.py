@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 
+from workshop_lib import copies
 from workshop_lib.paths import CHECKOUT, MARK
+from workshop_lib.services.processes import wait_until
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?!\w+:|#)([^)#\s]+\.\w+)(?:#[^)\s]*)?\)")
 """A Markdown link to another file: its path."""
@@ -51,11 +60,12 @@ def workshop(installed, tmp_path):
         "WORKSHOP_LINGER_SECONDS": "0",
     }
 
-    def run(*words: str, folder: Path = here) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: str, folder: Path = here, start: Callable[..., Any] = subprocess.run, **options: Any
+    ) -> Any:
         command = [sys.executable, "-P", "-m", "workshop_lib", *words]
-        return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
+        quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return start(command, cwd=folder, env=environment, **quiet, **options)
 
     run.home = here / "cache-aside-workshop"  # type: ignore[attr-defined]
     return run
@@ -142,6 +152,127 @@ def test_a_folder_with_other_things_in_it_is_left_alone(workshop):
     assert done.returncode == 1
     assert "is not empty and was not made by the workshop" in done.stderr
     assert [path.name for path in workshop.home.iterdir()] == ["mine.txt"]
+
+
+FULL = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (40_000, 40_000))
+"""Lets no file grow beyond this: as on a full disk, some files are copied and one is not."""
+
+
+def test_a_copy_that_a_full_disk_ended_goes_on_where_it_stopped(workshop):
+    ended = workshop("notebook", "reset", "03", preexec_fn=FULL)
+    assert (ended.returncode, "cannot be copied" in ended.stderr) == (1, True)
+    first = {path for path in workshop.home.rglob("*") if path.is_file()}
+    assert len(first) > 5
+    _goes_on(workshop)
+
+
+def test_a_copy_that_was_killed_goes_on_where_it_stopped(workshop):
+    process = workshop("notebook", "reset", "03", start=subprocess.Popen)
+    assert wait_until(lambda: list(workshop.home.glob("docs/*")), 60)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _goes_on(workshop)
+
+
+@pytest.mark.parametrize("mark", ["", "[]", "5", "[" * 100_000, '{"a":' * 100_000, "\xff"])
+def test_where_the_mark_is_damaged_a_changed_file_still_stays(workshop, mark):
+    workshop("notebook", "reset", "03")
+    changed = workshop.home / "notebooks" / "05_expire_and_refresh.ipynb"
+    changed.write_text("mine")
+    missing = workshop.home / "notebooks" / "02_cache_a_query.ipynb"
+    missing.unlink()
+    (workshop.home / MARK).write_text(mark, encoding="latin-1")
+    said = _goes_on(workshop)
+    assert "Kept as you changed it: notebooks/05_expire_and_refresh.ipynb" in said
+    assert changed.read_text() == "mine"
+
+
+def _goes_on(workshop) -> str:
+    """The next call lays out all of it, and says what it kept."""
+    done = workshop("notebook", "reset", "03")
+    assert done.returncode == 0, done.stderr
+    names = json.loads((workshop.home / MARK).read_text())
+    assert {path.name for path in (CHECKOUT / "notebooks").glob("*.ipynb")} <= {
+        Path(name).name for name in names
+    } | {"05_expire_and_refresh.ipynb"}
+    assert all((workshop.home / name).is_file() for name in names)
+    assert "copied" not in workshop("notebook", "reset", "03").stdout
+    return done.stderr
+
+
+# --- putting back ---
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> Path:
+    """The path of a learner's copy of a notebook that was delivered."""
+    for name, place in (("FILES", tmp_path / "delivered"), ("HOME", tmp_path / "home")):
+        (place / "notebooks").mkdir(parents=True)
+        monkeypatch.setattr(copies, name, place)
+    monkeypatch.setattr(copies, "IN_CHECKOUT", False)
+    (tmp_path / "delivered" / "notebooks" / "05_x.ipynb").write_text("delivered")
+    return tmp_path / "home" / "notebooks" / "05_x.ipynb"
+
+
+def test_ten_that_put_one_notebook_back_at_once_keep_the_learners_version_once(own):
+    with ThreadPoolExecutor(10) as pool:
+        for number in range(80):
+            own.write_text(f"mine {number}")
+            together = Barrier(10)
+
+            def reset(_: int, together: Barrier = together) -> Path | None:
+                together.wait()
+                return copies.reset_notebook(own)
+
+            asides = {*pool.map(reset, range(10))} - {None}
+            kept = [path.read_text() for path in own.parent.glob("my_05_x-*.ipynb")]
+            assert sorted(kept) == sorted(f"mine {one}" for one in range(number + 1))
+            assert [path.read_text() for path in asides] == [f"mine {number}"]
+            assert own.read_text() == "delivered"
+    assert len(list(own.parent.iterdir())) == 81
+
+
+def test_what_is_saved_while_a_notebook_is_put_back_is_not_lost(own, monkeypatch):
+    own.write_text("mine")
+    rename = Path.rename
+
+    def rename_and_save(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        own.write_text("saved meanwhile")
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename_and_save)
+    aside = copies.reset_notebook(own)
+    assert (aside.read_text(), own.read_text()) == ("mine", "saved meanwhile")
+
+
+def test_where_files_have_no_second_names_a_notebook_is_put_back_all_the_same(own, monkeypatch):
+    def refuse(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    own.write_text("mine")
+    aside = copies.reset_notebook(own)
+    assert (aside.read_text(), own.read_text()) == ("mine", "delivered")
+
+
+def test_a_notebook_that_is_missing_is_found_among_the_delivered_ones(own):
+    assert copies.missing_notebooks() == [own]
+    assert copies.reset_notebook(own) is None
+    assert (own.read_text(), copies.missing_notebooks()) == ("delivered", [])
+
+
+def test_in_a_clone_a_missing_notebook_is_put_back_from_git(own, monkeypatch):
+    monkeypatch.setattr(copies, "IN_CHECKOUT", True)
+    assert copies.missing_notebooks() == []  # a clone without git's history
+    own.write_text("committed")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "delivered"]):
+        subprocess.run([*git, *words], cwd=copies.HOME, check=True)
+    own.unlink()
+    assert copies.missing_notebooks() == [own]
+    assert copies.reset_notebook(own) is None
+    assert own.read_text() == "committed"
 
 
 def _digest(text: str) -> str:

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -46,8 +46,14 @@ class _Commands(click.Group):
             if error.errno != errno.ENOSPC:
                 raise
             raise click.ClickException(f"{error.strerror}. Free the disk first.") from None
+        except RecursionError:
+            raise click.ClickException(
+                "A file that this command reads is nested too deeply: see what you gave it, the "
+                "settings file, and results/."
+            ) from None
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+            with suppress(OSError):  # the terminal may be closed
+                click.echo("Interrupted.", err=True)
             sys.exit(INTERRUPTED)
 
 
@@ -55,8 +61,11 @@ class _Commands(click.Group):
 @click.version_option(package_name="cache-aside-workshop", prog_name="workshop")
 def main() -> None:
     """How a cache in front of a database really behaves: run, check and control the workshop."""
-    # A plain `kill` should clean up like Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A plain `kill` or a closed terminal should clean up like Ctrl-C does; under nohup, the latter
+    # is ignored, and stays so.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 for imported in (load, aws, advise):
@@ -240,12 +249,14 @@ def reset_notebook(name: str) -> None:
     NAME is a number or a name, such as 05. Your version is kept in the same folder.
     """
     from workshop_lib import copies
-    from workshop_lib.notebooks import choose, find_notebooks
+    from workshop_lib.notebooks import Notebook, choose, find_notebooks
 
     _lay_out()
-    for chosen in choose([name], find_notebooks()):
+    missing = [Notebook(path) for path in copies.missing_notebooks()]
+    for chosen in choose([name], [*find_notebooks(), *missing]):
         aside = copies.reset_notebook(chosen.path)
         kept = f"Yours is kept as {display_path(aside)}." if aside else "Nothing was changed in it."
+        kept = "It was missing." if chosen in missing else kept
         click.echo(f"{display_path(chosen.path)} is as it was delivered. {kept}")
 
 

@@ -28,7 +28,7 @@ from workshop_lib import forks
 
 T = TypeVar("T")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CONNECT_S = 2
 AGAIN_S = 0.1
 GIVE_UP_S = 2.0
@@ -125,7 +125,7 @@ class _Watch:
 
 @contextmanager
 def one_interrupt(*, times: int = 1, last: bool = True) -> Iterator[None]:
-    """Hear one Ctrl-C (or `kill`) in this block, and no other.
+    """Hear one Ctrl-C (or `kill`, or closed terminal) in this block, and no other.
 
     An impatient second one would lose what the first lets finish: a report, a clean-up.
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from functools import cache, partial
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,29 @@ class Site:
     """
 
     def __init__(self, region: str | None, name: str, given: Mapping[str, str] | None = None):
-        session = boto3.Session(region_name=region)
-        self.region, self.name, self.given = str(session.region_name), name, {**(given or {})}
+        self._session: Any = boto3.Session(region_name=region)
+        self.region, self.name, self.given = str(self._session.region_name), name, {**(given or {})}
         self.template = read_template("multi-region" if name.endswith("-database") else "workshop")
         self.options = f"--stack {name} --region {self.region}"
-        self.client: Any = partial(session.client, config=LIMITS)
         self.cloudformation = self.client("cloudformation")
         self.failures: list[str] = []
         self.refresh()
+
+    def client(self, service: str) -> Any:
+        """A client of this Region for a service.
+
+        Raises:
+            AwsError: boto3 is configured in a way that it cannot use.
+
+        """
+        try:
+            return self._session.client(service, config=LIMITS)
+        except ValueError as error:  # such as a number that is none; it does not say of what
+            raise AwsError(
+                f"boto3 cannot use its configuration: {redact(error).rstrip('.')}. Correct what is "
+                "wrong, or unset it: an AWS_ variable, such as AWS_ENDPOINT_URL or "
+                "AWS_MAX_ATTEMPTS, or a line in ~/.aws/config."
+            ) from None
 
     def refresh(self) -> None:
         """Read the stack's state.
