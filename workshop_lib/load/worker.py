@@ -409,7 +409,8 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Do the jobs that come through the pipe, until its other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
     pipe = Pipe(int(sys.argv[1]))
     with suppress(EOFError, OSError):
         config, parent = pipe.recv()
